@@ -1,0 +1,214 @@
+"""The words that every room shares: contents, requests, prompts, packed batches, results.
+
+Nothing here imports another room, and nothing imports torch at run time, so that a server or a command
+line can speak of a request without loading an engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RerankdError(Exception):
+    """Base of the errors that a user can act on; `str()` of one is a complete sentence."""
+
+
+class ModelError(RerankdError):
+    """A checkpoint cannot be found, read or served."""
+
+
+class InvalidRequest(RerankdError, ValueError):
+    """A request that cannot be answered as it stands.
+
+    `field` names the offending request field in the words of `RerankRequest` (`query`, `documents[3]`,
+    `instruction`, `top_n`, ...), so that a dialect can translate it to its own.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of text in a content."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture in a content: an http(s), `data:` or `file:` URL, or offline a path or a PIL image."""
+
+    source: Any
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A video in a content: a URL or path as for `Image`, or a sequence of pictures as its frames."""
+
+    source: Any
+    fps: float | None = None
+    max_frames: int | None = None
+
+
+Part: TypeAlias = Text | Image | Video
+Content: TypeAlias = tuple[Part, ...]
+
+
+def text_content(text: str) -> Content:
+    """The content that a plain string stands for."""
+    return (Text(text),)
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """How much of a request may be read. All limits are in tokens; None means the model's own limit.
+
+    `max_tokens` bounds a whole prompt, template included. With `allowed=False` a prompt that does not fit
+    is an `InvalidRequest` instead of a shorter prompt.
+    """
+
+    max_tokens: int | None = None
+    max_tokens_per_doc: int | None = None
+    max_tokens_per_query: int | None = None
+    allowed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """One query and the documents to score against it. Every dialect and the Python API produce this.
+
+    `activation=False` asks for logits in place of scores.
+    """
+
+    query: Content
+    documents: tuple[Content, ...]
+    instruction: str | None = None
+    top_n: int | None = None
+    truncation: Truncation = Truncation()
+    activation: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredDocument:
+    """A document's place in the request, its score, its prompt's length and whether it was cut to fit."""
+
+    index: int
+    score: float
+    prompt_tokens: int
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RerankResult:
+    """The answer to a `RerankRequest`.
+
+    `documents` is sorted by falling score (equal scores keep request order) and cut to `top_n`.
+    `prompt_tokens` counts every document's whole prompt, as vLLM does; `computed_tokens` counts what the
+    model was given after prefix sharing. `ignored` names request fields that the model has no use for.
+    """
+
+    documents: tuple[ScoredDocument, ...]
+    prompt_tokens: int
+    computed_tokens: int
+    query_truncated: bool = False
+    ignored: tuple[str, ...] = ()
+
+    def in_request_order(self) -> tuple[ScoredDocument, ...]:
+        """The documents by index."""
+        return tuple(sorted(self.documents, key=lambda document: document.index))
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens laid end to end in a packed batch. `token_types` is empty where all are zero."""
+
+    token_ids: list[int]
+    token_types: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptGroup:
+    """One request's prompts: what all of them share, laid once, and each document's own part.
+
+    For a decoder `prefix` is the longest common token prefix and each suffix continues it. For an
+    encoder of pairs `prefix` is empty. For a bi-encoder `prefix` is the query and a suffix a document.
+    In each case the prompt of document i is `len(prefix) + len(suffixes[i])` tokens long.
+
+    `truncated[i]` says that document i was cut to fit, `query_truncated` that the query was.
+    """
+
+    prefix: Segment
+    suffixes: tuple[Segment, ...]
+    truncated: tuple[bool, ...]
+    query_truncated: bool = False
+
+
+Family: TypeAlias = Literal["decoder", "cross-encoder", "bi-encoder"]
+"""How a model scores: by its yes/no logits, by a head over the pair, or by the cosine of two embeddings."""
+
+
+class PromptBuilder(Protocol):
+    """Turns a request into token ids. Implementations are thread-safe and hold no request state."""
+
+    takes_instruction: bool
+    """Whether an instruction changes the prompt; where it does not, a given one is reported as ignored."""
+
+    def build(self, request: RerankRequest) -> PromptGroup:
+        """The request's prompts, suffixes in document order.
+
+        Raises InvalidRequest for what does not fit (`truncation.allowed` is False), is not text where only
+        text is read, or cannot be rendered.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows `start` (included) to `stop` (excluded) of the packed token dimension."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class PackedGroup:
+    """Where a group's prefix and (some of) its suffixes lie in a packed batch."""
+
+    prefix: Span
+    suffixes: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """Groups laid end to end in one token dimension of length T: `[P][D1][D2]...[DN]`, group after group.
+
+    token_ids: int64 [T]
+    positions: int64 [T], from 0 in each prefix; a suffix continues from the end of its prefix in a
+        decoder, and starts at 0 in an encoder
+    token_types: int64 [T], or None where the model has none
+    groups: the segments, in the order of the logits that a model returns
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    token_types: Tensor | None
+    groups: tuple[PackedGroup, ...]
+
+    def documents(self) -> list[Span]:
+        """Every document's span, in the order of the logits."""
+        return [suffix for group in self.groups for suffix in group.suffixes]
