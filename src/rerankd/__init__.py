@@ -1,0 +1,37 @@
+"""rerankd: a rerank engine and server. `from rerankd import Reranker`, or vLLM's own `LLM`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rerankd.core import InvalidRequest, ModelError, RerankdError, RerankRequest, RerankResult, ScoredDocument
+from rerankd.version import __version__
+
+if TYPE_CHECKING:
+    from rerankd.llm import LLM
+    from rerankd.reranker import Reranker
+
+__all__ = [
+    "LLM",
+    "InvalidRequest",
+    "ModelError",
+    "RerankRequest",
+    "RerankResult",
+    "RerankdError",
+    "Reranker",
+    "ScoredDocument",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    # Reranker and LLM bring torch with them; `import rerankd` alone must not.
+    if name == "Reranker":
+        from rerankd.reranker import Reranker
+
+        return Reranker
+    if name == "LLM":
+        from rerankd.llm import LLM
+
+        return LLM
+    raise AttributeError(f"module 'rerankd' has no attribute {name!r}")

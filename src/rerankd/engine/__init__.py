@@ -1,0 +1,1 @@
+"""Running a model: device choice, packing, and the one worker thread that feeds it."""

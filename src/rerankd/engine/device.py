@@ -1,0 +1,136 @@
+"""Where a model runs and with which kernels. The only module that names device types."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from rerankd.core import ModelError
+from rerankd.layers.attention import Attention, sdpa_attention, varlen_attention
+from rerankd.layers.linear import DenseLinear
+from rerankd.layers.runtime import Runtime
+
+log = logging.getLogger("rerankd")
+
+DEVICES = ("cpu", "cuda", "npu", "xpu", "mps")
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+DTYPE_ALIASES = {"half": "float16", "float": "float32", "bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
+
+# Products lose nothing at this many rows, and what lies between two of them still fits in a last-level cache.
+CPU_CHUNK_ROWS = 512
+# Enough to share a prefix among many documents; small enough that another request need not wait for long.
+CPU_BATCH_TOKENS = 4096
+ACCELERATOR_BATCH_TOKENS = 32768
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A device, a dtype and what follows from them. `batch_tokens` is the default token budget."""
+
+    runtime: Runtime
+    batch_tokens: int
+
+    @property
+    def device_name(self) -> str:
+        return str(self.runtime.device)
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.runtime.dtype).removeprefix("torch.")
+
+
+def place(device: str = "auto", dtype: str = "auto") -> Placement:
+    """Choose where and how to run.
+
+    device: "auto" (the accelerator that torch finds, else the CPU), or a type of DEVICES, with an index or not
+    dtype: "auto" (bfloat16 on an accelerator or a processor with AVX512-BF16 or AMX, else float32) or a name
+
+    Raises ModelError for what the machine does not have, and for float16 on a CPU.
+    """
+    chosen = _device(device)
+    on_cpu = chosen.type == "cpu"
+    chosen_dtype = _dtype(dtype, on_cpu)
+    if on_cpu:
+        keep_freed_memory()
+    runtime = Runtime(
+        device=chosen,
+        dtype=chosen_dtype,
+        attend=_attention(chosen, chosen_dtype),
+        linear=DenseLinear,
+        chunk_rows=CPU_CHUNK_ROWS if on_cpu else None,
+    )
+    return Placement(runtime, CPU_BATCH_TOKENS if on_cpu else ACCELERATOR_BATCH_TOKENS)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large blocks for the next use instead of returning each to the kernel.
+
+    A forward pass frees and asks for the same large tensors over and over; the page faults cost 20 % of it.
+    """
+    if platform.system() != "Linux":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # not glibc
+        return
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    mallopt(m_mmap_threshold, 2**31 - 1)
+    mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def _device(name: str) -> torch.device:
+    kind = name.partition(":")[0]
+    if kind == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    if kind not in DEVICES:
+        raise ModelError(f"The device {name!r} is unknown; choose auto, {', '.join(DEVICES)}.")
+    if kind == "npu":
+        _import_npu()
+    if kind != "cpu" and not _available(kind):
+        raise ModelError(f"The device {name!r} was asked for, but torch {torch.__version__} finds none here.")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"The device {name!r} is not one that torch knows: {error}.") from None
+
+
+def _available(kind: str) -> bool:
+    backend = getattr(torch, kind, None) or getattr(torch.backends, kind, None)
+    return backend is not None and bool(backend.is_available())
+
+
+def _import_npu() -> None:
+    try:
+        __import__("torch_npu")
+    except ImportError:
+        raise ModelError("The device 'npu' needs the package torch_npu, which is not installed.") from None
+
+
+def _dtype(name: str, on_cpu: bool) -> torch.dtype:
+    name = DTYPE_ALIASES.get(name, name)
+    if name == "auto":
+        return torch.bfloat16 if not on_cpu or _cpu_multiplies_bfloat16() else torch.float32
+    if name not in DTYPES:
+        raise ModelError(f"The dtype {name!r} is unknown; choose auto, {', '.join(DTYPES)}.")
+    if name == "float16" and on_cpu:
+        raise ModelError(
+            "float16 on a CPU is refused: processors multiply it many times slower than bfloat16 or float32, "
+            "and it overflows where bfloat16 does not. Use --dtype auto, bfloat16 or float32."
+        )
+    return DTYPES[name]
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    # torch has no public name for these two questions; without them the answer is the safe one.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+def _attention(device: torch.device, dtype: torch.dtype) -> Attention:
+    if device.type == "cuda" and dtype != torch.float32:
+        return varlen_attention
+    return sdpa_attention

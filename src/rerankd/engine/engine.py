@@ -1,0 +1,122 @@
+"""The loop: one worker thread takes batches from the queue, runs the model and settles the requests' futures."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import torch
+
+from rerankd.core import Family, PromptGroup, RerankdError
+from rerankd.engine.batcher import Batcher, Job, Slice
+from rerankd.engine.packing import pack
+from rerankd.models.base import Model
+
+log = logging.getLogger("rerankd")
+
+
+class EngineClosed(RerankdError):
+    """The engine was closed before the request was answered."""
+
+
+class EngineError(RerankdError):
+    """The model failed on the batch that carried the request; the cause is chained."""
+
+
+class Engine:
+    """Scores prompt groups with one model. `submit` may be called from any thread."""
+
+    def __init__(self, model: Model, family: Family, device: torch.device, batch_tokens: int) -> None:
+        self.model = model
+        self.family = family
+        self.device = device
+        self._batcher = Batcher(batch_tokens)
+        self._wake = threading.Condition()
+        self._closed = False
+        self._worker = threading.Thread(target=self._run, name="rerankd-engine", daemon=True)
+        self._worker.start()
+
+    def submit(self, group: PromptGroup, on_progress: Callable[[int], None] | None = None) -> Future[list[float]]:
+        """Queue a group. The future gives its documents' logits in order, or EngineError, or EngineClosed.
+
+        Cancelling the future drops the documents that no batch has taken yet.
+        """
+        job = Job(group, Future(), on_progress)
+        if not group.suffixes:
+            job.future.set_result([])
+            return job.future
+        with self._wake:
+            if self._closed:
+                raise EngineClosed("The engine is closed.")
+            self._batcher.add(job)
+            self._wake.notify()
+        return job.future
+
+    def close(self) -> None:
+        """Finish the batch in hand, fail what still waits with EngineClosed, and stop the worker."""
+        with self._wake:
+            self._closed = True
+            waiting = self._batcher.drain()
+            self._wake.notify()
+        for job in waiting:
+            _fail(job, EngineClosed("The engine was closed before this request was answered."))
+        if threading.current_thread() is not self._worker:
+            self._worker.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._closed or bool(self._batcher))
+                if self._closed:
+                    return
+                batch = self._batcher.next_batch()
+            if batch:
+                self._score(batch)
+
+    def _score(self, batch: list[Slice]) -> None:
+        try:
+            logits = self._forward(batch)
+        except Exception as error:
+            log.exception("A batch of %d requests failed", len(batch))
+            for piece in batch:
+                _fail(piece.job, _caused(EngineError(f"The model failed on this request: {error}"), error))
+            return
+        for piece in batch:
+            count = len(piece.group.suffixes)
+            own, logits = logits[:count], logits[count:]
+            self._deliver(piece.job, own)
+
+    def _forward(self, batch: list[Slice]) -> list[float]:
+        with torch.inference_mode():
+            packed = pack([piece.group for piece in batch], self.family, self.device)
+            logits: list[float] = self.model(packed).tolist()
+        return logits
+
+    def _deliver(self, job: Job, logits: list[float]) -> None:
+        if job.future.done():
+            return
+        if not all(math.isfinite(logit) for logit in logits):
+            _fail(job, EngineError("The model's logits are not finite numbers; its weights or dtype are at fault."))
+            return
+        job.logits.extend(logits)
+        if job.on_progress:
+            try:
+                job.on_progress(len(logits))
+            except Exception as error:  # a caller's own code must not end the loop
+                _fail(job, error)
+                return
+        if len(job.logits) == len(job.group.suffixes) and job.future.set_running_or_notify_cancel():
+            job.future.set_result(job.logits)
+
+
+def _fail(job: Job, error: Exception) -> None:
+    if not job.future.done() and job.future.set_running_or_notify_cancel():
+        job.future.set_exception(error)
+
+
+def _caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,1 @@
+"""What models are built of: attention over packed segments, linear maps, norms, rotary positions."""

@@ -1,0 +1,33 @@
+"""What a layer needs to know of where it runs; chosen once by the engine and handed down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rerankd.layers.attention import Attention
+from rerankd.layers.linear import Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Placement and kernels of one loaded model.
+
+    linear: makes a linear map of a float weight [out, in] and a bias [out] or None, both already in place
+    chunk_rows: how many packed rows go from product to product at a time, so that what lies between two
+        products stays in the processor's cache; None for all at once
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    attend: Attention
+    linear: Callable[[Tensor, Tensor | None], Linear]
+    chunk_rows: int | None
+
+    def chunks(self, rows: int) -> Iterator[slice]:
+        """Slices of at most `chunk_rows` that cover `rows` rows in order."""
+        step = self.chunk_rows or max(rows, 1)
+        return (slice(start, min(start + step, rows)) for start in range(0, rows, step))

@@ -1,0 +1,155 @@
+"""Qwen3-Reranker: a Qwen3 decoder (Yang et al., 2025) that is asked for "yes" or "no".
+
+Behaviour reference: `modeling_qwen3.py` in transformers and the scoring script on the model's card.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rerankd.core import ModelError, PackedBatch
+from rerankd.layers.attention import AttentionLayout
+from rerankd.layers.attention.layout import causal_layout, pruned_layout
+from rerankd.layers.norm import RMSNorm
+from rerankd.layers.rotary import Rotary, Rotation, rotate
+from rerankd.models.base import Activation, TokenIds, last_tokens, score_rows
+from rerankd.models.config import Config
+from rerankd.models.weights import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class Qwen3Shape:
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    vocabulary: int
+    eps: float
+    theta: float
+
+    @classmethod
+    def of(cls, config: Config) -> Qwen3Shape:
+        config.require("hidden_act", "silu")
+        config.require("use_sliding_window", False, None)
+        config.require("attention_bias", False, None)
+        hidden, heads = config.get("hidden_size", int), config.get("num_attention_heads", int)
+        return cls(
+            hidden=hidden,
+            layers=config.get("num_hidden_layers", int),
+            heads=heads,
+            kv_heads=config.get("num_key_value_heads", int, heads),
+            head_dim=config.get("head_dim", int, hidden // heads),
+            mlp=config.get("intermediate_size", int),
+            vocabulary=config.get("vocab_size", int),
+            eps=config.get("rms_norm_eps", float, 1e-6),
+            theta=config.rope_theta(),
+        )
+
+
+class Qwen3Layer:
+    """x + attention(norm(x)), then x + mlp(norm(x)), with RMSNorm on each head's query and key."""
+
+    def __init__(self, shape: Qwen3Shape, weights: Weights) -> None:
+        self.runtime = weights.runtime
+        self.shape = shape
+        hidden, head_dim = shape.hidden, shape.head_dim
+        kv = shape.kv_heads * head_dim
+        attention, mlp = weights.scope("self_attn"), weights.scope("mlp")
+        self.query = attention.linear("q_proj", inputs=hidden, outputs=shape.heads * head_dim)
+        self.key_value = attention.linear("k_proj", "v_proj", inputs=hidden, outputs=(kv, kv))
+        self.out = attention.linear("o_proj", inputs=shape.heads * head_dim, outputs=hidden)
+        self.query_norm = attention.rms_norm("q_norm", head_dim, shape.eps)
+        self.key_norm = attention.rms_norm("k_norm", head_dim, shape.eps)
+        self.gate_up = mlp.linear("gate_proj", "up_proj", inputs=hidden, outputs=(shape.mlp, shape.mlp))
+        self.down = mlp.linear("down_proj", inputs=shape.mlp, outputs=hidden)
+        self.attention_norm = weights.rms_norm("input_layernorm", hidden, shape.eps)
+        self.mlp_norm = weights.rms_norm("post_attention_layernorm", hidden, shape.eps)
+
+    def __call__(self, x: Tensor, rotation: Rotation, layout: AttentionLayout, keep: Tensor | None = None) -> Tensor:
+        """x: [T, hidden]. Returns the new x, or only the rows `keep` (int64) of it, which `layout` then has
+        for its queries."""
+        shape = self.shape
+        keys = x.new_empty(len(x), shape.kv_heads, shape.head_dim)
+        values = torch.empty_like(keys)
+        queries = x.new_empty(len(x) if keep is None else len(keep), shape.heads, shape.head_dim)
+        for rows in self.runtime.chunks(len(x)):
+            normed = self.attention_norm(x[rows])
+            key, value = self.key_value(normed).view(len(normed), 2, shape.kv_heads, shape.head_dim).unbind(1)
+            rotate(self.key_norm(key), rotation.rows(rows), out=keys[rows])
+            values[rows] = value
+            if keep is None:
+                self._queries(normed, rotation.rows(rows), out=queries[rows])
+        if keep is not None:
+            x = x[keep]
+            self._queries(self.attention_norm(x), rotation.rows(keep), out=queries)
+        attended = self.runtime.attend(queries, keys, values, layout, shape.head_dim**-0.5).flatten(1)
+        out = torch.empty_like(x)
+        for rows in self.runtime.chunks(len(x)):
+            inner = x[rows] + self.out(attended[rows])
+            gate, up = self.gate_up(self.mlp_norm(inner)).chunk(2, -1)
+            torch.add(inner, self.down(F.silu(gate) * up), out=out[rows])
+        return out
+
+    def _queries(self, normed: Tensor, rotation: Rotation, out: Tensor) -> None:
+        query = self.query(normed).view(len(normed), self.shape.heads, self.shape.head_dim)
+        rotate(self.query_norm(query), rotation, out=out)
+
+
+class Qwen3Decoder:
+    """The stack of layers and the final norm, from embedded tokens to the documents' last hidden states."""
+
+    def __init__(self, shape: Qwen3Shape, weights: Weights) -> None:
+        self.layers = [Qwen3Layer(shape, weights.scope(f"layers.{i}")) for i in range(shape.layers)]
+        self.norm = RMSNorm(weights.tensor("norm.weight", shape.hidden, dtype=torch.float32), shape.eps)
+
+    def __call__(self, x: Tensor, rotation: Rotation, batch: PackedBatch) -> Tensor:
+        """x: [T, hidden]. Returns float32 [documents, hidden]."""
+        layout = causal_layout(batch.groups)
+        for layer in self.layers[:-1]:
+            x = layer(x, rotation, layout)
+        # Nothing above the last layer reads any row but a document's last.
+        x = self.layers[-1](x, rotation, pruned_layout(layout, batch.documents()), keep=last_tokens(batch))
+        return self.norm(x.float())
+
+
+class Qwen3Reranker:
+    """`Qwen3ForCausalLM` by its yes/no logits, `Qwen3ForSequenceClassification` by its score rows."""
+
+    activation: Activation = "sigmoid"
+
+    def __init__(self, config: Config, weights: Weights, token_id: TokenIds) -> None:
+        shape = Qwen3Shape.of(config)
+        runtime = weights.runtime
+        base = weights.scope_holding("embed_tokens.weight", "model", "")
+        self.embedding = base.tensor("embed_tokens.weight", shape.vocabulary, shape.hidden)
+        self.rotary = Rotary(shape.head_dim, shape.theta, runtime.device, runtime.dtype)
+        self.decoder = Qwen3Decoder(shape, base)
+        self.head = relevance_head(config, weights, base, shape.hidden, token_id)
+
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        x = F.embedding(batch.token_ids, self.embedding)
+        return score_rows(self.decoder(x, self.rotary(batch.positions), batch) @ self.head.T)
+
+
+def relevance_head(config: Config, weights: Weights, base: Weights, hidden: int, token_id: TokenIds) -> Tensor:
+    """The rows that score a last hidden state: float32 [1, hidden], or [2, hidden] for (no, yes).
+
+    A converted checkpoint has them as `score.weight`. An original one has a vocabulary head, of which the two
+    answers' rows are all that is read; `classifier_from_token` names other answers than "no" and "yes".
+    """
+    if "score.weight" in weights:
+        labels = weights.height("score.weight")
+        if labels not in (1, 2):
+            raise ModelError(f"`score.weight` has {labels} rows; a reranker has 1, or 2 for (no, yes).")
+        return weights.tensor("score.weight", labels, hidden, dtype=torch.float32)
+    negative, positive = config.entries.get("classifier_from_token") or ("no", "yes")
+    answers = [token_id(negative), token_id(positive)]
+    if "lm_head.weight" in weights and not config.get("tie_word_embeddings", bool, False):
+        return weights.rows("lm_head.weight", answers, hidden)
+    return base.rows("embed_tokens.weight", answers, hidden)

@@ -1,0 +1,194 @@
+"""A checkpoint's tensors: read one at a time, checked against the shape that the model expects, put in place."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rerankd.core import ModelError
+from rerankd.layers.linear import Linear
+from rerankd.layers.norm import LayerNorm, RMSNorm
+from rerankd.layers.runtime import Runtime
+
+log = logging.getLogger("rerankd")
+
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+class Checkpoint:
+    """The tensors of a model folder by name, single or sharded, `.safetensors` or `.bin`; nothing is read ahead.
+
+    Raises ModelError for missing, truncated or unreadable files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, Any] = {}
+        self._where: dict[str, tuple[str, str]] = {}
+        for file in _weight_files(folder):
+            self._files[file] = _open(folder / file)
+            for stored in self._files[file].keys():  # noqa: SIM118 - safe_open is no mapping
+                self._where[_modern(stored)] = (file, stored)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._where)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        file, stored = self._locate(name)
+        source = self._files[file]
+        return tuple(source[stored].shape if isinstance(source, dict) else source.get_slice(stored).get_shape())
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor, on the CPU, as stored."""
+        file, stored = self._locate(name)
+        source = self._files[file]
+        tensor: Tensor = source[stored] if isinstance(source, dict) else source.get_tensor(stored)
+        return tensor
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
+        """Some rows of a matrix, without reading the rest of it: [len(rows), columns]."""
+        file, stored = self._locate(name)
+        source = self._files[file]
+        matrix = source[stored] if isinstance(source, dict) else source.get_slice(stored)
+        return torch.cat([matrix[row : row + 1] for row in rows])
+
+    def _locate(self, name: str) -> tuple[str, str]:
+        try:
+            return self._where[name]
+        except KeyError:
+            near = difflib.get_close_matches(name, self._where, n=1)
+            hint = f" (the nearest name there is `{near[0]}`)" if near else ""
+            raise ModelError(f"The weights in {self.folder} have no tensor `{name}`{hint}.") from None
+
+
+class Weights:
+    """A view of a checkpoint below a name prefix, that hands out what layers are made of.
+
+    Every tensor is converted to the runtime's dtype and device as it is read, so that loading needs little
+    more memory than the model. `finish` complains of what was left unread.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, runtime: Runtime, prefix: str = "") -> None:
+        self.runtime = runtime
+        self._checkpoint = checkpoint
+        self._prefix = prefix
+        self._read: set[str] = set()
+
+    def scope(self, name: str) -> Weights:
+        """The tensors below `name`."""
+        inner = Weights(self._checkpoint, self.runtime, f"{self._prefix}{name}.")
+        inner._read = self._read
+        return inner
+
+    def scope_holding(self, name: str, *scopes: str) -> Weights:
+        """Whichever of `scopes` ("" for this one) holds the tensor `name`; the first where none does."""
+        for scope in scopes:
+            candidate = self.scope(scope) if scope else self
+            if name in candidate:
+                return candidate
+        return self.scope(scopes[0]) if scopes[0] else self
+
+    def __contains__(self, name: str) -> bool:
+        return self._prefix + name in self._checkpoint.names
+
+    def tensor(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor `name`, which must have `shape`, in the runtime's dtype unless another is asked for."""
+        full = self._prefix + name
+        self._expect(full, shape)
+        return self._checkpoint.read(full).to(self.runtime.device, dtype or self.runtime.dtype)
+
+    def height(self, name: str) -> int:
+        """How many rows the stored matrix has, for where the configuration does not say."""
+        return self._checkpoint.shape(self._prefix + name)[0]
+
+    def rows(self, name: str, rows: Sequence[int], columns: int) -> Tensor:
+        """Some rows of a matrix with `columns` columns, in float32."""
+        full = self._prefix + name
+        height = self.height(name)
+        self._expect(full, (height, columns))
+        if max(rows) >= height:
+            raise ModelError(f"`{full}` has {height} rows; the answer tokens {list(rows)} lie beyond them.")
+        return self._checkpoint.read_rows(full, rows).to(self.runtime.device, torch.float32)
+
+    def linear(self, *names: str, inputs: int, outputs: Sequence[int] | int, bias: bool = False) -> Linear:
+        """One linear map made of one or several stored ones, laid one after another in the output."""
+        widths = [outputs] if isinstance(outputs, int) else list(outputs)
+        pieces = [self.tensor(f"{name}.weight", width, inputs) for name, width in zip(names, widths, strict=True)]
+        biases = [self.tensor(f"{name}.bias", width) for name, width in zip(names, widths, strict=True) if bias]
+        weight = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return self.runtime.linear(weight, torch.cat(biases) if biases else None)
+
+    def rms_norm(self, name: str, width: int, eps: float) -> RMSNorm:
+        return RMSNorm(self.tensor(f"{name}.weight", width), eps)
+
+    def layer_norm(self, name: str, width: int, eps: float) -> LayerNorm:
+        return LayerNorm(self.tensor(f"{name}.weight", width), self.tensor(f"{name}.bias", width), eps)
+
+    def finish(self) -> None:
+        """Complain of tensors that nothing asked for.
+
+        One inside a stack of layers means that the configuration does not describe these weights (a layer
+        too few, a bias that would be left out), so that is a ModelError; others are only logged.
+        """
+        unread = sorted(self._checkpoint.names - self._read)
+        in_layers = [name for name in unread if re.search(r"\b(layers?|blocks)\.\d+\.(?!.*(inv_freq|_ids)$)", name)]
+        if in_layers:
+            raise ModelError(
+                f"config.json does not describe the weights in {self._checkpoint.folder}: "
+                f"it has no place for `{in_layers[0]}`" + (f" and {len(in_layers) - 1} more." if in_layers[1:] else ".")
+            )
+        if unread:
+            log.info("Not needed for scoring and left unread: %s", ", ".join(unread))
+
+    def _expect(self, full: str, shape: tuple[int, ...]) -> None:
+        stored = self._checkpoint.shape(full)
+        self._read.add(full)
+        if stored != shape:
+            raise ModelError(
+                f"`{full}` in {self._checkpoint.folder} has shape {list(stored)}; config.json asks for {list(shape)}."
+            )
+
+
+def _modern(name: str) -> str:
+    """Names of weights written by the TensorFlow converters of early BERT checkpoints, made today's."""
+    return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
+
+
+def _weight_files(folder: Path) -> list[str]:
+    for single, index in (SAFETENSORS, PICKLED):
+        if (folder / single).is_file():
+            return [single]
+        if (folder / index).is_file():
+            try:
+                shards = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
+            except (ValueError, KeyError, AttributeError) as error:
+                raise ModelError(f"{folder / index} is not a weight index: {error!r}.") from None
+            missing = [shard for shard in shards if not (folder / shard).is_file()]
+            if missing:
+                raise ModelError(f"{folder} lacks {', '.join(missing)}, which {index} names.")
+            return shards
+    expected = ", ".join((*SAFETENSORS, *PICKLED))
+    raise ModelError(f"{folder} holds no weights; expected one of {expected}.")
+
+
+def _open(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return safe_open(str(path), framework="pt")
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{path} is damaged or cut short: {reason}") from None
+    except Exception as error:  # pickle's own errors have no common base
+        raise ModelError(f"{path} is not a weight file that can be loaded safely: {type(error).__name__}.") from None
