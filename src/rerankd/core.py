@@ -34,6 +34,14 @@ class InvalidRequest(RerankdError, ValueError):
         self.problem = problem
 
 
+class EngineClosed(RerankdError):
+    """The engine was closed before the request was answered."""
+
+
+class EngineError(RerankdError):
+    """The model failed on the batch that carried the request; the cause is chained."""
+
+
 @dataclass(frozen=True, slots=True)
 class Text:
     """A piece of text in a content."""

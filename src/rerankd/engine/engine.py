@@ -10,20 +10,12 @@ from concurrent.futures import Future
 
 import torch
 
-from rerankd.core import Family, PromptGroup, RerankdError
+from rerankd.core import EngineClosed, EngineError, Family, PromptGroup
 from rerankd.engine.batcher import Batcher, Job, Slice
 from rerankd.engine.packing import pack
 from rerankd.models.base import Model
 
 log = logging.getLogger("rerankd")
-
-
-class EngineClosed(RerankdError):
-    """The engine was closed before the request was answered."""
-
-
-class EngineError(RerankdError):
-    """The model failed on the batch that carried the request; the cause is chained."""
 
 
 class Engine:
@@ -39,7 +31,7 @@ class Engine:
         self._worker = threading.Thread(target=self._run, name="rerankd-engine", daemon=True)
         self._worker.start()
 
-    def submit(self, group: PromptGroup, on_progress: Callable[[int], None] | None = None) -> Future[list[float]]:
+    def submit(self, group: PromptGroup, on_progress: Callable[[int], object] | None = None) -> Future[list[float]]:
         """Queue a group. The future gives its documents' logits in order, or EngineError, or EngineClosed.
 
         Cancelling the future drops the documents that no batch has taken yet.
