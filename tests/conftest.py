@@ -1,0 +1,97 @@
+"""Checkpoints for every test, each built once a session, when the first test asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from tests import checkpoints, vocabularies
+
+MakeCheckpoint: TypeAlias = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
+    """`make_checkpoint(checkpoints.xlmr, labels=2)`: that checkpoint's folder, the same one for the same call.
+
+    The folder is shared: copy it before changing anything in it.
+    """
+    made: dict[str, Path] = {}
+
+    def make(maker: Callable[..., Path], **variant: Any) -> Path:
+        key = f"{maker.__name__} {sorted(variant.items())}"
+        if key not in made:
+            made[key] = maker(tmp_path_factory.mktemp(maker.__name__), **variant)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def qwen3_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
+    """Qwen3ForCausalLM, tied, float32."""
+    return make_checkpoint(checkpoints.qwen3)
+
+
+@pytest.fixture(scope="session")
+def qwen3_untied_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
+    return make_checkpoint(checkpoints.qwen3, tied=False)
+
+
+@pytest.fixture(scope="session")
+def qwen3_seq_cls_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
+    """Qwen3ForSequenceClassification with one row."""
+    return make_checkpoint(checkpoints.qwen3, head="one-row")
+
+
+@pytest.fixture(scope="session")
+def qwen3_two_rows_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
+    """Qwen3ForSequenceClassification with two rows: no, yes."""
+    return make_checkpoint(checkpoints.qwen3, head="two-rows")
+
+
+@pytest.fixture(scope="session")
+def qwen3_vl_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
+    return make_checkpoint(checkpoints.qwen3_vl)
+
+
+@pytest.fixture(scope="session")
+def xlmr_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
+    """XLMRobertaForSequenceClassification with one label."""
+    return make_checkpoint(checkpoints.xlmr)
+
+
+@pytest.fixture(scope="session")
+def xlmr_two_labels_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
+    return make_checkpoint(checkpoints.xlmr, labels=2)
+
+
+@pytest.fixture(scope="session")
+def roberta_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
+    return make_checkpoint(checkpoints.roberta)
+
+
+@pytest.fixture(scope="session")
+def bert_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
+    """BertForSequenceClassification with one label."""
+    return make_checkpoint(checkpoints.bert)
+
+
+@pytest.fixture(scope="session")
+def bert_two_labels_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
+    return make_checkpoint(checkpoints.bert, labels=2)
+
+
+@pytest.fixture(scope="session")
+def xlmr_embedder_checkpoint(make_checkpoint: MakeCheckpoint) -> Path:
+    """A sentence-transformers folder over XLMRobertaModel: CLS pooling and Normalize."""
+    return make_checkpoint(checkpoints.xlmr_embedder)
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """The real all-MiniLM-L6-v2, read-only."""
+    return vocabularies.minilm_folder()
