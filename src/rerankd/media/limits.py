@@ -1,0 +1,59 @@
+"""What a request's media may cost, and the error for media that cannot be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_FRAME_RATE = 240
+"""Frames a second above which a video is not a video: bounds the frames that `Limits.video_seconds` lets in."""
+
+
+class BadMedia(ValueError):
+    """A picture or video that cannot be fetched, read or shown to a model.
+
+    `str()` of it is a sentence without a subject's place in the request; the loader adds the field.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Upper bounds on the media of one request. Each has an error of its own that names it.
+
+    parts: images and videos in a request, query and documents together
+    image_bytes, video_bytes: size of one file, as fetched and after any content encoding is undone
+    pixels: width x height of an image, or of a video's frames, before anything is decoded
+    video_seconds: length of a video, sampled or not
+    redirects: hops that one URL may take
+    timeout: seconds for fetching one URL, redirects included
+    """
+
+    parts: int = 256
+    image_bytes: int = 32 << 20
+    video_bytes: int = 256 << 20
+    pixels: int = 80_000_000
+    video_seconds: float = 600.0
+    redirects: int = 5
+    timeout: float = 30.0
+
+    @property
+    def video_frames(self) -> int:
+        """Frames in a video file, sampled or not."""
+        return int(self.video_seconds * MAX_FRAME_RATE)
+
+    def check_pixels(self, width: int, height: int) -> None:
+        """Raises BadMedia for a picture of width x height that is over `pixels`."""
+        if width * height > self.pixels:
+            raise BadMedia(
+                f"{width} x {height} is {width * height:,} pixels, over the limit of {self.pixels:,}; "
+                "send a smaller picture or raise the server's pixel limit"
+            )
+
+
+def megabytes(count: int) -> str:
+    """A byte count for an error: `1.5 MiB`, or plain bytes below a tenth of one."""
+    return f"{count / (1 << 20):.1f} MiB" if count > (1 << 20) // 10 else f"{count:,} bytes"
+
+
+def over_bytes(limit: int) -> BadMedia:
+    """The error for a file whose size is over `limit` bytes."""
+    return BadMedia(f"the file is over the limit of {megabytes(limit)}; send a smaller file or raise the limit")

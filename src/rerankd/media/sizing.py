@@ -1,0 +1,106 @@
+"""How large a picture is shown to the model: the authors' resizing rules.
+
+Source: `process_vision_info` of the PyPI package qwen-vl-utils 0.0.14 with the arguments that the authors'
+`qwen3_vl_reranker.py` (repository QwenLM/Qwen3-VL-Embedding) gives it. A token is a square of 32 x 32 pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rerankd.media.limits import BadMedia
+
+if TYPE_CHECKING:
+    from rerankd.core import Image, Video
+
+TOKEN = 32 * 32
+"""Pixels in a token."""
+
+MAX_RATIO = 200
+CEILING_IMAGE_PIXELS = 16_384 * TOKEN
+CEILING_FRAMES = 768
+"""What a request may ask for at most; qwen-vl-utils' own ceilings."""
+
+FRAME_PAIR = 2
+MIN_FRAMES = 4
+
+FILE_TOTAL_PIXELS = 128_000 * TOKEN * 0.9
+LIST_TOTAL_PIXELS = 7_680 * TOKEN
+"""The authors' script hands its total over for lists of frames only; for files qwen-vl-utils' own holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """A server's defaults for what a request leaves open; the values here are the authors'.
+
+    min_pixels, max_pixels: of an image, after resizing
+    fps: frames read for each second of a video file
+    max_frames: frames of a video
+    frame_min_pixels, frame_max_pixels: of each frame of a video, after resizing
+    total_pixels: of a video, a pair of frames counted once; None for the authors' own, which are
+        7,680 tokens for a list of frames and 115,200 for a file
+    """
+
+    min_pixels: int = 4 * TOKEN
+    max_pixels: int = 1_800 * TOKEN
+    fps: float = 1.0
+    max_frames: int = 64
+    frame_min_pixels: int = 128 * TOKEN
+    frame_max_pixels: int = 768 * TOKEN
+    total_pixels: int | None = None
+
+    def image_bounds(self, image: Image) -> tuple[int, int]:
+        """(min_pixels, max_pixels) for an image. Raises BadMedia where its own values make no sense."""
+        low = self.min_pixels if image.min_pixels is None else image.min_pixels
+        high = self.max_pixels if image.max_pixels is None else image.max_pixels
+        if low < 1:
+            raise BadMedia(f"min_pixels is {low}; give a number of pixels above 0")
+        if high < low:
+            raise BadMedia(f"max_pixels ({high}) is below min_pixels ({low}); give both, smaller one first")
+        # A server's own max_pixels may lie above the ceiling; a request's may not.
+        ceiling = max(CEILING_IMAGE_PIXELS, self.max_pixels)
+        if high > ceiling:
+            raise BadMedia(f"max_pixels is {high}, over the limit of {ceiling}")
+        return low, high
+
+    def video_sampling(self, video: Video) -> tuple[float, int]:
+        """(fps, max_frames) for a video. Raises BadMedia where its own values make no sense."""
+        fps = self.fps if video.fps is None else video.fps
+        frames = self.max_frames if video.max_frames is None else video.max_frames
+        if not (math.isfinite(fps) and fps > 0):
+            raise BadMedia(f"fps is {fps}; give a number of frames a second above 0")
+        if frames < FRAME_PAIR:
+            raise BadMedia(f"max_frames is {frames}; frames are read in pairs, so give 2 or more")
+        ceiling = max(CEILING_FRAMES, self.max_frames)
+        if frames > ceiling:
+            raise BadMedia(f"max_frames is {frames}, over the limit of {ceiling}")
+        return fps, frames
+
+    def frame_bounds(self, frames: int, total_pixels: float) -> tuple[int, float]:
+        """(min, max) pixels of each frame of a video of `frames` frames."""
+        total = total_pixels if self.total_pixels is None else self.total_pixels
+        low = self.frame_min_pixels
+        return low, max(min(self.frame_max_pixels, total / frames * FRAME_PAIR), int(low * 1.05))
+
+
+def fit(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
+    """The size nearest to height x width whose sides are multiples of `factor`, within the pixel bounds.
+
+    A side is never shorter than `factor`, so that a long strip may stay above a `max_pixels` below 200 tokens.
+    Raises BadMedia for a picture more than 200 times as long as wide.
+    """
+    if max(height, width) > MAX_RATIO * min(height, width):
+        raise BadMedia(f"{width} x {height} is more than {MAX_RATIO} times as long as wide; crop or pad the picture")
+    rows = max(factor, round(height / factor) * factor)
+    columns = max(factor, round(width / factor) * factor)
+    if rows * columns > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        rows = max(factor, math.floor(height / shrink / factor) * factor)
+        columns = max(factor, math.floor(width / shrink / factor) * factor)
+    elif rows * columns < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * grow / factor) * factor
+        columns = math.ceil(width * grow / factor) * factor
+    return rows, columns

@@ -1,0 +1,170 @@
+"""What the model is shown of an image or a video: pixels in patches, where they lie, and when."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from rerankd.core import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_IMAGE_CONFIG = "preprocessor_config.json"
+_VIDEO_CONFIG = "video_preprocessor_config.json"
+_BOTH_CONFIG = "processor_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class VisionFormat:
+    """How a checkpoint's vision tower wants its pixels; the defaults are Qwen3-VL's.
+
+    patch_size: pixels along a patch's side
+    temporal_patch_size: frames in a patch
+    merge_size: patches along the side of a token
+    mean, std: of red, green and blue, after multiplication by `rescale`
+    """
+
+    patch_size: int = 16
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    rescale: float = 1 / 255
+
+    @property
+    def factor(self) -> int:
+        """Pixels along a token's side."""
+        return self.patch_size * self.merge_size
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> VisionFormat:
+        """The format that a checkpoint's processor files state, old (one file each) or new (one for both).
+
+        Raises ModelError where they are missing, unreadable, incomplete, or differ between image and video.
+        """
+        both = _read(folder / _BOTH_CONFIG)
+        image = _read(folder / _IMAGE_CONFIG) or both.get("image_processor", {})
+        video = _read(folder / _VIDEO_CONFIG) or both.get("video_processor", {})
+        if not image:
+            raise ModelError(f"{folder} has no {_IMAGE_CONFIG}, which says how its vision tower wants pictures")
+        form = cls._from_config(image, folder)
+        if video and cls._from_config({**image, **video}, folder) != form:
+            raise ModelError(f"{folder}: image and video processors that differ are not supported")
+        return form
+
+    @classmethod
+    def _from_config(cls, config: dict[str, Any], folder: Path) -> VisionFormat:
+        try:
+            red, green, blue = (float(value) for value in config["image_mean"])
+            red_std, green_std, blue_std = (float(value) for value in config["image_std"])
+            return cls(
+                patch_size=int(config["patch_size"]),
+                temporal_patch_size=int(config["temporal_patch_size"]),
+                merge_size=int(config["merge_size"]),
+                mean=(red, green, blue),
+                std=(red_std, green_std, blue_std),
+                rescale=float(config.get("rescale_factor", 1 / 255)),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"the image processor's configuration in {folder} is incomplete ({error!r})") from error
+
+    def lookup(self) -> npt.NDArray[np.float32]:
+        """The model's value for each 8-bit sample, float32 [3, 256].
+
+        In the precisions of transformers' PIL image processors: scaled in float64, then (x - mean) / std in float32.
+        """
+        scaled = (np.arange(256, dtype=np.float64) * self.rescale).astype(np.float32)
+        mean, std = np.array(self.mean, dtype=np.float32), np.array(self.std, dtype=np.float32)
+        values: npt.NDArray[np.float32] = (scaled[None] - mean[:, None]) / std[:, None]
+        return values
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Visual:
+    """An image or a video, resized, as 8-bit pixels: a quarter to an eighth of what the model is given.
+
+    frames: uint8 [T, H, W, 3], H and W multiples of `format.factor`; T is 1 for an image
+    seconds: for a video, the time of each group of `temporal_patch_size` frames; empty for an image
+    digest: equal for equal pixels, whatever they came from
+    """
+
+    kind: Literal["image", "video"]
+    frames: npt.NDArray[np.uint8]
+    seconds: tuple[float, ...]
+    format: VisionFormat
+    digest: bytes
+
+    @classmethod
+    def of_image(cls, pixels: npt.NDArray[np.uint8], form: VisionFormat) -> Visual:
+        """From one picture, uint8 [H, W, 3]."""
+        return cls("image", pixels[None], (), form, _digest(pixels[None]))
+
+    @classmethod
+    def of_video(cls, frames: npt.NDArray[np.uint8], seconds: tuple[float, ...], form: VisionFormat) -> Visual:
+        """From frames, uint8 [T, H, W, 3], with a time for each pair of them."""
+        return cls("video", frames, seconds, form, _digest(frames))
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Patches in time, height and width."""
+        count, height, width, _ = self.frames.shape
+        side = self.format.patch_size
+        return -(-count // self.format.temporal_patch_size), height // side, width // side
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Placeholder tokens of an image, or of each group of frames of a video."""
+        _, height, width = self.grid
+        return height * width // self.format.merge_size**2
+
+    @property
+    def tokens(self) -> int:
+        """Placeholder tokens in all."""
+        return self.grid[0] * self.tokens_per_step
+
+    def pixel_values(self) -> Tensor:
+        """Flattened patches, float32 [t * h * w, 3 * temporal_patch_size * patch_size ** 2].
+
+        Patches go by time, then by token (row by row), then row by row within a token; inside a patch by
+        channel, frame, row and column. A last frame without a partner is shown twice. Source: `patchify` of
+        `Qwen2VLImageProcessorPil` and `Qwen3VLVideoProcessor` in transformers.
+        """
+        import torch
+
+        form = self.format
+        time, height, width = self.grid
+        side, merge, depth = form.patch_size, form.merge_size, form.temporal_patch_size
+        missing = time * depth - len(self.frames)
+        frames = np.concatenate([self.frames, *[self.frames[-1:]] * missing]) if missing else self.frames
+        patches = frames.reshape(time, depth, height // merge, merge, side, width // merge, merge, side, 3)
+        patches = patches.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+        values = np.empty(patches.shape, dtype=np.float32)
+        for channel, table in enumerate(form.lookup()):
+            values[:, :, :, :, :, channel] = table[patches[:, :, :, :, :, channel]]
+        return torch.from_numpy(values.reshape(time * height * width, 3 * depth * side * side))
+
+
+def _digest(frames: npt.NDArray[np.uint8]) -> bytes:
+    state = blake2b(repr(frames.shape).encode(), digest_size=16)
+    state.update(np.ascontiguousarray(frames).data)
+    return state.digest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty where there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is not a JSON object")
+    return content
