@@ -1,0 +1,220 @@
+"""The load generator: sends samples at a rate, under a limit on requests in flight, and times each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rerankd.bench.apis import Api, BadAnswer, read_answer
+from rerankd.bench.samples import Sample
+from rerankd.core import RerankdError
+
+if TYPE_CHECKING:
+    import aiohttp
+
+RETRY_SECONDS = 1.0
+"""Between two tries to reach a server that is not up yet."""
+CONNECT_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where requests go."""
+
+    api: Api
+    url: str
+    model: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    verify_tls: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """When requests go.
+
+    rate: requests a second; infinity for all at once
+    burstiness: shape of the gamma distribution of the intervals: 1 is a Poisson process, less is burstier
+    concurrency: requests in flight at most, or None
+    """
+
+    rate: float = float("inf")
+    burstiness: float = 1.0
+    concurrency: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.rate > 0:
+            raise RerankdError(f"--request-rate: {self.rate} is not above 0; leave it out to send all at once.")
+        if not self.burstiness > 0:
+            raise RerankdError(f"--burstiness: {self.burstiness} is not above 0.")
+        if self.concurrency is not None and self.concurrency < 1:
+            raise RerankdError(f"--max-concurrency: {self.concurrency} is below 1; leave it out for no limit.")
+
+    def departures(self, count: int) -> list[float]:
+        """Seconds from the start at which each request is due, rising; the last is due at count / rate."""
+        if self.rate == float("inf"):
+            return [0.0] * count
+        import numpy
+
+        if self.burstiness == float("inf"):
+            intervals = numpy.ones(count)
+        else:
+            intervals = numpy.random.default_rng(self.seed).gamma(self.burstiness, size=count)
+        due = numpy.cumsum(intervals)
+        # Scaled to the rate asked for, so that a seed's luck does not move the throughput.
+        return [float(second) for second in due * (count / self.rate / due[-1])]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a request. All times are in seconds.
+
+    latency: from sending to the whole answer read; 0 where it failed
+    queue_time: waited here for its turn under the limit on requests in flight
+    tokens: input tokens, by the server's count or, where it has none, by ours; None where neither is known
+    status: the HTTP status, or 0 where no answer came
+    error: why it failed, or ""
+    """
+
+    sample: Sample
+    latency: float = 0.0
+    queue_time: float = 0.0
+    tokens: int | None = None
+    counted_by_server: bool = False
+    status: int = 0
+    error: str = ""
+
+
+async def run(
+    target: Target,
+    samples: Sequence[Sample],
+    traffic: Traffic,
+    *,
+    warmups: int = 0,
+    ready_seconds: float = 0,
+    progress: Callable[[], object] = lambda: None,
+) -> tuple[list[Outcome], float]:
+    """Send every sample; the outcomes in their order, and the seconds from the first to the last.
+
+    Before that, one request is tried: for up to `ready_seconds` where no server listens yet. Then `warmups`
+    requests go out, which count for nothing. `progress` is called after each request of the run itself.
+
+    Raises RerankdError where the first request fails.
+    """
+    bodies = {id(sample): json.dumps(target.api.body(target.model, sample)).encode() for sample in samples}
+    async with connect(target.headers, target.verify_tls) as session:
+
+        async def send(sample: Sample) -> Outcome:
+            return await request(session, target, sample, bodies[id(sample)])
+
+        await first_request(send, samples[0], ready_seconds, target.url)
+        turns = asyncio.Semaphore(traffic.concurrency) if traffic.concurrency else contextlib.nullcontext()
+
+        async def in_turn(sample: Sample) -> Outcome:
+            due = time.perf_counter()
+            async with turns:
+                queue_time = time.perf_counter() - due
+                outcome = await send(sample)
+            outcome.queue_time = queue_time
+            return outcome
+
+        await asyncio.gather(*(in_turn(samples[i % len(samples)]) for i in range(warmups)))
+
+        async def measured(sample: Sample) -> Outcome:
+            outcome = await in_turn(sample)
+            progress()
+            return outcome
+
+        start = time.perf_counter()
+        tasks = []
+        for sample, due in zip(samples, traffic.departures(len(samples)), strict=True):
+            if (wait := start + due - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            tasks.append(asyncio.create_task(measured(sample)))
+        outcomes = await asyncio.gather(*tasks)
+        return outcomes, time.perf_counter() - start
+
+
+async def first_model(base_url: str, headers: Mapping[str, str], *, verify_tls: bool) -> str:
+    """The first id of a server's `/v1/models`. Raises RerankdError where there is none."""
+    import aiohttp
+
+    url = f"{base_url}/v1/models"
+    try:
+        async with connect(headers, verify_tls) as session, session.get(url) as response:
+            return str((await response.json(content_type=None))["data"][0]["id"])
+    except (aiohttp.ClientError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise RerankdError(f"--model: not given, and {url} names none ({error}).") from error
+
+
+@contextlib.asynccontextmanager
+async def connect(headers: Mapping[str, str], verify_tls: bool) -> AsyncIterator[aiohttp.ClientSession]:
+    try:
+        # An order of magnitude less work a request than httpx, which the rest of the project uses: on a small
+        # machine the generator would take the cores that it is there to measure.
+        import aiohttp
+    except ImportError as error:
+        raise RerankdError("bench serve needs aiohttp: pip install 'rerankd[bench]'.") from error
+
+    sent = {"Content-Type": "application/json", **headers}
+    if "authorization" not in {name.lower() for name in sent} and (key := os.environ.get("OPENAI_API_KEY")):
+        sent["Authorization"] = f"Bearer {key}"
+    connector = aiohttp.TCPConnector(limit=0, ssl=verify_tls)
+    no_limit = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
+    async with aiohttp.ClientSession(connector=connector, headers=sent, timeout=no_limit, trust_env=True) as session:
+        yield session
+
+
+async def request(session: aiohttp.ClientSession, target: Target, sample: Sample, body: bytes) -> Outcome:
+    """Send one request; never raises for what the network or the server does."""
+    import aiohttp
+
+    outcome = Outcome(sample)
+    start = time.perf_counter()
+    try:
+        async with session.post(target.url, data=body) as response:
+            content = await response.read()
+            latency = time.perf_counter() - start
+            outcome.status = response.status
+            if response.status != 200:
+                outcome.error = f"HTTP {response.status}: {error_message(content) or response.reason}"
+                return outcome
+            tokens = read_answer(target.api, sample, json.loads(content), response.headers)
+    except BadAnswer as error:
+        outcome.error = str(error)
+    except asyncio.TimeoutError:
+        outcome.error = f"no connection within {CONNECT_SECONDS} seconds"
+    except (aiohttp.ClientError, OSError) as error:
+        outcome.error = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+    except ValueError:
+        outcome.error = "the answer is not JSON"
+    else:
+        outcome.latency = latency
+        outcome.counted_by_server = tokens is not None
+        outcome.tokens = tokens if tokens is not None else sample.tokens
+    return outcome
+
+
+def error_message(content: bytes) -> str:
+    """The message of an error body, whichever of the known shapes it has; one line of at most 200 characters."""
+    message: Any = content.decode("utf-8", "replace")
+    with contextlib.suppress(ValueError):
+        message = json.loads(message)
+    while isinstance(message, dict):
+        message = next((message[key] for key in ("error", "message", "detail") if key in message), str(message))
+    return " ".join(str(message).split())[:200]
+
+
+async def first_request(send: Callable[[Sample], Any], sample: Sample, ready_seconds: float, url: str) -> None:
+    """Wait until a server listens, and see that it answers this kind of request."""
+    deadline = time.perf_counter() + ready_seconds
+    while (outcome := await send(sample)).error:
+        if outcome.status not in (0, 503) or time.perf_counter() + RETRY_SECONDS > deadline:
+            raise RerankdError(f"{url}: the first request failed. {outcome.error}")
+        await asyncio.sleep(RETRY_SECONDS)

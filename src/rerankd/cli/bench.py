@@ -1,0 +1,189 @@
+"""`rerankd bench`: measure any rerank server, or this machine at a model. Heavy imports wait until a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperCommand
+
+from rerankd.core import RerankdError
+
+app = typer.Typer(
+    name="bench",
+    no_args_is_help=True,
+    context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
+)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure any rerank server, or this machine at a model."""
+
+
+LISTS = ("--header", "--metadata")
+
+
+class ListsCommand(TyperCommand):
+    """Takes `--header A=1 B=2` as argparse does, beside `--header A=1 --header B=2`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        option = None
+        for argument in args:
+            if argument.startswith("-"):
+                option = argument if argument in LISTS else None
+            elif option and spread[-1] != option:
+                spread.append(option)
+            spread.append(argument)
+        return super().parse_args(ctx, spread)
+
+
+@app.command(cls=ListsCommand)
+def serve(
+    backend: Annotated[
+        Literal["vllm-rerank", "sglang", "tei", "infinity", "cohere"], typer.Option(help="The API to speak.")
+    ] = "vllm-rerank",
+    base_url: Annotated[str | None, typer.Option(help="In place of --host and --port.")] = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    endpoint: Annotated[
+        str | None, typer.Option(help="The route; by default the backend's own, such as /v1/rerank.")
+    ] = None,
+    header: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Sent with each request.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Do not verify TLS certificates.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="A model's name or folder; by default the first that the server names.")
+    ] = None,
+    served_model_name: Annotated[
+        str | None, typer.Option(help="The name to send, where it differs from --model.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or hub id with tokenizer.json; by default --model's.")
+    ] = None,
+    dataset_name: Annotated[Literal["random-rerank", "jsonl"], typer.Option(help="What to send.")] = "random-rerank",
+    dataset_path: Annotated[
+        Path | None, typer.Option(help="For jsonl: a file with an object of query and documents on each line.")
+    ] = None,
+    num_prompts: Annotated[
+        int, typer.Option(min=1, help="Documents to send (random-rerank), or requests (jsonl).")
+    ] = 1000,
+    random_input_len: Annotated[
+        int,
+        typer.Option("--random-input-len", "--random-input", "--input-len", help="Tokens of a query and a document."),
+    ] = 1024,
+    random_batch_size: Annotated[int, typer.Option(min=1, help="Documents in a request.")] = 1,
+    random_range_ratio: Annotated[float, typer.Option(help="How far lengths vary: 0.3 is up to 30 % each way.")] = 0.0,
+    seed: int = 0,
+    num_warmups: Annotated[int, typer.Option(min=0, help="Requests before the run that count for nothing.")] = 0,
+    request_rate: Annotated[float, typer.Option(help="Requests a second; inf sends all at once.")] = float("inf"),
+    burstiness: Annotated[
+        float, typer.Option(help="Of arrivals at a finite rate: 1 is a Poisson process, less is burstier.")
+    ] = 1.0,
+    max_concurrency: Annotated[int | None, typer.Option(help="Requests in flight at most.")] = None,
+    ready_check_timeout_sec: Annotated[
+        int, typer.Option(min=0, help="How long to wait for a server that is not up yet.")
+    ] = 0,
+    percentile_metrics: Annotated[
+        str, typer.Option(help="Of e2el, client_queue_time, e2el_including_client_queue; comma-separated.")
+    ] = "e2el",
+    metric_percentiles: Annotated[str, typer.Option(help="Comma-separated.")] = "99",
+    disable_tqdm: Annotated[bool, typer.Option("--disable-tqdm", help="No progress bar.")] = False,
+    save_result: Annotated[bool, typer.Option("--save-result", help="Write a JSON file.")] = False,
+    save_detailed: Annotated[
+        bool, typer.Option("--save-detailed", help="With each request's tokens and error in the file.")
+    ] = False,
+    append_result: Annotated[
+        bool, typer.Option("--append-result", help="Write a JSON line behind what the file holds.")
+    ] = False,
+    result_dir: Path | None = None,
+    result_filename: Annotated[
+        str | None, typer.Option(help="By default {label}-{rate}qps-{model}-{date}.json.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Begins the file's name in place of the backend.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Put in the file as it is.")] = None,
+) -> None:
+    """Send rerank requests to a server and report throughput and latency, as `vllm bench serve` does."""
+    import asyncio
+    from datetime import datetime
+
+    from tqdm import tqdm
+
+    from rerankd.bench import apis, load, report, samples
+
+    try:
+        url = base_url.rstrip("/") if base_url else f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        headers, notes = pairs("--header", header or ()), pairs("--metadata", metadata or ())
+        traffic = load.Traffic(request_rate, burstiness, max_concurrency, seed)
+        metrics, percentiles = report.selection(percentile_metrics, metric_percentiles)
+        api = apis.APIS[backend]
+        if model is None:
+            model = asyncio.run(load.first_model(url, headers, verify_tls=not insecure))
+            typer.echo(f"Model: {model}, the first that the server names")
+        if dataset_name == "jsonl":
+            if dataset_path is None:
+                raise RerankdError("--dataset-path: needed for --dataset-name jsonl.")
+            requests = samples.read_jsonl(dataset_path, num_prompts)
+        elif dataset_path is not None:
+            raise RerankdError("--dataset-path: random-rerank reads no file; give --dataset-name jsonl.")
+        else:
+            requests = samples.random_rerank(
+                samples.load_tokenizer(tokenizer or model),
+                num_prompts,
+                random_input_len,
+                random_batch_size,
+                random_range_ratio,
+                seed,
+            )
+        target = load.Target(api, url + (endpoint or api.endpoint), served_model_name or model, headers, not insecure)
+        with tqdm(total=len(requests), disable=disable_tqdm) as bar:
+            outcomes, duration = asyncio.run(
+                load.run(
+                    target,
+                    requests,
+                    traffic,
+                    warmups=num_warmups,
+                    ready_seconds=ready_check_timeout_sec,
+                    progress=bar.update,
+                )
+            )
+        result = report.Report(outcomes, duration, traffic, metrics, percentiles)
+        typer.echo(result.table())
+        if save_result or append_result:
+            date = datetime.now().strftime("%Y%m%d-%H%M%S")
+            head = {
+                "date": date,
+                "endpoint_type": backend,
+                "backend": backend,
+                "label": label,
+                "model_id": model,
+                "tokenizer_id": (tokenizer or model) if dataset_name == "random-rerank" else None,
+                "num_prompts": num_prompts,
+                **notes,
+                "request_rate": "inf" if request_rate == float("inf") else request_rate,
+                "burstiness": burstiness,
+                "max_concurrency": max_concurrency,
+            }
+            figures = result.results()
+            if not save_detailed:
+                figures = {key: value for key, value in figures.items() if key not in report.DETAILS}
+            name = result_filename or report.file_name(label or backend, traffic, model, date)
+            report.save(head | figures, (result_dir or Path()) / name, append=append_result)
+    except RerankdError as error:
+        typer.echo(f"rerankd bench serve: {error}", err=True)
+        raise typer.Exit(1) from None
+    if not result.succeeded:
+        raise typer.Exit(1)
+
+
+def pairs(option: str, items: Iterable[str]) -> dict[str, str]:
+    """The items of a KEY=VALUE option. Raises RerankdError for one without `=`."""
+    found = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise RerankdError(f"{option}: {item!r} is not KEY=VALUE.")
+        found[key.strip()] = value.strip()
+    return found
