@@ -19,7 +19,7 @@ class Job:
 
     group: PromptGroup
     future: Future[list[float]]
-    on_progress: Callable[[int], None] | None = None
+    on_progress: Callable[[int], object] | None = None
     taken: int = 0
     logits: list[float] = field(default_factory=list)
 

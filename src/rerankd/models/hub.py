@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from rerankd.core import ModelError
-from rerankd.models.weights import PICKLED, SAFETENSORS
+from rerankd.models.files import SMALL_FILES, UNUSED_FILES, needed_files
 
 log = logging.getLogger("rerankd")
 
 Hub = Literal["huggingface", "modelscope"]
-
-SMALL_FILES = ("*.json", "*.jinja", "vocab.txt", "merges.txt")
-UNUSED = ("onnx/*", "openvino/*", "*.onnx_data", "checkpoint-*", "trainer_state.json", "data_config.json")
 
 
 def resolve(model: str, hub: Hub = "huggingface", revision: str | None = None) -> Path:
@@ -35,25 +30,6 @@ def resolve(model: str, hub: Hub = "huggingface", revision: str | None = None) -
     return _from_modelscope(model, revision) if hub == "modelscope" else _from_hugging_face(model, revision)
 
 
-def needed_files(files: Sequence[str]) -> list[str]:
-    """Which of a repository's files a model is loaded from: one form of the weights, and no other framework's."""
-    wanted = [name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in SMALL_FILES)]
-    for single, index in (SAFETENSORS, PICKLED):
-        suffix = Path(single).suffix
-        if single in files:
-            wanted.append(single)
-        elif index in files:
-            wanted.extend(name for name in files if "/" not in name and name.endswith(suffix))
-        else:
-            continue
-        break
-    indexes = {SAFETENSORS[1], PICKLED[1]}
-    unused = indexes if any(name in wanted for name in (SAFETENSORS[0], PICKLED[0])) else set()
-    return [
-        name for name in wanted if name not in unused and not any(fnmatch.fnmatch(name, pattern) for pattern in UNUSED)
-    ]
-
-
 def _from_hugging_face(model: str, revision: str | None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
@@ -66,7 +42,7 @@ def _from_hugging_face(model: str, revision: str | None) -> Path:
     )
 
     try:
-        files = HfApi().list_repo_files(model, revision=revision)
+        files = [file.rfilename for file in HfApi().model_info(model, revision=revision).siblings or ()]
         log.info("Fetching %s", model)
         return Path(snapshot_download(model, revision=revision, allow_patterns=needed_files(files)))
     except GatedRepoError:
@@ -83,12 +59,21 @@ def _from_hugging_face(model: str, revision: str | None) -> Path:
         raise ModelError(f"The hub refused {model}: {_first_line(error)}") from None
     except Exception as error:  # the HTTP client's own errors; offline mode is one too
         reason = _first_line(error)
-    try:
-        folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        raise ModelError(f"The hub cannot be reached ({reason}) and {model} is not in the local cache.") from None
-    log.warning("The hub was not reached (%s); using the cached copy of %s.", reason, model)
-    return folder
+    # Which files the repository has is not known now, so either form of the weights may be the cached one.
+    for form in ("*.safetensors", "*.bin"):
+        try:
+            folder = snapshot_download(
+                model,
+                revision=revision,
+                local_files_only=True,
+                allow_patterns=[*SMALL_FILES, form],
+                ignore_patterns=list(UNUSED_FILES),
+            )
+        except LocalEntryNotFoundError:
+            continue
+        log.warning("The hub was not reached (%s); using the cached copy of %s.", reason, model)
+        return Path(folder)
+    raise ModelError(f"The hub cannot be reached ({reason}) and {model} is not in the local cache.")
 
 
 def _from_modelscope(model: str, revision: str | None) -> Path:

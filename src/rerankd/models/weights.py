@@ -18,11 +18,9 @@ from rerankd.core import ModelError
 from rerankd.layers.linear import Linear
 from rerankd.layers.norm import LayerNorm, RMSNorm
 from rerankd.layers.runtime import Runtime
+from rerankd.models.files import PICKLED, SAFETENSORS
 
 log = logging.getLogger("rerankd")
-
-SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
-PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class Checkpoint:

@@ -1,0 +1,33 @@
+"""Which files of a repository or a folder a model is loaded from."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+SMALL_FILES = ("*.json", "*.jinja", "vocab.txt", "merges.txt")
+UNUSED_FILES = ("onnx/*", "openvino/*", "checkpoint-*", "trainer_state.json", "data_config.json")
+
+
+def needed_files(files: Sequence[str]) -> list[str]:
+    """Which of a repository's files a model is loaded from: one form of the weights, and no other framework's."""
+    wanted = [name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in SMALL_FILES)]
+    for single, index in (SAFETENSORS, PICKLED):
+        suffix = Path(single).suffix
+        if single in files:
+            wanted.append(single)
+        elif index in files:
+            wanted.extend(name for name in files if "/" not in name and name.endswith(suffix))
+        else:
+            continue
+        break
+    indexes = {SAFETENSORS[1], PICKLED[1]}
+    unused = indexes if any(name in wanted for name in (SAFETENSORS[0], PICKLED[0])) else set()
+    return [
+        name
+        for name in wanted
+        if name not in unused and not any(fnmatch.fnmatch(name, pattern) for pattern in UNUSED_FILES)
+    ]

@@ -1,0 +1,231 @@
+"""Checkpoints that lack something, or do not fit their config, are refused with one sentence that says what."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rerankd.core import ModelError
+from rerankd.engine.device import place
+from rerankd.models.base import Model
+from rerankd.models.config import Config, read_config
+from rerankd.models.registry import ARCHITECTURES, find_architecture
+from rerankd.models.weights import Checkpoint, Weights
+from tests import checkpoints
+from tests.conftest import MakeCheckpoint
+
+
+def load(folder: Path, **overrides: Any) -> Model:
+    runtime = place("cpu", "float32").runtime
+    config = read_config(folder, overrides)
+    _, architecture = find_architecture(config)
+    weights = Weights(Checkpoint(folder), runtime)
+    model = architecture.load(config, weights, {"no": 2152, "yes": 9693}.__getitem__)
+    weights.finish()
+    return model
+
+
+@pytest.fixture
+def folder(xlmr_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(xlmr_checkpoint, tmp_path / "model"))
+
+
+def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def reason(folder: Path, **overrides: Any) -> str:
+    with pytest.raises(ModelError) as raised:
+        load(folder, **overrides)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    assert "has no config.json" in reason(folder)
+
+
+def test_config_that_is_no_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    assert "config.json cannot be read" in reason(folder)
+
+
+def test_unknown_architecture_lists_what_is_supported(folder: Path) -> None:
+    message = reason(folder, architectures=["LlamaForCausalLM"])
+    assert "LlamaForCausalLM" in message
+    assert all(name in message for name in ARCHITECTURES)
+
+
+def test_no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert "holds no weights" in reason(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 1000, -10])
+def test_truncated_safetensors(folder: Path, keep: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "model.safetensors is damaged or cut short" in reason(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 1000, -10])
+def test_truncated_bin(make_checkpoint: MakeCheckpoint, tmp_path: Path, keep: int) -> None:
+    source = make_checkpoint(checkpoints.xlmr, storage=checkpoints.Storage(weights="bin"))
+    folder = Path(shutil.copytree(source, tmp_path / "model"))
+    path = folder / "pytorch_model.bin"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "pytorch_model.bin is" in reason(folder)
+
+
+def test_a_pickle_that_would_run_code_is_not_run(folder: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (folder / "ran",))
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": Bomb()}, folder / "pytorch_model.bin")
+    assert "pytorch_model.bin is not a weight file that can be loaded safely" in reason(folder)
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    assert "pytorch_model.bin is" in reason(folder)
+    assert not (folder / "ran").exists()
+
+
+def test_missing_shard(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    source = make_checkpoint(checkpoints.xlmr, storage=checkpoints.Storage(shards=True))
+    folder = Path(shutil.copytree(source, tmp_path / "model"))
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    assert "lacks model-00002-of-00003.safetensors" in reason(folder)
+
+
+def test_missing_tensor_names_the_nearest(folder: Path) -> None:
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["roberta.encoder.layer.0.attention.self.querry.weight"] = tensors.pop(
+            "roberta.encoder.layer.0.attention.self.query.weight"
+        )
+
+    edit(folder, rename)
+    message = reason(folder)
+    assert "`roberta.encoder.layer.0.attention.self.query.weight`" in message
+    assert "querry" in message
+
+
+def test_wrong_shape_names_both(folder: Path) -> None:
+    message = reason(folder, intermediate_size=96)
+    assert "`roberta.encoder.layer.0.intermediate.dense.weight`" in message
+    assert "[128, 64]" in message
+    assert "[96, 64]" in message
+
+
+def test_a_layer_too_few_is_no_quiet_wrong_score(folder: Path) -> None:
+    assert "no place for `roberta.encoder.layer.2." in reason(folder, num_hidden_layers=2)
+
+
+def test_a_bias_that_the_architecture_has_not_is_refused(qwen3_checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(qwen3_checkpoint, tmp_path / "model"))
+    edit(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(128)}))
+    assert "no place for `model.layers.0.self_attn.q_proj.bias`" in reason(folder)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "word"),
+    [
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}, "yarn"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"num_attention_heads": None}, "num_attention_heads"),
+        ({"hidden_size": "64"}, "hidden_size"),
+    ],
+)
+def test_what_would_change_scores_unseen_is_refused(
+    qwen3_checkpoint: Path, overrides: dict[str, Any], word: str
+) -> None:
+    assert word in reason(qwen3_checkpoint, **overrides)
+
+
+def test_three_labels_are_no_reranker(make_checkpoint: MakeCheckpoint) -> None:
+    assert "3 labels" in reason(make_checkpoint(checkpoints.xlmr, labels=3))
+
+
+def test_a_bare_encoder_asks_for_modules_json(xlmr_embedder_checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(xlmr_embedder_checkpoint, tmp_path / "model"))
+    (folder / "modules.json").unlink()
+    assert "modules.json" in reason(folder)
+
+
+@pytest.mark.parametrize("kind", ["Dense", "LayerNorm"])
+def test_unknown_modules_are_refused(xlmr_embedder_checkpoint: Path, tmp_path: Path, kind: str) -> None:
+    folder = Path(shutil.copytree(xlmr_embedder_checkpoint, tmp_path / "model"))
+    modules = json.loads((folder / "modules.json").read_text())
+    modules.append({"idx": 3, "name": "3", "path": "3", "type": f"sentence_transformers.models.{kind}"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    assert kind in reason(folder)
+
+
+def test_unknown_pooling_is_refused(xlmr_embedder_checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(xlmr_embedder_checkpoint, tmp_path / "model"))
+    path = folder / "1_Pooling" / "config.json"
+    pooling = json.loads(path.read_text())
+    pooling |= {"pooling_mode_cls_token": False, "pooling_mode_max_tokens": True}
+    path.write_text(json.dumps(pooling))
+    assert "max" in reason(folder)
+
+
+def test_old_names_of_layer_norms_are_read(bert_checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(bert_checkpoint, tmp_path / "model"))
+
+    def age(tensors: dict[str, torch.Tensor]) -> None:
+        for name in list(tensors):
+            if "LayerNorm" in name:
+                old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+                tensors[old] = tensors.pop(name)
+
+    edit(folder, age)
+    load(folder)
+
+
+def test_a_yes_no_head_reads_two_rows_only(qwen3_untied_checkpoint: Path) -> None:
+    model: Any = load(qwen3_untied_checkpoint)
+    head = load_file(qwen3_untied_checkpoint / "model.safetensors")["lm_head.weight"]
+    assert torch.equal(model.head, head[[2152, 9693]].float())
+    held = [value for value in vars(model).values() if isinstance(value, torch.Tensor) and value.shape[0] > 10000]
+    assert len(held) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "word"),
+    [
+        ("gpu", "auto", "'gpu' is unknown"),
+        ("cuda", "auto", "finds none here"),
+        ("cpu", "float8", "'float8' is unknown"),
+    ],
+)
+def test_devices_and_dtypes_that_are_not_there(device: str, dtype: str, word: str) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(ModelError, match=word):
+        place(device, dtype)
+
+
+def test_float16_on_a_cpu_is_refused_with_the_reason() -> None:
+    with pytest.raises(ModelError, match="many times slower"):
+        place("cpu", "half")
+
+
+def test_rotary_keys_of_old_and_new_configs_read_alike() -> None:
+    old = Config({"rope_theta": 5e6, "rope_scaling": {"type": "default", "mrope_section": [1, 2]}}, "old")
+    new = Config({"rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [1, 2]}}, "new")
+    assert old.rotary() == new.rotary()
+    assert Config({"rope_theta": 10000, "rope_scaling": None}, "older").rope_theta() == 10000.0
