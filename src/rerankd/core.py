@@ -122,6 +122,7 @@ class RerankResult:
     `documents` is sorted by falling score (equal scores keep request order) and cut to `top_n`.
     `prompt_tokens` counts every document's whole prompt, as vLLM does; `computed_tokens` counts what the
     model was given after prefix sharing. `ignored` names request fields that the model has no use for.
+    `truncated` holds the indices of all documents that were cut to fit, those beyond `top_n` too.
     """
 
     documents: tuple[ScoredDocument, ...]
@@ -129,6 +130,7 @@ class RerankResult:
     computed_tokens: int
     query_truncated: bool = False
     ignored: tuple[str, ...] = ()
+    truncated: tuple[int, ...] = ()
 
     def in_request_order(self) -> tuple[ScoredDocument, ...]:
         """The documents by index."""

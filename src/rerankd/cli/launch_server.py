@@ -1,0 +1,75 @@
+"""`python -m rerankd.launch_server`: SGLang's command line."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rerankd.cli import options
+from rerankd.cli.options import DialectName, HubName, LogLevel
+from rerankd.cli.sglang_flags import SGLANG
+from rerankd.cli.start import Launch, start
+
+
+def launch_server(
+    ctx: typer.Context,
+    model_path: Annotated[
+        str | None,
+        typer.Option(
+            "--model-path",
+            "--model",
+            help="A folder, or an id on the hub. [default: the embedded model where its package is installed]",
+        ),
+    ] = None,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 30000,
+    served_model_name: options.Names = None,
+    dialect: options.DialectFlag = DialectName.sglang,
+    max_body_mb: options.MaxBody = 64.0,
+    log_level: Annotated[LogLevel, typer.Option(help="How much is logged.")] = (LogLevel.info),
+    revision: options.Revision = None,
+    hub: options.HubFlag = HubName.huggingface,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    context_length: Annotated[
+        int | None,
+        typer.Option(
+            parser=options.token_count, metavar="TOKENS", help="Tokens of one prompt. [default: the model's limit]"
+        ),
+    ] = None,
+    max_prefill_tokens: Annotated[
+        int | None,
+        typer.Option(parser=options.token_count, metavar="TOKENS", help="Tokens of one batch. [default: the device's]"),
+    ] = None,
+    json_model_override_args: Annotated[
+        dict[str, object] | None,
+        typer.Option(
+            parser=options.json_object, metavar="JSON", help="Entries laid over the model's config.json; seldom needed."
+        ),
+    ] = None,
+    chat_template: options.Template = None,
+    default_instruction: options.Instruction = None,
+) -> None:
+    """Serve a reranker over HTTP, with SGLang's flags and API."""
+    start(
+        Launch(
+            model=model_path,
+            names=tuple(served_model_name or ()),
+            host=host,
+            port=port,
+            dialect=dialect.value,
+            log_level=log_level.value,
+            max_body=int(max_body_mb * (1 << 20)),
+            revision=revision,
+            hub=hub.value,
+            device=device,
+            dtype=dtype,
+            max_model_len=context_length,
+            max_batch_tokens=max_prefill_tokens,
+            hf_overrides=json_model_override_args or {},
+            chat_template=chat_template,
+            default_instruction=default_instruction,
+        ),
+        list(SGLANG.judge(ctx.obj, model_path or "")),
+    )

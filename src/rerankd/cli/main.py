@@ -1,0 +1,68 @@
+"""The command `rerankd`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from rerankd.cli.launch_server import launch_server
+from rerankd.cli.options import peer_command
+from rerankd.cli.peer import UsageProblem
+from rerankd.cli.serve import serve
+from rerankd.cli.sglang_flags import SGLANG
+from rerankd.cli.vllm_flags import VLLM
+from rerankd.version import __version__
+
+
+def main() -> None:
+    """`rerankd ...`."""
+    _run(_rerankd())
+
+
+def main_launch_server() -> None:
+    """`python -m rerankd.launch_server ...`."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(cls=peer_command(SGLANG))(launch_server)
+    _run(app)
+
+
+def _rerankd() -> typer.Typer:
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+    @app.callback()
+    def rerankd(
+        version: Annotated[
+            bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        ] = False,
+    ) -> None:
+        """A rerank engine and server."""
+
+    app.command(cls=peer_command(VLLM))(serve)
+    # Its own parser reads what follows: the tools are heavy to import, and seldom wanted.
+    forwarded = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+    app.command(context_settings=forwarded)(bench)
+    return app
+
+
+def bench(ctx: typer.Context) -> None:
+    """Measure a rerank server, or the engine without one."""
+    from rerankd.cli.bench import app
+
+    app(args=ctx.args, prog_name="rerankd bench")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"rerankd {__version__}")
+        raise typer.Exit
+
+
+def _run(app: Callable[[], object]) -> None:
+    try:
+        app()
+    except UsageProblem as problem:
+        print(f"rerankd: error: {problem}", file=sys.stderr)
+        sys.exit(2)

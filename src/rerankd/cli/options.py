@@ -1,0 +1,105 @@
+"""Options that the commands share, and how their values are read."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from rerankd.cli.peer import Peer, Takes, sort_out
+
+
+class HubName(str, Enum):
+    """Where an id is looked up."""
+
+    huggingface = "huggingface"
+    modelscope = "modelscope"
+
+
+class DialectName(str, Enum):
+    """The dialects; `server.dialects` holds what they mean."""
+
+    vllm = "vllm"
+    sglang = "sglang"
+
+
+class LogLevel(str, Enum):
+    """uvicorn's log levels."""
+
+    critical = "critical"
+    error = "error"
+    warning = "warning"
+    info = "info"
+    debug = "debug"
+    trace = "trace"
+
+
+def peer_command(peer: Peer) -> type[TyperCommand]:
+    """A command that takes a peer's flags beside its own, and has them as `ctx.obj`, a list of `Given`."""
+
+    class PeerCommand(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            own: dict[str, Takes] = {
+                flag: "nothing" if getattr(param, "is_flag", False) else "values" if param.multiple else "value"
+                for param in self.get_params(ctx)
+                for flag in (*param.opts, *param.secondary_opts)
+                if flag.startswith("-")
+            }
+            args, ctx.obj = sort_out(args, own, peer)
+            return super().parse_args(ctx, args)
+
+    return PeerCommand
+
+
+def token_count(text: str) -> int | None:
+    """vLLM's human-readable integers: 4096, 4k (4,000), 4K (4,096), 25.6k; -1 or auto for the default."""
+    if text in ("auto", "-1"):
+        return None
+    scales = {"k": 1000, "K": 1 << 10, "m": 1000**2, "M": 1 << 20}
+    try:
+        count = float(text[:-1]) * scales[text[-1]] if text[-1:] in scales else int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number of tokens, such as 4096 or 8k") from None
+    if count < 1 or count != int(count):
+        raise typer.BadParameter(f"{text!r} is not a whole number of tokens, at least 1")
+    return int(count)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise typer.BadParameter(f"{text!r} is not a JSON object")
+    return value
+
+
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.")]
+Names = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--served-model-name",
+        metavar="NAME...",
+        help="What the model is called in requests and answers. [default: as it was given]",
+    ),
+]
+DialectFlag = Annotated[DialectName, typer.Option(help="Whose API is at the root; all are under /vllm and so on.")]
+MaxBody = Annotated[float, typer.Option("--max-body-mb", min=0.001, help="Megabytes of a request's body.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, npu, xpu, mps or auto.")]
+Dtype = Annotated[str, typer.Option(help="bfloat16, float32, float16 or auto.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on its hub.")]
+HubFlag = Annotated[HubName, typer.Option("--hub", help="Where a model's id is looked up.")]
+Template = Annotated[
+    str | None,
+    typer.Option(help="A Jinja file in place of the model's built-in prompt."),
+]
+Instruction = Annotated[
+    str | None,
+    typer.Option(help="For requests that bring none. [default: the model authors' own]"),
+]

@@ -1,0 +1,186 @@
+"""Flags of the programs that rerankd replaces: those without effect here, and those that cannot be had."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Literal
+
+from rerankd.core import RerankdError
+
+ALWAYS_SCORES = "rerankd does one thing, which is to score documents, and the checkpoint says how"
+OWN_TEMPLATES = "the model family's own prompt is built in, and --chat-template takes any other"
+NO_REMOTE_CODE = "no code from a checkpoint is ever run, and none is needed"
+NO_CACHE = "there is no KV cache: keys and values live for one layer"
+OWN_BATCHING = "documents of all requests are packed up to one token budget"
+OWN_MEMORY = "memory is what the weights and one batch need; nothing is reserved, swapped or put to sleep"
+OWN_KERNELS = "the device decides which kernels run"
+ONE_DEVICE = "one process drives one device, so there is nothing to spread or to balance"
+OWN_LOADING = "weights are read from safetensors or .bin files as they are"
+NO_LORA = "no adapters are loaded"
+NO_GENERATION = "nothing is generated or sampled: a document is scored in one pass"
+NO_MEDIA = "no pictures or videos are processed"
+OWN_WARM_UP = "the model is warmed up before the ready line, always"
+OWN_LOGS = "rerankd keeps its own logs and measurements"
+
+ONE_PROCESS = "one process drives one device; start one for each device, and a load balancer before them"
+NO_PLUGINS = "rerankd runs no code but its own; leave it out"
+NO_ADAPTERS = "adapters are not supported; merge the adapter into its model and serve the result"
+PLAIN_HTTP = "rerankd listens for plain HTTP on one TCP port; put a proxy before it, and leave it out"
+NO_AUTH = "rerankd does not authenticate clients; put a proxy that does before it, and leave it out"
+NO_QUANTIZATION = "rerankd runs weights in the dtype that --dtype says; leave it out"
+
+Takes = Literal["nothing", "value", "values"]
+
+
+class UsageProblem(RerankdError):
+    """A command line that cannot be carried out as it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Flags whose silent loss would change scores, safety or place: an error, unless their value asks for nothing.
+
+    names: as in `Peer.ignored`
+    why: the reason, and the way out
+    harmless: values that ask for nothing; `{model}` stands for the model that is served
+    """
+
+    names: str
+    why: str
+    harmless: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A flag of a peer on the command line. `value` is None for a switch, and `off` for one switched off."""
+
+    flag: str
+    name: str
+    value: str | None
+    off: bool = False
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A program whose command line is accepted here.
+
+    ignored: reason -> names without dashes: `name` is a switch, `name=` takes a value, `name=+` takes several
+    """
+
+    name: str
+    ignored: Mapping[str, str]
+    refused: tuple[Refused, ...]
+
+    @cached_property
+    def flags(self) -> dict[str, tuple[Takes, str | Refused]]:
+        """Name -> what it takes, and the reason why it has no effect or is refused."""
+        verdicts: list[tuple[str, str | Refused]] = [(names, reason) for reason, names in self.ignored.items()]
+        verdicts += [(refused.names, refused) for refused in self.refused]
+        takes: dict[str, Takes] = {"": "nothing", "=": "value", "=+": "values"}
+        return {
+            name.rstrip("=+"): (takes[name[len(name.rstrip("=+")) :]], verdict)
+            for names, verdict in verdicts
+            for name in names.split()
+        }
+
+    def judge(self, given: Sequence[Given], model: str) -> Iterator[str]:
+        """A line for each flag without effect. Raises UsageProblem for one that is refused."""
+        for one in given:
+            _, verdict = self.flags[one.name]
+            if isinstance(verdict, str):
+                yield f"{one.flag} is {self.name}'s and has no effect here: {verdict}."
+            elif not one.off and one.value not in [value.format(model=model) for value in verdict.harmless]:
+                shown = one.flag if one.value is None else f"{one.flag} {one.value}"
+                raise UsageProblem(f"{shown} cannot be had: {verdict.why}.")
+
+
+def sort_out(args: Sequence[str], own: Mapping[str, Takes], peer: Peer) -> tuple[list[str], list[Given]]:
+    """Split a command line into arguments for our own parser, and a peer's flags.
+
+    own: our flags with their dashes, and what they take. They come out as they are spelt there, whether they were
+        given with dashes or underscores, and one that takes several values is repeated for each of them.
+
+    Raises UsageProblem for a flag that is neither's, with the nearest ones that are.
+    """
+    left = list(args)
+    ours: list[str] = []
+    given: list[Given] = []
+    while left:
+        token = left.pop(0)
+        if token == "--":
+            return [*ours, token, *left], given
+        if not token.startswith("-") or token == "-":
+            ours.append(token)
+            continue
+        flag, equals, attached = token.partition("=")
+        dashes, spelt = _split(flag)
+        if dashes + spelt in own:
+            takes = own[dashes + spelt]
+            values = _values(takes, flag, attached if equals else None, left)
+            if takes == "nothing":
+                ours.append(dashes + spelt + equals + attached)
+            for value in values:
+                ours += [dashes + spelt, value]
+            continue
+        name, off = _peer_name(spelt, peer)
+        if name is None:
+            raise UsageProblem(_unknown(token, dashes + spelt, own, peer))
+        if spelt.startswith("O") and name == "O" and len(spelt) > 1:
+            given.append(Given(token, name, None))
+            continue
+        takes = peer.flags[name][0]
+        values = _values(takes, flag, attached if equals else None, left)
+        if takes == "nothing":
+            word = attached if equals else left.pop(0) if left and _is_boolean(left[0]) else ""
+            off = off != (word.lower() == "false")
+            given.append(Given(flag, name, None, off))
+        given += [Given(flag, name, value) for value in values]
+    return ours, given
+
+
+def _split(flag: str) -> tuple[str, str]:
+    dashes = "--" if flag.startswith("--") else "-"
+    return dashes, flag[len(dashes) :].replace("_", "-")
+
+
+def _peer_name(spelt: str, peer: Peer) -> tuple[str | None, bool]:
+    """The peer's flag that is meant, and whether it is switched off: `--no-x`, `--json.key` and `-O3` are forms."""
+    head = spelt.partition(".")[0]
+    if head in peer.flags:
+        return head, False
+    if head.startswith("no-") and peer.flags.get(head[3:], ("", ""))[0] == "nothing":
+        return head[3:], True
+    if re.fullmatch(r"O\d", head) and "O" in peer.flags:
+        return "O", False
+    return None, False
+
+
+def _values(takes: Takes, flag: str, attached: str | None, left: list[str]) -> list[str]:
+    if takes == "nothing":
+        return []
+    if attached is not None:
+        return [attached]
+    if not left:
+        raise UsageProblem(f"{flag} needs a value.")
+    values = [left.pop(0)]
+    while takes == "values" and left and not left[0].startswith("-"):
+        values.append(left.pop(0))
+    return values
+
+
+def _is_boolean(word: str) -> bool:
+    return word.lower() in ("true", "false")
+
+
+def _unknown(token: str, flag: str, own: Mapping[str, Takes], peer: Peer) -> str:
+    head = flag.partition(".")[0]
+    if head != flag and head in own:
+        return f"{token} is not supported; give {head} one JSON object."
+    near = get_close_matches(flag, own, n=2, cutoff=0.7)
+    near += get_close_matches(flag, [f"--{name}" for name in peer.flags], n=2, cutoff=0.8) if not near else []
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; see --help for those that there are."
+    return f"There is no flag {flag}{hint}"

@@ -1,0 +1,94 @@
+"""`rerankd serve`: vLLM's command line."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rerankd.cli import options
+from rerankd.cli.options import DialectName, HubName, LogLevel
+from rerankd.cli.start import Launch, start
+from rerankd.cli.vllm_flags import VLLM
+
+
+def serve(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder, or an id on the hub. [default: the embedded model where its package is installed]",
+        ),
+    ] = None,
+    model_flag: Annotated[str | None, typer.Option("--model", hidden=True)] = None,
+    host: options.Host = "127.0.0.1",
+    port: options.Port = 8000,
+    served_model_name: options.Names = None,
+    dialect: options.DialectFlag = DialectName.vllm,
+    max_body_mb: options.MaxBody = 64.0,
+    uvicorn_log_level: Annotated[
+        LogLevel,
+        typer.Option("--uvicorn-log-level", "--log-level", help="How much is logged."),
+    ] = LogLevel.info,
+    disable_uvicorn_access_log: Annotated[
+        bool,
+        typer.Option("--disable-uvicorn-access-log", help="Log no line a request."),
+    ] = False,
+    disable_fastapi_docs: Annotated[
+        bool,
+        typer.Option("--disable-fastapi-docs", help="No /docs, no /openapi.json."),
+    ] = False,
+    shutdown_timeout: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds that running requests have after Ctrl-C or SIGTERM."),
+    ] = 10.0,
+    revision: options.Revision = None,
+    hub: options.HubFlag = HubName.huggingface,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(
+            parser=options.token_count, metavar="TOKENS", help="Tokens of one prompt. [default: the model's limit]"
+        ),
+    ] = None,
+    max_num_batched_tokens: Annotated[
+        int | None,
+        typer.Option(parser=options.token_count, metavar="TOKENS", help="Tokens of one batch. [default: the device's]"),
+    ] = None,
+    hf_overrides: Annotated[
+        dict[str, object] | None,
+        typer.Option(
+            parser=options.json_object, metavar="JSON", help="Entries laid over the model's config.json; seldom needed."
+        ),
+    ] = None,
+    chat_template: options.Template = None,
+    default_instruction: options.Instruction = None,
+) -> None:
+    """Serve a reranker over HTTP, with vLLM's flags and API."""
+    chosen = model or model_flag
+    start(
+        Launch(
+            model=chosen,
+            names=tuple(served_model_name or ()),
+            host=host,
+            port=port,
+            dialect=dialect.value,
+            log_level=uvicorn_log_level.value,
+            max_body=int(max_body_mb * (1 << 20)),
+            access_log=not disable_uvicorn_access_log,
+            docs=not disable_fastapi_docs,
+            shutdown_timeout=shutdown_timeout,
+            revision=revision,
+            hub=hub.value,
+            device=device,
+            dtype=dtype,
+            max_model_len=max_model_len,
+            max_batch_tokens=max_num_batched_tokens,
+            hf_overrides=hf_overrides or {},
+            chat_template=chat_template,
+            default_instruction=default_instruction,
+        ),
+        list(VLLM.judge(ctx.obj, chosen or "")),
+    )

@@ -1,0 +1,140 @@
+"""From a command's options to a running server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import shlex
+import signal
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+from rerankd.cli.default_model import default_model
+from rerankd.core import RerankdError
+from rerankd.version import __version__
+
+if TYPE_CHECKING:
+    from rerankd.reranker import ModelInfo
+
+log = logging.getLogger("rerankd")
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What to serve, where and how. The fields from `revision` to `default_instruction` are `LoadOptions`' own.
+
+    model: None for the default one
+    names: what the model is called; empty for `model` itself
+    max_body: bytes
+    shutdown_timeout: seconds that running requests have after a signal
+    """
+
+    model: str | None
+    names: tuple[str, ...]
+    host: str
+    port: int
+    dialect: str
+    log_level: str
+    max_body: int
+    access_log: bool = True
+    docs: bool = True
+    shutdown_timeout: float = 10.0
+    revision: str | None = None
+    hub: Literal["huggingface", "modelscope"] = "huggingface"
+    device: str = "auto"
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_batch_tokens: int | None = None
+    hf_overrides: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
+    default_instruction: str | None = None
+
+
+def start(launch: Launch, notes: Iterable[str]) -> None:
+    """Serve until a signal ends it. An error that a user can act on is one line on stderr, and exit code 1.
+
+    notes: lines to log first
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        _start(launch, notes)
+    except RerankdError as error:
+        print(f"rerankd: error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _start(launch: Launch, notes: Iterable[str]) -> None:
+    from rerankd.server.run import Lifetime, bind, serve
+
+    logs = _logging(launch.log_level)
+    logging.config.dictConfig(logs)
+    for note in notes:
+        log.info("%s", note)
+    listener = bind(launch.host, launch.port)
+    with closing(listener):
+        model, names = launch.model, launch.names
+        if model is None:
+            choice = default_model()
+            model, names = choice.model, names or choice.names
+            print(choice.why, flush=True)
+
+        from rerankd.reranker import LoadOptions, Reranker
+        from rerankd.server.app import Settings, create_app
+
+        options = LoadOptions(
+            model=model,
+            revision=launch.revision,
+            hub=launch.hub,
+            device=launch.device,
+            dtype=launch.dtype,
+            max_model_len=launch.max_model_len,
+            max_batch_tokens=launch.max_batch_tokens,
+            hf_overrides=launch.hf_overrides,
+            chat_template=launch.chat_template,
+            default_instruction=launch.default_instruction,
+        )
+        with Reranker(options) as reranker:
+            settings = Settings(names or (model,), launch.dialect, launch.max_body, launch.docs)
+            app = create_app(reranker, settings)
+            url = _url(launch.host, listener.getsockname()[1])
+
+            def ready() -> None:
+                print(_ready(url, settings.names[0], reranker.info), flush=True)
+
+            lifetime = Lifetime(ready, reranker.close, launch.shutdown_timeout)
+            serve(app, listener, lifetime, logs, launch.access_log)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(0)
+
+
+def _url(host: str, port: int) -> str:
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def _ready(url: str, name: str, info: ModelInfo) -> str:
+    body = json.dumps({"query": "what is panda?", "documents": ["hi", "The giant panda is a bear."]})
+    return (
+        f"rerankd {__version__} is ready: {url} model={name} family={info.family} "
+        f"device={info.device} dtype={info.dtype}\n"
+        f"Try: curl {url}/v1/rerank -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    )
+
+
+def _logging(level: str) -> dict[str, Any]:
+    """uvicorn's own logging, with rerankd's beside it."""
+    from uvicorn.config import LOGGING_CONFIG
+
+    # uvicorn adds a level below DEBUG; logging itself has no name for it.
+    own, http = ("DEBUG", 5) if level == "trace" else (level.upper(), level.upper())
+    loggers = {name: {**values, "level": http} for name, values in LOGGING_CONFIG["loggers"].items()}
+    loggers["rerankd"] = {"handlers": ["default"], "level": own, "propagate": False}
+    return {**LOGGING_CONFIG, "loggers": loggers}

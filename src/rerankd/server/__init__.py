@@ -1,0 +1,1 @@
+"""rerankd behind HTTP: the ASGI app, its dialects, and the server that runs it."""

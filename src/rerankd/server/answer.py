@@ -1,0 +1,145 @@
+"""One call from its bytes to its answer, whatever its dialect."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import secrets
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from rerankd.core import EngineClosed, EngineError, InvalidRequest, RerankRequest, RerankResult
+from rerankd.server.body import read_json
+from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
+from rerankd.server.problems import Problem, checked
+
+log = logging.getLogger("rerankd")
+
+HEADER_LIMIT = 2000
+T = TypeVar("T")
+
+
+class Answers(Protocol):
+    """What the server needs of a `Reranker`."""
+
+    async def answer(self, request: RerankRequest) -> RerankResult:
+        """Score a request; cancelling the awaiting task drops what still waits."""
+        ...
+
+
+class Gone(Exception):
+    """The client hung up before its answer was there."""
+
+
+async def answer(
+    request: Request, dialect: Dialect, endpoint: Endpoint[Any], reranker: Answers, served: Served, max_body: int
+) -> Response:
+    """Read, parse, score and render one call; whatever goes wrong is an error in the dialect's shape."""
+    id = f"rerank-{secrets.token_hex(8)}"
+    call: Call[Any] | None = None
+    try:
+        call = endpoint.parse(checked(endpoint.body, await read_json(request, max_body)), served)
+        id = f"rerank-{request.headers.get('x-request-id') or call.id or secrets.token_hex(8)}"
+        results = await _while_connected(request, _all(reranker, call.requests))
+        content = endpoint.render(call, results, id, served)
+        return json_response(content, 200, _reports(call, results, id))
+    except Gone:
+        log.info("%s: the client hung up", id)
+        return Response(status_code=499)
+    except Problem as problem:
+        return refusal(dialect, problem)
+    except InvalidRequest as error:
+        return refusal(dialect, Problem(400, error.problem, call.word(error.field) if call else error.field))
+    except EngineClosed:
+        return refusal(dialect, Problem(503, "The server is shutting down; send the request again."))
+    except EngineError as error:
+        return refusal(dialect, Problem(500, str(error)))
+    except Exception:
+        log.exception("%s failed", id)
+        return refusal(dialect, Problem(500, f"The server failed on this request; its log says why, under {id}."))
+
+
+def refusal(dialect: Dialect, problem: Problem) -> Response:
+    """A problem in a dialect's shape."""
+    return json_response(dialect.render_error(problem), problem.status)
+
+
+def json_response(content: object, status: int, headers: dict[str, str] | None = None) -> Response:
+    """JSON as it goes over the wire."""
+    body = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return Response(body, status, headers, "application/json")
+
+
+async def _all(reranker: Answers, requests: Sequence[RerankRequest]) -> list[RerankResult]:
+    tasks = [asyncio.ensure_future(reranker.answer(request)) for request in requests]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`, but cancel it and raise Gone when the client hangs up first."""
+    working, hung_up = asyncio.ensure_future(work), asyncio.ensure_future(_hang_up(request))
+    try:
+        await asyncio.wait((working, hung_up), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Gone
+        return working.result()
+    finally:
+        working.cancel()
+        hung_up.cancel()
+        await asyncio.gather(working, hung_up, return_exceptions=True)
+
+
+async def _hang_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _reports(call: Call[Any], results: Sequence[RerankResult], id: str) -> dict[str, str]:
+    """Headers that say what was cut to fit and which fields had no effect."""
+    headers = {}
+    ignored = [*call.ignored, *(call.word(name) for result in results for name in result.ignored)]
+    if ignored:
+        headers["X-Rerankd-Ignored"] = _listed(ignored)
+        log.info("%s: no effect here: %s", id, headers["X-Rerankd-Ignored"])
+    if cut := [part for result in results for part in _truncated(result)]:
+        headers["X-Rerankd-Truncated"] = "; ".join(cut)
+        log.info("%s: cut to fit: %s", id, headers["X-Rerankd-Truncated"])
+    return headers
+
+
+def _truncated(result: RerankResult) -> Iterable[str]:
+    if result.query_truncated:
+        yield "query"
+    if result.truncated:
+        yield f"documents {_listed(_ranges(result.truncated))}"
+
+
+def _ranges(numbers: Sequence[int]) -> list[str]:
+    """[0, 1, 2, 5] as ["0-2", "5"]."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ["-".join(map(str, run)) for run in runs]
+
+
+def _listed(items: Sequence[str]) -> str:
+    """Items as a header's value: in ASCII, and no longer than a proxy passes on."""
+    text = ""
+    for place, item in enumerate(items):
+        printable = item if re.fullmatch(r"[\w.\[\]-]+", item, re.ASCII) else json.dumps(item)
+        if len(text) + len(printable) > HEADER_LIMIT:
+            return f"{text}, and {len(items) - place} more".removeprefix(", ")
+        text += f"{', ' if text else ''}{printable}"
+    return text

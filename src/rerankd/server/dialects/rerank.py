@@ -1,0 +1,111 @@
+"""The rerank body that vLLM's and SGLang's APIs share, and the request it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from pydantic import Field
+
+from rerankd.core import RerankRequest, Truncation
+from rerankd.server.dialects.base import Call, Served
+from rerankd.server.dialects.contents import ContentBody, Open, to_content, unknown_fields
+from rerankd.server.problems import Problem
+
+INSTRUCTION = ("instruct", "instruction")
+Body = TypeVar("Body", bound="RerankBody")
+
+
+class RerankBody(Open):
+    """One query, and what both systems let a client say of it. Documents and `top_n` are the dialect's own."""
+
+    model: str | None = Field(None, description="the name of the model, as in /v1/models.", examples=[None])
+    query: ContentBody = Field(
+        description="the text to rank documents by, or a list of content parts.", examples=["what is panda?"]
+    )
+    instruct: str | None = Field(
+        None, description="what makes a document relevant; for models that take an instruction.", examples=[None]
+    )
+    instruction: str | None = Field(None, description="another name of `instruct`.", examples=[None])
+    truncation: bool = Field(
+        True, description="whether what does not fit is cut (the answer says what was); false makes it an error."
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        description="the most tokens of a whole prompt, template included; -1 for the model's own limit.",
+        examples=[-1],
+    )
+    max_tokens_per_doc: int | None = Field(
+        None, ge=0, description="the most tokens of a document; 0 for no such limit.", examples=[0]
+    )
+    max_tokens_per_query: int | None = Field(
+        None, ge=0, description="the most tokens of the query; 0 for no such limit.", examples=[0]
+    )
+    use_activation: bool | None = Field(
+        None, description="false for the model's logits in place of scores.", examples=[None]
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="an object; `instruction` or `instruct` in it is read, before the fields of that name."
+    )
+    user: str | None = Field(None, description="a name for the caller's own records.", examples=[None])
+    request_id: str | None = Field(None, description="an id for the answer, in place of a random one.", examples=[None])
+
+    def call(
+        self: Body, documents: Sequence[ContentBody], top_n: int | None, served: Served, ignored: Iterable[str]
+    ) -> Call[Body]:
+        """The call that this body stands for; to `ignored` come the fields of this class without effect.
+
+        Raises Problem for no documents, for limits that cannot hold and for two instructions that differ.
+        """
+        if not documents:
+            raise Problem(400, "must hold at least one document.", "documents")
+        word, instruction = self._instruction()
+        request = RerankRequest(
+            query=to_content(self.query),
+            documents=tuple(to_content(document) for document in documents),
+            instruction=instruction,
+            top_n=min(top_n, len(documents)) if top_n else None,
+            truncation=Truncation(
+                max_tokens=self._max_tokens(served.info.max_model_len),
+                max_tokens_per_doc=self.max_tokens_per_doc or None,
+                max_tokens_per_query=self.max_tokens_per_query or None,
+                allowed=self.truncation,
+            ),
+            activation=self.use_activation is not False,
+        )
+        without_effect = (*ignored, *self._without_effect(documents))
+        return Call(self, (request,), without_effect, self.request_id, {"instruction": word})
+
+    def _without_effect(self, documents: Sequence[ContentBody]) -> Iterator[str]:
+        yield from self.unknown()
+        yield from unknown_fields(self.query, "query")
+        for index, document in enumerate(documents):
+            if not isinstance(document, str):
+                yield from unknown_fields(document, f"documents[{index}]")
+        for name in self.chat_template_kwargs or ():
+            if name not in INSTRUCTION:
+                yield f"chat_template_kwargs.{name}"
+
+    def _instruction(self) -> tuple[str, str | None]:
+        """The instruction, and the field that it came in. As in vLLM, `chat_template_kwargs` goes first."""
+        for place, given in (("chat_template_kwargs.", self.chat_template_kwargs or {}), ("", self.__dict__)):
+            told = {place + name: given[name] for name in INSTRUCTION if given.get(name) is not None}
+            for word, text in told.items():
+                if not isinstance(text, str):
+                    raise Problem(400, "must be a string.", word)
+            if len(set(told.values())) > 1:
+                raise Problem(400, f"differs from `{place}instruction`; give one of them.", f"{place}instruct")
+            if told:
+                return next(iter(told.items()))
+        return "instruction", None
+
+    def _max_tokens(self, limit: int) -> int | None:
+        asked = self.truncate_prompt_tokens
+        if asked is None or asked == -1:
+            return None
+        if not 0 < asked <= limit:
+            raise Problem(
+                400, f"must be -1 or between 1 and {limit}, this model's limit, not {asked}.", "truncate_prompt_tokens"
+            )
+        return asked

@@ -1,0 +1,104 @@
+"""SGLang's rerank API, as of SGLang 0.5.23 (`sglang/srt/entrypoints/openai/protocol.py`, `serving_rerank.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from rerankd.core import RerankResult
+from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
+from rerankd.server.dialects.contents import ContentBody, from_content
+from rerankd.server.dialects.rerank import RerankBody
+from rerankd.server.problems import Problem
+
+
+class SglangRerankBody(RerankBody):
+    """SGLang's rerank request."""
+
+    documents: list[ContentBody] = Field(
+        description="the list of documents to rank: strings, or lists of content parts.",
+        examples=[["The giant panda is a bear.", "hi"]],
+    )
+    top_n: int | None = Field(None, ge=1, description="the most results; none for all of them.", examples=[None])
+    return_documents: bool = Field(True, description="whether a result carries its document.")
+
+
+class SglangMeta(BaseModel):
+    """What is known of one document's scoring."""
+
+    id: str
+    prompt_tokens: int = Field(description="tokens of the document's whole prompt")
+    truncated: bool = Field(description="whether the document, or the query, was cut to fit")
+
+
+class SglangResult(BaseModel):
+    """One document's score; `document` is left out where `return_documents` is false."""
+
+    score: float
+    document: str | list[dict[str, Any]] | None = None
+    index: int = Field(description="the document's place in the request")
+    meta_info: SglangMeta
+
+
+class SglangError(BaseModel):
+    """SGLang's error body."""
+
+    object: str = "error"
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+def _parse(body: SglangRerankBody, served: Served) -> Call[SglangRerankBody]:
+    # SGLang reads no model name: its own client says Qwen3-Reranker-0.6B to a server of Qwen/Qwen3-Reranker-0.6B.
+    known = {alias for name in served.names for alias in (name, name.rpartition("/")[2])}
+    return body.call(body.documents, body.top_n, served, ["model"] if body.model and body.model not in known else [])
+
+
+def _render(call: Call[SglangRerankBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
+    (result,), (request,) = results, call.requests
+    ranked: list[dict[str, Any]] = []
+    for document in result.documents:
+        one: dict[str, Any] = {"score": document.score}
+        if call.body.return_documents:
+            given = call.body.documents[document.index]
+            one["document"] = given if isinstance(given, str) else from_content(request.documents[document.index])
+        one["index"] = document.index
+        one["meta_info"] = {
+            "id": id,
+            "prompt_tokens": document.prompt_tokens,
+            "truncated": document.truncated or result.query_truncated,
+        }
+        ranked.append(one)
+    return ranked
+
+
+def _render_error(problem: Problem) -> object:
+    return {
+        "object": "error",
+        "message": str(problem),
+        "type": HTTPStatus(problem.status).phrase,
+        "param": problem.field,
+        "code": problem.status,
+    }
+
+
+SGLANG = Dialect(
+    name="sglang",
+    endpoints=(
+        Endpoint(
+            paths=("/v1/rerank", "/rerank"),
+            summary="Rank documents by their relevance to a query (SGLang)",
+            body=SglangRerankBody,
+            reply=list[SglangResult],
+            parse=_parse,
+            render=_render,
+        ),
+    ),
+    error=SglangError,
+    render_error=_render_error,
+)

@@ -1,0 +1,51 @@
+"""What goes wrong with a call, before a dialect gives it its own shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from rerankd.core import RerankdError
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+class Problem(RerankdError):
+    """A call that gets an error for an answer.
+
+    status: the HTTP status
+    field: the offending field in the caller's words, None where no field is to blame
+    """
+
+    def __init__(self, status: int, message: str, field: str | None = None) -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.status = status
+        self.field = field
+
+
+def checked(body: type[Body], sent: Mapping[str, Any]) -> Body:
+    """`sent` as a `body`. Raises a 400 `Problem` that names the first bad field and says what it takes."""
+    try:
+        return body.model_validate(sent)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = _path(first["loc"])
+        field = body.model_fields.get(where)
+        wanted = f" `{where}` is {field.description}" if field and field.description else ""
+        problem = "is required." if first["type"] == "missing" else _sentence(first["msg"])
+        raise Problem(400, problem + wanted, where) from None
+
+
+def _sentence(message: str) -> str:
+    return message.removeprefix("Value error, ").rstrip(".") + "."
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    path = ""
+    for step in location:
+        if isinstance(step, str) and step.startswith("<"):
+            continue  # a union's tag, see dialects/contents.py
+        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
+    return path or "body"

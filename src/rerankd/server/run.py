@@ -1,0 +1,104 @@
+"""A socket, and the HTTP server that runs an app on it until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from rerankd.core import RerankdError
+
+BACKSTOP_SECONDS = 5
+
+
+class ListenError(RerankdError):
+    """The address cannot be listened on; `str()` of it says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """What surrounds serving.
+
+    ready: called once requests are taken
+    close: fails the requests that still wait; may block
+    grace: seconds that running requests have at the end before `close` is called
+    """
+
+    ready: Callable[[], None]
+    close: Callable[[], None]
+    grace: float
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to an address, not yet listening: until it listens, clients are refused. Raises ListenError.
+
+    port: 0 for one that the system picks
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (socket.gaierror, UnicodeError):
+        raise ListenError(f"Cannot listen on {host!r}: there is no such host; choose one with --host.") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise _explained(error, host, port) from None
+    return listener
+
+
+def serve(app: FastAPI, listener: socket.socket, lifetime: Lifetime, log_config: dict[str, Any], access: bool) -> None:
+    """Run `app` until SIGINT or SIGTERM; running requests are answered, or refused after the grace period.
+
+    The signal is raised again at the end, for the handler that was there before. Raises ListenError.
+    """
+    config = uvicorn.Config(
+        app,
+        log_config=log_config,
+        access_log=access,
+        lifespan="off",
+        ws="none",
+        timeout_graceful_shutdown=int(lifetime.grace) + BACKSTOP_SECONDS,
+    )
+    try:
+        _Server(config, lifetime).run(sockets=[listener])
+    except OSError as error:
+        host, port = listener.getsockname()[:2]
+        raise _explained(error, host, port) from None
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, lifetime: Lifetime) -> None:
+        super().__init__(config)
+        self._lifetime = lifetime
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._lifetime.ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        refusal = loop.call_later(self._lifetime.grace, lambda: loop.run_in_executor(None, self._lifetime.close))
+        await super().shutdown(sockets)
+        refusal.cancel()
+
+
+def _explained(error: OSError, host: str, port: int) -> ListenError:
+    if error.errno == errno.EADDRINUSE:
+        why = "another program listens there; stop it, or choose another port with --port"
+    elif error.errno == errno.EACCES:
+        why = "this user may not; choose a port above 1023 with --port"
+    elif error.errno == errno.EADDRNOTAVAIL:
+        why = "this machine has no such address; choose one with --host"
+    else:
+        why = error.strerror or str(error)
+    return ListenError(f"Cannot listen on {host}:{port}: {why}.")

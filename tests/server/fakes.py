@@ -1,0 +1,112 @@
+"""A reranker without a model, and a server around any reranker, for tests of what lies above the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from rerankd.core import (
+    Content,
+    InvalidRequest,
+    RerankRequest,
+    RerankResult,
+    ScoredDocument,
+    Text,
+)
+from rerankd.reranker import ModelInfo
+from rerankd.server.app import Serves, Settings, create_app
+from rerankd.server.run import bind
+
+MODEL = "example/reranker"
+INFO = ModelInfo(
+    model=MODEL,
+    path=Path("/nowhere"),
+    architecture="FakeForSequenceClassification",
+    family="cross-encoder",
+    device="cpu",
+    dtype="float32",
+    max_model_len=512,
+    takes_instruction=False,
+)
+
+
+def words(content: Content) -> list[str]:
+    return " ".join(part.text for part in content if isinstance(part, Text)).split()
+
+
+def fake_score(query: Content, document: Content) -> float:
+    """A score that any change of either text changes."""
+    digest = hashlib.sha256(repr((query, document)).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+class FakeReranker:
+    """Scores by hash, counts words for tokens, cuts documents to `max_tokens` words, and reads no media.
+
+    A query of "wait" is answered once `gate` is set; `cancelled` counts calls that were cancelled.
+    """
+
+    def __init__(self) -> None:
+        self.info = INFO
+        self.gate = threading.Event()
+        self.waiting = threading.Event()
+        self.cancelled = 0
+        self.requests: list[RerankRequest] = []
+
+    async def answer(self, request: RerankRequest) -> RerankResult:
+        self.requests.append(request)
+        if words(request.query) == ["wait"]:
+            await self._wait()
+        if words(request.query) == ["break"]:
+            raise RuntimeError("a secret of the engine room")
+        limit = request.truncation.max_tokens or INFO.max_model_len
+        scored = []
+        for index, document in enumerate(request.documents):
+            if not all(isinstance(part, Text) for part in document):
+                raise InvalidRequest(f"documents[{index}]", "this model reads text only")
+            length = len(words(document))
+            if length > limit and not request.truncation.allowed:
+                raise InvalidRequest(f"documents[{index}]", f"is {length} tokens long, the limit is {limit}")
+            score = fake_score(request.query, document)
+            scored.append(ScoredDocument(index, score, min(length, limit), length > limit))
+        scored.sort(key=lambda one: -one.score)
+        return RerankResult(
+            documents=tuple(scored[: request.top_n]),
+            prompt_tokens=sum(one.prompt_tokens for one in scored),
+            computed_tokens=0,
+            query_truncated=len(words(request.query)) > limit,
+            ignored=("instruction",) if request.instruction else (),
+            truncated=tuple(sorted(one.index for one in scored if one.truncated)),
+        )
+
+    async def _wait(self) -> None:
+        self.waiting.set()
+        try:
+            while not self.gate.is_set():
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+@contextmanager
+def running(reranker: Serves, settings: Settings) -> Iterator[str]:
+    """The base URL of a server on a port that the system picked."""
+    listener = bind("127.0.0.1", 0)
+    listener.listen()  # clients wait for the server instead of being refused
+    config = uvicorn.Config(create_app(reranker, settings), log_level="warning", lifespan="off", ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()

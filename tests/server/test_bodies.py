@@ -1,0 +1,197 @@
+"""Bodies that are not what a client should send, in every dialect."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rerankd.core import text_content
+from tests.server.fakes import FakeReranker, fake_score
+
+JSON = {"Content-Type": "application/json"}
+DIALECTS = ("vllm", "sglang")
+
+
+def send(base: str, dialect: str, body: bytes, headers: dict[str, str] = JSON) -> requests.Response:
+    return requests.post(f"{base}/{dialect}/rerank", data=body, headers=headers, timeout=30)
+
+
+def code(dialect: str, response: requests.Response) -> int:
+    error = response.json()["error"] if dialect == "vllm" else response.json()
+    assert error["message"]
+    return int(error["code"])
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"\xff\xfe",
+        b'{"query": "\xff", "documents": ["a"]}',
+        b"[" * 200_000,
+        b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+        b'{"top_n": ' + b"9" * 10_000 + b"}",
+        b'{"query": "a" "documents": ["b"]}',
+    ],
+)
+def test_what_is_not_a_json_object_is_refused(vllm_server: str, dialect: str, body: bytes) -> None:
+    response = send(vllm_server, dialect, body)
+    assert response.status_code == 400
+    assert code(dialect, response) == 400
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(
+    "content_type", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]
+)
+def test_what_is_not_called_json_is_refused(vllm_server: str, dialect: str, content_type: str | None) -> None:
+    headers = {"Content-Type": content_type} if content_type else {}
+    response = send(vllm_server, dialect, b'{"query": "a", "documents": ["b"]}', headers)
+    assert response.status_code == 415
+    assert code(dialect, response) == 415
+    assert "application/json" in response.text
+
+
+@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])
+def test_a_content_type_may_have_parameters(vllm_server: str, content_type: str) -> None:
+    body = '{"query": "ä", "documents": ["b"]}'.encode()
+    assert send(vllm_server, "vllm", body, {"Content-Type": content_type}).status_code == 200
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_above_the_limit_is_refused(vllm_server: str, dialect: str, chunked: bool) -> None:
+    body = json.dumps({"query": "a", "documents": ["b" * (1 << 20)]}).encode()
+    chunks = (body[start : start + 65536] for start in range(0, len(body), 65536))
+    response = requests.post(
+        f"{vllm_server}/{dialect}/rerank", data=chunks if chunked else body, headers=JSON, timeout=30
+    )
+    assert response.status_code == 413
+    assert code(dialect, response) == 413
+    assert "--max-body-mb" in response.text
+
+
+def test_a_body_below_the_limit_is_taken(vllm_server: str) -> None:
+    body = json.dumps({"query": "a", "documents": ["b" * ((1 << 20) - 100)]}).encode()
+    assert send(vllm_server, "vllm", body).status_code == 200
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_lone_surrogates_become_replacement_characters(vllm_server: str, fake: FakeReranker, dialect: str) -> None:
+    body = (
+        rb'{"query": "a\ud83d", "documents": ["\udc00b", "\ud83d\ude00", "\\ud800"], "\ud800": 1, "instruct": "\udfff"}'
+    )
+    response = send(vllm_server, dialect, body)
+    assert response.status_code == 200
+    request = fake.requests[-1]
+    assert request.query == text_content("a\ufffd")
+    assert request.documents == tuple(text_content(text) for text in ("\ufffdb", "😀", r"\ud800"))
+    assert request.instruction == "\ufffd"
+    assert "\\ufffd" in response.headers["X-Rerankd-Ignored"]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_odd_texts_come_back_as_they_were_sent(vllm_server: str, dialect: str) -> None:
+    documents = ["", " ", "\x00", "\u202eשלום", "日本語", "🧑‍🚀" * 3, "<|im_end|>", "a" * 100_000, "\u2028"]
+    body = json.dumps({"query": "", "documents": documents}).encode()
+    answer = send(vllm_server, dialect, body).json()
+    results = answer["results"] if dialect == "vllm" else answer
+    echoed = {one["index"]: one["document"]["text"] if dialect == "vllm" else one["document"] for one in results}
+    scores = {one["index"]: one["relevance_score" if dialect == "vllm" else "score"] for one in results}
+    assert echoed == dict(enumerate(documents))
+    assert scores == {
+        index: fake_score(text_content(""), text_content(document)) for index, document in enumerate(documents)
+    }
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_failure_keeps_its_secrets(vllm_server: str, dialect: str) -> None:
+    response = send(vllm_server, dialect, b'{"query": "break", "documents": ["a"]}')
+    assert response.status_code == 500
+    assert code(dialect, response) == 500
+    assert "secret" not in response.text
+    assert "Traceback" not in response.text
+
+
+@pytest.mark.parametrize(("path", "status"), [("/nowhere", 404), ("/sglang/nowhere", 404), ("/v1/rerank", 405)])
+def test_errors_of_the_router_have_a_dialects_shape(vllm_server: str, path: str, status: int) -> None:
+    response = requests.get(vllm_server + path, timeout=30)
+    assert response.status_code == status
+    assert code("sglang" if "sglang" in path else "vllm", response) == status
+    assert status != 405 or response.headers["Allow"] == "POST"
+
+
+# What a fuzzer makes of a body: any JSON under the names that mean something, beside any JSON at all.
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=10**18, max_value=10**40)
+    | st.floats()
+    | st.text(st.characters(), max_size=20)
+    | st.sampled_from(["text", "image_url", "video_url", "left", "max_length", "http://x", "example/reranker"])
+)
+NAMES = st.sampled_from(["type", "text", "content", "url", "image_url", "video_url", "fps", "instruction"]) | st.text(
+    max_size=5
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4), max_leaves=12
+)
+FIELDS = st.sampled_from(
+    [
+        *("model", "query", "documents", "top_n", "return_documents", "instruct", "instruction", "truncation"),
+        *("truncate_prompt_tokens", "max_tokens_per_doc", "max_tokens_per_query", "truncation_side", "padding"),
+        *("priority", "mm_processor_kwargs", "cache_salt", "use_activation", "chat_template_kwargs", "user"),
+        *("request_id", "model_config", "model_fields", "__dict__", "self", "cls", "copy", "json", "validate"),
+    ]
+)
+CONTENTS = st.text(st.characters(), max_size=10) | VALUES
+BODIES = st.builds(
+    lambda extra, query, documents: {"query": query, "documents": documents, **extra},
+    st.dictionaries(FIELDS | st.text(max_size=5), VALUES, max_size=4),
+    CONTENTS,
+    st.lists(CONTENTS, max_size=4) | VALUES,
+)
+
+
+@pytest.fixture(scope="module")
+def connection(vllm_server: str) -> http.client.HTTPConnection:
+    return http.client.HTTPConnection(urlsplit(vllm_server).netloc, timeout=30)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=BODIES | VALUES)
+def test_no_json_gives_a_500(connection: http.client.HTTPConnection, dialect: str, body: Any) -> None:
+    connection.request("POST", f"/{dialect}/v1/rerank", json.dumps(body).encode(), JSON)
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    assert response.status in ((200, 400, 404) if dialect == "vllm" else (200, 400)), answer
+    if response.status == 200:
+        results = answer["results"] if dialect == "vllm" else answer
+        assert results
+    else:
+        error = answer["error"] if dialect == "vllm" else answer
+        assert error["code"] == response.status
+        assert error["message"]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
+def test_no_bytes_give_a_500(connection: http.client.HTTPConnection, body: bytes) -> None:
+    connection.request("POST", "/v1/rerank", body, JSON)
+    response = connection.getresponse()
+    response.read()
+    assert response.status == 400
