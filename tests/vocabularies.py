@@ -114,12 +114,14 @@ def corpus() -> list[str]:
 
 @cache
 def xlm_roberta() -> str:
-    """A Unigram tokenizer with XLM-R's special ids and its pair template `<s> q </s></s> d </s>`."""
+    """A Unigram tokenizer with XLM-R's special ids and its pair template `<s> q </s></s> d </s>`.
+
+    It lacks XLM-R's character map, which only sentencepiece can train.
+    """
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Nmt(), normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
     specials = ["<s>", "<pad>", "</s>", "<unk>"]
     trainer = trainers.UnigramTrainer(
