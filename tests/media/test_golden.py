@@ -32,9 +32,7 @@ def test_images_are_the_reference_to_the_bit(name: str) -> None:
     assert hashlib.sha256(values.numpy()).hexdigest() == GOLDEN["images"][name]["sha256"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [("lists", name) for name in LISTS] + [("files", name) for name in FILES]
-)
+@pytest.mark.parametrize(("kind", "name"), [("lists", name) for name in LISTS] + [("files", name) for name in FILES])
 def test_videos_are_the_reference_within_one_level(kind: str, name: str) -> None:
     part = Video(frames(name)) if kind == "lists" else Video(str(FOLDER / name), **FILES[name])
     visual = shown(part)

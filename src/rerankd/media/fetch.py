@@ -165,6 +165,8 @@ class Fetcher:
                 if length.isdigit() and int(length) > max_bytes:
                     raise over_bytes(max_bytes)
                 return await _body(response, answered.get("content-encoding", ""), max_bytes), None
+        except httpcore.ConnectError as error:  # plain connections have errors of their own
+            raise BadMedia(f"no secure connection to {url.host!r} ({error})") from error
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
             raise BadMedia(f"the URL's server broke off or spoke no proper HTTP ({error})") from error
 

@@ -177,7 +177,7 @@ def _to_array(frame: VideoFrame, limits: Limits) -> Pixels:
     limits.check_pixels(frame.width, frame.height)
     if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
         layered = PIL.Image.fromarray(frame.to_ndarray(format="rgba"))
-        pixels = np.asarray(to_rgb(layered, limits))
+        pixels = np.array(to_rgb(layered, limits))
     else:
         pixels = frame.to_ndarray(format="rgb24")
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))

@@ -14,6 +14,7 @@ a hash of the values is kept, of a video every 17th row and column of its 8-bit 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -24,6 +25,7 @@ os.environ["FORCE_QWENVL_VIDEO_READER"] = "decord"
 import numpy as np
 import torch
 from qwen_vl_utils import process_vision_info
+from qwen_vl_utils.vision_process import smart_nframes, smart_resize
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
@@ -76,6 +78,11 @@ def of_video(part: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray[Any, Any]
     return told, video[:, :, ::STRIDE, ::STRIDE].to(torch.uint8).numpy()
 
 
+def of_sampling(total: int, rate: float, fps: float, max_frames: int) -> list[int]:
+    count = smart_nframes({"fps": fps, "max_frames": max_frames}, total_frames=total, video_fps=rate)
+    return torch.linspace(0, total - 1, count).round().long().tolist()
+
+
 def main() -> None:
     write_files()
     golden: dict[str, dict[str, Any]] = {"images": {}, "lists": {}, "files": {}}
@@ -91,7 +98,17 @@ def main() -> None:
     for name, more in FILES.items():
         part = {"video": f"{FOLDER / name}", "fps": 1, "max_frames": 64, **more}
         golden["files"][name], arrays[f"files/{name}"] = of_video(part)
-    (FOLDER / "golden.json").write_text(json.dumps(golden, indent=1) + "\n")
+    golden["sampling"] = {
+        " ".join(map(str, case)): of_sampling(*case)
+        for case in itertools.product((2, 3, 5, 29, 300, 17_983), (7.5, 29.97002997, 60), (0.3, 1, 4), (4, 9, 64))
+    }
+    golden["sizes"] = {
+        f"{height} {width} {low} {high}": smart_resize(height, width, 32, low * TOKEN, high * TOKEN)
+        for height, width in itertools.product((1, 15, 16, 17, 48, 80, 500, 1079, 4001), repeat=2)
+        for low, high in ((4, 1800), (128, 230.4), (256, 256))
+        if max(height, width) <= 200 * min(height, width)
+    }
+    (FOLDER / "golden.json").write_text(json.dumps(golden) + "\n")
     np.savez_compressed(FOLDER / "golden.npz", **arrays)
 
 

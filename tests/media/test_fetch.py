@@ -1,0 +1,396 @@
+from __future__ import annotations
+
+import asyncio
+import gzip
+import socket
+import ssl
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+import httpcore
+import pytest
+import trustme
+
+from rerankd.media.fetch import Fetcher, Resolve, default_tls, system_resolve
+from rerankd.media.limits import BadMedia, Limits
+from tests.media.servers import Server, ok, serving, to
+
+PUBLIC = "93.184.216.34"
+OTHER_PUBLIC = "8.8.8.8"
+
+
+def resolver(**answers: Sequence[str]) -> Resolve:
+    """Names, written with _ for a dot, and the addresses that each look-up gives; lists go look-up by look-up."""
+    left = {name.replace("_", "."): list(addresses) for name, addresses in answers.items()}
+
+    async def resolve(host: str, port: int) -> list[str]:
+        if host not in left:
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        now = left[host][0] if len(left[host]) == 1 else left[host].pop(0)
+        return now.split()
+
+    return resolve
+
+
+def fetch(
+    url: str,
+    *,
+    max_bytes: int = 1 << 20,
+    limits: Limits | None = None,
+    tls: ssl.SSLContext | None = None,
+    allow_private: bool = True,
+    resolve: Resolve = system_resolve,
+) -> bytes:
+    async def run() -> bytes:
+        async with Fetcher(limits or Limits(), tls or default_tls(), allow_private, resolve) as fetcher:
+            return await fetcher.get(url, max_bytes)
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as running:
+        running.answers["/a.png"] = ok(b"picture")
+        yield running
+
+
+@pytest.fixture
+def internet(server: Server, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every address leads to the local server; the list says which were dialled."""
+    dialled: list[str] = []
+    connect = httpcore.AnyIOBackend.connect_tcp
+
+    async def dial(
+        self: httpcore.AnyIOBackend,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        dialled.append(host)
+        return await connect(self, "127.0.0.1", server.port, timeout)
+
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", dial)
+    return dialled
+
+
+def test_a_body_is_fetched_with_plain_headers(server: Server) -> None:
+    assert fetch(server.url("/a.png")) == b"picture"
+    (seen,) = server.seen
+    assert seen.headers["host"] == f"127.0.0.1:{server.port}"
+    assert seen.headers["accept-encoding"] == "identity"
+    assert seen.headers["user-agent"].startswith("rerankd/")
+    assert not {"cookie", "authorization"} & set(seen.headers)
+
+
+def test_the_query_is_sent_and_the_fragment_is_not(server: Server) -> None:
+    server.answers["/a.png?size=2&name=%C3%A9"] = ok(b"second")
+    assert fetch(server.url("/a.png?size=2&name=é#top")) == b"second"
+
+
+def test_proxies_of_the_environment_are_not_used(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert fetch(server.url("/a.png")) == b"picture"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "0.0.0.0",
+        "2130706433",
+        "0x7f.1",
+        "127.1",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+    ],
+)
+def test_this_machine_is_out_of_reach_by_any_name(server: Server, host: str) -> None:
+    with pytest.raises(BadMedia, match=r"not on the public internet|has no address"):
+        fetch(server.url("/a.png", host), allow_private=False)
+    assert server.seen == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "10.0.0.1",
+        "172.16.0.1",
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.100.100.200",
+        "224.0.0.1",
+        "240.0.0.1",
+        "fd00:ec2::254",
+        "fe80::1%lo",
+        "ff02::1",
+        f"{PUBLIC} 127.0.0.1",
+        f"{PUBLIC} ::ffff:10.0.0.1",
+    ],
+)
+def test_a_name_that_leads_inside_is_refused(internet: list[str], server: Server, address: str) -> None:
+    with pytest.raises(BadMedia, match=r"'pictures\.test' is not on the public internet") as caught:
+        fetch("http://pictures.test/a.png", allow_private=False, resolve=resolver(pictures_test=[address]))
+    assert internet == []
+    assert address.split()[-1] not in str(caught.value), "an error is no oracle for internal addresses"
+
+
+def test_a_public_name_is_dialled_by_the_checked_address(internet: list[str], server: Server) -> None:
+    resolve = resolver(pictures_test=[PUBLIC, "127.0.0.1"])
+    assert fetch("http://pictures.test/a.png", allow_private=False, resolve=resolve) == b"picture"
+    assert internet == [PUBLIC], "one look-up, and no other address than the one that was checked"
+    assert server.seen[0].headers["host"] == "pictures.test"
+
+
+def test_a_name_that_changes_between_two_hops_is_checked_again(internet: list[str], server: Server) -> None:
+    server.answers["/hop"] = to("/a.png")
+    resolve = resolver(pictures_test=[PUBLIC, "127.0.0.1"])
+    with pytest.raises(BadMedia, match="not on the public internet"):
+        fetch("http://pictures.test/hop", allow_private=False, resolve=resolve)
+    assert internet == [PUBLIC]
+
+
+@pytest.mark.parametrize("inside", ["http://127.0.0.1/a.png", "http://inside.test/a.png", "//[::1]/a.png"])
+def test_a_redirect_inside_is_refused(internet: list[str], server: Server, inside: str) -> None:
+    server.answers["/hop"] = to(inside)
+    resolve = resolver(
+        **{"pictures_test": [PUBLIC], "inside_test": ["10.1.2.3"], "127_0_0_1": ["127.0.0.1"], "::1": ["::1"]}
+    )
+    with pytest.raises(BadMedia, match="not on the public internet"):
+        fetch("http://pictures.test/hop", allow_private=False, resolve=resolve)
+    assert internet == [PUBLIC]
+
+
+def test_the_next_address_is_tried(server: Server) -> None:
+    resolve = resolver(pictures_test=["127.0.0.2 127.0.0.1"])  # nothing listens on the first
+    assert fetch(server.url("/a.png", "pictures.test"), resolve=resolve) == b"picture"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_followed(server: Server, status: int) -> None:
+    server.answers["/one"] = to("/two?x=1", status)
+    server.answers["/two?x=1"] = to(server.url("/a.png"), status)
+    assert fetch(server.url("/one")) == b"picture"
+
+
+def test_the_limit_for_redirects(server: Server) -> None:
+    for hop in range(5):
+        server.answers[f"/{hop}"] = to(f"/{hop + 1}")
+    server.answers["/5"] = ok(b"there")
+    assert fetch(server.url("/0"), limits=Limits(redirects=5)) == b"there"
+    with pytest.raises(BadMedia, match="redirects more than 4 times"):
+        fetch(server.url("/0"), limits=Limits(redirects=4))
+
+
+def test_a_redirect_in_a_circle_ends(server: Server) -> None:
+    server.answers["/loop"] = to("/loop")
+    with pytest.raises(BadMedia, match="redirects more than 5 times"):
+        fetch(server.url("/loop"))
+    assert len(server.seen) == 6
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "data:image/png;base64,AAAA", "ftp://x.test/a", "gopher://x"])
+def test_a_redirect_to_another_scheme_is_refused(server: Server, target: str) -> None:
+    server.answers["/hop"] = to(target)
+    with pytest.raises(BadMedia, match=r"only http\(s\) is followed"):
+        fetch(server.url("/hop"))
+
+
+@pytest.mark.parametrize("status", [204, 206, 304, 403, 404, 500, 503])
+def test_any_other_status_is_an_error(server: Server, status: int) -> None:
+    server.answers["/x"] = f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+    with pytest.raises(BadMedia, match=f"answered {status} instead of 200"):
+        fetch(server.url("/x"))
+
+
+def test_a_stated_size_over_the_limit_is_not_read(server: Server) -> None:
+    server.answers["/big"] = b"HTTP/1.1 200 OK\r\nContent-Length: 2000000\r\n\r\n"
+    with pytest.raises(BadMedia, match=r"over the limit of 1\.0 MiB"):
+        fetch(server.url("/big"))
+
+
+def test_the_byte_limit_lets_exactly_itself_through(server: Server) -> None:
+    assert fetch(server.url("/a.png"), max_bytes=7) == b"picture"
+    with pytest.raises(BadMedia, match="over the limit of 6 bytes"):
+        fetch(server.url("/a.png"), max_bytes=6)
+
+
+def test_bytes_are_counted_while_they_come(server: Server) -> None:
+    stopped = threading.Event()
+
+    def endless(file: BinaryIO) -> None:
+        try:
+            file.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            while True:
+                file.write(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+        finally:
+            stopped.set()
+
+    server.answers["/endless"] = endless
+    with pytest.raises(BadMedia, match="over the limit of"):
+        fetch(server.url("/endless"))
+    assert stopped.wait(30), "the connection is closed"
+
+
+@pytest.mark.parametrize(("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_content_encodings(server: Server, coding: str, pack: Any) -> None:
+    server.answers["/packed"] = ok(pack(b"picture" * 100), f"Content-Encoding: {coding}")
+    assert fetch(server.url("/packed")) == b"picture" * 100
+
+
+def test_a_compressed_bomb_is_not_unfolded(server: Server) -> None:
+    bomb = gzip.compress(bytes(200 << 20), 9)
+    assert len(bomb) < 1 << 20
+    server.answers["/bomb"] = ok(bomb, "Content-Encoding: gzip")
+    with pytest.raises(BadMedia, match=r"over the limit of 1\.0 MiB"):
+        fetch(server.url("/bomb"))
+
+
+def test_a_compressed_body_that_is_cut_or_broken(server: Server) -> None:
+    server.answers["/cut"] = ok(gzip.compress(bytes(range(256)))[:-9], "Content-Encoding: gzip")
+    server.answers["/broken"] = ok(b"not gzip at all", "Content-Encoding: gzip")
+    with pytest.raises(BadMedia, match="cut short"):
+        fetch(server.url("/cut"))
+    with pytest.raises(BadMedia, match="does not decompress"):
+        fetch(server.url("/broken"))
+
+
+def test_an_unknown_content_encoding(server: Server) -> None:
+    server.answers["/br"] = ok(b"x", "Content-Encoding: br")
+    with pytest.raises(BadMedia, match="content encoding 'br'"):
+        fetch(server.url("/br"))
+
+
+def test_a_body_that_is_cut_short(server: Server) -> None:
+    server.answers["/cut"] = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this"
+    with pytest.raises(BadMedia, match="broke off"):
+        fetch(server.url("/cut"))
+
+
+def test_no_http_at_all(server: Server) -> None:
+    server.answers["/ssh"] = b"SSH-2.0-OpenSSH\r\n"
+    with pytest.raises(BadMedia, match="no proper HTTP"):
+        fetch(server.url("/ssh"))
+
+
+def test_the_timeout_is_for_the_whole_fetch(server: Server) -> None:
+    done = threading.Event()
+
+    def drip(file: BinaryIO) -> None:
+        file.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        while not done.wait(0.05):  # every single read is quick
+            file.write(b".")
+            file.flush()
+
+    server.answers["/drip"] = drip
+    with pytest.raises(BadMedia, match=r"not fetched within 0\.5 seconds"):
+        fetch(server.url("/drip"), limits=Limits(timeout=0.5))
+    done.set()
+
+
+def test_the_timeout_holds_for_a_resolver(server: Server) -> None:
+    async def slow(host: str, port: int) -> list[str]:
+        await asyncio.sleep(60)
+        return []
+
+    with pytest.raises(BadMedia, match="not fetched within"):
+        fetch("http://pictures.test/", limits=Limits(timeout=0.2), resolve=slow)
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        with pytest.raises(BadMedia, match=r"no connection to '127\.0\.0\.1' on port"):
+            fetch(f"http://127.0.0.1:{free.getsockname()[1]}/")
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(BadMedia, match=r"host 'nowhere\.test' has no address"):
+        fetch("http://nowhere.test/", resolve=resolver())
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("http://", "names no host"),
+        ("http:///a.png", "names no host"),
+        ("http://x:99999999/", "malformed|no address"),
+        ("http://x\n.test/", "malformed"),
+        ("http://user:secret@x.test/", "user name or password"),
+    ],
+)
+def test_urls_that_cannot_be_fetched(url: str, problem: str) -> None:
+    with pytest.raises(BadMedia, match=problem) as caught:
+        fetch(url, resolve=resolver())
+    assert "secret" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture
+def secure(authority: trustme.CA) -> Iterator[Server]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("pictures.test").configure_cert(context)
+    with serving(context) as running:
+        running.answers["/a.png"] = ok(b"picture")
+        yield running
+
+
+LOCAL = resolver(pictures_test=["127.0.0.1"], other_test=["127.0.0.1"])
+
+
+def test_certificates_are_checked_against_the_name(secure: Server, authority: trustme.CA) -> None:
+    tls = trusting(authority)
+    url = secure.url("/a.png", "pictures.test", "https")
+    assert fetch(url, tls=tls, resolve=LOCAL) == b"picture"
+    assert secure.names == ["pictures.test"], "the name is asked for, not the address"
+    assert secure.seen[0].headers["host"] == f"pictures.test:{secure.port}"
+    with pytest.raises(BadMedia, match="no secure connection"):
+        fetch(secure.url("/a.png", "other.test", "https"), tls=tls, resolve=LOCAL)
+    with pytest.raises(BadMedia, match="no secure connection"):
+        fetch(url, resolve=LOCAL)
+    assert len(secure.seen) == 1
+
+
+def test_a_connection_checked_for_one_name_is_not_used_for_another(secure: Server, authority: trustme.CA) -> None:
+    secure.answers["/kept"] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+
+    async def both() -> None:
+        async with Fetcher(Limits(), trusting(authority), True, LOCAL) as fetcher:
+            assert await fetcher.get(secure.url("/kept", "pictures.test", "https"), 100) == b"hi"
+            with pytest.raises(BadMedia):
+                await fetcher.get(secure.url("/kept", "other.test", "https"), 100)
+
+    asyncio.run(both())
+    assert secure.names == ["pictures.test", "other.test"]
+
+
+def test_from_https_down_to_http_is_refused(secure: Server, server: Server, authority: trustme.CA) -> None:
+    secure.answers["/down"] = to(server.url("/a.png"))
+    with pytest.raises(BadMedia, match="redirects from https to http"):
+        fetch(secure.url("/down", "pictures.test", "https"), tls=trusting(authority), resolve=LOCAL)
+    assert server.seen == []
+
+
+def test_from_http_up_to_https_is_followed(secure: Server, server: Server, authority: trustme.CA) -> None:
+    server.answers["/up"] = to(secure.url("/a.png", "pictures.test", "https"))
+    url = server.url("/up", "pictures.test")
+    assert fetch(url, tls=trusting(authority), resolve=LOCAL) == b"picture"

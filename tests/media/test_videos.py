@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rerankd.media import videos
+from rerankd.media.limits import BadMedia, Limits
+from rerankd.media.sizing import TOKEN, Sizing
+from rerankd.media.videos import read_video
+from tests.media import films
+from tests.media.films import film
+from tests.media.patterns import Pixels, scene
+
+LIMITS = Limits()
+SMALL = Sizing(frame_min_pixels=TOKEN, frame_max_pixels=4 * TOKEN)
+"""Lets a frame of 64 x 32 or 64 x 64 through as it is."""
+
+
+def read(
+    data: bytes, fps: float = 1.0, max_frames: int = 64, limits: Limits = LIMITS, **more: Any
+) -> tuple[Pixels, tuple[float, ...]]:
+    return read_video(data, 32, SMALL, fps, max_frames, limits, **more)
+
+
+CODECS = {name.lower(): getattr(films, name) for name in ("MP4", "WEBM", "WEBM_VP8", "MATROSKA", "MOV", "GIF")}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_every_container(codec: str) -> None:
+    data = film(CODECS[codec], frames=30, size=(64, 64))
+    frames, seconds = read(data, fps=2.0)
+    whole = films.every_frame(data)
+    assert len(whole) == 30
+    assert frames.shape == (6, 64, 64, 3)
+    # linspace(0, 29, 6), rounded
+    assert all(np.array_equal(frames[i], whole[at]) for i, at in enumerate((0, 6, 12, 17, 23, 29)))
+    assert seconds == pytest.approx((0.3, 1.45, 2.6))
+
+
+def test_first_and_last_frame_are_read_and_look_like_what_was_written() -> None:
+    frames, _ = read(film(films.MOV, frames=25, size=(64, 64), crf="0"))
+    assert np.array_equal(frames[0], scene(64, 64, 0))
+    assert np.array_equal(frames[-1], scene(64, 64, 24))
+
+
+@pytest.mark.parametrize("codec", ["mp4", "matroska", "webm", "webm_vp8"])
+def test_jumping_between_key_frames_finds_the_same_frames(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"g": "10"} | ({"bf": "3", "x264-params": "open-gop=1"} if "264" in CODECS[codec][1] else {})
+    data = film(CODECS[codec], frames=200, size=(64, 64), **options)
+    jumps = []
+    begin = videos._from
+    monkeypatch.setattr(videos, "_from", lambda *place: jumps.append(place[2].time) or begin(*place))
+    frames, _ = read(data, fps=0.4)
+    whole = films.every_frame(data)
+    wanted = np.linspace(0, 199, 8).round().astype(int)
+    assert all(np.array_equal(frames[i], whole[at]) for i, at in enumerate(wanted))
+    assert len(set(jumps)) == 8, "eight frames twenty-eight apart, a key frame at least every ten"
+
+
+def test_a_seek_that_lands_too_late_falls_back_to_reading_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = film(films.MP4, frames=100, size=(64, 64), g="10")
+    begin = videos._from
+
+    def late(file: Any, stream: Any, key: Any) -> Any:
+        found = begin(file, stream, key)
+        if key.time:
+            for _ in range(20):
+                next(found, None)
+        return found
+
+    monkeypatch.setattr(videos, "_from", late)
+    frames, _ = read(data, fps=0.6)
+    whole = films.every_frame(data)
+    wanted = np.linspace(0, 99, 6).round().astype(int)
+    assert all(np.array_equal(frames[i], whole[at]) for i, at in enumerate(wanted))
+
+
+def test_frames_at_uneven_times_are_counted_and_not_timed() -> None:
+    times = [0, 1, 2, 3, 20, 21, 40, 41]
+    data = film(films.MATROSKA, frames=8, times=times, size=(64, 64))
+    frames, seconds = read(data, fps=100.0, max_frames=8)
+    whole = films.every_frame(data)
+    assert all(np.array_equal(frame, other) for frame, other in zip(frames, whole, strict=True))
+    assert len(seconds) == 4
+
+
+@pytest.mark.parametrize("rotation", [90, 180, 270])
+def test_the_display_matrix_turns_frames_upright(rotation: int) -> None:
+    pixels = scene(96, 32, 3)
+    frames, _ = read(film(films.MOV, frames=[pixels] * 4, rotation=rotation, crf="0"))
+    assert np.array_equal(frames[0], np.rot90(pixels, rotation // 90))
+
+
+def test_a_video_with_alpha_goes_over_white() -> None:
+    clear = np.zeros((32, 64, 4), dtype=np.uint8)
+    clear[:, :32] = (10, 200, 30, 255)
+    frames, _ = read(film(films.MOV_ALPHA, frames=[clear] * 4))
+    assert (frames[:, :, :32] == (10, 200, 30)).all()
+    assert (frames[:, :, 32:] == 255).all()
+
+
+def test_a_gif_with_clear_parts_is_white_there() -> None:
+    pictures = []
+    for colour in (5, 6):
+        picture = PIL.Image.new("P", (64, 32), 0)
+        picture.putpalette([0, 0, 0] * 5 + [250, 0, 0] + [0, 0, 250])
+        picture.paste(colour, (0, 0, 32, 32))
+        pictures.append(picture)
+    buffer = io.BytesIO()
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], transparency=0, disposal=2, duration=100)
+    frames, _ = read(buffer.getvalue())
+    assert (frames[0, :, :32] == (250, 0, 0)).all()
+    assert (frames[1, :, :32] == (0, 0, 250)).all()
+    assert (frames[:, :, 32:] == 255).all()
+
+
+def test_a_single_frame_stands_alone() -> None:
+    frames, seconds = read(film(films.GIF, frames=1))
+    assert (len(frames), seconds) == (1, (0.0,))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_truncated_video_is_refused(codec: str) -> None:
+    data = film(CODECS[codec], frames=40)
+    for share in (0.2, 0.5, 0.9):
+        with pytest.raises(BadMedia, match=r"cut short|cannot be decoded"):
+            read(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("codec", ["mp4", "webm", "matroska", "mov"])
+def test_a_single_missing_byte_is_noticed(codec: str) -> None:
+    with pytest.raises(BadMedia, match="cut short"):
+        read(film(CODECS[codec])[:-1])
+
+
+def test_a_streamed_matroska_file_has_no_size_to_be_cut_from() -> None:
+    data = bytearray(film(films.MATROSKA, size=(64, 64)))
+    at = data.index(b"\x18\x53\x80\x67") + 4
+    data[at : at + 8] = b"\x01" + b"\xff" * 7
+    assert len(read(bytes(data))[0]) == 4
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello",
+        b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1/x.ts\n",
+        b"ffconcat version 1.0\nfile /etc/passwd\n",
+        b"RIFF....AVI LIST",
+        b"\x47" * 188 * 4,
+    ],
+)
+def test_only_three_containers_are_read(data: bytes) -> None:
+    with pytest.raises(BadMedia, match="not a video; MP4, QuickTime, WebM and GIF are read"):
+        read(data)
+
+
+def test_an_image_as_a_video_says_so() -> None:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    with pytest.raises(BadMedia, match="this is an image, not a video; send it as an image part"):
+        read(buffer.getvalue())
+
+
+@pytest.mark.parametrize("container", ["mp4", "webm"])
+def test_sound_alone(container: str) -> None:
+    with pytest.raises(BadMedia, match="no video track"):
+        read(films.sound(container))
+
+
+def test_a_file_that_only_begins_like_one() -> None:
+    for data in (b"\0\0\0\x14ftypmp42\0\0\0\0mp42", b"\x1a\x45\xdf\xa3\x80", b"GIF89a" + b"\0" * 30):
+        with pytest.raises(BadMedia):
+            read(data)
+
+
+def test_the_limit_for_seconds() -> None:
+    data = film(films.MP4, frames=30)
+    assert len(read(data, limits=Limits(video_seconds=3.0))[0]) == 4
+    with pytest.raises(BadMedia, match=r"3\.0 seconds long, over the limit of 2\.9"):
+        read(data, limits=Limits(video_seconds=2.9))
+
+
+def test_the_limit_for_seconds_where_the_header_lies() -> None:
+    data = bytearray(film(films.MP4, frames=30))
+    for box, duration in ((b"mvhd", 16), (b"mdhd", 16)):
+        at = data.index(box) + 4 + duration
+        data[at : at + 4] = (1).to_bytes(4, "big")
+    with pytest.raises(BadMedia, match="over the limit of 2"):
+        read(bytes(data), limits=Limits(video_seconds=2.0))
+
+
+def test_the_limit_for_frames() -> None:
+    data = film(films.MP4, frames=300, rate=600)
+    with pytest.raises(BadMedia, match="more than 240 frames, the limit of 1 seconds at 240 a second"):
+        read(data, limits=Limits(video_seconds=1.0))
+
+
+def test_the_limit_for_pixels() -> None:
+    data = film(films.MP4, frames=4, size=(640, 480))
+    with pytest.raises(BadMedia, match=r"640 x 480 is 307,200 pixels, over the limit of 307,199"):
+        read(data, limits=Limits(pixels=307_199))
+    assert len(read(data, limits=Limits(pixels=310_000))[0]) == 4
+
+
+def test_the_limit_for_pixels_where_the_header_lies() -> None:
+    data = bytearray(film(films.MP4, frames=4, size=(640, 480)))
+    at = data.index(b"avc1", data.index(b"stsd")) + 4 + 24
+    assert data[at : at + 4] == (640).to_bytes(2, "big") + (480).to_bytes(2, "big")
+    data[at : at + 4] = (16).to_bytes(2, "big") * 2
+    with pytest.raises(BadMedia, match=r"over the limit|cannot be decoded"):
+        read(bytes(data), limits=Limits(pixels=100_000))
+
+
+def test_damage_within_a_video_is_noticed() -> None:
+    data = bytearray(film(films.MP4, frames=40, size=(128, 96)))
+    start = data.index(b"mdat") + 900
+    data[start : start + 600] = b"\xa5" * 600
+    with pytest.raises(BadMedia, match=r"damaged|cannot be decoded|breaks off"):
+        read(bytes(data), fps=10.0)
+
+
+def test_cancelling() -> None:
+    asked = []
+
+    def cancelled() -> bool:
+        asked.append(None)
+        return len(asked) > 5
+
+    with pytest.raises(BadMedia, match="cancelled"):
+        read(film(films.MP4, frames=40), cancelled=cancelled)
+    assert len(asked) == 6
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    codec=st.sampled_from(["mp4", "webm", "gif"]),
+    flips=st.lists(st.tuples(st.integers(0, 1_000_000), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_a_damaged_file_is_a_video_or_refused(codec: str, flips: list[tuple[int, int]]) -> None:
+    data = bytearray(FILMS.setdefault(codec, film(CODECS[codec], frames=12)))
+    for at, value in flips:
+        data[at % len(data)] = value
+    with contextlib.suppress(BadMedia):
+        frames, seconds = read(bytes(data), limits=Limits(pixels=1_000_000))
+        assert -(-len(frames) // 2) == len(seconds)
+
+
+FILMS: dict[str, bytes] = {}
