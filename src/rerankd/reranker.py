@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, TypeAlias
 
-from rerankd.core import Family, RerankRequest, RerankResult
+from tqdm.auto import tqdm
+
+from rerankd.core import (
+    Content,
+    Family,
+    InvalidRequest,
+    ModelError,
+    Part,
+    PromptBuilder,
+    PromptGroup,
+    RerankRequest,
+    RerankResult,
+    ScoredDocument,
+    Truncation,
+    text_content,
+)
+from rerankd.engine.device import place
+from rerankd.engine.engine import Engine
+from rerankd.models.config import read_config
+from rerankd.models.hub import Hub, resolve
+from rerankd.models.registry import find_architecture
+from rerankd.models.weights import Checkpoint, Weights
+from rerankd.prompts import load_prompts
+
+log = logging.getLogger("rerankd")
+
+ContentLike: TypeAlias = str | Sequence[Part]
+"""What a query or a document may be given as: a string, or the parts of a content."""
+
+PROGRESS_FROM = 256
+"""A blocking call with this many documents or more shows a progress bar, unless it says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +61,7 @@ class LoadOptions:
 
     model: str
     revision: str | None = None
-    hub: Literal["huggingface", "modelscope"] = "huggingface"
+    hub: Hub = "huggingface"
     device: str = "auto"
     dtype: str = "auto"
     max_model_len: int | None = None
@@ -49,24 +85,166 @@ class ModelInfo:
     takes_instruction: bool
 
 
-class Reranker:
-    info: ModelInfo
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A request that the engine works on: its prompts, and the logits to come."""
 
-    def __init__(self, model: str | LoadOptions, **options: Any) -> None:
-        raise NotImplementedError
+    request: RerankRequest
+    group: PromptGroup
+    logits: Future[list[float]]
+
+
+class Reranker:
+    """A loaded model and its engine. Every method may be called from any thread; close it, or use `with`.
+
+    >>> with Reranker("BAAI/bge-reranker-v2-m3") as reranker:
+    ...     best = reranker.rerank("what is panda?", ["hi", "The giant panda is a bear."]).documents[0]
+
+    Raises ModelError where the model cannot be found, read or served.
+    """
+
+    def __init__(self, model: str | Path | LoadOptions, **options: Any) -> None:
+        """model: a folder, a hub id, or all options at once; `options` are the fields of `LoadOptions`."""
+        chosen = replace(model, **options) if isinstance(model, LoadOptions) else LoadOptions(str(model), **options)
+        placement = place(chosen.device, chosen.dtype)
+        if chosen.max_batch_tokens is not None and chosen.max_batch_tokens < 1:
+            raise ModelError(f"The token budget of a batch must be at least 1, not {chosen.max_batch_tokens}.")
+        folder = resolve(chosen.model, chosen.hub, chosen.revision)
+        config = read_config(folder, chosen.hf_overrides)
+        name, architecture = find_architecture(config)
+        self._load_prompts = partial(
+            load_prompts,
+            folder,
+            family=architecture.family,
+            template=architecture.template,
+            positions=architecture.positions(config),
+            max_model_len=chosen.max_model_len,
+            default_instruction=chosen.default_instruction,
+        )
+        self._prompts = self._load_prompts(chat_template=chosen.chat_template)
+        weights = Weights(Checkpoint(folder), placement.runtime)
+        loaded = architecture.load(config, weights, self._prompts.token_id)
+        weights.finish()
+        self._activation = loaded.activation
+        self._engine = Engine(
+            loaded, architecture.family, placement.runtime.device, chosen.max_batch_tokens or placement.batch_tokens
+        )
+        self.info = ModelInfo(
+            model=chosen.model,
+            path=folder,
+            architecture=name,
+            family=architecture.family,
+            device=placement.device_name,
+            dtype=placement.dtype_name,
+            max_model_len=self._prompts.max_tokens,
+            takes_instruction=self._prompts.takes_instruction,
+        )
+        self._warm_up()
+
+    def prompts(self, chat_template: str | Path) -> PromptBuilder:
+        """The prompts of a Jinja file or text in place of the loaded ones, for `submit`. Raises ModelError."""
+        return self._load_prompts(chat_template=chat_template)
+
+    def submit(
+        self,
+        request: RerankRequest,
+        on_progress: Callable[[int], object] | None = None,
+        prompts: PromptBuilder | None = None,
+    ) -> Submitted:
+        """Tokenise a request and queue it; `collect` waits for it. Raises InvalidRequest.
+
+        on_progress: called from the engine's thread with the number of documents just scored
+        prompts: in place of the loaded ones
+        """
+        if request.top_n is not None and request.top_n < 1:
+            raise InvalidRequest("top_n", f"must be at least 1, not {request.top_n}; leave it out for all documents")
+        group = (prompts or self._prompts).build(request)
+        return Submitted(request, group, self._engine.submit(group, on_progress))
+
+    def collect(self, submitted: Submitted) -> RerankResult:
+        """Wait for a submitted request and rank its documents. Raises EngineError, EngineClosed."""
+        return self._rank(submitted, submitted.logits.result())
 
     async def answer(self, request: RerankRequest) -> RerankResult:
-        """Score a request. Cancelling the awaiting task drops the documents that still wait."""
-        raise NotImplementedError
+        """Score a request without blocking the event loop.
+
+        Cancelling the awaiting task drops the documents that still wait.
+        """
+        submitted = await asyncio.to_thread(self.submit, request)
+        return self._rank(submitted, await asyncio.wrap_future(submitted.logits))
 
     def rerank(
-        self, query: str, documents: Sequence[str], instruction: str | None = None, top_n: int | None = None
+        self,
+        query: ContentLike,
+        documents: Sequence[ContentLike],
+        instruction: str | None = None,
+        top_n: int | None = None,
+        *,
+        truncation: Truncation = Truncation(),  # noqa: B008 - frozen
+        activation: bool = True,
+        show_progress: bool | None = None,
     ) -> RerankResult:
-        raise NotImplementedError
+        """Score every document against the query, best first.
+
+        activation: False for logits instead of scores
+        show_progress: None for a bar from PROGRESS_FROM documents on
+
+        Raises InvalidRequest (a ValueError) for a request that cannot be answered as it stands.
+        """
+        request = _request(query, documents, instruction, top_n, truncation, activation)
+        with _progress(len(documents), show_progress) as advance:
+            return self.collect(self.submit(request, advance))
+
+    async def arerank(
+        self,
+        query: ContentLike,
+        documents: Sequence[ContentLike],
+        instruction: str | None = None,
+        top_n: int | None = None,
+        *,
+        truncation: Truncation = Truncation(),  # noqa: B008 - frozen
+        activation: bool = True,
+    ) -> RerankResult:
+        """`rerank` for an event loop."""
+        return await self.answer(_request(query, documents, instruction, top_n, truncation, activation))
+
+    def score(
+        self,
+        pairs: Iterable[tuple[ContentLike, ContentLike]],
+        instruction: str | None = None,
+        *,
+        truncation: Truncation = Truncation(),  # noqa: B008 - frozen
+        activation: bool = True,
+        show_progress: bool | None = None,
+    ) -> list[float]:
+        """The scores of (query, document) pairs, in their order; pairs of one query share its prefix.
+
+        What `rerank` would report of a pair (cut to fit, instruction ignored) is logged as a warning.
+        """
+        listed = list(pairs)
+        with _progress(len(listed), show_progress) as advance:
+            requests = _by_query(listed, instruction, truncation, activation)
+            submitted = [(self.submit(request, advance), places) for request, places in requests]
+            results = [(self.collect(one), places) for one, places in submitted]
+        return _scores_in_place(results, len(listed))
+
+    async def ascore(
+        self,
+        pairs: Iterable[tuple[ContentLike, ContentLike]],
+        instruction: str | None = None,
+        *,
+        truncation: Truncation = Truncation(),  # noqa: B008 - frozen
+        activation: bool = True,
+    ) -> list[float]:
+        """`score` for an event loop."""
+        listed = list(pairs)
+        requests = _by_query(listed, instruction, truncation, activation)
+        results = await asyncio.gather(*(self.answer(request) for request, _ in requests))
+        return _scores_in_place(list(zip(results, (places for _, places in requests), strict=True)), len(listed))
 
     def close(self) -> None:
-        """Stop the worker; waiting requests fail with `EngineClosed`."""
-        raise NotImplementedError
+        """Stop the engine; requests that still wait fail with EngineClosed."""
+        self._engine.close()
 
     def __enter__(self) -> Reranker:
         return self
@@ -75,3 +253,102 @@ class Reranker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    async def __aenter__(self) -> Reranker:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+    def _warm_up(self) -> None:
+        """Run once before the first request: kernels are chosen now, and a broken model shows now."""
+        try:
+            self.rerank("warm", ["up", "warm up"])
+        except Exception:
+            self.close()
+            raise
+
+    def _rank(self, submitted: Submitted, logits: Sequence[float]) -> RerankResult:
+        request, group = submitted.request, submitted.group
+        activate = _sigmoid if request.activation and self._activation == "sigmoid" else float
+        documents = [
+            ScoredDocument(index, activate(logit), len(group.prefix) + len(suffix), truncated)
+            for index, (logit, suffix, truncated) in enumerate(
+                zip(logits, group.suffixes, group.truncated, strict=True)
+            )
+        ]
+        ignored = ("instruction",) if request.instruction is not None and not self.info.takes_instruction else ()
+        return RerankResult(
+            documents=tuple(sorted(documents, key=lambda document: -document.score)[: request.top_n]),
+            prompt_tokens=sum(document.prompt_tokens for document in documents),
+            computed_tokens=len(group.prefix) + sum(len(suffix) for suffix in group.suffixes),
+            query_truncated=group.query_truncated,
+            ignored=ignored,
+            truncated=tuple(document.index for document in documents if document.truncated),
+        )
+
+
+def _content(value: ContentLike) -> Content:
+    return text_content(value) if isinstance(value, str) else tuple(value)
+
+
+def _request(
+    query: ContentLike,
+    documents: Sequence[ContentLike],
+    instruction: str | None,
+    top_n: int | None,
+    truncation: Truncation,
+    activation: bool,
+) -> RerankRequest:
+    if isinstance(documents, str):
+        raise InvalidRequest("documents", "must be a list of documents, not one string; put it in a list")
+    contents = tuple(_content(document) for document in documents)
+    return RerankRequest(_content(query), contents, instruction, top_n, truncation, activation)
+
+
+def _by_query(
+    pairs: Sequence[tuple[ContentLike, ContentLike]],
+    instruction: str | None,
+    truncation: Truncation,
+    activation: bool,
+) -> list[tuple[RerankRequest, list[int]]]:
+    """One request for each different query, with the places of its pairs."""
+    places: dict[Content, list[int]] = {}
+    for place_, (query, _) in enumerate(pairs):
+        places.setdefault(_content(query), []).append(place_)
+    return [
+        (_request(query, [pairs[i][1] for i in own], instruction, None, truncation, activation), own)
+        for query, own in places.items()
+    ]
+
+
+def _scores_in_place(results: Sequence[tuple[RerankResult, list[int]]], count: int) -> list[float]:
+    scores = [math.nan] * count
+    cut: list[int] = []
+    for result, places in results:
+        for document in result.documents:
+            scores[places[document.index]] = document.score
+            if document.truncated or result.query_truncated:
+                cut.append(places[document.index])
+    if cut:
+        log.warning("%d of %d pairs were cut to fit, the first of them at %d", len(cut), count, min(cut))
+    for name in sorted({name for result, _ in results for name in result.ignored}):
+        log.warning("The model has no use for `%s`; it was ignored", name)
+    return scores
+
+
+def _sigmoid(logit: float) -> float:
+    # The two forms keep exp() from overflowing.
+    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
+
+
+@contextmanager
+def _progress(documents: int, show: bool | None) -> Iterator[Callable[[int], object] | None]:
+    """A bar over documents, as what advances it; None where none is shown."""
+    if not (documents >= PROGRESS_FROM if show is None else show):
+        yield None
+        return
+    with tqdm(total=documents, desc="Scoring", unit="doc") as bar:
+        yield bar.update
