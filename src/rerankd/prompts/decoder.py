@@ -1,0 +1,175 @@
+"""Prompts of decoders that answer yes or no: a template, tokenised whole, and what all prompts begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rerankd.core import InvalidRequest, PromptGroup, RerankRequest, Segment, text_content
+from rerankd.prompts.contents import read_text
+from rerankd.prompts.limits import Limits, no_room
+from rerankd.prompts.templates import RenderError, Template
+from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
+from rerankd.prompts.untemplate import untemplate_document, untemplate_query
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What a template is filled with. Nothing in it can become a special token."""
+
+    instruction: str | None
+    query: str
+    documents: tuple[str, ...]
+
+
+class DecoderPrompts:
+    """A PromptBuilder. Prompts are tokenised whole: BPE merges across the seams of a template (`: ` + `what`)."""
+
+    def __init__(
+        self, tokenizer: LoadedTokenizer, template: Template, max_tokens: int, default_instruction: str | None
+    ) -> None:
+        """max_tokens: in one prompt; default_instruction: None for the template's own."""
+        self.takes_instruction = template.takes_instruction
+        self._tokenizer = tokenizer
+        self._added = AddedTokens(tokenizer.tokenizer)
+        self._template = template
+        self._max_tokens = max_tokens
+        self._default_instruction = default_instruction
+
+    def build(self, request: RerankRequest) -> PromptGroup:
+        """The request's prompts; the prefix is the longest that all share. See `PromptBuilder.build`."""
+        limits = Limits.of(request.truncation, self._max_tokens)
+        read = self._read(request)
+        texts = self._with_fitting_query(self._within_own_limits(read, limits), limits)
+        prompts = self._render(texts, limits)
+        ids = self._tokenizer.ids(prompts)
+        cut = [before != after for before, after in zip(read.documents, texts.documents, strict=True)]
+        for i, shorter in self._cut_documents(texts, prompts, ids, limits):
+            ids[i], cut[i] = shorter, True
+        shared = _common_prefix(ids)
+        return PromptGroup(
+            prefix=Segment(ids[0][:shared] if ids else []),
+            suffixes=tuple(Segment(prompt[shared:]) for prompt in ids),
+            truncated=tuple(cut),
+            query_truncated=texts.query != read.query,
+        )
+
+    def _read(self, request: RerankRequest) -> Texts:
+        """The request's texts, out of a client's own template and without special tokens."""
+        query = read_text(request.query, "query")
+        instruction = request.instruction
+        templated = untemplate_query(query)
+        if templated:
+            query = templated[1]
+            instruction = instruction or templated[0]
+        instruction = instruction or self._default_instruction
+        documents = [read_text(document, f"documents[{i}]") for i, document in enumerate(request.documents)]
+        return Texts(
+            instruction=self._added.neutralise(well_formed(instruction)) if instruction else None,
+            query=self._added.neutralise(query),
+            documents=tuple(
+                self._added.neutralise(text if plain is None else plain)
+                for text, plain in ((text, untemplate_document(text)) for text in documents)
+            ),
+        )
+
+    def _render(self, texts: Texts, limits: Limits) -> list[str]:
+        documents = texts.documents
+        if limits.may_cut and self._template.verbatim:
+            documents = tuple(self._tokenizer.start(document, limits.prompt) for document in documents)
+        return [self._render_one(texts, document, f"documents[{i}]") for i, document in enumerate(documents)]
+
+    def _render_one(self, texts: Texts, document: str, field: str) -> str:
+        try:
+            return self._template.render(texts.instruction, text_content(texts.query), text_content(document))
+        except RenderError as error:
+            raise InvalidRequest(field, f"the chat template fails on it: {error}") from error
+
+    def _within_own_limits(self, texts: Texts, limits: Limits) -> Texts:
+        """Query and documents cut to the limits that they have by themselves."""
+        query, *documents = texts.query, *texts.documents
+        if limits.query is not None:
+            query = self._within(["query"], [query], limits.query, limits)[0]
+        if limits.document is not None:
+            fields = [f"documents[{i}]" for i in range(len(documents))]
+            documents = self._within(fields, documents, limits.document, limits)
+        return replace(texts, query=query, documents=tuple(documents))
+
+    def _within(self, fields: list[str], texts: list[str], limit: int, limits: Limits) -> list[str]:
+        if limits.may_cut:
+            texts = [self._tokenizer.start(text, limit) for text in texts]
+        return [
+            self._tokenizer.cut(text, limit) if limits.exceeded(field, "it", len(ids), limit) else text
+            for field, text, ids in zip(fields, texts, self._tokenizer.ids(texts), strict=True)
+        ]
+
+    def _around_document(self, texts: Texts) -> tuple[str, str]:
+        """What the template writes before and after a document."""
+        mark = "\ue000"
+        while mark in texts.query or mark in (texts.instruction or ""):
+            mark += "\ue000"
+        before, _, after = self._render_one(texts, mark, "documents").rpartition(mark)
+        return before, after
+
+    def _tokens_around(self, texts: Texts) -> int:
+        return sum(map(len, self._tokenizer.ids(self._around_document(texts))))
+
+    def _with_fitting_query(self, texts: Texts, limits: Limits) -> Texts:
+        """The texts with the query cut until a prompt without a document fits: the same query for all prompts."""
+        if limits.may_cut and self._template.verbatim:
+            texts = replace(texts, query=self._tokenizer.start(texts.query, limits.prompt))
+        needed = self._tokens_around(texts)
+        if needed <= limits.prompt:
+            return texts
+        bare = self._tokens_around(replace(texts, query=""))
+        if bare > limits.prompt:
+            if self._tokens_around(replace(texts, query="", instruction=None)) <= limits.prompt:
+                raise InvalidRequest(
+                    "instruction",
+                    f"the prompt without query and document takes {bare} tokens with it and {limits.prompt} are "
+                    "allowed; shorten it",
+                )
+            raise no_room(limits.prompt, bare)
+        limits.exceeded("query", "the prompt without any document", needed, limits.prompt)
+        query, tokens = texts.query, len(self._tokenizer.ids([texts.query])[0])
+        while needed > limits.prompt:
+            tokens -= needed - limits.prompt
+            query = self._tokenizer.cut(query, tokens)
+            needed = self._tokens_around(replace(texts, query=query))
+        return replace(texts, query=query)
+
+    def _cut_documents(
+        self, texts: Texts, prompts: Sequence[str], ids: Sequence[list[int]], limits: Limits
+    ) -> list[tuple[int, list[int]]]:
+        """The prompts that are too long, by index, with their documents cut.
+
+        As in the authors' scripts, what stands before the document and the document are tokenised together and cut,
+        and the template's tail is tokenised by itself and appended.
+        """
+        long = [
+            i
+            for i, prompt in enumerate(ids)
+            if limits.exceeded(f"documents[{i}]", "its prompt", len(prompt), limits.prompt)
+        ]
+        if not long:
+            return []
+        _, tail = self._around_document(texts)
+        for i in long:
+            if not prompts[i].endswith(tail):
+                raise InvalidRequest(
+                    f"documents[{i}]",
+                    f"its prompt takes {len(ids[i])} tokens and {limits.prompt} are allowed, and it cannot be cut, "
+                    "because what the chat template writes after it depends on it; shorten it",
+                )
+        *heads, end = self._tokenizer.ids([*(prompts[i].removesuffix(tail) for i in long), tail])
+        return [(i, head[: limits.prompt - len(end)] + end) for i, head in zip(long, heads, strict=True)]
+
+
+def _common_prefix(prompts: Sequence[list[int]]) -> int:
+    """How many first tokens all prompts share, at least one less than the shortest has; none of a single one."""
+    if len(prompts) < 2:
+        return 0
+    # All others lie between these two in lexical order, and so share what they share.
+    low, high = min(prompts), max(prompts)
+    most = min(map(len, prompts)) - 1
+    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b or i == most), most)

@@ -1,0 +1,81 @@
+"""What both kinds of encoders need: texts as plain tokens, and the special tokens around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer
+
+from rerankd.core import Segment
+from rerankd.prompts.limits import Limits
+from rerankd.prompts.tokenizer import LoadedTokenizer
+
+
+class PlainTexts:
+    """Tokenises texts so that no part of them becomes a special token."""
+
+    def __init__(self, loaded: LoadedTokenizer) -> None:
+        self._loaded = loaded
+        self._tokenizer = loaded.tokenizer
+        self._tokenizer.encode_special_tokens = True
+        added = self._tokenizer.get_added_tokens_decoder()
+        # Any text may hold unknown characters.
+        unknown = {"[UNK]", "<unk>", loaded.special_tokens.get("unk_token")}
+        self._special = {
+            token_id for token_id, token in added.items() if token.special and token.content not in unknown
+        }
+
+    def ids(self, texts: Sequence[str], limits: Limits | None = None) -> list[list[int]]:
+        """The token ids of each text, nothing added, in one parallel call.
+
+        A text that goes far over `limits` and may be cut is read only as far as more than a prompt's worth.
+        """
+        if limits is not None and limits.may_cut:
+            texts = [self._loaded.start(text, limits.prompt) for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        found = [encoding.ids for encoding in encodings]
+        return [
+            ids if self._special.isdisjoint(ids) else self._neutralised(text)
+            for text, ids in zip(texts, found, strict=True)
+        ]
+
+    def _neutralised(self, text: str) -> list[int]:
+        """For a vocabulary that spells special tokens as pieces, as XLM-R's Unigram model does: part them."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        spans = [span for span, token in zip(encoding.offsets, encoding.ids, strict=True) if token in self._special]
+        for start, end in reversed(spans):
+            middle = (start + end) // 2
+            text = f"{text[:middle]} {text[middle:]}"
+        parted = self._tokenizer.encode(text, add_special_tokens=False)
+        return [token for token in parted.ids if token not in self._special]
+
+
+class SpecialTokens:
+    """What a tokenizer's template puts around one text, or around a pair, learnt from one example.
+
+    count: how many tokens that is
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, pair: bool) -> None:
+        example = tokenizer.encode("a", "a" if pair else None)
+        self._parts: list[tuple[int | None, list[int], int]] = []
+        previous: int | None = -1
+        for token, sequence, token_type in zip(example.ids, example.sequence_ids, example.type_ids, strict=True):
+            if sequence is None:
+                self._parts.append((None, [token], token_type))
+            elif sequence != previous:
+                self._parts.append((sequence, [], token_type))
+            previous = sequence
+        self._typed = any(token_type for _, _, token_type in self._parts)
+        self.count = sum(len(ids) for _, ids, _ in self._parts)
+
+    def around(self, *texts: list[int]) -> Segment:
+        """The texts' token ids with the special tokens, and the token types where any is not zero."""
+        ids: list[int] = []
+        types: list[int] = []
+        for sequence, special, token_type in self._parts:
+            part = special if sequence is None else texts[sequence]
+            ids += part
+            if self._typed:
+                types += [token_type] * len(part)
+        return Segment(ids, types)

@@ -1,0 +1,115 @@
+"""Chat templates that a user brings: Jinja files written for vLLM or for SGLang."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from rerankd.core import Content, Image, ModelError, Part, Text, text_content
+from rerankd.prompts.templates import RenderError, spell
+
+
+class PartList(list[dict[str, str]]):
+    """A content as SGLang's templates see it, which a template that wants one string can print too."""
+
+    def __init__(self, content: Content) -> None:
+        super().__init__(map(_as_mapping, content))
+        self._spelled = spell(content)
+
+    def __str__(self) -> str:
+        return self._spelled
+
+
+def _as_mapping(part: Part) -> dict[str, str]:
+    if isinstance(part, Text):
+        return {"type": "text", "text": part.text}
+    return {"type": "image" if isinstance(part, Image) else "video"}
+
+
+@dataclass(frozen=True, slots=True)
+class JinjaTemplate:
+    """A user's template. One context serves both dialects:
+
+    - vLLM: `messages` with the roles query, document and, where there is an instruction, system; `instruction`
+    - SGLang: `messages[0]` (query) and `messages[1]` (document); `query` and `document` as lists of parts;
+      `instruct`
+
+    The instruction's names are undefined where there is none, so that a template's own default applies. Blocks are
+    trimmed and the file's last newline is dropped, as transformers does for vLLM; SGLang's own templates read the
+    same either way.
+    """
+
+    template: jinja2.Template
+    special_tokens: dict[str, str]
+    takes_instruction: bool
+    verbatim: bool = False
+    default_instruction: None = None
+
+    @classmethod
+    def load(cls, source: str | Path, special_tokens: dict[str, str]) -> JinjaTemplate:
+        """Read a template from a file, or from text; ModelError where it cannot be used.
+
+        special_tokens: `bos_token`, `eos_token`, ... for templates that name them
+        """
+        try:
+            template = _environment().from_string(_read(source))
+        except jinja2.TemplateSyntaxError as error:
+            raise ModelError(f"The chat template has an error in line {error.lineno}: {error.message}.") from error
+        loaded = cls(template, special_tokens, takes_instruction=True)
+        query, document = text_content("first probe"), text_content("second probe")
+        try:
+            plain, instructed = (loaded.render(instruction, query, document) for instruction in (None, "third probe"))
+        except RenderError as error:
+            raise ModelError(f"The chat template cannot be used: {error}.") from error
+        for name, content in (("query", query), ("document", document)):
+            if spell(content) not in plain:
+                raise ModelError(
+                    f"The chat template leaves the {name} out. It may read it as the content of the message with the "
+                    f"role {name} (vLLM), as messages[{int(name == 'document')}].content or as {name} (SGLang)."
+                )
+        return cls(template, special_tokens, takes_instruction=plain != instructed)
+
+    def render(self, instruction: str | None, query: Content, document: Content) -> str:
+        """The whole prompt; RenderError where the template fails on this query and document."""
+        messages = [{"role": "query", "content": spell(query)}, {"role": "document", "content": spell(document)}]
+        context: dict[str, Any] = {"query": PartList(query), "document": PartList(document), "messages": messages}
+        if instruction:
+            messages.append({"role": "system", "content": instruction})
+            context |= {"instruction": instruction, "instruct": instruction}
+        try:
+            return self.template.render(self.special_tokens | context)
+        except Exception as error:  # An expression in a template can raise anything.
+            raise RenderError(f"{type(error).__name__}: {error}") from error
+
+
+def _read(source: str | Path) -> str:
+    if isinstance(source, str) and any(character in source for character in "{}\n"):
+        return source
+    try:
+        return Path(source).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The chat template {source} cannot be read: {error}.") from error
+
+
+def _environment() -> jinja2.Environment:
+    """The environment that transformers, and so vLLM, renders chat templates in."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = _raise_exception
+    environment.filters["tojson"] = _to_json
+    return environment
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    # Jinja's own escapes the characters of HTML, which a prompt must not.
+    return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -1,0 +1,127 @@
+"""Which prompt builder a checkpoint needs, and how long its prompts may be."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from rerankd.core import Family, ModelError, PromptBuilder, PromptGroup, RerankRequest
+from rerankd.prompts.bi_encoder import BiEncoderPrompts
+from rerankd.prompts.cross_encoder import CrossEncoderPrompts
+from rerankd.prompts.decoder import DecoderPrompts
+from rerankd.prompts.jinja import JinjaTemplate
+from rerankd.prompts.templates import QWEN3, QWEN3_VL
+from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer, lower_case, read_json
+
+TemplateName: TypeAlias = Literal["qwen3", "qwen3_vl"]
+BUILT_IN = {"qwen3": QWEN3, "qwen3_vl": QWEN3_VL}
+
+SENTENCE_CONFIGS = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
+"""Where sentence-transformers keeps `max_seq_length`, in the order in which it looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPrompts:
+    """A checkpoint's prompt builder, with what else its tokenizer knows.
+
+    max_tokens: the most tokens that one prompt (of a bi-encoder: one text) may have
+    """
+
+    builder: PromptBuilder
+    max_tokens: int
+    tokenizer: LoadedTokenizer
+
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether an instruction changes the prompt."""
+        return self.builder.takes_instruction
+
+    def build(self, request: RerankRequest) -> PromptGroup:
+        """The request's prompts; see `PromptBuilder.build`."""
+        return self.builder.build(request)
+
+    def token_id(self, token: str) -> int:
+        """The id of a string that is one token of the vocabulary; ModelError where it is none."""
+        return self.tokenizer.token_id(token)
+
+
+def load_prompts(
+    folder: Path,
+    *,
+    family: Family,
+    positions: int,
+    template: TemplateName | None = None,
+    max_model_len: int | None = None,
+    chat_template: str | Path | None = None,
+    default_instruction: str | None = None,
+) -> LoadedPrompts:
+    """The prompt builder of the checkpoint in `folder`.
+
+    family: how the model scores; decides how its prompts are made
+    positions: tokens that the model has positions for
+    template: the built-in template of a decoder
+    max_model_len: tokens in one prompt at most. Without it: what the checkpoint says (a bi-encoder's
+        `max_seq_length`, else the tokenizer's `model_max_length`), at most `positions`. It may raise the
+        checkpoint's word, as `max_seq_length` does in sentence-transformers, but not `positions`.
+    chat_template: a Jinja file or Jinja text in place of a decoder's built-in template
+    default_instruction: a decoder's instruction where a request brings none; None for the template's own
+
+    Raises ModelError for files that are missing or unreadable, a template that cannot be used, a limit out of
+    range, and a template or instruction for a model that takes none.
+    """
+    if family != "decoder":
+        for name, value in (("chat template", chat_template), ("default instruction", default_instruction)):
+            if value is not None:
+                raise ModelError(f"A {name} was given, but a {family} has no use for one; leave it out.")
+    if family == "bi-encoder":
+        return _bi_encoder(folder, positions, max_model_len)
+    tokenizer = load_tokenizer(folder)
+    max_tokens = _max_tokens(max_model_len, tokenizer.max_length, positions)
+    if family == "cross-encoder":
+        return LoadedPrompts(CrossEncoderPrompts(tokenizer, max_tokens), max_tokens, tokenizer)
+    if chat_template is not None:
+        custom = JinjaTemplate.load(chat_template, tokenizer.special_tokens)
+        builder = DecoderPrompts(tokenizer, custom, max_tokens, default_instruction)
+    elif template is not None:
+        builder = DecoderPrompts(tokenizer, BUILT_IN[template], max_tokens, default_instruction)
+    else:
+        raise ModelError(f"There is no built-in prompt template for {folder}; give one with a chat template.")
+    if default_instruction is not None and not builder.takes_instruction:
+        raise ModelError("A default instruction was given, but the chat template has no place for one; leave it out.")
+    return LoadedPrompts(builder, max_tokens, tokenizer)
+
+
+def _bi_encoder(folder: Path, positions: int, max_model_len: int | None) -> LoadedPrompts:
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    inner = folder / str(modules[0].get("path", ""))
+    settings: dict[str, Any] = next(filter(None, (read_json(inner / name) for name in SENTENCE_CONFIGS)), {})
+    tokenizer = load_tokenizer(inner)
+    if settings.get("do_lower_case"):
+        lower_case(tokenizer.tokenizer)
+    prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
+    max_tokens = _max_tokens(max_model_len, settings.get("max_seq_length") or tokenizer.max_length, positions)
+    # sentence-transformers' encode_query and encode_document read these two names alone: it fills in both as
+    # empty when they are missing, so that neither `passage` nor the default prompt is ever reached.
+    builder = BiEncoderPrompts(tokenizer, max_tokens, prompts.get("query") or "", prompts.get("document") or "")
+    return LoadedPrompts(builder, max_tokens, tokenizer)
+
+
+def _max_tokens(asked: int | None, declared: int | None, positions: int) -> int:
+    if asked is None:
+        return positions if declared is None else min(declared, positions)
+    if not 1 <= asked <= positions:
+        raise ModelError(
+            f"A maximum length of {asked} tokens was asked for, but the model has positions for {positions}; "
+            f"choose one from 1 to {positions}, or none."
+        )
+    return asked

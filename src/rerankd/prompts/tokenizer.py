@@ -1,0 +1,196 @@
+"""A checkpoint's tokenizer, read without transformers, and what protects it from user text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from rerankd.core import ModelError
+
+_SEAM = re.compile(r"(?<=[A-Za-z\u4e00-\u9fa5])[ \n](?=[A-Za-z\u4e00-\u9fa5])")
+"""Between letters that every version of Unicode counts as such."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTokenizer:
+    """A tokenizer whose own truncation and padding are off.
+
+    max_length: `model_max_length` of tokenizer_config.json, or None where it sets none
+    special_tokens: `bos_token`, `eos_token`, ... of tokenizer_config.json
+    """
+
+    tokenizer: Tokenizer
+    max_length: int | None
+    special_tokens: dict[str, str]
+
+    def token_id(self, token: str) -> int:
+        """The id of a string that is one token; ModelError where it is none."""
+        found = self.tokenizer.token_to_id(token)
+        if found is None:
+            raise ModelError(f"The tokenizer has no token {token!r}, whose logit the score is made of.")
+        return int(found)
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text as it stands, nothing added, in one parallel call."""
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def start(self, text: str, tokens: int) -> str:
+        """`text`, or a start of it that has more than `tokens` tokens and the same ones: spares reading a long text.
+
+        A text is parted only before the white space between two words, where the pre-tokeniser parts it too, so
+        that nothing behind can change a token before.
+        """
+        length = 8 * tokens  # English takes about five characters a token.
+        while length < len(text) and self._parts_words():
+            seam = _SEAM.search(text, length)
+            if seam is None:
+                break
+            if len(self.ids([text[: seam.start()]])[0]) > tokens:
+                return text[: seam.start()]
+            length *= 4
+        return text
+
+    def _parts_words(self) -> bool:
+        parts = self.tokenizer.pre_tokenizer.pre_tokenize_str("ab cd\nef") if self.tokenizer.pre_tokenizer else []
+        return {2, 5} <= {end for _, (_, end) in parts}
+
+    def cut(self, text: str, tokens: int) -> str:
+        """The longest start of `text` that takes at most `tokens` tokens, cut between characters."""
+        while tokens > 0:
+            encoding = self.tokenizer.encode(text, add_special_tokens=False)
+            if len(encoding.ids) <= tokens:
+                return text
+            text = text[: _end_of(encoding, tokens)]
+        return ""
+
+
+def _end_of(encoding: Encoding, tokens: int) -> int:
+    """The character where the first `tokens` tokens end, before one that only part of its bytes belong to."""
+    return int(min(encoding.offsets[tokens - 1][1], encoding.offsets[tokens][0]))
+
+
+class AddedTokens:
+    """The strings that a tokenizer takes for single tokens wherever they stand in a text.
+
+    Such a string in user text would end a turn, or open an image: `neutralise` parts it by one space after
+    its first character, so that it stays readable and is text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        strings = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+        breakable = sorted((string for string in strings if len(string) > 1), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, breakable)) or r"(?!)")
+
+    def neutralise(self, text: str) -> str:
+        """`text` without any added token; equal to `text` where it holds none."""
+        # Parting one can leave a shorter one behind it whole, hence the loop; each round leaves fewer.
+        while self._pattern.search(text):
+            text = self._pattern.sub(lambda match: match[0][0] + " " + match[0][1:], text)
+        return text
+
+
+def well_formed(text: str) -> str:
+    """`text` with each lone surrogate, which no tokenizer can take, as U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty where there is no file. ModelError for one that cannot be read."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} cannot be read: it holds no JSON object.")
+    return value
+
+
+def load_tokenizer(folder: Path) -> LoadedTokenizer:
+    """The tokenizer of a checkpoint: `tokenizer.json`, or the `vocab.txt` of older BERT checkpoints.
+
+    Raises ModelError where neither is there or one cannot be read.
+    """
+    settings = read_json(folder / "tokenizer_config.json")
+    tokenizer = _read_tokenizer(folder, settings)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    length = settings.get("model_max_length")
+    special = {key: _content(value) for key, value in settings.items() if key.endswith("_token") and value}
+    return LoadedTokenizer(tokenizer, int(length) if length else None, special)
+
+
+def _read_tokenizer(folder: Path, settings: dict[str, Any]) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # The library raises bare Exception.
+            raise ModelError(f"{path} cannot be read: {error}.") from error
+        _apply_bert_settings(tokenizer, settings)
+        return tokenizer
+    if (folder / "vocab.txt").is_file():
+        return _bert_tokenizer(folder / "vocab.txt", settings)
+    raise ModelError(
+        f"{folder} holds neither tokenizer.json nor vocab.txt. Where the checkpoint has another tokenizer file, "
+        "transformers makes a tokenizer.json of it: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
+    )
+
+
+BERT_SETTINGS = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+"""Entries of tokenizer_config.json, and the properties of tokenizers' BertNormalizer that they set."""
+
+
+def _apply_bert_settings(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
+    """Let tokenizer_config.json overrule the normalizer of tokenizer.json, as transformers does."""
+    if isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
+        for setting, attribute in BERT_SETTINGS.items():
+            if setting in settings:
+                setattr(tokenizer.normalizer, attribute, settings[setting])
+
+
+def _bert_tokenizer(vocabulary: Path, settings: dict[str, Any]) -> Tokenizer:
+    """What transformers' BertTokenizer makes of a vocab.txt."""
+    names = {name: _content(settings.get(f"{name}_token", f"[{name.upper()}]")) for name in ("unk", "sep", "cls")}
+    try:
+        words = models.WordPiece.read_file(str(vocabulary))
+    except Exception as error:  # The library raises bare Exception.
+        raise ModelError(f"{vocabulary} cannot be read: {error}.") from error
+    missing = [token for token in names.values() if token not in words]
+    if missing:
+        raise ModelError(f"{vocabulary} lacks {', '.join(missing)}, which BERT's prompts are made with.")
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token=names["unk"]))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    _apply_bert_settings(tokenizer, settings)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens([token for token in ("[PAD]", *names.values(), "[MASK]") if token in words])
+    tokenizer.post_processor = processors.BertProcessing(
+        (names["sep"], words[names["sep"]]), (names["cls"], words[names["cls"]])
+    )
+    return tokenizer
+
+
+def _content(token: Any) -> str:
+    """A token of tokenizer_config.json: a string, or an object with its string as `content`."""
+    return str(token["content"]) if isinstance(token, dict) else str(token)
+
+
+def lower_case(tokenizer: Tokenizer) -> None:
+    """Lower-case all text first, as sentence-transformers' `do_lower_case` does."""
+    rest = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
