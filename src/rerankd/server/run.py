@@ -14,6 +14,7 @@ from fastapi import FastAPI
 
 from rerankd.core import RerankdError
 
+BACKLOG = 2048
 BACKSTOP_SECONDS = 5
 
 
@@ -61,19 +62,21 @@ def serve(app: FastAPI, listener: socket.socket, lifetime: Lifetime, log_config:
 
     The signal is raised again at the end, for the handler that was there before. Raises ListenError.
     """
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:  # another program bound the address too, and was first to listen
+        host, port = listener.getsockname()[:2]
+        raise _explained(error, host, port) from None
     config = uvicorn.Config(
         app,
         log_config=log_config,
         access_log=access,
         lifespan="off",
         ws="none",
+        backlog=BACKLOG,
         timeout_graceful_shutdown=int(lifetime.grace) + BACKSTOP_SECONDS,
     )
-    try:
-        _Server(config, lifetime).run(sockets=[listener])
-    except OSError as error:
-        host, port = listener.getsockname()[:2]
-        raise _explained(error, host, port) from None
+    _Server(config, lifetime).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
