@@ -172,8 +172,10 @@ Family: TypeAlias = Literal["decoder", "cross-encoder", "bi-encoder"]
 class PromptBuilder(Protocol):
     """Turns a request into token ids. Implementations are thread-safe and hold no request state."""
 
-    takes_instruction: bool
-    """Whether an instruction changes the prompt; where it does not, a given one is reported as ignored."""
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether an instruction changes the prompt; where it does not, a given one is reported as ignored."""
+        ...
 
     def build(self, request: RerankRequest) -> PromptGroup:
         """The request's prompts, suffixes in document order.

@@ -270,7 +270,7 @@ class Reranker:
             self.close()
             raise
 
-    def _rank(self, submitted: Submitted, logits: Sequence[float]) -> RerankResult:
+    def _rank(self, submitted: Submitted, logits: list[float]) -> RerankResult:
         request, group = submitted.request, submitted.group
         activate = _sigmoid if request.activation and self._activation == "sigmoid" else float
         documents = [
