@@ -13,6 +13,11 @@ from rerankd.server.dialects.contents import ContentBody, Open, to_content, unkn
 from rerankd.server.problems import Problem
 
 INSTRUCTION = ("instruct", "instruction")
+LIMITS = {
+    "truncation.max_tokens": "truncate_prompt_tokens",
+    "truncation.max_tokens_per_doc": "max_tokens_per_doc",
+    "truncation.max_tokens_per_query": "max_tokens_per_query",
+}
 Body = TypeVar("Body", bound="RerankBody")
 
 
@@ -75,7 +80,7 @@ class RerankBody(Open):
             activation=self.use_activation is not False,
         )
         without_effect = (*ignored, *self._without_effect(documents))
-        return Call(self, (request,), without_effect, self.request_id, {"instruction": word})
+        return Call(self, (request,), without_effect, self.request_id, {**LIMITS, "instruction": word})
 
     def _without_effect(self, documents: Sequence[ContentBody]) -> Iterator[str]:
         yield from self.unknown()
