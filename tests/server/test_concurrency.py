@@ -1,0 +1,56 @@
+"""Many clients at once, with the real engine: each gets exactly its own documents' scores."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+
+import pytest
+import requests
+
+from rerankd import Reranker
+from rerankd.server.app import Settings
+from tests.server.fakes import running
+from tests.texts import SENTENCES, WORDS
+
+CLIENTS = 50
+
+
+def bodies() -> list[dict[str, object]]:
+    random = Random(0)
+
+    def text(most: int) -> str:
+        return " ".join(random.choices((*WORDS, *SENTENCES), k=random.randint(1, most)))
+
+    return [
+        {"query": text(12), "documents": [text(60) for _ in range(random.randint(1, 12))], "instruction": text(8)}
+        for _ in range(CLIENTS)
+    ]
+
+
+@pytest.mark.parametrize("fixture", ["qwen3_checkpoint", "bert_checkpoint"])
+def test_each_client_gets_its_own_scores(fixture: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(fixture)
+    sent = bodies()
+
+    def call(url: str, body: dict[str, object]) -> dict[int, float]:
+        response = requests.post(f"{url}/v1/rerank", json=body, timeout=120)
+        assert response.status_code == 200, response.text
+        results = response.json()["results"]
+        documents = body["documents"]
+        assert isinstance(documents, list)
+        assert all(one["document"]["text"] == documents[one["index"]] for one in results)
+        return {one["index"]: one["relevance_score"] for one in results}
+
+    # A small budget, so that requests are split and share batches.
+    with (
+        Reranker(str(folder), dtype="float32", max_batch_tokens=512) as reranker,
+        running(reranker, Settings(names=("model",))) as url,
+        ThreadPoolExecutor(CLIENTS) as pool,
+    ):
+        alone = [call(url, body) for body in sent]
+        together = list(pool.map(lambda body: call(url, body), sent))
+    assert len({score for scores in alone for score in scores.values()}) > CLIENTS
+    for one, other in zip(alone, together, strict=True):
+        assert other == pytest.approx(one, abs=1e-5)
