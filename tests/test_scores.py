@@ -1,0 +1,347 @@
+"""Scores against independent implementations, and their independence of everything that should not matter."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from sentence_transformers import CrossEncoder, SentenceTransformer
+
+from rerankd import InvalidRequest, Reranker
+from rerankd.core import RerankRequest, Text, Truncation, text_content
+from tests import checkpoints, references
+from tests.conftest import MakeCheckpoint
+from tests.references import Pair
+from tests.texts import DOCUMENTS, QUERIES
+
+PAIRS: list[Pair] = [(query, document) for i, query in enumerate(QUERIES[::3]) for document in DOCUMENTS[i % 2 :: 2]]
+"""Several queries, each against documents of 1 to 300 words and several scripts."""
+
+
+def largest_difference(scores: Sequence[float], expected: Sequence[float]) -> float:
+    assert len(scores) == len(expected)
+    return max(abs(a - b) for a, b in zip(scores, expected, strict=True))
+
+
+def spread(scores: Sequence[float]) -> float:
+    return max(scores) - min(scores)
+
+
+def test_the_pairs_are_many_and_varied() -> None:
+    assert len(PAIRS) >= 64
+    assert len({len(document.split()) for _, document in PAIRS}) >= 15
+
+
+Reference = Callable[[Path, Sequence[Pair]], list[float]]
+old = checkpoints.Storage(old_keys=True)
+variants: list[tuple[str, Callable[..., Path], dict[str, Any], Reference]] = [
+    ("qwen3", checkpoints.qwen3, {}, references.qwen3_scores),
+    ("qwen3-untied", checkpoints.qwen3, {"tied": False}, references.qwen3_scores),
+    ("qwen3-old-keys", checkpoints.qwen3, {"storage": old}, references.qwen3_scores),
+    ("qwen3-one-row", checkpoints.qwen3, {"head": "one-row"}, references.qwen3_classifier_scores),
+    ("qwen3-two-rows", checkpoints.qwen3, {"head": "two-rows"}, references.qwen3_classifier_scores),
+    ("xlmr", checkpoints.xlmr, {}, references.cross_encoder_scores),
+    ("xlmr-two-labels", checkpoints.xlmr, {"labels": 2}, references.cross_encoder_scores),
+    ("roberta", checkpoints.roberta, {}, references.cross_encoder_scores),
+    ("bert", checkpoints.bert, {}, references.cross_encoder_scores),
+    ("bert-two-labels", checkpoints.bert, {"labels": 2}, references.cross_encoder_scores),
+]
+by_name = pytest.mark.parametrize(
+    ("maker", "options", "reference"), [v[1:] for v in variants], ids=[v[0] for v in variants]
+)
+
+
+@by_name
+def test_float32_scores_equal_transformers(
+    make_checkpoint: MakeCheckpoint, maker: Callable[..., Path], options: dict[str, Any], reference: Reference
+) -> None:
+    folder = make_checkpoint(maker, **options)
+    expected = reference(folder, PAIRS)
+    with Reranker(folder, device="cpu", dtype="float32") as reranker:
+        scores = reranker.score(PAIRS)
+    assert spread(expected) >= 0.2
+    assert largest_difference(scores, expected) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("maker", "reference"),
+    [
+        (checkpoints.qwen3, references.qwen3_scores),
+        (checkpoints.xlmr, references.cross_encoder_scores),
+        (checkpoints.bert, references.cross_encoder_scores),
+    ],
+)
+def test_bfloat16_scores_are_near_transformers_float32(
+    make_checkpoint: MakeCheckpoint, maker: Callable[..., Path], reference: Reference
+) -> None:
+    folder = make_checkpoint(maker, storage=checkpoints.Storage(dtype="bfloat16"))
+    expected = reference(folder, PAIRS)
+    with Reranker(folder, device="cpu", dtype="bfloat16") as reranker:
+        scores = reranker.score(PAIRS)
+    assert spread(expected) >= 0.2
+    assert largest_difference(scores, expected) <= 0.01
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        checkpoints.Storage(shards=True),
+        checkpoints.Storage(weights="bin"),
+        checkpoints.Storage(weights="bin", shards=True),
+    ],
+    ids=["sharded", "bin", "bin-sharded"],
+)
+def test_how_the_weights_lie_on_disk_does_not_matter(
+    make_checkpoint: MakeCheckpoint, qwen3_checkpoint: Path, storage: checkpoints.Storage
+) -> None:
+    results = []
+    for folder in (qwen3_checkpoint, make_checkpoint(checkpoints.qwen3, storage=storage)):
+        with Reranker(folder, device="cpu", dtype="float32") as reranker:
+            results.append(reranker.score(PAIRS[:8]))
+    assert results[0] == results[1]
+
+
+def test_an_instruction_reaches_the_prompt(qwen3_checkpoint: Path) -> None:
+    pairs, instruction = PAIRS[:12], "Find passages that contradict the query: strictly"
+    expected = references.qwen3_scores(qwen3_checkpoint, pairs, instruction)
+    with Reranker(qwen3_checkpoint, device="cpu", dtype="float32") as reranker:
+        assert largest_difference(reranker.score(pairs, instruction), expected) <= 1e-5
+        assert largest_difference(reranker.score(pairs), expected) > 1e-3
+    with Reranker(qwen3_checkpoint, device="cpu", dtype="float32", default_instruction=instruction) as reranker:
+        assert largest_difference(reranker.score(pairs), expected) <= 1e-5
+
+
+OVERRIDES = {
+    "architectures": ["Qwen3ForSequenceClassification"],
+    "classifier_from_token": ["no", "yes"],
+    "is_original_qwen3_reranker": True,
+}
+
+
+def test_vllms_overrides_are_honoured_and_not_needed(qwen3_checkpoint: Path) -> None:
+    results = []
+    for overrides in ({}, OVERRIDES, OVERRIDES | {"classifier_from_token": ["yes", "no"]}):
+        with Reranker(qwen3_checkpoint, device="cpu", dtype="float32", hf_overrides=overrides) as reranker:
+            results.append(reranker.score(PAIRS[:8]))
+    plain, overridden, swapped = results
+    assert plain == overridden
+    assert largest_difference([1 - score for score in swapped], plain) < 1e-6
+
+
+@pytest.mark.parametrize("maker", [checkpoints.xlmr, checkpoints.roberta, checkpoints.bert])
+def test_cross_encoders_equal_sentence_transformers(
+    make_checkpoint: MakeCheckpoint, maker: Callable[..., Path]
+) -> None:
+    folder = make_checkpoint(maker)
+    expected = CrossEncoder(str(folder), device="cpu").predict(PAIRS, convert_to_numpy=True).tolist()
+    with Reranker(folder, device="cpu", dtype="float32") as reranker:
+        assert largest_difference(reranker.score(PAIRS), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("key", ["new", "old"])
+def test_a_declared_activation_is_that_of_sentence_transformers(
+    bert_checkpoint: Path, tmp_path: Path, key: str
+) -> None:
+    folder = Path(shutil.copytree(bert_checkpoint, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    name = "torch.nn.modules.linear.Identity"
+    config |= (
+        {"sentence_transformers": {"activation_fn": name}}
+        if key == "new"
+        else {"sbert_ce_default_activation_function": name}
+    )
+    (folder / "config.json").write_text(json.dumps(config))
+    expected = CrossEncoder(str(folder), device="cpu").predict(PAIRS, convert_to_numpy=True).tolist()
+    assert min(expected) < 0
+    with Reranker(folder, device="cpu", dtype="float32") as reranker:
+        assert largest_difference(reranker.score(PAIRS), expected) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"pooling": "mean"}, {"prompts": {"query": "query: ", "document": "passage: "}}]
+)
+def test_bi_encoders_equal_sentence_transformers(make_checkpoint: MakeCheckpoint, options: dict[str, Any]) -> None:
+    expect_cosines(make_checkpoint(checkpoints.xlmr_embedder, **options))
+
+
+def test_the_real_minilm_equals_sentence_transformers(minilm_path: Path) -> None:
+    expect_cosines(minilm_path)
+
+
+def expect_cosines(folder: Path) -> None:
+    model = SentenceTransformer(str(folder), device="cpu")
+    queries = model.encode_query([query for query, _ in PAIRS], convert_to_tensor=True, normalize_embeddings=True)
+    documents = model.encode_document([d for _, d in PAIRS], convert_to_tensor=True, normalize_embeddings=True)
+    expected = (queries * documents).sum(1).tolist()
+    with Reranker(folder, device="cpu", dtype="float32") as reranker:
+        assert largest_difference(reranker.score(PAIRS), expected) <= 1e-5
+    assert spread(expected) >= 0.1
+
+
+@pytest.fixture(params=["qwen3", "xlmr", "embedder"])
+def folder(request: pytest.FixtureRequest, make_checkpoint: MakeCheckpoint) -> Path:
+    maker = {"qwen3": checkpoints.qwen3, "xlmr": checkpoints.xlmr, "embedder": checkpoints.xlmr_embedder}
+    return make_checkpoint(maker[request.param])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize("budget", [1, 300, 1000, 100_000])
+def test_batch_budget_and_order_do_not_matter(folder: Path, dtype: str, tolerance: float, budget: int) -> None:
+    query, documents = QUERIES[2], list(DOCUMENTS)
+    with Reranker(folder, device="cpu", dtype=dtype) as reranker:
+        alone = [reranker.rerank(query, [document]).documents[0].score for document in documents]
+    with Reranker(folder, device="cpu", dtype=dtype, max_batch_tokens=budget) as reranker:
+        together = [d.score for d in reranker.rerank(query, documents).in_request_order()]
+        shuffled = list(range(len(documents)))
+        Random(5).shuffle(shuffled)
+        result = reranker.rerank(query, [documents[i] for i in shuffled]).in_request_order()
+    moved = {shuffled[document.index]: document.score for document in result}
+    assert largest_difference(together, alone) <= tolerance
+    assert largest_difference([moved[i] for i in range(len(documents))], alone) <= tolerance
+
+
+@pytest.fixture(scope="module")
+def reranker(make_checkpoint: MakeCheckpoint) -> Iterator[Reranker]:
+    with Reranker(make_checkpoint(checkpoints.qwen3), device="cpu", dtype="float32", max_batch_tokens=600) as loaded:
+        yield loaded
+
+
+def test_requests_at_once_get_their_own_scores(reranker: Reranker) -> None:
+    random = Random(3)
+    requests = [(random.choice(QUERIES), random.choices(DOCUMENTS, k=random.randint(1, 9))) for _ in range(50)]
+    one_by_one = [reranker.rerank(query, documents) for query, documents in requests]
+
+    async def all_at_once() -> list[Any]:
+        return await asyncio.gather(*(reranker.arerank(query, documents) for query, documents in requests))
+
+    for single, concurrent in zip(one_by_one, asyncio.run(all_at_once()), strict=True):
+        assert [d.index for d in concurrent.in_request_order()] == [d.index for d in single.in_request_order()]
+        scores = [d.score for d in concurrent.in_request_order()]
+        assert largest_difference(scores, [d.score for d in single.in_request_order()]) <= 1e-5
+
+
+def test_results_are_sorted_and_cut_to_top_n(reranker: Reranker) -> None:
+    whole = reranker.rerank(QUERIES[0], DOCUMENTS)
+    scores = [document.score for document in whole.documents]
+    assert scores == sorted(scores, reverse=True)
+    assert sorted(document.index for document in whole.documents) == list(range(len(DOCUMENTS)))
+    top = reranker.rerank(QUERIES[0], DOCUMENTS, top_n=3)
+    assert top.documents == whole.documents[:3]
+    assert top.prompt_tokens == whole.prompt_tokens
+
+
+def test_equal_scores_keep_request_order(reranker: Reranker) -> None:
+    result = reranker.rerank("same", ["twin", "other words", "twin", "twin"])
+    twins = [document.index for document in result.documents if document.index != 1]
+    assert twins == [0, 2, 3]
+
+
+def test_the_shared_prefix_is_computed_once(reranker: Reranker) -> None:
+    result = reranker.rerank(QUERIES[0], DOCUMENTS[:8])
+    assert result.computed_tokens < result.prompt_tokens - 7 * 60
+
+
+def test_no_documents_is_an_empty_answer(reranker: Reranker) -> None:
+    assert reranker.rerank("q", []).documents == ()
+    assert reranker.score([]) == []
+
+
+def test_logits_in_place_of_scores(reranker: Reranker) -> None:
+    scores = reranker.score(PAIRS[:5])
+    logits = reranker.score(PAIRS[:5], activation=False)
+    assert largest_difference([1 / (1 + math.exp(-logit)) for logit in logits], scores) < 1e-9
+
+
+def test_async_twins_agree(reranker: Reranker) -> None:
+    async def both() -> tuple[Any, list[float]]:
+        return await reranker.arerank(QUERIES[0], DOCUMENTS, top_n=4), await reranker.ascore(PAIRS[:9])
+
+    result, scores = asyncio.run(both())
+    assert [d.index for d in result.documents] == [
+        d.index for d in reranker.rerank(QUERIES[0], DOCUMENTS, top_n=4).documents
+    ]
+    assert largest_difference(scores, reranker.score(PAIRS[:9])) <= 1e-5
+
+
+def test_cancelling_an_answer_drops_it(reranker: Reranker) -> None:
+    request = RerankRequest(text_content("q"), tuple(text_content(d) for d in DOCUMENTS * 40))
+
+    async def cancel() -> None:
+        task = asyncio.create_task(reranker.answer(request))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert len(reranker.rerank("q", ["d"]).documents) == 1
+
+
+def test_contents_may_be_parts(reranker: Reranker) -> None:
+    parts = reranker.score([((Text("a "), Text("b")), (Text("c"),))])
+    assert parts == pytest.approx(reranker.score([("a b", "c")]), abs=1e-6)
+
+
+def test_truncation_is_reported_and_may_be_refused(reranker: Reranker, caplog: pytest.LogCaptureFixture) -> None:
+    documents = ["short", DOCUMENTS[-1]]
+    result = reranker.rerank("q", documents, truncation=Truncation(max_tokens=120))
+    assert result.truncated == (1,)
+    assert [document.truncated for document in result.in_request_order()] == [False, True]
+    assert max(document.prompt_tokens for document in result.documents) == 120
+    with pytest.raises(InvalidRequest, match=r"documents\[1\].*120"):
+        reranker.rerank("q", documents, truncation=Truncation(max_tokens=120, allowed=False))
+    reranker.score([("q", d) for d in documents], truncation=Truncation(max_tokens=120))
+    assert "1 of 2 pairs were cut to fit" in caplog.text
+
+
+def test_an_instruction_without_use_is_reported(xlmr_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Reranker(xlmr_checkpoint, device="cpu", dtype="float32") as reranker:
+        assert reranker.rerank("q", ["d"], instruction="do").ignored == ("instruction",)
+        assert reranker.rerank("q", ["d"]).ignored == ()
+        reranker.score([("q", "d")], instruction="do")
+    assert "no use for `instruction`" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda r: r.rerank("q", "one string"), "documents"),
+        (lambda r: r.rerank("q", ["d"], top_n=0), "top_n"),
+        (lambda r: r.rerank("q", ["d"], truncation=Truncation(max_tokens=5)), "truncation.max_tokens"),
+    ],
+)
+def test_bad_requests_are_value_errors_that_name_the_field(
+    reranker: Reranker, call: Callable[[Reranker], Any], field: str
+) -> None:
+    with pytest.raises(ValueError, match=field) as raised:
+        call(reranker)
+    assert isinstance(raised.value, InvalidRequest)
+
+
+def test_a_closed_reranker_says_so(xlmr_checkpoint: Path) -> None:
+    reranker = Reranker(xlmr_checkpoint, device="cpu", dtype="float32")
+    reranker.close()
+    with pytest.raises(Exception, match="closed"):
+        reranker.rerank("q", ["d"])
+
+
+def test_texts_of_every_kind_score_alike_in_any_company(reranker: Reranker) -> None:
+    odd = ["", " ", "\ud800 lone", "👩‍👩‍👧‍👦", "שלום", "法国的首都是巴黎。", "\x00", "word " * 200_000]
+    together = [d.score for d in reranker.rerank("", odd, truncation=Truncation(max_tokens=512)).in_request_order()]
+    alone = reranker.score([("", text) for text in odd], truncation=Truncation(max_tokens=512))
+    assert all(0 < score < 1 for score in together)
+    assert largest_difference(together, alone) <= 1e-5
+
+
+def test_torch_stays_out_of_the_import() -> None:
+    code = "import sys, rerankd; assert 'torch' not in sys.modules; rerankd.Reranker; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
