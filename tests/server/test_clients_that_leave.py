@@ -7,13 +7,15 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import requests
+import uvicorn
 
 from rerankd.core import EngineClosed, RerankRequest, RerankResult
 from rerankd.server.app import Settings, create_app
@@ -32,15 +34,15 @@ def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it never came true")
 
 
-def open_call(base: str, body: dict[str, Any]) -> socket.socket:
-    """A connection on which a call was sent and nothing was read."""
+def open_call(base: str, body: dict[str, Any], sent: int | None = None) -> socket.socket:
+    """A connection on which a call, or `sent` bytes of its body, was sent and nothing was read."""
     address = urlsplit(base)
     connection = socket.create_connection((address.hostname, address.port), timeout=30)
     data = json.dumps(body).encode()
     head = (
         f"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     )
-    connection.sendall(head.encode() + data)
+    connection.sendall(head.encode() + data[:sent])
     return connection
 
 
@@ -53,6 +55,14 @@ def test_a_client_that_hangs_up_cancels_its_request() -> None:
         connection.close()
         until(lambda: reranker.cancelled == 1)
         assert requests.post(f"{url}/v1/rerank", json=QUICK, timeout=30).status_code == 200
+
+
+def test_a_client_that_hangs_up_in_its_body_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
+    with running(FakeReranker(), Settings(names=(MODEL,))) as url, caplog.at_level("INFO", "rerankd"):
+        open_call(url, QUICK, sent=10).close()
+        until(lambda: "the client hung up" in caplog.text)
+        assert requests.post(f"{url}/v1/rerank", json=QUICK, timeout=30).status_code == 200
+    assert {record.levelname for record in caplog.records if record.name == "rerankd"} == {"INFO"}
 
 
 def test_a_client_that_stays_is_answered() -> None:
@@ -83,12 +93,9 @@ class ClosableReranker(FakeReranker):
         self.gate.set()
 
 
-@pytest.mark.parametrize(("grace", "status"), [(30.0, 200), (0.1, 503)])
-def test_requests_are_answered_or_refused_at_the_end(
-    monkeypatch: pytest.MonkeyPatch, grace: float, status: int
-) -> None:
-    import uvicorn
-
+@contextmanager
+def ending(reranker: ClosableReranker, grace: float) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A server as the commands run it: its URL, and what stands for a signal. It must be gone at the end."""
     servers: list[uvicorn.Server] = []
     startup = uvicorn.Server.startup
 
@@ -96,31 +103,61 @@ def test_requests_are_answered_or_refused_at_the_end(
         servers.append(self)
         await startup(self, sockets)
 
-    monkeypatch.setattr(uvicorn.Server, "startup", remembered)
-    reranker = ClosableReranker()
+    def end() -> None:
+        servers[0].should_exit = True
+
     listener = bind("127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     ready = threading.Event()
-    lifetime = Lifetime(ready.set, reranker.close, grace)
     app = create_app(reranker, Settings(names=(MODEL,)))
+    lifetime = Lifetime(ready.set, reranker.close, grace)
     quiet = {"version": 1, "disable_existing_loggers": False}
     thread = threading.Thread(target=serve, args=(app, listener, lifetime, quiet, False))
-    thread.start()
-    assert ready.wait(30)
-    with ThreadPoolExecutor() as pool:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn.Server, "startup", remembered)
+        thread.start()
+        assert ready.wait(30)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", end
+    finally:
+        end()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_running_requests_are_answered_at_the_end() -> None:
+    reranker = ClosableReranker()
+    with ending(reranker, grace=30) as (url, end), ThreadPoolExecutor() as pool:
         answer = pool.submit(requests.post, f"{url}/v1/rerank", json=WAIT, timeout=30)
         assert reranker.waiting.wait(30)
-        servers[0].should_exit = True
-        if status == 200:
-            until(lambda: refuses_connections(url))
-            reranker.gate.set()
+        end()
+        until(lambda: refuses_connections(url))
+        reranker.gate.set()
+        assert answer.result().status_code == 200
+
+
+def test_requests_that_take_too_long_are_refused_at_the_end() -> None:
+    reranker = ClosableReranker()
+    with ending(reranker, grace=0.1) as (url, end), ThreadPoolExecutor() as pool:
+        answer = pool.submit(requests.post, f"{url}/v1/rerank", json=WAIT, timeout=30)
+        assert reranker.waiting.wait(30)
+        end()
         response = answer.result()
-    thread.join(30)
-    assert not thread.is_alive()
-    assert response.status_code == status
-    if status == 503:
-        assert response.json()["error"]["code"] == 503
-        assert "shutting down" in response.json()["error"]["message"]
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == 503
+    assert "shutting down" in response.json()["error"]["message"]
+
+
+def test_a_stalled_upload_does_not_keep_the_server(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("rerankd.server.run.BACKSTOP_SECONDS", 1)
+    with ending(ClosableReranker(), grace=0) as (url, end):
+        connection = open_call(url, QUICK, sent=10)
+        time.sleep(0.2)
+        end()
+        assert connection.recv(100).startswith(b"HTTP/1.1 503 ")
+        connection.close()
+    assert "Traceback" not in caplog.text
 
 
 def refuses_connections(url: str) -> bool:

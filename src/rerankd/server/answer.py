@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from rerankd.core import EngineClosed, EngineError, InvalidRequest, RerankRequest, RerankResult
@@ -21,6 +21,7 @@ from rerankd.server.problems import Problem, checked
 log = logging.getLogger("rerankd")
 
 HEADER_LIMIT = 2000
+SHUTTING_DOWN = Problem(503, "The server is shutting down; send the request again.")
 T = TypeVar("T")
 
 
@@ -48,15 +49,17 @@ async def answer(
         results = await _while_connected(request, _all(reranker, call.requests))
         content = endpoint.render(call, results, id, served)
         return json_response(content, 200, _reports(call, results, id))
-    except Gone:
+    except (Gone, ClientDisconnect):
         log.info("%s: the client hung up", id)
         return Response(status_code=499)
+    except asyncio.CancelledError:  # nothing but the end of the server's patience cancels a call
+        return refusal(dialect, SHUTTING_DOWN)
     except Problem as problem:
         return refusal(dialect, problem)
     except InvalidRequest as error:
         return refusal(dialect, Problem(400, error.problem, call.word(error.field) if call else error.field))
     except EngineClosed:
-        return refusal(dialect, Problem(503, "The server is shutting down; send the request again."))
+        return refusal(dialect, SHUTTING_DOWN)
     except EngineError as error:
         return refusal(dialect, Problem(500, str(error)))
     except Exception:
