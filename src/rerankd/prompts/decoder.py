@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rerankd.core import InvalidRequest, PromptGroup, RerankRequest, Segment, text_content
+from rerankd.core import Content, InvalidRequest, PromptGroup, RerankRequest, Segment, text_content
 from rerankd.prompts.contents import read_text
 from rerankd.prompts.limits import Limits, no_room
 from rerankd.prompts.templates import RenderError, Template
@@ -56,14 +56,14 @@ class DecoderPrompts:
 
     def _read(self, request: RerankRequest) -> Texts:
         """The request's texts, out of a client's own template and without special tokens."""
-        query = read_text(request.query, "query")
+        query = self._read_one(request.query, "query")
         instruction = request.instruction
         templated = untemplate_query(query)
         if templated:
             query = templated[1]
             instruction = instruction or templated[0]
         instruction = instruction or self._default_instruction
-        documents = [read_text(document, f"documents[{i}]") for i, document in enumerate(request.documents)]
+        documents = [self._read_one(document, f"documents[{i}]") for i, document in enumerate(request.documents)]
         return Texts(
             instruction=self._added.neutralise(well_formed(instruction)) if instruction else None,
             query=self._added.neutralise(query),
@@ -72,6 +72,9 @@ class DecoderPrompts:
                 for text, plain in ((text, untemplate_document(text)) for text in documents)
             ),
         )
+
+    def _read_one(self, content: Content, field: str) -> str:
+        return read_text(content, field) if content else self._template.empty
 
     def _render(self, texts: Texts, limits: Limits) -> list[str]:
         documents = texts.documents

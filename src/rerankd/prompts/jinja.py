@@ -49,6 +49,7 @@ class JinjaTemplate:
     takes_instruction: bool
     verbatim: bool = False
     default_instruction: None = None
+    empty: str = ""
 
     @classmethod
     def load(cls, source: str | Path, special_tokens: dict[str, str]) -> JinjaTemplate:

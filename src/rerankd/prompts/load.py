@@ -102,8 +102,7 @@ def load_prompts(
 
 
 def _bi_encoder(folder: Path, positions: int, max_model_len: int | None) -> LoadedPrompts:
-    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-    inner = folder / str(modules[0].get("path", ""))
+    inner = _encoder_folder(folder)
     settings: dict[str, Any] = next(filter(None, (read_json(inner / name) for name in SENTENCE_CONFIGS)), {})
     tokenizer = load_tokenizer(inner)
     if settings.get("do_lower_case"):
@@ -114,6 +113,18 @@ def _bi_encoder(folder: Path, positions: int, max_model_len: int | None) -> Load
     # empty when they are missing, so that neither `passage` nor the default prompt is ever reached.
     builder = BiEncoderPrompts(tokenizer, max_tokens, prompts.get("query") or "", prompts.get("document") or "")
     return LoadedPrompts(builder, max_tokens, tokenizer)
+
+
+def _encoder_folder(folder: Path) -> Path:
+    """Where the first module, the encoder with its tokenizer, lies: the folder itself in most checkpoints."""
+    path = folder / "modules.json"
+    try:
+        first: Path = folder / json.loads(path.read_text(encoding="utf-8"))[0]["path"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ModelError(
+            f"{path} cannot be read as sentence-transformers' list of modules: {type(error).__name__}: {error}."
+        ) from error
+    return first
 
 
 def _max_tokens(asked: int | None, declared: int | None, positions: int) -> int:

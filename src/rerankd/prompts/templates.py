@@ -22,6 +22,7 @@ class Template(Protocol):
     takes_instruction: whether an instruction changes the prompt
     verbatim: whether query and document surely stand in the prompt once each and as they are
     default_instruction: what the authors use where none is given; None where the template sees to that itself
+    empty: what stands for a content without parts
     """
 
     @property
@@ -32,6 +33,9 @@ class Template(Protocol):
 
     @property
     def default_instruction(self) -> str | None: ...
+
+    @property
+    def empty(self) -> str: ...
 
     def render(self, instruction: str | None, query: Content, document: Content) -> str:
         """The whole prompt. Raises RenderError where this query and document cannot be written."""
@@ -57,10 +61,7 @@ def spell(content: Content) -> str:
 
 @dataclass(frozen=True, slots=True)
 class BuiltInTemplate:
-    """A template of Qwen's rerankers: what stands around the instruction, the query and the document.
-
-    empty: what stands for a content without parts
-    """
+    """A template of Qwen's rerankers: what stands around the instruction, the query and the document."""
 
     before_query: str
     before_document: str
@@ -74,8 +75,8 @@ class BuiltInTemplate:
         """The whole prompt; `instruction` None stands for the default one."""
         return (
             f"{SYSTEM_TURN}<|im_start|>user\n<Instruct>: {instruction or self.default_instruction}"
-            f"{self.before_query}{spell(query) if query else self.empty}"
-            f"{self.before_document}{spell(document) if document else self.empty}{self.tail}"
+            f"{self.before_query}{spell(query)}"
+            f"{self.before_document}{spell(document)}{self.tail}"
         )
 
 

@@ -1,0 +1,124 @@
+"""Encoder pairs against transformers' tokenizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rerankd.core import Image, RerankRequest, Text, text_content
+from rerankd.prompts import LoadedPrompts, load_prompts
+from tests import texts
+from tests.prompts.conftest import refusal, request
+
+POSITIONS = 512
+
+
+@pytest.fixture(scope="module", params=["xlmr_folder", "roberta_folder", "minilm_path"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(scope="module")
+def prompts(folder: Path) -> LoadedPrompts:
+    return load_prompts(folder, family="cross-encoder", positions=POSITIONS)
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def pair(
+    reference: Any, query: str, document: str, limit: int = POSITIONS, cut: str = "only_second"
+) -> tuple[list[int], list[int]]:
+    """Ids and types as transformers cuts them, from a batch: alone, a pair with an empty text is no pair to it."""
+    encoded = reference([[query, document]], truncation=cut, max_length=limit, return_token_type_ids=True)
+    types = encoded["token_type_ids"][0]
+    return encoded["input_ids"][0], types if any(types) else []
+
+
+def test_every_pair_is_transformers(prompts: LoadedPrompts, reference: Any) -> None:
+    for query in texts.QUERIES:
+        group = prompts.build(request(query, list(texts.DOCUMENTS)))
+        assert len(group.prefix) == 0
+        for suffix, document, cut in zip(group.suffixes, texts.DOCUMENTS, group.truncated, strict=True):
+            assert (suffix.token_ids, suffix.token_types) == pair(reference, query, document)
+            assert cut == (len(pair(reference, query, document, 10**6)[0]) > POSITIONS)
+
+
+@settings(deadline=None, max_examples=60)
+@given(document=st.text(max_size=300), limit=st.integers(20, 60))
+def test_any_document_at_any_limit(document: str, limit: int, prompts: LoadedPrompts, reference: Any) -> None:
+    if any(token in document for token in reference.all_special_tokens):
+        return
+    group = prompts.build(request("what is it", [document], max_tokens=limit))
+    assert (group.suffixes[0].token_ids, group.suffixes[0].token_types) == pair(
+        reference, "what is it", document, limit
+    )
+
+
+def test_long_documents_are_cut(prompts: LoadedPrompts, reference: Any) -> None:
+    documents = [texts.words(3000, 1), "x" * 20000, "法国的首都是巴黎。" * 900, "short", ""]
+    group = prompts.build(request("what is it", documents))
+    assert [suffix.token_ids for suffix in group.suffixes] == [
+        pair(reference, "what is it", document)[0] for document in documents
+    ]
+    assert group.truncated[0]
+    assert group.truncated[2:] == (True, False, False)
+
+
+def test_then_the_query_is_cut(prompts: LoadedPrompts, reference: Any) -> None:
+    query = texts.words(300, 1)
+    group = prompts.build(request(query, ["some words", ""], max_tokens=50))
+    expected = pair(reference, query, "", 50, "only_first")
+    assert [(suffix.token_ids, suffix.token_types) for suffix in group.suffixes] == [expected, expected]
+    assert (group.truncated, group.query_truncated) == ((True, False), True)
+
+
+def test_documents_and_query_have_limits_of_their_own(prompts: LoadedPrompts, reference: Any) -> None:
+    asked = request("one two three", ["four five six", "four"], max_tokens_per_doc=1, max_tokens_per_query=2)
+    group = prompts.build(asked)
+    special = len(pair(reference, "", "")[0])
+    query = reference.encode("one two three", add_special_tokens=False)[:2]
+    document = reference.encode("four five six", add_special_tokens=False)[:1]
+    ids = group.suffixes[0].token_ids
+    assert (ids[1:3], ids[-2:-1], len(ids)) == (query, document, special + 3)
+    assert (group.truncated[0], group.query_truncated) == (True, True)
+
+
+def test_nothing_is_cut_where_cutting_is_not_allowed(prompts: LoadedPrompts, reference: Any) -> None:
+    long = texts.words(600, 1)
+    length = len(pair(reference, "q", long, 10**6)[0])
+    error = refusal(prompts, request("q", ["d", long], allowed=False))
+    assert (error.field, f"{length} tokens and {POSITIONS}" in error.problem) == ("documents[1]", True)
+    length = len(pair(reference, long, "", 10**6)[0])
+    error = refusal(prompts, request(long, ["d"], allowed=False))
+    assert (error.field, f"{length} tokens and {POSITIONS}" in error.problem) == ("query", True)
+    error = refusal(prompts, request("q", ["a b c d"], max_tokens_per_doc=2, allowed=False))
+    assert (error.field, "and 2" in error.problem) == ("documents[0]", True)
+    assert refusal(prompts, request("a b c", ["d"], max_tokens_per_query=1, allowed=False)).field == "query"
+
+
+def test_a_limit_below_the_special_tokens_is_an_error(prompts: LoadedPrompts, reference: Any) -> None:
+    special = pair(reference, "", "")[0]
+    error = refusal(prompts, request("q", ["d"], max_tokens=len(special) - 1))
+    assert (error.field, str(len(special)) in error.problem) == ("truncation.max_tokens", True)
+    group = prompts.build(request("q", ["d"], max_tokens=len(special)))
+    assert group.suffixes[0].token_ids == special
+    assert (group.truncated, group.query_truncated) == ((True,), True)
+
+
+def test_parts_media_surrogates_and_no_documents(prompts: LoadedPrompts) -> None:
+    joined = prompts.build(RerankRequest((Text("what "), Text("is it")), ((Text("a"), Text("\ud800")), ())))
+    assert joined == prompts.build(request("what is it", ["a\ufffd", ""]))
+    error = refusal(prompts, RerankRequest(text_content("q"), (text_content("d"), (Image("x.png"),))))
+    assert error.field == "documents[1]"
+    assert prompts.build(request("q", [])).suffixes == ()
+    assert not prompts.takes_instruction
+    assert prompts.build(request("q", ["d"], "instruction")) == prompts.build(request("q", ["d"]))
