@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -14,6 +14,9 @@ from rerankd.core import RerankdError
 app = typer.Typer(
     name="bench",
     no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"token_normalize_func": lambda name: name.replace("_", "-")},
 )
 
@@ -172,10 +175,61 @@ def serve(
             name = result_filename or report.file_name(label or backend, traffic, model, date)
             report.save(head | figures, (result_dir or Path()) / name, append=append_result)
     except RerankdError as error:
-        typer.echo(f"rerankd bench serve: {error}", err=True)
-        raise typer.Exit(1) from None
+        fail(error)
     if not result.succeeded:
         raise typer.Exit(1)
+
+
+@app.command()
+def offline(
+    model: Annotated[str, typer.Argument(help="A model's folder or hub id.")],
+    workload: Annotated[
+        str, typer.Option(help="uniform, mixed or short; with a number of documents in a request: uniform:200.")
+    ] = "uniform",
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements, each on documents never seen before.")] = 5,
+    seed: Annotated[int, typer.Option(help="Chooses the documents.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, npu, xpu, mps or auto.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="bfloat16, float32, float16 or auto.")] = "auto",
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option("--max-num-batched-tokens", "--max-batch-tokens", help="Tokens in one batch.")
+    ] = None,
+    save_result: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
+) -> None:
+    """Measure the engine without a server, and what share it reaches of the limit that this machine sets.
+
+    The limit is the workload's own multiply-adds over the machine's rate at matrix products of its shapes.
+    """
+    from rerankd.bench.offline import measure
+    from rerankd.bench.report import save
+    from rerankd.bench.rounds import Round, Summary
+    from rerankd.bench.workloads import Workload
+
+    def show(one: Round) -> None:
+        seconds = sum(one.seconds)
+        typer.echo(
+            f"  {one.documents / seconds:9.2f} documents/s {one.tokens / seconds:9.0f} tokens/s"
+            f" {2e-9 * one.gemm_rate:8.0f} GFLOP/s in products"
+        )
+
+    try:
+        wanted = Workload.parse(workload)
+        from rerankd.reranker import Reranker
+
+        with Reranker(model, device=device, dtype=dtype, max_batch_tokens=max_num_batched_tokens) as reranker:
+            info = reranker.info
+            typer.echo(f"{info.model} ({info.architecture}, {info.device}, {info.dtype}), {wanted}")
+            summary = Summary.of(measure(reranker, wanted, rounds, seed=seed, progress=show))
+        typer.echo(summary.table())
+        if save_result is not None:
+            head = {"model": info.model, "architecture": info.architecture, "device": info.device}
+            save({**head, "dtype": info.dtype, "workload": str(wanted), **summary.json()}, save_result, append=False)
+    except RerankdError as error:
+        fail(error)
+
+
+def fail(error: RerankdError) -> NoReturn:
+    typer.echo(f"rerankd: error: {error}", err=True)
+    raise typer.Exit(1) from None
 
 
 def pairs(option: str, items: Iterable[str]) -> dict[str, str]:

@@ -1,0 +1,161 @@
+"""How fast a workload could be at most: its own multiply-adds over the machine's rate at such products.
+
+The count is of what no implementation can leave out: a prefix once for all documents that share it, and in the
+last layer only the rows that the head reads (and every row's keys and values). The products of attention count
+with the pairs that a token may see.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from rerankd.core import Family, RerankResult
+
+if TYPE_CHECKING:
+    import torch
+
+Shape = tuple[int, int]
+"""A weight's inputs and outputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """A request in tokens: what its documents share, and what each has of its own."""
+
+    prefix: int
+    suffixes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, result: RerankResult) -> Lengths:
+        """Read off an answer that holds all its documents."""
+        return cls.from_prompts([one.prompt_tokens for one in result.in_request_order()], result.computed_tokens)
+
+    @classmethod
+    def from_prompts(cls, prompts: Sequence[int], computed: int) -> Lengths:
+        """From the lengths of whole prompts, and what was computed of all of them together."""
+        prefix = (sum(prompts) - computed) // (len(prompts) - 1) if len(prompts) > 1 else 0
+        return cls(prefix, tuple(prompt - prefix for prompt in prompts))
+
+    @property
+    def computed(self) -> int:
+        return self.prefix + sum(self.suffixes)
+
+    @property
+    def whole(self) -> int:
+        """Tokens of all prompts, each with its prefix: what an engine without sharing computes."""
+        return self.prefix * len(self.suffixes) + sum(self.suffixes)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A request's multiply-adds: rows that go through weights of each shape, and those of attention."""
+
+    rows: Mapping[Shape, int]
+    attention: int
+
+    @property
+    def products(self) -> int:
+        return sum(rows * inputs * outputs for (inputs, outputs), rows in self.rows.items())
+
+    @property
+    def multiply_adds(self) -> int:
+        return self.products + self.attention
+
+
+def work(config: Mapping[str, Any], family: Family, lengths: Lengths) -> Work:
+    """What a checkpoint with this config.json has to compute for a request of these lengths."""
+    config = config.get("text_config", config)
+    rows: dict[Shape, int] = {}
+
+    def through(inputs: int, outputs: int, count: int) -> None:
+        rows[inputs, outputs] = rows.get((inputs, outputs), 0) + count
+
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    heads, full_layers = config["num_attention_heads"], config["num_hidden_layers"] - 1
+    every, read = lengths.computed, len(lengths.suffixes)
+    if family == "decoder":
+        width = heads * config.get("head_dim", hidden // heads)
+        key_value = 2 * config.get("num_key_value_heads", heads) * (width // heads)
+        up = 2 * inner
+        prefix = lengths.prefix
+        seen = prefix * (prefix + 1) // 2 + sum(s * prefix + s * (s + 1) // 2 for s in lengths.suffixes)
+        seen_by_read = sum(prefix + s for s in lengths.suffixes)
+    else:
+        width, key_value, up = hidden, 2 * hidden, inner
+        sequences = (lengths.prefix, *lengths.suffixes)
+        seen = sum(s * s for s in sequences)
+        if family == "bi-encoder":
+            # Every row of the last layer goes into the pooled embedding.
+            read, seen_by_read = every, seen
+        else:
+            seen_by_read = sum(lengths.suffixes)
+            through(hidden, hidden, read)
+    through(hidden, width + key_value, every * full_layers)
+    through(hidden, key_value, every)
+    through(hidden, width, read)
+    for inputs, outputs in ((width, hidden), (hidden, up), (inner, hidden)):
+        through(inputs, outputs, every * full_layers + read)
+    return Work(rows, 2 * width * (seen * full_layers + seen_by_read))
+
+
+def gemm_rate(work: Work, dtype: str, device: str = "cpu", seconds: float = 2.0) -> float:
+    """Multiply-adds a second of this machine at the work's own products, in about `seconds` seconds.
+
+    dtype: float32, bfloat16, float16, or int8 (uint8 rows by int8 weights through oneDNN, on a CPU)
+
+    Each shape is tried at the row counts that suit a cache and a large batch; the better median counts.
+    """
+    import torch
+
+    share = seconds / (2 * len(work.rows))
+    total = 0.0
+    with torch.inference_mode():
+        for (inputs, outputs), rows in work.rows.items():
+            counts = sorted({min(rows, 512), min(rows, 2048)})
+            rates = []
+            for count in counts:
+                product = a_product(torch.device(device), dtype, count, inputs, outputs)
+                rates.append(count * inputs * outputs / median_seconds(product, device, share))
+            total += rows * inputs * outputs / max(rates)
+    return work.products / total
+
+
+def a_product(device: torch.device, dtype: str, rows: int, inputs: int, outputs: int) -> Callable[[], object]:
+    import torch
+
+    if dtype == "int8":
+        weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+        packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        scales, zeros = torch.full((outputs,), 0.01), torch.zeros(outputs, dtype=torch.int64)
+        quantised = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8)
+        output = torch.float32
+        return lambda: torch.ops.onednn.qlinear_pointwise(
+            quantised, 0.01, 128, packed, scales, zeros, None, 1.0, 0, output, "none", [], ""
+        )
+    kind: torch.dtype = getattr(torch, dtype)
+    left = torch.randn(rows, inputs, device=device, dtype=kind)
+    right = torch.randn(outputs, inputs, device=device, dtype=kind)
+    return lambda: torch.nn.functional.linear(left, right)
+
+
+def median_seconds(call: Callable[[], object], device: str, seconds: float) -> float:
+    """The median time of a call over `seconds`, and over three calls at least."""
+    import torch
+
+    def timed() -> float:
+        start = time.perf_counter()
+        call()
+        if not device.startswith("cpu"):
+            torch.accelerator.synchronize()
+        return time.perf_counter() - start
+
+    timed()
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < until:
+        times.append(timed())
+    return median(times)
