@@ -137,12 +137,34 @@ class RerankResult:
         return tuple(sorted(self.documents, key=lambda document: document.index))
 
 
+class Visual(Protocol):
+    """An image, or a video, as patches of pixels.
+
+    grid: patches in time, height and width
+    digest: equal for equal pixels
+    """
+
+    @property
+    def grid(self) -> tuple[int, int, int]: ...
+
+    @property
+    def digest(self) -> bytes: ...
+
+    def pixel_values(self) -> Tensor:
+        """Flattened patches, float32 [t * h * w, channels * frames * side * side]."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of tokens laid end to end in a packed batch. `token_types` is empty where all are zero."""
+    """A run of tokens laid end to end in a packed batch. `token_types` is empty where all are zero.
+
+    visuals: the images and videos whose placeholder tokens lie in the run, in the order of those
+    """
 
     token_ids: list[int]
     token_types: list[int] = field(default_factory=list)
+    visuals: tuple[Visual, ...] = ()
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -214,12 +236,14 @@ class PackedBatch:
         decoder, and starts at 0 in an encoder
     token_types: int64 [T], or None where the model has none
     groups: the segments, in the order of the logits that a model returns
+    visuals: images and videos, in the order of their placeholders among the tokens
     """
 
     token_ids: Tensor
     positions: Tensor
     token_types: Tensor | None
     groups: tuple[PackedGroup, ...]
+    visuals: tuple[Visual, ...] = ()
 
     def documents(self) -> list[Span]:
         """Every document's span, in the order of the logits."""

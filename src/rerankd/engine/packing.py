@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rerankd.core import Family, PackedBatch, PackedGroup, PromptGroup, Segment, Span
+from rerankd.core import Family, PackedBatch, PackedGroup, PromptGroup, Segment, Span, Visual
 
 
 def pack(groups: Sequence[PromptGroup], family: Family, device: torch.device) -> PackedBatch:
@@ -18,6 +18,7 @@ def pack(groups: Sequence[PromptGroup], family: Family, device: torch.device) ->
     token_ids: list[int] = []
     positions: list[int] = []
     token_types: list[int] = []
+    visuals: list[Visual] = []
     packed: list[PackedGroup] = []
 
     def lay(segment: Segment, first_position: int) -> Span:
@@ -25,6 +26,7 @@ def pack(groups: Sequence[PromptGroup], family: Family, device: torch.device) ->
         token_ids.extend(segment.token_ids)
         positions.extend(range(first_position, first_position + len(segment)))
         token_types.extend(segment.token_types or [0] * len(segment))
+        visuals.extend(segment.visuals)
         return Span(start, len(token_ids))
 
     for group in groups:
@@ -36,4 +38,5 @@ def pack(groups: Sequence[PromptGroup], family: Family, device: torch.device) ->
         positions=torch.tensor(positions, dtype=torch.int64).to(device),
         token_types=torch.tensor(token_types, dtype=torch.int64).to(device) if any(token_types) else None,
         groups=tuple(packed),
+        visuals=tuple(visuals),
     )

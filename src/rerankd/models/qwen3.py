@@ -5,6 +5,7 @@ Behaviour reference: `modeling_qwen3.py` in transformers and the scoring script 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -101,18 +102,36 @@ class Qwen3Layer:
         rotate(self.query_norm(query), rotation, out=out)
 
 
+@dataclass(frozen=True, slots=True)
+class Deepstack:
+    """What is added to some rows after each of the first layers (Meng et al., 2024): visual features.
+
+    rows: int64 [n]; features: [n, hidden] for each layer. The last layer needs none: no row that is scored is visual.
+    """
+
+    rows: Tensor
+    features: Sequence[Tensor]
+
+
 class Qwen3Decoder:
-    """The stack of layers and the final norm, from embedded tokens to the documents' last hidden states."""
+    """Embedding, layers and final norm: from tokens to the documents' last hidden states."""
 
     def __init__(self, shape: Qwen3Shape, weights: Weights) -> None:
+        self.embedding = weights.tensor("embed_tokens.weight", shape.vocabulary, shape.hidden)
         self.layers = [Qwen3Layer(shape, weights.scope(f"layers.{i}")) for i in range(shape.layers)]
         self.norm = RMSNorm(weights.tensor("norm.weight", shape.hidden, dtype=torch.float32), shape.eps)
 
-    def __call__(self, x: Tensor, rotation: Rotation, batch: PackedBatch) -> Tensor:
+    def embed(self, batch: PackedBatch) -> Tensor:
+        """[T, hidden]."""
+        return F.embedding(batch.token_ids, self.embedding)
+
+    def __call__(self, x: Tensor, rotation: Rotation, batch: PackedBatch, deepstack: Deepstack | None = None) -> Tensor:
         """x: [T, hidden]. Returns float32 [documents, hidden]."""
         layout = causal_layout(batch.groups)
-        for layer in self.layers[:-1]:
+        for i, layer in enumerate(self.layers[:-1]):
             x = layer(x, rotation, layout)
+            if deepstack is not None and i < len(deepstack.features):
+                x[deepstack.rows] += deepstack.features[i]
         # Nothing above the last layer reads any row but a document's last.
         x = self.layers[-1](x, rotation, pruned_layout(layout, batch.documents()), keep=last_tokens(batch))
         return self.norm(x.float())
@@ -127,14 +146,13 @@ class Qwen3Reranker:
         shape = Qwen3Shape.of(config)
         runtime = weights.runtime
         base = weights.scope_holding("embed_tokens.weight", "model", "")
-        self.embedding = base.tensor("embed_tokens.weight", shape.vocabulary, shape.hidden)
         self.rotary = Rotary(shape.head_dim, shape.theta, runtime.device, runtime.dtype)
         self.decoder = Qwen3Decoder(shape, base)
         self.head = relevance_head(config, weights, base, shape.hidden, token_id)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
-        x = F.embedding(batch.token_ids, self.embedding)
-        return score_rows(self.decoder(x, self.rotary(batch.positions), batch) @ self.head.T)
+        states = self.decoder(self.decoder.embed(batch), self.rotary(batch.positions), batch)
+        return score_rows(states @ self.head.T)
 
 
 def relevance_head(config: Config, weights: Weights, base: Weights, hidden: int, token_id: TokenIds) -> Tensor:
@@ -150,6 +168,7 @@ def relevance_head(config: Config, weights: Weights, base: Weights, hidden: int,
         return weights.tensor("score.weight", labels, hidden, dtype=torch.float32)
     negative, positive = config.entries.get("classifier_from_token") or ("no", "yes")
     answers = [token_id(negative), token_id(positive)]
-    if "lm_head.weight" in weights and not config.get("tie_word_embeddings", bool, False):
-        return weights.rows("lm_head.weight", answers, hidden)
-    return base.rows("embed_tokens.weight", answers, hidden)
+    tied = config.entries.get("tie_word_embeddings")
+    if tied or (tied is None and "lm_head.weight" not in weights):
+        return base.rows("embed_tokens.weight", answers, hidden)
+    return weights.rows("lm_head.weight", answers, hidden)

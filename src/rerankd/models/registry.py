@@ -13,6 +13,7 @@ from rerankd.models.bert import BertCrossEncoder
 from rerankd.models.bi_encoder import BiEncoder
 from rerankd.models.config import Config
 from rerankd.models.qwen3 import Qwen3Reranker
+from rerankd.models.qwen3_vl import Qwen3VLReranker
 from rerankd.models.weights import Weights
 from rerankd.models.xlm_roberta import XLMRobertaCrossEncoder, position_offset
 
@@ -39,12 +40,19 @@ def _roberta_positions(config: Config) -> int:
     return config.get("max_position_embeddings", int) - position_offset(config)
 
 
+def _text_positions(config: Config) -> int:
+    return _plain_positions(config.section("text_config"))
+
+
+_QWEN3_VL = Architecture("decoder", Qwen3VLReranker, _text_positions, template="qwen3_vl")
 _QWEN3 = Architecture("decoder", Qwen3Reranker, _plain_positions, template="qwen3")
 _ROBERTA = Architecture("cross-encoder", XLMRobertaCrossEncoder, _roberta_positions)
 
 ARCHITECTURES = {
     "Qwen3ForCausalLM": _QWEN3,
     "Qwen3ForSequenceClassification": _QWEN3,
+    "Qwen3VLForConditionalGeneration": _QWEN3_VL,
+    "Qwen3VLForSequenceClassification": _QWEN3_VL,
     "XLMRobertaForSequenceClassification": _ROBERTA,
     "RobertaForSequenceClassification": _ROBERTA,
     "BertForSequenceClassification": Architecture("cross-encoder", BertCrossEncoder, _plain_positions),
