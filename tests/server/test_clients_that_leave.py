@@ -142,6 +142,8 @@ def test_requests_that_take_too_long_are_refused_at_the_end() -> None:
         assert reranker.waiting.wait(30)
         end()
         response = answer.result()
+    assert reranker.closed.is_set()
+    assert reranker.cancelled == 0
     assert response.status_code == 503
     assert response.json()["error"]["code"] == 503
     assert "shutting down" in response.json()["error"]["message"]
