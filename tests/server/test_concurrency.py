@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import requests
 
 from rerankd import Reranker
+from rerankd.core import PackedBatch
 from rerankd.server.app import Settings
 from tests.server.fakes import running
+from tests.server.test_clients_that_leave import open_call, until
 from tests.texts import SENTENCES, WORDS
 
 CLIENTS = 50
@@ -54,3 +59,25 @@ def test_each_client_gets_its_own_scores(fixture: str, request: pytest.FixtureRe
     assert len({score for scores in alone for score in scores.values()}) > CLIENTS
     for one, other in zip(alone, together, strict=True):
         assert other == pytest.approx(one, abs=1e-5)
+
+
+def test_a_client_that_hangs_up_frees_the_engine(bert_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a request of many batches, only the one in hand is computed once its client has gone."""
+    with Reranker(str(bert_checkpoint), dtype="float32", max_batch_tokens=64) as reranker:
+        model, batches, go = reranker._engine.model, [0], threading.Event()
+
+        def gated(batch: PackedBatch) -> Any:
+            batches[0] += 1
+            assert go.wait(60)
+            return model(batch)
+
+        monkeypatch.setattr(reranker._engine, "model", gated)
+        with running(reranker, Settings(names=("model",))) as url:
+            connection = open_call(url, {"query": "many", "documents": ["of words " * 20] * 50})
+            until(lambda: batches[0] == 1)
+            connection.close()
+            time.sleep(0.5)
+            go.set()
+            answer = requests.post(f"{url}/v1/rerank", json={"query": "one", "documents": ["a"]}, timeout=60)
+            assert answer.status_code == 200
+    assert batches[0] == 2
