@@ -52,6 +52,7 @@ class LoadOptions:
     """How to load and run a model; every field but `model` has a default that needs no thought.
 
     model: a local folder, or an id on `hub`
+    quantization: "int8" for 8-bit linear maps on a CPU, None for `dtype`
     max_model_len: tokens in one prompt; None for the model's own limit
     max_batch_tokens: tokens in one packed batch; None for the device's own choice
     hf_overrides: entries laid over the checkpoint's config.json
@@ -64,6 +65,7 @@ class LoadOptions:
     hub: Hub = "huggingface"
     device: str = "auto"
     dtype: str = "auto"
+    quantization: str | None = None
     max_model_len: int | None = None
     max_batch_tokens: int | None = None
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -106,7 +108,7 @@ class Reranker:
     def __init__(self, model: str | Path | LoadOptions, **options: Any) -> None:
         """model: a folder, a hub id, or all options at once; `options` are the fields of `LoadOptions`."""
         chosen = replace(model, **options) if isinstance(model, LoadOptions) else LoadOptions(str(model), **options)
-        placement = place(chosen.device, chosen.dtype)
+        placement = place(chosen.device, chosen.dtype, chosen.quantization)
         if chosen.max_batch_tokens is not None and chosen.max_batch_tokens < 1:
             raise ModelError(f"The token budget of a batch must be at least 1, not {chosen.max_batch_tokens}.")
         folder = resolve(chosen.model, chosen.hub, chosen.revision)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ctypes
 import logging
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from rerankd.core import ModelError
 from rerankd.layers.attention import Attention, sdpa_attention, varlen_attention
-from rerankd.layers.linear import DenseLinear
+from rerankd.layers.linear import DenseLinear, Int8Linear, Linear
 from rerankd.layers.runtime import Runtime
 
 log = logging.getLogger("rerankd")
@@ -43,11 +45,12 @@ class Placement:
         return str(self.runtime.dtype).removeprefix("torch.")
 
 
-def place(device: str = "auto", dtype: str = "auto") -> Placement:
+def place(device: str = "auto", dtype: str = "auto", quantization: str | None = None) -> Placement:
     """Choose where and how to run.
 
     device: "auto" (the accelerator that torch finds, else the CPU), or a type of DEVICES, with an index or not
     dtype: "auto" (bfloat16 on an accelerator or a processor with AVX512-BF16 or AMX, else float32) or a name
+    quantization: "int8" for linear maps in 8 bits, on a CPU with VNNI; None for `dtype`
 
     Raises ModelError for what the machine does not have, and for float16 on a CPU.
     """
@@ -60,7 +63,7 @@ def place(device: str = "auto", dtype: str = "auto") -> Placement:
         device=chosen,
         dtype=chosen_dtype,
         attend=_attention(chosen, chosen_dtype),
-        linear=DenseLinear,
+        linear=_linear(quantization, on_cpu),
         chunk_rows=CPU_CHUNK_ROWS if on_cpu else None,
     )
     return Placement(runtime, CPU_BATCH_TOKENS if on_cpu else ACCELERATOR_BATCH_TOKENS)
@@ -128,6 +131,19 @@ def _cpu_multiplies_bfloat16() -> bool:
     # torch has no public name for these two questions; without them the answer is the safe one.
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+def _linear(quantization: str | None, on_cpu: bool) -> Callable[[Tensor, Tensor | None], Linear]:
+    if quantization is None:
+        return DenseLinear
+    if quantization != "int8":
+        raise ModelError(f"The quantization {quantization!r} is unknown; choose int8, or none by leaving it out.")
+    if not on_cpu:
+        raise ModelError("int8 is for CPUs; leave the quantization out on an accelerator, or choose --device cpu.")
+    if not getattr(torch.cpu, "_is_vnni_supported", bool)():
+        # Without VNNI oneDNN adds pairs of products in 16 bits, where they saturate.
+        raise ModelError("int8 needs a processor with VNNI, whose 8-bit products are exact; this one has none.")
+    return Int8Linear
 
 
 def _attention(device: torch.device, dtype: torch.dtype) -> Attention:
