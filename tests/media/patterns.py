@@ -10,14 +10,14 @@ Pixels = npt.NDArray[np.uint8]
 
 def pattern(width: int, height: int, seed: int = 0, channels: int = 3) -> Pixels:
     """uint8 [height, width, channels]: slopes, stripes and specks, so that resizing has something to get wrong."""
-    y, x = np.mgrid[0:height, 0:width].astype(np.int64)
+    y, x = np.arange(height, dtype=np.int32)[:, None], np.arange(width, dtype=np.int32)
     planes = []
     for channel in range(channels):
         slope = (x * (3 + channel) + y * (5 - channel)) // 4 + seed * 17
-        checks = ((x // 9 + y // 7 + channel + seed) % 2) * 90
+        checks = ((x // 9 + y // 7 + channel + seed) & 1) * 90
         specks = ((x * 7919 + y * 104729 + channel * 31 + seed * 1299709) % 97 == 0) * 120
-        planes.append((slope + checks + specks) % 256)
-    return np.stack(planes, axis=-1).astype(np.uint8)
+        planes.append((slope + checks + specks).astype(np.uint8))
+    return np.stack(planes, axis=-1)
 
 
 def scene(width: int, height: int, time: int) -> Pixels:

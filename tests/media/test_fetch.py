@@ -247,12 +247,26 @@ def test_content_encodings(server: Server, coding: str, pack: Any) -> None:
     assert fetch(server.url("/packed")) == b"picture" * 100
 
 
-def test_a_compressed_bomb_is_not_unfolded(server: Server) -> None:
+def test_a_compressed_bomb_is_not_unfolded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    unfolded: list[int] = []
+
+    class Counting:
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        def decompress(self, *arguments: Any) -> bytes:
+            data: bytes = self._inner.decompress(*arguments)
+            unfolded.append(len(data))
+            return data
+
+    make = zlib.decompressobj
+    monkeypatch.setattr(zlib, "decompressobj", lambda wbits: Counting(make(wbits)))
     bomb = gzip.compress(bytes(200 << 20), 9)
     assert len(bomb) < 1 << 20
     server.answers["/bomb"] = ok(bomb, "Content-Encoding: gzip")
     with pytest.raises(BadMedia, match=r"over the limit of 1\.0 MiB"):
         fetch(server.url("/bomb"))
+    assert sum(unfolded) == (1 << 20) + 1, "one byte over the limit is enough to know"
 
 
 def test_a_compressed_body_that_is_cut_or_broken(server: Server) -> None:

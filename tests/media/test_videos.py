@@ -91,6 +91,17 @@ def test_frames_at_uneven_times_are_counted_and_not_timed() -> None:
     assert len(seconds) == 4
 
 
+def test_what_an_edit_list_cuts_away_does_not_count() -> None:
+    data = bytearray(film(films.MP4, frames=20, size=(64, 64), bf="0"))
+    uncut = films.every_frame(bytes(data))
+    at = data.index(b"elst") + 12  # one entry: its length in ms, then where it begins in ticks of 1 / 10240 s
+    data[at : at + 8] = (1500).to_bytes(4, "big") + (5 * 1024).to_bytes(4, "big")
+    frames, seconds = read(bytes(data), fps=4.0)
+    wanted = 5 + np.linspace(0, 14, 6).round().astype(int)
+    assert all(np.array_equal(frames[i], uncut[at]) for i, at in enumerate(wanted))
+    assert len(seconds) == 3
+
+
 @pytest.mark.parametrize("rotation", [90, 180, 270])
 def test_the_display_matrix_turns_frames_upright(rotation: int) -> None:
     pixels = scene(96, 32, 3)
@@ -174,6 +185,18 @@ def test_an_image_as_a_video_says_so() -> None:
 def test_sound_alone(container: str) -> None:
     with pytest.raises(BadMedia, match="no video track"):
         read(films.sound(container))
+
+
+def test_a_codec_that_is_not_known() -> None:
+    data = film(films.MP4).replace(b"avc1\0\0\0\0", b"zzzz\0\0\0\0")
+    with pytest.raises(BadMedia, match="codec is not known here"):
+        read(data)
+
+
+def test_metadata_that_is_no_text() -> None:
+    data = film(films.WEBM, size=(64, 64))
+    assert data.count(b"ENCODER") > 0
+    assert len(read(data.replace(b"ENCODER", b"\x80NCODER"))[0]) == 4
 
 
 def test_a_file_that_only_begins_like_one() -> None:

@@ -152,10 +152,9 @@ class Fetcher:
         """A body, or the target of a redirect."""
         seconds = self._limits.timeout
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        headers = [("Host", url.netloc.decode("ascii")), *_HEADERS]
         timeouts = {"timeout": {"connect": seconds, "read": seconds, "write": seconds, "pool": seconds}}
         try:
-            async with self._pool.stream("GET", target, headers=headers, extensions=timeouts) as response:
+            async with self._pool.stream("GET", target, headers=_HEADERS, extensions=timeouts) as response:
                 answered = {name.lower().decode(): value.decode("latin-1") for name, value in response.headers}
                 if response.status in _REDIRECTS and "location" in answered:
                     return b"", answered["location"]

@@ -36,8 +36,7 @@ def open_image(data: bytes, limits: Limits) -> PIL.Image.Image:
         raise BadMedia(f"the picture is over the limit of {limits.pixels:,} pixels") from error
     except Exception as error:  # a damaged header can make a decoder raise anything
         raise BadMedia(f"the picture's header is damaged ({error})") from error
-    with image:
-        return to_rgb(image, limits)
+    return to_rgb(image, limits)
 
 
 def to_rgb(image: PIL.Image.Image, limits: Limits) -> PIL.Image.Image:
@@ -76,7 +75,7 @@ def _flatten(image: PIL.Image.Image) -> PIL.Image.Image:
         paper = PIL.Image.new("RGB", image.size, _WHITE)
         paper.paste(layered, mask=layered.getchannel("A"))
         return paper
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_16_bit(image: PIL.Image.Image) -> PIL.Image.Image:

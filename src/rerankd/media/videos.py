@@ -65,12 +65,15 @@ def read_video(
     if is_cut_short(data, container):
         raise BadMedia("the video is cut short; send the whole file")
     decoding = {"max_pixels": str(limits.pixels)}
+    # The bytes alone are read: no demuxer is guessed, and none may open another file or URL.
+    options = {"protocol_whitelist": "none", **decoding}
     try:
-        # The bytes alone are read: no demuxer is guessed, and none may open another file or URL.
-        with av.open(io.BytesIO(data), format=container, options={"protocol_whitelist": "none", **decoding}) as file:
+        with av.open(io.BytesIO(data), format=container, options=options, metadata_errors="replace") as file:
             stream = file.streams.best("video")
             if not isinstance(stream, VideoStream):
                 raise BadMedia("the file has no video track")
+            if stream.codec_context is None:
+                raise BadMedia("the video's codec is not known here; re-encode it as H.264, VP9 or AV1")
             limits.check_pixels(stream.width, stream.height)
             stream.codec_context.options = decoding
             stream.thread_type = "AUTO"
@@ -80,8 +83,10 @@ def read_video(
             frames: list[Pixels] = []
             for frame in _decode(file, stream, index, [index.times[at] for at in indices], cancelled):
                 frames.append(shrink(_to_array(frame, limits), factor, low, high))
-    except (av.FFmpegError, MemoryError) as error:
-        raise BadMedia(f"the video cannot be decoded ({error.__class__.__name__}: {error})") from error
+    except BadMedia:
+        raise
+    except (av.FFmpegError, ArithmeticError, LookupError, MemoryError, ValueError) as error:
+        raise BadMedia(f"the video cannot be decoded ({type(error).__name__}: {error})") from error
     if len({frame.shape for frame in frames}) > 1:
         raise BadMedia("the video changes its size midway; re-encode it at one size")
     return np.stack(frames), timestamps(indices, index.rate)
@@ -112,8 +117,7 @@ def _index(file: InputContainer, stream: VideoStream, limits: Limits) -> _Index:
         raise BadMedia("the video has no frames")
     times.sort()
     keys.sort()
-    assert stream.time_base is not None
-    seconds = float((end - times[0]) * stream.time_base)
+    seconds = float((end - times[0]) * (stream.time_base or 0))
     if seconds > limits.video_seconds:
         raise _too_long(seconds, limits)
     rate = float(stream.average_rate or 0) or (len(times) / seconds if seconds > 0 else 0.0)

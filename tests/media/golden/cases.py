@@ -47,6 +47,7 @@ FILES: dict[str, dict[str, float]] = {
     "turned.mp4": {},
     "lossless.mov": {"fps": 2.5, "max_frames": 7},
     "short.mp4": {"fps": 0.2},
+    "wide.mp4": {},
 }
 """Arguments beside the authors' own."""
 
@@ -69,6 +70,8 @@ def write_files() -> None:
     _encode("turned.mp4", "libx264", "yuv420p", frames=60, rate="15", size=(128, 96), rotation=90)
     _encode("lossless.mov", "libx264rgb", "rgb24", frames=31, rate="10", size=(64, 48), options={"crf": "0"})
     _encode("short.mp4", "libx264", "yuv420p", frames=3, rate="25", size=(96, 64))
+    # Long and large enough for the total of a list of frames to matter, which is not that of a file.
+    _encode("wide.mp4", "libx264", "yuv420p", frames=26, rate="1", size=(1280, 720), options={"crf": "40"})
 
 
 def _encode(
