@@ -50,7 +50,7 @@ async def answer(
         content = endpoint.render(call, results, id, served)
         return json_response(content, 200, _reports(call, results, id))
     except (Gone, ClientDisconnect):
-        log.info("%s: the client hung up", id)
+        log.info("%r: the client hung up", id)
         return Response(status_code=499)
     except asyncio.CancelledError:  # nothing but the end of the server's patience cancels a call
         return refusal(dialect, SHUTTING_DOWN)
@@ -63,7 +63,7 @@ async def answer(
     except EngineError as error:
         return refusal(dialect, Problem(500, str(error)))
     except Exception:
-        log.exception("%s failed", id)
+        log.exception("%r failed", id)
         return refusal(dialect, Problem(500, f"The server failed on this request; its log says why, under {id}."))
 
 
@@ -112,10 +112,10 @@ def _reports(call: Call[Any], results: Sequence[RerankResult], id: str) -> dict[
     ignored = [*call.ignored, *(call.word(name) for result in results for name in result.ignored)]
     if ignored:
         headers["X-Rerankd-Ignored"] = _listed(ignored)
-        log.info("%s: no effect here: %s", id, headers["X-Rerankd-Ignored"])
+        log.info("%r: no effect here: %s", id, headers["X-Rerankd-Ignored"])
     if cut := [part for result in results for part in _truncated(result)]:
         headers["X-Rerankd-Truncated"] = "; ".join(cut)
-        log.info("%s: cut to fit: %s", id, headers["X-Rerankd-Truncated"])
+        log.info("%r: cut to fit: %s", id, headers["X-Rerankd-Truncated"])
     return headers
 
 
