@@ -141,11 +141,19 @@ class Visual(Protocol):
     """An image, or a video, as patches of pixels.
 
     grid: patches in time, height and width
+    tokens_per_step: placeholder tokens of each step in time
+    seconds: when each step of a video is; empty for an image
     digest: equal for equal pixels
     """
 
     @property
     def grid(self) -> tuple[int, int, int]: ...
+
+    @property
+    def tokens_per_step(self) -> int: ...
+
+    @property
+    def seconds(self) -> tuple[float, ...]: ...
 
     @property
     def digest(self) -> bytes: ...
@@ -187,6 +195,14 @@ class PromptGroup:
     query_truncated: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Visuals:
+    """A request's images and videos as read, in the order of their parts."""
+
+    query: tuple[Visual, ...]
+    documents: tuple[tuple[Visual, ...], ...]
+
+
 Family: TypeAlias = Literal["decoder", "cross-encoder", "bi-encoder"]
 """How a model scores: by its yes/no logits, by a head over the pair, or by the cosine of two embeddings."""
 
@@ -199,8 +215,8 @@ class PromptBuilder(Protocol):
         """Whether an instruction changes the prompt; where it does not, a given one is reported as ignored."""
         ...
 
-    def build(self, request: RerankRequest) -> PromptGroup:
-        """The request's prompts, suffixes in document order.
+    def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
+        """The request's prompts, suffixes in document order; `visuals` are its images and videos, if it has any.
 
         Raises InvalidRequest for what does not fit (`truncation.allowed` is False), is not text where only
         text is read, or cannot be rendered.

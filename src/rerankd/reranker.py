@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tqdm.auto import tqdm
 
@@ -28,15 +28,22 @@ from rerankd.core import (
     RerankResult,
     ScoredDocument,
     Truncation,
+    Visuals,
     text_content,
 )
 from rerankd.engine.device import place
 from rerankd.engine.engine import Engine
+from rerankd.media.limits import Limits
+from rerankd.media.sizing import Sizing
+from rerankd.media.sources import Access
 from rerankd.models.config import read_config
 from rerankd.models.hub import Hub, resolve
 from rerankd.models.registry import find_architecture
 from rerankd.models.weights import Checkpoint, Weights
 from rerankd.prompts import load_prompts
+
+if TYPE_CHECKING:
+    from rerankd.media.loader import MediaLoader
 
 log = logging.getLogger("rerankd")
 
@@ -58,6 +65,8 @@ class LoadOptions:
     hf_overrides: entries laid over the checkpoint's config.json
     chat_template: a Jinja file, or Jinja text, in place of the built-in template of a decoder
     default_instruction: used where a request brings none; None for the model authors' own
+    media_access: what images and videos may be read from; a server narrows it, here the caller owns the machine
+    media_limits, media_sizing: what they may cost, and how large a model is shown them
     """
 
     model: str
@@ -71,6 +80,9 @@ class LoadOptions:
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
     chat_template: str | Path | None = None
     default_instruction: str | None = None
+    media_access: Access = Access(local_folders=None, allow_private=True)  # noqa: RUF009 - frozen
+    media_limits: Limits = Limits()  # noqa: RUF009 - frozen
+    media_sizing: Sizing = Sizing()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +97,7 @@ class ModelInfo:
     dtype: str
     max_model_len: int
     takes_instruction: bool
+    sees: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +141,7 @@ class Reranker:
         loaded = architecture.load(config, weights, self._prompts.token_id)
         weights.finish()
         self._activation = loaded.activation
+        self._media = _media_loader(folder, chosen) if architecture.sees else None
         self._engine = Engine(
             loaded, architecture.family, placement.runtime.device, chosen.max_batch_tokens or placement.batch_tokens
         )
@@ -140,6 +154,7 @@ class Reranker:
             dtype=placement.dtype_name,
             max_model_len=self._prompts.max_tokens,
             takes_instruction=self._prompts.takes_instruction,
+            sees=architecture.sees,
         )
         self._warm_up()
 
@@ -158,10 +173,8 @@ class Reranker:
         on_progress: called from the engine's thread with the number of documents just scored
         prompts: in place of the loaded ones
         """
-        if request.top_n is not None and request.top_n < 1:
-            raise InvalidRequest("top_n", f"must be at least 1, not {request.top_n}; leave it out for all documents")
-        group = (prompts or self._prompts).build(request)
-        return Submitted(request, group, self._engine.submit(group, on_progress))
+        visuals = self._media.load_blocking(request).visuals if self._media is not None else None
+        return self._enqueue(request, visuals, on_progress, prompts)
 
     def collect(self, submitted: Submitted) -> RerankResult:
         """Wait for a submitted request and rank its documents. Raises EngineError, EngineClosed."""
@@ -172,7 +185,13 @@ class Reranker:
 
         Cancelling the awaiting task drops the documents that still wait.
         """
-        submitted = await asyncio.to_thread(self.submit, request)
+        visuals = (await self._media.load(request)).visuals if self._media is not None else None
+        enqueuing = asyncio.get_running_loop().run_in_executor(None, self._enqueue, request, visuals)
+        try:
+            submitted = await asyncio.shield(enqueuing)
+        except asyncio.CancelledError:
+            enqueuing.add_done_callback(_drop)
+            raise
         return self._rank(submitted, await asyncio.wrap_future(submitted.logits))
 
     def rerank(
@@ -247,6 +266,8 @@ class Reranker:
     def close(self) -> None:
         """Stop the engine; requests that still wait fail with EngineClosed."""
         self._engine.close()
+        if self._media is not None:
+            self._media.close()
 
     def __enter__(self) -> Reranker:
         return self
@@ -263,6 +284,18 @@ class Reranker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await asyncio.to_thread(self.close)
+
+    def _enqueue(
+        self,
+        request: RerankRequest,
+        visuals: Visuals | None,
+        on_progress: Callable[[int], object] | None = None,
+        prompts: PromptBuilder | None = None,
+    ) -> Submitted:
+        if request.top_n is not None and request.top_n < 1:
+            raise InvalidRequest("top_n", f"must be at least 1, not {request.top_n}; leave it out for all documents")
+        group = (prompts or self._prompts).build(request, visuals)
+        return Submitted(request, group, self._engine.submit(group, on_progress))
 
     def _warm_up(self) -> None:
         """Run once before the first request: kernels are chosen now, and a broken model shows now."""
@@ -290,6 +323,25 @@ class Reranker:
             ignored=ignored,
             truncated=tuple(document.index for document in documents if document.truncated),
         )
+
+
+def _media_loader(folder: Path, options: LoadOptions) -> MediaLoader:
+    # Imported here, since it brings decoders that a text model has no use for.
+    from rerankd.media.loader import MediaLoader
+    from rerankd.media.visual import VisionFormat
+
+    return MediaLoader(
+        VisionFormat.from_folder(folder),
+        sizing=options.media_sizing,
+        limits=options.media_limits,
+        access=options.media_access,
+    )
+
+
+def _drop(enqueued: asyncio.Future[Submitted]) -> None:
+    """Cancel what was enqueued for a task that no longer waits for it."""
+    if not enqueued.cancelled() and enqueued.exception() is None:
+        enqueued.result().logits.cancel()
 
 
 def _content(value: ContentLike) -> Content:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import PIL.Image
 
-from rerankd.core import Content, Image, InvalidRequest, RerankRequest, Text, Video
+from rerankd.core import Content, Image, InvalidRequest, RerankRequest, Text, Video, Visuals
 from rerankd.media.fetch import Fetcher, Resolve, default_tls, system_resolve
 from rerankd.media.frames import Pixels, listed, shrink
 from rerankd.media.images import open_image, resize, to_rgb
@@ -42,6 +42,11 @@ class LoadedMedia:
     query: tuple[Visual, ...]
     documents: tuple[tuple[Visual, ...], ...]
     failed: Mapping[int, InvalidRequest]
+
+    @property
+    def visuals(self) -> Visuals:
+        """What was read, as prompts take it."""
+        return Visuals(self.query, self.documents)
 
 
 class MediaLoader:

@@ -24,12 +24,14 @@ class Architecture:
 
     template: the built-in prompt template of a decoder
     positions: how many tokens a prompt may have by the model's own positions
+    sees: whether it takes images and videos
     """
 
     family: Family
     load: Callable[[Config, Weights, TokenIds], Model]
     positions: Callable[[Config], int]
     template: Literal["qwen3", "qwen3_vl"] | None = None
+    sees: bool = False
 
 
 def _plain_positions(config: Config) -> int:
@@ -44,7 +46,7 @@ def _text_positions(config: Config) -> int:
     return _plain_positions(config.section("text_config"))
 
 
-_QWEN3_VL = Architecture("decoder", Qwen3VLReranker, _text_positions, template="qwen3_vl")
+_QWEN3_VL = Architecture("decoder", Qwen3VLReranker, _text_positions, template="qwen3_vl", sees=True)
 _QWEN3 = Architecture("decoder", Qwen3Reranker, _plain_positions, template="qwen3")
 _ROBERTA = Architecture("cross-encoder", XLMRobertaCrossEncoder, _roberta_positions)
 

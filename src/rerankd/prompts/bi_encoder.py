@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rerankd.core import PromptGroup, RerankRequest
+from rerankd.core import PromptGroup, RerankRequest, Visuals
 from rerankd.prompts.contents import read_text
 from rerankd.prompts.encoders import PlainTexts, SpecialTokens
 from rerankd.prompts.limits import Limits, no_room
@@ -25,7 +25,7 @@ class BiEncoderPrompts:
             len, self._plain.ids([query_prompt, document_prompt])
         )
 
-    def build(self, request: RerankRequest) -> PromptGroup:
+    def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
         """The query as prefix, the documents as suffixes. See `PromptBuilder.build`."""
         limits = Limits.of(request.truncation, self._max_tokens)
         room = limits.prompt - self._special.count

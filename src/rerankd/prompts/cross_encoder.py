@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rerankd.core import PromptGroup, RerankRequest, Segment
+from rerankd.core import PromptGroup, RerankRequest, Segment, Visuals
 from rerankd.prompts.contents import read_text
 from rerankd.prompts.encoders import PlainTexts, SpecialTokens
 from rerankd.prompts.limits import Limits, no_room
@@ -19,7 +19,7 @@ class CrossEncoderPrompts:
         self._plain = PlainTexts(tokenizer)
         self._max_tokens = max_tokens
 
-    def build(self, request: RerankRequest) -> PromptGroup:
+    def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
         """The request's pairs, with an empty prefix. See `PromptBuilder.build`."""
         limits = Limits.of(request.truncation, self._max_tokens)
         room = limits.prompt - self._special.count

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rerankd.core import Content, InvalidRequest, PromptGroup, RerankRequest, Segment, text_content
+from rerankd.core import Content, InvalidRequest, PromptGroup, RerankRequest, Segment, Visual, Visuals, text_content
 from rerankd.prompts.contents import read_text
 from rerankd.prompts.limits import Limits, no_room
 from rerankd.prompts.templates import RenderError, Template
 from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
 from rerankd.prompts.untemplate import untemplate_document, untemplate_query
+from rerankd.prompts.visuals import Placeholders, common_prefix, spell_seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,54 +27,79 @@ class DecoderPrompts:
     """A PromptBuilder. Prompts are tokenised whole: BPE merges across the seams of a template (`: ` + `what`)."""
 
     def __init__(
-        self, tokenizer: LoadedTokenizer, template: Template, max_tokens: int, default_instruction: str | None
+        self,
+        tokenizer: LoadedTokenizer,
+        template: Template,
+        max_tokens: int,
+        default_instruction: str | None,
+        placeholders: Placeholders | None = None,
     ) -> None:
-        """max_tokens: in one prompt; default_instruction: None for the template's own."""
+        """max_tokens: in one prompt; default_instruction: None for the template's own.
+
+        placeholders: of a model that sees images and videos; None for one that reads text only
+        """
         self.takes_instruction = template.takes_instruction
         self._tokenizer = tokenizer
         self._added = AddedTokens(tokenizer.tokenizer)
         self._template = template
         self._max_tokens = max_tokens
         self._default_instruction = default_instruction
+        self._placeholders = placeholders
+        probe = template.render(None, text_content("\ue000"), text_content("\ue001"))
+        self._query_first = probe.find("\ue000") < probe.find("\ue001")
 
-    def build(self, request: RerankRequest) -> PromptGroup:
+    def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
         """The request's prompts; the prefix is the longest that all share. See `PromptBuilder.build`."""
         limits = Limits.of(request.truncation, self._max_tokens)
-        read = self._read(request)
+        seen = visuals or Visuals((), ((),) * len(request.documents))
+        read = self._read(request, seen)
         texts = self._with_fitting_query(self._within_own_limits(read, limits), limits)
         prompts = self._render(texts, limits)
         ids = self._tokenizer.ids(prompts)
         cut = [before != after for before, after in zip(read.documents, texts.documents, strict=True)]
         for i, shorter in self._cut_documents(texts, prompts, ids, limits):
             ids[i], cut[i] = shorter, True
-        shared = _common_prefix(ids)
+        query_cut = texts.query != read.query
+        if self._placeholders is not None and any((seen.query, *seen.documents)):
+            order = [(seen.query, own) if self._query_first else (own, seen.query) for own in seen.documents]
+            return self._placeholders.group(ids, [first + second for first, second in order], cut, query_cut)
+        shared = common_prefix(ids)
         return PromptGroup(
             prefix=Segment(ids[0][:shared] if ids else []),
             suffixes=tuple(Segment(prompt[shared:]) for prompt in ids),
             truncated=tuple(cut),
-            query_truncated=texts.query != read.query,
+            query_truncated=query_cut,
         )
 
-    def _read(self, request: RerankRequest) -> Texts:
-        """The request's texts, out of a client's own template and without special tokens."""
-        query = self._read_one(request.query, "query")
+    def _read(self, request: RerankRequest, seen: Visuals) -> Texts:
+        """The request's texts, out of a client's own template and without special tokens but for placeholders."""
         instruction = request.instruction
-        templated = untemplate_query(query)
-        if templated:
-            query = templated[1]
-            instruction = instruction or templated[0]
+        if seen.query:
+            query = spell_seen(request.query, seen.query, self._added)
+        else:
+            query = self._plain(request.query, "query")
+            if templated := untemplate_query(query):
+                query = templated[1]
+                instruction = instruction or templated[0]
+            query = self._added.neutralise(query)
         instruction = instruction or self._default_instruction
-        documents = [self._read_one(document, f"documents[{i}]") for i, document in enumerate(request.documents)]
         return Texts(
             instruction=self._added.neutralise(well_formed(instruction)) if instruction else None,
-            query=self._added.neutralise(query),
+            query=query,
             documents=tuple(
-                self._added.neutralise(text if plain is None else plain)
-                for text, plain in ((text, untemplate_document(text)) for text in documents)
+                self._read_document(document, f"documents[{i}]", own)
+                for i, (document, own) in enumerate(zip(request.documents, seen.documents, strict=True))
             ),
         )
 
-    def _read_one(self, content: Content, field: str) -> str:
+    def _read_document(self, content: Content, field: str, visuals: Sequence[Visual]) -> str:
+        if visuals:
+            return spell_seen(content, visuals, self._added)
+        text = self._plain(content, field)
+        plain = untemplate_document(text)
+        return self._added.neutralise(text if plain is None else plain)
+
+    def _plain(self, content: Content, field: str) -> str:
         return read_text(content, field) if content else self._template.empty
 
     def _render(self, texts: Texts, limits: Limits) -> list[str]:
@@ -166,13 +192,3 @@ class DecoderPrompts:
                 )
         *heads, end = self._tokenizer.ids([*(prompts[i].removesuffix(tail) for i in long), tail])
         return [(i, head[: limits.prompt - len(end)] + end) for i, head in zip(long, heads, strict=True)]
-
-
-def _common_prefix(prompts: Sequence[list[int]]) -> int:
-    """How many first tokens all prompts share, at least one less than the shortest has; none of a single one."""
-    if len(prompts) < 2:
-        return 0
-    # All others lie between these two in lexical order, and so share what they share.
-    low, high = min(prompts), max(prompts)
-    most = min(map(len, prompts)) - 1
-    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b or i == most), most)

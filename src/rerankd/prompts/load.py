@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from rerankd.core import Family, ModelError, PromptBuilder, PromptGroup, RerankRequest
+from rerankd.core import Family, ModelError, PromptBuilder, PromptGroup, RerankRequest, Visuals
 from rerankd.prompts.bi_encoder import BiEncoderPrompts
 from rerankd.prompts.cross_encoder import CrossEncoderPrompts
 from rerankd.prompts.decoder import DecoderPrompts
 from rerankd.prompts.jinja import JinjaTemplate
-from rerankd.prompts.templates import QWEN3, QWEN3_VL
+from rerankd.prompts.templates import QWEN3, QWEN3_VL, Template
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer, lower_case, read_json
+from rerankd.prompts.visuals import Placeholders
 
 TemplateName: TypeAlias = Literal["qwen3", "qwen3_vl"]
 BUILT_IN = {"qwen3": QWEN3, "qwen3_vl": QWEN3_VL}
@@ -46,9 +47,9 @@ class LoadedPrompts:
         """Whether an instruction changes the prompt."""
         return self.builder.takes_instruction
 
-    def build(self, request: RerankRequest) -> PromptGroup:
+    def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
         """The request's prompts; see `PromptBuilder.build`."""
-        return self.builder.build(request)
+        return self.builder.build(request, visuals)
 
     def token_id(self, token: str) -> int:
         """The id of a string that is one token of the vocabulary; ModelError where it is none."""
@@ -69,7 +70,7 @@ def load_prompts(
 
     family: how the model scores; decides how its prompts are made
     positions: tokens that the model has positions for
-    template: the built-in template of a decoder
+    template: the built-in template of a decoder; "qwen3_vl" is that of one that sees images and videos
     max_model_len: tokens in one prompt at most. Without it: what the checkpoint says (a bi-encoder's
         `max_seq_length`, else the tokenizer's `model_max_length`), at most `positions`. It may raise the
         checkpoint's word, as `max_seq_length` does in sentence-transformers, but not `positions`.
@@ -89,13 +90,15 @@ def load_prompts(
     max_tokens = _max_tokens(max_model_len, tokenizer.max_length, positions)
     if family == "cross-encoder":
         return LoadedPrompts(CrossEncoderPrompts(tokenizer, max_tokens), max_tokens, tokenizer)
+    chosen: Template
     if chat_template is not None:
-        custom = JinjaTemplate.load(chat_template, tokenizer.special_tokens)
-        builder = DecoderPrompts(tokenizer, custom, max_tokens, default_instruction)
+        chosen = JinjaTemplate.load(chat_template, tokenizer.special_tokens)
     elif template is not None:
-        builder = DecoderPrompts(tokenizer, BUILT_IN[template], max_tokens, default_instruction)
+        chosen = BUILT_IN[template]
     else:
         raise ModelError(f"There is no built-in prompt template for {folder}; give one with a chat template.")
+    placeholders = Placeholders(tokenizer) if template == "qwen3_vl" else None
+    builder = DecoderPrompts(tokenizer, chosen, max_tokens, default_instruction, placeholders)
     if default_instruction is not None and not builder.takes_instruction:
         raise ModelError("A default instruction was given, but the chat template has no place for one; leave it out.")
     return LoadedPrompts(builder, max_tokens, tokenizer)
