@@ -172,32 +172,14 @@ class TestLongTexts:
     @given(
         text=st.lists(
             st.sampled_from(
-                [
-                    "word",
-                    "Word",
-                    " ",
-                    "  ",
-                    "\n",
-                    "\r\n",
-                    "é",
-                    "e\u0301",
-                    "\u0301",
-                    "中文",
-                    "😀",
-                    "'s",
-                    "...",
-                    "12",
-                    "'",
-                    "K",
-                ]
-            )
-            | st.text(max_size=3),
+                ["word", "k", " ", "\n", " ", "\n", "  ", "\r\n", "é", "\u0301", "中文", "😀", "'s", "...", "12"]
+            ),
+            min_size=40,
             max_size=150,
         ).map("".join),
-        tokens=st.integers(1, 12),
+        tokens=st.integers(1, 8),
     )
     def test_a_start_has_the_same_tokens(self, text: str, tokens: int, tokenizers: list[LoadedTokenizer]) -> None:
-        text = text.encode("utf-8", "replace").decode()
         for tokenizer in tokenizers:
             start = tokenizer.start(text, tokens)
             assert text.startswith(start)

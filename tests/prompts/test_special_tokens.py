@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 
 from rerankd.prompts import LoadedPrompts, load_prompts
 from rerankd.prompts.tokenizer import AddedTokens
@@ -90,3 +91,20 @@ def test_a_parted_token_keeps_its_characters(encoders: list[LoadedPrompts]) -> N
         ids = loaded.build(request("q", [f"left {token} right"])).suffixes[0].token_ids
         written = loaded.tokenizer.tokenizer.decode(ids).lower().replace(" ", "")
         assert f"left{token.lower()}right" in written
+
+
+def test_a_token_within_a_token() -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.add_tokens(["<<x>", "<x>", "x>>", "y"])
+    neutral = AddedTokens(tokenizer).neutralise("a <<x>> b")
+    assert neutral.replace(" ", "") == "a<<x>>b"
+    assert not any(token in neutral for token in ("<<x>", "<x>", "x>>"))
+    # A token of one character cannot be parted.
+    assert AddedTokens(tokenizer).neutralise("y") == "y"
+
+
+def test_bert_reads_its_special_tokens_as_their_characters(encoders: list[LoadedPrompts]) -> None:
+    for loaded in encoders[2:]:
+        ids = loaded.build(request("q", ["left [SEP] right"])).suffixes[0].token_ids
+        words = [loaded.token_id(word) for word in ("left", "[", "sep", "]", "right", "[SEP]")]
+        assert ids[-6:] == words
