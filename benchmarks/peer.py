@@ -112,7 +112,10 @@ ENGINES = {"rerankd": rerankd, "sentence-transformers": sentence_transformers, "
 
 
 def memory_bytes() -> int | None:
-    """Resident memory of this process and all below it, or None where there is no /proc."""
+    """Resident memory of this process and all below it, or None where there is no /proc.
+
+    Pages that several of them share count for each.
+    """
     parents, resident = {}, {}
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -140,7 +143,10 @@ def main() -> None:
 
     start = time.perf_counter()
     score, about = ENGINES[engine](model, variant)
-    say({**about, "load_seconds": time.perf_counter() - start, "memory_bytes": memory_bytes()})
+    loaded = time.perf_counter() - start
+    # Weights that are mapped from a file come into memory with the first request.
+    score("warm", ["up", "warm up"])
+    say({**about, "load_seconds": loaded, "memory_bytes": memory_bytes()})
     for line in sys.stdin:
         request = json.loads(line)
         start = time.perf_counter()
