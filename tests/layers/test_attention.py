@@ -18,7 +18,6 @@ from rerankd.layers.attention import (
     reference_attention,
     sdpa_attention,
     varlen,
-    varlen_attention,
 )
 from rerankd.layers.attention.layout import causal_layout, pruned_layout, separate_layout
 from rerankd.layers.attention.reference import visible
@@ -91,7 +90,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "sdpa":
         return sdpa_attention
     monkeypatch.setattr(varlen, "varlen_attn", flash_varlen_on_cpu)
-    return varlen_attention
+    return varlen.varlen_attention
 
 
 LAYOUTS: list[Callable[[list[PackedGroup]], AttentionLayout]] = [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rerankd.core import ModelError
-from rerankd.layers.attention import Attention, sdpa_attention, varlen_attention
+from rerankd.layers.attention import Attention, sdpa_attention
 from rerankd.layers.linear import DenseLinear, Int8Linear, Linear
 from rerankd.layers.runtime import Runtime
 
@@ -148,5 +148,7 @@ def _linear(quantization: str | None, on_cpu: bool) -> Callable[[Tensor, Tensor 
 
 def _attention(device: torch.device, dtype: torch.dtype) -> Attention:
     if device.type == "cuda" and dtype != torch.float32:
+        from rerankd.layers.attention.varlen import varlen_attention
+
         return varlen_attention
     return sdpa_attention
