@@ -37,7 +37,7 @@ CASES = (
     "bert-minilm/mixed:200",
     "bert-minilm/short:10",
 )
-ENGINES = ("rerankd", "st:bfloat16", "st:float32")
+ENGINES = ("rerankd", "rerankd:int8", "st:bfloat16", "st:float32")
 VLLM_ENGINES = ("vllm:bfloat16", "vllm:float32")
 GEMM_SECONDS = 1.0
 

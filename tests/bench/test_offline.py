@@ -187,7 +187,7 @@ class Recorder(Reranker):
 def test_every_round_is_cold_and_counted(qwen3_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerankd.bench.offline.gemm_rate", lambda one, dtype, device: 1e9)
     with Recorder(qwen3_checkpoint, dtype="float32") as reranker:
-        rounds = measure(reranker, Workload("short", 3), 2)
+        rounds = measure(reranker, Workload("short", 3), 2, "float32")
         calls = reranker.__dict__["calls"][-41:]  # less the reranker's own warm-up
     assert len(calls) == 1 + 2 * KINDS["short"].requests
     assert len({query for query, _, _ in calls}) == len(calls)
@@ -202,14 +202,17 @@ def test_every_round_is_cold_and_counted(qwen3_checkpoint: Path, monkeypatch: py
         assert Lengths.of(results[0]).prefix > 50, "the template and the query are shared"
 
 
-def test_the_command_prints_and_saves(bert_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "precision"), [(["--dtype", "float32"], "float32"), (["--quantization", "int8"], "int8")]
+)
+def test_the_command_prints_and_saves(bert_checkpoint: Path, tmp_path: Path, flags: list[str], precision: str) -> None:
     file = tmp_path / "new" / "figures.json"
-    arguments = ["offline", str(bert_checkpoint), "--workload", "uniform:2", "--rounds", "2", "--dtype", "float32"]
+    arguments = ["offline", str(bert_checkpoint), "--workload", "uniform:2", "--rounds", "2", *flags]
     result = CliRunner().invoke(app, [*arguments, "--save_result", str(file)])
     assert result.exit_code == 0, result.output
     assert "Share of the limit" in result.stdout
     saved = json.loads(file.read_text())
-    assert saved["dtype"] == "float32"
+    assert saved["dtype"] == precision
     assert saved["workload"] == "uniform:2"
     rate = saved["documents_per_second"]
     assert 0 < rate["min"] <= rate["median"] <= rate["max"]

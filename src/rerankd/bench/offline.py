@@ -18,11 +18,14 @@ def measure(
     reranker: Reranker,
     workload: Workload,
     rounds: int,
+    precision: str,
     *,
     seed: int = 0,
     progress: Callable[[Round], object] = lambda _: None,
 ) -> Sequence[Round]:
     """Time `rounds` rounds of a workload, each on documents that it has not seen.
+
+    precision: of the model's products, as `gemm_rate` names it: the reranker's dtype, or int8
 
     A request of the same shape comes first and counts for nothing: kernels are chosen in it.
     """
@@ -46,7 +49,7 @@ def measure(
             documents=workload.documents * len(requests),
             tokens=sum(result.prompt_tokens for result in results),
             multiply_adds=sum(one.multiply_adds for one in works),
-            gemm_rate=gemm_rate(works[0], info.dtype, info.device),
+            gemm_rate=gemm_rate(works[0], precision, info.device),
         )
 
     found = []

@@ -190,6 +190,7 @@ def offline(
     seed: Annotated[int, typer.Option(help="Chooses the documents.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, npu, xpu, mps or auto.")] = "auto",
     dtype: Annotated[str, typer.Option(help="bfloat16, float32, float16 or auto.")] = "auto",
+    quantization: Annotated[str | None, typer.Option(help="int8, or none by leaving it out.")] = None,
     max_num_batched_tokens: Annotated[
         int | None, typer.Option("--max-num-batched-tokens", "--max-batch-tokens", help="Tokens in one batch.")
     ] = None,
@@ -215,14 +216,16 @@ def offline(
         wanted = Workload.parse(workload)
         from rerankd.reranker import Reranker
 
-        with Reranker(model, device=device, dtype=dtype, max_batch_tokens=max_num_batched_tokens) as reranker:
+        options = {"device": device, "dtype": dtype, "quantization": quantization}
+        with Reranker(model, **options, max_batch_tokens=max_num_batched_tokens) as reranker:
             info = reranker.info
-            typer.echo(f"{info.model} ({info.architecture}, {info.device}, {info.dtype}), {wanted}")
-            summary = Summary.of(measure(reranker, wanted, rounds, seed=seed, progress=show))
+            precision = quantization or info.dtype
+            typer.echo(f"{info.model} ({info.architecture}, {info.device}, {precision}), {wanted}")
+            summary = Summary.of(measure(reranker, wanted, rounds, precision, seed=seed, progress=show))
         typer.echo(summary.table())
         if save_result is not None:
             head = {"model": info.model, "architecture": info.architecture, "device": info.device}
-            save({**head, "dtype": info.dtype, "workload": str(wanted), **summary.json()}, save_result, append=False)
+            save({**head, "dtype": precision, "workload": str(wanted), **summary.json()}, save_result, append=False)
     except RerankdError as error:
         fail(error)
 
