@@ -97,14 +97,14 @@ def test_sglang_qwen3_vl_with_text(qwen3_checkpoint: Path) -> None:
     ]
 
 
-def test_vllm_templated_client(qwen3_checkpoint: Path, tmp_path: Path) -> None:
+def test_vllm_templated_client(qwen3_vl_checkpoint: Path, tmp_path: Path) -> None:
     template = tmp_path / "qwen3_vl_reranker.jinja"
     template.write_text((CLIENTS / "vllm_qwen3_vl_reranker.jinja").read_text())
     overrides = (
-        '{"architectures": ["Qwen3ForSequenceClassification"],"classifier_from_token": ["no", "yes"],'
+        '{"architectures": ["Qwen3VLForSequenceClassification"],"classifier_from_token": ["no", "yes"],'
         '"is_original_qwen3_reranker": true}'
     )
-    model = str(qwen3_checkpoint)
+    model = str(qwen3_vl_checkpoint)
     arguments = ["--runner", "pooling", "--max-model-len", "4096", "--hf_overrides", overrides]
     arguments += ["--chat-template", "./qwen3_vl_reranker.jinja"]
     with launched(SERVE, model, *arguments, cwd=tmp_path) as server:
