@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rerankd.core import Content, InvalidRequest, PromptGroup, RerankRequest, Segment, Visual, Visuals, text_content
+from rerankd.core import Content, InvalidRequest, PromptGroup, RerankRequest, Segment, Visual, Visuals
 from rerankd.prompts.contents import read_text
 from rerankd.prompts.limits import Limits, no_room
 from rerankd.prompts.templates import RenderError, Template
@@ -45,7 +45,7 @@ class DecoderPrompts:
         self._max_tokens = max_tokens
         self._default_instruction = default_instruction
         self._placeholders = placeholders
-        probe = template.render(None, text_content("\ue000"), text_content("\ue001"))
+        probe = template.render(None, "\ue000", "\ue001")
         self._query_first = probe.find("\ue000") < probe.find("\ue001")
 
     def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
@@ -110,7 +110,7 @@ class DecoderPrompts:
 
     def _render_one(self, texts: Texts, document: str, field: str) -> str:
         try:
-            return self._template.render(texts.instruction, text_content(texts.query), text_content(document))
+            return self._template.render(texts.instruction, texts.query, document)
         except RenderError as error:
             raise InvalidRequest(field, f"the chat template fails on it: {error}") from error
 

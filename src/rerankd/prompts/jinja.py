@@ -10,25 +10,19 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from rerankd.core import Content, Image, ModelError, Part, Text, text_content
-from rerankd.prompts.templates import RenderError, spell
+from rerankd.core import ModelError
+from rerankd.prompts.templates import RenderError
 
 
 class PartList(list[dict[str, str]]):
-    """A content as SGLang's templates see it, which a template that wants one string can print too."""
+    """A text as SGLang's templates see it, which a template that wants one string can print too."""
 
-    def __init__(self, content: Content) -> None:
-        super().__init__(map(_as_mapping, content))
-        self._spelled = spell(content)
+    def __init__(self, text: str) -> None:
+        super().__init__([{"type": "text", "text": text}])
+        self._text = text
 
     def __str__(self) -> str:
-        return self._spelled
-
-
-def _as_mapping(part: Part) -> dict[str, str]:
-    if isinstance(part, Text):
-        return {"type": "text", "text": part.text}
-    return {"type": "image" if isinstance(part, Image) else "video"}
+        return self._text
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +56,22 @@ class JinjaTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"The chat template has an error in line {error.lineno}: {error.message}.") from error
         loaded = cls(template, special_tokens, takes_instruction=True)
-        query, document = text_content("first probe"), text_content("second probe")
+        query, document = "first probe", "second probe"
         try:
             plain, instructed = (loaded.render(instruction, query, document) for instruction in (None, "third probe"))
         except RenderError as error:
             raise ModelError(f"The chat template cannot be used: {error}.") from error
-        for name, content in (("query", query), ("document", document)):
-            if spell(content) not in plain:
+        for name, text in (("query", query), ("document", document)):
+            if text not in plain:
                 raise ModelError(
                     f"The chat template leaves the {name} out. It may read it as the content of the message with the "
                     f"role {name} (vLLM), as messages[{int(name == 'document')}].content or as {name} (SGLang)."
                 )
         return cls(template, special_tokens, takes_instruction=plain != instructed)
 
-    def render(self, instruction: str | None, query: Content, document: Content) -> str:
+    def render(self, instruction: str | None, query: str, document: str) -> str:
         """The whole prompt; RenderError where the template fails on this query and document."""
-        messages = [{"role": "query", "content": spell(query)}, {"role": "document", "content": spell(document)}]
+        messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
         context: dict[str, Any] = {"query": PartList(query), "document": PartList(document), "messages": messages}
         if instruction:
             messages.append({"role": "system", "content": instruction})

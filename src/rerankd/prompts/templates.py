@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from rerankd.core import Content, Image, Part, Text
-
 JUDGE = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
     'Note that the answer can only be "yes" or "no".'
@@ -37,26 +35,16 @@ class Template(Protocol):
     @property
     def empty(self) -> str: ...
 
-    def render(self, instruction: str | None, query: Content, document: Content) -> str:
-        """The whole prompt. Raises RenderError where this query and document cannot be written."""
+    def render(self, instruction: str | None, query: str, document: str) -> str:
+        """The whole prompt of two texts in which images and videos are already spelled as placeholders.
+
+        Raises RenderError where they cannot be written.
+        """
         ...
 
 
 class RenderError(Exception):
     """A template fails on a query and a document; `str()` says how."""
-
-
-def spell_part(part: Part) -> str:
-    """How Qwen's processor reads a part: a text as it is, a picture or video as its place in the text."""
-    if isinstance(part, Text):
-        return part.text
-    pad = "<|image_pad|>" if isinstance(part, Image) else "<|video_pad|>"
-    return f"<|vision_start|>{pad}<|vision_end|>"
-
-
-def spell(content: Content) -> str:
-    """The parts of a content in their order, nothing between them."""
-    return "".join(map(spell_part, content))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +59,12 @@ class BuiltInTemplate:
     takes_instruction: bool = True
     verbatim: bool = True
 
-    def render(self, instruction: str | None, query: Content, document: Content) -> str:
+    def render(self, instruction: str | None, query: str, document: str) -> str:
         """The whole prompt; `instruction` None stands for the default one."""
         return (
             f"{SYSTEM_TURN}<|im_start|>user\n<Instruct>: {instruction or self.default_instruction}"
-            f"{self.before_query}{spell(query)}"
-            f"{self.before_document}{spell(document)}{self.tail}"
+            f"{self.before_query}{query}"
+            f"{self.before_document}{document}{self.tail}"
         )
 
 
