@@ -98,6 +98,7 @@ class ModelInfo:
     max_model_len: int
     takes_instruction: bool
     sees: bool = False
+    quantization: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,7 @@ class Reranker:
             max_model_len=self._prompts.max_tokens,
             takes_instruction=self._prompts.takes_instruction,
             sees=architecture.sees,
+            quantization=chosen.quantization,
         )
         self._warm_up()
 

@@ -74,6 +74,7 @@ SERVED = Launch(
     hub="modelscope",
     device="cuda:1",
     dtype="half",
+    quantization="int8",
     max_model_len=4096,
     max_batch_tokens=8000,
     hf_overrides={"architectures": ["X"]},
@@ -83,7 +84,7 @@ SERVED = Launch(
 SERVE_WORDS = shlex.split(
     "org/model --served-model-name a b --host 0.0.0.0 --port 9 --dialect sglang --uvicorn-log-level "
     "debug --max-body-mb 0.5 --disable-uvicorn-access-log --disable-fastapi-docs --shutdown-timeout "
-    "3 --revision main --hub modelscope --device cuda:1 --dtype half --max-model-len 4K "
+    "3 --revision main --hub modelscope --device cuda:1 --dtype half --quantization int8 --max-model-len 4K "
     '--max-num-batched-tokens 8k --hf-overrides \'{"architectures":["X"]}\' --chat-template t.jinja '
     "--default-instruction find"
 )
@@ -129,7 +130,7 @@ def test_serve_takes_equals_signs(monkeypatch: pytest.MonkeyPatch, started: Star
 def test_launch_server_takes_every_flag(monkeypatch: pytest.MonkeyPatch, started: Started) -> None:
     words = shlex.split(
         "--model-path org/model --served-model-name a --host 0.0.0.0 --port 9 --dialect vllm --log-level "
-        "warning --max-body-mb 1 --revision main --hub modelscope --device cpu --dtype float32 "
+        "warning --max-body-mb 1 --revision main --hub modelscope --device cpu --dtype float32 -q none "
         "--context-length 512 --max-prefill-tokens 1k --json-model-override-args '{\"a\":1}' "
         "--chat-template t.jinja --default-instruction find --is-embedding --tp 1"
     )
@@ -155,6 +156,13 @@ def test_launch_server_takes_every_flag(monkeypatch: pytest.MonkeyPatch, started
         assert run(monkeypatch, "launch_server", *form) == 0
         assert started.launch == expected
         assert [note.split()[0] for note in started.notes] in (["--is-embedding"], ["--is_embedding"])
+
+
+def test_an_unknown_quantization_says_which_there_is(
+    monkeypatch: pytest.MonkeyPatch, started: Started, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "serve", "org/model", "--quantization", "fp8") == 2
+    assert "'fp8' cannot be had; int8 can" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

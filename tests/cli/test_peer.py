@@ -169,7 +169,6 @@ def test_every_refused_flag_is_an_error_with_a_way_out() -> None:
     [
         (VLLM, ["--tensor-parallel-size", "1"]),
         (VLLM, ["-tp=1"]),
-        (VLLM, ["--quantization", "none"]),
         (VLLM, ["--tokenizer", "org/model"]),
         (VLLM, ["--no-enable-lora"]),
         (SGLANG, ["--tp", "1", "--dp-size=1"]),
@@ -185,7 +184,7 @@ def test_a_refused_flag_that_asks_for_nothing_is_taken(peer: Peer, args: list[st
     ("peer", "args"),
     [
         (VLLM, ["--tensor-parallel-size", "2"]),
-        (VLLM, ["--quantization", "fp8"]),
+        (VLLM, ["--quantization-config", "{}"]),
         (VLLM, ["--tokenizer", "org/another"]),
         (VLLM, ["--api-key", "secret"]),
         (VLLM, ["--ssl-keyfile", "key.pem"]),

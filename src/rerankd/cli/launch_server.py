@@ -32,6 +32,7 @@ def launch_server(
     hub: options.HubFlag = HubName.huggingface,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantization: options.Quantization = None,
     context_length: Annotated[
         int | None,
         typer.Option(
@@ -65,6 +66,7 @@ def launch_server(
             hub=hub.value,
             device=device,
             dtype=dtype,
+            quantization=quantization,
             max_model_len=context_length,
             max_batch_tokens=max_prefill_tokens,
             hf_overrides=json_model_override_args or {},

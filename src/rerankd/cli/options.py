@@ -68,6 +68,15 @@ def token_count(text: str) -> int | None:
     return int(count)
 
 
+def quantization(text: str) -> str | None:
+    """int8, or a way to say none."""
+    if text.lower() in ("none", "null"):
+        return None
+    if text != "int8":
+        raise typer.BadParameter(f"{text!r} cannot be had; int8 can, or none by leaving it out")
+    return text
+
+
 def json_object(text: str) -> dict[str, Any]:
     """A JSON object."""
     try:
@@ -93,6 +102,12 @@ DialectFlag = Annotated[DialectName, typer.Option(help="Whose API is at the root
 MaxBody = Annotated[float, typer.Option("--max-body-mb", min=0.001, help="Megabytes of a request's body.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, npu, xpu, mps or auto.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float32, float16 or auto.")]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        "--quantization", "-q", parser=quantization, metavar="int8", help="8-bit products. [default: the dtype's]"
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on its hub.")]
 HubFlag = Annotated[HubName, typer.Option("--hub", help="Where a model's id is looked up.")]
 Template = Annotated[

@@ -31,7 +31,7 @@ NO_PLUGINS = "rerankd runs no code but its own; leave it out"
 NO_ADAPTERS = "adapters are not supported; merge the adapter into its model and serve the result"
 PLAIN_HTTP = "rerankd listens for plain HTTP on one TCP port; put a proxy before it, and leave it out"
 NO_AUTH = "rerankd does not authenticate clients; put a proxy that does before it, and leave it out"
-NO_QUANTIZATION = "rerankd runs weights in the dtype that --dtype says; leave it out"
+NO_QUANTIZATION = "rerankd quantises by itself, to int8 where --quantization int8 says so; leave it out"
 
 Takes = Literal["nothing", "value", "values"]
 

@@ -47,6 +47,7 @@ def serve(
     hub: options.HubFlag = HubName.huggingface,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    quantization: options.Quantization = None,
     max_model_len: Annotated[
         int | None,
         typer.Option(
@@ -84,6 +85,7 @@ def serve(
             hub=hub.value,
             device=device,
             dtype=dtype,
+            quantization=quantization,
             max_model_len=max_model_len,
             max_batch_tokens=max_num_batched_tokens,
             hf_overrides=hf_overrides or {},

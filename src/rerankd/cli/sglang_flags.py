@@ -224,7 +224,7 @@ _REFUSED = (
         peer.PLAIN_HTTP,
     ),
     peer.Refused("api-key= admin-api-key=", peer.NO_AUTH),
-    peer.Refused("quantization= modelopt-quant= quantize-and-serve", peer.NO_QUANTIZATION, harmless=("none", "None")),
+    peer.Refused("modelopt-quant= quantize-and-serve", peer.NO_QUANTIZATION, harmless=("none", "None")),
     peer.Refused("torchao-config=", peer.NO_QUANTIZATION, harmless=("",)),
     peer.Refused("tokenizer-path=", "it is read from the model's own folder", harmless=("{model}",)),
     peer.Refused("config=", "give the flags on the command line"),

@@ -48,6 +48,7 @@ class Launch:
     hub: Literal["huggingface", "modelscope"] = "huggingface"
     device: str = "auto"
     dtype: str = "auto"
+    quantization: str | None = None
     max_model_len: int | None = None
     max_batch_tokens: int | None = None
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -93,6 +94,7 @@ def _start(launch: Launch, notes: Iterable[str]) -> None:
             hub=launch.hub,
             device=launch.device,
             dtype=launch.dtype,
+            quantization=launch.quantization,
             max_model_len=launch.max_model_len,
             max_batch_tokens=launch.max_batch_tokens,
             hf_overrides=launch.hf_overrides,
@@ -124,7 +126,7 @@ def _ready(url: str, name: str, info: ModelInfo) -> str:
     body = json.dumps({"query": "what is panda?", "documents": ["hi", "The giant panda is a bear."]})
     return (
         f"rerankd {__version__} is ready: {url} model={name} family={info.family} "
-        f"device={info.device} dtype={info.dtype}\n"
+        f"device={info.device} dtype={info.dtype}{f' quantization={info.quantization}' if info.quantization else ''}\n"
         f"Try: curl {url}/v1/rerank -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     )
 

@@ -134,7 +134,7 @@ _REFUSED = (
     ),
     peer.Refused("api-key=+", peer.NO_AUTH),
     peer.Refused("allow-credentials allowed-origins=+ allowed-methods=+ allowed-headers=+", peer.PLAIN_HTTP),
-    peer.Refused("quantization= q= quantization-config=", peer.NO_QUANTIZATION, harmless=("none", "None", "null")),
+    peer.Refused("quantization-config=", peer.NO_QUANTIZATION, harmless=("none", "None", "null")),
     peer.Refused("tokenizer= hf-config-path=", "it is read from the model's own folder", harmless=("{model}",)),
     peer.Refused("tokenizer-revision=", "weights and tokenizer are of one revision; give --revision"),
     peer.Refused("config=", "give the flags on the command line"),
