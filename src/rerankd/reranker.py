@@ -36,11 +36,12 @@ from rerankd.engine.engine import Engine
 from rerankd.media.limits import Limits
 from rerankd.media.sizing import Sizing
 from rerankd.media.sources import Access
-from rerankd.models.config import read_config
+from rerankd.models.config import Config, read_config
 from rerankd.models.hub import Hub, resolve
 from rerankd.models.registry import find_architecture
 from rerankd.models.weights import Checkpoint, Weights
 from rerankd.prompts import load_prompts
+from rerankd.prompts.load import LoadedPrompts
 
 if TYPE_CHECKING:
     from rerankd.media.loader import MediaLoader
@@ -87,7 +88,10 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What was loaded: for ready lines, `/v1/models` and metrics."""
+    """What was loaded: for ready lines, `/v1/models` and metrics.
+
+    label_token_ids: a decoder's tokens for no and yes, where its tokenizer has them
+    """
 
     model: str
     path: Path
@@ -99,6 +103,7 @@ class ModelInfo:
     takes_instruction: bool
     sees: bool = False
     quantization: str | None = None
+    label_token_ids: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +162,21 @@ class Reranker:
             takes_instruction=self._prompts.takes_instruction,
             sees=architecture.sees,
             quantization=chosen.quantization,
+            label_token_ids=_labels(config, self._prompts) if architecture.family == "decoder" else None,
         )
         self._warm_up()
 
     def prompts(self, chat_template: str | Path) -> PromptBuilder:
         """The prompts of a Jinja file or text in place of the loaded ones, for `submit`. Raises ModelError."""
         return self._load_prompts(chat_template=chat_template)
+
+    def tokenize(self, text: str, special: bool = True) -> list[tuple[int, str]]:
+        """A text's tokens as ids and strings, as the model's own tokenizer has them.
+
+        special: whether the tokens that begin and end a prompt are added
+        """
+        encoding = self._prompts.tokenizer.tokenizer.encode(text, add_special_tokens=special)
+        return list(zip(encoding.ids, encoding.tokens, strict=True))
 
     def submit(
         self,
@@ -338,6 +352,14 @@ def _media_loader(folder: Path, options: LoadOptions) -> MediaLoader:
         limits=options.media_limits,
         access=options.media_access,
     )
+
+
+def _labels(config: Config, prompts: LoadedPrompts) -> tuple[int, int] | None:
+    negative, positive = config.entries.get("classifier_from_token") or ("no", "yes")
+    try:
+        return prompts.token_id(negative), prompts.token_id(positive)
+    except ModelError:  # a converted checkpoint may do without
+        return None
 
 
 def _drop(enqueued: asyncio.Future[Submitted]) -> None:

@@ -59,6 +59,10 @@ class FakeReranker:
         self.cancelled = 0
         self.requests: list[RerankRequest] = []
 
+    def tokenize(self, text: str, special: bool) -> list[tuple[int, str]]:
+        tokens = ["<s>", *text.split(), "</s>"] if special else text.split()
+        return [(len(token), token) for token in tokens]
+
     async def answer(self, request: RerankRequest) -> RerankResult:
         self.requests.append(request)
         if words(request.query) == ["wait"]:

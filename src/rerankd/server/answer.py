@@ -7,8 +7,8 @@ import json
 import logging
 import re
 import secrets
-from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -23,6 +23,7 @@ log = logging.getLogger("rerankd")
 HEADER_LIMIT = 2000
 SHUTTING_DOWN = Problem(503, "The server is shutting down; send the request again.")
 T = TypeVar("T")
+Routed: TypeAlias = tuple[Dialect, Endpoint[Any]]
 
 
 class Answers(Protocol):
@@ -38,16 +39,27 @@ class Gone(Exception):
 
 
 async def answer(
-    request: Request, dialect: Dialect, endpoint: Endpoint[Any], reranker: Answers, served: Served, max_body: int
+    request: Request, routed: Sequence[Routed], reranker: Answers, served: Served, max_body: int
 ) -> Response:
-    """Read, parse, score and render one call; whatever goes wrong is an error in the dialect's shape."""
-    id = f"rerank-{secrets.token_hex(8)}"
+    """Read, parse, score and render one call; whatever goes wrong is an error in the dialect's shape.
+
+    routed: what the path may mean; the first that claims the call answers it, else the first of all
+    """
+    dialect, endpoint = routed[0]
+    id = f"{endpoint.id_prefix}{secrets.token_hex(8)}"
     call: Call[Any] | None = None
     try:
-        call = endpoint.parse(checked(endpoint.body, await read_json(request, max_body)), served)
-        id = f"rerank-{request.headers.get('x-request-id') or call.id or secrets.token_hex(8)}"
-        results = await _while_connected(request, _all(reranker, call.requests))
-        content = endpoint.render(call, results, id, served)
+        dialect, endpoint = _claiming(routed, {}, request)
+        sent = {} if endpoint.method == "GET" else await read_json(request, max_body)
+        dialect, endpoint = _claiming(routed, sent, request)
+        call = endpoint.parse(checked(endpoint.body, sent), served)
+        id = f"{endpoint.id_prefix}{request.headers.get('x-request-id') or call.id or secrets.token_hex(8)}"
+        if call.requests:
+            results = await _while_connected(request, _all(reranker, call))
+            content = endpoint.render(call, results, id, served)
+        else:
+            results = []
+            content = await asyncio.to_thread(endpoint.render, call, results, id, served)
         return json_response(content, 200, _reports(call, results, id))
     except (Gone, ClientDisconnect):
         log.info("%r: the client hung up", id)
@@ -57,7 +69,8 @@ async def answer(
     except Problem as problem:
         return refusal(dialect, problem)
     except InvalidRequest as error:
-        return refusal(dialect, Problem(400, error.problem, call.word(error.field) if call else error.field))
+        field = call.word(error.field) if call else error.field
+        return refusal(dialect, Problem(400, error.problem, field, well_formed=True))
     except EngineClosed:
         return refusal(dialect, SHUTTING_DOWN)
     except EngineError as error:
@@ -69,22 +82,35 @@ async def answer(
 
 def refusal(dialect: Dialect, problem: Problem) -> Response:
     """A problem in a dialect's shape."""
-    return json_response(dialect.render_error(problem), problem.status)
+    return json_response(dialect.render_error(problem), dialect.status(problem))
 
 
 def json_response(content: object, status: int, headers: dict[str, str] | None = None) -> Response:
-    """JSON as it goes over the wire."""
+    """JSON as it goes over the wire; nothing at all for None."""
+    if content is None:
+        return Response(status_code=status, headers=headers)
     body = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     return Response(body, status, headers, "application/json")
 
 
-async def _all(reranker: Answers, requests: Sequence[RerankRequest]) -> list[RerankResult]:
-    tasks = [asyncio.ensure_future(reranker.answer(request)) for request in requests]
+def _claiming(routed: Sequence[Routed], sent: Mapping[str, Any], request: Request) -> Routed:
+    return next((one for one in routed if one[0].claims(sent, request.headers)), routed[0])
+
+
+async def _all(reranker: Answers, call: Call[Any]) -> list[RerankResult]:
+    tasks = [asyncio.ensure_future(_one(reranker, call, number)) for number in range(len(call.requests))]
     try:
         return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def _one(reranker: Answers, call: Call[Any], number: int) -> RerankResult:
+    try:
+        return await reranker.answer(call.requests[number])
+    except InvalidRequest as error:
+        raise InvalidRequest(call.in_body(error.field, number), error.problem) from error
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -109,21 +135,23 @@ async def _hang_up(request: Request) -> None:
 def _reports(call: Call[Any], results: Sequence[RerankResult], id: str) -> dict[str, str]:
     """Headers that say what was cut to fit and which fields had no effect."""
     headers = {}
-    ignored = [*call.ignored, *(call.word(name) for result in results for name in result.ignored)]
+    ignored = [*call.ignored, *dict.fromkeys(call.word(name) for result in results for name in result.ignored)]
     if ignored:
         headers["X-Rerankd-Ignored"] = _listed(ignored)
         log.info("%r: no effect here: %s", id, headers["X-Rerankd-Ignored"])
-    if cut := [part for result in results for part in _truncated(result)]:
+    if cut := list(_truncated(call, results)):
         headers["X-Rerankd-Truncated"] = "; ".join(cut)
         log.info("%r: cut to fit: %s", id, headers["X-Rerankd-Truncated"])
     return headers
 
 
-def _truncated(result: RerankResult) -> Iterable[str]:
-    if result.query_truncated:
-        yield "query"
-    if result.truncated:
-        yield f"documents {_listed(_ranges(result.truncated))}"
+def _truncated(call: Call[Any], results: Sequence[RerankResult]) -> Iterable[str]:
+    for number, result in enumerate(results):
+        if result.query_truncated:
+            yield call.in_body("query", number)
+    places = {call.place(number, index) for number, result in enumerate(results) for index in result.truncated}
+    if places:
+        yield f"documents {_listed(_ranges(sorted(places)))}"
 
 
 def _ranges(numbers: Sequence[int]) -> list[str]:

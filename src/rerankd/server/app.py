@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI
@@ -13,10 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rerankd.server.answer import Answers, answer, refusal
+from rerankd.server.answer import Answers, Routed, answer, refusal
 from rerankd.server.dialects import DIALECTS
-from rerankd.server.dialects.base import Dialect, Endpoint, Served
-from rerankd.server.openapi import describe, json_body
+from rerankd.server.dialects.base import Dialect, Served
+from rerankd.server.openapi import describe, json_body, responses
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 MEGABYTE = 1 << 20
 DESCRIPTION = """Scores how relevant each document is to a query.
 
-The routes at the root speak the server's own dialect; every dialect is also below its own prefix.
+The routes at the root speak the server's own dialect, or another's where a field or header says so (docs/apis.md has
+the table); every dialect is also below its own prefix.
 Two headers of an answer report what was not done as asked: `X-Rerankd-Ignored` names fields that have no effect,
 `X-Rerankd-Truncated` the query or documents that were cut to fit."""
 
@@ -37,6 +39,10 @@ class Serves(Answers, Protocol):
     @property
     def info(self) -> ModelInfo:
         """What was loaded."""
+        ...
+
+    def tokenize(self, text: str, special: bool) -> list[tuple[int, str]]:
+        """A text's tokens as ids and strings."""
         ...
 
 
@@ -86,23 +92,23 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
         redoc_url=None,
         openapi_url="/openapi.json" if settings.docs else None,
     )
-    served = Served(settings.names, reranker.info)
+    running = Running()
+    served = Served(settings.names, reranker.info, reranker.tokenize, running)
     own = DIALECTS[settings.dialect]
-    mounted = [("", own), *((f"/{name}", dialect) for name, dialect in DIALECTS.items())]
-    for prefix, dialect in mounted:
-        for endpoint in dialect.endpoints:
-            for path in endpoint.paths:
-                app.add_api_route(
-                    prefix + path,
-                    _route(dialect, endpoint, reranker, served, settings.max_body),
-                    methods=["POST"],
-                    summary=endpoint.summary,
-                    tags=[dialect.name if prefix else "rerank"],
-                    operation_id=(prefix + path).strip("/").replace("/", "_"),
-                    responses=_responses(dialect, endpoint),
-                    openapi_extra=json_body(endpoint.body),
-                )
-    describe(app, {endpoint.body for _, dialect in mounted for endpoint in dialect.endpoints})
+    for path, routed in _routes(own).items():
+        dialect, endpoint = routed[0]
+        handler = partial(answer, routed=routed, reranker=reranker, served=served, max_body=settings.max_body)
+        app.add_api_route(
+            path,
+            running.counting(handler),
+            methods=[endpoint.method],
+            summary=endpoint.summary,
+            tags=[dialect.name if path.startswith(f"/{dialect.name}/") else "rerank"],
+            operation_id=path.strip("/").replace("/", "_"),
+            responses=responses(routed),
+            openapi_extra=json_body([one.body for _, one in routed]) if endpoint.method == "POST" else None,
+        )
+    describe(app, {endpoint.body for dialect in DIALECTS.values() for endpoint in dialect.endpoints})
 
     created = int(time.time())
 
@@ -131,27 +137,34 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
     return app
 
 
-def _route(
-    dialect: Dialect, endpoint: Endpoint[Any], reranker: Answers, served: Served, max_body: int
-) -> Callable[[Request], Awaitable[Response]]:
-    async def route(request: Request) -> Response:
-        return await answer(request, dialect, endpoint, reranker, served, max_body)
+class Running:
+    """How many calls are being answered: `running()`."""
 
-    return route
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self) -> int:
+        return self._count
+
+    def counting(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """`handler`, counted while it runs."""
+
+        async def counted(request: Request) -> Response:
+            self._count += 1
+            try:
+                return await handler(request)
+            finally:
+                self._count -= 1
+
+        return counted
 
 
-def _responses(dialect: Dialect, endpoint: Endpoint[Any]) -> dict[int | str, dict[str, Any]]:
-    errors = {
-        400: "a missing or wrong field, or a prompt too long where cutting is not allowed",
-        404: "no model of that name",
-        413: "a body above the server's limit",
-        415: "a Content-Type that is not application/json",
-        500: "a failure of the model or the server",
-        503: "the server is shutting down",
-    }
-    headers = {
-        "X-Rerankd-Ignored": {"description": "fields that have no effect here", "schema": {"type": "string"}},
-        "X-Rerankd-Truncated": {"description": "what was cut to fit", "schema": {"type": "string"}},
-    }
-    answered: dict[str, Any] = {"model": endpoint.reply, "description": "the documents, ranked", "headers": headers}
-    return {200: answered, **{code: {"model": dialect.error, "description": why} for code, why in errors.items()}}
+def _routes(own: Dialect) -> dict[str, list[Routed]]:
+    """What each path may mean: below a prefix that dialect's endpoint; at the root every dialect's, `own` first."""
+    routes: dict[str, list[Routed]] = {}
+    for dialect in sorted(DIALECTS.values(), key=lambda one: one is not own):
+        for endpoint in dialect.endpoints:
+            for path in endpoint.paths:
+                routes.setdefault(path, []).append((dialect, endpoint))
+                routes[f"/{dialect.name}{path}"] = [(dialect, endpoint)]
+    return routes

@@ -17,12 +17,14 @@ class Problem(RerankdError):
 
     status: the HTTP status
     field: the offending field in the caller's words, None where no field is to blame
+    well_formed: whether the body is as its API describes it, and what it asks for cannot be done
     """
 
-    def __init__(self, status: int, message: str, field: str | None = None) -> None:
+    def __init__(self, status: int, message: str, field: str | None = None, well_formed: bool = False) -> None:
         super().__init__(f"{field}: {message}" if field else message)
         self.status = status
         self.field = field
+        self.well_formed = well_formed
 
 
 def checked(body: type[Body], sent: Mapping[str, Any]) -> Body:

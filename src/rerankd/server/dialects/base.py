@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
@@ -15,14 +17,34 @@ if TYPE_CHECKING:
     from rerankd.reranker import ModelInfo
 
 Body = TypeVar("Body", bound=BaseModel)
+ERRORS: Mapping[int, str] = {
+    400: "a missing or wrong field, or a prompt too long where cutting is not allowed",
+    401: "no API key, or a wrong one, where the server wants one",
+    404: "no model of that name",
+    413: "a body above the server's limit",
+    415: "a Content-Type that is not application/json",
+    500: "a failure of the model or the server",
+    503: "the server is shutting down",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a dialect may know of the server: the names a model answers to, the first of them first."""
+    """What a dialect may know of the server.
+
+    names: those that the model answers to, the first of them first
+    tokenize: a text's token ids and strings, with special tokens where the flag says so; it takes its time
+    running: how many calls are being answered
+    """
 
     names: tuple[str, ...]
     info: ModelInfo
+    tokenize: Callable[[str, bool], list[tuple[int, str]]]
+    running: Callable[[], int]
+
+
+class Nothing(BaseModel):
+    """The body of a GET."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +53,7 @@ class Call(Generic[Body]):
 
     id: the caller's own name for the call, None for a random one
     fields: the caller's words for fields of `RerankRequest`, where they differ
+    places: for each request, where its documents lie in the body; empty where the body holds one request in order
     """
 
     body: Body
@@ -38,6 +61,20 @@ class Call(Generic[Body]):
     ignored: tuple[str, ...] = ()
     id: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
+    places: tuple[tuple[int, ...], ...] = ()
+
+    def place(self, request: int, document: int) -> int:
+        """Where in the body the document of a request lies."""
+        return self.places[request][document] if self.places else document
+
+    def in_body(self, name: str, request: int) -> str:
+        """A field of a request (`documents[3]`, `query`), with the index that it has in the body."""
+        if not self.places:
+            return name
+        if name == "query":
+            return f"query[{self.places[request][0]}]" if len(self.places) > 1 else name
+        index = re.match(r"documents\[(\d+)\]", name)
+        return f"documents[{self.place(request, int(index[1]))}]{name[index.end() :]}" if index else name
 
     def word(self, name: str) -> str:
         """The caller's word for a field of `RerankRequest`, as in `documents[3]` or `top_n`."""
@@ -49,11 +86,13 @@ class Call(Generic[Body]):
 class Endpoint(Generic[Body]):
     """One operation of an API. It parses and renders; it awaits nothing.
 
-    paths: below the dialect's prefix, and at the root for the server's own dialect
-    body: the request's model, which allows fields of other names
+    paths: below the dialect's prefix, and at the root where no dialect that goes first has them
+    body: the request's model, which allows fields of other names; of a GET, one without fields
     reply: the type of the answer, for the OpenAPI document
     parse: raises Problem and InvalidRequest
-    render: the answer as JSON-ready data, from the call, its requests' results and the answer's id
+    render: the answer as JSON-ready data, from the call, its requests' results and the answer's id; None is an
+        empty answer. A call without requests is rendered in a thread of its own.
+    id_prefix: what the ids of answers begin with
     """
 
     paths: tuple[str, ...]
@@ -62,6 +101,8 @@ class Endpoint(Generic[Body]):
     reply: Any
     parse: Callable[[Body, Served], Call[Body]]
     render: Callable[[Call[Body], Sequence[RerankResult], str, Served], object]
+    method: str = "POST"
+    id_prefix: str = "rerank-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +111,15 @@ class Dialect:
 
     error: the type of an error's body
     render_error: an error's body as JSON-ready data
+    errors: the statuses of its errors, and when they are given
+    status: the status of a problem
+    claims: whether a call (its body, its headers in lower case) has what only this API has
     """
 
     name: str
     endpoints: tuple[Endpoint[Any], ...]
     error: type[BaseModel]
     render_error: Callable[[Problem], object]
+    errors: Mapping[int, str] = field(default_factory=lambda: ERRORS)
+    status: Callable[[Problem], int] = attrgetter("status")
+    claims: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = lambda sent, headers: False

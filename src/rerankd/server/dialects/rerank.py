@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from rerankd.core import RerankRequest, Truncation
+from rerankd.core import Content, RerankRequest, Truncation
 from rerankd.server.dialects.base import Call, Served
 from rerankd.server.dialects.contents import ContentBody, Open, to_content, unknown_fields
 from rerankd.server.problems import Problem
@@ -21,13 +21,10 @@ LIMITS = {
 Body = TypeVar("Body", bound="RerankBody")
 
 
-class RerankBody(Open):
-    """One query, and what both systems let a client say of it. Documents and `top_n` are the dialect's own."""
+class ScoringBody(Open):
+    """What both systems let a client say of a model, a prompt and its length. The texts are the endpoint's own."""
 
     model: str | None = Field(None, description="the name of the model, as in /v1/models.", examples=[None])
-    query: ContentBody = Field(
-        description="the text to rank documents by, or a list of content parts.", examples=["what is panda?"]
-    )
     instruct: str | None = Field(
         None, description="what makes a document relevant; for models that take an instruction.", examples=[None]
     )
@@ -56,21 +53,18 @@ class RerankBody(Open):
     user: str | None = Field(None, description="a name for the caller's own records.", examples=[None])
     request_id: str | None = Field(None, description="an id for the answer, in place of a random one.", examples=[None])
 
-    def call(
-        self: Body, documents: Sequence[ContentBody], top_n: int | None, served: Served, ignored: Iterable[str]
-    ) -> Call[Body]:
-        """The call that this body stands for; to `ignored` come the fields of this class without effect.
+    def request(
+        self, query: Content, documents: Iterable[Content], served: Served, top_n: int | None = None
+    ) -> RerankRequest:
+        """The request that this body makes of a query and documents.
 
-        Raises Problem for no documents, for limits that cannot hold and for two instructions that differ.
+        Raises Problem for limits that cannot hold and for two instructions that differ.
         """
-        if not documents:
-            raise Problem(400, "must hold at least one document.", "documents")
-        word, instruction = self._instruction()
-        request = RerankRequest(
-            query=to_content(self.query),
-            documents=tuple(to_content(document) for document in documents),
-            instruction=instruction,
-            top_n=min(top_n, len(documents)) if top_n else None,
+        return RerankRequest(
+            query=query,
+            documents=tuple(documents),
+            instruction=self._instruction()[1],
+            top_n=top_n,
             truncation=Truncation(
                 max_tokens=self._max_tokens(served.info.max_model_len),
                 max_tokens_per_doc=self.max_tokens_per_doc or None,
@@ -79,15 +73,14 @@ class RerankBody(Open):
             ),
             activation=self.use_activation is not False,
         )
-        without_effect = (*ignored, *self._without_effect(documents))
-        return Call(self, (request,), without_effect, self.request_id, {**LIMITS, "instruction": word})
 
-    def _without_effect(self, documents: Sequence[ContentBody]) -> Iterator[str]:
+    def words(self) -> dict[str, str]:
+        """This body's words for fields of `RerankRequest`, where they differ."""
+        return {**LIMITS, "instruction": self._instruction()[0]}
+
+    def without_effect(self) -> Iterator[str]:
+        """Fields that were given and mean nothing here."""
         yield from self.unknown()
-        yield from unknown_fields(self.query, "query")
-        for index, document in enumerate(documents):
-            if not isinstance(document, str):
-                yield from unknown_fields(document, f"documents[{index}]")
         for name in self.chat_template_kwargs or ():
             if name not in INSTRUCTION:
                 yield f"chat_template_kwargs.{name}"
@@ -114,3 +107,37 @@ class RerankBody(Open):
                 400, f"must be -1 or between 1 and {limit}, this model's limit, not {asked}.", "truncate_prompt_tokens"
             )
         return asked
+
+
+class RerankBody(ScoringBody):
+    """One query and documents. Documents and `top_n` are the dialect's own."""
+
+    query: ContentBody = Field(
+        description="the text to rank documents by, or a list of content parts.", examples=["what is panda?"]
+    )
+
+    def call(
+        self: Body, documents: Sequence[ContentBody], top_n: int | None, served: Served, ignored: Iterable[str]
+    ) -> Call[Body]:
+        """The call that this body stands for; to `ignored` come the fields of this class without effect.
+
+        Raises Problem for no documents, and as `request` does.
+        """
+        if not documents:
+            raise Problem(400, "must hold at least one document.", "documents")
+        request = self.request(
+            to_content(self.query),
+            (to_content(document) for document in documents),
+            served,
+            min(top_n, len(documents)) if top_n else None,
+        )
+        without_effect = (*ignored, *self.without_effect(), *unknown_in(self.query, documents))
+        return Call(self, (request,), without_effect, self.request_id, self.words())
+
+
+def unknown_in(query: ContentBody, documents: Sequence[ContentBody]) -> Iterator[str]:
+    """The paths of fields in contents that mean nothing here."""
+    yield from unknown_fields(query, "query")
+    for index, document in enumerate(documents):
+        if not isinstance(document, str):
+            yield from unknown_fields(document, f"documents[{index}]")

@@ -11,7 +11,9 @@ from pydantic import BaseModel, Field
 from rerankd.core import RerankResult
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
 from rerankd.server.dialects.contents import ContentBody, from_content
+from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.rerank import RerankBody
+from rerankd.server.dialects.sglang_tools import HEALTH_GENERATE, MODEL_INFO, SCORE
 from rerankd.server.problems import Problem
 
 
@@ -55,8 +57,7 @@ class SglangError(BaseModel):
 
 def _parse(body: SglangRerankBody, served: Served) -> Call[SglangRerankBody]:
     # SGLang reads no model name: its own client says Qwen3-Reranker-0.6B to a server of Qwen/Qwen3-Reranker-0.6B.
-    known = {alias for name in served.names for alias in (name, name.rpartition("/")[2])}
-    return body.call(body.documents, body.top_n, served, ["model"] if body.model and body.model not in known else [])
+    return body.call(body.documents, body.top_n, served, ignored_model(body.model, served))
 
 
 def _render(call: Call[SglangRerankBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
@@ -98,7 +99,11 @@ SGLANG = Dialect(
             parse=_parse,
             render=_render,
         ),
+        SCORE,
+        MODEL_INFO,
+        HEALTH_GENERATE,
     ),
     error=SglangError,
     render_error=_render_error,
+    claims=lambda sent, headers: bool(sent.keys() & {"label_token_ids", "item_first", "apply_softmax"}),
 )

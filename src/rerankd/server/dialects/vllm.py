@@ -4,29 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any
 
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
-from rerankd.server.dialects.contents import ContentBody, Message, by_type, from_content
+from rerankd.server.dialects.contents import from_content
+from rerankd.server.dialects.names import only_ours
 from rerankd.server.dialects.rerank import RerankBody
+from rerankd.server.dialects.vllm_common import Documents, VllmOptions, VllmUsage, as_list, no_use_for
+from rerankd.server.dialects.vllm_score import SCORE
+from rerankd.server.dialects.vllm_tools import LOAD, PING, TOKENIZE, VERSION
 from rerankd.server.problems import Problem
 
-Documents: TypeAlias = Annotated[
-    Annotated[list[ContentBody], Tag("<list>")]
-    | Annotated[str, Tag("<string>")]
-    | Annotated[Message, Tag("<message>")],
-    Discriminator(
-        by_type(list="list", string="str", message="dict"),
-        custom_error_type="documents",
-        custom_error_message="must be a list of documents, or one document",
-    ),
-]
 
-
-class VllmRerankBody(RerankBody):
+class VllmRerankBody(RerankBody, VllmOptions):
     """vLLM's rerank request."""
 
     documents: Documents = Field(
@@ -35,19 +28,6 @@ class VllmRerankBody(RerankBody):
     )
     top_n: int | None = Field(None, ge=0, description="the most results; 0 or none for all of them.", examples=[0])
     return_documents: bool = Field(True, description="whether a result carries its document.")
-    truncation_side: Literal["right"] | None = Field(
-        None, description="`right`, the only side that a document is cut on.", examples=[None]
-    )
-    padding: Literal["max_length", "do_not_pad"] | None = Field(
-        None, description="without effect: no padding is ever computed.", examples=[None]
-    )
-    priority: int = Field(0, description="without effect: requests are answered in the order they came.")
-    mm_processor_kwargs: dict[str, Any] | None = Field(
-        None, description="without effect: pixels and frames are limited by part, beside its `url`.", examples=[None]
-    )
-    cache_salt: str | None = Field(
-        None, description="without effect: nothing is cached from one request to the next.", examples=[None]
-    )
 
 
 class VllmDocument(BaseModel):
@@ -63,13 +43,6 @@ class VllmResult(BaseModel):
     index: int = Field(description="the document's place in the request")
     document: VllmDocument | None = None
     relevance_score: float
-
-
-class VllmUsage(BaseModel):
-    """Tokens of every document's whole prompt."""
-
-    prompt_tokens: int
-    total_tokens: int
 
 
 class VllmRerankReply(BaseModel):
@@ -96,23 +69,14 @@ class VllmError(BaseModel):
     error: VllmErrorInfo
 
 
-def _documents(body: VllmRerankBody) -> list[ContentBody]:
-    return body.documents if isinstance(body.documents, list) else [body.documents]
-
-
 def _parse(body: VllmRerankBody, served: Served) -> Call[VllmRerankBody]:
-    if body.model and body.model not in served.names:
-        names = ", ".join(f"`{name}`" for name in served.names)
-        raise Problem(404, f"The model `{body.model}` does not exist. This server has {names}.", "model")
-    documents = _documents(body)
-    ignored = [name for name in ("priority", "mm_processor_kwargs", "cache_salt") if getattr(body, name)]
-    ignored += ["padding"] if body.padding == "max_length" else []
-    return body.call(documents, body.top_n or None, served, ignored)
+    only_ours(body.model, served)
+    return body.call(as_list(body.documents), body.top_n or None, served, no_use_for(body))
 
 
 def _render(call: Call[VllmRerankBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
     (result,), (request,) = results, call.requests
-    sent = _documents(call.body)
+    sent = as_list(call.body.documents)
     ranked: list[dict[str, Any]] = []
     for document in result.documents:
         one: dict[str, Any] = {"index": document.index}
@@ -144,14 +108,20 @@ VLLM = Dialect(
     name="vllm",
     endpoints=(
         Endpoint(
-            paths=("/rerank", "/v1/rerank"),
+            paths=("/rerank", "/v1/rerank", "/v2/rerank"),
             summary="Rank documents by their relevance to a query (vLLM)",
             body=VllmRerankBody,
             reply=VllmRerankReply,
             parse=_parse,
             render=_render,
         ),
+        SCORE,
+        TOKENIZE,
+        VERSION,
+        PING,
+        LOAD,
     ),
     error=VllmError,
     render_error=_render_error,
+    claims=lambda sent, headers: bool(sent.keys() & {"text_1", "text_2", "data_1", "data_2", "queries"}),
 )

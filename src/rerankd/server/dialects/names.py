@@ -1,0 +1,19 @@
+"""Which model a call is for: servers of one model refuse another's name, paid APIs' clients cannot know ours."""
+
+from __future__ import annotations
+
+from rerankd.server.dialects.base import Served
+from rerankd.server.problems import Problem
+
+
+def only_ours(model: str | None, served: Served) -> None:
+    """Raises a 404 Problem for a model that is not served."""
+    if model and model not in served.names:
+        names = ", ".join(f"`{name}`" for name in served.names)
+        raise Problem(404, f"The model `{model}` does not exist. This server has {names}.", "model")
+
+
+def ignored_model(model: str | None, served: Served) -> list[str]:
+    """`["model"]` where a name is given that is not the served model's, with or without its organisation."""
+    known = {alias for name in served.names for alias in (name, name.rpartition("/")[2])}
+    return ["model"] if model and model not in known else []

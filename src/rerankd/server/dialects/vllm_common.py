@@ -1,0 +1,56 @@
+"""What vLLM's rerank and score bodies share beside what they share with SGLang's."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from rerankd.server.dialects.contents import ContentBody, Message, Open, by_type
+
+Documents: TypeAlias = Annotated[
+    Annotated[list[ContentBody], Tag("<list>")]
+    | Annotated[str, Tag("<string>")]
+    | Annotated[Message, Tag("<message>")],
+    Discriminator(
+        by_type(list="list", string="str", message="dict"),
+        custom_error_type="documents",
+        custom_error_message="must be a list of documents, or one document",
+    ),
+]
+
+
+class VllmOptions(Open):
+    """Fields of vLLM's that SGLang has not."""
+
+    truncation_side: Literal["right"] | None = Field(
+        None, description="`right`, the only side that a document is cut on.", examples=[None]
+    )
+    padding: Literal["max_length", "do_not_pad"] | None = Field(
+        None, description="without effect: no padding is ever computed.", examples=[None]
+    )
+    priority: int = Field(0, description="without effect: requests are answered in the order they came.")
+    mm_processor_kwargs: dict[str, Any] | None = Field(
+        None, description="without effect: pixels and frames are limited by part, beside its `url`.", examples=[None]
+    )
+    cache_salt: str | None = Field(
+        None, description="without effect: nothing is cached from one request to the next.", examples=[None]
+    )
+
+
+class VllmUsage(BaseModel):
+    """Tokens of every document's whole prompt."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+def as_list(documents: Documents) -> list[ContentBody]:
+    """One document, or several, as a list."""
+    return documents if isinstance(documents, list) else [documents]
+
+
+def no_use_for(body: VllmOptions) -> list[str]:
+    """The options that were given and have no effect."""
+    ignored = [name for name in ("priority", "mm_processor_kwargs", "cache_salt") if getattr(body, name)]
+    return [*ignored, "padding"] if body.padding == "max_length" else ignored

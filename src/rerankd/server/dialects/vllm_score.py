@@ -1,0 +1,130 @@
+"""vLLM's score API: pairs of texts, 1:1, 1:N or N:N (vLLM 0.32, `vllm/entrypoints/pooling/scoring/protocol.py`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from pydantic import BaseModel, Field
+
+from rerankd.core import Content, RerankResult
+from rerankd.server.dialects.base import Call, Endpoint, Served
+from rerankd.server.dialects.contents import ContentBody, to_content, unknown_fields
+from rerankd.server.dialects.names import only_ours
+from rerankd.server.dialects.rerank import ScoringBody
+from rerankd.server.dialects.vllm_common import Documents, VllmOptions, VllmUsage, as_list, no_use_for
+from rerankd.server.problems import Problem
+
+FORMS = (("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"), ("queries", "items"))
+
+
+class VllmScoreBody(ScoringBody, VllmOptions):
+    """vLLM's score request: one of the four pairs of fields, each one text (or content), or a list of them."""
+
+    text_1: Documents | None = Field(None, description="the queries, or one for all.", examples=["what is panda?"])
+    text_2: Documents | None = Field(
+        None, description="what is scored against them.", examples=[["hi", "The giant panda is a bear."]]
+    )
+    data_1: Documents | None = Field(None, description="another name of `text_1`.", examples=[None])
+    data_2: Documents | None = Field(None, description="another name of `text_2`.", examples=[None])
+    queries: Documents | None = Field(None, description="another name of `text_1`.", examples=[None])
+    documents: Documents | None = Field(None, description="another name of `text_2`.", examples=[None])
+    items: Documents | None = Field(None, description="another name of `text_2`.", examples=[None])
+
+
+class VllmScore(BaseModel):
+    """One pair's score."""
+
+    index: int = Field(description="the pair's place in the request")
+    object: str = "score"
+    score: float
+
+
+class VllmScoreReply(BaseModel):
+    """The scores of the pairs, in the order of the request."""
+
+    id: str
+    object: str = "list"
+    created: int
+    model: str
+    data: list[VllmScore]
+    usage: VllmUsage
+
+
+def _parse(body: VllmScoreBody, served: Served) -> Call[VllmScoreBody]:
+    only_ours(body.model, served)
+    first, second = _form(body)
+    left, right = as_list(getattr(body, first)), as_list(getattr(body, second))
+    for name, given in ((first, left), (second, right)):
+        if not given:
+            raise Problem(400, "must hold at least one text.", name)
+    if len(left) not in (1, len(right)):
+        raise Problem(
+            400,
+            f"holds {len(left)} and `{second}` {len(right)}; give one, or as many as there.",
+            first,
+        )
+    # Pairs of one query become one request, so that its tokens are computed once.
+    places: dict[Content, list[int]] = {}
+    queries = [to_content(query) for query in left]
+    for index in range(len(right)):
+        places.setdefault(queries[index if len(left) > 1 else 0], []).append(index)
+    documents = [to_content(document) for document in right]
+    requests = [body.request(query, [documents[i] for i in own], served) for query, own in places.items()]
+    ignored = [*no_use_for(body), *body.without_effect(), *_unknown(left, first), *_unknown(right, second)]
+    return Call(
+        body,
+        tuple(requests),
+        tuple(ignored),
+        body.request_id,
+        {**body.words(), "query": first, "documents": second},
+        tuple(map(tuple, places.values())),
+    )
+
+
+def _form(body: VllmScoreBody) -> tuple[str, str]:
+    """The one pair of fields that is given. Raises Problem for none, and for more than one."""
+    given = {name for form in FORMS for name in form if getattr(body, name) is not None}
+    for form in FORMS:
+        if given == set(form):
+            return form
+    if not given:
+        raise Problem(400, "is required, with `text_2`. They are the texts to score, each one or a list.", "text_1")
+    if len(given) == 1:
+        (name,) = given
+        other = next(b if name == a else a for a, b in FORMS if name in (a, b))
+        raise Problem(400, f"is required beside `{name}`.", other)
+    forms = "; ".join(f"`{first}` and `{second}`" for first, second in FORMS)
+    raise Problem(400, f"does not go with the other texts; give one of: {forms}.", sorted(given)[-1])
+
+
+def _unknown(contents: Sequence[ContentBody], name: str) -> list[str]:
+    return [field for index, content in enumerate(contents) for field in unknown_fields(content, f"{name}[{index}]")]
+
+
+def _render(call: Call[VllmScoreBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
+    scores = {
+        call.place(number, document.index): document.score
+        for number, result in enumerate(results)
+        for document in result.documents
+    }
+    tokens = sum(result.prompt_tokens for result in results)
+    return {
+        "id": id,
+        "object": "list",
+        "created": int(time.time()),
+        "model": served.names[0],
+        "data": [{"index": index, "object": "score", "score": scores[index]} for index in sorted(scores)],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+SCORE = Endpoint(
+    paths=("/score", "/v1/score"),
+    summary="Score pairs of texts: one by one, or one against many (vLLM)",
+    body=VllmScoreBody,
+    reply=VllmScoreReply,
+    parse=_parse,
+    render=_render,
+    id_prefix="score-",
+)
