@@ -320,8 +320,8 @@ def write_roberta_tokenizer(folder: Path, vocabulary: str, kind: str, positions:
     )
 
 
-def classifier(model: Any, folder: Path, storage: Storage, seed: int, spread: float) -> None:
-    """Fill a sequence classifier, its last layer `spread` times as strong, and write it.
+def classifier(model: Any, folder: Path, storage: Storage, seed: int, spread: float, shift: float = 0.0) -> None:
+    """Fill a sequence classifier, its last layer `spread` times as strong and `shift` higher, and write it.
 
     The seeds are ones for which tiny models' scores neither bunch up nor sit at an end.
     """
@@ -329,6 +329,7 @@ def classifier(model: Any, folder: Path, storage: Storage, seed: int, spread: fl
     head = getattr(model.classifier, "out_proj", model.classifier)
     with torch.no_grad():
         head.weight.mul_(spread)
+        head.bias.add_(shift)
     store(model, folder, storage)
 
 
@@ -336,9 +337,9 @@ def xlmr(folder: Path, *, labels: int = 1, size: str = "tiny", storage: Storage 
     """bge-reranker's architecture: XLM-R, with a dense-tanh-out_proj head on `<s>`."""
     vocabulary = vocabularies.xlm_roberta()
     config = roberta_config(transformers.XLMRobertaConfig, vocabulary, size, labels)
-    # The deeper model's scores lie closer together.
-    spread = 4.0 if size == "m3" else 1.6 / labels
-    classifier(transformers.XLMRobertaForSequenceClassification(config), folder, storage, 1, spread)
+    # The deeper model's logits lie closer together, and far from 0.
+    spread, shift = (4.0, 3.7) if size == "m3" else (1.6 / labels, 0.0)
+    classifier(transformers.XLMRobertaForSequenceClassification(config), folder, storage, 1, spread, shift)
     write_roberta_tokenizer(folder, vocabulary, "XLMRobertaTokenizer", config.max_position_embeddings)
     return folder
 

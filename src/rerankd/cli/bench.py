@@ -230,6 +230,21 @@ def offline(
         fail(error)
 
 
+@app.command()
+def quantization(
+    model: Annotated[str, typer.Argument(help="A model's folder or hub id.")],
+    pairs: Annotated[int, typer.Option(min=2, help="Pairs of query and document to score.")] = 500,
+    seed: Annotated[int, typer.Option(help="Chooses the texts.")] = 0,
+) -> None:
+    """Compare a model's int8 scores with its float32 scores, on English text."""
+    from rerankd.bench.quantization import compare
+
+    try:
+        typer.echo(compare(model, pairs, seed).table())
+    except RerankdError as error:
+        fail(error)
+
+
 def fail(error: RerankdError) -> NoReturn:
     typer.echo(f"rerankd: error: {error}", err=True)
     raise typer.Exit(1) from None
