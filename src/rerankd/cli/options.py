@@ -24,6 +24,11 @@ class DialectName(str, Enum):
 
     vllm = "vllm"
     sglang = "sglang"
+    cohere = "cohere"
+    tei = "tei"
+    infinity = "infinity"
+    voyage = "voyage"
+    jina = "jina"
 
 
 class LogLevel(str, Enum):

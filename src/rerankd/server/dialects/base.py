@@ -118,7 +118,7 @@ class Dialect:
 
     name: str
     endpoints: tuple[Endpoint[Any], ...]
-    error: type[BaseModel]
+    error: Any
     render_error: Callable[[Problem], object]
     errors: Mapping[int, str] = field(default_factory=lambda: ERRORS)
     status: Callable[[Problem], int] = attrgetter("status")

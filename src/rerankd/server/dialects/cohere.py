@@ -1,0 +1,177 @@
+"""Cohere's rerank API, v1 and v2 (https://docs.cohere.com/reference/rerank and /v1/reference/rerank)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from rerankd.core import RerankResult, Truncation, text_content
+from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
+from rerankd.server.dialects.contents import Open, by_type
+from rerankd.server.dialects.names import ignored_model
+from rerankd.server.dialects.ranking import ranking
+from rerankd.server.problems import Problem
+
+DOCUMENTS_OF_A_SEARCH_UNIT = 100
+CohereDocument: TypeAlias = Annotated[
+    Annotated[str, Tag("<string>")] | Annotated[dict[str, Any], Tag("<object>")],
+    Discriminator(
+        by_type(string="str", object="dict"),
+        custom_error_type="document",
+        custom_error_message="must be a string or an object of fields",
+    ),
+]
+
+
+class CohereBody(Open):
+    """What both versions take."""
+
+    model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")
+    query: str = Field(description="the text to rank documents by.", examples=["what is panda?"])
+    top_n: int | None = Field(None, ge=1, description="the most results; none for all of them.", examples=[None])
+    return_documents: bool = Field(False, description="whether a result carries its document.")
+    max_tokens_per_doc: int | None = Field(
+        None, ge=1, description="the most tokens of a document; none for what the model can read.", examples=[None]
+    )
+
+
+class CohereV1Body(CohereBody):
+    """Cohere's rerank request, v1."""
+
+    documents: list[CohereDocument] = Field(
+        description="the documents to rank: texts, or objects of fields.",
+        examples=[[{"text": "The giant panda is a bear."}, "hi"]],
+    )
+    rank_fields: list[str] | None = Field(
+        None, description="the fields of objects that are read, in their order; none for `text`.", examples=[["text"]]
+    )
+
+
+class CohereV2Body(CohereBody):
+    """Cohere's rerank request, v2."""
+
+    documents: list[str] = Field(
+        description="the documents to rank: texts.", examples=[["The giant panda is a bear.", "hi"]]
+    )
+    priority: int = Field(0, description="without effect: requests are answered in the order they came.")
+
+
+class CohereResult(BaseModel):
+    """One document's score; `document` is left out unless `return_documents` is true."""
+
+    index: int = Field(description="the document's place in the request")
+    relevance_score: float
+    document: dict[str, Any] | None = None
+
+
+class CohereVersion(BaseModel):
+    """Which version of the API answered."""
+
+    version: str
+
+
+class CohereUnits(BaseModel):
+    """A search unit is a query with up to 100 documents."""
+
+    search_units: int
+
+
+class CohereMeta(BaseModel):
+    """What Cohere would bill."""
+
+    api_version: CohereVersion
+    billed_units: CohereUnits
+
+
+class CohereReply(BaseModel):
+    """The documents by falling score."""
+
+    id: str
+    results: list[CohereResult]
+    meta: CohereMeta
+
+
+class CohereError(BaseModel):
+    """Cohere's error body."""
+
+    message: str
+
+
+def _parse_v1(body: CohereV1Body, served: Served) -> Call[CohereV1Body]:
+    texts = [_text(document, f"documents[{i}]", body.rank_fields) for i, document in enumerate(body.documents)]
+    return _call(body, texts, served)
+
+
+def _parse_v2(body: CohereV2Body, served: Served) -> Call[CohereV2Body]:
+    return _call(body, body.documents, served, ["priority"] if body.priority else [])
+
+
+def _call(body: Any, texts: Sequence[str], served: Served, ignored: Sequence[str] = ()) -> Call[Any]:
+    return ranking(
+        body,
+        text_content(body.query),
+        [text_content(text) for text in texts],
+        body.top_n,
+        ignored=[*ignored_model(body.model, served), *ignored],
+        words={"truncation.max_tokens_per_doc": "max_tokens_per_doc"},
+        truncation=Truncation(max_tokens_per_doc=body.max_tokens_per_doc),
+    )
+
+
+def _text(document: CohereDocument, where: str, rank_fields: list[str] | None) -> str:
+    """A document's text: one field as it is; of several, a line each, with its name."""
+    if isinstance(document, str):
+        return document
+    fields = rank_fields or ["text"]
+    found = {name: document[name] for name in fields if document.get(name) is not None}
+    if not found:
+        raise Problem(
+            400, f"has none of the fields {', '.join(map(repr, fields))}; name others in `rank_fields`.", where
+        )
+    if len(fields) == 1:
+        return str(found[fields[0]])
+    return "\n".join(f"{name}: {value}" for name, value in found.items())
+
+
+def _render(call: Call[Any], results: Sequence[RerankResult], id: str, version: str) -> object:
+    (result,), (request,) = results, call.requests
+    ranked: list[dict[str, Any]] = []
+    for document in result.documents:
+        one: dict[str, Any] = {"index": document.index, "relevance_score": document.score}
+        if call.body.return_documents:
+            given = call.body.documents[document.index]
+            one["document"] = {"text": given} if isinstance(given, str) else given
+        ranked.append(one)
+    units = -(-len(request.documents) // DOCUMENTS_OF_A_SEARCH_UNIT)
+    meta = {"api_version": {"version": version}, "billed_units": {"search_units": units}}
+    return {"id": id, "results": ranked, "meta": meta}
+
+
+COHERE = Dialect(
+    name="cohere",
+    endpoints=(
+        Endpoint(
+            paths=("/v1/rerank",),
+            summary="Rank documents by their relevance to a query (Cohere, v1)",
+            body=CohereV1Body,
+            reply=CohereReply,
+            parse=_parse_v1,
+            render=lambda call, results, id, served: _render(call, results, id, "1"),
+            id_prefix="",
+        ),
+        Endpoint(
+            paths=("/v2/rerank",),
+            summary="Rank documents by their relevance to a query (Cohere, v2)",
+            body=CohereV2Body,
+            reply=CohereReply,
+            parse=_parse_v2,
+            render=lambda call, results, id, served: _render(call, results, id, "2"),
+            id_prefix="",
+        ),
+    ),
+    error=CohereError,
+    render_error=lambda problem: {"message": str(problem)},
+    claims=lambda sent, headers: headers.get("x-fern-sdk-name") == "cohere" or "rank_fields" in sent,
+)

@@ -1,0 +1,155 @@
+"""Jina's rerank API (https://api.jina.ai/redoc, `POST /v1/rerank`), pictures included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from rerankd.core import Content, Image, Part, RerankResult, Text, Truncation
+from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
+from rerankd.server.dialects.contents import Open, by_type
+from rerankd.server.dialects.names import ignored_model
+from rerankd.server.dialects.ranking import (
+    VALIDATION_ERRORS,
+    TokensUsed,
+    ValidationDetail,
+    ranking,
+    validation_detail,
+    validation_status,
+)
+from rerankd.server.problems import Problem
+
+
+class JinaObject(Open):
+    """A text, a picture, or both."""
+
+    text: str | None = Field(None, description="the text.")
+    image: str | None = Field(None, description="an http(s) or `data:` URL, or base64.")
+
+
+JinaContent: TypeAlias = Annotated[
+    Annotated[str, Tag("<string>")] | Annotated[JinaObject, Tag("<object>")],
+    Discriminator(
+        by_type(string="str", object="dict"),
+        custom_error_type="content",
+        custom_error_message="must be a string, or an object with `text` or `image`",
+    ),
+]
+
+
+class JinaBody(Open):
+    """Jina's rerank request."""
+
+    model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")
+    query: JinaContent = Field(
+        description="the text to rank documents by, or an object with `text` or `image`.", examples=["what is panda?"]
+    )
+    documents: list[JinaContent] = Field(
+        description="the documents to rank: texts, or objects with `text` or `image`.",
+        examples=[["hi", {"text": "The giant panda is a bear."}]],
+    )
+    top_n: int | None = Field(None, ge=1, description="the most results; none for all of them.", examples=[None])
+    return_documents: bool = Field(True, description="whether a result carries its document.")
+    truncation: bool = Field(
+        True, description="whether what does not fit is cut (the answer says what was); false makes it an error."
+    )
+
+
+class JinaResult(BaseModel):
+    """One document's score; `document` is left out where `return_documents` is false."""
+
+    index: int = Field(description="the document's place in the request")
+    relevance_score: float
+    document: dict[str, Any] | None = None
+
+
+class JinaReply(BaseModel):
+    """The documents by falling score."""
+
+    model: str
+    object: str = "list"
+    usage: TokensUsed
+    results: list[JinaResult]
+
+
+class JinaError(BaseModel):
+    """Jina's error body: the fields at fault for a 422, else a sentence."""
+
+    detail: str | list[ValidationDetail]
+
+
+def _parse(body: JinaBody, served: Served) -> Call[JinaBody]:
+    unknown = [f"query.{name}" for name in body.query.unknown()] if isinstance(body.query, JinaObject) else []
+    for index, document in enumerate(body.documents):
+        if isinstance(document, JinaObject):
+            unknown += [f"documents[{index}].{name}" for name in document.unknown()]
+    return ranking(
+        body,
+        _content(body.query, "query"),
+        [_content(document, f"documents[{i}]") for i, document in enumerate(body.documents)],
+        body.top_n,
+        ignored=[*ignored_model(body.model, served), *unknown],
+        truncation=Truncation(allowed=body.truncation),
+    )
+
+
+def _content(sent: JinaContent, where: str) -> Content:
+    if isinstance(sent, str):
+        return (Text(sent),)
+    parts: list[Part] = [] if sent.image is None else [Image(_url(sent.image))]
+    parts += [] if sent.text is None else [Text(sent.text)]
+    if not parts:
+        raise Problem(400, "must have a `text` or an `image`.", where)
+    return tuple(parts)
+
+
+def _url(image: str) -> str:
+    """Jina takes base64 without the `data:` before it; no base64 holds a colon."""
+    return image if ":" in image[:16] else f"data:;base64,{image}"
+
+
+def _render(call: Call[JinaBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
+    (result,) = results
+    ranked: list[dict[str, Any]] = []
+    for document in result.documents:
+        one: dict[str, Any] = {"index": document.index, "relevance_score": document.score}
+        if call.body.return_documents:
+            given = call.body.documents[document.index]
+            one["document"] = {"text": given} if isinstance(given, str) else given.model_dump(exclude_none=True)
+        ranked.append(one)
+    usage = {"total_tokens": result.prompt_tokens}
+    return {"model": call.body.model or served.names[0], "object": "list", "usage": usage, "results": ranked}
+
+
+def _render_error(problem: Problem) -> object:
+    return {"detail": validation_detail(problem) if validation_status(problem) == 422 else str(problem)}
+
+
+def _claims(sent: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
+    documents = sent.get("documents")
+    return any(
+        isinstance(one, dict) and not one.keys() & {"content", "type"} and bool(one.keys() & {"text", "image"})
+        for one in (sent.get("query"), *(documents if isinstance(documents, list) else ()))
+    )
+
+
+JINA = Dialect(
+    name="jina",
+    endpoints=(
+        Endpoint(
+            paths=("/v1/rerank", "/rerank"),
+            summary="Rank documents by their relevance to a query (Jina)",
+            body=JinaBody,
+            reply=JinaReply,
+            parse=_parse,
+            render=_render,
+        ),
+    ),
+    error=JinaError,
+    render_error=_render_error,
+    errors=VALIDATION_ERRORS,
+    status=validation_status,
+    claims=_claims,
+)

@@ -1,0 +1,180 @@
+"""Text Embeddings Inference's rerank API (https://huggingface.github.io/text-embeddings-inference, `/rerank`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from rerankd.core import RerankResult, Truncation, text_content
+from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Nothing, Served
+from rerankd.server.dialects.contents import Open
+from rerankd.server.dialects.ranking import ranking
+from rerankd.server.problems import Problem
+from rerankd.version import __version__
+
+ANY_NUMBER = (1 << 31) - 1
+"""Where TEI has a limit and there is none here."""
+
+
+class TeiBody(Open):
+    """TEI's rerank request."""
+
+    query: str = Field(description="the text to rank texts by.", examples=["what is panda?"])
+    texts: list[str] = Field(description="the texts to rank.", examples=[["The giant panda is a bear.", "hi"]])
+    raw_scores: bool = Field(False, description="true for the model's logits in place of scores.")
+    return_text: bool = Field(False, description="whether a rank carries its text.")
+    truncate: bool | None = Field(
+        None, description="false makes a text that does not fit an error; else it is cut, and the answer says so."
+    )
+    truncation_direction: Literal["Right", "right"] = Field(
+        "Right", description="`Right`, the only side that a text is cut on."
+    )
+
+
+class TeiRank(BaseModel):
+    """One text's score; `text` is left out unless `return_text` is true."""
+
+    index: int = Field(description="the text's place in the request")
+    text: str | None = None
+    score: float
+
+
+class TeiError(BaseModel):
+    """TEI's error body."""
+
+    error: str
+    error_type: Literal["Unhealthy", "Backend", "Overloaded", "Validation", "Tokenizer", "Empty"]
+
+
+class TeiReranker(BaseModel):
+    """The labels of a classifier."""
+
+    id2label: dict[str, str]
+    label2id: dict[str, int]
+
+
+class TeiModelType(BaseModel):
+    """What the model does."""
+
+    reranker: TeiReranker
+
+
+class TeiInfo(BaseModel):
+    """What is served. Limits that are not there are 2147483647."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    model_type: TeiModelType
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_batch_requests: int | None
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+    sha: str | None
+    docker_label: str | None
+
+
+class Empty(Problem):
+    """No texts: TEI has a kind of error for it."""
+
+    def __init__(self) -> None:
+        super().__init__(400, "must hold at least one text.", "texts")
+
+
+def _parse(body: TeiBody, served: Served) -> Call[TeiBody]:
+    if not body.texts:
+        raise Empty
+    return ranking(
+        body,
+        text_content(body.query),
+        [text_content(text) for text in body.texts],
+        None,
+        words={"documents": "texts"},
+        truncation=Truncation(allowed=body.truncate is not False),
+        activation=not body.raw_scores,
+    )
+
+
+def _render(call: Call[TeiBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
+    (result,) = results
+    ranks: list[dict[str, Any]] = []
+    for document in result.documents:
+        text = {"text": call.body.texts[document.index]} if call.body.return_text else {}
+        ranks.append({"index": document.index, **text, "score": document.score})
+    return ranks
+
+
+def _info(call: Call[Any], results: Sequence[RerankResult], id: str, served: Served) -> object:
+    info = served.info
+    return {
+        "model_id": served.names[0],
+        "model_sha": None,
+        "model_dtype": info.dtype,
+        "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+        "max_concurrent_requests": ANY_NUMBER,
+        "max_input_length": info.max_model_len,
+        "max_batch_tokens": ANY_NUMBER,
+        "max_batch_requests": None,
+        "max_client_batch_size": ANY_NUMBER,
+        "auto_truncate": True,
+        "tokenization_workers": 1,
+        "version": __version__,
+        "sha": None,
+        "docker_label": None,
+    }
+
+
+def _status(problem: Problem) -> int:
+    """TEI: 413 for what is too long, 422 for what it cannot read, 424 for a model that fails."""
+    if isinstance(problem, Empty):
+        return 400
+    return {400: 413 if problem.well_formed else 422, 500: 424}.get(problem.status, problem.status)
+
+
+_KINDS = {413: "Validation", 422: "Tokenizer", 424: "Backend", 429: "Overloaded", 503: "Unhealthy"}
+
+
+def _render_error(problem: Problem) -> object:
+    kind = "Empty" if isinstance(problem, Empty) else _KINDS.get(_status(problem), "Validation")
+    return {"error": str(problem), "error_type": kind}
+
+
+TEI = Dialect(
+    name="tei",
+    endpoints=(
+        Endpoint(
+            paths=("/rerank",),
+            summary="Rank texts by their relevance to a query (TEI)",
+            body=TeiBody,
+            reply=list[TeiRank],
+            parse=_parse,
+            render=_render,
+        ),
+        Endpoint(
+            paths=("/info",),
+            summary="What is served (TEI)",
+            body=Nothing,
+            reply=TeiInfo,
+            parse=lambda body, served: Call(body, ()),
+            render=_info,
+            method="GET",
+        ),
+    ),
+    error=TeiError,
+    render_error=_render_error,
+    errors={
+        **{status: ERRORS[status] for status in (401, 404, 415, 503)},
+        400: "no texts",
+        413: "a text too long where cutting is not allowed, or a body above the server's limit",
+        422: "a missing or wrong field",
+        424: "a failure of the model or the server",
+    },
+    status=_status,
+    claims=lambda sent, headers: "texts" in sent,
+)
