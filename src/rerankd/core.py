@@ -6,6 +6,7 @@ line can speak of a request without loading an engine.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -71,6 +72,21 @@ Part: TypeAlias = Text | Image | Video
 Content: TypeAlias = tuple[Part, ...]
 
 
+def identity(part: Part) -> Hashable:
+    """Equal for parts that are the same: strings by what they say, pictures by the object that they are."""
+
+    def of(source: object) -> Hashable:
+        if isinstance(source, (list, tuple)):
+            return tuple(of(item) for item in source)
+        return source if isinstance(source, str) else id(source)
+
+    if isinstance(part, Text):
+        return Text, part.text
+    if isinstance(part, Image):
+        return Image, of(part.source), part.min_pixels, part.max_pixels
+    return Video, of(part.source), part.fps, part.max_frames
+
+
 def text_content(text: str) -> Content:
     """The content that a plain string stands for."""
     return (Text(text),)
@@ -90,11 +106,15 @@ class Truncation:
     allowed: bool = True
 
 
+OnError: TypeAlias = Literal["fail", "skip"]
+
+
 @dataclass(frozen=True, slots=True)
 class RerankRequest:
     """One query and the documents to score against it. Every dialect and the Python API produce this.
 
-    `activation=False` asks for logits in place of scores.
+    `activation=False` asks for logits in place of scores. `on_error` says whether a document that cannot be read (its
+    image or video, above all) fails the request or is left out and reported in `RerankResult.failed`.
     """
 
     query: Content
@@ -103,6 +123,7 @@ class RerankRequest:
     top_n: int | None = None
     truncation: Truncation = Truncation()
     activation: bool = True
+    on_error: OnError = "fail"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +143,8 @@ class RerankResult:
     `documents` is sorted by falling score (equal scores keep request order) and cut to `top_n`.
     `prompt_tokens` counts every document's whole prompt, as vLLM does; `computed_tokens` counts what the
     model was given after prefix sharing. `ignored` names request fields that the model has no use for.
-    `truncated` holds the indices of all documents that were cut to fit, those beyond `top_n` too.
+    `truncated` holds the indices of all documents that were cut to fit, those beyond `top_n` too. `failed` holds,
+    by index, the error of each document that was left out because the request said `on_error="skip"`.
     """
 
     documents: tuple[ScoredDocument, ...]
@@ -131,6 +153,7 @@ class RerankResult:
     query_truncated: bool = False
     ignored: tuple[str, ...] = ()
     truncated: tuple[int, ...] = ()
+    failed: Mapping[int, InvalidRequest] = field(default_factory=dict)
 
     def in_request_order(self) -> tuple[ScoredDocument, ...]:
         """The documents by index."""

@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from rerankd.contents import ContentLike, to_content
 from rerankd.core import (
-    Content,
     Family,
     InvalidRequest,
     ModelError,
-    Part,
+    OnError,
     PromptBuilder,
     PromptGroup,
     RerankRequest,
@@ -29,7 +29,7 @@ from rerankd.core import (
     ScoredDocument,
     Truncation,
     Visuals,
-    text_content,
+    identity,
 )
 from rerankd.engine.device import place
 from rerankd.engine.engine import Engine
@@ -44,12 +44,9 @@ from rerankd.prompts import load_prompts
 from rerankd.prompts.load import LoadedPrompts
 
 if TYPE_CHECKING:
-    from rerankd.media.loader import MediaLoader
+    from rerankd.media.loader import LoadedMedia, MediaLoader
 
 log = logging.getLogger("rerankd")
-
-ContentLike: TypeAlias = str | Sequence[Part]
-"""What a query or a document may be given as: a string, or the parts of a content."""
 
 PROGRESS_FROM = 256
 """A blocking call with this many documents or more shows a progress bar, unless it says otherwise."""
@@ -108,11 +105,17 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A request that the engine works on: its prompts, and the logits to come."""
+    """A request that the engine works on: its prompts, and the logits to come.
+
+    places: each prompt's document, by index; all of them, but for those in `failed`
+    failed: the error of each document that is left out
+    """
 
     request: RerankRequest
     group: PromptGroup
     logits: Future[list[float]]
+    places: tuple[int, ...]
+    failed: Mapping[int, InvalidRequest]
 
 
 class Reranker:
@@ -189,8 +192,9 @@ class Reranker:
         on_progress: called from the engine's thread with the number of documents just scored
         prompts: in place of the loaded ones
         """
-        visuals = self._media.load_blocking(request).visuals if self._media is not None else None
-        return self._enqueue(request, visuals, on_progress, prompts)
+        skip = request.on_error == "skip"
+        media = self._media.load_blocking(request, skip_bad_documents=skip) if self._media is not None else None
+        return self._enqueue(request, media, on_progress, prompts)
 
     def collect(self, submitted: Submitted) -> RerankResult:
         """Wait for a submitted request and rank its documents. Raises EngineError, EngineClosed."""
@@ -201,8 +205,9 @@ class Reranker:
 
         Cancelling the awaiting task drops the documents that still wait.
         """
-        visuals = (await self._media.load(request)).visuals if self._media is not None else None
-        enqueuing = asyncio.get_running_loop().run_in_executor(None, self._enqueue, request, visuals)
+        skip = request.on_error == "skip"
+        media = await self._media.load(request, skip_bad_documents=skip) if self._media is not None else None
+        enqueuing = asyncio.get_running_loop().run_in_executor(None, self._enqueue, request, media)
         try:
             submitted = await asyncio.shield(enqueuing)
         except asyncio.CancelledError:
@@ -219,16 +224,18 @@ class Reranker:
         *,
         truncation: Truncation = Truncation(),  # noqa: B008 - frozen
         activation: bool = True,
+        on_error: OnError = "fail",
         show_progress: bool | None = None,
     ) -> RerankResult:
         """Score every document against the query, best first.
 
         activation: False for logits instead of scores
+        on_error: "skip" to leave out documents that cannot be read, and report them in `failed`
         show_progress: None for a bar from PROGRESS_FROM documents on
 
         Raises InvalidRequest (a ValueError) for a request that cannot be answered as it stands.
         """
-        request = _request(query, documents, instruction, top_n, truncation, activation)
+        request = _request(query, documents, instruction, top_n, truncation, activation, on_error)
         with _progress(len(documents), show_progress) as advance:
             return self.collect(self.submit(request, advance))
 
@@ -241,9 +248,10 @@ class Reranker:
         *,
         truncation: Truncation = Truncation(),  # noqa: B008 - frozen
         activation: bool = True,
+        on_error: OnError = "fail",
     ) -> RerankResult:
         """`rerank` for an event loop."""
-        return await self.answer(_request(query, documents, instruction, top_n, truncation, activation))
+        return await self.answer(_request(query, documents, instruction, top_n, truncation, activation, on_error))
 
     def score(
         self,
@@ -304,14 +312,16 @@ class Reranker:
     def _enqueue(
         self,
         request: RerankRequest,
-        visuals: Visuals | None,
+        media: LoadedMedia | None,
         on_progress: Callable[[int], object] | None = None,
         prompts: PromptBuilder | None = None,
     ) -> Submitted:
         if request.top_n is not None and request.top_n < 1:
             raise InvalidRequest("top_n", f"must be at least 1, not {request.top_n}; leave it out for all documents")
-        group = (prompts or self._prompts).build(request, visuals)
-        return Submitted(request, group, self._engine.submit(group, on_progress))
+        visuals = media.visuals if media is not None else None
+        failed = dict(media.failed) if media is not None else {}
+        places, group = _build(prompts or self._prompts, request, visuals, failed)
+        return Submitted(request, group, self._engine.submit(group, on_progress), places, failed)
 
     def _warm_up(self) -> None:
         """Run once before the first request: kernels are chosen now, and a broken model shows now."""
@@ -326,8 +336,8 @@ class Reranker:
         activate = _sigmoid if request.activation and self._activation == "sigmoid" else float
         documents = [
             ScoredDocument(index, activate(logit), len(group.prefix) + len(suffix), truncated)
-            for index, (logit, suffix, truncated) in enumerate(
-                zip(logits, group.suffixes, group.truncated, strict=True)
+            for index, logit, suffix, truncated in zip(
+                submitted.places, logits, group.suffixes, group.truncated, strict=True
             )
         ]
         ignored = ("instruction",) if request.instruction is not None and not self.info.takes_instruction else ()
@@ -338,6 +348,7 @@ class Reranker:
             query_truncated=group.query_truncated,
             ignored=ignored,
             truncated=tuple(document.index for document in documents if document.truncated),
+            failed=submitted.failed,
         )
 
 
@@ -368,8 +379,32 @@ def _drop(enqueued: asyncio.Future[Submitted]) -> None:
         enqueued.result().logits.cancel()
 
 
-def _content(value: ContentLike) -> Content:
-    return text_content(value) if isinstance(value, str) else tuple(value)
+def _build(
+    prompts: PromptBuilder, request: RerankRequest, visuals: Visuals | None, failed: dict[int, InvalidRequest]
+) -> tuple[tuple[int, ...], PromptGroup]:
+    """The prompts of the documents that have not failed, and the indices of those; more of them may go to `failed`."""
+
+    def build(places: Sequence[int]) -> PromptGroup:
+        part = replace(request, documents=tuple(request.documents[place] for place in places))
+        own = visuals and Visuals(visuals.query, tuple(visuals.documents[place] for place in places))
+        return prompts.build(part, own)
+
+    places = [place for place in range(len(request.documents)) if place not in failed]
+    if request.on_error == "skip":
+        try:
+            return tuple(places), build(places)
+        except InvalidRequest:
+            # Alone, a document shows whether the error is its own.
+            for place in places:
+                try:
+                    build([place])
+                except InvalidRequest as error:
+                    if not error.field.startswith("documents[0]"):
+                        raise
+                    field = error.field.replace("documents[0]", f"documents[{place}]", 1)
+                    failed[place] = InvalidRequest(field, error.problem)
+            places = [place for place in places if place not in failed]
+    return tuple(places), build(places)
 
 
 def _request(
@@ -379,11 +414,12 @@ def _request(
     top_n: int | None,
     truncation: Truncation,
     activation: bool,
+    on_error: OnError = "fail",
 ) -> RerankRequest:
     if isinstance(documents, str):
         raise InvalidRequest("documents", "must be a list of documents, not one string; put it in a list")
-    contents = tuple(_content(document) for document in documents)
-    return RerankRequest(_content(query), contents, instruction, top_n, truncation, activation)
+    contents = tuple(to_content(document, f"documents[{i}]") for i, document in enumerate(documents))
+    return RerankRequest(to_content(query, "query"), contents, instruction, top_n, truncation, activation, on_error)
 
 
 def _by_query(
@@ -393,12 +429,13 @@ def _by_query(
     activation: bool,
 ) -> list[tuple[RerankRequest, list[int]]]:
     """One request for each different query, with the places of its pairs."""
-    places: dict[Content, list[int]] = {}
-    for place_, (query, _) in enumerate(pairs):
-        places.setdefault(_content(query), []).append(place_)
+    places: dict[Hashable, list[int]] = {}
+    queries = [to_content(query, f"pairs[{i}][0]") for i, (query, _) in enumerate(pairs)]
+    for i, query in enumerate(queries):
+        places.setdefault(tuple(map(identity, query)), []).append(i)
     return [
-        (_request(query, [pairs[i][1] for i in own], instruction, None, truncation, activation), own)
-        for query, own in places.items()
+        (_request(queries[own[0]], [pairs[i][1] for i in own], instruction, None, truncation, activation), own)
+        for own in places.values()
     ]
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import PIL.Image
 
-from rerankd.core import Content, Image, InvalidRequest, RerankRequest, Text, Video, Visuals
+from rerankd.core import Content, Image, InvalidRequest, RerankRequest, Text, Video, Visuals, identity
 from rerankd.media.fetch import Fetcher, Resolve, default_tls, system_resolve
 from rerankd.media.frames import Pixels, listed, shrink
 from rerankd.media.images import open_image, resize, to_rgb
@@ -134,22 +134,11 @@ def _places(request: RerankRequest) -> list[_Place]:
     contents: list[tuple[int | None, str, Content]] = [(None, "query", request.query)]
     contents += [(index, f"documents[{index}]", content) for index, content in enumerate(request.documents)]
     return [
-        _Place(document, f"{field}.content[{position}]", part, _key(part))
+        _Place(document, f"{field}.content[{position}]", part, identity(part))
         for document, field, content in contents
         for position, part in enumerate(content)
         if not isinstance(part, Text)
     ]
-
-
-def _key(part: Image | Video) -> Hashable:
-    def identity(source: object) -> Hashable:
-        if isinstance(source, (list, tuple)):
-            return tuple(identity(item) for item in source)
-        return source if isinstance(source, str) else id(source)
-
-    if isinstance(part, Image):
-        return Image, identity(part.source), part.min_pixels, part.max_pixels
-    return Video, identity(part.source), part.fps, part.max_frames
 
 
 def _collect(

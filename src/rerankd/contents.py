@@ -1,0 +1,75 @@
+"""What a query or a document may be given as from Python, and the content that it stands for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+
+from rerankd.core import Content, Image, InvalidRequest, Part, Text, Video, text_content
+
+ContentLike: TypeAlias = str | Sequence[Part] | Mapping[str, Any]
+"""A string, the parts of a content, or the model authors' `{"text": ..., "image": ..., "video": ...}`."""
+
+KEYS = ("text", "image", "video", "fps", "max_frames")
+PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tiff", ".tif")
+
+
+def to_content(value: ContentLike, field: str) -> Content:
+    """The content that a value stands for.
+
+    A mapping is what `format_mm_content` of the authors' `qwen3_vl_reranker.py` reads (repository
+    QwenLM/Qwen3-VL-Embedding): one or a list of each kind, videos first, then images, then texts. A list under `video`
+    is one video where it begins with a picture, and otherwise several videos. `fps` and `max_frames` go to the videos.
+
+    Raises InvalidRequest, naming `field`, for anything else.
+    """
+    if isinstance(value, str):
+        return text_content(value)
+    if isinstance(value, Mapping):
+        return tuple(_of_mapping(value, field))
+    parts: tuple[Any, ...] = tuple(value) if isinstance(value, Sequence) else (None,)
+    if all(isinstance(part, (Text, Image, Video)) for part in parts):
+        return parts
+    raise InvalidRequest(
+        field,
+        f"is a {type(value).__name__}; give a string, a list of Text, Image and Video, or a dict of {', '.join(KEYS)}",
+    )
+
+
+def _of_mapping(value: Mapping[str, Any], field: str) -> Iterator[Part]:
+    for key in value:
+        if key not in KEYS:
+            raise InvalidRequest(field, f"has no use for the key {key!r}; a dict holds {', '.join(KEYS)}")
+    fps, max_frames = value.get("fps"), value.get("max_frames")
+    for key, number in (("fps", fps), ("max_frames", max_frames)):
+        if number is not None and not isinstance(number, int if key == "max_frames" else (int, float)):
+            raise InvalidRequest(field, f"has {number!r} under {key!r}; give a number")
+    video = value.get("video")
+    if video is not None:
+        for one in [video] if _is_one_video(video) else video:
+            yield Video(one, fps, max_frames)
+    for image in _listed(value.get("image")):
+        yield Image(image)
+    for text in _listed(value.get("text")):
+        if not isinstance(text, str):
+            raise InvalidRequest(field, f"has a {type(text).__name__} under 'text'; give a string or a list of them")
+        yield Text(text)
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return () if value is None else value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _is_one_video(video: Any) -> bool:
+    if not isinstance(video, (list, tuple)):
+        return True
+    if not video or isinstance(video[0], (list, tuple)):
+        return False
+    first = video[0]
+    if isinstance(first, (str, os.PathLike)):
+        name = str(first)
+        path = urlsplit(name).path if name.startswith(("http://", "https://")) else name
+        return path.lower().endswith(PICTURES)
+    return True
