@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rerankd.core import Content, InvalidRequest, PromptGroup, RerankRequest, Segment, Visual, Visuals
+from rerankd.core import Content, InvalidRequest, ModelError, PromptGroup, RerankRequest, Segment, Visual, Visuals
 from rerankd.prompts.contents import read_text
 from rerankd.prompts.limits import Limits, no_room
 from rerankd.prompts.templates import RenderError, Template
@@ -45,7 +45,10 @@ class DecoderPrompts:
         self._max_tokens = max_tokens
         self._default_instruction = default_instruction
         self._placeholders = placeholders
-        probe = template.render(None, "\ue000", "\ue001")
+        try:
+            probe = template.render(None, "\ue000", "\ue001")
+        except RenderError as error:
+            raise ModelError(f"The chat template cannot be used: {error}.") from error
         self._query_first = probe.find("\ue000") < probe.find("\ue001")
 
     def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
