@@ -14,7 +14,7 @@ import typer
 from rerankd.cli import default_model as defaults
 from rerankd.cli import launch_server, main, serve
 from rerankd.cli.options import token_count
-from rerankd.cli.start import Launch
+from rerankd.cli.start import Launch, Media
 
 
 class Started:
@@ -80,13 +80,18 @@ SERVED = Launch(
     hf_overrides={"architectures": ["X"]},
     chat_template="t.jinja",
     default_instruction="find",
+    media=Media(
+        (Path(__file__).parent, Path(__file__).parents[1]), True, 2.5, 4096, 65536, {"max_pixels": 7, "fps": 2.0}
+    ),
 )
 SERVE_WORDS = shlex.split(
     "org/model --served-model-name a b --host 0.0.0.0 --port 9 --dialect sglang --uvicorn-log-level "
     "debug --max-body-mb 0.5 --disable-uvicorn-access-log --disable-fastapi-docs --shutdown-timeout "
     "3 --revision main --hub modelscope --device cuda:1 --dtype half --quantization int8 --max-model-len 4K "
     '--max-num-batched-tokens 8k --hf-overrides \'{"architectures":["X"]}\' --chat-template t.jinja '
-    "--default-instruction find"
+    f"--default-instruction find --allowed-local-media-path {Path(__file__).parent} --allowed-local-media-path "
+    f"{Path(__file__).parents[1]} --allow-private-media --media-timeout 2.5 --min-pixels 4096 --max-pixels 65536 "
+    '--mm-processor-kwargs \'{"size":{"longest_edge":7},"fps":2}\''
 )
 
 
@@ -99,7 +104,7 @@ def joined(words: list[str]) -> list[str]:
     out: list[str] = []
     for word in words:
         if out and out[-1].startswith("--") and "=" not in out[-1] and not word.startswith("--"):
-            switch = out[-1] in ("--disable-uvicorn-access-log", "--disable-fastapi-docs")
+            switch = out[-1] in ("--disable-uvicorn-access-log", "--disable-fastapi-docs", "--allow-private-media")
             out[-1:] = [out[-1], word] if switch else [f"{out[-1]}={word}"]
         else:
             out.append(word)
@@ -132,7 +137,8 @@ def test_launch_server_takes_every_flag(monkeypatch: pytest.MonkeyPatch, started
         "--model-path org/model --served-model-name a --host 0.0.0.0 --port 9 --dialect vllm --log-level "
         "warning --max-body-mb 1 --revision main --hub modelscope --device cpu --dtype float32 -q none "
         "--context-length 512 --max-prefill-tokens 1k --json-model-override-args '{\"a\":1}' "
-        "--chat-template t.jinja --default-instruction find --is-embedding --tp 1"
+        "--chat-template t.jinja --default-instruction find --is-embedding --tp 1 "
+        "--allowed-local-media-path / --max-pixels 65536"
     )
     expected = Launch(
         model="org/model",
@@ -151,6 +157,7 @@ def test_launch_server_takes_every_flag(monkeypatch: pytest.MonkeyPatch, started
         hf_overrides={"a": 1},
         chat_template="t.jinja",
         default_instruction="find",
+        media=Media((Path("/"),), max_pixels=65536),
     )
     for form in (words, underscored(words), ["--model", *words[1:]]):
         assert run(monkeypatch, "launch_server", *form) == 0
@@ -174,6 +181,10 @@ def test_an_unknown_quantization_says_which_there_is(
         (["--hf-overrides", "{"], "is not JSON"),
         (["--hf-overrides", "[]"], "is not a JSON object"),
         (["--max-model-len", "4x"], "is not a number of tokens"),
+        (["--mm-processor-kwargs", '{"min_pixels": 0}'], "min_pixels"),
+        (["--mm-processor-kwargs", '{"num_crops": 4}'], "num_crops"),
+        (["--allowed-local-media-path", "/nowhere"], "/nowhere"),
+        (["--allowed-media-domains", "example.com"], "narrow it in a firewall"),
         (["--dialect", "klingon"], "--dialect"),
         (["a", "b"], "unexpected extra argument"),
     ],

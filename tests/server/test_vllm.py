@@ -177,7 +177,8 @@ def test_one_document_needs_no_list(vllm_server: str, document: Any) -> None:
             "chat_template_kwargs.other, chat_template_kwargs.instruction",
         ),
         ({"priority": 3, "cache_salt": "s", "padding": "max_length"}, "priority, cache_salt, padding"),
-        ({"mm_processor_kwargs": {"max_pixels": 3}}, "mm_processor_kwargs"),
+        ({"mm_processor_kwargs": {"max_pixels": 3, "do_pan": 1}}, "mm_processor_kwargs.do_pan"),
+        ({"mm_processor_kwargs": {"size": {"longest_edge": 3, "height": 1}}}, "mm_processor_kwargs.size.height"),
         ({"documents": [[{"type": "text", "text": "a", "colour": "red"}]]}, "documents[0][0].colour"),
         ({"query": {"content": "a", "role": "query"}}, "query.role"),
     ],
@@ -186,6 +187,27 @@ def test_what_has_no_effect_is_reported(vllm_server: str, fields: Mapping[str, A
     response = post(vllm_server, **fields)
     assert response.status_code == 200
     assert response.headers["X-Rerankd-Ignored"] == header
+
+
+def test_processor_kwargs_are_for_parts_that_say_nothing(vllm_server: str, fake: FakeReranker) -> None:
+    url = {"url": "http://x/y"}
+    document = [
+        {"type": "image_url", "image_url": url},
+        {"type": "image_url", "image_url": {**url, "max_pixels": 9}},
+        {"type": "video_url", "video_url": url},
+        {"type": "video_url", "video_url": {**url, "fps": 4}},
+    ]
+    given = {"min_pixels": 1, "size": {"longest_edge": 5, "shortest_edge": 3}, "fps": 2.5, "max_frames": 8}
+    request = sent(fake, vllm_server, documents=[document], mm_processor_kwargs=given, on_error="skip")
+    assert request.on_error == "skip"
+    assert request.documents == (
+        (
+            Image("http://x/y", 1, 5),
+            Image("http://x/y", 1, 9),
+            Video("http://x/y", 2.5, 8),
+            Video("http://x/y", 4, 8),
+        ),
+    )
 
 
 def test_a_report_stays_short(vllm_server: str) -> None:
@@ -249,6 +271,9 @@ def test_cutting_can_be_forbidden(vllm_server: str) -> None:
         ({"chat_template_kwargs": "a"}, "chat_template_kwargs"),
         ({"model": 1}, "model"),
         ({"use_activation": "x"}, "use_activation"),
+        ({"on_error": "ignore"}, "on_error"),
+        ({"mm_processor_kwargs": {"min_pixels": 0}}, "mm_processor_kwargs.min_pixels"),
+        ({"mm_processor_kwargs": {"fps": -1}}, "mm_processor_kwargs.fps"),
     ],
 )
 def test_a_bad_field_is_named(vllm_server: str, fields: Mapping[str, Any], param: str) -> None:

@@ -9,7 +9,7 @@ import typer
 from rerankd.cli import options
 from rerankd.cli.options import DialectName, HubName, LogLevel
 from rerankd.cli.sglang_flags import SGLANG
-from rerankd.cli.start import Launch, start
+from rerankd.cli.start import MEDIA_TIMEOUT, Launch, Media, start
 
 
 def launch_server(
@@ -51,6 +51,11 @@ def launch_server(
     ] = None,
     chat_template: options.Template = None,
     default_instruction: options.Instruction = None,
+    allowed_local_media_path: options.LocalMedia = None,
+    allow_private_media: options.PrivateMedia = False,
+    media_timeout: options.MediaTimeout = MEDIA_TIMEOUT,
+    min_pixels: options.MinPixels = None,
+    max_pixels: options.MaxPixels = None,
 ) -> None:
     """Serve a reranker over HTTP, with SGLang's flags and API."""
     start(
@@ -72,6 +77,13 @@ def launch_server(
             hf_overrides=json_model_override_args or {},
             chat_template=chat_template,
             default_instruction=default_instruction,
+            media=Media(
+                tuple(allowed_local_media_path or ()),
+                allow_private_media,
+                media_timeout,
+                min_pixels,
+                max_pixels,
+            ),
         ),
         list(SGLANG.judge(ctx.obj, model_path or "")),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -42,13 +43,19 @@ class LogLevel(str, Enum):
     trace = "trace"
 
 
+def _takes(param: Any) -> Takes:
+    if getattr(param, "is_flag", False):
+        return "nothing"
+    return "values" if (param.metavar or "").endswith("...") else "value"
+
+
 def peer_command(peer: Peer) -> type[TyperCommand]:
     """A command that takes a peer's flags beside its own, and has them as `ctx.obj`, a list of `Given`."""
 
     class PeerCommand(TyperCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             own: dict[str, Takes] = {
-                flag: "nothing" if getattr(param, "is_flag", False) else "values" if param.multiple else "value"
+                flag: _takes(param)
                 for param in self.get_params(ctx)
                 for flag in (*param.opts, *param.secondary_opts)
                 if flag.startswith("-")
@@ -80,6 +87,22 @@ def quantization(text: str) -> str | None:
     if text != "int8":
         raise typer.BadParameter(f"{text!r} cannot be had; int8 can, or none by leaving it out")
     return text
+
+
+def processor_kwargs(text: str) -> dict[str, Any]:
+    """vLLM's `--mm-processor-kwargs`, as fields of `media.sizing.Sizing`."""
+    from pydantic import ValidationError
+
+    from rerankd.server.dialects.processor_kwargs import ProcessorKwargs
+
+    try:
+        given = ProcessorKwargs.model_validate(json_object(text))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    for name in given.without_effect():
+        raise typer.BadParameter(f"{name!r} has no effect here; min_pixels, max_pixels, fps and max_frames have")
+    return given.told()
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -122,4 +145,33 @@ Template = Annotated[
 Instruction = Annotated[
     str | None,
     typer.Option(help="For requests that bring none. [default: the model authors' own]"),
+]
+LocalMedia = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--allowed-local-media-path",
+        metavar="FOLDER",
+        exists=True,
+        file_okay=False,
+        help="A folder that file: URLs of images and videos may lead into; repeat it for several. [default: none]",
+    ),
+]
+PrivateMedia = Annotated[
+    bool,
+    typer.Option("--allow-private-media", help="Fetch images and videos from private and loopback addresses too."),
+]
+MediaTimeout = Annotated[float, typer.Option(min=0.001, help="Seconds to fetch one image or video.")]
+MinPixels = Annotated[
+    int | None, typer.Option(min=1, help="An image is enlarged to as many. [default: the model authors' own]")
+]
+MaxPixels = Annotated[
+    int | None, typer.Option(min=1, help="An image is reduced to as many. [default: the model authors' own]")
+]
+MmProcessorKwargs = Annotated[
+    dict[str, object] | None,
+    typer.Option(
+        parser=processor_kwargs,
+        metavar="JSON",
+        help="min_pixels, max_pixels, fps and max_frames for images and videos that say nothing of it.",
+    ),
 ]

@@ -22,7 +22,7 @@ ONE_DEVICE = "one process drives one device, so there is nothing to spread or to
 OWN_LOADING = "weights are read from safetensors or .bin files as they are"
 NO_LORA = "no adapters are loaded"
 NO_GENERATION = "nothing is generated or sampled: a document is scored in one pass"
-NO_MEDIA = "no pictures or videos are processed"
+OWN_MEDIA = "pictures and videos are read the way the model's authors do it, within limits of rerankd's own"
 OWN_WARM_UP = "the model is warmed up before the ready line, always"
 OWN_LOGS = "rerankd keeps its own logs and measurements"
 
@@ -31,6 +31,10 @@ NO_PLUGINS = "rerankd runs no code but its own; leave it out"
 NO_ADAPTERS = "adapters are not supported; merge the adapter into its model and serve the result"
 PLAIN_HTTP = "rerankd listens for plain HTTP on one TCP port; put a proxy before it, and leave it out"
 NO_AUTH = "rerankd does not authenticate clients; put a proxy that does before it, and leave it out"
+ANY_PUBLIC = (
+    "images and videos are fetched from any public address and from no private one; narrow it in a firewall, and leave "
+    "it out"
+)
 NO_QUANTIZATION = "rerankd quantises by itself, to int8 where --quantization int8 says so; leave it out"
 
 Takes = Literal["nothing", "value", "values"]

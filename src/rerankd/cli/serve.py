@@ -8,7 +8,7 @@ import typer
 
 from rerankd.cli import options
 from rerankd.cli.options import DialectName, HubName, LogLevel
-from rerankd.cli.start import Launch, start
+from rerankd.cli.start import MEDIA_TIMEOUT, Launch, Media, start
 from rerankd.cli.vllm_flags import VLLM
 
 
@@ -66,6 +66,12 @@ def serve(
     ] = None,
     chat_template: options.Template = None,
     default_instruction: options.Instruction = None,
+    allowed_local_media_path: options.LocalMedia = None,
+    allow_private_media: options.PrivateMedia = False,
+    media_timeout: options.MediaTimeout = MEDIA_TIMEOUT,
+    min_pixels: options.MinPixels = None,
+    max_pixels: options.MaxPixels = None,
+    mm_processor_kwargs: options.MmProcessorKwargs = None,
 ) -> None:
     """Serve a reranker over HTTP, with vLLM's flags and API."""
     chosen = model or model_flag
@@ -91,6 +97,14 @@ def serve(
             hf_overrides=hf_overrides or {},
             chat_template=chat_template,
             default_instruction=default_instruction,
+            media=Media(
+                tuple(allowed_local_media_path or ()),
+                allow_private_media,
+                media_timeout,
+                min_pixels,
+                max_pixels,
+                mm_processor_kwargs or {},
+            ),
         ),
         list(VLLM.judge(ctx.obj, chosen or "")),
     )

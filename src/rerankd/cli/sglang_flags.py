@@ -171,15 +171,15 @@ _IGNORED = {
         stream-interval= stream-output stream-response-default-include-usage strip-thinking-cache
         tool-call-parser= tool-server= watermark-config=
     """,
-    peer.NO_MEDIA: """
-        allowed-media-domains=+ disable-fast-image-processor enable-adaptive-dispatch-to-encoder
+    peer.OWN_MEDIA: """
+        disable-fast-image-processor enable-adaptive-dispatch-to-encoder
         enable-broadcast-mm-inputs-process enable-encoder-swa-bounded-replay enable-mm-global-cache
         enable-multimodal enable-precise-embedding-interpolation enable-prefix-mm-cache
         encoder-bootstrap-port= encoder-register-urls=+ encoder-transfer-backend= encoder-urls=+
         image-processor-backend= keep-mm-feature-on-device language-model-only limit-mm-data-per-request=
         media-url-max-file-size-mb= mm-attention-backend= mm-enable-dp-encoder mm-feature-transport=
         mm-global-cache-backend= mm-io-worker-num= mm-max-concurrent-calls= mm-per-request-timeout=
-        mm-preprocess-cache-size-mb= mm-process-config= mm-processor-worker-num= trust-mm-content-hashes
+        mm-preprocess-cache-size-mb= mm-processor-worker-num= trust-mm-content-hashes
     """,
     peer.OWN_WARM_UP: """
         skip-server-warmup warmups=
@@ -233,6 +233,8 @@ _REFUSED = (
     peer.Refused("default-chat-template-kwargs=", "give the instruction with --default-instruction"),
     peer.Refused("hf-chat-template-name=", "give the template's file with --chat-template"),
     peer.Refused("enable-lora lora-paths=+ uno-lora-path=", peer.NO_ADAPTERS),
+    peer.Refused("allowed-media-domains=+", peer.ANY_PUBLIC),
+    peer.Refused("mm-process-config=", "give --min-pixels and --max-pixels", harmless=("{{}}",)),
     peer.Refused("custom-weight-loader=+ forward-hooks=", peer.NO_PLUGINS),
 )
 

@@ -11,17 +11,39 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from rerankd.cli.default_model import default_model
-from rerankd.core import RerankdError
+from rerankd.core import ModelError, RerankdError
 from rerankd.version import __version__
 
 if TYPE_CHECKING:
+    from rerankd.media.sizing import Sizing
     from rerankd.reranker import ModelInfo
 
 log = logging.getLogger("rerankd")
+
+MEDIA_TIMEOUT = 30.0
+"""Seconds; vLLM's are 5 for an image and 30 for a video."""
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """What requests may have images and videos read from, and how large a model is shown them.
+
+    timeout: seconds to fetch one
+    min_pixels, max_pixels: of an image that says nothing of it; None for what `shown` says
+    shown: fields of `media.sizing.Sizing`
+    """
+
+    local_folders: tuple[Path, ...] = ()
+    allow_private: bool = False
+    timeout: float = MEDIA_TIMEOUT
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    shown: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +76,7 @@ class Launch:
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
     chat_template: str | None = None
     default_instruction: str | None = None
+    media: Media = field(default_factory=Media)
 
 
 def start(launch: Launch, notes: Iterable[str]) -> None:
@@ -85,6 +108,8 @@ def _start(launch: Launch, notes: Iterable[str]) -> None:
             model, names = choice.model, names or choice.names
             print(choice.why, flush=True)
 
+        from rerankd.media.limits import Limits
+        from rerankd.media.sources import Access
         from rerankd.reranker import LoadOptions, Reranker
         from rerankd.server.app import Settings, create_app
 
@@ -100,6 +125,9 @@ def _start(launch: Launch, notes: Iterable[str]) -> None:
             hf_overrides=launch.hf_overrides,
             chat_template=launch.chat_template,
             default_instruction=launch.default_instruction,
+            media_access=Access(launch.media.local_folders, launch.media.allow_private),
+            media_limits=Limits(timeout=launch.media.timeout),
+            media_sizing=_sizing(launch.media),
         )
         with Reranker(options) as reranker:
             settings = Settings(names or (model,), launch.dialect, launch.max_body, launch.docs)
@@ -111,6 +139,22 @@ def _start(launch: Launch, notes: Iterable[str]) -> None:
 
             lifetime = Lifetime(ready, reranker.close, launch.shutdown_timeout)
             serve(app, listener, lifetime, logs, launch.access_log)
+
+
+def _sizing(media: Media) -> Sizing:
+    """Raises ModelError for bounds that leave no room."""
+    from rerankd.core import Image, Video
+    from rerankd.media.limits import BadMedia
+    from rerankd.media.sizing import Sizing
+
+    pixels = {"min_pixels": media.min_pixels, "max_pixels": media.max_pixels}
+    sizing = Sizing(**{**media.shown, **{name: count for name, count in pixels.items() if count is not None}})
+    try:
+        sizing.image_bounds(Image(None))
+        sizing.video_sampling(Video(None))
+    except BadMedia as error:
+        raise ModelError(f"Images and videos cannot be shown as asked: {error}.") from error
+    return sizing
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -92,14 +92,14 @@ _IGNORED = {
         structured-outputs-config= tool-call-parser= tool-parser-plugin= tool-server= tool-strict-level=
         use-fp64-gumbel watermark-config= watermark=
     """,
-    peer.NO_MEDIA: """
-        allowed-local-media-path= allowed-media-domains=+ disable-chunked-mm-input
+    peer.OWN_MEDIA: """
+        disable-chunked-mm-input
         disable-mm-preprocessor-cache enable-mm-embeds enable-multimodal-encoder-data-parallel
         enable-shm-tensor-arena interleave-mm-strings language-model-only limit-mm-per-prompt=
         media-io-kwargs= mm-device-do-normalize mm-encoder-attn-backend= mm-encoder-attn-dtype=
         mm-encoder-fp8-scale-path= mm-encoder-fp8-scale-save-margin= mm-encoder-fp8-scale-save-path=
         mm-encoder-only mm-encoder-tp-mode= mm-hasher-algorithm= mm-ipc-gpu-memory-gb=
-        mm-processor-cache-gb= mm-processor-cache-type= mm-processor-device= mm-processor-kwargs=
+        mm-processor-cache-gb= mm-processor-cache-type= mm-processor-device=
         mm-shm-cache-max-object-size-mb= mm-tensor-ipc= skip-mm-profiling trust-request-mm-kwargs
         video-pruning-method= video-pruning-rate=
     """,
@@ -142,6 +142,7 @@ _REFUSED = (
     peer.Refused("download-dir=", "set HF_HOME in the environment to choose where models are kept"),
     peer.Refused("rope-scaling= rope-theta=", "give it in --hf-overrides"),
     peer.Refused("default-chat-template-kwargs=", "give the instruction with --default-instruction"),
+    peer.Refused("allowed-media-domains=+", peer.ANY_PUBLIC),
     peer.Refused("enable-prompt-embeds", "documents are texts; leave it out"),
     peer.Refused(
         """

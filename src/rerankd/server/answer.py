@@ -133,7 +133,7 @@ async def _hang_up(request: Request) -> None:
 
 
 def _reports(call: Call[Any], results: Sequence[RerankResult], id: str) -> dict[str, str]:
-    """Headers that say what was cut to fit and which fields had no effect."""
+    """Headers that say what was cut to fit, what was left out and which fields had no effect."""
     headers = {}
     ignored = [*call.ignored, *dict.fromkeys(call.word(name) for result in results for name in result.ignored)]
     if ignored:
@@ -142,6 +142,9 @@ def _reports(call: Call[Any], results: Sequence[RerankResult], id: str) -> dict[
     if cut := list(_truncated(call, results)):
         headers["X-Rerankd-Truncated"] = "; ".join(cut)
         log.info("%r: cut to fit: %s", id, headers["X-Rerankd-Truncated"])
+    if failed := list(_failed(call, results)):
+        headers["X-Rerankd-Failed"] = _listed(failed)
+        log.info("%r: left out: %s", id, headers["X-Rerankd-Failed"])
     return headers
 
 
@@ -152,6 +155,12 @@ def _truncated(call: Call[Any], results: Sequence[RerankResult]) -> Iterable[str
     places = {call.place(number, index) for number, result in enumerate(results) for index in result.truncated}
     if places:
         yield f"documents {_listed(_ranges(sorted(places)))}"
+
+
+def _failed(call: Call[Any], results: Sequence[RerankResult]) -> Iterable[str]:
+    for number, result in enumerate(results):
+        for _, error in sorted(result.failed.items()):
+            yield f"{call.word(call.in_body(error.field, number))}: {error.problem}"
 
 
 def _ranges(numbers: Sequence[int]) -> list[str]:

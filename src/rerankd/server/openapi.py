@@ -39,6 +39,7 @@ def responses(routed: Sequence[Routed]) -> dict[int | str, dict[str, Any]]:
     headers = {
         "X-Rerankd-Ignored": {"description": "fields that have no effect here", "schema": {"type": "string"}},
         "X-Rerankd-Truncated": {"description": "what was cut to fit", "schema": {"type": "string"}},
+        "X-Rerankd-Failed": {"description": "documents that were left out, and why", "schema": {"type": "string"}},
     }
     described: dict[int | str, dict[str, Any]] = {200: {"description": routed[0][1].summary, "headers": headers}}
     replies = [endpoint.reply for _, endpoint in routed if endpoint.reply is not None]

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from rerankd.core import Content, RerankRequest, Truncation
+from rerankd.core import Content, OnError, RerankRequest, Truncation
 from rerankd.server.dialects.base import Call, Served
 from rerankd.server.dialects.contents import ContentBody, Open, to_content, unknown_fields
+from rerankd.server.dialects.processor_kwargs import ProcessorKwargs
 from rerankd.server.problems import Problem
 
 INSTRUCTION = ("instruct", "instruction")
@@ -50,19 +51,31 @@ class ScoringBody(Open):
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="an object; `instruction` or `instruct` in it is read, before the fields of that name."
     )
+    mm_processor_kwargs: ProcessorKwargs | None = Field(
+        None,
+        description="an object: `min_pixels` and `max_pixels` of images, `fps` and `max_frames` of videos, for those "
+        "that say nothing of it beside their `url`.",
+        examples=[None],
+    )
     user: str | None = Field(None, description="a name for the caller's own records.", examples=[None])
     request_id: str | None = Field(None, description="an id for the answer, in place of a random one.", examples=[None])
 
     def request(
-        self, query: Content, documents: Iterable[Content], served: Served, top_n: int | None = None
+        self,
+        query: Content,
+        documents: Iterable[Content],
+        served: Served,
+        top_n: int | None = None,
+        on_error: OnError = "fail",
     ) -> RerankRequest:
         """The request that this body makes of a query and documents.
 
         Raises Problem for limits that cannot hold and for two instructions that differ.
         """
+        show = self.mm_processor_kwargs.fill if self.mm_processor_kwargs else tuple
         return RerankRequest(
-            query=query,
-            documents=tuple(documents),
+            query=show(query),
+            documents=tuple(map(show, documents)),
             instruction=self._instruction()[1],
             top_n=top_n,
             truncation=Truncation(
@@ -72,6 +85,7 @@ class ScoringBody(Open):
                 allowed=self.truncation,
             ),
             activation=self.use_activation is not False,
+            on_error=on_error,
         )
 
     def words(self) -> dict[str, str]:
@@ -84,6 +98,8 @@ class ScoringBody(Open):
         for name in self.chat_template_kwargs or ():
             if name not in INSTRUCTION:
                 yield f"chat_template_kwargs.{name}"
+        if self.mm_processor_kwargs:
+            yield from (f"mm_processor_kwargs.{name}" for name in self.mm_processor_kwargs.without_effect())
 
     def _instruction(self) -> tuple[str, str | None]:
         """The instruction, and the field that it came in. As in vLLM, `chat_template_kwargs` goes first."""
@@ -115,6 +131,11 @@ class RerankBody(ScoringBody):
     query: ContentBody = Field(
         description="the text to rank documents by, or a list of content parts.", examples=["what is panda?"]
     )
+    on_error: OnError = Field(
+        "fail",
+        description="`skip` to leave out documents whose image or video cannot be read: they are named in `failed` "
+        "where the answer is an object, and in the header X-Rerankd-Failed.",
+    )
 
     def call(
         self: Body, documents: Sequence[ContentBody], top_n: int | None, served: Served, ignored: Iterable[str]
@@ -130,6 +151,7 @@ class RerankBody(ScoringBody):
             (to_content(document) for document in documents),
             served,
             min(top_n, len(documents)) if top_n else None,
+            self.on_error,
         )
         without_effect = (*ignored, *self.without_effect(), *unknown_in(self.query, documents))
         return Call(self, (request,), without_effect, self.request_id, self.words())

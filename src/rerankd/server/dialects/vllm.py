@@ -45,13 +45,22 @@ class VllmResult(BaseModel):
     relevance_score: float
 
 
+class VllmFailed(BaseModel):
+    """A document that was left out, and why."""
+
+    index: int
+    param: str = Field(description="the document, or the part of it, that is to blame")
+    message: str
+
+
 class VllmRerankReply(BaseModel):
-    """The documents by falling score."""
+    """The documents by falling score. `failed` is there where `on_error` is `skip` and something was left out."""
 
     id: str
     model: str
     usage: VllmUsage
     results: list[VllmResult]
+    failed: list[VllmFailed] | None = None
 
 
 class VllmErrorInfo(BaseModel):
@@ -88,7 +97,13 @@ def _render(call: Call[VllmRerankBody], results: Sequence[RerankResult], id: str
         one["relevance_score"] = document.score
         ranked.append(one)
     usage = {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens}
-    return {"id": id, "model": served.names[0], "usage": usage, "results": ranked}
+    answer: dict[str, Any] = {"id": id, "model": served.names[0], "usage": usage, "results": ranked}
+    if result.failed:
+        answer["failed"] = [
+            {"index": index, "param": call.word(error.field), "message": error.problem}
+            for index, error in sorted(result.failed.items())
+        ]
+    return answer
 
 
 _ERROR_TYPES = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
@@ -30,9 +30,6 @@ class VllmOptions(Open):
         None, description="without effect: no padding is ever computed.", examples=[None]
     )
     priority: int = Field(0, description="without effect: requests are answered in the order they came.")
-    mm_processor_kwargs: dict[str, Any] | None = Field(
-        None, description="without effect: pixels and frames are limited by part, beside its `url`.", examples=[None]
-    )
     cache_salt: str | None = Field(
         None, description="without effect: nothing is cached from one request to the next.", examples=[None]
     )
@@ -52,5 +49,5 @@ def as_list(documents: Documents) -> list[ContentBody]:
 
 def no_use_for(body: VllmOptions) -> list[str]:
     """The options that were given and have no effect."""
-    ignored = [name for name in ("priority", "mm_processor_kwargs", "cache_salt") if getattr(body, name)]
+    ignored = [name for name in ("priority", "cache_salt") if getattr(body, name)]
     return [*ignored, "padding"] if body.padding == "max_length" else ignored
