@@ -15,6 +15,7 @@ from rerankd.core import PackedGroup, Span
 from rerankd.layers.attention import (
     Attention,
     AttentionLayout,
+    buckets,
     reference_attention,
     sdpa_attention,
     varlen,
@@ -85,9 +86,14 @@ def flash_varlen_on_cpu(
     return out
 
 
-@pytest.fixture(params=["sdpa", "varlen"])
+@pytest.fixture(params=["sdpa", "sdpa-padded", "sdpa-single", "varlen"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Attention:
-    if request.param == "sdpa":
+    if request.param.startswith("sdpa"):
+        # Blocks of any sizes in one bucket; or no two blocks in one.
+        if request.param == "sdpa-padded":
+            monkeypatch.setattr(buckets, "PADDING", 1000)
+        elif request.param == "sdpa-single":
+            monkeypatch.setattr(buckets, "ELEMENTS", 0)
         return sdpa_attention
     monkeypatch.setattr(varlen, "varlen_attn", flash_varlen_on_cpu)
     return varlen.varlen_attention
@@ -142,3 +148,27 @@ def test_reference_is_plain_softmax_attention() -> None:
     layout = separate_layout([Span(0, 5)])
     expected = torch.einsum("hqk,khd->qhd", (torch.einsum("qhd,khd->hqk", q, k) * 0.5).softmax(-1), v)
     torch.testing.assert_close(reference_attention(q, k, v, layout, 0.5), expected)
+
+
+@given(packed_groups())
+def test_buckets_hold_every_block_once(groups: list[PackedGroup]) -> None:
+    layout = causal_layout(groups)
+    held = [block for bucket in layout.buckets for block in bucket.blocks]
+    assert sorted(held, key=lambda block: block.query.start) == list(layout.blocks)
+
+
+def test_documents_of_one_length_are_one_call_without_a_copy() -> None:
+    layout = separate_layout([Span(i, i + 5) for i in range(0, 40, 5)])
+    (bucket,) = layout.buckets
+    assert bucket.query_rows == bucket.key_rows == slice(0, 40)
+    assert bucket.mask(torch.zeros(1)) is None
+
+
+def test_padding_is_bounded() -> None:
+    lengths = [100, 101, 105, 200, 210, 400]
+    spans, row = [], 0
+    for length in lengths:
+        spans.append(Span(row, row + length))
+        row += length
+    for bucket in separate_layout(spans).buckets:
+        assert bucket.queries * bucket.keys <= 1.25 * min(len(b.query) * b.keys for b in bucket.blocks)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rerankd.core import PackedGroup, Span
+from rerankd.layers.attention.buckets import Bucket, in_buckets
 
 NOTHING = Span(0, 0)
 
@@ -26,6 +27,11 @@ class Block:
     query: Span
     shared: Span
     own: Span
+
+    @property
+    def keys(self) -> int:
+        """How many keys it sees in all."""
+        return len(self.shared) + len(self.own)
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,12 @@ class AttentionLayout:
 
     @cached_property
     def key_counts(self) -> list[int]:
-        return [len(block.shared) + len(block.own) for block in self.blocks]
+        return [block.keys for block in self.blocks]
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """The blocks grouped for kernels that take batches of one size; made once for all layers."""
+        return in_buckets(self.blocks, self.causal)
 
     @cached_property
     def key_rows(self) -> Tensor:

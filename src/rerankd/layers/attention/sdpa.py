@@ -1,4 +1,8 @@
-"""Attention by torch's scaled_dot_product_attention, block by block: the CPU's backend, and any device's fallback."""
+"""Attention by torch's scaled_dot_product_attention: the CPU's backend, and any device's fallback.
+
+Blocks of about the same size go through one call: each call ends in a wait for all threads, and a batch of short
+documents would wait more than it computes. Nothing but attention is padded for that, and by a few rows.
+"""
 
 from __future__ import annotations
 
@@ -6,40 +10,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rerankd.layers.attention.layout import AttentionLayout, Block
+from rerankd.layers.attention.layout import AttentionLayout
 
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float) -> Tensor:
     """An `Attention` (see layout.py)."""
     out = torch.empty_like(q)
-    for block in layout.blocks:
-        rows = slice(block.query.start, block.query.stop)
-        keys, values = _gather(k, block), _gather(v, block)
-        square = not len(block.shared) and len(block.query) == len(block.own)
-        causal = layout.causal and len(block.query) > 1
-        # [rows, heads, dim] -> [1, heads, rows, dim], as views
+    for bucket in layout.buckets:
+        count = len(bucket.blocks)
         attended = F.scaled_dot_product_attention(
-            q[rows].transpose(0, 1)[None],
-            keys.transpose(0, 1)[None],
-            values.transpose(0, 1)[None],
-            attn_mask=_tail_mask(block, q) if causal and not square else None,
-            is_causal=causal and square,
+            _gather(q, bucket.query_rows, count),
+            _gather(k, bucket.key_rows, count),
+            _gather(v, bucket.key_rows, count),
+            attn_mask=bucket.mask(q),
+            is_causal=bucket.square and layout.causal,
             scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
-        )
-        out[rows] = attended[0].transpose(0, 1)
+        ).transpose(1, 2)
+        if isinstance(bucket.query_rows, slice):
+            out[bucket.query_rows].view(count, -1, *out.shape[1:]).copy_(attended)
+        elif bucket.padded:
+            out[bucket.query_rows[bucket.real]] = attended[bucket.real]
+        else:
+            out[bucket.query_rows] = attended
     return out
 
 
-def _gather(rows: Tensor, block: Block) -> Tensor:
-    own = rows[block.own.start : block.own.stop]
-    if not len(block.shared):
-        return own
-    return torch.cat([rows[block.shared.start : block.shared.stop], own])
-
-
-def _tail_mask(block: Block, like: Tensor) -> Tensor:
-    """Additive mask [query rows, keys] that is causal against the end of the keys."""
-    keys = len(block.shared) + len(block.own)
-    mask = torch.full((len(block.query), keys), float("-inf"), dtype=like.dtype, device=like.device)
-    return mask.triu_(keys - len(block.query) + 1)
+def _gather(rows: Tensor, wanted: Tensor | slice, blocks: int) -> Tensor:
+    """[rows, heads, dim] -> [blocks, heads, rows of a block, dim], as a view where `wanted` is a slice."""
+    found = rows[wanted]
+    return (found.view(blocks, -1, *rows.shape[1:]) if isinstance(wanted, slice) else found).transpose(1, 2)
