@@ -51,7 +51,7 @@ class Bucket:
 
     @cached_property
     def query_rows(self) -> Tensor | slice:
-        """Packed rows, int64 [blocks, queries]; padding repeats a row of the block."""
+        """Packed rows, int64 [blocks, queries]; padding is the block's last row again."""
         spans = [block.query for block in self.blocks]
         return _side_by_side(spans) or _filled([list(range(s.start, s.stop)) for s in spans], self.queries)
 
@@ -64,11 +64,6 @@ class Bucket:
                 return side_by_side
         rows = [[*range(b.shared.start, b.shared.stop), *range(b.own.start, b.own.stop)] for b in self.blocks]
         return _filled(rows, self.keys)
-
-    @cached_property
-    def real(self) -> Tensor:
-        """Which query rows are no padding: bool [blocks, queries]."""
-        return torch.arange(self.queries) < torch.tensor([len(block.query) for block in self.blocks])[:, None]
 
     def mask(self, like: Tensor) -> Tensor | None:
         """What is added to logits, [blocks, 1, queries, keys] in `like`'s dtype and place; None where nothing is."""
@@ -88,7 +83,7 @@ class Bucket:
         if not self.causal:
             return (keys - 1).expand(-1, self.queries)
         lengths = torch.tensor([len(block.query) for block in self.blocks])[:, None]
-        # Rows of padding would see more keys than there are.
+        # Rows of padding see what the last row sees.
         return torch.minimum(keys - lengths + torch.arange(self.queries), keys - 1)
 
 

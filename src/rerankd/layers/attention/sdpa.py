@@ -29,9 +29,8 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, sca
         ).transpose(1, 2)
         if isinstance(bucket.query_rows, slice):
             out[bucket.query_rows].view(count, -1, *out.shape[1:]).copy_(attended)
-        elif bucket.padded:
-            out[bucket.query_rows[bucket.real]] = attended[bucket.real]
         else:
+            # A row of padding is its block's last row again, and writes the same values there.
             out[bucket.query_rows] = attended
     return out
 
