@@ -139,13 +139,13 @@ def _resized(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
-def load(folder: Path) -> Any:
-    """transformers' model, in float32."""
-    return transformers.Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """transformers' model."""
+    return transformers.Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
 
 
 @torch.inference_mode()
 def score(model: Any, given: dict[str, Tensor]) -> float:
     """P(yes) against no."""
     logits = model(**given, logits_to_keep=1).logits[0, -1]
-    return float(logits[[NO, YES]].softmax(0)[1])
+    return float(logits[[NO, YES]].float().softmax(0)[1])
