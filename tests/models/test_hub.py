@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from rerankd.core import ModelError
 from rerankd.models.files import needed_files
+from rerankd.models.hub import resolve as resolve_here
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -180,3 +183,45 @@ def test_one_form_of_the_weights_is_chosen() -> None:
     assert set(needed_files(["config.json", "pytorch_model.bin", "model.onnx"])) == {"config.json", "pytorch_model.bin"}
     both = ["model.safetensors", "model.safetensors.index.json", "model-1.safetensors"]
     assert needed_files(both) == ["model.safetensors"]
+
+
+class FakeModelScope(ModuleType):
+    """The two names of modelscope that are used, with the arguments that modelscope 1.40 takes."""
+
+    def __init__(self, folder: Path, error: Exception | None = None) -> None:
+        super().__init__("modelscope")
+        self.asked: list[object] = []
+
+        class HubApi:
+            def get_model_files(
+                self, model_id: str, revision: str | None = None, root: str | None = None, recursive: bool = True
+            ) -> list[dict[str, str]]:
+                if error:
+                    raise error
+                names = ("config.json", "model.safetensors", "pytorch_model.bin", "README.md")
+                return [*({"Path": name, "Type": "blob"} for name in names), {"Path": "onnx", "Type": "tree"}]
+
+        def snapshot_download(
+            model_id: str, revision: str | None = None, *, allow_patterns: list[str] | None = None
+        ) -> str:
+            self.asked.append((model_id, revision, allow_patterns))
+            return str(folder)
+
+        self.HubApi = HubApi
+        self.snapshot_download = snapshot_download
+
+
+def test_modelscope_gives_the_files_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeModelScope(tmp_path)
+    monkeypatch.setitem(sys.modules, "modelscope", fake)
+    assert resolve_here("team/model", "modelscope", "v1") == tmp_path
+    assert fake.asked == [("team/model", "v1", ["config.json", "model.safetensors"])]
+
+
+def test_modelscope_that_fails_or_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "modelscope", FakeModelScope(tmp_path, RuntimeError("no such model\nat all")))
+    with pytest.raises(ModelError, match=r"^ModelScope did not give team/model: no such model$"):
+        resolve_here("team/model", "modelscope")
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    with pytest.raises(ModelError, match=r"pip install 'rerankd\[modelscope\]'"):
+        resolve_here("team/model", "modelscope")
