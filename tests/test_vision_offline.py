@@ -170,6 +170,19 @@ def test_a_text_model_says_which_would_see(qwen3_checkpoint: Path, xlmr_checkpoi
         assert list(skipped.failed) == [1]
 
 
+def test_llm_takes_processor_kwargs(qwen3_vl_checkpoint: Path, files: Path) -> None:
+    document = {"content": [{"type": "image_url", "image_url": {"url": (files / "red.png").as_uri()}}]}
+    lengths = []
+    for kwargs in (None, {"min_pixels": 64 * 1024}, {"size": {"shortest_edge": 64 * 1024}}):
+        with LLM(model=str(qwen3_vl_checkpoint), mm_processor_kwargs=kwargs) as llm:
+            (output,) = llm.score("q", document, use_tqdm=False)
+        lengths.append(len(output.prompt_token_ids))
+    assert lengths[1] == lengths[2] > lengths[0] + 50  # 96 x 64 are 6 tokens
+    for bad in ({"num_crops": 3}, {"max_pixels": -1}):
+        with pytest.raises(ValueError, match=r"mm_processor_kwargs: .*(num_crops|max_pixels)"):
+            LLM(model=str(qwen3_vl_checkpoint), mm_processor_kwargs=bad)
+
+
 def test_vllms_offline_script(qwen3_vl_checkpoint: Path, files: Path, reranker: Reranker) -> None:
     """The calls of vLLM's `vision_reranker_offline` example, with its overrides and its template."""
     template = (Path(__file__).parent / "server" / "clients" / "vllm_qwen3_vl_reranker.jinja").read_text()

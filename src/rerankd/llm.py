@@ -17,8 +17,10 @@ from pydantic import TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
 from rerankd.core import Content, InvalidRequest, PromptBuilder, RerankRequest, Truncation
+from rerankd.media.sizing import Sizing
 from rerankd.reranker import LoadOptions, Reranker, Submitted
 from rerankd.server.dialects.contents import ContentBody, to_content
+from rerankd.server.dialects.processor_kwargs import ProcessorKwargs
 
 log = logging.getLogger("rerankd")
 
@@ -56,9 +58,11 @@ class LLM:
     runner: "auto" or "pooling"; nothing else scores
     model, revision, dtype, max_model_len, hf_overrides, device: as in `LoadOptions`
     max_num_batched_tokens: `LoadOptions.max_batch_tokens`
+    mm_processor_kwargs: `min_pixels`, `max_pixels` (or `size`), `fps` and `max_frames` of images and videos
     Every other argument of vLLM's is accepted, and named in one warning.
 
-    Raises ModelError where the model cannot be found, read or served, ValueError for another runner.
+    Raises ModelError where the model cannot be found, read or served, ValueError for another runner and other
+    processor arguments.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class LLM:
         hf_overrides: Mapping[str, Any] | None = None,
         max_num_batched_tokens: int | None = None,
         device: str = "auto",
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
         **ignored: Any,
     ) -> None:
         if runner not in RUNNERS:
@@ -87,6 +92,7 @@ class LLM:
                 hf_overrides=hf_overrides or {},
                 max_batch_tokens=max_num_batched_tokens,
                 device=device,
+                media_sizing=_sizing(mm_processor_kwargs or {}),
             )
         )
         self._templates: dict[str, PromptBuilder] = {}
@@ -169,6 +175,17 @@ class LLM:
             outputs.append(ScoringRequestOutput(str(self._scored), ScoringOutput(document.score), ids, shared))
             self._scored += 1
         return outputs
+
+
+def _sizing(processor_kwargs: Mapping[str, Any]) -> Sizing:
+    try:
+        given = ProcessorKwargs.model_validate(processor_kwargs)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"mm_processor_kwargs: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    for name in given.without_effect():
+        raise ValueError(f"mm_processor_kwargs: {name!r} has no effect here; leave it out")
+    return Sizing(**given.told())
 
 
 def _contents(name: str, data: ScoreInput | Sequence[ScoreInput]) -> list[Content]:

@@ -78,6 +78,8 @@ class MediaLoader:
         `failed` instead. Cancelling the awaiting task ends the work.
         """
         places = _places(request)
+        if not places:
+            return LoadedMedia((), ((),) * len(request.documents), {})
         if len(places) > self._limits.parts:
             raise InvalidRequest(
                 "documents",
@@ -91,9 +93,8 @@ class MediaLoader:
                 for place in places:
                     if place.key not in tasks:
                         tasks[place.key] = asyncio.create_task(work.visual(place.part))
-                if tasks:
-                    until = asyncio.ALL_COMPLETED if skip_bad_documents else asyncio.FIRST_EXCEPTION
-                    await asyncio.wait(tasks.values(), return_when=until)
+                until = asyncio.ALL_COMPLETED if skip_bad_documents else asyncio.FIRST_EXCEPTION
+                await asyncio.wait(tasks.values(), return_when=until)
             finally:
                 work.cancelled.set()
                 for task in tasks.values():
@@ -103,6 +104,8 @@ class MediaLoader:
 
     def load_blocking(self, request: RerankRequest, *, skip_bad_documents: bool = False) -> LoadedMedia:
         """As `load`, from code that may or may not run inside an event loop; blocks it."""
+        if not _places(request):
+            return LoadedMedia((), ((),) * len(request.documents), {})
         with ThreadPoolExecutor(1, thread_name_prefix="rerankd-media-loop") as thread:
             loading = self.load(request, skip_bad_documents=skip_bad_documents)
             return thread.submit(asyncio.run, loading).result()
