@@ -90,8 +90,8 @@ def test_our_flags_come_out_as_we_spell_them(args: list[str], ours: list[str]) -
         (["-O", "3", "model"], [Given("-O", "O", "3")]),
         (["-tp", "2", "model"], [Given("-tp", "tp", "2")]),
         (
-            ["--api-key", "a", "b", "--quiet", "model"],
-            [Given("--api-key", "api-key", "a"), Given("--api-key", "api-key", "b")],
+            ["--ignore-patterns", "a", "b", "--quiet", "model"],
+            [Given("--ignore-patterns", "ignore-patterns", "a"), Given("--ignore-patterns", "ignore-patterns", "b")],
         ),
     ],
 )
@@ -186,10 +186,10 @@ def test_a_refused_flag_that_asks_for_nothing_is_taken(peer: Peer, args: list[st
         (VLLM, ["--tensor-parallel-size", "2"]),
         (VLLM, ["--quantization-config", "{}"]),
         (VLLM, ["--tokenizer", "org/another"]),
-        (VLLM, ["--api-key", "secret"]),
-        (VLLM, ["--ssl-keyfile", "key.pem"]),
+        (VLLM, ["--hf-token", "secret"]),
+        (VLLM, ["--ssl-ciphers", "ALL"]),
         (SGLANG, ["--tp", "2"]),
-        (SGLANG, ["--api-key=secret"]),
+        (SGLANG, ["--admin-api-key=secret"]),
     ],
 )
 def test_what_cannot_be_had_is_not_swallowed(peer: Peer, args: list[str]) -> None:

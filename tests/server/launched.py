@@ -61,7 +61,7 @@ def launched(program: Sequence[str], *arguments: str, cwd: Path | None = None) -
     try:
         for line in process.stdout:
             said += line
-            ready = re.match(r"rerankd \S+ is ready: (http://\S+) ", line)
+            ready = re.match(r"rerankd \S+ is ready: (https?://\S+) ", line)
             if ready:
                 server = Launched(ready[1], process, said)
                 yield server

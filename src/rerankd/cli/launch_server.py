@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from rerankd.cli import options
+from rerankd.cli import door, options
 from rerankd.cli.options import DialectName, HubName, LogLevel
 from rerankd.cli.sglang_flags import SGLANG
 from rerankd.cli.start import MEDIA_TIMEOUT, Launch, Media, start
@@ -56,6 +56,20 @@ def launch_server(
     media_timeout: options.MediaTimeout = MEDIA_TIMEOUT,
     min_pixels: options.MinPixels = None,
     max_pixels: options.MaxPixels = None,
+    api_key: door.ApiKeys = None,
+    api_key_file: door.ApiKeyFile = None,
+    protect_all: door.ProtectAll = False,
+    allowed_origins: door.Origins = None,
+    allowed_methods: door.Methods = None,
+    allowed_headers: door.Headers = None,
+    allow_credentials: door.Credentials = False,
+    ssl_keyfile: door.SslKeyfile = None,
+    ssl_keyfile_password: door.SslKeyfilePassword = None,
+    ssl_certfile: door.SslCertfile = None,
+    ssl_ca_certs: door.SslCaCerts = None,
+    ssl_cert_reqs: door.SslCertReqs = 0,
+    root_path: door.RootPath = "",
+    uds: door.Uds = None,
 ) -> None:
     """Serve a reranker over HTTP, with SGLang's flags and API."""
     start(
@@ -83,6 +97,22 @@ def launch_server(
                 media_timeout,
                 min_pixels,
                 max_pixels,
+            ),
+            door=door.Door(
+                api_keys=tuple(api_key or ()),
+                api_key_file=api_key_file,
+                protect_all=protect_all,
+                allowed_origins=allowed_origins or (),
+                allowed_methods=allowed_methods or ("*",),
+                allowed_headers=allowed_headers or ("*",),
+                allow_credentials=allow_credentials,
+                ssl_keyfile=ssl_keyfile,
+                ssl_keyfile_password=ssl_keyfile_password,
+                ssl_certfile=ssl_certfile,
+                ssl_ca_certs=ssl_ca_certs,
+                ssl_cert_reqs=ssl_cert_reqs,
+                root_path=root_path,
+                uds=uds,
             ),
         ),
         list(SGLANG.judge(ctx.obj, model_path or "")),

@@ -218,12 +218,12 @@ _REFUSED = (
         """
         grpc-mode grpc-port= grpc-http-sidecar-port= grpc-response-timeout-secs= smg-grpc-mode
         smg-http-sidecar-port= sidecar= sidecar-args= enable-http2 http2-initial-connection-window-size=
-        http2-max-concurrent-streams= fastapi-root-path= ssl-keyfile= ssl-keyfile-password= ssl-certfile=
-        ssl-ca-certs= enable-ssl-refresh
+        http2-max-concurrent-streams=
         """,
         peer.PLAIN_HTTP,
     ),
-    peer.Refused("api-key= admin-api-key=", peer.NO_AUTH),
+    peer.Refused("enable-ssl-refresh", peer.PLAIN_TLS),
+    peer.Refused("admin-api-key=", peer.NO_ADMIN),
     peer.Refused("modelopt-quant= quantize-and-serve", peer.NO_QUANTIZATION, harmless=("none", "None")),
     peer.Refused("torchao-config=", peer.NO_QUANTIZATION, harmless=("",)),
     peer.Refused("tokenizer-path=", "it is read from the model's own folder", harmless=("{model}",)),

@@ -8,14 +8,15 @@ import logging.config
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from rerankd.cli.default_model import default_model
+from rerankd.cli.door import Door
 from rerankd.core import ModelError, RerankdError
 from rerankd.version import __version__
 
@@ -54,6 +55,7 @@ class Launch:
     names: what the model is called; empty for `model` itself
     max_body: bytes
     shutdown_timeout: seconds that running requests have after a signal
+    door: who may call, and how a call comes in
     """
 
     model: str | None
@@ -77,6 +79,7 @@ class Launch:
     chat_template: str | None = None
     default_instruction: str | None = None
     media: Media = field(default_factory=Media)
+    door: Door = Door()  # noqa: RUF009 - frozen
 
 
 def start(launch: Launch, notes: Iterable[str]) -> None:
@@ -94,14 +97,16 @@ def start(launch: Launch, notes: Iterable[str]) -> None:
 
 
 def _start(launch: Launch, notes: Iterable[str]) -> None:
-    from rerankd.server.run import Lifetime, bind, serve
+    from rerankd.server.run import Lifetime, bind, bind_unix, serve
 
     logs = _logging(launch.log_level)
     logging.config.dictConfig(logs)
     for note in notes:
         log.info("%s", note)
-    listener = bind(launch.host, launch.port)
-    with closing(listener):
+    door = launch.door
+    keys, cors, tls = door.keys(), door.cors(), door.tls()
+    listener = bind_unix(door.uds) if door.uds else bind(launch.host, launch.port)
+    with closing(listener), _removed(door.uds):
         model, names = launch.model, launch.names
         if model is None:
             choice = default_model()
@@ -130,15 +135,35 @@ def _start(launch: Launch, notes: Iterable[str]) -> None:
             media_sizing=_sizing(launch.media),
         )
         with Reranker(options) as reranker:
-            settings = Settings(names or (model,), launch.dialect, launch.max_body, launch.docs)
+            settings = Settings(
+                names or (model,),
+                launch.dialect,
+                launch.max_body,
+                launch.docs,
+                keys,
+                door.protect_all,
+                cors,
+                door.root_path.rstrip("/"),
+            )
             app = create_app(reranker, settings)
-            url = _url(launch.host, listener.getsockname()[1])
+            address = listener.getsockname()
+            url = f"unix:{address}" if door.uds else _url("https" if tls else "http", launch.host, address[1])
 
             def ready() -> None:
-                print(_ready(url, settings.names[0], reranker.info), flush=True)
+                print(_ready(url, settings.names[0], reranker.info, door, bool(keys)), flush=True)
 
             lifetime = Lifetime(ready, reranker.close, launch.shutdown_timeout)
-            serve(app, listener, lifetime, logs, launch.access_log)
+            serve(app, listener, lifetime, logs, launch.access_log, tls)
+
+
+@contextmanager
+def _removed(path: str | None) -> Iterator[None]:
+    """Take a Unix socket's file away at the end."""
+    try:
+        yield
+    finally:
+        if path is not None:
+            Path(path).unlink(missing_ok=True)
 
 
 def _sizing(media: Media) -> Sizing:
@@ -161,18 +186,24 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(0)
 
 
-def _url(host: str, port: int) -> str:
+def _url(scheme: str, host: str, port: int) -> str:
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    return f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
 
 
-def _ready(url: str, name: str, info: ModelInfo) -> str:
+def _ready(url: str, name: str, info: ModelInfo, door: Door, locked: bool) -> str:
     body = json.dumps({"query": "what is panda?", "documents": ["hi", "The giant panda is a bear."]})
+    key = " -H 'Authorization: Bearer KEY'" if locked else ""
     return (
         f"rerankd {__version__} is ready: {url} model={name} family={info.family} "
         f"device={info.device} dtype={info.dtype}{f' quantization={info.quantization}' if info.quantization else ''}\n"
-        f"Try: curl {url}/v1/rerank -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+        f"Try: curl {_reached(url, door)}/v1/rerank{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     )
+
+
+def _reached(url: str, door: Door) -> str:
+    """What curl is told, so that it reaches the server."""
+    return f"--unix-socket {shlex.quote(door.uds)} http://localhost" if door.uds else url
 
 
 def _logging(level: str) -> dict[str, Any]:

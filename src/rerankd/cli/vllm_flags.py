@@ -128,12 +128,8 @@ _REFUSED = (
     ),
     peer.Refused("headless", peer.ONE_PROCESS),
     peer.Refused("device-ids=", "choose one with --device, as in --device cuda:1"),
-    peer.Refused("grpc grpc-port= tokens-only uds= root-path=", peer.PLAIN_HTTP),
-    peer.Refused(
-        "ssl-keyfile= ssl-certfile= ssl-ca-certs= ssl-cert-reqs= ssl-ciphers= enable-ssl-refresh", peer.PLAIN_HTTP
-    ),
-    peer.Refused("api-key=+", peer.NO_AUTH),
-    peer.Refused("allow-credentials allowed-origins=+ allowed-methods=+ allowed-headers=+", peer.PLAIN_HTTP),
+    peer.Refused("grpc grpc-port= tokens-only", peer.PLAIN_HTTP),
+    peer.Refused("ssl-ciphers= enable-ssl-refresh", peer.PLAIN_TLS),
     peer.Refused("quantization-config=", peer.NO_QUANTIZATION, harmless=("none", "None", "null")),
     peer.Refused("tokenizer= hf-config-path=", "it is read from the model's own folder", harmless=("{model}",)),
     peer.Refused("tokenizer-revision=", "weights and tokenizer are of one revision; give --revision"),

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI
 from pydantic import BaseModel
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rerankd.server.access import OPEN, UNAUTHORIZED, Cors, KeyCheck
 from rerankd.server.answer import Answers, Routed, answer, refusal
 from rerankd.server.dialects import DIALECTS
 from rerankd.server.dialects.base import Dialect, Served
@@ -54,12 +57,20 @@ class Settings:
     dialect: the one at the root
     max_body: the most bytes of a request's body
     docs: whether /docs and /openapi.json are there
+    keys: those that open the server; empty for an open one
+    protect_all: whether /health and /metrics want a key too
+    cors: what browsers are told, if anything
+    root_path: what a proxy puts before every path
     """
 
     names: tuple[str, ...]
     dialect: str = "vllm"
     max_body: int = 64 * MEGABYTE
     docs: bool = True
+    keys: tuple[str, ...] = ()
+    protect_all: bool = False
+    cors: Cors | None = None
+    root_path: str = ""
 
 
 class ModelCard(BaseModel):
@@ -92,6 +103,7 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
         redoc_url=None,
         openapi_url="/openapi.json" if settings.docs else None,
     )
+    app.root_path = settings.root_path
     running = Running()
     served = Served(settings.names, reranker.info, reranker.tokenize, running)
     own = DIALECTS[settings.dialect]
@@ -128,13 +140,40 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        dialect = DIALECTS.get(request.url.path.split("/")[1], own)
         wanted = f"{request.method} {request.url.path}"
-        response = refusal(dialect, Problem(error.status_code, f"{wanted}: {error.detail}. See /docs."))
+        response = refusal(_spoken(request, own), Problem(error.status_code, f"{wanted}: {error.detail}. See /docs."))
         response.headers.update(error.headers or {})
         return response
 
+    _guard(app, settings, own)
     return app
+
+
+def _guard(app: FastAPI, settings: Settings, own: Dialect) -> None:
+    if settings.keys:
+        app.add_middleware(
+            KeyCheck,
+            keys=settings.keys,
+            open=frozenset() if settings.protect_all else OPEN,
+            refuse=lambda request: refusal(_spoken(request, own), UNAUTHORIZED),
+        )
+    # Added last, it comes first: a browser asks what it may do without a key, and must be told why it is refused.
+    if cors := settings.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=cors.origins,
+            allow_methods=cors.methods,
+            allow_headers=cors.headers,
+            allow_credentials=cors.credentials,
+            expose_headers=["X-Rerankd-Ignored", "X-Rerankd-Truncated"],
+        )
+
+
+def _spoken(request: Request, own: Dialect) -> Dialect:
+    """The dialect of a call whose body is not read: by its path's prefix, or its headers, or the server's own."""
+    prefix = get_route_path(request.scope).split("/")[1:2]
+    claiming = (dialect for dialect in DIALECTS.values() if dialect.claims({}, request.headers))
+    return DIALECTS[prefix[0]] if prefix and prefix[0] in DIALECTS else next(claiming, own)
 
 
 class Running:

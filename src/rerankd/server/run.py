@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
+import ssl
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +23,17 @@ BACKSTOP_SECONDS = 5
 
 class ListenError(RerankdError):
     """The address cannot be listened on; `str()` of it says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """A certificate to serve HTTPS with, as files; `client_certificates` is one of `ssl`'s CERT_ constants."""
+
+    certificate: str
+    key: str | None = None
+    password: str | None = None
+    authorities: str | None = None
+    client_certificates: int = ssl.CERT_NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +71,30 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(app: FastAPI, listener: socket.socket, lifetime: Lifetime, log_config: dict[str, Any], access: bool) -> None:
+def bind_unix(path: str) -> socket.socket:
+    """A Unix socket bound to a path, not yet listening; one that nobody listens on is replaced. Raises ListenError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(path) == errno.ECONNREFUSED:
+                    os.unlink(path)
+        listener.bind(path)
+    except OSError as error:
+        listener.close()
+        why = "the file is there already" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+        raise ListenError(f"Cannot listen on {path}: {why}; choose another path with --uds.") from None
+    return listener
+
+
+def serve(
+    app: FastAPI,
+    listener: socket.socket,
+    lifetime: Lifetime,
+    log_config: dict[str, Any],
+    access: bool,
+    tls: Tls | None = None,
+) -> None:
     """Run `app` until SIGINT or SIGTERM; running requests are answered, or refused after the grace period.
 
     The signal is raised again at the end, for the handler that was there before. Raises ListenError.
@@ -65,7 +102,8 @@ def serve(app: FastAPI, listener: socket.socket, lifetime: Lifetime, log_config:
     try:
         listener.listen(BACKLOG)
     except OSError as error:  # another program bound the address too, and was first to listen
-        host, port = listener.getsockname()[:2]
+        address = listener.getsockname()
+        host, port = (address, 0) if isinstance(address, str) else address[:2]
         raise _explained(error, host, port) from None
     config = uvicorn.Config(
         app,
@@ -75,7 +113,12 @@ def serve(app: FastAPI, listener: socket.socket, lifetime: Lifetime, log_config:
         ws="none",
         backlog=BACKLOG,
         timeout_graceful_shutdown=int(lifetime.grace) + BACKSTOP_SECONDS,
+        **_ssl_options(tls),
     )
+    try:
+        config.load()
+    except OSError as error:
+        raise ListenError(f"HTTPS cannot be served with these --ssl files: {error}.") from None
     _Server(config, lifetime).run(sockets=[listener])
 
 
@@ -93,6 +136,18 @@ class _Server(uvicorn.Server):
         refusal = loop.call_later(self._lifetime.grace, lambda: loop.run_in_executor(None, self._lifetime.close))
         await super().shutdown(sockets)
         refusal.cancel()
+
+
+def _ssl_options(tls: Tls | None) -> dict[str, Any]:
+    if tls is None:
+        return {}
+    return {
+        "ssl_certfile": tls.certificate,
+        "ssl_keyfile": tls.key,
+        "ssl_keyfile_password": tls.password,
+        "ssl_ca_certs": tls.authorities,
+        "ssl_cert_reqs": tls.client_certificates,
+    }
 
 
 def _explained(error: OSError, host: str, port: int) -> ListenError:

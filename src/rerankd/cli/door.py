@@ -1,0 +1,140 @@
+"""Who may call, and how a call comes in: keys, CORS, TLS, a path before all paths, a Unix socket."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rerankd.core import RerankdError
+
+if TYPE_CHECKING:
+    from rerankd.server.access import Cors
+    from rerankd.server.run import Tls
+
+KEY_VARIABLE = "RERANKD_API_KEY"
+
+
+class DoorError(RerankdError):
+    """Options or files that do not say who may call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """The options as they were given. `allowed_*` are lists as in vLLM's flags; no origins means no CORS."""
+
+    api_keys: tuple[str, ...] = ()
+    api_key_file: str | None = None
+    protect_all: bool = False
+    allowed_origins: tuple[str, ...] = ()
+    allowed_methods: tuple[str, ...] = ("*",)
+    allowed_headers: tuple[str, ...] = ("*",)
+    allow_credentials: bool = False
+    ssl_keyfile: str | None = None
+    ssl_keyfile_password: str | None = None
+    ssl_certfile: str | None = None
+    ssl_ca_certs: str | None = None
+    ssl_cert_reqs: int = 0
+    root_path: str = ""
+    uds: str | None = None
+
+    def keys(self) -> tuple[str, ...]:
+        """Every key that opens: of the flags, of the file (one a line) and of RERANKD_API_KEY. Raises DoorError.
+
+        An empty key is an error: a variable that someone forgot to fill must not leave the door open.
+        """
+        found = list(self.api_keys)
+        if KEY_VARIABLE in os.environ:
+            found.append(os.environ[KEY_VARIABLE])
+        if self.api_key_file is not None:
+            found += _lines(Path(self.api_key_file))
+        for key in found:
+            if not key.strip():
+                raise DoorError(f"An API key is empty; give one with --api-key or {KEY_VARIABLE}, or give none.")
+            if not key.isascii():
+                raise DoorError("An API key has a character that is not ASCII; no HTTP header can carry it.")
+        return tuple(key.strip() for key in found)
+
+    def cors(self) -> Cors | None:
+        """What browsers are told; None for nothing. Raises DoorError."""
+        if not self.allowed_origins:
+            if self.allow_credentials:
+                raise DoorError("--allow-credentials needs --allowed-origins, which names the pages that may call.")
+            return None
+        from rerankd.server.access import Cors
+
+        if self.allow_credentials and "*" in self.allowed_origins:
+            raise DoorError(
+                "--allow-credentials lets any page act for its user when --allowed-origins is *; name them."
+            )
+        return Cors(self.allowed_origins, self.allowed_methods, self.allowed_headers, self.allow_credentials)
+
+    def tls(self) -> Tls | None:
+        """The certificate to serve with; None for plain HTTP. Raises DoorError."""
+        if self.ssl_certfile is None:
+            if self.ssl_keyfile or self.ssl_ca_certs or self.ssl_cert_reqs:
+                raise DoorError("The --ssl flags need --ssl-certfile, the server's certificate.")
+            return None
+        from rerankd.server.run import Tls
+
+        return Tls(
+            self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password, self.ssl_ca_certs, self.ssl_cert_reqs
+        )
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        keys = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DoorError(f"--api-key-file {path} cannot be read: {error}.") from None
+    if not keys:
+        raise DoorError(f"--api-key-file {path} holds no key.")
+    return keys
+
+
+def strings(text: str) -> tuple[str, ...]:
+    """A JSON list of strings."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise typer.BadParameter(f"{text!r} is not a JSON list of strings, such as '[\"https://example.org\"]'")
+    return tuple(value)
+
+
+ApiKeys = Annotated[
+    list[str] | None,
+    typer.Option("--api-key", metavar="KEY...", help="Keys that clients send as Bearer tokens. Also RERANKD_API_KEY."),
+]
+ApiKeyFile = Annotated[str | None, typer.Option(help="A file of keys, one a line.")]
+ProtectAll = Annotated[bool, typer.Option("--protect-all", help="/health and /metrics want a key too.")]
+Origins = Annotated[
+    Any,
+    typer.Option("--allowed-origins", parser=strings, metavar="JSON", help="Web pages that may call. [default: none]"),
+]
+Methods = Annotated[
+    Any,
+    typer.Option("--allowed-methods", parser=strings, metavar="JSON", help="Methods that they may use. [default: all]"),
+]
+Headers = Annotated[
+    Any,
+    typer.Option("--allowed-headers", parser=strings, metavar="JSON", help="Headers they may send. [default: all]"),
+]
+Credentials = Annotated[bool, typer.Option("--allow-credentials", help="Whether they may send cookies and keys.")]
+SslKeyfile = Annotated[str | None, typer.Option(help="The certificate's private key, where it is not in its file.")]
+SslKeyfilePassword = Annotated[str | None, typer.Option(help="What the private key is encrypted with.")]
+SslCertfile = Annotated[str | None, typer.Option(help="A certificate to serve HTTPS with.")]
+SslCaCerts = Annotated[str | None, typer.Option(help="Certificates that clients' own must be signed by.")]
+SslCertReqs = Annotated[
+    int, typer.Option(min=0, max=2, help="Clients' certificates: 0 not asked for, 1 optional, 2 required.")
+]
+RootPath = Annotated[
+    str,
+    typer.Option("--root-path", "--fastapi-root-path", help="What a proxy puts before every path."),
+]
+Uds = Annotated[str | None, typer.Option(help="A Unix socket to listen on in place of host and port.")]
