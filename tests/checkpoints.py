@@ -58,6 +58,17 @@ QWEN3_VL_SIZES: Mapping[str, tuple[dict[str, Any], dict[str, Any], list[int]]] =
         },
         [8, 4, 4],
     ),
+    "2b-twelfth": (
+        QWEN3_SIZES["0.6b"] | {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 2},
+        {
+            "depth": 2,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_heads": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        [24, 20, 20],
+    ),
     "2b": (
         QWEN3_SIZES["0.6b"] | {"hidden_size": 2048, "intermediate_size": 6144},
         {
@@ -418,6 +429,7 @@ NAMED: Mapping[str, Callable[[Path], Path]] = {
     "qwen3-tiny": qwen3,
     "qwen3-0.6b": lambda folder: qwen3(folder, size="0.6b", storage=HUB),
     "qwen3-vl-tiny": qwen3_vl,
+    "qwen3-vl-2b-twelfth": lambda folder: qwen3_vl(folder, size="2b-twelfth", storage=HUB),
     "qwen3-vl-2b": lambda folder: qwen3_vl(folder, size="2b", storage=HUB),
     "xlmr-tiny": xlmr,
     "xlmr-m3": lambda folder: xlmr(folder, size="m3"),
