@@ -4,7 +4,7 @@ PORT ?= 8000
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip
 
-.PHONY: serve test lint check clean
+.PHONY: serve test test-clients lint check clean
 
 serve: $(VENV)/.serve
 	$(VENV)/bin/rerankd serve --port $(PORT)
@@ -18,6 +18,19 @@ lint: $(VENV)/.test
 
 check: $(VENV)/.test
 	$(VENV)/bin/pytest -q
+
+# Clients have a venv of their own: their pins and the server's disagree.
+test-clients: $(VENV)/.serve $(VENV)-clients/.done
+	HAYSTACK_TELEMETRY_ENABLED=False LITELLM_LOCAL_MODEL_COST_MAP=True RERANKD_PYTHON=$(abspath $(VENV)/bin/python) \
+		$(VENV)-clients/bin/python -m pytest -q -c tests/clients/pytest.ini --confcutdir tests/clients tests/clients
+
+# infinity_client asks for an older httpx than the others can take, and works with theirs.
+$(VENV)-clients/.done: tests/clients/requirements.txt
+	test -x $(VENV)-clients/bin/python || $(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip install -q --upgrade pip
+	$(VENV)-clients/bin/python -m pip install -q -r tests/clients/requirements.txt
+	$(VENV)-clients/bin/python -m pip install -q --no-deps infinity_client==0.0.78
+	touch $@
 
 # Torch comes first and alone: a plain `pip install torch` may choose a build with gigabytes of CUDA.
 $(VENV)/.torch: constraints.txt
@@ -37,4 +50,4 @@ $(VENV)/.test: $(VENV)/.serve
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-clients build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

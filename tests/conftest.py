@@ -10,6 +10,9 @@ import pytest
 
 from tests import checkpoints, vocabularies
 
+collect_ignore = ["clients"]
+"""Real clients have an environment and a command of their own: `make test-clients`."""
+
 MakeCheckpoint: TypeAlias = Callable[..., Path]
 
 
