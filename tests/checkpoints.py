@@ -349,7 +349,7 @@ def xlmr(folder: Path, *, labels: int = 1, size: str = "tiny", storage: Storage 
     vocabulary = vocabularies.xlm_roberta()
     config = roberta_config(transformers.XLMRobertaConfig, vocabulary, size, labels)
     # The deeper model's logits lie far from 0.
-    spread, shift = (1.15, 1.06) if size == "m3" else (1.6 / labels, 0.0)
+    spread, shift = (1.3, 1.2) if size == "m3" else (1.6 / labels, 0.0)
     classifier(transformers.XLMRobertaForSequenceClassification(config), folder, storage, 1, spread, shift)
     write_roberta_tokenizer(folder, vocabulary, "XLMRobertaTokenizer", config.max_position_embeddings)
     return folder
@@ -432,7 +432,7 @@ NAMED: Mapping[str, Callable[[Path], Path]] = {
     "qwen3-vl-2b-twelfth": lambda folder: qwen3_vl(folder, size="2b-twelfth", storage=HUB),
     "qwen3-vl-2b": lambda folder: qwen3_vl(folder, size="2b", storage=HUB),
     "xlmr-tiny": xlmr,
-    "xlmr-m3": lambda folder: xlmr(folder, size="m3"),
+    "xlmr-m3": lambda folder: xlmr(folder, size="m3", storage=Storage(dtype="bfloat16")),
     "bert-tiny": bert,
     "bert-minilm": lambda folder: bert(folder, size="minilm"),
 }

@@ -236,6 +236,7 @@ def test_requests_in_flight_stay_under_the_limit(fake: Fake) -> None:
     assert fake.most_in_flight == 3
     assert rows(limited.stdout)["Maximum request concurrency"] == "3"
     assert float(rows(limited.stdout)["Mean Client Queue Time (ms)"]) > 10
+    fake.delay = 2  # long enough for all to be there before the first is answered
     assert rows(bench(*flags).stdout)["Successful requests"] == "12"
     assert fake.most_in_flight == 12
 
