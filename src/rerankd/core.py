@@ -145,6 +145,7 @@ class RerankResult:
     model was given after prefix sharing. `ignored` names request fields that the model has no use for.
     `truncated` holds the indices of all documents that were cut to fit, those beyond `top_n` too. `failed` holds,
     by index, the error of each document that was left out because the request said `on_error="skip"`.
+    `scored` counts the documents with those beyond `top_n`; `seconds` says how long each stage took.
     """
 
     documents: tuple[ScoredDocument, ...]
@@ -154,10 +155,26 @@ class RerankResult:
     ignored: tuple[str, ...] = ()
     truncated: tuple[int, ...] = ()
     failed: Mapping[int, InvalidRequest] = field(default_factory=dict)
+    scored: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     def in_request_order(self) -> tuple[ScoredDocument, ...]:
         """The documents by index."""
         return tuple(sorted(self.documents, key=lambda document: document.index))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How busy an engine is, and what it has done since its start.
+
+    waiting: documents that no batch has taken
+    batches, tokens, seconds: batches computed, the tokens in them, and how long the model took
+    """
+
+    waiting: int
+    batches: int
+    tokens: int
+    seconds: float
 
 
 class Visual(Protocol):

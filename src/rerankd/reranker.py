@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 
 from rerankd.contents import ContentLike, to_content
 from rerankd.core import (
+    EngineLoad,
     Family,
     InvalidRequest,
     ModelError,
@@ -109,6 +111,7 @@ class Submitted:
 
     places: each prompt's document, by index; all of them, but for those in `failed`
     failed: the error of each document that is left out
+    seconds: how long each stage took, complete once the logits are there
     """
 
     request: RerankRequest
@@ -116,6 +119,7 @@ class Submitted:
     logits: Future[list[float]]
     places: tuple[int, ...]
     failed: Mapping[int, InvalidRequest]
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Reranker:
@@ -181,6 +185,10 @@ class Reranker:
         encoding = self._prompts.tokenizer.tokenizer.encode(text, add_special_tokens=special)
         return list(zip(encoding.ids, encoding.tokens, strict=True))
 
+    def load(self) -> EngineLoad:
+        """How busy the engine is, and what it has done since the start."""
+        return self._engine.load()
+
     def submit(
         self,
         request: RerankRequest,
@@ -206,8 +214,11 @@ class Reranker:
         Cancelling the awaiting task drops the documents that still wait.
         """
         skip = request.on_error == "skip"
+        began = perf_counter()
         media = await self._media.load(request, skip_bad_documents=skip) if self._media is not None else None
-        enqueuing = asyncio.get_running_loop().run_in_executor(None, self._enqueue, request, media)
+        seconds = {"media": perf_counter() - began} if media is not None else {}
+        enqueue = partial(self._enqueue, request, media, seconds=seconds)
+        enqueuing = asyncio.get_running_loop().run_in_executor(None, enqueue)
         try:
             submitted = await asyncio.shield(enqueuing)
         except asyncio.CancelledError:
@@ -315,13 +326,18 @@ class Reranker:
         media: LoadedMedia | None,
         on_progress: Callable[[int], object] | None = None,
         prompts: PromptBuilder | None = None,
+        seconds: dict[str, float] | None = None,
     ) -> Submitted:
+        seconds = {} if seconds is None else seconds
         if request.top_n is not None and request.top_n < 1:
             raise InvalidRequest("top_n", f"must be at least 1, not {request.top_n}; leave it out for all documents")
         visuals = media.visuals if media is not None else None
         failed = dict(media.failed) if media is not None else {}
+        began = perf_counter()
         places, group = _build(prompts or self._prompts, request, visuals, failed)
-        return Submitted(request, group, self._engine.submit(group, on_progress), places, failed)
+        seconds["tokenise"] = perf_counter() - began
+        logits = self._engine.submit(group, on_progress, seconds)
+        return Submitted(request, group, logits, places, failed, seconds)
 
     def _warm_up(self) -> None:
         """Run once before the first request: kernels are chosen now, and a broken model shows now."""
@@ -349,6 +365,8 @@ class Reranker:
             ignored=ignored,
             truncated=tuple(document.index for document in documents if document.truncated),
             failed=submitted.failed,
+            scored=len(documents),
+            seconds=submitted.seconds,
         )
 
 

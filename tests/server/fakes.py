@@ -13,6 +13,7 @@ import uvicorn
 
 from rerankd.core import (
     Content,
+    EngineLoad,
     InvalidRequest,
     RerankRequest,
     RerankResult,
@@ -58,6 +59,9 @@ class FakeReranker:
         self.waiting = threading.Event()
         self.cancelled = 0
         self.requests: list[RerankRequest] = []
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(waiting=3, batches=2, tokens=100, seconds=0.5)
 
     def tokenize(self, text: str, special: bool) -> list[tuple[int, str]]:
         tokens = ["<s>", *text.split(), "</s>"] if special else text.split()

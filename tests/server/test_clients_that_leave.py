@@ -216,12 +216,13 @@ def test_a_failing_request_cancels_its_siblings() -> None:
     """A call of several requests is answered or refused whole."""
     from rerankd.core import text_content
     from rerankd.server.answer import _all
+    from rerankd.server.dialects.base import Call, Nothing
 
     async def main() -> int:
         reranker = FakeReranker()
         requests = [RerankRequest(text_content(query), (text_content("a"),)) for query in ("wait", "break")]
         with pytest.raises(RuntimeError):
-            await _all(reranker, requests)
+            await _all(reranker, Call(Nothing(), tuple(requests)))
         await asyncio.sleep(0.05)
         return reranker.cancelled
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from time import perf_counter
 
 from rerankd.core import PromptGroup
 
@@ -15,11 +16,14 @@ class Job:
     """A submitted group on its way: `taken` documents are in a batch or done, `logits` are the done ones'.
 
     on_progress: called from the worker thread with the number of documents that a batch has just scored
+    seconds: how long the job waited (`queue`) and its batches took (`model`)
     """
 
     group: PromptGroup
     future: Future[list[float]]
     on_progress: Callable[[int], object] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    queued: float = field(default_factory=perf_counter)
     taken: int = 0
     logits: list[float] = field(default_factory=list)
 
@@ -92,6 +96,10 @@ class Batcher:
                 self._jobs.append(job)
                 break
         return batch
+
+    def waiting(self) -> int:
+        """Documents that no batch has taken."""
+        return sum(len(job.group.suffixes) - job.taken for job in self._jobs if not job.future.done())
 
     def drain(self) -> list[Job]:
         """Every waiting job; none waits afterwards."""

@@ -7,10 +7,11 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from time import perf_counter
 
 import torch
 
-from rerankd.core import EngineClosed, EngineError, Family, PromptGroup
+from rerankd.core import EngineClosed, EngineError, EngineLoad, Family, PromptGroup
 from rerankd.engine.batcher import Batcher, Job, Slice
 from rerankd.engine.packing import pack
 from rerankd.models.base import Model
@@ -28,15 +29,28 @@ class Engine:
         self._batcher = Batcher(batch_tokens)
         self._wake = threading.Condition()
         self._closed = False
+        self._batches, self._tokens, self._seconds = 0, 0, 0.0
         self._worker = threading.Thread(target=self._run, name="rerankd-engine", daemon=True)
         self._worker.start()
 
-    def submit(self, group: PromptGroup, on_progress: Callable[[int], object] | None = None) -> Future[list[float]]:
+    def load(self) -> EngineLoad:
+        """How busy it is, and what it has done."""
+        with self._wake:
+            return EngineLoad(self._batcher.waiting(), self._batches, self._tokens, self._seconds)
+
+    def submit(
+        self,
+        group: PromptGroup,
+        on_progress: Callable[[int], object] | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> Future[list[float]]:
         """Queue a group. The future gives its documents' logits in order, or EngineError, or EngineClosed.
+
+        seconds: filled, before the future is done, with the time spent waiting (`queue`) and in the `model`
 
         Cancelling the future drops the documents that no batch has taken yet.
         """
-        job = Job(group, Future(), on_progress)
+        job = Job(group, Future(), on_progress, {} if seconds is None else seconds)
         if not group.suffixes:
             job.future.set_result([])
             return job.future
@@ -69,6 +83,9 @@ class Engine:
                 self._score(batch)
 
     def _score(self, batch: list[Slice]) -> None:
+        began = perf_counter()
+        for piece in batch:
+            piece.job.seconds.setdefault("queue", began - piece.job.queued)
         try:
             logits = self._forward(batch)
         except Exception as error:
@@ -76,7 +93,13 @@ class Engine:
             for piece in batch:
                 _fail(piece.job, _caused(EngineError(f"The model failed on this request: {error}"), error))
             return
+        took = perf_counter() - began
+        with self._wake:
+            self._batches += 1
+            self._tokens += sum(piece.cost for piece in batch)
+            self._seconds += took
         for piece in batch:
+            piece.job.seconds["model"] = piece.job.seconds.get("model", 0.0) + took
             count = len(piece.group.suffixes)
             own, logits = logits[:count], logits[count:]
             self._deliver(piece.job, own)

@@ -46,16 +46,20 @@ async def answer(
     routed: what the path may mean; the first that claims the call answers it, else the first of all
     """
     dialect, endpoint = routed[0]
-    id = f"{endpoint.id_prefix}{secrets.token_hex(8)}"
+    request.state.results = ()
+    request.state.id = request.headers.get("x-request-id") or secrets.token_hex(8)
+    id = f"{endpoint.id_prefix}{request.state.id}"
     call: Call[Any] | None = None
     try:
         dialect, endpoint = _claiming(routed, {}, request)
         sent = {} if endpoint.method == "GET" else await read_json(request, max_body)
         dialect, endpoint = _claiming(routed, sent, request)
         call = endpoint.parse(checked(endpoint.body, sent), served)
-        id = f"{endpoint.id_prefix}{request.headers.get('x-request-id') or call.id or secrets.token_hex(8)}"
+        if call.id and not request.headers.get("x-request-id"):
+            request.state.id = call.id
+        id = f"{endpoint.id_prefix}{request.state.id}"
         if call.requests:
-            results = await _while_connected(request, _all(reranker, call))
+            request.state.results = results = await _while_connected(request, _all(reranker, call))
             content = endpoint.render(call, results, id, served)
         else:
             results = []
@@ -78,6 +82,8 @@ async def answer(
     except Exception:
         log.exception("%r failed", id)
         return refusal(dialect, Problem(500, f"The server failed on this request; its log says why, under {id}."))
+    finally:
+        request.state.dialect = dialect.name
 
 
 def refusal(dialect: Dialect, problem: Problem) -> Response:

@@ -16,10 +16,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rerankd.core import EngineLoad
 from rerankd.server.access import OPEN, UNAUTHORIZED, Cors, KeyCheck
 from rerankd.server.answer import Answers, Routed, answer, refusal
 from rerankd.server.dialects import DIALECTS
 from rerankd.server.dialects.base import Dialect, Served
+from rerankd.server.metrics import Metrics, measured
 from rerankd.server.openapi import describe, json_body, responses
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
@@ -42,6 +44,10 @@ class Serves(Answers, Protocol):
     @property
     def info(self) -> ModelInfo:
         """What was loaded."""
+        ...
+
+    def load(self) -> EngineLoad:
+        """How busy the engine is."""
         ...
 
     def tokenize(self, text: str, special: bool) -> list[tuple[int, str]]:
@@ -105,14 +111,15 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
     )
     app.root_path = settings.root_path
     running = Running()
-    served = Served(settings.names, reranker.info, reranker.tokenize, running)
+    served = Served(settings.names, reranker.info, reranker.tokenize, running, reranker.load)
+    metrics = Metrics(served)
     own = DIALECTS[settings.dialect]
     for path, routed in _routes(own).items():
         dialect, endpoint = routed[0]
         handler = partial(answer, routed=routed, reranker=reranker, served=served, max_body=settings.max_body)
         app.add_api_route(
             path,
-            running.counting(handler),
+            running.counting(measured(handler, path, metrics)),
             methods=[endpoint.method],
             summary=endpoint.summary,
             tags=[dialect.name if path.startswith(f"/{dialect.name}/") else "rerank"],
@@ -138,24 +145,34 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
     async def health() -> Response:
         return Response()
 
+    @app.get("/metrics", tags=["server"], summary="What the server has counted, for Prometheus")
+    async def exposed() -> Response:
+        return metrics.exposed()
+
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
+        metrics.answered("none", _spoken(request, own).name, error.status_code, 0.0, ())
         wanted = f"{request.method} {request.url.path}"
         response = refusal(_spoken(request, own), Problem(error.status_code, f"{wanted}: {error.detail}. See /docs."))
         response.headers.update(error.headers or {})
         return response
 
-    _guard(app, settings, own)
+    _guard(app, settings, own, metrics)
     return app
 
 
-def _guard(app: FastAPI, settings: Settings, own: Dialect) -> None:
+def _guard(app: FastAPI, settings: Settings, own: Dialect, metrics: Metrics) -> None:
+    def refuse(request: Request) -> Response:
+        dialect = _spoken(request, own)
+        metrics.answered("none", dialect.name, UNAUTHORIZED.status, 0.0, ())
+        return refusal(dialect, UNAUTHORIZED)
+
     if settings.keys:
         app.add_middleware(
             KeyCheck,
             keys=settings.keys,
             open=frozenset() if settings.protect_all else OPEN,
-            refuse=lambda request: refusal(_spoken(request, own), UNAUTHORIZED),
+            refuse=refuse,
         )
     # Added last, it comes first: a browser asks what it may do without a key, and must be told why it is refused.
     if cors := settings.cors:

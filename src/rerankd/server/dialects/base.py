@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from rerankd.core import RerankRequest, RerankResult
+from rerankd.core import EngineLoad, RerankRequest, RerankResult
 from rerankd.server.problems import Problem
 
 if TYPE_CHECKING:
@@ -35,12 +35,14 @@ class Served:
     names: those that the model answers to, the first of them first
     tokenize: a text's token ids and strings, with special tokens where the flag says so; it takes its time
     running: how many calls are being answered
+    load: how busy the engine is
     """
 
     names: tuple[str, ...]
     info: ModelInfo
     tokenize: Callable[[str, bool], list[tuple[int, str]]]
     running: Callable[[], int]
+    load: Callable[[], EngineLoad]
 
 
 class Nothing(BaseModel):

@@ -1,0 +1,109 @@
+"""What the server counts, in Prometheus' words. Each app has a registry of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from time import perf_counter
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+
+from rerankd.core import EngineLoad, RerankResult
+from rerankd.server.dialects.base import Served
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+HUNG_UP = 499
+ID_LIMIT = 200
+
+
+class Metrics:
+    """Counts answers; `exposed` is what /metrics says."""
+
+    def __init__(self, served: Served) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter("rerankd_requests", "Answers.", ("route", "dialect", "status"), registry=registry)
+        self._total = Histogram(
+            "rerankd_request_seconds",
+            "From a call's first byte to its answer.",
+            ("route", "dialect"),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._stages = Histogram(
+            "rerankd_stage_seconds",
+            "Of one request: reading media, tokenising, waiting for a batch, in the model.",
+            ("stage",),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._cancelled = Counter("rerankd_cancelled_requests", "Clients that hung up.", registry=registry)
+        self._rejected = Counter("rerankd_rejected_requests", "Answers that are errors.", registry=registry)
+        self._documents = Counter("rerankd_documents", "Documents scored.", registry=registry)
+        self._truncated = Counter("rerankd_truncated_documents", "Documents cut to fit.", registry=registry)
+        self._prompt = Counter("rerankd_prompt_tokens", "Tokens of every document's prompt.", registry=registry)
+        self._computed = Counter("rerankd_computed_tokens", "Tokens that the model was given.", registry=registry)
+        self._saved = Counter(
+            "rerankd_prefix_tokens_saved", "Tokens not computed again for each document.", registry=registry
+        )
+        Gauge("rerankd_running_requests", "Calls being answered.", registry=registry).set_function(served.running)
+        registry.register(_EngineCollector(served))
+
+    def answered(self, route: str, dialect: str, status: int, seconds: float, results: Sequence[RerankResult]) -> None:
+        """Count one answer."""
+        self._requests.labels(route, dialect, str(status)).inc()
+        self._total.labels(route, dialect).observe(seconds)
+        if status == HUNG_UP:
+            self._cancelled.inc()
+        elif status >= 400:
+            self._rejected.inc()
+        for result in results:
+            for stage, took in result.seconds.items():
+                self._stages.labels(stage).observe(took)
+            self._documents.inc(result.scored)
+            self._truncated.inc(len(result.truncated))
+            self._prompt.inc(result.prompt_tokens)
+            self._computed.inc(result.computed_tokens)
+            self._saved.inc(max(0, result.prompt_tokens - result.computed_tokens))
+
+    def exposed(self) -> Response:
+        """Everything counted, as Prometheus reads it."""
+        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def measured(
+    handler: Callable[[Request], Awaitable[Response]], route: str, metrics: Metrics
+) -> Callable[[Request], Awaitable[Response]]:
+    """`handler`, its answers counted, each with its call's id in `X-Request-Id`."""
+
+    async def handled(request: Request) -> Response:
+        began = perf_counter()
+        response = await handler(request)
+        state = request.state
+        metrics.answered(route, state.dialect, response.status_code, perf_counter() - began, state.results)
+        # A body's id may be any text; a header's is printable ASCII.
+        id = state.id if state.id.isascii() and state.id.isprintable() else json.dumps(state.id)
+        response.headers["X-Request-Id"] = id[:ID_LIMIT]
+        return response
+
+    return handled
+
+
+class _EngineCollector(Collector):
+    """The engine's own numbers, read when they are asked for."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+
+    def collect(self) -> Iterable[Metric]:
+        load: EngineLoad = self._served.load()
+        yield GaugeMetricFamily("rerankd_queue_documents", "Documents that no batch has taken.", load.waiting)
+        yield CounterMetricFamily("rerankd_batches", "Batches computed.", load.batches)
+        yield CounterMetricFamily("rerankd_batch_tokens", "Tokens of the batches computed.", load.tokens)
+        yield CounterMetricFamily("rerankd_batch_seconds", "Seconds that the model took for them.", load.seconds)
+        rate = load.tokens / load.seconds if load.seconds else 0.0
+        yield GaugeMetricFamily("rerankd_tokens_per_second", "Tokens a second of model time, since the start.", rate)

@@ -1,0 +1,117 @@
+"""What /metrics counts, and the ids that calls go by."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+
+from rerankd.reranker import Reranker
+from rerankd.server.app import Settings
+from tests.server.fakes import INFO, MODEL, FakeReranker, running
+
+LABELS = ("stage", "route", "dialect", "status")
+BODY = {"query": "a b", "documents": ["c d", "e"]}
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with running(FakeReranker(), Settings(names=(MODEL,))) as url:
+        yield url
+
+
+def counted(url: str) -> dict[str, float]:
+    """Every sample that is not about how long a bucket is, by name and labels."""
+    text = requests.get(f"{url}/metrics", timeout=30).text
+    return {
+        sample.name + "".join(f" {sample.labels[name]}" for name in LABELS if name in sample.labels): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if "_bucket" not in sample.name
+    }
+
+
+def test_answers_are_counted_by_route_dialect_and_status(url: str) -> None:
+    requests.post(f"{url}/v1/rerank", json=BODY, timeout=30)
+    requests.post(f"{url}/v1/rerank", json={**BODY, "top_k": 1}, timeout=30)
+    requests.post(f"{url}/cohere/v2/rerank", json={**BODY, "query": 1}, timeout=30)
+    requests.post(f"{url}/tei/rerank", json={"query": "a", "texts": ["b " * (INFO.max_model_len + 1)]}, timeout=30)
+    requests.get(f"{url}/nowhere", timeout=30)
+    counts = counted(url)
+    assert counts["rerankd_requests_total /v1/rerank vllm 200"] == 1
+    assert counts["rerankd_requests_total /v1/rerank voyage 200"] == 1
+    assert counts["rerankd_requests_total /cohere/v2/rerank cohere 400"] == 1
+    assert counts["rerankd_requests_total none vllm 404"] == 1
+    assert counts["rerankd_request_seconds_count /v1/rerank vllm"] == 1
+    assert counts["rerankd_rejected_requests_total"] == 2
+    assert counts["rerankd_truncated_documents_total"] == 1
+    assert counts["rerankd_prompt_tokens_total"] == 6 + INFO.max_model_len
+    assert counts["rerankd_queue_documents"] == 3
+    assert counts["rerankd_batches_total"] == 2
+    assert counts["rerankd_batch_tokens_total"] == 100
+    assert counts["rerankd_tokens_per_second"] == 200
+    assert counts["rerankd_running_requests"] == 0
+
+
+def test_servers_count_apart(url: str) -> None:
+    requests.post(f"{url}/v1/rerank", json=BODY, timeout=30)
+    with running(FakeReranker(), Settings(names=(MODEL,))) as other:
+        assert not [name for name in counted(other) if name.startswith("rerankd_requests_total ")]
+
+
+def test_clients_that_hang_up_are_counted() -> None:
+    fake = FakeReranker()
+    with running(fake, Settings(names=(MODEL,))) as url:
+        body = {"query": "wait", "documents": ["b"]}
+        with pytest.raises(requests.ReadTimeout):
+            requests.post(f"{url}/v1/rerank", json=body, timeout=0.5)
+        for _ in range(300):
+            if counted(url)["rerankd_cancelled_requests_total"] == 1:
+                break
+            threading.Event().wait(0.02)
+        else:
+            raise AssertionError("never counted")
+        fake.gate.set()
+
+
+def test_a_missing_key_is_counted() -> None:
+    with running(FakeReranker(), Settings(names=(MODEL,), keys=("k",))) as url:
+        requests.post(f"{url}/tei/rerank", json=BODY, timeout=30)
+        assert counted(url)["rerankd_requests_total none tei 401"] == 1
+
+
+def test_the_engines_own_numbers(minilm_path: Path) -> None:
+    with Reranker(minilm_path, device="cpu") as reranker, running(reranker, Settings(names=(MODEL,))) as url:
+        before = counted(url)
+        assert requests.post(f"{url}/v1/rerank", json=BODY, timeout=60).status_code == 200
+        after = counted(url)
+        assert after["rerankd_batches_total"] == before["rerankd_batches_total"] + 1
+        computed = after["rerankd_computed_tokens_total"]
+        assert after["rerankd_batch_tokens_total"] - before["rerankd_batch_tokens_total"] == computed > 0
+        assert after["rerankd_prefix_tokens_saved_total"] == after["rerankd_prompt_tokens_total"] - computed > 0
+        assert after["rerankd_documents_total"] == 2
+        assert after["rerankd_queue_documents"] == 0
+        assert after["rerankd_tokens_per_second"] > 0
+        for stage in ("tokenise", "queue", "model"):
+            assert after[f"rerankd_stage_seconds_count {stage}"] == 1
+            assert after[f"rerankd_stage_seconds_sum {stage}"] > 0
+
+
+@pytest.mark.parametrize("query", ["a", 1])
+def test_a_calls_id_comes_back(url: str, query: str | int) -> None:
+    headers = {"X-Request-Id": "mine"}
+    for path in ("/v1/rerank", "/cohere/v2/rerank"):
+        response = requests.post(url + path, json={**BODY, "query": query}, headers=headers, timeout=30)
+        assert response.headers["X-Request-Id"] == "mine"
+
+
+def test_a_call_without_an_id_gets_one(url: str) -> None:
+    response = requests.post(f"{url}/v1/rerank", json=BODY, timeout=30)
+    assert response.json()["id"] == f"rerank-{response.headers['X-Request-Id']}"
+    response = requests.post(f"{url}/v1/rerank", json={**BODY, "request_id": "bär\n"}, timeout=30)
+    assert response.json()["id"] == "rerank-bär\n"
+    assert response.headers["X-Request-Id"] == '"b\\u00e4r\\n"'
