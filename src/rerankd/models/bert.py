@@ -37,7 +37,7 @@ class Encoder:
             "position_embeddings.weight", config.get("max_position_embeddings", int), hidden
         )
         self.types = embeddings.tensor("token_type_embeddings.weight", types, hidden)
-        self.norm = embeddings.layer_norm("LayerNorm", hidden, eps)
+        self.norm = embeddings.layer_norm("LayerNorm", hidden, eps, torch.float32)
         self.position_offset = position_offset
         self.layers = []
         for i in range(config.get("num_hidden_layers", int)):
@@ -51,10 +51,10 @@ class Encoder:
                     query=own.linear("query", inputs=hidden, outputs=hidden, bias=True),
                     key_value=own.linear("key", "value", inputs=hidden, outputs=(hidden, hidden), bias=True),
                     attention_out=attention.linear("output.dense", inputs=hidden, outputs=hidden, bias=True),
-                    attention_norm=attention.layer_norm("output.LayerNorm", hidden, eps),
+                    attention_norm=attention.layer_norm("output.LayerNorm", hidden, eps, torch.float32),
                     up=layer.linear("intermediate.dense", inputs=hidden, outputs=mlp, bias=True),
                     down=layer.linear("output.dense", inputs=mlp, outputs=hidden, bias=True),
-                    out_norm=layer.layer_norm("output.LayerNorm", hidden, eps),
+                    out_norm=layer.layer_norm("output.LayerNorm", hidden, eps, torch.float32),
                     gelu=GELU[activation],
                 )
             )
@@ -69,10 +69,10 @@ class Encoder:
         x = self._embed(batch)
         for layer in self.layers[:-1]:
             x = layer(x, layout)
-        return self.layers[-1](x, pruned_layout(layout, documents), keep=first_tokens(batch)).float()
+        return self.layers[-1](x, pruned_layout(layout, documents), keep=first_tokens(batch))
 
     def states(self, batch: PackedBatch, spans: list[Span]) -> Tensor:
-        """Every token's last hidden state, [T, hidden]; `spans` are the runs that attend to themselves."""
+        """Every token's last hidden state, float32 [T, hidden]; `spans` are the runs that attend to themselves."""
         layout = separate_layout(spans)
         x = self._embed(batch)
         for layer in self.layers:
@@ -80,7 +80,7 @@ class Encoder:
         return x
 
     def _embed(self, batch: PackedBatch) -> Tensor:
-        x = F.embedding(batch.token_ids, self.words)
+        x = F.embedding(batch.token_ids, self.words).float()
         x = x + F.embedding(batch.positions + self.position_offset, self.positions)
         types = torch.zeros_like(batch.token_ids) if batch.token_types is None else batch.token_types
         return self.norm(x + F.embedding(types, self.types))

@@ -47,11 +47,11 @@ class BiEncoder:
     def _pool(self, states: Tensor, spans: list[Span]) -> Tensor:
         """float32 [spans, hidden]."""
         if self.pooling == "cls":
-            return states[torch.tensor([span.start for span in spans], device=states.device)].float()
+            return states[torch.tensor([span.start for span in spans], device=states.device)]
         lengths = torch.tensor([len(span) for span in spans], device=states.device)
         owner = torch.repeat_interleave(torch.arange(len(spans), device=states.device), lengths)
         sums = torch.zeros(len(spans), states.shape[1], device=states.device)
-        return sums.index_add_(0, owner, states.float()) / lengths[:, None]
+        return sums.index_add_(0, owner, states) / lengths[:, None]
 
 
 def read_pooling(folder: Path) -> Pooling:

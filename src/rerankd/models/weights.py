@@ -130,8 +130,9 @@ class Weights:
     def rms_norm(self, name: str, width: int, eps: float) -> RMSNorm:
         return RMSNorm(self.tensor(f"{name}.weight", width), eps)
 
-    def layer_norm(self, name: str, width: int, eps: float) -> LayerNorm:
-        return LayerNorm(self.tensor(f"{name}.weight", width), self.tensor(f"{name}.bias", width), eps)
+    def layer_norm(self, name: str, width: int, eps: float, dtype: torch.dtype | None = None) -> LayerNorm:
+        weight, bias = (self.tensor(f"{name}.{part}", width, dtype=dtype) for part in ("weight", "bias"))
+        return LayerNorm(weight, bias, eps)
 
     def finish(self) -> None:
         """Complain of tensors that nothing asked for.
