@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from rerankd.core import Content, InvalidRequest, PromptBuilder, RerankRequest, Truncation
 from rerankd.media.sizing import Sizing
-from rerankd.reranker import LoadOptions, Reranker, Submitted
+from rerankd.options import LoadOptions
+from rerankd.reranker import Reranker, Submitted
 from rerankd.server.dialects.contents import ContentBody, to_content
 from rerankd.server.dialects.processor_kwargs import ProcessorKwargs
 

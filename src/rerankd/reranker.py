@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 from rerankd.contents import ContentLike, to_content
 from rerankd.core import (
     EngineLoad,
-    Family,
     InvalidRequest,
     ModelError,
     OnError,
@@ -35,13 +34,11 @@ from rerankd.core import (
 )
 from rerankd.engine.device import place
 from rerankd.engine.engine import Engine
-from rerankd.media.limits import Limits
-from rerankd.media.sizing import Sizing
-from rerankd.media.sources import Access
 from rerankd.models.config import Config, read_config
-from rerankd.models.hub import Hub, resolve
+from rerankd.models.hub import resolve
 from rerankd.models.registry import find_architecture
 from rerankd.models.weights import Checkpoint, Weights
+from rerankd.options import LoadOptions, ModelInfo
 from rerankd.prompts import load_prompts
 from rerankd.prompts.load import LoadedPrompts
 
@@ -52,57 +49,6 @@ log = logging.getLogger("rerankd")
 
 PROGRESS_FROM = 256
 """A blocking call with this many documents or more shows a progress bar, unless it says otherwise."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How to load and run a model; every field but `model` has a default that needs no thought.
-
-    model: a local folder, or an id on `hub`
-    quantization: "int8" for 8-bit linear maps on a CPU, None for `dtype`
-    max_model_len: tokens in one prompt; None for the model's own limit
-    max_batch_tokens: tokens in one packed batch; None for the device's own choice
-    hf_overrides: entries laid over the checkpoint's config.json
-    chat_template: a Jinja file, or Jinja text, in place of the built-in template of a decoder
-    default_instruction: used where a request brings none; None for the model authors' own
-    media_access: what images and videos may be read from; a server narrows it, here the caller owns the machine
-    media_limits, media_sizing: what they may cost, and how large a model is shown them
-    """
-
-    model: str
-    revision: str | None = None
-    hub: Hub = "huggingface"
-    device: str = "auto"
-    dtype: str = "auto"
-    quantization: str | None = None
-    max_model_len: int | None = None
-    max_batch_tokens: int | None = None
-    hf_overrides: Mapping[str, Any] = field(default_factory=dict)
-    chat_template: str | Path | None = None
-    default_instruction: str | None = None
-    media_access: Access = Access(local_folders=None, allow_private=True)  # noqa: RUF009 - frozen
-    media_limits: Limits = Limits()  # noqa: RUF009 - frozen
-    media_sizing: Sizing = Sizing()  # noqa: RUF009 - frozen
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What was loaded: for ready lines, `/v1/models` and metrics.
-
-    label_token_ids: a decoder's tokens for no and yes, where its tokenizer has them
-    """
-
-    model: str
-    path: Path
-    architecture: str
-    family: Family
-    device: str
-    dtype: str
-    max_model_len: int
-    takes_instruction: bool
-    sees: bool = False
-    quantization: str | None = None
-    label_token_ids: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

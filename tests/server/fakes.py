@@ -20,7 +20,7 @@ from rerankd.core import (
     ScoredDocument,
     Text,
 )
-from rerankd.reranker import ModelInfo
+from rerankd.options import ModelInfo
 from rerankd.server.app import Serves, Settings, create_app
 from rerankd.server.run import bind
 

@@ -22,7 +22,7 @@ from rerankd.version import __version__
 
 if TYPE_CHECKING:
     from rerankd.media.sizing import Sizing
-    from rerankd.reranker import ModelInfo
+    from rerankd.options import ModelInfo
 
 log = logging.getLogger("rerankd")
 
@@ -115,7 +115,8 @@ def _start(launch: Launch, notes: Iterable[str]) -> None:
 
         from rerankd.media.limits import Limits
         from rerankd.media.sources import Access
-        from rerankd.reranker import LoadOptions, Reranker
+        from rerankd.options import LoadOptions
+        from rerankd.reranker import Reranker
         from rerankd.server.app import Settings, create_app
 
         options = LoadOptions(

@@ -27,7 +27,7 @@ from rerankd.server.problems import Problem
 from rerankd.version import __version__
 
 if TYPE_CHECKING:
-    from rerankd.reranker import ModelInfo
+    from rerankd.options import ModelInfo
 
 MEGABYTE = 1 << 20
 DESCRIPTION = """Scores how relevant each document is to a query.

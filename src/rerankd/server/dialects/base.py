@@ -14,7 +14,7 @@ from rerankd.core import EngineLoad, RerankRequest, RerankResult
 from rerankd.server.problems import Problem
 
 if TYPE_CHECKING:
-    from rerankd.reranker import ModelInfo
+    from rerankd.options import ModelInfo
 
 Body = TypeVar("Body", bound=BaseModel)
 ERRORS: Mapping[int, str] = {
