@@ -20,15 +20,20 @@ from rerankd.layers.attention import (
     sdpa_attention,
     varlen,
 )
+from rerankd.layers.attention import layout as layout_module
 from rerankd.layers.attention.layout import causal_layout, pruned_layout, separate_layout
 from rerankd.layers.attention.reference import visible
+from rerankd.layers.native import Kernels
+
+KERNELS = Kernels.load()
+needs_amx = pytest.mark.skipif(KERNELS is None or not KERNELS.has_amx, reason="no kernels were built, or no AMX here")
 
 
 @st.composite
-def packed_groups(draw: st.DrawFn) -> list[PackedGroup]:
+def packed_groups(draw: st.DrawFn, longest: int = 7) -> list[PackedGroup]:
     groups, row = [], 0
     for _ in range(draw(st.integers(1, 3))):
-        lengths = [draw(st.integers(0, 5)), *draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))]
+        lengths = [draw(st.integers(0, longest - 2)), *draw(st.lists(st.integers(1, longest), min_size=1, max_size=4))]
         spans = []
         for length in lengths:
             spans.append(Span(row, row + length))
@@ -37,12 +42,12 @@ def packed_groups(draw: st.DrawFn) -> list[PackedGroup]:
     return groups
 
 
-def tensors(rows: int, keys: int, heads: int, kv_heads: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+def tensors(rows: int, keys: int, heads: int, kv_heads: int, head_dim: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
     return (
-        torch.randn(rows, heads, 8, generator=generator),
-        torch.randn(keys, kv_heads, 8, generator=generator),
-        torch.randn(keys, kv_heads, 8, generator=generator),
+        torch.randn(rows, heads, head_dim, generator=generator),
+        torch.randn(keys, kv_heads, head_dim, generator=generator),
+        torch.randn(keys, kv_heads, head_dim, generator=generator),
     )
 
 
@@ -121,6 +126,56 @@ def test_backends_agree_with_the_reference(
         torch.testing.assert_close(backend(q, k, v, layout, 0.3), expected, rtol=1e-5, atol=1e-6)
 
     check()
+
+
+@needs_amx
+@pytest.mark.parametrize("layout_of", LAYOUTS, ids=["causal", "separate", "pruned-causal", "pruned-separate"])
+@pytest.mark.parametrize(("heads", "head_dim", "run_keys"), [((4, 2), 64, 1), ((3, 3), 32, 512), ((2, 1), 128, 40)])
+def test_amx_agrees_with_the_reference(
+    layout_of: Callable[[list[PackedGroup]], AttentionLayout],
+    heads: tuple[int, int],
+    head_dim: int,
+    run_keys: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layout_module, "RUN_KEYS", run_keys)
+
+    @settings(max_examples=25, deadline=None)
+    @given(packed_groups(longest=70))
+    def check(groups: list[PackedGroup]) -> None:
+        assert KERNELS is not None
+        layout = layout_of(groups)
+        q, k, v = (x.bfloat16() for x in tensors(layout.query_rows, total(groups), *heads, head_dim=head_dim))
+        # Keys and values as a product leaves them: side by side, their rows apart.
+        k, v = torch.stack([k, v], 1).unbind(1)
+        scale = 3 * head_dim**-0.5
+        expected = reference_attention(q, k, v, layout, scale).float()
+        torch.testing.assert_close(KERNELS.attention(q, k, v, layout, scale).float(), expected, rtol=0.02, atol=0.02)
+
+    check()
+
+
+@needs_amx
+def test_amx_attention_keeps_what_is_not_a_number() -> None:
+    assert KERNELS is not None
+    layout = separate_layout([Span(0, 40), Span(40, 80)])
+    q, k, v = (x.bfloat16() for x in tensors(80, 80, 2, 2, head_dim=32))
+    k[3, 0, 5] = float("nan")
+    attended = KERNELS.attention(q, k, v, layout, 0.2)
+    assert attended[:40, 0].isnan().all()
+    assert not attended[40:].isnan().any()
+    assert not attended[:, 1].isnan().any()
+
+
+@given(packed_groups())
+def test_runs_hold_every_block_once_with_one_shared_span(groups: list[PackedGroup]) -> None:
+    layout = causal_layout(groups)
+    runs, blocks = (tensor.tolist() for tensor in layout.runs)
+    assert (runs[0], runs[-1]) == (0, len(layout.blocks))
+    assert all(start < stop for start, stop in pairwise(runs))
+    for start, stop in pairwise(runs):
+        assert len({tuple(block[2:4]) for block in blocks[start:stop]}) == 1
+    assert [Span(*block[:2]) for block in blocks] == [block.query for block in layout.blocks]
 
 
 @given(packed_groups())

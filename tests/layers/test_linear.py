@@ -1,57 +1,149 @@
-"""The 8-bit product against the arithmetic it stands for, and against the exact product."""
+"""Linear maps against the arithmetic that they stand for: plain, packed, and in 8 bits by each backend."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from rerankd.layers.linear import Int8Linear
+from rerankd.layers.linear import DenseLinear, Linear, Nonlinearity, PackedLinear, apply, int8_linear
+from rerankd.layers.native import Kernels
 
-DTYPES = [torch.float32, torch.bfloat16]
+KERNELS = Kernels.load()
+needs_amx = pytest.mark.skipif(KERNELS is None or not KERNELS.has_amx, reason="no kernels were built, or no AMX here")
+Make = Callable[[Tensor, Tensor | None], Linear]
+INT8 = [
+    pytest.param((torch.float32, partial(int8_linear, kernels=None)), id="float32"),
+    pytest.param((torch.bfloat16, partial(int8_linear, kernels=None)), id="bfloat16"),
+    pytest.param((torch.bfloat16, partial(int8_linear, kernels=KERNELS)), id="tiled", marks=needs_amx),
+]
 
 
-def matrix(rows: int, columns: int, seed: int) -> torch.Tensor:
+def matrix(rows: int, columns: int, seed: int) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
-def by_definition(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Rows and channels scaled to 127 and rounded, multiplied exactly, scaled back; all in float64."""
-    rows = x.double().abs().amax(1, keepdim=True) / 127
-    channels = weight.double().abs().amax(1, keepdim=True) / 127
-    product = (x.double() / rows).round() @ (weight.double() / channels).round().T
-    return product * rows * channels.T + (0 if bias is None else bias.double())
+def by_definition(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Rows over their range in 255 steps, channels scaled to 127, both rounded; multiplied exactly; all in float64."""
+    x, weight = x.double(), weight.double()
+    low, high = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
+    steps = (high - low) / 255
+    zeros = (-low / steps).round()
+    codes = ((x / steps).round() + zeros).clamp(0, 255)
+    channels = weight.abs().amax(1, keepdim=True) / 127
+    product = (codes - zeros) @ (weight / channels).round().T
+    return product * steps * channels.T + (0 if bias is None else bias.double())
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", INT8)
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("rows", [1, 7, 64])
-def test_product_is_the_one_defined(dtype: torch.dtype, biased: bool, rows: int) -> None:
-    x, weight = matrix(rows, 96, 1).to(dtype), matrix(40, 96, 2).to(dtype)
-    bias = matrix(1, 40, 3)[0].to(dtype) if biased else None
-    result = Int8Linear(weight, bias)(x)
+@pytest.mark.parametrize("rows", [1, 7, 16, 17, 33, 300])
+def test_int8_product_is_the_one_defined(backend: tuple[torch.dtype, Make], biased: bool, rows: int) -> None:
+    dtype, make = backend
+    # Rows and columns of unlike sizes, and a range that is lopsided, so that a wrong zero or scale shows.
+    x = ((matrix(rows, 192, 1) + 1.5) * torch.arange(1, rows + 1)[:, None]).to(dtype)
+    weight = (matrix(96, 192, 2) * torch.linspace(0.1, 3, 96)[:, None]).to(dtype)
+    bias = (matrix(1, 96, 3)[0] * 50).to(dtype) if biased else None
+    result = make(weight, bias)(x)
     assert result.dtype == dtype
-    tolerance = 1e-4 if dtype == torch.float32 else 0.05
-    torch.testing.assert_close(result.double(), by_definition(x, weight, bias), rtol=1e-2, atol=tolerance)
+    expected = by_definition(x, weight, bias)
+    # A value that lies between two codes may fall to either: one step times one weight.
+    slack = (x.double().amax(1) - x.double().amin(1).clamp(max=0))[:, None] / 255 * weight.double().abs().amax(1) * 3
+    rounding = expected.abs() * (1e-5 if dtype == torch.float32 else 2**-8)
+    assert ((result.double() - expected).abs() <= slack + rounding + 1e-4).all()
+    assert (result.double() - expected).abs().mean() <= 0.25 * slack.mean() + rounding.mean()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_an_outlier_costs_its_own_row_only(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("backend", INT8)
+def test_int8_lies_near_the_exact_product(backend: tuple[torch.dtype, Make]) -> None:
+    dtype, make = backend
+    x, weight = matrix(40, 256, 1).to(dtype), matrix(64, 256, 2).to(dtype)
+    exact = F.linear(x.float(), weight.float())
+    assert (make(weight, None)(x).float() - exact).abs().max() < 0.025 * exact.abs().max()
+
+
+def test_tiled_and_onednn_int8_agree_on_several_threads() -> None:
+    if KERNELS is None or not KERNELS.has_amx:
+        pytest.skip("no kernels were built, or no AMX here")
+    threads = torch.get_num_threads()
+    x, weight = matrix(700, 128, 1).bfloat16(), matrix(160, 128, 2).bfloat16()
+    try:
+        torch.set_num_threads(3)
+        tiled = int8_linear(weight, None, KERNELS)(x)
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(tiled, int8_linear(weight, None, None)(x), rtol=0.02, atol=0.3)
+
+
+MAKERS: list[tuple[torch.dtype, Make, float]] = [
+    (torch.float32, DenseLinear, 1e-5),
+    (torch.bfloat16, DenseLinear, 0.05),
+    (torch.bfloat16, PackedLinear, 0.05),
+    (torch.float32, partial(int8_linear, kernels=None), 0.1),
+    (torch.bfloat16, partial(int8_linear, kernels=KERNELS), 0.1),
+]
+
+
+@pytest.mark.parametrize(("dtype", "make", "near"), MAKERS)
+@pytest.mark.parametrize("then", [None, "silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("biased", [True, False])
+def test_what_follows_a_product(
+    dtype: torch.dtype, make: Make, near: float, then: Nonlinearity | None, biased: bool
+) -> None:
+    x, weight = matrix(35, 128, 1).to(dtype), (matrix(64, 128, 2) * 0.2).to(dtype)
+    bias = matrix(1, 64, 3)[0].to(dtype) if biased else None
+    linear = make(weight, bias)
+    exact = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    assert exact.abs().max() > 6  # far out on both sides of the nonlinearities
+    product = linear(x).float()
+    torch.testing.assert_close(product, exact, rtol=near, atol=near)
+    result = linear(linear.read(x), then)
+    assert result.dtype == dtype
+    rounding = 1e-6 if dtype == torch.float32 else 2**-6
+    torch.testing.assert_close(result.float(), apply(product, then), rtol=rounding, atol=rounding)
+    factor = matrix(35, 64, 4).to(dtype)
+    times = linear.times(linear.read(x), factor).float()
+    torch.testing.assert_close(times, product * factor.float(), rtol=rounding, atol=rounding)
+
+
+@pytest.mark.skipif(KERNELS is None or not KERNELS.has_amx, reason="no kernels were built, or no AMX here")
+def test_fused_nonlinearities_are_torchs_to_bfloat16() -> None:
+    assert KERNELS is not None
+    # A weight that picks one input each makes the product exact, whatever the input.
+    x = torch.linspace(-12, 12, 64 * 64).view(64, 64).bfloat16()
+    linear = int8_linear(torch.eye(64).bfloat16(), None, KERNELS)
+    product = linear(x).float()
+    nonlinearities: tuple[Nonlinearity, ...] = ("silu", "gelu", "gelu_tanh")
+    for then in nonlinearities:
+        torch.testing.assert_close(linear(x, then).float(), apply(product, then), rtol=2**-7, atol=2e-3)
+
+
+@pytest.mark.parametrize("backend", INT8)
+def test_an_outlier_costs_its_own_row_only(backend: tuple[torch.dtype, Make]) -> None:
+    dtype, make = backend
     x, weight = matrix(8, 256, 1), matrix(32, 256, 2)
     x[3, 5] = 400.0
     exact = F.linear(x, weight)
-    error = (Int8Linear(weight.to(dtype), None)(x.to(dtype)).float() - exact).abs()
+    error = (make(weight.to(dtype), None)(x.to(dtype)).float() - exact).abs()
     assert error[torch.arange(8) != 3].max() < 0.8
     assert error[torch.arange(8) != 3].mean() < 0.02 * exact.abs().mean() + 0.15
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_largest_value_of_a_row_does_not_wrap_round(dtype: torch.dtype) -> None:
-    x = torch.linspace(0.01, 1000, 4096).to(dtype)[:, None] * torch.tensor([1.0, -1.0], dtype=dtype)
-    result = Int8Linear(torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=dtype), None)(x)
-    torch.testing.assert_close(result, x, rtol=0.02, atol=0)
+@pytest.mark.parametrize("backend", INT8)
+def test_the_largest_value_of_a_row_does_not_wrap_round(backend: tuple[torch.dtype, Make]) -> None:
+    dtype, make = backend
+    x = torch.linspace(0.01, 1000, 512).to(dtype)[:, None] * F.one_hot(torch.arange(512) % 64, 64).to(dtype)
+    weight = torch.eye(64, dtype=dtype)
+    torch.testing.assert_close(make(weight, None)(x), x, rtol=0.02, atol=0)
+    torch.testing.assert_close(make(weight, None)(-x), -x, rtol=0.02, atol=0)
 
 
-def test_a_row_of_zeros_stays_zero() -> None:
-    assert Int8Linear(matrix(4, 8, 1), None)(torch.zeros(3, 8)).abs().max() == 0
-    assert Int8Linear(torch.zeros(4, 8), None)(matrix(3, 8, 1)).abs().max() == 0
+@pytest.mark.parametrize("backend", INT8)
+def test_a_row_of_zeros_stays_zero(backend: tuple[torch.dtype, Make]) -> None:
+    dtype, make = backend
+    assert make(matrix(32, 64, 1).to(dtype), None)(torch.zeros(3, 64, dtype=dtype)).abs().max() == 0
+    assert make(torch.zeros(32, 64, dtype=dtype), None)(matrix(3, 64, 1).to(dtype)).abs().max() == 0

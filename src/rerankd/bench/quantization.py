@@ -55,13 +55,13 @@ def corpus_pairs(pairs: int, seed: int) -> list[tuple[str, str]]:
 
 
 def compare(model: str, pairs: int, seed: int) -> Agreement:
-    """Score the same pairs in float32 and in int8, one model after the other, on the CPU. Raises ModelError."""
+    """Score the same pairs in float32 and as `--quantization int8` does, one after the other. Raises ModelError."""
     from rerankd.reranker import Reranker
 
     texts = corpus_pairs(pairs, seed)
     scores = []
-    for quantization in (None, "int8"):
-        with Reranker(model, device="cpu", dtype="float32", quantization=quantization) as reranker:
+    for dtype, quantization in (("float32", None), ("auto", "int8")):
+        with Reranker(model, device="cpu", dtype=dtype, quantization=quantization) as reranker:
             scores.append(reranker.score(texts))
     return Agreement.of(*scores)
 

@@ -7,13 +7,15 @@ import logging
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from rerankd.core import ModelError
 from rerankd.layers.attention import Attention, sdpa_attention
-from rerankd.layers.linear import DenseLinear, Int8Linear, Linear
+from rerankd.layers.linear import DenseLinear, Linear, PackedLinear, int8_linear
+from rerankd.layers.native import Kernels
 from rerankd.layers.runtime import Runtime
 
 log = logging.getLogger("rerankd")
@@ -59,11 +61,14 @@ def place(device: str = "auto", dtype: str = "auto", quantization: str | None = 
     chosen_dtype = _dtype(dtype, on_cpu)
     if on_cpu:
         keep_freed_memory()
+    kernels = Kernels.load() if on_cpu and chosen_dtype == torch.bfloat16 else None
     runtime = Runtime(
         device=chosen,
         dtype=chosen_dtype,
-        attend=_attention(chosen, chosen_dtype),
-        linear=_linear(quantization, on_cpu),
+        attend=_attention(chosen, chosen_dtype, kernels),
+        kernels=kernels,
+        linear=_linear(quantization, chosen, chosen_dtype, kernels),
+        exact_linear=_linear(None, chosen, chosen_dtype, kernels),
         chunk_rows=CPU_CHUNK_ROWS if on_cpu else None,
     )
     return Placement(runtime, CPU_BATCH_TOKENS if on_cpu else ACCELERATOR_BATCH_TOKENS)
@@ -133,9 +138,12 @@ def _cpu_multiplies_bfloat16() -> bool:
     return any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
-def _linear(quantization: str | None, on_cpu: bool) -> Callable[[Tensor, Tensor | None], Linear]:
+def _linear(
+    quantization: str | None, device: torch.device, dtype: torch.dtype, kernels: Kernels | None
+) -> Callable[[Tensor, Tensor | None], Linear]:
+    on_cpu = device.type == "cpu"
     if quantization is None:
-        return DenseLinear
+        return PackedLinear if on_cpu and dtype == torch.bfloat16 and _onednn_multiplies_bfloat16() else DenseLinear
     if quantization != "int8":
         raise ModelError(f"The quantization {quantization!r} is unknown; choose int8, or none by leaving it out.")
     if not on_cpu:
@@ -143,12 +151,17 @@ def _linear(quantization: str | None, on_cpu: bool) -> Callable[[Tensor, Tensor 
     if not getattr(torch.cpu, "_is_vnni_supported", bool)():
         # Without VNNI oneDNN adds pairs of products in 16 bits, where they saturate.
         raise ModelError("int8 needs a processor with VNNI, whose 8-bit products are exact; this one has none.")
-    return Int8Linear
+    return partial(int8_linear, kernels=kernels)
 
 
-def _attention(device: torch.device, dtype: torch.dtype) -> Attention:
+def _onednn_multiplies_bfloat16() -> bool:
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)
+    return bool(torch._C._has_mkldnn) and bool(supported())
+
+
+def _attention(device: torch.device, dtype: torch.dtype, kernels: Kernels | None) -> Attention:
     if device.type == "cuda" and dtype != torch.float32:
         from rerankd.layers.attention.varlen import varlen_attention
 
         return varlen_attention
-    return sdpa_attention
+    return kernels.attention if kernels is not None and kernels.has_amx else sdpa_attention

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rerankd.layers.attention import AttentionLayout
-from rerankd.layers.linear import Linear
-from rerankd.layers.norm import LayerNorm
+from rerankd.layers.linear import Linear, Nonlinearity
+from rerankd.layers.norm import LayerNorm, States
 from rerankd.layers.runtime import Runtime
 
 
@@ -19,7 +18,6 @@ class EncoderLayer:
     """Self-attention, add and norm, GELU feed-forward, add and norm.
 
     Between layers and norms rows are float32, so that in bfloat16 only what goes into a product is rounded.
-    `gelu` is the approximation's name as `torch.nn.functional.gelu` takes it.
     """
 
     runtime: Runtime
@@ -31,28 +29,28 @@ class EncoderLayer:
     up: Linear
     down: Linear
     out_norm: LayerNorm
-    gelu: str
+    gelu: Nonlinearity
 
-    def __call__(self, x: Tensor, layout: AttentionLayout, keep: Tensor | None = None) -> Tensor:
-        """x: float32 [T, hidden]. Returns the new x, or only the rows `keep` (int64) of it, which `layout` then
-        has for its queries."""
-        hidden, dtype = x.shape[-1], self.runtime.dtype
+    def __call__(self, x: States, layout: AttentionLayout, keep: Tensor | None = None) -> States:
+        """x: [T, hidden]. Returns the new x, or only the rows `keep` (int64) of it, which `layout` then has
+        for its queries."""
+        hidden, dtype, device = x.exact.shape[-1], self.runtime.dtype, self.runtime.device
         head_dim = hidden // self.heads
-        keys_values = x.new_empty(len(x), 2 * hidden, dtype=dtype)
+        keys_values = x.rounded.new_empty(len(x), 2 * hidden)
         for rows in self.runtime.chunks(len(x)):
-            keys_values[rows] = self.key_value(x[rows].to(dtype))
+            keys_values[rows] = self.key_value(x.rounded[rows])
         keys, values = keys_values.view(len(x), 2, self.heads, head_dim).unbind(1)
         if keep is not None:
-            x = x[keep]
-        queries = torch.empty_like(x, dtype=dtype)
+            x = x.rows(keep)
+        queries = torch.empty_like(x.rounded)
         for rows in self.runtime.chunks(len(x)):
-            queries[rows] = self.query(x[rows].to(dtype))
+            queries[rows] = self.query(x.rounded[rows])
         attended = self.runtime.attend(
             queries.view(len(x), self.heads, head_dim), keys, values, layout, head_dim**-0.5
         ).flatten(1)
-        out = torch.empty_like(x)
+        out = States.empty(len(x), hidden, dtype, device)
         for rows in self.runtime.chunks(len(x)):
-            attention = self.attention_norm(x[rows] + self.attention_out(attended[rows]))
-            inner = F.gelu(self.up(attention.to(dtype)), approximate=self.gelu)
-            out[rows] = self.out_norm(attention + self.down(inner))
+            inner = out.rows(rows)
+            self.attention_norm.of_sum(x.exact[rows], self.attention_out(attended[rows]), inner)
+            self.out_norm.of_sum(inner.exact, self.down(self.up(inner.rounded, self.gelu)), inner)
         return out

@@ -1,18 +1,34 @@
-"""Linear maps: y = x W^T + b."""
+"""Linear maps, y = x W^T + b, with what follows them in the same pass where the kernel allows it."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rerankd.layers.native import Int8Rows, Kernels
+
+Nonlinearity: TypeAlias = Literal["silu", "gelu", "gelu_tanh"]
+Rows: TypeAlias = Any
+"""What `Linear.read` made of [rows, in_features]: the same tensor, or it in 8 bits."""
+
 
 class Linear(Protocol):
     """A loaded linear map from `[rows, in_features]` to `[rows, out_features]`, in the model's dtype."""
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def read(self, x: Tensor) -> Rows:
+        """x as this map and its like take it, done once where several read the same rows."""
+        ...
+
+    def __call__(self, x: Rows, then: Nonlinearity | None = None) -> Tensor:
+        """x W^T + b, or a nonlinearity of it; x is a tensor, or what `read` made of one."""
+        ...
+
+    def times(self, x: Rows, factor: Tensor) -> Tensor:
+        """(x W^T + b) * factor, for a factor of the output's shape."""
+        ...
 
 
 class DenseLinear:
@@ -22,32 +38,119 @@ class DenseLinear:
         self.weight = weight
         self.bias = bias
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def read(self, x: Tensor) -> Tensor:
+        return x
+
+    def __call__(self, x: Tensor, then: Nonlinearity | None = None) -> Tensor:
+        return apply(F.linear(x, self.weight, self.bias), then)
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias).mul_(factor)
 
 
-class Int8Linear:
-    """A linear map in 8-bit integers (W8A8), for CPUs: oneDNN's product of uint8 rows and an int8 weight.
+class PackedLinear:
+    """A bfloat16 linear map on a CPU whose weight oneDNN has laid out once for its kernels.
 
-    Each output channel of the weight is scaled to its largest magnitude when loaded, and each row of the input
-    to its own when used: a row with an outlier costs no other row its precision. The sum is exact in int32.
+    The same product as `DenseLinear`; what follows it is computed on float32 sums before they are rounded.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        scale = weight.float().abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-        rounded = (weight.float() / scale[:, None]).round_().to(torch.int8)
-        self.weight = torch.ops.onednn.qlinear_prepack(rounded, None)
-        self.scale = scale
-        self.zero_points = torch.zeros(len(scale), dtype=torch.int64)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self.bias = bias
 
-    def __call__(self, x: Tensor) -> Tensor:
-        # In float32, since bfloat16 has no more digits than int8 and would round twice.
-        largest = x.abs().amax(-1, keepdim=True).float().clamp_min_(torch.finfo(torch.float32).tiny * 256)
-        rounded = (x * (127 / largest)).round_().add_(128).to(torch.uint8)
-        # The product's own input scale is left at 1, since it knows one for all rows only.
+    def read(self, x: Tensor) -> Tensor:
+        return x
+
+    def __call__(self, x: Tensor, then: Nonlinearity | None = None) -> Tensor:
+        name, algorithm = _ONEDNN[then]
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
+        return product
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, factor, self.weight, self.bias, "mul")
+        return product
+
+
+def int8_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels | None) -> Linear:
+    """A linear map in 8-bit integers (W8A8), for CPUs.
+
+    Each output channel of the weight is scaled to its largest magnitude when loaded, and each row of the input
+    to its own range when used: a row with an outlier costs no other row its precision, and a lopsided one wastes
+    none. Sums are exact in int32.
+    """
+    scales = weight.float().abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    rounded = (weight.float() / scales[:, None]).round_().to(torch.int8)
+    if kernels is not None and kernels.fit_int8(*weight.shape):
+        return TiledInt8Linear(rounded, scales, bias, kernels)
+    return Int8Linear(rounded, scales, bias)
+
+
+class Int8Linear:
+    """An 8-bit map by oneDNN's product of uint8 rows and an int8 weight, in any dtype."""
+
+    def __init__(self, weight: Tensor, scales: Tensor, bias: Tensor | None) -> None:
+        self.weight = torch.ops.onednn.qlinear_prepack(weight, None)
+        self.scales = scales
+        self.sums = weight.sum(1) * scales
+        self.zero_points = torch.zeros(len(scales), dtype=torch.int64)
+        self.bias = bias
+
+    def read(self, x: Tensor) -> Tensor:
+        return x
+
+    def __call__(self, x: Tensor, then: Nonlinearity | None = None) -> Tensor:
+        low, high = (bound.float() for bound in x.aminmax(dim=-1, keepdim=True))
+        low, high = low.clamp_max_(0), high.clamp_min_(0)
+        steps = ((high - low) / 255).clamp_min_(torch.finfo(torch.float32).tiny * 256)
+        zeros = (-low / steps).round_()
+        codes = (x / steps).round_().add_(zeros).clamp_(0, 255).to(torch.uint8)
+        # The product's own input scale and zero are left at 1 and 0, since it knows one for all rows only.
         product: Tensor = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1.0, 128, self.weight, self.scale, self.zero_points, None, 1.0, 0, x.dtype, "none", [], ""
+            codes, 1.0, 0, self.weight, self.scales, self.zero_points, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        product.mul_(largest / 127)
-        return product if self.bias is None else product.add_(self.bias)
+        product.addcmul_(zeros, self.sums, value=-1).mul_(steps)
+        if self.bias is not None:
+            product.add_(self.bias)
+        return apply(product.to(x.dtype), then)
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        return self(x).mul_(factor)
+
+
+class TiledInt8Linear:
+    """An 8-bit map by the project's own kernels: bfloat16 rows, on a CPU with AMX."""
+
+    def __init__(self, weight: Tensor, scales: Tensor, bias: Tensor | None, kernels: Kernels) -> None:
+        self.weight, self.sums = kernels.pack_int8(weight)
+        self.scales = scales
+        self.bias = bias
+        self.kernels = kernels
+
+    def read(self, x: Tensor) -> Int8Rows:
+        return self.kernels.quantize(x)
+
+    def __call__(self, x: Rows, then: Nonlinearity | None = None) -> Tensor:
+        return self._product(x, then)
+
+    def times(self, x: Rows, factor: Tensor) -> Tensor:
+        return self._product(x, "times", factor)
+
+    def _product(self, x: Rows, then: str | None, factor: Tensor | None = None) -> Tensor:
+        rows = x if isinstance(x, Int8Rows) else self.kernels.quantize(x)
+        return self.kernels.int8_product(rows, self.weight, self.scales, self.sums, self.bias, then, factor)
+
+
+def apply(x: Tensor, nonlinearity: Nonlinearity | None) -> Tensor:
+    """The nonlinearity of x, or x itself."""
+    match nonlinearity:
+        case None:
+            return x
+        case "silu":
+            return F.silu(x)
+        case "gelu":
+            return F.gelu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
+
+
+_ONEDNN = {None: ("none", ""), "silu": ("swish", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}

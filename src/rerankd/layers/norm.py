@@ -2,28 +2,84 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rerankd.layers.native import Kernels
+from rerankd.layers.rotary import Rotation, rotate
+
 
 class RMSNorm:
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, 2019); the mean is taken in float32."""
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, 2019); the mean is taken in float32.
 
-    def __init__(self, weight: Tensor, eps: float) -> None:
+    kernels: for weights and rows in bfloat16 on a CPU, or None for torch's own functions
+    """
+
+    def __init__(self, weight: Tensor, eps: float, kernels: Kernels | None = None) -> None:
         self.weight = weight
         self.eps = eps
+        self.kernels = kernels if kernels is not None and kernels.fit(len(weight)) else None
 
     def __call__(self, x: Tensor) -> Tensor:
+        """x: [rows, width]."""
+        if self.kernels is not None:
+            return self.kernels.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+    def rotated(self, x: Tensor, rotation: Rotation, out: Tensor) -> None:
+        """Each head of x [rows, heads, head_dim] normed and turned by `rotation`, into `out` of the same shape."""
+        if self.kernels is not None:
+            self.kernels.norm_rotate(x, self.weight, self.eps, rotation, out)
+        else:
+            rotate(F.rms_norm(x, self.weight.shape, self.weight, self.eps), rotation, out)
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Rows between an encoder's layers: as they are, float32 [rows, width], and rounded to what products read.
+
+    In a float32 model both are one tensor.
+    """
+
+    exact: Tensor
+    rounded: Tensor
+
+    @classmethod
+    def empty(cls, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> States:
+        exact = torch.empty(rows, width, device=device)
+        return cls(exact, exact if dtype == torch.float32 else torch.empty(rows, width, dtype=dtype, device=device))
+
+    def __len__(self) -> int:
+        return len(self.exact)
+
+    def rows(self, rows: slice | Tensor) -> States:
+        exact = self.exact[rows]
+        return States(exact, exact if self.rounded is self.exact else self.rounded[rows])
+
+    def write(self, x: Tensor) -> None:
+        self.exact.copy_(x)
+        if self.rounded is not self.exact:
+            self.rounded.copy_(x)
 
 
 class LayerNorm:
     """(x - mean) / sqrt(variance + eps) * weight + bias (Ba et al., 2016)."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, eps: float, kernels: Kernels | None = None) -> None:
         self.weight = weight
         self.bias = bias
         self.eps = eps
+        self.kernels = kernels if kernels is not None and kernels.fit(len(weight)) else None
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+    def of_sum(self, x: Tensor, delta: Tensor, out: States) -> None:
+        """The norm of x + delta, for weights and x in float32 and delta in the model's dtype, into `out`."""
+        if self.kernels is not None:
+            self.kernels.add_layer_norm(x, delta, self.weight, self.bias, self.eps, out.exact, out.rounded)
+        else:
+            out.write(self(x + delta))

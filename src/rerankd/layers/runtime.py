@@ -10,13 +10,16 @@ from torch import Tensor
 
 from rerankd.layers.attention import Attention
 from rerankd.layers.linear import Linear
+from rerankd.layers.native import Kernels
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """Placement and kernels of one loaded model.
 
+    kernels: fused row operations in this dtype and place, or None for torch's own functions
     linear: makes a linear map of a float weight [out, in] and a bias [out] or None, both already in place
+    exact_linear: the same for maps that 8 bits would cost too much precision; never quantised
     chunk_rows: how many packed rows go from product to product at a time, so that what lies between two
         products stays in the processor's cache; None for all at once
     """
@@ -24,7 +27,9 @@ class Runtime:
     device: torch.device
     dtype: torch.dtype
     attend: Attention
+    kernels: Kernels | None
     linear: Callable[[Tensor, Tensor | None], Linear]
+    exact_linear: Callable[[Tensor, Tensor | None], Linear]
     chunk_rows: int | None
 
     def chunks(self, rows: int) -> Iterator[slice]:

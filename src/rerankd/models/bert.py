@@ -12,11 +12,13 @@ from torch import Tensor
 from rerankd.core import ModelError, PackedBatch, Span
 from rerankd.layers.attention.layout import pruned_layout, separate_layout
 from rerankd.layers.encoder import EncoderLayer
+from rerankd.layers.linear import Nonlinearity
+from rerankd.layers.norm import States
 from rerankd.models.base import TokenIds, declared_activation, first_tokens, label_count, score_rows
 from rerankd.models.config import Config
 from rerankd.models.weights import Weights
 
-GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+GELU: dict[str, Nonlinearity] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 class Encoder:
@@ -39,21 +41,28 @@ class Encoder:
         self.types = embeddings.tensor("token_type_embeddings.weight", types, hidden)
         self.norm = embeddings.layer_norm("LayerNorm", hidden, eps, torch.float32)
         self.position_offset = position_offset
+        self.runtime = weights.runtime
         self.layers = []
         for i in range(config.get("num_hidden_layers", int)):
             layer = weights.scope(f"encoder.layer.{i}")
             attention = layer.scope("attention")
             own = attention.scope("self")
+            # 8 bits cost the most where every token's error reaches all others, and where all layers build on it.
+            first = i == 0
             self.layers.append(
                 EncoderLayer(
                     runtime=weights.runtime,
                     heads=config.get("num_attention_heads", int),
-                    query=own.linear("query", inputs=hidden, outputs=hidden, bias=True),
-                    key_value=own.linear("key", "value", inputs=hidden, outputs=(hidden, hidden), bias=True),
-                    attention_out=attention.linear("output.dense", inputs=hidden, outputs=hidden, bias=True),
+                    query=own.linear("query", inputs=hidden, outputs=hidden, bias=True, exact=True),
+                    key_value=own.linear(
+                        "key", "value", inputs=hidden, outputs=(hidden, hidden), bias=True, exact=True
+                    ),
+                    attention_out=attention.linear(
+                        "output.dense", inputs=hidden, outputs=hidden, bias=True, exact=first
+                    ),
                     attention_norm=attention.layer_norm("output.LayerNorm", hidden, eps, torch.float32),
-                    up=layer.linear("intermediate.dense", inputs=hidden, outputs=mlp, bias=True),
-                    down=layer.linear("output.dense", inputs=mlp, outputs=hidden, bias=True),
+                    up=layer.linear("intermediate.dense", inputs=hidden, outputs=mlp, bias=True, exact=first),
+                    down=layer.linear("output.dense", inputs=mlp, outputs=hidden, bias=True, exact=first),
                     out_norm=layer.layer_norm("output.LayerNorm", hidden, eps, torch.float32),
                     gelu=GELU[activation],
                 )
@@ -69,7 +78,7 @@ class Encoder:
         x = self._embed(batch)
         for layer in self.layers[:-1]:
             x = layer(x, layout)
-        return self.layers[-1](x, pruned_layout(layout, documents), keep=first_tokens(batch))
+        return self.layers[-1](x, pruned_layout(layout, documents), keep=first_tokens(batch)).exact
 
     def states(self, batch: PackedBatch, spans: list[Span]) -> Tensor:
         """Every token's last hidden state, float32 [T, hidden]; `spans` are the runs that attend to themselves."""
@@ -77,13 +86,16 @@ class Encoder:
         x = self._embed(batch)
         for layer in self.layers:
             x = layer(x, layout)
-        return x
+        return x.exact
 
-    def _embed(self, batch: PackedBatch) -> Tensor:
-        x = F.embedding(batch.token_ids, self.words).float()
-        x = x + F.embedding(batch.positions + self.position_offset, self.positions)
-        types = torch.zeros_like(batch.token_ids) if batch.token_types is None else batch.token_types
-        return self.norm(x + F.embedding(types, self.types))
+    def _embed(self, batch: PackedBatch) -> States:
+        out = States.empty(len(batch.token_ids), self.words.shape[1], self.runtime.dtype, self.runtime.device)
+        for rows in self.runtime.chunks(len(out)):
+            x = F.embedding(batch.token_ids[rows], self.words).float()
+            x += F.embedding(batch.positions[rows] + self.position_offset, self.positions)
+            x += self.types[0] if batch.token_types is None else F.embedding(batch.token_types[rows], self.types)
+            out.rows(rows).write(self.norm(x))
+        return out
 
 
 class BertCrossEncoder:

@@ -110,7 +110,7 @@ class InterleavedRotary:
 
     def __call__(self, positions: Tensor) -> Rotation:
         """positions: int64 [3, T]."""
-        angles = (positions.float()[self.dimension].T * self.frequencies)[:, None]
+        angles = (positions.float()[self.dimension].T.contiguous() * self.frequencies)[:, None]
         return Rotation(angles.cos().to(self.runtime.dtype), angles.sin().to(self.runtime.dtype))
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rerankd.core import ModelError, Span
@@ -89,7 +88,7 @@ class VisionBlock:
         out = torch.empty_like(x)
         for rows in self.runtime.chunks(len(x)):
             inner = x[rows] + self.out(attended[rows])
-            mlp = self.down(F.gelu(self.up(self.norm2(inner)), approximate="tanh"))
+            mlp = self.down(self.up(self.norm2(inner), "gelu_tanh"))
             torch.add(inner, mlp, out=out[rows])
         return out
 
@@ -114,7 +113,7 @@ class PatchMerger:
         joined = self.norm(x.view(-1, self.joined)) if self.norm_joined else self.norm(x).view(-1, self.joined)
         tokens = joined.new_empty(len(joined), self.out)
         for rows in self.runtime.chunks(len(joined)):
-            tokens[rows] = self.down(F.gelu(self.up(joined[rows])))
+            tokens[rows] = self.down(self.up(joined[rows], "gelu"))
         return tokens
 
 

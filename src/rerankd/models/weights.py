@@ -104,7 +104,8 @@ class Weights:
         """The tensor `name`, which must have `shape`, in the runtime's dtype unless another is asked for."""
         full = self._prefix + name
         self._expect(full, shape)
-        return self._checkpoint.read(full).to(self.runtime.device, dtype or self.runtime.dtype)
+        # A copy, since what is read is a view of the file, all of which would stay in memory with it.
+        return self._checkpoint.read(full).to(self.runtime.device, dtype or self.runtime.dtype, copy=True)
 
     def height(self, name: str) -> int:
         """How many rows the stored matrix has, for where the configuration does not say."""
@@ -119,20 +120,26 @@ class Weights:
             raise ModelError(f"`{full}` has {height} rows; the answer tokens {list(rows)} lie beyond them.")
         return self._checkpoint.read_rows(full, rows).to(self.runtime.device, torch.float32)
 
-    def linear(self, *names: str, inputs: int, outputs: Sequence[int] | int, bias: bool = False) -> Linear:
-        """One linear map made of one or several stored ones, laid one after another in the output."""
+    def linear(
+        self, *names: str, inputs: int, outputs: Sequence[int] | int, bias: bool = False, exact: bool = False
+    ) -> Linear:
+        """One linear map made of one or several stored ones, laid one after another in the output.
+
+        exact: whether it stays in the runtime's dtype where others are quantised
+        """
         widths = [outputs] if isinstance(outputs, int) else list(outputs)
         pieces = [self.tensor(f"{name}.weight", width, inputs) for name, width in zip(names, widths, strict=True)]
         biases = [self.tensor(f"{name}.bias", width) for name, width in zip(names, widths, strict=True) if bias]
         weight = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        return self.runtime.linear(weight, torch.cat(biases) if biases else None)
+        make = self.runtime.exact_linear if exact else self.runtime.linear
+        return make(weight, torch.cat(biases) if biases else None)
 
     def rms_norm(self, name: str, width: int, eps: float) -> RMSNorm:
-        return RMSNorm(self.tensor(f"{name}.weight", width), eps)
+        return RMSNorm(self.tensor(f"{name}.weight", width), eps, self.runtime.kernels)
 
     def layer_norm(self, name: str, width: int, eps: float, dtype: torch.dtype | None = None) -> LayerNorm:
         weight, bias = (self.tensor(f"{name}.{part}", width, dtype=dtype) for part in ("weight", "bias"))
-        return LayerNorm(weight, bias, eps)
+        return LayerNorm(weight, bias, eps, self.runtime.kernels)
 
     def finish(self) -> None:
         """Complain of tensors that nothing asked for.

@@ -14,6 +14,8 @@ from rerankd.core import PackedGroup, Span
 from rerankd.layers.attention.buckets import Bucket, in_buckets
 
 NOTHING = Span(0, 0)
+RUN_KEYS = 512
+"""Own keys in a run of blocks, unless their shared keys ask for more (see `AttentionLayout.runs`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,24 @@ class AttentionLayout:
     def buckets(self) -> list[Bucket]:
         """The blocks grouped for kernels that take batches of one size; made once for all layers."""
         return in_buckets(self.blocks, self.causal)
+
+    @cached_property
+    def runs(self) -> tuple[Tensor, Tensor]:
+        """The blocks in runs that see the same shared keys, as a kernel that packs those once for a run reads them.
+
+        int64 [runs + 1], where runs begin, and int64 [blocks, 6]: start and stop of query, shared and own.
+        A run's own keys are bounded, so that many threads find work.
+        """
+        starts, keys = [0], 0
+        for i, block in enumerate(self.blocks):
+            if keys and (block.shared != self.blocks[i - 1].shared or keys > max(RUN_KEYS, 4 * len(block.shared))):
+                starts.append(i)
+                keys = 0
+            keys += len(block.own)
+        spans = [(b.query, b.shared, b.own) for b in self.blocks]
+        return torch.tensor([*starts, len(self.blocks)]), torch.tensor(
+            [[bound for span in row for bound in (span.start, span.stop)] for row in spans]
+        )
 
     @cached_property
     def key_rows(self) -> Tensor:

@@ -1,0 +1,597 @@
+/* Fused row operations and packed attention for bfloat16 on x86-64 with AVX512-BF16, with AMX where there is one.
+ *
+ * torch computes each of these as several passes over float32 temporaries; here a row is read once and written once.
+ * Plain C behind a C ABI: built without torch's headers, loaded by ctypes, and left out where it does not compile.
+ * Threads are torch's own: both use the one OpenMP runtime that is loaded.
+ *
+ * Everywhere: bf16 is a bfloat16 as its 16 bits, strides count elements, rows are contiguous in their last dimension.
+ * Widths are multiples of 16 (`rows_fit` in __init__.py checks), head dimensions multiples of 32.
+ */
+#include <float.h>
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+/* What the processor has, as a sum of these; 0 where nothing here can run. */
+enum { HAS_AVX512_BF16 = 1, HAS_AMX = 2 };
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,prefer-vector-width=512")))
+#define INLINE AVX512 static inline __attribute__((always_inline))
+#define AMX __attribute__((target("amx-tile,amx-bf16,amx-int8,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
+
+int rerankd_features(void)
+{
+    unsigned a, b, c, d;
+    /* Leaf 7.1 EAX bit 5 is AVX512-BF16; torch's own check of AVX512 includes that the system saves the registers. */
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq")
+        || !__builtin_cpu_supports("avx512vl") || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & (1u << 5)))
+        return 0;
+    int found = HAS_AVX512_BF16;
+    /* Leaf 7.0 EDX bits 22, 24 and 25 are AMX-BF16, AMX-TILE and AMX-INT8; Linux hands out tile registers (feature 18) on request. */
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & (1u << 22)) && (d & (1u << 24)) && (d & (1u << 25))
+        && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0)
+        found |= HAS_AMX;
+    return found;
+}
+
+INLINE __m512 load_bf16(const bf16 *from)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16));
+}
+
+INLINE void store_bf16(bf16 *to, __m512 x)
+{
+    _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
+}
+
+/* e^x to about 2 units in the last place, for x <= 88; next to 0 for very negative x. */
+INLINE __m512 exp_ps(__m512 x)
+{
+    x = _mm512_max_ps(_mm512_set1_ps(-100.0f), x); /* in this order not-a-number stays what it is */
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    return _mm512_scalef_ps(p, n);
+}
+
+/* ---- rows ------------------------------------------------------------------------------------------------------ */
+
+/* out = x / sqrt(mean(x^2) + eps) * weight */
+AVX512 void rerankd_rms_norm(int threads, int64_t rows, int64_t width, const bf16 *x, int64_t x_stride,
+                             const bf16 *weight, float eps, bf16 *out)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const bf16 *row = x + i * x_stride;
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t j = 0; j < width; j += 16) {
+            __m512 v = load_bf16(row + j);
+            sum = _mm512_fmadd_ps(v, v, sum);
+        }
+        __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(sum) / (float)width + eps));
+        for (int64_t j = 0; j < width; j += 16)
+            store_bf16(out + i * width + j, _mm512_mul_ps(_mm512_mul_ps(load_bf16(row + j), scale), load_bf16(weight + j)));
+    }
+}
+
+/* Each head's RMSNorm, then its rotation: x and out [rows, heads, head_dim], cos and sin [rows, head_dim / 2]. */
+AVX512 void rerankd_norm_rotate(int threads, int64_t rows, int64_t heads, int64_t head_dim, const bf16 *x,
+                                int64_t x_stride, const bf16 *weight, float eps, const bf16 *cosines,
+                                const bf16 *sines, bf16 *out, int64_t out_stride)
+{
+    const int64_t half = head_dim / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const bf16 *c = cosines + i * half, *s = sines + i * half;
+        for (int64_t h = 0; h < heads; h++) {
+            const bf16 *from = x + i * x_stride + h * head_dim;
+            bf16 *to = out + i * out_stride + h * head_dim;
+            __m512 sum = _mm512_setzero_ps();
+            for (int64_t j = 0; j < head_dim; j += 16) {
+                __m512 v = load_bf16(from + j);
+                sum = _mm512_fmadd_ps(v, v, sum);
+            }
+            __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(sum) / (float)head_dim + eps));
+            for (int64_t j = 0; j < half; j += 16) {
+                __m512 a = _mm512_mul_ps(_mm512_mul_ps(load_bf16(from + j), scale), load_bf16(weight + j));
+                __m512 b = _mm512_mul_ps(_mm512_mul_ps(load_bf16(from + half + j), scale), load_bf16(weight + half + j));
+                __m512 cj = load_bf16(c + j), sj = load_bf16(s + j);
+                store_bf16(to + j, _mm512_fmsub_ps(a, cj, _mm512_mul_ps(b, sj)));
+                store_bf16(to + half + j, _mm512_fmadd_ps(b, cj, _mm512_mul_ps(a, sj)));
+            }
+        }
+    }
+}
+
+/* LayerNorm of x + delta, in float32 as `out` and rounded as `rounded`. */
+AVX512 void rerankd_add_layer_norm(int threads, int64_t rows, int64_t width, const float *x, const bf16 *delta,
+                                   const float *weight, const float *bias, float eps, float *out, bf16 *rounded)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const float *row = x + i * width;
+        const bf16 *add = delta + i * width;
+        float *to = out + i * width;
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t j = 0; j < width; j += 16) {
+            __m512 v = _mm512_add_ps(_mm512_loadu_ps(row + j), load_bf16(add + j));
+            _mm512_storeu_ps(to + j, v);
+            sum = _mm512_add_ps(sum, v);
+        }
+        __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
+        __m512 squares = _mm512_setzero_ps();
+        for (int64_t j = 0; j < width; j += 16) {
+            __m512 v = _mm512_sub_ps(_mm512_loadu_ps(to + j), mean);
+            squares = _mm512_fmadd_ps(v, v, squares);
+        }
+        __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)width + eps));
+        for (int64_t j = 0; j < width; j += 16) {
+            __m512 v = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(to + j), mean), scale);
+            v = _mm512_fmadd_ps(v, _mm512_loadu_ps(weight + j), _mm512_loadu_ps(bias + j));
+            _mm512_storeu_ps(to + j, v);
+            store_bf16(rounded + i * width + j, v);
+        }
+    }
+}
+
+/* ---- tiles ---------------------------------------------------------------------------------------------------------- */
+
+/* All eight tiles as 16 rows of 64 bytes: palette 1, then bytes from offset 16, rows from 48. Static, since GCC 12 does
+ * not see that the instruction reads it and drops stores to a local one. */
+static const uint8_t TILE_SHAPES[64] __attribute__((aligned(64))) = {
+    1,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
+    64, 0,  64, 0,  64, 0,  64, 0,  64, 0,  64, 0,  64, 0,  64, 0,
+    0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,  0,
+    16, 16, 16, 16, 16, 16, 16, 16, 0,  0,  0,  0,  0,  0,  0,  0,
+};
+
+AMX static void begin_tiles(void)
+{
+    _tile_loadconfig(TILE_SHAPES);
+}
+
+AMX static void end_tiles(void)
+{
+    _tile_release();
+}
+
+/* ---- 8-bit products ---------------------------------------------------------------------------------------------- */
+
+enum { TILE_ROWS = 16, TILE_BYTES = 64 };
+
+/* Rows as unsigned 8-bit integers, x = (code - zero) * step, in tiles of 16 rows by 64 columns, laid out row block by
+ * row block. Each row has a step and a zero of its own, so that its whole range, lopsided or not, is used. The rows that
+ * fill the last tile are left as they are. */
+AVX512 void rerankd_quantize(int threads, int64_t rows, int64_t width, const bf16 *x, int64_t x_stride, uint8_t *codes,
+                             float *steps, int32_t *zeros)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++) {
+        const bf16 *row = x + i * x_stride;
+        __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
+        for (int64_t j = 0; j < width; j += 16) {
+            __m512 v = load_bf16(row + j);
+            low = _mm512_min_ps(low, v);
+            high = _mm512_max_ps(high, v);
+        }
+        const float least = _mm512_reduce_min_ps(low), most = _mm512_reduce_max_ps(high);
+        const float step = fmaxf((most - least) / 255.0f, FLT_MIN * 256);
+        const int zero = (int)lrintf(-least / step);
+        const __m512 factor = _mm512_set1_ps(1.0f / step);
+        const __m512i shift = _mm512_set1_epi32(zero);
+        steps[i] = step;
+        zeros[i] = zero;
+        uint8_t *to = codes + i / TILE_ROWS * TILE_ROWS * width + i % TILE_ROWS * TILE_BYTES;
+        for (int64_t j = 0; j < width; j += 16) {
+            __m512i code = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(row + j), factor)), shift);
+            code = _mm512_max_epi32(code, _mm512_setzero_si512());
+            _mm_storeu_si128((__m128i *)(to + j / TILE_BYTES * TILE_ROWS * TILE_BYTES + j % TILE_BYTES),
+                             _mm512_cvtusepi32_epi8(code));
+        }
+    }
+}
+
+/* An 8-bit weight [outputs, inputs] as tiles read it: panels of 16 outputs, of runs of 4 inputs; and its rows' sums. */
+void rerankd_pack_int8(int64_t outputs, int64_t inputs, const int8_t *weight, int8_t *packed, int32_t *sums)
+{
+    for (int64_t o = 0; o < outputs; o++) {
+        int8_t *panel = packed + o / 16 * 16 * inputs + o % 16 * 4;
+        sums[o] = 0;
+        for (int64_t i = 0; i < inputs; i++) {
+            panel[i / 4 * 64 + i % 4] = weight[o * inputs + i];
+            sums[o] += weight[o * inputs + i];
+        }
+    }
+}
+
+enum { THEN_NOTHING, THEN_SILU, THEN_GELU, THEN_GELU_TANH, THEN_TIMES };
+
+/* These are read as bfloat16, so reciprocals good to 14 bits do. */
+INLINE __m512 sigmoid_ps(__m512 x)
+{
+    __m512 e = exp_ps(_mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_sub_ps(_mm512_setzero_ps(), x)));
+    return _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1.0f), e));
+}
+
+/* x * (1 + erf(x / sqrt(2))) / 2, with erf by Abramowitz and Stegun's 7.1.26 (at most 1.5e-7 off). */
+INLINE __m512 gelu_ps(__m512 x)
+{
+    const __m512 one = _mm512_set1_ps(1.0f);
+    __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
+    __m512 t = _mm512_rcp14_ps(_mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), one));
+    __m512 p = _mm512_set1_ps(1.061405429f);
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-1.453152027f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.421413741f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.284496736f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.254829592f));
+    p = _mm512_mul_ps(_mm512_mul_ps(p, t), exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(z, z))));
+    /* p is 1 - erf(|x| / sqrt(2)). */
+    __m512 tail = _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(0.5f), _mm512_abs_ps(x)), p);
+    return _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), x), tail);
+}
+
+INLINE __m512 gelu_tanh_ps(__m512 x)
+{
+    __m512 cubic = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_mul_ps(x, x), x), _mm512_set1_ps(0.044715f), x);
+    return _mm512_mul_ps(x, sigmoid_ps(_mm512_mul_ps(cubic, _mm512_set1_ps(1.5957691216f))));
+}
+
+/* 32 x 32 outputs of int32 tiles as bfloat16: scaled, with bias, and with what follows. */
+AVX512 static void finish_block(const int32_t *sums, int64_t rows, int64_t outputs, int64_t column, const float *steps,
+                         const int32_t *zeros, const float *scales, const int32_t *weight_sums, const bf16 *bias,
+                         int then, const bf16 *factor, bf16 *out)
+{
+    for (int64_t j = 0; j < 32; j += 16) {
+        const __m512 scale = _mm512_loadu_ps(scales + column + j);
+        const __m512i weight_sum = _mm512_loadu_si512(weight_sums + column + j);
+        const __m512 add = bias ? load_bf16(bias + column + j) : _mm512_setzero_ps();
+        for (int64_t i = 0; i < rows; i++) {
+            __m512i sum = _mm512_loadu_si512(sums + 32 * i + j);
+            sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(weight_sum, _mm512_set1_epi32(zeros[i])));
+            __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scale, _mm512_set1_ps(steps[i])));
+            y = _mm512_add_ps(y, add);
+            const int64_t at = i * outputs + column + j;
+            if (then == THEN_SILU)
+                y = _mm512_mul_ps(y, sigmoid_ps(y));
+            else if (then == THEN_GELU)
+                y = gelu_ps(y);
+            else if (then == THEN_GELU_TANH)
+                y = gelu_tanh_ps(y);
+            else if (then == THEN_TIMES)
+                y = _mm512_mul_ps(y, load_bf16(factor + at));
+            store_bf16(out + at, y);
+        }
+    }
+}
+
+/* out [rows, outputs] of quantised rows and a packed weight. steps, zeros: of each row; scales, weight_sums, bias (or
+ * NULL): of each output. inputs is a multiple of 64, outputs of 32. */
+AMX void rerankd_int8(int threads, int64_t rows, int64_t inputs, int64_t outputs, const uint8_t *codes, const float *steps,
+                      const int32_t *zeros, const int8_t *weight, const float *scales, const int32_t *weight_sums,
+                      const bf16 *bias, int then, const bf16 *factor, bf16 *out)
+{
+    enum { BLOCK = 256 };  /* rows that pass by a panel of the weight while it is in the nearest cache */
+    const int64_t blocks = (rows + BLOCK - 1) / BLOCK;
+#pragma omp parallel num_threads(threads)
+    {
+        int32_t sums[32 * 32] __attribute__((aligned(64)));
+        begin_tiles();
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t block = 0; block < blocks; block++)
+            for (int64_t column = 0; column < outputs; column += 32) {
+                const int8_t *left = weight + column * inputs, *right = left + 16 * inputs;
+                const int64_t end = rows < (block + 1) * BLOCK ? rows : (block + 1) * BLOCK;
+                for (int64_t i = block * BLOCK; i < end; i += 32) {
+                    const uint8_t *upper = codes + i * inputs, *lower = upper + 16 * inputs;
+                    const int both = end - i > 16;
+                    _tile_zero(0);
+                    _tile_zero(1);
+                    _tile_zero(2);
+                    _tile_zero(3);
+                    for (int64_t k = 0; k < inputs; k += 64) {
+                        _tile_loadd(4, upper + 16 * k, 64);
+                        _tile_loadd(6, left + 16 * k, 64);
+                        _tile_loadd(7, right + 16 * k, 64);
+                        _tile_dpbusd(0, 4, 6);
+                        _tile_dpbusd(1, 4, 7);
+                        if (both) {
+                            _tile_loadd(5, lower + 16 * k, 64);
+                            _tile_dpbusd(2, 5, 6);
+                            _tile_dpbusd(3, 5, 7);
+                        }
+                    }
+                    _tile_stored(0, sums, 128);
+                    _tile_stored(1, sums + 16, 128);
+                    _tile_stored(2, sums + 512, 128);
+                    _tile_stored(3, sums + 528, 128);
+                    finish_block(sums, end - i < 32 ? end - i : 32, outputs, column, steps + i, zeros + i, scales,
+                                 weight_sums, bias, then, factor ? factor + i * outputs : factor, out + i * outputs);
+                }
+            }
+        end_tiles();
+    }
+}
+
+/* ---- attention ------------------------------------------------------------------------------------------------- */
+
+/* The product of a matrix and a packed one, as both attention products are: c [m, n] (+)= a [m, k] b [k, n].
+ *
+ * b is packed in panels of 16 columns, each of `depth` >= k rows, as pairs b[2i][j], b[2i + 1][j]: a tile reads 16 such
+ * rows of pairs as they are. m is 16 or 32; n and k are multiples of 32.
+ */
+AMX static void multiply(int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t a_stride, const bf16 *b, int64_t depth,
+                         float *c, int64_t c_stride, int add)
+{
+    const size_t a_bytes = 2 * a_stride, c_bytes = 4 * c_stride;
+    for (int64_t j = 0; j < n; j += 32) {
+        const bf16 *left = b + j * depth, *right = left + 16 * depth;
+        float *upper = c + j, *lower = c + 16 * c_stride + j;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        if (add) {
+            _tile_loadd(0, upper, c_bytes);
+            _tile_loadd(1, upper + 16, c_bytes);
+            if (m > 16) {
+                _tile_loadd(2, lower, c_bytes);
+                _tile_loadd(3, lower + 16, c_bytes);
+            }
+        }
+        for (int64_t x = 0; x < k; x += 32) {
+            _tile_loadd(4, a + x, a_bytes);
+            _tile_loadd(6, left + 16 * x, 64);
+            _tile_loadd(7, right + 16 * x, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            if (m > 16) {
+                _tile_loadd(5, a + 16 * a_stride + x, a_bytes);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+        }
+        _tile_stored(0, upper, c_bytes);
+        _tile_stored(1, upper + 16, c_bytes);
+        if (m > 16) {
+            _tile_stored(2, lower, c_bytes);
+            _tile_stored(3, lower + 16, c_bytes);
+        }
+    }
+}
+
+INLINE void transpose_16x16(__m512i r[16])
+{
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+/* Keys [n, head_dim] as the packed right side of q k^T: head_dim is summed over, keys (up to a multiple of 32) are columns. */
+AVX512 static void pack_keys(const bf16 *keys, int64_t stride, int64_t n, int64_t head_dim, bf16 *out)
+{
+    const int64_t padded = (n + 31) / 32 * 32;
+    for (int64_t i = 0; i < padded; i += 16)
+        for (int64_t j = 0; j < head_dim; j += 32) {
+            __m512i rows[16];
+            for (int r = 0; r < 16; r++)
+                rows[r] = i + r < n ? _mm512_loadu_si512(keys + (i + r) * stride + j) : _mm512_setzero_si512();
+            transpose_16x16(rows);
+            for (int r = 0; r < 16; r++)
+                _mm512_storeu_si512(out + i * head_dim + (j / 2 + r) * 32, rows[r]);
+        }
+}
+
+/* Values [n, head_dim] as the packed right side of p v: keys (up to a multiple of 32) are summed over. */
+AVX512 static void pack_values(const bf16 *values, int64_t stride, int64_t n, int64_t head_dim, bf16 *out)
+{
+    const int64_t padded = (n + 31) / 32 * 32;
+    uint16_t order[32];
+    for (int i = 0; i < 16; i++) {
+        order[2 * i] = (uint16_t)i;
+        order[2 * i + 1] = (uint16_t)(i + 32);
+    }
+    const __m512i low = _mm512_loadu_si512(order), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    for (int64_t i = 0; i < padded; i += 2)
+        for (int64_t j = 0; j < head_dim; j += 32) {
+            __m512i even = i < n ? _mm512_loadu_si512(values + i * stride + j) : _mm512_setzero_si512();
+            __m512i odd = i + 1 < n ? _mm512_loadu_si512(values + (i + 1) * stride + j) : _mm512_setzero_si512();
+            _mm512_storeu_si512(out + j * padded + 16 * i, _mm512_permutex2var_epi16(even, low, odd));
+            _mm512_storeu_si512(out + (j + 16) * padded + 16 * i, _mm512_permutex2var_epi16(even, high, odd));
+        }
+}
+
+/* The lanes of 16 that lie below `end`, for the run that begins at `j`. */
+INLINE __mmask16 lanes(int64_t j, int64_t end)
+{
+    return end - j >= 16 ? 0xffff : end <= j ? 0 : (__mmask16)((1u << (end - j)) - 1);
+}
+
+INLINE __m512 max_over(const float *x, int64_t end, __m512 largest)
+{
+    for (int64_t j = 0; j < end; j += 16)
+        largest = _mm512_mask_max_ps(largest, lanes(j, end), largest, _mm512_loadu_ps(x + j));
+    return largest;
+}
+
+/* out = e^(scale * (x - largest)) up to `end`, 0 from there to `width`; returns the sum so far. */
+INLINE __m512 exp_over(const float *x, int64_t end, int64_t width, __m512 largest, __m512 scale, __m512 sum, bf16 *out)
+{
+    int64_t j = 0;
+    for (; j < end; j += 16) {
+        __m512 e = exp_ps(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + j), largest), scale));
+        e = _mm512_maskz_mov_ps(lanes(j, end), e);
+        sum = _mm512_add_ps(sum, e);
+        store_bf16(out + j, e);
+    }
+    for (; j < width; j += 16)
+        store_bf16(out + j, _mm512_setzero_ps());
+    return sum;
+}
+
+typedef struct { int64_t query, query_stop, shared, shared_stop, own, own_stop; } block;
+
+/* Packed keys and values of `count` rows of one head. */
+typedef struct { int64_t count; bf16 *keys, *values; } side;
+
+/* What a thread works in. logits and weights: a row for each query, shared keys first, each side up to a multiple of 32. */
+typedef struct { bf16 *queries, *weights; float *logits, *sums; } scratch;
+
+enum { QUERIES = 32 };  /* query rows that are computed together: two tiles */
+
+INLINE int64_t padded(int64_t n)
+{
+    return (n + 31) / 32 * 32;
+}
+
+AVX512 static void pack(side *to, const bf16 *keys, const bf16 *values, int64_t stride_k, int64_t stride_v, int64_t count,
+                        int64_t head_dim)
+{
+    to->count = count;
+    pack_keys(keys, stride_k, count, head_dim, to->keys);
+    pack_values(values, stride_v, count, head_dim, to->values);
+}
+
+/* Up to QUERIES query rows of one head; the last of them sees `visible` of its own keys, in a causal block the row
+ * before it one key less, and so on. */
+AMX static void attend(const scratch *s, const side *shared, const side *own, int64_t rows,
+                          int64_t head_dim, const bf16 *q, int64_t q_stride, int64_t visible, int causal, float scale,
+                          bf16 *out, int64_t out_stride)
+{
+    const int64_t before = padded(shared->count), behind = padded(visible), width = before + behind;
+    const int64_t height = rows > 16 ? 32 : 16;
+    float totals[QUERIES];
+    for (int64_t i = 0; i < height; i++)
+        for (int64_t j = 0; j < head_dim; j += 32)
+            _mm512_storeu_si512(s->queries + i * head_dim + j,
+                                i < rows ? _mm512_loadu_si512(q + i * q_stride + j) : _mm512_setzero_si512());
+    multiply(height, before, head_dim, s->queries, head_dim, shared->keys, head_dim, s->logits, width, 0);
+    multiply(height, behind, head_dim, s->queries, head_dim, own->keys, head_dim, s->logits + before, width, 0);
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t end = causal ? visible - (rows - 1 - i) : visible;
+        const float *row = s->logits + i * width;
+        bf16 *to = s->weights + i * width;
+        __m512 largest = max_over(row, shared->count, _mm512_set1_ps(-FLT_MAX));
+        largest = _mm512_set1_ps(_mm512_reduce_max_ps(max_over(row + before, end, largest)));
+        __m512 sum = exp_over(row, shared->count, before, largest, _mm512_set1_ps(scale), _mm512_setzero_ps(), to);
+        sum = exp_over(row + before, end, behind, largest, _mm512_set1_ps(scale), sum, to + before);
+        totals[i] = _mm512_reduce_add_ps(sum);
+    }
+    memset(s->weights + rows * width, 0, (size_t)(height - rows) * width * sizeof(bf16));
+    multiply(height, head_dim, behind, s->weights + before, width, own->values, padded(own->count), s->sums, head_dim, 0);
+    multiply(height, head_dim, before, s->weights, width, shared->values, before, s->sums, head_dim, 1);
+    for (int64_t i = 0; i < rows; i++) {
+        __m512 inverse = _mm512_set1_ps(1.0f / totals[i]);
+        for (int64_t j = 0; j < head_dim; j += 16)
+            store_bf16(out + i * out_stride + j, _mm512_mul_ps(_mm512_loadu_ps(s->sums + i * head_dim + j), inverse));
+    }
+}
+
+static bf16 *take(char **from, int64_t bytes)
+{
+    bf16 *taken = (bf16 *)*from;
+    *from += (bytes + 63) / 64 * 64;
+    return taken;
+}
+
+/* Attention as layout.py says: q and out [rows, heads, head_dim], k and v [T, kv_heads, head_dim].
+ *
+ * blocks: their spans; runs [run_count + 1]: where runs of blocks with one `shared` span begin; each run of each key
+ * head is a piece of work, in which the shared keys and values are packed once. Returns 0, or 1 where memory ran out.
+ */
+AMX int rerankd_attention(int threads, int64_t run_count, const int64_t *runs, const block *blocks,
+                             int64_t heads, int64_t kv_heads, int64_t head_dim, const bf16 *q, int64_t q_stride,
+                             const bf16 *k, int64_t k_stride, const bf16 *v, int64_t v_stride, int causal, float scale,
+                             bf16 *out, int64_t out_stride)
+{
+    const int64_t repeat = heads / kv_heads;
+    int64_t most_shared = 0, most_own = 0;
+    for (int64_t i = 0; i < runs[run_count]; i++) {
+        int64_t shared = padded(blocks[i].shared_stop - blocks[i].shared), own = padded(blocks[i].own_stop - blocks[i].own);
+        most_shared = shared > most_shared ? shared : most_shared;
+        most_own = own > most_own ? own : most_own;
+    }
+    const int64_t packed = 2 * (most_shared + most_own) * head_dim * sizeof(bf16);
+    const int64_t work = QUERIES * ((most_shared + most_own + head_dim) * (sizeof(bf16) + sizeof(float)));
+    const size_t each = (size_t)((packed + work) / 64 + 16) * 64;
+    char *memory = aligned_alloc(64, each * threads);
+    if (!memory)
+        return 1;
+#pragma omp parallel num_threads(threads)
+    {
+        char *own_memory = memory + each * omp_get_thread_num();
+        side shared, own;
+        scratch s;
+        shared.keys = take(&own_memory, most_shared * head_dim * sizeof(bf16));
+        shared.values = take(&own_memory, most_shared * head_dim * sizeof(bf16));
+        own.keys = take(&own_memory, most_own * head_dim * sizeof(bf16));
+        own.values = take(&own_memory, most_own * head_dim * sizeof(bf16));
+        s.queries = take(&own_memory, QUERIES * head_dim * sizeof(bf16));
+        s.weights = take(&own_memory, QUERIES * (most_shared + most_own) * sizeof(bf16));
+        s.sums = (float *)take(&own_memory, QUERIES * head_dim * sizeof(float));
+        s.logits = (float *)take(&own_memory, QUERIES * (most_shared + most_own) * sizeof(float));
+        begin_tiles();
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int64_t run = 0; run < run_count; run++)
+            for (int64_t kv = 0; kv < kv_heads; kv++) {
+                const bf16 *keys = k + kv * head_dim, *values = v + kv * head_dim;
+                const block *first = blocks + runs[run];
+                pack(&shared, keys + first->shared * k_stride, values + first->shared * v_stride, k_stride, v_stride,
+                     first->shared_stop - first->shared, head_dim);
+                for (const block *b = first; b < blocks + runs[run + 1]; b++) {
+                    const int64_t count = b->own_stop - b->own, queries = b->query_stop - b->query;
+                    pack(&own, keys + b->own * k_stride, values + b->own * v_stride, k_stride, v_stride, count, head_dim);
+                    for (int64_t h = kv * repeat; h < (kv + 1) * repeat; h++)
+                        for (int64_t i = 0; i < queries; i += QUERIES) {
+                            const int64_t rows = queries - i < QUERIES ? queries - i : QUERIES;
+                            const int64_t visible = causal ? count - (queries - i - rows) : count;
+                            attend(&s, &shared, &own, rows, head_dim,
+                                   q + (b->query + i) * q_stride + h * head_dim, q_stride, visible, causal, scale,
+                                   out + (b->query + i) * out_stride + h * head_dim, out_stride);
+                        }
+                }
+            }
+        end_tiles();
+    }
+    free(memory);
+    return 0;
+}
+#else
+int rerankd_features(void) { return 0; }
+#endif

@@ -1,0 +1,78 @@
+"""Norms by the kernels against torch's own, in float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rerankd.layers.native import Kernels
+from rerankd.layers.norm import LayerNorm, RMSNorm, States
+from rerankd.layers.rotary import Rotary, Rotation, rotate
+
+KERNELS = Kernels.load()
+pytestmark = pytest.mark.skipif(KERNELS is None, reason="no kernels were built, or none for this processor")
+
+ULP = 2**-8
+"""bfloat16's relative rounding error."""
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("width", [16, 1024, 8])
+@pytest.mark.parametrize("rows", [1, 5, 64])
+def test_rms_norm(rows: int, width: int) -> None:
+    # Rows apart from each other in memory, as a slice of a wider product has them; 8 columns fill no register.
+    x = random(rows, 2 * width).bfloat16()[:, :width] * torch.linspace(0.01, 50, rows)[:, None].bfloat16()
+    x = torch.cat([x, x], 1)[:, :width]
+    weight = (random(width, seed=1) + 2).bfloat16()
+    expected = F.rms_norm(x.float(), (width,), weight.float(), 1e-6)
+    torch.testing.assert_close(RMSNorm(weight, 1e-6, KERNELS)(x).float(), expected, rtol=ULP, atol=1e-6)
+
+
+def test_eps_counts() -> None:
+    x, weight = torch.full((2, 32), 1e-3).bfloat16(), torch.ones(32).bfloat16()
+    expected = F.rms_norm(x.float(), (32,), weight.float(), 1e-3)
+    torch.testing.assert_close(RMSNorm(weight, 1e-3, KERNELS)(x).float(), expected, rtol=ULP, atol=0)
+    assert expected.max() < 0.1
+
+
+@pytest.mark.parametrize(("heads", "head_dim"), [(1, 32), (3, 64), (16, 128)])
+def test_norm_and_rotation_of_heads(heads: int, head_dim: int) -> None:
+    rows = 37
+    product = random(rows, 2, heads, head_dim).bfloat16()
+    weight = (random(head_dim, seed=1) + 2).bfloat16()
+    rotation = Rotary(head_dim, 1e4, torch.device("cpu"), torch.bfloat16)(torch.arange(rows) * 7)
+    for x in product.unbind(1):
+        out = torch.empty(rows, heads, head_dim, dtype=torch.bfloat16)
+        RMSNorm(weight, 1e-6, KERNELS).rotated(x, rotation, out)
+        expected = torch.empty(rows, heads, head_dim)
+        normed = F.rms_norm(x.float(), (head_dim,), weight.float(), 1e-6)
+        rotate(normed, Rotation(rotation.cos.float(), rotation.sin.float()), expected)
+        torch.testing.assert_close(out.float(), expected, rtol=ULP, atol=2e-3)
+
+
+@pytest.mark.parametrize("width", [48, 384])
+def test_layer_norm_of_a_sum(width: int) -> None:
+    x, delta = random(33, width) * 3 + 5, random(33, width, seed=1).bfloat16()
+    weight, bias = random(width, seed=2), random(width, seed=3)
+    expected = F.layer_norm(x + delta, (width,), weight, bias, 1e-5)
+    out = States.empty(33, width, torch.bfloat16, torch.device("cpu"))
+    LayerNorm(weight, bias, 1e-5, KERNELS).of_sum(x, delta, out)
+    torch.testing.assert_close(out.exact, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(out.rounded, out.exact.bfloat16())
+    # The layer writes its second norm over what its first one wrote.
+    again = F.layer_norm(out.exact + delta, (width,), weight, bias, 1e-5)
+    LayerNorm(weight, bias, 1e-5, KERNELS).of_sum(out.exact, delta, out)
+    torch.testing.assert_close(out.exact, again, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    x = random(3, 64).bfloat16()
+    x[1, 7] = float("nan")
+    normed = RMSNorm(torch.ones(64).bfloat16(), 1e-6, KERNELS)(x)
+    assert normed[1].isnan().all()
+    assert not normed[[0, 2]].isnan().any()
