@@ -273,6 +273,12 @@ def qwen3_vl(folder: Path, *, size: str = "tiny", tied: bool = True, storage: St
     randomise(model, 0.8)
     widen_rows(model.lm_head.weight, (YES, NO), 0.6)
     store(model, folder, storage)
+    write_qwen3_vl_processor(folder)
+    return folder
+
+
+def write_qwen3_vl_processor(folder: Path) -> None:
+    """The tokenizer, the chat template and the processors' settings."""
     write_qwen_tokenizer(folder)
     shared = {
         "patch_size": 16,
@@ -296,7 +302,6 @@ def qwen3_vl(folder: Path, *, size: str = "tiny", tied: bool = True, storage: St
     (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2))
     (folder / "video_preprocessor_config.json").write_text(json.dumps(video, indent=2))
     (folder / "chat_template.jinja").write_text(VL_CHAT_TEMPLATE)
-    return folder
 
 
 def roberta_config(kind: Any, vocabulary: str, size: str, labels: int = 1) -> Any:
