@@ -7,6 +7,8 @@ import socket
 import ssl
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from types import TracebackType
 
 import httpcore
@@ -27,10 +29,19 @@ _HEADERS = (
 )
 
 
-async def system_resolve(host: str, port: int) -> list[str]:
-    """The addresses that the operating system's resolver gives."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+def system_resolver(threads: Executor) -> Resolve:
+    """What the operating system says, asked in `threads`.
+
+    A look-up cannot be cancelled, and whoever owns a name decides how long one takes: in an event loop's own
+    threads a few of them would hold up everything else that runs there.
+    """
+
+    async def resolve(host: str, port: int) -> list[str]:
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(threads, look_up)
+        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+    return resolve
 
 
 class _CheckedBackend(httpcore.AsyncNetworkBackend):
@@ -104,8 +115,8 @@ class Fetcher:
         self,
         limits: Limits,
         tls: ssl.SSLContext,
+        resolve: Resolve,
         allow_private: bool = False,
-        resolve: Resolve = system_resolve,
     ) -> None:
         self._limits = limits
         self._pool = httpcore.AsyncConnectionPool(
