@@ -343,6 +343,7 @@ def test_an_unknown_name() -> None:
         ("http:///a.png", "names no host"),
         ("http://x:99999999/", "malformed|no address"),
         ("http://x\n.test/", "malformed"),
+        ("http://xn--a/", "malformed"),
         ("http://user:secret@x.test/", "user name or password"),
     ],
 )

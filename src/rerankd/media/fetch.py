@@ -207,11 +207,12 @@ async def _body(response: httpcore.Response, encoding: str, max_bytes: int) -> b
 def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:
     try:
         parsed = httpx.URL(url) if base is None else base.join(url)
+        host = parsed.host  # which decodes international names, and may fail at it
     except (httpx.InvalidURL, ValueError) as error:
         raise BadMedia(f"the URL is malformed ({error})") from error
     if parsed.scheme not in ("http", "https"):
         raise BadMedia(f"the URL redirects to {parsed.scheme or 'no'}:, and only http(s) is followed")
-    if not parsed.host:
+    if not host:
         raise BadMedia("the URL names no host")
     if parsed.userinfo:
         raise BadMedia("the URL carries a user name or password, which are not sent; use a signed URL")
