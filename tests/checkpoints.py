@@ -58,6 +58,17 @@ QWEN3_VL_SIZES: Mapping[str, tuple[dict[str, Any], dict[str, Any], list[int]]] =
         },
         [8, 4, 4],
     ),
+    "8b-vision": (
+        QWEN3_SIZES["tiny"],
+        {
+            "depth": 2,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_heads": 16,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        [8, 4, 4],
+    ),
     "2b-twelfth": (
         QWEN3_SIZES["0.6b"] | {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 2},
         {

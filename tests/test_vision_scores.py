@@ -71,6 +71,17 @@ def test_scores_equal_transformers(
     assert largest_difference(scores(folder, vision.by_query(cases.values()), dtype), expected) <= tolerance
 
 
+def test_the_8b_models_vision_tower(
+    make_checkpoint: MakeCheckpoint, cases: dict[str, Pair], inputs: list[dict[str, torch.Tensor]]
+) -> None:
+    """Its heads are 72 wide, which is no power of two."""
+    folder = make_checkpoint(checkpoints.qwen3_vl, size="8b-vision", tied=False)
+    model = vision.load(folder)
+    some = {name: cases[name] for name in ("image | text between", "image | frames", "image | file and text")}
+    expected = [vision.score(model, given) for name, given in zip(cases, inputs, strict=True) if name in some]
+    assert largest_difference(scores(folder, vision.by_query(some.values()), "float32"), expected) <= 1e-4
+
+
 def test_pixels_are_the_reference_processors(
     folder: Path, cases: dict[str, Pair], inputs: list[dict[str, torch.Tensor]]
 ) -> None:
@@ -172,8 +183,10 @@ def test_other_forms_of_a_checkpoint_score_the_same(
         for name, tensor in tensors.items()
     }
     assert older.keys().isdisjoint(name for name in tensors if name != "lm_head.weight")
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     forms = {
         "old-names": (older, "Qwen3VLForConditionalGeneration"),
+        "bare-names": (bare, "Qwen3VLForConditionalGeneration"),
         "one-row": (converted | {"score.weight": head[[YES]] - head[[NO]]}, "Qwen3VLForSequenceClassification"),
         "two-rows": (converted | {"score.weight": head[[NO, YES]]}, "Qwen3VLForSequenceClassification"),
     }

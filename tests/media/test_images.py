@@ -238,18 +238,19 @@ def test_the_pixel_limit_holds_for_pil_images() -> None:
         to_rgb(PIL.Image.new("RGB", (20, 10)), Limits(pixels=199))
 
 
-def progressive(scans: int, before: bytes = b"", behind: bytes = b"") -> bytes:
+def progressive(scans: int, before: bytes = b"", between: bytes = b"", behind: bytes = b"") -> bytes:
     """A JPEG of so many passes, the last one over and over; `before` is a segment of its header."""
     data = encoded(PIL.Image.fromarray(pattern(64, 48)), "JPEG", progressive=True)
     starts = [match.start() for match in re.finditer(b"\xff\xda", data)]
     last = data[starts[-1] : -2]
-    return data[:2] + before + data[2:-2] + last * (scans - len(starts)) + data[-2:] + behind
+    return data[:2] + before + data[2:-2] + (between + last) * (scans - len(starts)) + data[-2:] + behind
 
 
 def test_a_jpeg_of_endless_passes_is_refused() -> None:
     assert opened(progressive(100)).shape == (48, 64, 3)
-    with pytest.raises(BadMedia, match="more than 100 passes"):
-        opened(progressive(101))
+    for between in (b"", b"\xff\x01", b"\xff\xd0", b"\xff\xff"):
+        with pytest.raises(BadMedia, match="more than 100 passes"):
+            opened(progressive(101, between=between))
 
 
 def test_what_lies_beside_a_jpegs_passes_is_not_taken_for_one() -> None:

@@ -140,6 +140,23 @@ def test_each_picture_is_encoded_once(qwen3_vl_checkpoint: Path, monkeypatch: py
     engine.close()
 
 
+def test_pictures_go_through_the_tower_together(qwen3_vl_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load(qwen3_vl_checkpoint, 10_000)
+    encoder = engine.model.visuals  # type: ignore[attr-defined]
+    calls: list[list[tuple[int, int, int]]] = []
+    tower = encoder.tower
+
+    def counted(pixels: Tensor, shapes: Sequence[tuple[int, int, int]]) -> Tensor:
+        calls.append(list(shapes))
+        return tower(pixels, shapes)
+
+    monkeypatch.setattr(encoder, "tower", counted)
+    documents = [segment(TALL, 3), segment(2, WIDE, 1, TINY), segment(4, TALL), segment(FILM, 2)]
+    engine.submit(PromptGroup(segment(9), tuple(documents), (False,) * 4)).result(60)
+    assert calls == [[TALL.grid, WIDE.grid, TINY.grid, FILM.grid]]
+    engine.close()
+
+
 def test_a_long_video_is_encoded_in_parts(qwen3_vl_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = load(qwen3_vl_checkpoint, 10_000)
     encoder = engine.model.visuals  # type: ignore[attr-defined]

@@ -24,7 +24,8 @@ MAX_SCANS = 100
 """Passes over the whole picture that a JPEG may take; encoders make about ten."""
 
 _WHITE = (255, 255, 255)
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+"""A marker that a length follows, or the end."""
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 
 
