@@ -98,7 +98,14 @@ def inputs(
         given |= reference.image_processor(images=images, do_resize=False, return_tensors="pt")
     if videos:
         # Rescaling and normalising videos is torchvision's, so they come with it done.
-        steps = ("do_resize", "do_sample_frames", "do_convert_rgb", "do_rescale", "do_normalize")
+        steps = (
+            "do_resize",
+            "do_sample_frames",
+            "do_convert_rgb",
+            "do_rescale",
+            "do_normalize",
+            "cap_pixels_per_frame",
+        )
         given |= reference.video_processor(videos=videos, return_tensors="pt", **dict.fromkeys(steps, False))
     if ids is None:
         assert not videos
