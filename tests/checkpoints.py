@@ -58,6 +58,17 @@ QWEN3_VL_SIZES: Mapping[str, tuple[dict[str, Any], dict[str, Any], list[int]]] =
         },
         [8, 4, 4],
     ),
+    "8b-vision": (
+        QWEN3_SIZES["tiny"],
+        {
+            "depth": 2,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_heads": 16,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        [8, 4, 4],
+    ),
     "2b-twelfth": (
         QWEN3_SIZES["0.6b"] | {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 2},
         {
@@ -273,6 +284,12 @@ def qwen3_vl(folder: Path, *, size: str = "tiny", tied: bool = True, storage: St
     randomise(model, 0.8)
     widen_rows(model.lm_head.weight, (YES, NO), 0.6)
     store(model, folder, storage)
+    write_qwen3_vl_processor(folder)
+    return folder
+
+
+def write_qwen3_vl_processor(folder: Path) -> None:
+    """The tokenizer, the chat template and the processors' settings."""
     write_qwen_tokenizer(folder)
     shared = {
         "patch_size": 16,
@@ -296,7 +313,6 @@ def qwen3_vl(folder: Path, *, size: str = "tiny", tied: bool = True, storage: St
     (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2))
     (folder / "video_preprocessor_config.json").write_text(json.dumps(video, indent=2))
     (folder / "chat_template.jinja").write_text(VL_CHAT_TEMPLATE)
-    return folder
 
 
 def roberta_config(kind: Any, vocabulary: str, size: str, labels: int = 1) -> Any:

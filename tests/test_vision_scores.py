@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
-import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,53 +17,18 @@ from rerankd.engine.packing import pack
 from tests import checkpoints, vision
 from tests.checkpoints import NO, YES
 from tests.conftest import MakeCheckpoint
-from tests.media.patterns import pattern
-from tests.vision import Piece
-
-
-def picture(width: int, height: int, seed: int) -> PIL.Image.Image:
-    return PIL.Image.fromarray(pattern(width, height, seed))
-
-
-SQUARE, WIDE, TALL = picture(96, 96, 1), picture(333, 97, 2), picture(70, 410, 3)
-TINY, LARGE = picture(10, 10, 4), picture(4000, 3000, 5)
-FRAMES = vision.frame_list(3)
-
-QUERIES: dict[str, list[Piece]] = {
-    "text": ["a dog at the beach"],
-    "image": [SQUARE],
-    "text and image": ["find what looks like this: ", WIDE],
-    "image and text": [TALL, " from another side", SQUARE],
-}
-
-
-def documents(folder: Path) -> dict[str, list[Piece]]:
-    return {
-        "text": ["A golden retriever runs along the water."],
-        "nothing": [],
-        "image": [WIDE],
-        "the query's image": [SQUARE],
-        "images": [SQUARE, TALL, SQUARE],
-        "text before": ["Look: ", TALL],
-        "text between": [WIDE, " and then ", TINY],
-        "text after": [TALL, " is what I saw.\n"],
-        "tiny": [TINY],
-        "frames": [FRAMES],
-        "file and text": [vision.film_file(folder), "the film"],
-        "video and image": [vision.frame_list(2, 7), WIDE, "both"],
-    }
-
-
-Case: TypeAlias = tuple[list[Piece], list[Piece]]
+from tests.pairs import FRAMES, QUERIES, WIDE, Film, Pair, Piece, pairs
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
-    """48 pairs, and the largest picture with a text and with a picture; those of a query one after the other."""
-    listed = documents(tmp_path_factory.mktemp("films"))
-    pairs = [(query, document) for query in QUERIES.values() for document in listed.values()]
-    pairs += [(QUERIES["text"], [LARGE]), (QUERIES["image"], ["large: ", LARGE])]
-    return [pair for query in QUERIES.values() for pair in pairs if pair[0] is query]
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    """All but videos whose frames are resized, those of a query one after the other."""
+    listed = pairs(tmp_path_factory.mktemp("films"))
+    return {name: pair for name, pair in listed.items() if all(map(_shown, (*pair[0], *pair[1])))}
+
+
+def _shown(piece: Piece) -> bool:
+    return not isinstance(piece, Film) or bool(piece.shown)
 
 
 @pytest.fixture(scope="module")
@@ -75,27 +37,18 @@ def folder(make_checkpoint: MakeCheckpoint) -> Path:
     return make_checkpoint(checkpoints.qwen3_vl, storage=checkpoints.Storage(dtype="bfloat16"))
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What transformers makes of a pair."""
-
-    inputs: dict[str, torch.Tensor]
-    score: float
+@pytest.fixture(scope="module")
+def inputs(folder: Path, cases: dict[str, Pair]) -> list[dict[str, torch.Tensor]]:
+    """What the authors' script gives the model for each pair, with the golden files' token ids."""
+    processor, golden = vision.processor(folder), vision.golden_prompts()
+    return [vision.inputs(processor, *pair, golden[name]["ids"].tolist()) for name, pair in cases.items()]
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path, cases: list[Case]) -> list[Reference]:
-    processor, model = vision.processor(folder), vision.load(folder)
-    inputs = [vision.inputs(processor, query, document) for query, document in cases]
-    return [Reference(given, vision.score(model, given)) for given in inputs]
-
-
-def by_query(cases: Sequence[Case]) -> list[RerankRequest]:
-    """One request for each query, so that what is shared is shared."""
-    return [
-        RerankRequest(vision.content(query), tuple(vision.content(d) for q, d in cases if q is query))
-        for query in QUERIES.values()
-    ]
+def expected(folder: Path, inputs: list[dict[str, torch.Tensor]]) -> list[float]:
+    """transformers' scores."""
+    model = vision.load(folder)
+    return [vision.score(model, given) for given in inputs]
 
 
 def scores(folder: Path, requests: Sequence[RerankRequest], dtype: str) -> list[float]:
@@ -111,29 +64,46 @@ def largest_difference(a: Sequence[float], b: Sequence[float]) -> float:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.02)])
 def test_scores_equal_transformers(
-    folder: Path, cases: list[Case], expected: list[Reference], dtype: str, tolerance: float
+    folder: Path, cases: dict[str, Pair], expected: list[float], dtype: str, tolerance: float
 ) -> None:
-    wanted = [one.score for one in expected]
-    assert len(wanted) == 50
-    assert max(wanted) - min(wanted) > 0.15
-    assert largest_difference(scores(folder, by_query(cases), dtype), wanted) <= tolerance
+    assert len(expected) > 60
+    assert max(expected) - min(expected) > 0.15
+    assert largest_difference(scores(folder, vision.by_query(cases.values()), dtype), expected) <= tolerance
 
 
-def test_prompts_and_pixels_are_the_reference_processors(
-    folder: Path, cases: list[Case], expected: list[Reference]
+def test_the_8b_models_vision_tower(
+    make_checkpoint: MakeCheckpoint, cases: dict[str, Pair], inputs: list[dict[str, torch.Tensor]]
 ) -> None:
-    with Reranker(folder, device="cpu") as reranker:
-        groups = [reranker.submit(request).group for request in by_query(cases)]
-    assert [len(group.prefix.visuals) for group in groups] == [0, 1, 1, 2], "the query's pictures are shared"
+    """Its heads are 72 wide, which is no power of two."""
+    folder = make_checkpoint(checkpoints.qwen3_vl, size="8b-vision", tied=False)
+    model = vision.load(folder)
+    some = {name: cases[name] for name in ("image | text between", "image | frames", "image | file and text")}
+    expected = [vision.score(model, given) for name, given in zip(cases, inputs, strict=True) if name in some]
+    assert largest_difference(scores(folder, vision.by_query(some.values()), "float32"), expected) <= 1e-4
+
+
+def test_pixels_are_the_reference_processors(
+    folder: Path, cases: dict[str, Pair], inputs: list[dict[str, torch.Tensor]]
+) -> None:
+    groups = vision.groups(folder, cases.values())
     prompts = [(group.prefix, suffix) for group in groups for suffix in group.suffixes]
-    for (prefix, suffix), reference in zip(prompts, expected, strict=True):
-        assert prefix.token_ids + suffix.token_ids == reference.inputs["input_ids"][0].tolist()
+    for (prefix, suffix), given in zip(prompts, inputs, strict=True):
         visuals = [*prefix.visuals, *suffix.visuals]
         for key, is_video in (("pixel_values", False), ("pixel_values_videos", True)):
             shown = [visual.pixel_values() for visual in visuals if bool(visual.seconds) == is_video]
-            assert bool(shown) == (key in reference.inputs)
+            assert bool(shown) == (key in given)
             if shown:
-                assert torch.allclose(torch.cat(shown), reference.inputs[key], atol=1e-6, rtol=0)
+                assert torch.allclose(torch.cat(shown), given[key], atol=1e-6, rtol=0)
+
+
+def test_positions_are_the_same_in_transformers_of_today(
+    folder: Path, cases: dict[str, Pair], inputs: list[dict[str, torch.Tensor]]
+) -> None:
+    """So that its scores are those of the authors' time, whose positions the golden files hold."""
+    golden, find = vision.golden_prompts(), vision.load(folder).model.get_rope_index
+    for name, given in zip(cases, inputs, strict=True):
+        positions, _ = find(**{key: value for key, value in given.items() if not key.startswith("pixel")})
+        assert torch.equal(positions[:, 0], torch.from_numpy(golden[name]["positions"]).long()), name
 
 
 def test_a_text_scores_as_a_text_whatever_is_beside_it(qwen3_vl_checkpoint: Path) -> None:
@@ -147,10 +117,12 @@ def test_a_text_scores_as_a_text_whatever_is_beside_it(qwen3_vl_checkpoint: Path
 
 
 @torch.inference_mode()
-def test_hidden_states_of_every_layer(qwen3_vl_checkpoint: Path) -> None:
+def test_hidden_states_of_every_layer(qwen3_vl_checkpoint: Path, cases: dict[str, Pair]) -> None:
     """A query with a picture and two documents, packed: what each layer reads is what transformers' reads."""
     query = QUERIES["image and text"]
-    listed: list[list[Piece]] = [["x", WIDE, "y"], [FRAMES, TINY, "z"]]
+    names = ("text around", "frames, image and text")
+    golden = vision.golden_prompts()
+    listed = [cases[f"image and text | {name}"][1] for name in names]
     reference, theirs = vision.processor(qwen3_vl_checkpoint), vision.load(qwen3_vl_checkpoint)
     read: list[torch.Tensor] = []
     for layer in theirs.model.language_model.layers:
@@ -178,9 +150,10 @@ def test_hidden_states_of_every_layer(qwen3_vl_checkpoint: Path) -> None:
         model(batch)
     assert len(group.prefix.visuals) == 2
     (packed,) = batch.groups
-    for document, span in zip(listed, packed.suffixes, strict=True):
+    for name, document, span in zip(names, listed, packed.suffixes, strict=True):
         read.clear()
-        vision.score(theirs, vision.inputs(reference, query, document))
+        ids = golden[f"image and text | {name}"]["ids"].tolist()
+        vision.score(theirs, vision.inputs(reference, query, document, ids))
         rows = [*range(len(packed.prefix)), *range(span.start, span.stop)]
         assert len(read) == len(ours) == 3
         for depth, (theirs_in, ours_in) in enumerate(zip(read, ours, strict=True)):
@@ -197,10 +170,10 @@ def rewritten(source: Path, folder: Path, tensors: Mapping[str, torch.Tensor], a
 
 
 def test_other_forms_of_a_checkpoint_score_the_same(
-    make_checkpoint: MakeCheckpoint, tmp_path: Path, cases: list[Case]
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, cases: dict[str, Pair]
 ) -> None:
     folder = make_checkpoint(checkpoints.qwen3_vl, tied=False)
-    requests = by_query(cases[:6])[:1]
+    requests = vision.by_query(list(cases.values())[:6])
     plain = scores(folder, requests, "float32")
     tensors = load_file(folder / "model.safetensors")
     converted = {name: tensor for name, tensor in tensors.items() if name != "lm_head.weight"}
@@ -210,8 +183,10 @@ def test_other_forms_of_a_checkpoint_score_the_same(
         for name, tensor in tensors.items()
     }
     assert older.keys().isdisjoint(name for name in tensors if name != "lm_head.weight")
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     forms = {
         "old-names": (older, "Qwen3VLForConditionalGeneration"),
+        "bare-names": (bare, "Qwen3VLForConditionalGeneration"),
         "one-row": (converted | {"score.weight": head[[YES]] - head[[NO]]}, "Qwen3VLForSequenceClassification"),
         "two-rows": (converted | {"score.weight": head[[NO, YES]]}, "Qwen3VLForSequenceClassification"),
     }

@@ -1,11 +1,10 @@
-"""The vision-language reranker by independent means: transformers' processor and model, one pair at a time."""
+"""The vision-language reranker by independent means: transformers' processors and model, one pair at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -15,47 +14,29 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
-from transformers.video_utils import VideoMetadata
 
-from rerankd.core import Content, Image, Part, Text, Video
+from rerankd.core import Content, Image, Part, PromptGroup, RerankRequest, Text, Video
+from rerankd.media.loader import MediaLoader
+from rerankd.media.sources import Access
+from rerankd.media.visual import VisionFormat
+from rerankd.prompts import load_prompts
 from tests.checkpoints import NO, YES
-from tests.media.films import MOV, film
-from tests.media.patterns import Pixels, pattern
+from tests.media.golden.cases import FOLDER
+from tests.pairs import Film, Pair, Piece
 from tests.prompts.authors import JUDGE, QWEN3_VL_TASK
 
 TOKEN = 32 * 32
+IMAGE, VIDEO = 151655, 151656
 
 
-@dataclass(frozen=True, eq=False)
-class Film:
-    """A video, as its own frames, and those of them that the model is shown, with their times.
-
-    Its frames are of a size that is shown as it is; how frames are resized is what the golden files test.
-    """
-
-    source: Any
-    shown: Sequence[Pixels]
-    rate: float
-    indices: list[int]
-
-
-Piece: TypeAlias = str | PIL.Image.Image | Film
-
-
-def frame_list(count: int, seed: int = 0) -> Film:
-    """A list of frames, which counts as two a second. qwen-vl-utils repeats the last one of an odd number."""
-    frames = [pattern(448, 320, seed + i) for i in range(count)]
-    shown = frames + frames[-1:] * (count % 2)
-    return Film([PIL.Image.fromarray(frame) for frame in frames], shown, 2.0, list(range(len(shown))))
-
-
-def film_file(folder: Path) -> Film:
-    """A lossless file of 9 frames at 2 a second: 4.5 seconds, and so 4 frames, evenly spaced from first to last."""
-    frames = [pattern(320, 448, 50 + i) for i in range(9)]
-    path = folder / "film.mov"
-    path.write_bytes(film(MOV, frames, rate=2, crf="0"))
-    indices = [0, 3, 5, 8]
-    return Film(str(path), [frames[i] for i in indices], 2.0, indices)
+def golden_prompts() -> dict[str, dict[str, Any]]:
+    """`ids` [T], `positions` [3, T], `image_grid_thw` and `video_grid_thw` of each pair, by `make_prompts.py`."""
+    golden: dict[str, dict[str, Any]] = {}
+    with np.load(FOLDER / "prompts.npz") as arrays:
+        for name in arrays:
+            pair, _, key = name.rpartition("/")
+            golden.setdefault(pair, {})[key] = arrays[name]
+    return golden
 
 
 def content(pieces: Sequence[Piece]) -> Content:
@@ -66,7 +47,24 @@ def content(pieces: Sequence[Piece]) -> Content:
 def _part(piece: Piece) -> Part:
     if isinstance(piece, str):
         return Text(piece)
-    return Video(piece.source) if isinstance(piece, Film) else Image(piece)
+    return Video(piece.source, piece.fps, piece.max_frames) if isinstance(piece, Film) else Image(piece)
+
+
+def by_query(cases: Iterable[Pair]) -> list[RerankRequest]:
+    """One request for each query with its documents, so that what is shared is shared."""
+    listed = list(cases)
+    queries = {id(query): query for query, _ in listed}
+    return [
+        RerankRequest(content(query), tuple(content(document) for asked, document in listed if asked is query))
+        for query in queries.values()
+    ]
+
+
+def groups(folder: Path, cases: Iterable[Pair]) -> list[PromptGroup]:
+    """The prompts of `by_query(cases)`, without a model."""
+    prompts = load_prompts(folder, family="decoder", positions=262144, template="qwen3_vl")
+    with MediaLoader(VisionFormat.from_folder(folder), access=Access(local_folders=None)) as loader:
+        return [prompts.build(request, loader.load_blocking(request).visuals) for request in by_query(cases)]
 
 
 class _Processor(Qwen3VLProcessor):
@@ -83,53 +81,58 @@ def processor(folder: Path) -> Any:
     return _Processor(Qwen2VLImageProcessorPil(**form), tokenizer, Qwen3VLVideoProcessor(**form))
 
 
-def inputs(reference: Any, query: Sequence[Piece], document: Sequence[Piece]) -> dict[str, Tensor]:
-    """What the authors' script gives the model for a pair."""
+def inputs(
+    reference: Any, query: Sequence[Piece], document: Sequence[Piece], ids: Iterable[int] | None = None
+) -> dict[str, Tensor]:
+    """What the authors' script gives the model for a pair.
+
+    ids: the prompt's, as the transformers of the authors' time had them (`make_prompts.py`). Without them they are
+        the installed transformers' own, which leaves the template's <|vision_start|> and <|vision_end|> around a
+        video's frames: so not for videos
+    """
     pieces = [*query, *document]
     images = [_resized(piece) for piece in pieces if isinstance(piece, PIL.Image.Image)]
-    films = [piece for piece in pieces if isinstance(piece, Film)]
-    text = (
+    videos = [_planes(piece) for piece in pieces if isinstance(piece, Film)]
+    given: dict[str, Tensor] = {}
+    if images:
+        given |= reference.image_processor(images=images, do_resize=False, return_tensors="pt")
+    if videos:
+        # Rescaling and normalising videos is torchvision's, so they come with it done.
+        steps = (
+            "do_resize",
+            "do_sample_frames",
+            "do_convert_rgb",
+            "do_rescale",
+            "do_normalize",
+            "cap_pixels_per_frame",
+        )
+        given |= reference.video_processor(videos=videos, return_tensors="pt", **dict.fromkeys(steps, False))
+    if ids is None:
+        assert not videos
+        ids = reference(text=[prompt(query, document)], images=images or None, images_kwargs={"do_resize": False})[
+            "input_ids"
+        ][0]
+    tokens = torch.tensor([list(ids)])
+    kinds = (tokens == IMAGE).int() + 2 * (tokens == VIDEO).int()
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "mm_token_type_ids": kinds, **given}
+
+
+def prompt(query: Sequence[Piece], document: Sequence[Piece]) -> str:
+    """The authors' template, filled in."""
+    return (
         f"<|im_start|>system\n{JUDGE}<|im_end|>\n<|im_start|>user\n<Instruct>: {QWEN3_VL_TASK}"
         f"<Query>:{_written(query)}\n<Document>:{_written(document)}<|im_end|>\n<|im_start|>assistant\n"
-    )
-    videos = [torch.from_numpy(np.stack(film.shown)).permute(0, 3, 1, 2) / 127.5 - 1 for film in films]
-    metadata = [
-        VideoMetadata(total_num_frames=len(one.shown), fps=one.rate, frames_indices=list(one.indices)) for one in films
-    ]
-    # Rescaling and normalising videos is torchvision's, so they come with it done.
-    given = {
-        "video_metadata": metadata,
-        **dict.fromkeys(
-            ("do_resize", "do_sample_frames", "do_convert_rgb", "do_rescale", "do_normalize", "cap_pixels_per_frame"),
-            False,
-        ),
-    }
-    return dict(
-        reference(
-            text=[text],
-            images=images or None,
-            videos=videos or None,
-            images_kwargs={"do_resize": False},
-            videos_kwargs=given,
-            return_tensors="pt",
-        )
     )
 
 
 def _written(pieces: Sequence[Piece]) -> str:
-    # A video's own <|vision_start|> and <|vision_end|> are left out, because transformers up to 5.9, the authors'
-    # among them, replaced them together with the placeholder; later ones leave them around the frames.
+    pads = {PIL.Image.Image: "<|image_pad|>", Film: "<|video_pad|>"}
     return (
         "".join(
-            piece
-            if isinstance(piece, str)
-            else "<|video_pad|>"
-            if isinstance(piece, Film)
-            else "<|vision_start|><|image_pad|><|vision_end|>"
+            piece if isinstance(piece, str) else f"<|vision_start|>{pads[type(piece)]}<|vision_end|>"
             for piece in pieces
         )
-        if pieces
-        else "NULL"
+        or "NULL"
     )
 
 
@@ -137,6 +140,11 @@ def _resized(image: PIL.Image.Image) -> PIL.Image.Image:
     """As qwen-vl-utils does it: PIL's bicubic, to between 4 and 1,800 tokens."""
     height, width = smart_resize(image.height, image.width, 32, 4 * TOKEN, 1800 * TOKEN)
     return image.resize((width, height), PIL.Image.Resampling.BICUBIC)
+
+
+def _planes(film: Film) -> Tensor:
+    """float32 [T, 3, H, W], from -1 to 1."""
+    return torch.from_numpy(np.stack(film.shown)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Any:

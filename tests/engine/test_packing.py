@@ -75,7 +75,8 @@ def test_every_document_is_taken_once_and_in_order(groups: list[PromptGroup], bu
         assert batch
         cost = sum(piece.cost for piece in batch)
         assert cost == sum(len(s) for p in batch for s in (p.group.prefix, *p.group.suffixes))
-        assert cost <= budget or (len(batch) == 1 and len(batch[0].group.suffixes) == 1)
+        suffixes = batch[0].group.suffixes
+        assert cost <= budget or (len(batch) == 1 and (len(suffixes) == 1 or sum(map(len, suffixes)) <= budget // 2))
         for piece in batch:
             taken[piece.job].extend(piece.group.suffixes)
     assert [tuple(taken[job]) for job in jobs] == [group.suffixes for group in groups]
@@ -91,6 +92,15 @@ def test_a_batch_carries_documents_of_several_requests() -> None:
     for job in jobs:
         batcher.add(job)
     assert [piece.job for piece in batcher.next_batch()] == jobs
+
+
+def test_a_long_prefix_is_not_computed_for_each_of_its_documents() -> None:
+    batcher = Batcher(100)
+    batcher.add(Job(PromptGroup(Segment([1] * 300), (Segment([2] * 10),) * 8, (False,) * 8), Future()))
+    batcher.add(plain(1))
+    batches = [batcher.next_batch() for _ in range(2)]
+    assert [[len(piece.group.suffixes) for piece in batch] for batch in batches] == [[5], [1]]
+    assert [len(piece.group.suffixes) for piece in batcher.next_batch()] == [3]
 
 
 def test_a_long_request_delays_a_short_one_by_one_batch() -> None:

@@ -83,7 +83,19 @@ def test_the_open_internet_of_ipv6_is(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1", "169.254.169.254", "fd00:ec2::254", "::1", "fe80::1%eth0", "::ffff:169.254.169.254"]
+    "address",
+    [
+        "127.0.0.1",
+        "169.254.169.254",
+        "fd00:ec2::254",
+        "::1",
+        "fe80::1%eth0",
+        "::ffff:169.254.169.254",
+        "100.100.100.200",
+        "192.0.0.192",
+        "168.63.129.16",
+        "::ffff:168.63.129.16",
+    ],
 )
 def test_the_usual_targets(address: str) -> None:
     assert not is_public(address)

@@ -7,13 +7,14 @@ import ssl
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
 
 import httpcore
 import pytest
 import trustme
 
-from rerankd.media.fetch import Fetcher, Resolve, default_tls, system_resolve
+from rerankd.media.fetch import Fetcher, Resolve, default_tls, system_resolver
 from rerankd.media.limits import BadMedia, Limits
 from tests.media.servers import Server, ok, serving, to
 
@@ -34,6 +35,9 @@ def resolver(**answers: Sequence[str]) -> Resolve:
     return resolve
 
 
+SYSTEM = system_resolver(ThreadPoolExecutor(2))
+
+
 def fetch(
     url: str,
     *,
@@ -41,10 +45,10 @@ def fetch(
     limits: Limits | None = None,
     tls: ssl.SSLContext | None = None,
     allow_private: bool = True,
-    resolve: Resolve = system_resolve,
+    resolve: Resolve = SYSTEM,
 ) -> bytes:
     async def run() -> bytes:
-        async with Fetcher(limits or Limits(), tls or default_tls(), allow_private, resolve) as fetcher:
+        async with Fetcher(limits or Limits(), tls or default_tls(), resolve, allow_private) as fetcher:
             return await fetcher.get(url, max_bytes)
 
     return asyncio.run(run())
@@ -339,6 +343,7 @@ def test_an_unknown_name() -> None:
         ("http:///a.png", "names no host"),
         ("http://x:99999999/", "malformed|no address"),
         ("http://x\n.test/", "malformed"),
+        ("http://xn--a/", "malformed"),
         ("http://user:secret@x.test/", "user name or password"),
     ],
 )
@@ -388,7 +393,7 @@ def test_a_connection_checked_for_one_name_is_not_used_for_another(secure: Serve
     secure.answers["/kept"] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
     async def both() -> None:
-        async with Fetcher(Limits(), trusting(authority), True, LOCAL) as fetcher:
+        async with Fetcher(Limits(), trusting(authority), LOCAL, True) as fetcher:
             assert await fetcher.get(secure.url("/kept", "pictures.test", "https"), 100) == b"hi"
             with pytest.raises(BadMedia):
                 await fetcher.get(secure.url("/kept", "other.test", "https"), 100)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -235,6 +236,27 @@ def test_the_pixel_limit_lets_exactly_itself_through() -> None:
 def test_the_pixel_limit_holds_for_pil_images() -> None:
     with pytest.raises(BadMedia, match="over the limit of 199"):
         to_rgb(PIL.Image.new("RGB", (20, 10)), Limits(pixels=199))
+
+
+def progressive(scans: int, before: bytes = b"", between: bytes = b"", behind: bytes = b"") -> bytes:
+    """A JPEG of so many passes, the last one over and over; `before` is a segment of its header."""
+    data = encoded(PIL.Image.fromarray(pattern(64, 48)), "JPEG", progressive=True)
+    starts = [match.start() for match in re.finditer(b"\xff\xda", data)]
+    last = data[starts[-1] : -2]
+    return data[:2] + before + data[2:-2] + (between + last) * (scans - len(starts)) + data[-2:] + behind
+
+
+def test_a_jpeg_of_endless_passes_is_refused() -> None:
+    assert opened(progressive(100)).shape == (48, 64, 3)
+    for between in (b"", b"\xff\x01", b"\xff\xd0", b"\xff\xff"):
+        with pytest.raises(BadMedia, match="more than 100 passes"):
+            opened(progressive(101, between=between))
+
+
+def test_what_lies_beside_a_jpegs_passes_is_not_taken_for_one() -> None:
+    look_alikes = b"\xff\xda\0\2" * 500
+    comment = b"\xff\xfe" + (len(look_alikes) + 2).to_bytes(2, "big") + look_alikes
+    assert opened(progressive(100, before=comment, behind=look_alikes)).shape == (48, 64, 3)
 
 
 @settings(max_examples=150, deadline=None)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import socket
 import subprocess
 import sys
 import threading
@@ -204,6 +205,30 @@ def test_the_limit_for_parts() -> None:
     error = refused(what, limits=Limits(parts=2))
     assert error.field == "documents"
     assert "holds 3 images and videos, over the limit of 2" in error.problem
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_the_limit_for_what_is_shown(skip: bool) -> None:
+    """96 x 64 pixels are 18,432 bytes; what occurs twice counts once."""
+    second = PIL.Image.new("RGB", (96, 64))
+    what = request((Image(PICTURE),), (Image(PICTURE), Image(second)), (BAD,) if skip else ())
+    assert len(load(what, skip=skip, limits=Limits(shown_bytes=2 * 18_432)).documents[1]) == 2
+    error = refused(what, skip=skip, limits=Limits(shown_bytes=2 * 18_432 - 1))
+    assert error.field == "documents"
+    assert "take more than 36,863 bytes together" in error.problem
+
+
+def test_names_are_looked_up_in_threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event loop's own threads also tokenise: nobody's name server may hold them."""
+    threads: list[str] = []
+
+    def look_up(*_: Any, **__: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    refused(request((Image("http://slow.test/a.png"),)))
+    assert [name.rpartition("_")[0] for name in threads] == ["rerankd-lookup"]
 
 
 def test_a_server_reads_neither_paths_nor_private_addresses(server: Server, tmp_path: Path) -> None:

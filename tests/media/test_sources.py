@@ -34,6 +34,10 @@ def test_data_uris_in_percents(data: bytes) -> None:
     assert read(f"DATA:image/png,{quote(data)}") == data
 
 
+def test_what_no_encoding_holds_is_no_picture_and_no_crash() -> None:
+    assert read("data:,a\ud800b") == b"a?b"
+
+
 @pytest.mark.parametrize(
     ("uri", "problem"),
     [

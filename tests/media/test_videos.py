@@ -243,6 +243,14 @@ def test_the_limit_for_pixels_where_the_header_lies() -> None:
         read(bytes(data), limits=Limits(pixels=100_000))
 
 
+def test_the_limit_for_pixels_that_are_decoded() -> None:
+    # A GIF has one key frame: its last frame is reached through all others.
+    data = film(films.GIF, frames=30, size=(100, 100))
+    assert len(read(data, limits=Limits(video_pixels=300_000))[0]) == 4
+    with pytest.raises(BadMedia, match="more than 299,999 pixels have to be decoded"):
+        read(data, limits=Limits(video_pixels=299_999))
+
+
 def test_damage_within_a_video_is_noticed() -> None:
     data = bytearray(film(films.MP4, frames=40, size=(128, 96)))
     start = data.index(b"mdat") + 900

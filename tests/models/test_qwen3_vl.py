@@ -140,6 +140,44 @@ def test_each_picture_is_encoded_once(qwen3_vl_checkpoint: Path, monkeypatch: py
     engine.close()
 
 
+def test_pictures_go_through_the_tower_together(qwen3_vl_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load(qwen3_vl_checkpoint, 10_000)
+    encoder = engine.model.visuals  # type: ignore[attr-defined]
+    calls: list[list[tuple[int, int, int]]] = []
+    tower = encoder.tower
+
+    def counted(pixels: Tensor, shapes: Sequence[tuple[int, int, int]]) -> Tensor:
+        calls.append(list(shapes))
+        return tower(pixels, shapes)
+
+    monkeypatch.setattr(encoder, "tower", counted)
+    documents = [segment(TALL, 3), segment(2, WIDE, 1, TINY), segment(4, TALL), segment(FILM, 2)]
+    engine.submit(PromptGroup(segment(9), tuple(documents), (False,) * 4)).result(60)
+    assert calls == [[TALL.grid, WIDE.grid, TINY.grid, FILM.grid]]
+    engine.close()
+
+
+def test_a_long_video_is_encoded_in_parts(qwen3_vl_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load(qwen3_vl_checkpoint, 10_000)
+    encoder = engine.model.visuals  # type: ignore[attr-defined]
+    engine.close()
+    visuals = [Patches((5, 4, 6), 7, VIDEO), WIDE]
+    with torch.inference_mode():
+        whole = VisualEncoder(encoder.tower)(visuals)
+        monkeypatch.setattr("rerankd.models.qwen3_vl.PATCHES_AT_ONCE", 50)
+        lengths: list[int] = []
+        tower = encoder.tower
+
+        def counted(pixels: Tensor, shapes: Sequence[tuple[int, int, int]]) -> Tensor:
+            lengths.append(len(pixels))
+            return tower(pixels, shapes)
+
+        monkeypatch.setattr(encoder, "tower", counted)
+        parts = encoder(visuals)
+    assert lengths == [48, 48, 24, 24]
+    assert torch.allclose(parts, whole, atol=1e-5)
+
+
 def test_what_is_remembered_is_bounded(qwen3_vl_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rerankd.models.qwen3_vl.MEMORY_BYTES", 40_000)
     engine = load(qwen3_vl_checkpoint, 10_000)

@@ -76,7 +76,8 @@ class Batcher:
         """Take documents up to the token budget, from as many jobs as fit; cancelled jobs are dropped.
 
         A job that does not fit whole gives what fits and goes to the back, so that a long request delays a
-        short one by a batch at most. A document longer than the budget makes a batch of its own.
+        short one by a batch at most. Documents have half the budget at least, whatever their prefix takes. One that
+        is longer still makes a batch of its own.
         """
         batch: list[Slice] = []
         used = 0
@@ -84,9 +85,13 @@ class Batcher:
             job = self._jobs.popleft()
             if job.future.done():
                 continue
-            piece = job.take(self.budget - used)
-            if piece is None and not batch:
-                piece = job.take_one()
+            if batch:
+                piece = job.take(self.budget - used)
+            else:
+                # A long prefix (a query with pictures) is computed once for many documents, and not again and again
+                # for the few that it leaves room for.
+                room = max(self.budget, len(job.group.prefix) + self.budget // 2)
+                piece = job.take(room) or job.take_one()
             if piece is None:
                 self._jobs.appendleft(job)
                 break

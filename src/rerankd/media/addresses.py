@@ -7,8 +7,8 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_netw
 _NOT_PUBLIC_4 = tuple(
     ip_network(block)
     # Older Pythons call parts of these global: protocol assignments (with one cloud's metadata address) and
-    # the abandoned 6to4 relays.
-    for block in ("192.0.0.0/24", "192.88.99.0/24")
+    # the abandoned 6to4 relays. The last is no special block, but inside Azure the host's own agent answers there.
+    for block in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")
 )
 _GLOBAL_UNICAST_6 = IPv6Network("2000::/3")
 _NOT_PUBLIC_6 = tuple(

@@ -7,6 +7,8 @@ import socket
 import ssl
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from types import TracebackType
 
 import httpcore
@@ -27,10 +29,19 @@ _HEADERS = (
 )
 
 
-async def system_resolve(host: str, port: int) -> list[str]:
-    """The addresses that the operating system's resolver gives."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+def system_resolver(threads: Executor) -> Resolve:
+    """What the operating system says, asked in `threads`.
+
+    A look-up cannot be cancelled, and whoever owns a name decides how long one takes: in an event loop's own
+    threads a few of them would hold up everything else that runs there.
+    """
+
+    async def resolve(host: str, port: int) -> list[str]:
+        look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(threads, look_up)
+        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+    return resolve
 
 
 class _CheckedBackend(httpcore.AsyncNetworkBackend):
@@ -104,8 +115,8 @@ class Fetcher:
         self,
         limits: Limits,
         tls: ssl.SSLContext,
+        resolve: Resolve,
         allow_private: bool = False,
-        resolve: Resolve = system_resolve,
     ) -> None:
         self._limits = limits
         self._pool = httpcore.AsyncConnectionPool(
@@ -196,11 +207,12 @@ async def _body(response: httpcore.Response, encoding: str, max_bytes: int) -> b
 def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:
     try:
         parsed = httpx.URL(url) if base is None else base.join(url)
+        host = parsed.host  # which decodes international names, and may fail at it
     except (httpx.InvalidURL, ValueError) as error:
         raise BadMedia(f"the URL is malformed ({error})") from error
     if parsed.scheme not in ("http", "https"):
         raise BadMedia(f"the URL redirects to {parsed.scheme or 'no'}:, and only http(s) is followed")
-    if not parsed.host:
+    if not host:
         raise BadMedia("the URL names no host")
     if parsed.userinfo:
         raise BadMedia("the URL carries a user name or password, which are not sent; use a signed URL")

@@ -8,6 +8,7 @@ has it, so that one picture looks the same in every encoding.
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import PIL.Image
@@ -19,14 +20,20 @@ from rerankd.media.sizing import fit
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
+MAX_SCANS = 100
+"""Passes over the whole picture that a JPEG may take; encoders make about ten."""
+
 _WHITE = (255, 255, 255)
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+"""A marker that a length follows, or the end."""
+_JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 
 
 def open_image(data: bytes, limits: Limits) -> PIL.Image.Image:
     """The (first) picture in a file, decoded, in RGB.
 
-    Raises BadMedia for what is not one of `FORMATS`, is over `limits.pixels` (before anything is decoded), or
-    cannot be decoded to its end.
+    Raises BadMedia for what is not one of `FORMATS`, is over `limits.pixels` or `MAX_SCANS` (before anything is
+    decoded), or cannot be decoded to its end.
     """
     try:
         image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
@@ -36,6 +43,8 @@ def open_image(data: bytes, limits: Limits) -> PIL.Image.Image:
         raise BadMedia(f"the picture is over the limit of {limits.pixels:,} pixels") from error
     except Exception as error:  # a damaged header can make a decoder raise anything
         raise BadMedia(f"the picture's header is damaged ({error})") from error
+    if image.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
+        raise BadMedia(f"the JPEG takes more than {MAX_SCANS} passes to decode; save it anew")
     return to_rgb(image, limits)
 
 
@@ -86,6 +95,15 @@ def _from_16_bit(image: PIL.Image.Image) -> PIL.Image.Image:
     if isinstance(clear, int):
         grey[samples == clear] = 255
     return PIL.Image.fromarray(grey).convert("RGB")
+
+
+def _scans(data: bytes) -> int:
+    """Scans of a JPEG's (first) picture, counted from marker to marker as decoders go (ITU-T T.81, annex B)."""
+    at, scans = 2, 0
+    while (marker := _JPEG_MARKER.search(data, at)) and (kind := data[marker.end() - 1]) != _JPEG_END:
+        scans += kind == _JPEG_SCAN
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return scans
 
 
 def _not_an_image(data: bytes) -> str:

@@ -23,6 +23,8 @@ class Limits:
     image_bytes, video_bytes: size of one file, as fetched and after any content encoding is undone
     pixels: width x height of an image, or of a video's frames, before anything is decoded
     video_seconds: length of a video, sampled or not
+    video_pixels: of all frames of a video that are decoded on the way to those that are shown
+    shown_bytes: a request's images and videos together, as the model is shown them, three bytes a pixel
     redirects: hops that one URL may take
     timeout: seconds for fetching one URL, redirects included
     """
@@ -32,6 +34,8 @@ class Limits:
     video_bytes: int = 256 << 20
     pixels: int = 80_000_000
     video_seconds: float = 600.0
+    video_pixels: int = 3840 * 2160 * 60 * 600
+    shown_bytes: int = 2 << 30
     redirects: int = 5
     timeout: float = 30.0
 

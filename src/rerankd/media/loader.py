@@ -15,10 +15,10 @@ import numpy as np
 import PIL.Image
 
 from rerankd.core import Content, Image, InvalidRequest, RerankRequest, Text, Video, Visuals, identity
-from rerankd.media.fetch import Fetcher, Resolve, default_tls, system_resolve
+from rerankd.media.fetch import Fetcher, Resolve, default_tls, system_resolver
 from rerankd.media.frames import Pixels, listed, shrink
 from rerankd.media.images import open_image, resize, to_rgb
-from rerankd.media.limits import BadMedia, Limits
+from rerankd.media.limits import BadMedia, Limits, megabytes
 from rerankd.media.sampling import LIST_FPS, list_indices, timestamps
 from rerankd.media.sizing import LIST_TOTAL_PIXELS, Sizing
 from rerankd.media.sources import Access, is_url, read_local
@@ -27,6 +27,8 @@ from rerankd.media.visual import VisionFormat, Visual
 
 _AT_ONCE = 8
 """Files of one request that are fetched or decoded at the same time: bounds what is held undecoded."""
+_LOOKUPS = 32
+"""Host names of all requests that are looked up at the same time."""
 
 Result = TypeVar("Result")
 
@@ -60,15 +62,16 @@ class MediaLoader:
         limits: Limits = Limits(),  # noqa: B008 - frozen
         access: Access = Access(),  # noqa: B008 - frozen
         tls: ssl.SSLContext | None = None,
-        resolve: Resolve = system_resolve,
+        resolve: Resolve | None = None,
     ) -> None:
         self._form = form
         self._sizing = sizing
         self._limits = limits
         self._access = access
         self._tls = default_tls() if tls is None else tls
-        self._resolve = resolve
         self._threads = ThreadPoolExecutor(thread_name_prefix="rerankd-media")
+        self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="rerankd-lookup")
+        self._resolve = system_resolver(self._lookups) if resolve is None else resolve
 
     async def load(self, request: RerankRequest, *, skip_bad_documents: bool = False) -> LoadedMedia:
         """All images and videos of a request. What occurs several times in it is read once.
@@ -86,15 +89,15 @@ class MediaLoader:
                 f"the request holds {len(places)} images and videos, over the limit of {self._limits.parts}; "
                 "send fewer documents at a time",
             )
-        async with Fetcher(self._limits, self._tls, self._access.allow_private, self._resolve) as fetcher:
+        async with Fetcher(self._limits, self._tls, self._resolve, self._access.allow_private) as fetcher:
             work = _Work(self._form, self._sizing, self._limits, self._access, fetcher, self._threads)
-            tasks: dict[Hashable, asyncio.Task[Visual]] = {}
+            read = work.visual_or_error if skip_bad_documents else work.visual
+            tasks: dict[Hashable, asyncio.Task[Visual | BadMedia]] = {}
             try:
                 for place in places:
                     if place.key not in tasks:
-                        tasks[place.key] = asyncio.create_task(work.visual(place.part))
-                until = asyncio.ALL_COMPLETED if skip_bad_documents else asyncio.FIRST_EXCEPTION
-                await asyncio.wait(tasks.values(), return_when=until)
+                        tasks[place.key] = asyncio.create_task(read(place.part))
+                await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_EXCEPTION)
             finally:
                 work.cancelled.set()
                 for task in tasks.values():
@@ -112,7 +115,8 @@ class MediaLoader:
 
     def close(self) -> None:
         """Let go of the threads; a load that is under way fails."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._lookups):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> MediaLoader:
         return self
@@ -147,7 +151,7 @@ def _places(request: RerankRequest) -> list[_Place]:
 def _collect(
     request: RerankRequest,
     places: Sequence[_Place],
-    tasks: Mapping[Hashable, asyncio.Task[Visual]],
+    tasks: Mapping[Hashable, asyncio.Task[Visual | BadMedia]],
     skip_bad_documents: bool,
 ) -> LoadedMedia:
     query: list[Visual] = []
@@ -157,16 +161,16 @@ def _collect(
         task = tasks[place.key]
         if task.cancelled():  # only after another one failed
             continue
-        error = task.exception()
-        if isinstance(error, BadMedia):
-            problem = InvalidRequest(place.field, str(error))
+        found = task.exception() or task.result()
+        if isinstance(found, Visual):
+            (query if place.document is None else documents[place.document]).append(found)
+        elif isinstance(found, BadMedia):
+            problem = InvalidRequest(place.field, str(found))
             if place.document is None or not skip_bad_documents:
-                raise problem from error
+                raise problem from found
             failed.setdefault(place.document, problem)
-        elif error is not None:
-            raise error
         else:
-            (query if place.document is None else documents[place.document]).append(task.result())
+            raise found
     return LoadedMedia(tuple(query), tuple(tuple(visuals) for visuals in documents), failed)
 
 
@@ -189,9 +193,28 @@ class _Work:
         self._fetcher = fetcher
         self._threads = threads
         self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._shown = 0
         self.cancelled = threading.Event()
 
     async def visual(self, part: Image | Video) -> Visual:
+        """Raises BadMedia, and InvalidRequest once all that was read is too much together."""
+        visual = await self._read(part)
+        self._shown += visual.frames.nbytes
+        if self._shown > self._limits.shown_bytes:
+            raise InvalidRequest(
+                "documents",
+                f"the request's images and videos take more than {megabytes(self._limits.shown_bytes)} together as the "
+                "model is shown them; send fewer documents at a time, or smaller pictures (max_pixels, max_frames)",
+            )
+        return visual
+
+    async def visual_or_error(self, part: Image | Video) -> Visual | BadMedia:
+        try:
+            return await self.visual(part)
+        except BadMedia as error:
+            return error
+
+    async def _read(self, part: Image | Video) -> Visual:
         if isinstance(part, Image):
             return await self._image(part)
         if isinstance(part.source, (list, tuple)):

@@ -62,7 +62,7 @@ def _data(uri: str, max_bytes: int) -> bytes:
     if not header.lower().rstrip().endswith(";base64"):
         if len(payload) > 3 * max_bytes:
             raise over_bytes(max_bytes)
-        data = unquote_to_bytes(payload)
+        data = unquote_to_bytes(payload.encode("utf-8", "replace"))
     else:
         if len(payload) > 3 * (max_bytes * 4 // 3 + 4):
             raise over_bytes(max_bytes)

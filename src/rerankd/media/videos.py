@@ -80,16 +80,32 @@ def read_video(
             index = _index(file, stream, limits)
             indices = file_indices(len(index.times), index.rate, fps, max_frames)
             low, high = sizing.frame_bounds(len(indices), FILE_TOTAL_PIXELS)
-            frames: list[Pixels] = []
-            for frame in _decode(file, stream, index, [index.times[at] for at in indices], cancelled):
-                frames.append(shrink(_to_array(frame, limits), factor, low, high))
+            wanted = [index.times[at] for at in indices]
+            frames = _stacked(
+                (
+                    shrink(_to_array(frame, limits), factor, low, high)
+                    for frame in _decode(file, stream, index, wanted, limits, cancelled)
+                ),
+                len(indices),
+            )
     except BadMedia:
         raise
     except (av.FFmpegError, ArithmeticError, LookupError, MemoryError, ValueError) as error:
         raise BadMedia(f"the video cannot be decoded ({type(error).__name__}: {error})") from error
-    if len({frame.shape for frame in frames}) > 1:
-        raise BadMedia("the video changes its size midway; re-encode it at one size")
-    return np.stack(frames), timestamps(indices, index.rate)
+    return frames, timestamps(indices, index.rate)
+
+
+def _stacked(frames: Iterator[Pixels], count: int) -> Pixels:
+    """`count` frames as one array, laid in place one by one."""
+    stacked: Pixels | None = None
+    for at, frame in enumerate(frames):
+        if stacked is None:
+            stacked = np.empty((count, *frame.shape), dtype=np.uint8)
+        if frame.shape != stacked.shape[1:]:
+            raise BadMedia("the video changes its size midway; re-encode it at one size")
+        stacked[at] = frame
+    assert stacked is not None
+    return stacked
 
 
 def _index(file: InputContainer, stream: VideoStream, limits: Limits) -> _Index:
@@ -133,6 +149,7 @@ def _decode(
     stream: VideoStream,
     index: _Index,
     wanted: Sequence[int],
+    limits: Limits,
     cancelled: Callable[[], bool],
 ) -> Iterator[VideoFrame]:
     """A frame for each of the `wanted` presentation times (ascending): the first that is shown then or later.
@@ -142,6 +159,7 @@ def _decode(
     frames = _from(file, stream, index.keys[0])
     last: VideoFrame | None = None
     may_jump = True
+    decoded = 0
     for time in wanted:
         key = index.keys[max(0, bisect_right(index.keys, time, key=lambda key: key.time) - 1)]
         jumped = may_jump and last is not None and _time(last) < key.time
@@ -154,6 +172,12 @@ def _decode(
             last = next(frames, None)
             if last is None:
                 raise BadMedia("the video breaks off before its last frames; send the whole file")
+            decoded += last.width * last.height
+            if decoded > limits.video_pixels:
+                raise BadMedia(
+                    f"more than {limits.video_pixels:,} pixels have to be decoded to sample the video; "
+                    "send a shorter or smaller one, or one with more key frames"
+                )
             if jumped and _time(last) > time:
                 # The file's own index is off: this file is read from its start, in order.
                 may_jump = jumped = False

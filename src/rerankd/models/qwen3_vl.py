@@ -16,11 +16,11 @@ from rerankd.layers.rotary import Rotation
 from rerankd.models.base import Activation, TokenIds, score_rows
 from rerankd.models.config import Config
 from rerankd.models.qwen3 import Deepstack, Qwen3Decoder, Qwen3Shape, relevance_head
-from rerankd.models.qwen3_vl_vision import VisionTower
+from rerankd.models.qwen3_vl_vision import Grid, VisionTower
 from rerankd.models.weights import Weights
 
 PATCHES_AT_ONCE = 16384
-"""Patches that go through the vision tower together: bounds what its layers hold."""
+"""Patches that go through the vision tower together, but for a single picture of more: bounds what its layers hold."""
 MEMORY_BYTES = 256 << 20
 """Encoded images and videos that are kept for other documents and batches."""
 
@@ -71,12 +71,22 @@ class VisualEncoder:
         encoded = {visual.digest: self._memory.get(visual.digest) for visual in visuals}
         missing = {visual.digest: visual for visual in visuals if encoded[visual.digest] is None}
         for pack in _packs(list(missing.values())):
-            features = self.tower(torch.cat([visual.pixel_values() for visual in pack]), [v.grid for v in pack])
+            features = self._encode(torch.cat([visual.pixel_values() for visual in pack]), [v.grid for v in pack])
             sizes = [_patches(visual) // self.merge**2 for visual in pack]
             encoded |= zip((v.digest for v in pack), torch.split(features, sizes, dim=1), strict=True)
         found = [feature for visual in visuals if (feature := encoded[visual.digest]) is not None]
         self._remember({visual.digest: feature for visual, feature in zip(visuals, found, strict=True)})
         return torch.cat(found, dim=1)
+
+    def _encode(self, pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """A long video goes through the tower in parts: its steps in time know nothing of each other there."""
+        time, height, width = grids[0]
+        steps = max(1, PATCHES_AT_ONCE // (height * width))
+        if len(grids) > 1 or time <= steps:
+            return self.tower(pixels, grids)
+        parts = torch.split(pixels, steps * height * width)
+        encoded = [self.tower(part, [(len(part) // (height * width), height, width)]) for part in parts]
+        return torch.cat(encoded, dim=1)
 
     def _remember(self, features: dict[bytes, Tensor]) -> None:
         for digest, feature in features.items():
@@ -162,7 +172,7 @@ def _patches(visual: Visual) -> int:
 
 
 def _packs(visuals: Sequence[Visual]) -> Iterator[list[Visual]]:
-    """Consecutive visuals of at most PATCHES_AT_ONCE patches together; a larger one alone."""
+    """Consecutive visuals of at most PATCHES_AT_ONCE patches together; a larger one by itself."""
     pack: list[Visual] = []
     for visual in visuals:
         if pack and sum(map(_patches, [*pack, visual])) > PATCHES_AT_ONCE:
