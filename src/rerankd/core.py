@@ -123,6 +123,18 @@ class Chunking:
     overlap_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Tokens whose probabilities of coming next are asked for, in place of a document's relevance.
+
+    token_ids: in the order of the answer; one may stand there more than once
+    among_themselves: whether the probabilities are among these tokens, else among the whole vocabulary
+    """
+
+    token_ids: tuple[int, ...]
+    among_themselves: bool = False
+
+
 OnError: TypeAlias = Literal["fail", "skip"]
 
 
@@ -204,6 +216,32 @@ class RerankResult:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelRequest:
+    """Prompts as they stand, nothing put around them, and the tokens that may come next.
+
+    prompts: texts, in which a special token's string is that token, or token ids
+    """
+
+    prompts: tuple[str | tuple[int, ...], ...]
+    labels: Labels
+
+
+@dataclass(frozen=True, slots=True)
+class LabelResult:
+    """The answer to a `LabelRequest`: for each prompt, in order, the probabilities of the labels in their order.
+
+    `prompt_tokens`, `computed_tokens`, `scored` and `seconds` are as in `RerankResult`. No prompt is ever cut.
+    """
+
+    probabilities: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
+    computed_tokens: int
+    scored: int = 0
+    truncated: tuple[()] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLoad:
     """How busy an engine is, and what it has done since its start.
 
@@ -269,6 +307,7 @@ class PromptGroup:
     `chunks[i]` are the chunks that document i was split into, with a suffix each; a document that was not split
     has none, and one suffix. Where no document was split, `chunks` is empty.
     `truncated[i]` says that document i was cut to fit, `query_truncated` that the query was.
+    `labels` are asked of each suffix in place of its relevance.
     """
 
     prefix: Segment
@@ -276,6 +315,12 @@ class PromptGroup:
     truncated: tuple[bool, ...]
     query_truncated: bool = False
     chunks: tuple[tuple[Chunk, ...], ...] = ()
+    labels: Labels | None = None
+
+    @property
+    def values(self) -> int:
+        """How many numbers a model gives for each suffix."""
+        return 1 if self.labels is None else len(self.labels.token_ids)
 
     def places(self) -> list[range]:
         """Each document's places among the suffixes."""
@@ -329,10 +374,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class PackedGroup:
-    """Where a group's prefix and (some of) its suffixes lie in a packed batch."""
+    """Where a group's prefix and (some of) its suffixes lie in a packed batch, and what is asked of each of these."""
 
     prefix: Span
     suffixes: tuple[Span, ...]
+    labels: Labels | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -23,6 +23,8 @@ from rerankd.core import (
     Chunking,
     EngineLoad,
     InvalidRequest,
+    LabelRequest,
+    LabelResult,
     ModelError,
     OnError,
     PromptBuilder,
@@ -36,13 +38,14 @@ from rerankd.core import (
 )
 from rerankd.engine.device import place
 from rerankd.engine.engine import Engine
-from rerankd.models.config import Config, read_config
+from rerankd.labels import Labelling, SubmittedLabels
+from rerankd.models.base import LanguageModel
+from rerankd.models.config import read_config
 from rerankd.models.hub import resolve
 from rerankd.models.registry import find_architecture
 from rerankd.models.weights import Checkpoint, Weights
 from rerankd.options import LoadOptions, ModelInfo
 from rerankd.prompts import load_prompts
-from rerankd.prompts.load import LoadedPrompts
 
 if TYPE_CHECKING:
     from rerankd.media.loader import LoadedMedia, MediaLoader
@@ -68,6 +71,9 @@ class Submitted:
     places: tuple[int, ...]
     failed: Mapping[int, InvalidRequest]
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+Queued = TypeVar("Queued", Submitted, SubmittedLabels)
 
 
 class Reranker:
@@ -106,6 +112,9 @@ class Reranker:
         self._engine = Engine(
             loaded, architecture.family, placement.runtime.device, chosen.max_batch_tokens or placement.batch_tokens
         )
+        vocabulary = loaded.vocabulary if isinstance(loaded, LanguageModel) else None
+        verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, architecture.sees)
+        self._labelling = Labelling(self._engine, verbatim)
         self.info = ModelInfo(
             model=chosen.model,
             path=folder,
@@ -117,7 +126,6 @@ class Reranker:
             takes_instruction=self._prompts.takes_instruction,
             sees=architecture.sees,
             quantization=chosen.quantization,
-            label_token_ids=_labels(config, self._prompts) if architecture.family == "decoder" else None,
         )
         self._warm_up()
 
@@ -165,14 +173,17 @@ class Reranker:
         began = perf_counter()
         media = await self._media.load(request, skip_bad_documents=skip) if self._media is not None else None
         seconds = {"media": perf_counter() - began} if media is not None else {}
-        enqueue = partial(self._enqueue, request, media, seconds=seconds)
-        enqueuing = asyncio.get_running_loop().run_in_executor(None, enqueue)
-        try:
-            submitted = await asyncio.shield(enqueuing)
-        except asyncio.CancelledError:
-            enqueuing.add_done_callback(_drop)
-            raise
+        submitted = await _enqueued(partial(self._enqueue, request, media, seconds=seconds))
         return self._rank(submitted, await asyncio.wrap_future(submitted.logits))
+
+    async def label(self, request: LabelRequest) -> LabelResult:
+        """How probable tokens are as the next one after prompts that are taken as they stand, as SGLang's score has it.
+
+        It does not block the event loop; cancelling the awaiting task drops the prompts that still wait.
+        Raises InvalidRequest, for a model without a head over its vocabulary too.
+        """
+        submitted = await _enqueued(partial(self._labelling.submit, request))
+        return submitted.result(await asyncio.wrap_future(submitted.logits))
 
     def rerank(
         self,
@@ -346,14 +357,6 @@ def _media_loader(folder: Path, options: LoadOptions) -> MediaLoader:
     )
 
 
-def _labels(config: Config, prompts: LoadedPrompts) -> tuple[int, int] | None:
-    negative, positive = config.entries.get("classifier_from_token") or ("no", "yes")
-    try:
-        return prompts.token_id(negative), prompts.token_id(positive)
-    except ModelError:  # a converted checkpoint may do without
-        return None
-
-
 def _by_document(group: PromptGroup, on_progress: Callable[[int], object]) -> Callable[[int], object]:
     """What is told of suffixes scored, in order, told as documents scored: those whose last suffix is."""
     stops = [places.stop for places in group.places()]
@@ -368,7 +371,17 @@ def _by_document(group: PromptGroup, on_progress: Callable[[int], object]) -> Ca
     return advance
 
 
-def _drop(enqueued: asyncio.Future[Submitted]) -> None:
+async def _enqueued(enqueue: Callable[[], Queued]) -> Queued:
+    """What `enqueue` submits from a thread of its own; the engine drops it when the awaiting task is cancelled."""
+    enqueuing = asyncio.get_running_loop().run_in_executor(None, enqueue)
+    try:
+        return await asyncio.shield(enqueuing)
+    except asyncio.CancelledError:
+        enqueuing.add_done_callback(_drop)
+        raise
+
+
+def _drop(enqueued: asyncio.Future[Queued]) -> None:
     """Cancel what was enqueued for a task that no longer waits for it."""
     if not enqueued.cancelled() and enqueued.exception() is None:
         enqueued.result().logits.cancel()
