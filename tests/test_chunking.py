@@ -26,10 +26,8 @@ TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endf
 MAKERS: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
     "qwen3": (checkpoints.qwen3, {}),
     "qwen3-jinja": (checkpoints.qwen3, {}),
-    "qwen3-one-row": (checkpoints.qwen3, {"head": "one-row"}),
     "qwen3-vl": (checkpoints.qwen3_vl, {}),
     "xlmr": (checkpoints.xlmr, {}),
-    "bert": (checkpoints.bert, {}),
     "embedder": (checkpoints.xlmr_embedder, {"prompts": {"query": "query: ", "document": "passage: "}}),
 }
 LIMITS = Truncation(max_tokens_per_doc=40)
@@ -65,9 +63,10 @@ def test_a_document_scores_as_its_best_chunk_does_alone(reranker: Reranker) -> N
         assert one.score == pytest.approx(max(alone), abs=1e-5)
         assert one.chunks == len(pieces)
         if own:
-            best = max(range(len(own)), key=alone.__getitem__)
-            assert one.best_chunk == own[best]
-            winners.append(best)
+            assert one.best_chunk is not None
+            assert one.best_chunk == own[one.best_chunk.index]
+            assert alone[one.best_chunk.index] == pytest.approx(max(alone), abs=1e-6)
+            winners.append(one.best_chunk.index)
         else:
             assert one.best_chunk is None
     assert max(winners) > 0
@@ -89,7 +88,6 @@ def test_what_lies_beyond_the_chunks_is_reported(reranker: Reranker) -> None:
         result, chunks = chunks_of(reranker, Chunking(most, 3))
         assert result.truncated == long
         assert {len(own) for own in chunks} == {0, most}
-    # One chunk of the beginning reads what cutting leaves, but for how a text cut inside a word is tokenised.
     with pytest.raises(InvalidRequest, match="more chunks"):
         reranker.rerank(
             QUERY, DOCUMENTS, truncation=replace(LIMITS, allowed=False), chunking=Chunking(max_chunks_per_doc=2)
@@ -109,7 +107,7 @@ def test_every_face_takes_it(reranker: Reranker) -> None:
     assert scored == pytest.approx(expected, abs=1e-5)
     assert reranker.score(pairs, **asked) == pytest.approx(expected, abs=1e-5)
     plain = reranker.score(pairs, truncation=LIMITS)
-    assert max(abs(a - b) for a, b in zip(plain, expected, strict=True)) > 1e-3
+    assert max(abs(a - b) for a, b in zip(plain, expected, strict=True)) > 1e-4
     best = reranker.rerank(QUERY, DOCUMENTS, top_n=2, **asked)
     assert [one.score for one in best.documents] == pytest.approx(sorted(expected, reverse=True)[:2], abs=1e-5)
     # Progress is in documents, whatever their chunks.
@@ -137,40 +135,43 @@ def embedder_scores(folder: Path, pairs: Sequence[tuple[str, str]]) -> list[floa
         (None, embedder_scores),
     ],
 )
-@pytest.mark.parametrize("side", ["right", "left"])
 def test_scores_are_the_best_of_the_references(
     make_checkpoint: MakeCheckpoint,
     minilm_path: Path,
     maker: Callable[..., Path] | None,
     reference: Callable[[Path, Sequence[tuple[str, str]]], list[float]],
-    side: Side,
 ) -> None:
     folder = minilm_path if maker is None else make_checkpoint(maker)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     # Words of one token: a chunk that begins inside a word may take more tokens than it does in the text.
     every = dict.fromkeys(texts.words(3000, 5).split())
     document = " ".join([word for word in every if len(tokenizer.tokenize(f"a {word}")) == 2] * 10)
-    with Reranker(folder, device="cpu", dtype="float32") as reranker:
-        limits = Truncation(max_tokens_per_doc=50, side=side)
-        chunked = reranker.rerank(QUERY, [document], truncation=limits, chunking=Chunking(4, 10)).documents[0]
-        cut = reranker.rerank(QUERY, [document], truncation=limits).documents[0]
-    # Without knowing how it was split: the words that make up each chunk, by the tokens of the words.
     offsets = tokenizer(document, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    size, step, total = 50, 40, len(offsets)
-    starts = [k * step for k in range(4)]
-    runs = [(a, min(a + size, total)) for a in starts]
-    if side == "left":
-        runs = [(total - b, total - a) for a, b in runs]
-    # A chunk ends where its last token does and begins where the token before it ended.
-    pieces = [document[offsets[a - 1][1] if a else 0 : offsets[b - 1][1]] for a, b in sorted(runs)]
-    scores = reference(folder, [(QUERY, piece) for piece in pieces])
-    assert chunked.truncated
-    assert chunked.score == pytest.approx(max(scores), abs=1e-5)
-    assert chunked.best_chunk is not None
-    assert chunked.best_chunk.index == max(range(4), key=scores.__getitem__)
-    assert chunked.best_chunk.text == pieces[chunked.best_chunk.index]
-    # Cutting reads the first chunk, or the last.
-    assert cut.score == pytest.approx(scores[0 if side == "right" else -1], abs=1e-5)
+    total = len(offsets)
+    # Four runs of 50 tokens, 10 of them shared, from each side. One ends where its last token does and begins where the
+    # token before it ended.
+    starts = [40 * k for k in range(4)]
+    runs: dict[Side, list[tuple[int, int]]] = {
+        "right": [(start, start + 50) for start in starts],
+        "left": [(total - start - 50, total - start) for start in reversed(starts)],
+    }
+    pieces = {
+        side: [document[offsets[a - 1][1] if a else 0 : offsets[b - 1][1]] for a, b in runs[side]] for side in runs
+    }
+    scores = iter(reference(folder, [(QUERY, piece) for side in runs for piece in pieces[side]]))
+    with Reranker(folder, device="cpu", dtype="float32") as reranker:
+        for side in runs:
+            alone = [next(scores) for _ in starts]
+            limits = Truncation(max_tokens_per_doc=50, side=side)
+            chunked = reranker.rerank(QUERY, [document], truncation=limits, chunking=Chunking(4, 10)).documents[0]
+            assert chunked.truncated
+            assert chunked.score == pytest.approx(max(alone), abs=1e-5)
+            assert chunked.best_chunk is not None
+            assert chunked.best_chunk.index == max(range(4), key=alone.__getitem__)
+            assert chunked.best_chunk.text == pieces[side][chunked.best_chunk.index]
+            # Cutting reads the first chunk, or the last.
+            cut = reranker.rerank(QUERY, [document], truncation=limits).documents[0]
+            assert cut.score == pytest.approx(alone[0 if side == "right" else -1], abs=1e-5)
 
 
 def test_a_document_with_an_image_is_cut(qwen3_vl_checkpoint: Path) -> None:
