@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rerankd.core import InvalidRequest, ModelError, RerankdError, RerankRequest, RerankResult, ScoredDocument
+from rerankd.core import (
+    Chunk,
+    Chunking,
+    InvalidRequest,
+    ModelError,
+    RerankdError,
+    RerankRequest,
+    RerankResult,
+    ScoredDocument,
+    Truncation,
+)
 from rerankd.version import __version__
 
 if TYPE_CHECKING:
@@ -13,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "Chunk",
+    "Chunking",
     "InvalidRequest",
     "ModelError",
     "RerankRequest",
@@ -20,6 +32,7 @@ __all__ = [
     "RerankdError",
     "Reranker",
     "ScoredDocument",
+    "Truncation",
     "__version__",
 ]
 

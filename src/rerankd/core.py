@@ -92,18 +92,47 @@ def text_content(text: str) -> Content:
     return (Text(text),)
 
 
+Side: TypeAlias = Literal["left", "right"]
+
+
 @dataclass(frozen=True, slots=True)
 class Truncation:
     """How much of a request may be read. All limits are in tokens; None means the model's own limit.
 
     `max_tokens` bounds a whole prompt, template included. With `allowed=False` a prompt that does not fit
-    is an `InvalidRequest` instead of a shorter prompt.
+    is an `InvalidRequest` instead of a shorter prompt. `side` is where a text is cut: "right" loses its end,
+    "left" its beginning.
     """
 
     max_tokens: int | None = None
     max_tokens_per_doc: int | None = None
     max_tokens_per_query: int | None = None
     allowed: bool = True
+    side: Side = "right"
+
+
+@dataclass(frozen=True, slots=True)
+class Chunking:
+    """Have a document that does not fit scored by the best of its parts instead of being cut.
+
+    `max_chunks_per_doc` bounds their number (None: as many as there are); what lies beyond them is cut.
+    `overlap_tokens` is how many of a chunk's tokens the next one begins with.
+    """
+
+    max_chunks_per_doc: int | None = None
+    overlap_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Tokens whose probabilities of coming next are asked for, in place of a document's relevance.
+
+    token_ids: in the order of the answer; one may stand there more than once
+    among_themselves: whether the probabilities are among these tokens, else among the whole vocabulary
+    """
+
+    token_ids: tuple[int, ...]
+    among_themselves: bool = False
 
 
 OnError: TypeAlias = Literal["fail", "skip"]
@@ -114,7 +143,8 @@ class RerankRequest:
     """One query and the documents to score against it. Every dialect and the Python API produce this.
 
     `activation=False` asks for logits in place of scores. `on_error` says whether a document that cannot be read (its
-    image or video, above all) fails the request or is left out and reported in `RerankResult.failed`.
+    image or video, above all) fails the request or is left out and reported in `RerankResult.failed`. With `chunking`
+    a document that does not fit is split; one with images or videos is cut all the same.
     """
 
     query: Content
@@ -124,16 +154,38 @@ class RerankRequest:
     truncation: Truncation = Truncation()
     activation: bool = True
     on_error: OnError = "fail"
+    chunking: Chunking | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of a document's text that is scored by itself.
+
+    index: its place among the document's chunks
+    tokens, characters: its start (included) and stop (excluded) in the document's text, in tokens of that text by
+        itself and in Unicode code points
+    """
+
+    index: int
+    tokens: tuple[int, int]
+    characters: tuple[int, int]
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredDocument:
-    """A document's place in the request, its score, its prompt's length and whether it was cut to fit."""
+    """A document's place in the request, its score, its prompts' length and whether it was cut to fit.
+
+    best_chunk: the chunk that the score is of; None for a document that was not split
+    chunks: how many chunks were scored, each in a prompt of its own
+    """
 
     index: int
     score: float
     prompt_tokens: int
     truncated: bool = False
+    best_chunk: Chunk | None = None
+    chunks: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +213,32 @@ class RerankResult:
     def in_request_order(self) -> tuple[ScoredDocument, ...]:
         """The documents by index."""
         return tuple(sorted(self.documents, key=lambda document: document.index))
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRequest:
+    """Prompts as they stand, nothing put around them, and the tokens that may come next.
+
+    prompts: texts, in which a special token's string is that token, or token ids
+    """
+
+    prompts: tuple[str | tuple[int, ...], ...]
+    labels: Labels
+
+
+@dataclass(frozen=True, slots=True)
+class LabelResult:
+    """The answer to a `LabelRequest`: for each prompt, in order, the probabilities of the labels in their order.
+
+    `prompt_tokens`, `computed_tokens`, `scored` and `seconds` are as in `RerankResult`. No prompt is ever cut.
+    """
+
+    probabilities: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
+    computed_tokens: int
+    scored: int = 0
+    truncated: tuple[()] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,15 +302,34 @@ class PromptGroup:
 
     For a decoder `prefix` is the longest common token prefix and each suffix continues it. For an
     encoder of pairs `prefix` is empty. For a bi-encoder `prefix` is the query and a suffix a document.
-    In each case the prompt of document i is `len(prefix) + len(suffixes[i])` tokens long.
+    In each case the prompt of suffix i is `len(prefix) + len(suffixes[i])` tokens long.
 
+    `chunks[i]` are the chunks that document i was split into, with a suffix each; a document that was not split
+    has none, and one suffix. Where no document was split, `chunks` is empty.
     `truncated[i]` says that document i was cut to fit, `query_truncated` that the query was.
+    `labels` are asked of each suffix in place of its relevance.
     """
 
     prefix: Segment
     suffixes: tuple[Segment, ...]
     truncated: tuple[bool, ...]
     query_truncated: bool = False
+    chunks: tuple[tuple[Chunk, ...], ...] = ()
+    labels: Labels | None = None
+
+    @property
+    def values(self) -> int:
+        """How many numbers a model gives for each suffix."""
+        return 1 if self.labels is None else len(self.labels.token_ids)
+
+    def places(self) -> list[range]:
+        """Each document's places among the suffixes."""
+        places, start = [], 0
+        for document in range(len(self.truncated)):
+            stop = start + (len(self.chunks[document]) or 1 if self.chunks else 1)
+            places.append(range(start, stop))
+            start = stop
+        return places
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,10 +374,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class PackedGroup:
-    """Where a group's prefix and (some of) its suffixes lie in a packed batch."""
+    """Where a group's prefix and (some of) its suffixes lie in a packed batch, and what is asked of each of these."""
 
     prefix: Span
     suffixes: tuple[Span, ...]
+    labels: Labels | None = None
 
 
 @dataclass(frozen=True, slots=True)

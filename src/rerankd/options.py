@@ -47,10 +47,7 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What was loaded: for ready lines, `/v1/models` and metrics.
-
-    label_token_ids: a decoder's tokens for no and yes, where its tokenizer has them
-    """
+    """What was loaded: for ready lines, `/v1/models` and metrics."""
 
     model: str
     path: Path
@@ -62,4 +59,3 @@ class ModelInfo:
     takes_instruction: bool
     sees: bool = False
     quantization: str | None = None
-    label_token_ids: tuple[int, int] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -13,14 +14,17 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm.auto import tqdm
 
 from rerankd.contents import ContentLike, to_content
 from rerankd.core import (
+    Chunking,
     EngineLoad,
     InvalidRequest,
+    LabelRequest,
+    LabelResult,
     ModelError,
     OnError,
     PromptBuilder,
@@ -34,13 +38,14 @@ from rerankd.core import (
 )
 from rerankd.engine.device import place
 from rerankd.engine.engine import Engine
-from rerankd.models.config import Config, read_config
+from rerankd.labels import Labelling, SubmittedLabels
+from rerankd.models.base import LanguageModel
+from rerankd.models.config import read_config
 from rerankd.models.hub import resolve
 from rerankd.models.registry import find_architecture
 from rerankd.models.weights import Checkpoint, Weights
 from rerankd.options import LoadOptions, ModelInfo
 from rerankd.prompts import load_prompts
-from rerankd.prompts.load import LoadedPrompts
 
 if TYPE_CHECKING:
     from rerankd.media.loader import LoadedMedia, MediaLoader
@@ -66,6 +71,9 @@ class Submitted:
     places: tuple[int, ...]
     failed: Mapping[int, InvalidRequest]
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+Queued = TypeVar("Queued", Submitted, SubmittedLabels)
 
 
 class Reranker:
@@ -104,6 +112,9 @@ class Reranker:
         self._engine = Engine(
             loaded, architecture.family, placement.runtime.device, chosen.max_batch_tokens or placement.batch_tokens
         )
+        vocabulary = loaded.vocabulary if isinstance(loaded, LanguageModel) else None
+        verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, architecture.sees)
+        self._labelling = Labelling(self._engine, verbatim)
         self.info = ModelInfo(
             model=chosen.model,
             path=folder,
@@ -115,7 +126,6 @@ class Reranker:
             takes_instruction=self._prompts.takes_instruction,
             sees=architecture.sees,
             quantization=chosen.quantization,
-            label_token_ids=_labels(config, self._prompts) if architecture.family == "decoder" else None,
         )
         self._warm_up()
 
@@ -163,14 +173,17 @@ class Reranker:
         began = perf_counter()
         media = await self._media.load(request, skip_bad_documents=skip) if self._media is not None else None
         seconds = {"media": perf_counter() - began} if media is not None else {}
-        enqueue = partial(self._enqueue, request, media, seconds=seconds)
-        enqueuing = asyncio.get_running_loop().run_in_executor(None, enqueue)
-        try:
-            submitted = await asyncio.shield(enqueuing)
-        except asyncio.CancelledError:
-            enqueuing.add_done_callback(_drop)
-            raise
+        submitted = await _enqueued(partial(self._enqueue, request, media, seconds=seconds))
         return self._rank(submitted, await asyncio.wrap_future(submitted.logits))
+
+    async def label(self, request: LabelRequest) -> LabelResult:
+        """How probable tokens are as the next one after prompts that are taken as they stand, as SGLang's score has it.
+
+        It does not block the event loop; cancelling the awaiting task drops the prompts that still wait.
+        Raises InvalidRequest, for a model without a head over its vocabulary too.
+        """
+        submitted = await _enqueued(partial(self._labelling.submit, request))
+        return submitted.result(await asyncio.wrap_future(submitted.logits))
 
     def rerank(
         self,
@@ -180,19 +193,21 @@ class Reranker:
         top_n: int | None = None,
         *,
         truncation: Truncation = Truncation(),  # noqa: B008 - frozen
+        chunking: Chunking | None = None,
         activation: bool = True,
         on_error: OnError = "fail",
         show_progress: bool | None = None,
     ) -> RerankResult:
         """Score every document against the query, best first.
 
+        chunking: to split documents that do not fit, and score each by its best chunk, instead of cutting them
         activation: False for logits instead of scores
         on_error: "skip" to leave out documents that cannot be read, and report them in `failed`
         show_progress: None for a bar from PROGRESS_FROM documents on
 
         Raises InvalidRequest (a ValueError) for a request that cannot be answered as it stands.
         """
-        request = _request(query, documents, instruction, top_n, truncation, activation, on_error)
+        request = _request(query, documents, instruction, top_n, truncation, chunking, activation, on_error)
         with _progress(len(documents), show_progress) as advance:
             return self.collect(self.submit(request, advance))
 
@@ -204,11 +219,14 @@ class Reranker:
         top_n: int | None = None,
         *,
         truncation: Truncation = Truncation(),  # noqa: B008 - frozen
+        chunking: Chunking | None = None,
         activation: bool = True,
         on_error: OnError = "fail",
     ) -> RerankResult:
         """`rerank` for an event loop."""
-        return await self.answer(_request(query, documents, instruction, top_n, truncation, activation, on_error))
+        return await self.answer(
+            _request(query, documents, instruction, top_n, truncation, chunking, activation, on_error)
+        )
 
     def score(
         self,
@@ -216,6 +234,7 @@ class Reranker:
         instruction: str | None = None,
         *,
         truncation: Truncation = Truncation(),  # noqa: B008 - frozen
+        chunking: Chunking | None = None,
         activation: bool = True,
         show_progress: bool | None = None,
     ) -> list[float]:
@@ -225,7 +244,7 @@ class Reranker:
         """
         listed = list(pairs)
         with _progress(len(listed), show_progress) as advance:
-            requests = _by_query(listed, instruction, truncation, activation)
+            requests = _by_query(listed, instruction, truncation, chunking, activation)
             submitted = [(self.submit(request, advance), places) for request, places in requests]
             results = [(self.collect(one), places) for one, places in submitted]
         return _scores_in_place(results, len(listed))
@@ -236,11 +255,12 @@ class Reranker:
         instruction: str | None = None,
         *,
         truncation: Truncation = Truncation(),  # noqa: B008 - frozen
+        chunking: Chunking | None = None,
         activation: bool = True,
     ) -> list[float]:
         """`score` for an event loop."""
         listed = list(pairs)
-        requests = _by_query(listed, instruction, truncation, activation)
+        requests = _by_query(listed, instruction, truncation, chunking, activation)
         results = await asyncio.gather(*(self.answer(request) for request, _ in requests))
         return _scores_in_place(list(zip(results, (places for _, places in requests), strict=True)), len(listed))
 
@@ -282,7 +302,7 @@ class Reranker:
         began = perf_counter()
         places, group = _build(prompts or self._prompts, request, visuals, failed)
         seconds["tokenise"] = perf_counter() - began
-        logits = self._engine.submit(group, on_progress, seconds)
+        logits = self._engine.submit(group, on_progress and _by_document(group, on_progress), seconds)
         return Submitted(request, group, logits, places, failed, seconds)
 
     def _warm_up(self) -> None:
@@ -296,12 +316,20 @@ class Reranker:
     def _rank(self, submitted: Submitted, logits: list[float]) -> RerankResult:
         request, group = submitted.request, submitted.group
         activate = _sigmoid if request.activation and self._activation == "sigmoid" else float
-        documents = [
-            ScoredDocument(index, activate(logit), len(group.prefix) + len(suffix), truncated)
-            for index, logit, suffix, truncated in zip(
-                submitted.places, logits, group.suffixes, group.truncated, strict=True
+        documents = []
+        for document, (index, places) in enumerate(zip(submitted.places, group.places(), strict=True)):
+            chunks = group.chunks[document] if group.chunks else ()
+            best = max(places, key=logits.__getitem__)
+            documents.append(
+                ScoredDocument(
+                    index=index,
+                    score=activate(logits[best]),
+                    prompt_tokens=sum(len(group.prefix) + len(group.suffixes[place]) for place in places),
+                    truncated=group.truncated[document],
+                    best_chunk=chunks[best - places.start] if chunks else None,
+                    chunks=len(places),
+                )
             )
-        ]
         ignored = ("instruction",) if request.instruction is not None and not self.info.takes_instruction else ()
         return RerankResult(
             documents=tuple(sorted(documents, key=lambda document: -document.score)[: request.top_n]),
@@ -329,15 +357,31 @@ def _media_loader(folder: Path, options: LoadOptions) -> MediaLoader:
     )
 
 
-def _labels(config: Config, prompts: LoadedPrompts) -> tuple[int, int] | None:
-    negative, positive = config.entries.get("classifier_from_token") or ("no", "yes")
+def _by_document(group: PromptGroup, on_progress: Callable[[int], object]) -> Callable[[int], object]:
+    """What is told of suffixes scored, in order, told as documents scored: those whose last suffix is."""
+    stops = [places.stop for places in group.places()]
+    scored = 0
+
+    def advance(suffixes: int) -> None:
+        nonlocal scored
+        before, scored = scored, scored + suffixes
+        if finished := bisect_right(stops, scored) - bisect_right(stops, before):
+            on_progress(finished)
+
+    return advance
+
+
+async def _enqueued(enqueue: Callable[[], Queued]) -> Queued:
+    """What `enqueue` submits from a thread of its own; the engine drops it when the awaiting task is cancelled."""
+    enqueuing = asyncio.get_running_loop().run_in_executor(None, enqueue)
     try:
-        return prompts.token_id(negative), prompts.token_id(positive)
-    except ModelError:  # a converted checkpoint may do without
-        return None
+        return await asyncio.shield(enqueuing)
+    except asyncio.CancelledError:
+        enqueuing.add_done_callback(_drop)
+        raise
 
 
-def _drop(enqueued: asyncio.Future[Submitted]) -> None:
+def _drop(enqueued: asyncio.Future[Queued]) -> None:
     """Cancel what was enqueued for a task that no longer waits for it."""
     if not enqueued.cancelled() and enqueued.exception() is None:
         enqueued.result().logits.cancel()
@@ -377,19 +421,23 @@ def _request(
     instruction: str | None,
     top_n: int | None,
     truncation: Truncation,
+    chunking: Chunking | None,
     activation: bool,
     on_error: OnError = "fail",
 ) -> RerankRequest:
     if isinstance(documents, str):
         raise InvalidRequest("documents", "must be a list of documents, not one string; put it in a list")
     contents = tuple(to_content(document, f"documents[{i}]") for i, document in enumerate(documents))
-    return RerankRequest(to_content(query, "query"), contents, instruction, top_n, truncation, activation, on_error)
+    return RerankRequest(
+        to_content(query, "query"), contents, instruction, top_n, truncation, activation, on_error, chunking
+    )
 
 
 def _by_query(
     pairs: Sequence[tuple[ContentLike, ContentLike]],
     instruction: str | None,
     truncation: Truncation,
+    chunking: Chunking | None,
     activation: bool,
 ) -> list[tuple[RerankRequest, list[int]]]:
     """One request for each different query, with the places of its pairs."""
@@ -398,7 +446,10 @@ def _by_query(
     for i, query in enumerate(queries):
         places.setdefault(tuple(map(identity, query)), []).append(i)
     return [
-        (_request(queries[own[0]], [pairs[i][1] for i in own], instruction, None, truncation, activation), own)
+        (
+            _request(queries[own[0]], [pairs[i][1] for i in own], instruction, None, truncation, chunking, activation),
+            own,
+        )
         for own in places.values()
     ]
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import AutoTokenizer
 from transformers.modeling_outputs import BaseModelOutput
 
 from rerankd.prompts import LoadedPrompts, load_prompts
@@ -121,5 +122,25 @@ def test_a_documents_own_limit_leaves_its_prompt(make_checkpoint: MakeCheckpoint
     )
     limited = loaded.build(request("one two", ["one two"], max_tokens_per_doc=1, max_tokens_per_query=1))
     short = loaded.build(request("one", ["one"]))
+    assert (limited.prefix, limited.suffixes) == (short.prefix, short.suffixes)
+    assert (limited.truncated, limited.query_truncated) == ((True,), True)
+
+
+def test_a_text_can_lose_its_beginning(minilm_path: Path, make_checkpoint: MakeCheckpoint) -> None:
+    loaded = load_prompts(minilm_path, family="bi-encoder", positions=512, max_model_len=64)
+    reference = AutoTokenizer.from_pretrained(minilm_path, truncation_side="left")
+    documents = [*texts.DOCUMENTS, *LONG]
+    group = loaded.build(request(LONG[0], documents, side="left"))
+    expected = [reference(text, truncation=True, max_length=64)["input_ids"] for text in (LONG[0], *documents)]
+    assert [group.prefix.token_ids, *(suffix.token_ids for suffix in group.suffixes)] == expected
+    assert group.query_truncated
+    # The prompt before a text stays.
+    prompts = {"query": "query: ", "document": "passage: "}
+    prompted = load_prompts(
+        make_checkpoint(checkpoints.xlmr_embedder, prompts=prompts), family="bi-encoder", positions=1024
+    )
+    long = " ".join(["word"] * 5000)
+    limited = prompted.build(request("one two three", [long], max_tokens=20, max_tokens_per_query=1, side="left"))
+    short = prompted.build(request("three", [long], max_tokens=20))
     assert (limited.prefix, limited.suffixes) == (short.prefix, short.suffixes)
     assert (limited.truncated, limited.query_truncated) == ((True,), True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,36 @@ def test_parts_media_surrogates_and_no_documents(prompts: LoadedPrompts) -> None
     assert prompts.build(request("q", [])).suffixes == ()
     assert not prompts.takes_instruction
     assert prompts.build(request("q", ["d"], "instruction")) == prompts.build(request("q", ["d"]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(document=st.text(max_size=300), limit=st.integers(20, 60))
+def test_a_document_can_lose_its_beginning(document: str, limit: int, prompts: LoadedPrompts, folder: Path) -> None:
+    left = left_reference(folder)
+    if any(token in document for token in left.all_special_tokens):
+        return
+    group = prompts.build(request("what is it", ["x", document], max_tokens=limit, side="left"))
+    assert (group.suffixes[1].token_ids, group.suffixes[1].token_types) == pair(left, "what is it", document, limit)
+    assert group.truncated == (False, len(pair(left, "what is it", document, 10**6)[0]) > limit)
+
+
+def test_so_can_the_query_and_texts_far_too_long(prompts: LoadedPrompts, folder: Path) -> None:
+    left = left_reference(folder)
+    documents = [texts.words(3000, 1), "x" * 20000, "法国的首都是巴黎。" * 900, "short", ""]
+    group = prompts.build(request("what is it", documents, side="left"))
+    assert [suffix.token_ids for suffix in group.suffixes] == [
+        pair(left, "what is it", document)[0] for document in documents
+    ]
+    query = texts.words(300, 1)
+    group = prompts.build(request(query, ["some words", ""], max_tokens=50, side="left"))
+    assert group.suffixes[1].token_ids == pair(left, query, "", 50, "only_first")[0]
+    assert (group.truncated, group.query_truncated) == ((True, False), True)
+    group = prompts.build(request("one two three", ["four five six"], max_tokens_per_doc=1, side="left"))
+    last = left.encode("four five six", add_special_tokens=False)[-1]
+    ids = group.suffixes[0].token_ids
+    assert ids == [*pair(left, "one two three", "")[0][:-1], last, ids[-1]]
+
+
+@functools.cache
+def left_reference(folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(folder, truncation_side="left")

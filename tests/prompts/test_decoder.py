@@ -232,6 +232,70 @@ class TestTooLong:
         assert refusal(qwen3, request("q", ["d"], **{limit: 0})).field == f"truncation.{limit}"
 
 
+class TestLosingTheBeginning:
+    """`side="left"`: the prompt is that of an end of the document, and all of the template stands."""
+
+    @settings(deadline=None, max_examples=60)
+    @given(
+        document=st.lists(
+            st.sampled_from(["word", " ", "\n", "é", "e\u0301", "中文", "😀", "'s", "...", "123", "Zoë", "\r\n", "—"])
+            | st.text(max_size=5).filter(lambda text: text.isprintable() and "<" not in text),
+            max_size=200,
+        ).map("".join),
+        limit=st.integers(76, 140),
+    )
+    def test_any_document_at_any_limit(
+        self, document: str, limit: int, qwen3: LoadedPrompts, qwen_reference: Any
+    ) -> None:
+        group = qwen3.build(request("q", [document], max_tokens=limit, side="left"))
+        (ids,) = whole(group)
+        assert len(ids) <= limit
+        ends = [authors.qwen3_ids(qwen_reference, "q", document[start:]) for start in range(len(document) + 1)]
+        kept = ends.index(ids)
+        assert group.truncated == (kept > 0,)
+        # Of the longer ends none fits, but for what tokens merging differently may leave over.
+        assert kept == 0 or all(len(end) > limit - 2 for end in ends[:kept])
+
+    def test_the_query_loses_its_beginning_too(self, qwen3: LoadedPrompts, qwen_reference: Any) -> None:
+        query = texts.words(300, 9)
+        group = qwen3.build(request(query, ["d"], max_tokens=120, side="left"))
+        read = qwen_reference.decode(whole(group)[0]).split("<Query>: ")[1].split("\n<Document>:")[0]
+        assert query.endswith(read)
+        assert len(read) > 100
+        group = qwen3.build(request("one two three", ["four five six"], max_tokens_per_query=2, side="left"))
+        assert whole(group) == [authors.qwen3_ids(qwen_reference, " two three", "four five six")]
+
+    def test_a_documents_own_limit(self, qwen3: LoadedPrompts, qwen_reference: Any) -> None:
+        group = qwen3.build(request("q", ["one two three four", "ten"], max_tokens_per_doc=2, side="left"))
+        assert whole(group) == [authors.qwen3_ids(qwen_reference, "q", document) for document in (" three four", "ten")]
+        assert group.truncated == (True, False)
+        assert refusal(qwen3, request("q", ["a b c"], max_tokens_per_doc=2, side="left", allowed=False)).field
+
+    def test_another_template(self, qwen_folder: Any, qwen_reference: Any) -> None:
+        template = "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}Answer:"
+        served = load_prompts(qwen_folder, family="decoder", positions=40960, template="qwen3", chat_template=template)
+        document = texts.words(400, 2)
+        group = served.build(request("q", [document], max_tokens=60, side="left"))
+        text = qwen_reference.decode(whole(group)[0])
+        assert text.startswith("query: q\ndocument: ")
+        assert text.endswith("\nAnswer:")
+        kept = text.removeprefix("query: q\ndocument: ").removesuffix("\nAnswer:")
+        assert document.endswith(kept)
+        assert len(kept) > 150
+
+    def test_a_side_that_is_none(self, qwen3: LoadedPrompts) -> None:
+        assert refusal(qwen3, request("q", ["d"], side="top")).field == "truncation.side"
+
+
+def test_a_megabyte_can_lose_its_beginning(qwen3: LoadedPrompts, qwen_reference: Any) -> None:
+    document = " ".join(texts.words(200, seed) for seed in range(1200))[:1_000_000]
+    group = qwen3.build(request("q", [document], max_tokens=8192, side="left"))
+    text = qwen_reference.decode(whole(group)[0])
+    kept = text.split("<Document>: ")[1].split("<|im_end|>")[0]
+    assert document.endswith(kept)
+    assert 8188 <= len(whole(group)[0]) <= 8192
+
+
 def test_a_megabyte_is_read_as_far_as_it_is_kept(qwen3: LoadedPrompts, qwen_reference: Any) -> None:
     document = " ".join(texts.words(200, seed) for seed in range(1200))[:1_000_000]
     group = qwen3.build(request("q", [document], max_tokens=8192))

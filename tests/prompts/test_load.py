@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers
 
-from rerankd.core import Family, ModelError
+from rerankd.core import Family, ModelError, Side
 from rerankd.prompts import load_prompts
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer
 from tests import checkpoints, texts, vocabularies
@@ -165,6 +165,9 @@ def tokenizers(qwen_folder: Path, xlmr_folder: Path, roberta_folder: Path, minil
     return [load_tokenizer(folder) for folder in (qwen_folder, xlmr_folder, roberta_folder, minilm_path)]
 
 
+SIDES: tuple[Side, ...] = ("left", "right")
+
+
 class TestLongTexts:
     """A text far over its limit is read up to a seam only; that must not change a token that is kept."""
 
@@ -179,25 +182,31 @@ class TestLongTexts:
         ).map("".join),
         tokens=st.integers(1, 8),
     )
-    def test_a_start_has_the_same_tokens(self, text: str, tokens: int, tokenizers: list[LoadedTokenizer]) -> None:
+    def test_what_is_read_has_the_same_tokens(self, text: str, tokens: int, tokenizers: list[LoadedTokenizer]) -> None:
         for tokenizer in tokenizers:
-            start = tokenizer.start(text, tokens)
+            whole = tokenizer.ids([text])[0]
+            start, end = tokenizer.reach(text, tokens, "right"), tokenizer.reach(text, tokens, "left")
             assert text.startswith(start)
-            ids = tokenizer.ids([start])[0]
-            assert tokenizer.ids([text])[0][: len(ids)] == ids
-            assert start == text or len(ids) > tokens
+            assert text.endswith(end)
+            first, last = tokenizer.ids([start, end])
+            assert whole[: len(first)] == first
+            assert whole[len(whole) - len(last) :] == last
+            assert start == text or len(first) > tokens
+            assert end == text or len(last) > tokens
 
     def test_it_is_short(self, tokenizers: list[LoadedTokenizer]) -> None:
         text = texts.words(5000, 1)
         for tokenizer in tokenizers:
-            assert len(tokenizer.start(text, 100)) < 2000
+            assert max(len(tokenizer.reach(text, 100, side)) for side in SIDES) < 2000
 
     def test_it_is_whole_where_words_do_not_part(self, tokenizers: list[LoadedTokenizer]) -> None:
         tokenizer = Tokenizer.from_str(vocabularies.xlm_roberta())
         tokenizer.pre_tokenizer = None
         text = texts.words(5000, 1)
-        assert LoadedTokenizer(tokenizer, None, {}).start(text, 100) == text
-        assert tokenizers[0].start("x" * 50000, 100) == "x" * 50000
+        for side in SIDES:
+            assert LoadedTokenizer(tokenizer, None, {}).reach(text, 100, side) == text
+            assert tokenizers[0].reach("x" * 50000, 100, side) == "x" * 50000
+            assert tokenizers[0].reach(text, None, side) == text
 
 
 def test_special_tokens_that_normalising_makes(xlmr_folder: Path, tmp_path: Path) -> None:

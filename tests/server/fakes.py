@@ -15,10 +15,13 @@ from rerankd.core import (
     Content,
     EngineLoad,
     InvalidRequest,
+    LabelRequest,
+    LabelResult,
     RerankRequest,
     RerankResult,
     ScoredDocument,
     Text,
+    text_content,
 )
 from rerankd.options import ModelInfo
 from rerankd.server.app import Serves, Settings, create_app
@@ -47,6 +50,11 @@ def fake_score(query: Content, document: Content) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
+def fake_probability(prompt: str | tuple[int, ...], label: int) -> float:
+    """A probability that any change of the prompt or the label changes."""
+    return fake_score(text_content(repr(prompt)), text_content(str(label)))
+
+
 class FakeReranker:
     """Scores by hash, counts words for tokens, cuts documents to `max_tokens` words, and reads no media.
 
@@ -59,6 +67,7 @@ class FakeReranker:
         self.waiting = threading.Event()
         self.cancelled = 0
         self.requests: list[RerankRequest] = []
+        self.labelled: list[LabelRequest] = []
 
     def load(self) -> EngineLoad:
         return EngineLoad(waiting=3, batches=2, tokens=100, seconds=0.5)
@@ -91,6 +100,20 @@ class FakeReranker:
             query_truncated=len(words(request.query)) > limit,
             ignored=("instruction",) if request.instruction else (),
             truncated=tuple(sorted(one.index for one in scored if one.truncated)),
+        )
+
+    async def label(self, request: LabelRequest) -> LabelResult:
+        self.labelled.append(request)
+        if self.info.family != "decoder":
+            raise InvalidRequest("model", "has no head over its vocabulary")
+        return LabelResult(
+            probabilities=tuple(
+                tuple(fake_probability(prompt, label) for label in request.labels.token_ids)
+                for prompt in request.prompts
+            ),
+            prompt_tokens=len(request.prompts),
+            computed_tokens=0,
+            scored=len(request.prompts),
         )
 
     async def _wait(self) -> None:

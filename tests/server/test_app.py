@@ -107,7 +107,7 @@ def test_bodies_that_are_refused_are_not_as_described(openapi: dict[str, Any], p
 
 
 def test_examples_of_the_document_are_answered(vllm_server: str, openapi: dict[str, Any]) -> None:
-    for dialect, name in (("vllm", "VllmRerankBody"), ("sglang", "SglangRerankBody")):
+    for dialect, name in (("vllm", "VllmRerankBody"), ("sglang", "SglangRerankBody"), ("jina", "JinaBody")):
         properties = openapi["components"]["schemas"][name]["properties"]
         body = {field: schema["examples"][0] for field, schema in properties.items() if "examples" in schema}
         assert {"query", "documents"} <= set(body)
@@ -116,6 +116,9 @@ def test_examples_of_the_document_are_answered(vllm_server: str, openapi: dict[s
 
 
 def test_every_field_is_described(openapi: dict[str, Any]) -> None:
-    for name in ("VllmRerankBody", "SglangRerankBody"):
+    for name in (
+        *("VllmRerankBody", "VllmScoreBody", "SglangRerankBody", "SglangScoreBody"),
+        *("CohereV1Body", "CohereV2Body", "JinaBody", "TeiBody", "VoyageBody", "InfinityBody"),
+    ):
         for field, schema in openapi["components"]["schemas"][name]["properties"].items():
             assert schema.get("description"), f"{name}.{field}"

@@ -239,6 +239,13 @@ def test_coheres_limit_of_a_document_reaches_the_engine(vllm_server: str, fake: 
         assert fake.requests[-1].truncation.max_tokens_per_doc == 7
 
 
+def test_teis_side_reaches_the_engine(vllm_server: str, fake: FakeReranker) -> None:
+    for direction, side in (("Left", "left"), ("left", "left"), ("Right", "right"), ("right", "right")):
+        assert post(vllm_server, "tei", truncation_direction=direction).status_code == 200
+        assert fake.requests[-1].truncation.side == side
+    assert post(vllm_server, "tei", truncation_direction="Up").status_code == 422
+
+
 def message(service: str, response: requests.Response) -> str:
     """What an error says, which lies where its API has it."""
     body = response.json()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 
-from rerankd.core import Image, RerankRequest, Text, Video, text_content
+from rerankd.core import Chunking, Image, RerankRequest, Text, Video, text_content
 from tests.server.fakes import MODEL, FakeReranker, fake_score
 
 QUERY = "what is panda?"
@@ -102,7 +102,9 @@ def test_every_field_reaches_the_engine(vllm_server: str, fake: FakeReranker) ->
         max_tokens_per_query=4,
         truncation=False,
         use_activation=False,
-        truncation_side="right",
+        truncation_side="left",
+        max_chunks_per_doc=3,
+        overlap_tokens=2,
         user="me",
     )
     assert request.query == text_content(QUERY)
@@ -111,7 +113,8 @@ def test_every_field_reaches_the_engine(vllm_server: str, fake: FakeReranker) ->
     assert request.top_n == 2
     limits = request.truncation
     assert (limits.max_tokens, limits.max_tokens_per_doc, limits.max_tokens_per_query) == (7, 5, 4)
-    assert limits.allowed is False
+    assert (limits.allowed, limits.side) == (False, "left")
+    assert request.chunking == Chunking(3, 2)
     assert request.activation is False
 
 
@@ -261,7 +264,10 @@ def test_cutting_can_be_forbidden(vllm_server: str) -> None:
         ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ({"truncate_prompt_tokens": 513}, "truncate_prompt_tokens"),
-        ({"truncation_side": "left"}, "truncation_side"),
+        ({"truncation_side": "top"}, "truncation_side"),
+        ({"max_chunks_per_doc": 0}, "max_chunks_per_doc"),
+        ({"overlap_tokens": -1}, "overlap_tokens"),
+        ({"return_best_chunk": "x"}, "return_best_chunk"),
         ({"truncation": "perhaps"}, "truncation"),
         ({"max_tokens_per_doc": -1}, "max_tokens_per_doc"),
         ({"return_documents": []}, "return_documents"),

@@ -10,11 +10,11 @@ import pytest
 import requests
 import transformers
 
-from rerankd.core import RerankRequest, RerankResult, text_content
+from rerankd.core import LabelRequest, Labels, RerankRequest, RerankResult, text_content
 from rerankd.reranker import Reranker
 from rerankd.server.app import Settings
 from rerankd.version import __version__
-from tests.server.fakes import INFO, MODEL, FakeReranker, fake_score, running
+from tests.server.fakes import INFO, MODEL, FakeReranker, fake_probability, fake_score, running
 
 PATHS = ["/score", "/v1/score", "/vllm/score", "/vllm/v1/score"]
 FORMS = [("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"), ("queries", "items")]
@@ -134,43 +134,32 @@ def test_version_ping_and_load(vllm_server: str) -> None:
 
 
 class Decoder(FakeReranker):
-    """Answers with logits, as a decoder whose tokens 2 and 9 are no and yes."""
+    """A model that tells how probable tokens are."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.info = replace(INFO, family="decoder", label_token_ids=(2, 9))
-
-    async def answer(self, request: RerankRequest) -> RerankResult:
-        result = await super().answer(request)
-        assert not request.activation or request.query != text_content("q")
-        return result
+        self.info = replace(INFO, family="decoder")
 
 
 def test_sglangs_score_gives_the_labels_probabilities() -> None:
-    with running(Decoder(), Settings(names=(MODEL,), dialect="sglang")) as url:
-        body = {"query": "q", "items": ["b", "a"], "apply_softmax": True, "model": "default"}
+    decoder = Decoder()
+    with running(decoder, Settings(names=(MODEL,), dialect="sglang")) as url:
+        body = {"query": "q", "items": ["b", "a"], "label_token_ids": [9, 2], "model": "default"}
         for path in ("/v1/score", "/sglang/v1/score"):
-            answer = post(url, path, **body, label_token_ids=[9, 2])
+            answer = post(url, path, **body)
             assert answer.status_code == 200, answer.text
-            yes = [1 / (1 + 2.718281828459045 ** -score("q", item)) for item in ("b", "a")]
-            assert answer.json()["scores"] == [pytest.approx([p, 1 - p]) for p in yes]
-            assert {key: value for key, value in answer.json().items() if key != "scores"} == {
+            assert answer.json() == {
+                "scores": [[fake_probability(prompt, label) for label in (9, 2)] for prompt in ("qb", "qa")],
                 "model": MODEL,
                 "usage": {"prompt_tokens": 2, "total_tokens": 2, "completion_tokens": 0},
                 "object": "scoring",
             }
-        reordered = post(url, **body, label_token_ids=[2, 9], item_first=True)
-        assert reordered.json()["scores"] == [pytest.approx([1 - p, p]) for p in yes]
-        assert reordered.headers["X-Rerankd-Ignored"] == "model, item_first"
-        for change, param in (
-            ({"label_token_ids": [9, 3]}, "label_token_ids"),
-            ({"label_token_ids": None}, "label_token_ids"),
-            ({"label_token_ids": [9]}, "label_token_ids"),
-            ({"label_token_ids": [9, 2], "apply_softmax": False}, "apply_softmax"),
-            ({"label_token_ids": [9, 2], "items": []}, "items"),
-        ):
-            refused = post(url, **{**body, **change})
-            assert (refused.status_code, refused.json()["param"]) == (400, param)
+            assert answer.headers["X-Rerankd-Ignored"] == "model"
+            assert decoder.labelled[-1].labels == Labels((9, 2), among_themselves=False)
+        post(url, **body, item_first=True, apply_softmax=True)
+        assert decoder.labelled[-1] == LabelRequest(("bq", "aq"), Labels((9, 2), among_themselves=True))
+        post(url, **{**body, "query": [1, 2], "items": [[3], []]})
+        assert decoder.labelled[-1].prompts == ((1, 2, 3), (1, 2))
         assert requests.get(f"{url}/health_generate", timeout=30).status_code == 200
         # vLLM's own fields are told apart on the route that both have.
         assert post(url, text_1="a", text_2="b").json()["data"][0]["score"] == score("a", "b")
@@ -186,10 +175,9 @@ def test_model_info(sglang_server: str) -> None:
     assert (info["model_path"], info["is_generation"], info["architectures"]) == (MODEL, False, [INFO.architecture])
 
 
-def test_a_decoders_labels_and_tokens_are_its_tokenizers(qwen3_checkpoint: Path) -> None:
+def test_tokens_are_the_tokenizers(qwen3_checkpoint: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(qwen3_checkpoint)
     with Reranker(qwen3_checkpoint, device="cpu", dtype="float32") as reranker:
-        assert reranker.info.label_token_ids == tuple(tokenizer.convert_tokens_to_ids(["no", "yes"]))
         text = "What is panda? 熊猫"
         assert [number for number, _ in reranker.tokenize(text, special=False)] == tokenizer.encode(
             text, add_special_tokens=False

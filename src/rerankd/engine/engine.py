@@ -44,7 +44,8 @@ class Engine:
         on_progress: Callable[[int], object] | None = None,
         seconds: dict[str, float] | None = None,
     ) -> Future[list[float]]:
-        """Queue a group. The future gives its documents' logits in order, or EngineError, or EngineClosed.
+        """Queue a group. The future gives its suffixes' logits in order (`group.values` of each), or EngineError, or
+        EngineClosed.
 
         seconds: filled, before the future is done, with the time spent waiting (`queue`) and in the `model`
 
@@ -100,7 +101,7 @@ class Engine:
             self._seconds += took
         for piece in batch:
             piece.job.seconds["model"] = piece.job.seconds.get("model", 0.0) + took
-            count = len(piece.group.suffixes)
+            count = len(piece.group.suffixes) * piece.group.values
             own, logits = logits[:count], logits[count:]
             self._deliver(piece.job, own)
 
@@ -119,11 +120,11 @@ class Engine:
         job.logits.extend(logits)
         if job.on_progress:
             try:
-                job.on_progress(len(logits))
+                job.on_progress(len(logits) // job.group.values)
             except Exception as error:  # a caller's own code must not end the loop
                 _fail(job, error)
                 return
-        if len(job.logits) == len(job.group.suffixes) and job.future.set_running_or_notify_cancel():
+        if len(job.logits) == len(job.group.suffixes) * job.group.values and job.future.set_running_or_notify_cancel():
             job.future.set_result(job.logits)
 
 

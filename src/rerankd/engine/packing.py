@@ -32,7 +32,7 @@ def pack(groups: Sequence[PromptGroup], family: Family, device: torch.device) ->
     for group in groups:
         prefix = lay(group.prefix, 0)
         first = len(prefix) if family == "decoder" else 0
-        packed.append(PackedGroup(prefix, tuple(lay(suffix, first) for suffix in group.suffixes)))
+        packed.append(PackedGroup(prefix, tuple(lay(suffix, first) for suffix in group.suffixes), group.labels))
     return PackedBatch(
         token_ids=torch.tensor(token_ids, dtype=torch.int64).to(device),
         positions=torch.tensor(positions, dtype=torch.int64).to(device),

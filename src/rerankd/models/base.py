@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from rerankd.core import ModelError, PackedBatch
 from rerankd.models.config import Config
+
+if TYPE_CHECKING:
+    from rerankd.models.vocabulary import VocabularyHead
 
 Activation: TypeAlias = Literal["sigmoid", "identity"]
 TokenIds: TypeAlias = Callable[[str], int]
@@ -25,8 +28,22 @@ class Model(Protocol):
     activation: Activation
 
     def __call__(self, batch: PackedBatch) -> Tensor:
-        """float32 logits [documents], in the order of `batch.documents()`."""
+        """float32 logits [documents], in the order of `batch.documents()`.
+
+        A document of a group with labels, which a decoder alone may be given, has their log-probabilities there in
+        place of one logit.
+        """
         ...
+
+
+@runtime_checkable
+class LanguageModel(Model, Protocol):
+    """A model that may be asked for labels.
+
+    vocabulary: its head over all tokens; None where the checkpoint has none
+    """
+
+    vocabulary: VocabularyHead | None
 
 
 def score_rows(logits: Tensor) -> Tensor:

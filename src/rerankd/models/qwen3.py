@@ -17,8 +17,9 @@ from rerankd.layers.attention import AttentionLayout
 from rerankd.layers.attention.layout import causal_layout, pruned_layout
 from rerankd.layers.norm import RMSNorm
 from rerankd.layers.rotary import Rotary, Rotation
-from rerankd.models.base import Activation, TokenIds, last_tokens, score_rows
+from rerankd.models.base import Activation, TokenIds, last_tokens
 from rerankd.models.config import Config
+from rerankd.models.vocabulary import answers, is_tied, vocabulary_head
 from rerankd.models.weights import Weights
 
 
@@ -151,10 +152,11 @@ class Qwen3Reranker:
         self.rotary = Rotary(shape.head_dim, shape.theta, runtime.device, runtime.dtype)
         self.decoder = Qwen3Decoder(shape, base)
         self.head = relevance_head(config, weights, base, shape.hidden, token_id)
+        self.vocabulary = vocabulary_head(config, weights, self.decoder.embedding)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         states = self.decoder(self.decoder.embed(batch), self.rotary(batch.positions), batch)
-        return score_rows(states @ self.head.T)
+        return answers(states, self.head, self.vocabulary, batch)
 
 
 def relevance_head(config: Config, weights: Weights, base: Weights, hidden: int, token_id: TokenIds) -> Tensor:
@@ -170,7 +172,6 @@ def relevance_head(config: Config, weights: Weights, base: Weights, hidden: int,
         return weights.tensor("score.weight", labels, hidden, dtype=torch.float32)
     negative, positive = config.entries.get("classifier_from_token") or ("no", "yes")
     answers = [token_id(negative), token_id(positive)]
-    tied = config.entries.get("tie_word_embeddings")
-    if tied or (tied is None and "lm_head.weight" not in weights):
+    if is_tied(config, weights):
         return base.rows("embed_tokens.weight", answers, hidden)
     return weights.rows("lm_head.weight", answers, hidden)

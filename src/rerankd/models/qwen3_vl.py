@@ -13,10 +13,11 @@ from torch import Tensor
 
 from rerankd.core import ModelError, PackedBatch, Visual
 from rerankd.layers.rotary import Rotation
-from rerankd.models.base import Activation, TokenIds, score_rows
+from rerankd.models.base import Activation, TokenIds
 from rerankd.models.config import Config
 from rerankd.models.qwen3 import Deepstack, Qwen3Decoder, Qwen3Shape, relevance_head
 from rerankd.models.qwen3_vl_vision import Grid, VisionTower
+from rerankd.models.vocabulary import answers, vocabulary_head
 from rerankd.models.weights import Weights
 
 PATCHES_AT_ONCE = 16384
@@ -36,6 +37,7 @@ class Qwen3VLReranker:
         base = weights.scope_holding("embed_tokens.weight", "model.language_model", "language_model", "model")
         self.decoder = Qwen3Decoder(shape, base)
         self.head = relevance_head(config, weights, base, shape.hidden, token_id)
+        self.vocabulary = vocabulary_head(config, weights, self.decoder.embedding)
         vision = weights.scope_holding("patch_embed.proj.weight", "model.visual", "visual")
         self.visuals = VisualEncoder(VisionTower(config.section("vision_config"), vision))
         self.rotary = InterleavedRotary(text, shape, weights)
@@ -51,7 +53,8 @@ class Qwen3VLReranker:
             x[rows] = features[0]
             deepstack = Deepstack(rows, list(features[1:]))
         positions = visual_positions(batch, is_visual.tolist(), self.visuals.merge).to(x.device)
-        return score_rows(self.decoder(x, self.rotary(positions), batch, deepstack) @ self.head.T)
+        states = self.decoder(x, self.rotary(positions), batch, deepstack)
+        return answers(states, self.head, self.vocabulary, batch)
 
 
 class VisualEncoder:

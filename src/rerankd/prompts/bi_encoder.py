@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rerankd.core import PromptGroup, RerankRequest, Visuals
+from rerankd.core import Chunk, PromptGroup, RerankRequest, Segment, Visuals
+from rerankd.prompts.chunks import Chunks
 from rerankd.prompts.contents import read_text
 from rerankd.prompts.encoders import PlainTexts, SpecialTokens
 from rerankd.prompts.limits import Limits, no_room
@@ -27,24 +28,56 @@ class BiEncoderPrompts:
 
     def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
         """The query as prefix, the documents as suffixes. See `PromptBuilder.build`."""
-        limits = Limits.of(request.truncation, self._max_tokens)
+        limits = Limits.of(request, self._max_tokens)
         room = limits.prompt - self._special.count
         least = max(self._query_prompt_tokens, self._document_prompt_tokens)
         if room < least:
             raise no_room(limits.prompt, self._special.count + least)
-        texts = [
-            self._query_prompt + read_text(request.query, "query"),
-            *(self._document_prompt + read_text(d, f"documents[{i}]") for i, d in enumerate(request.documents)),
-        ]
-        whole = self._plain.ids(texts, limits)
-        kept = []
-        for i, ids in enumerate(whole):
-            field = f"documents[{i - 1}]" if i else "query"
-            own, prompt = (
-                (limits.document, self._document_prompt_tokens) if i else (limits.query, self._query_prompt_tokens)
-            )
-            ids = limits.cut(field, "it", ids, None if own is None else own + prompt)
-            kept.append(limits.cut(field, "it", ids, room, self._special.count))
-        query, *documents = map(self._special.around, kept)
-        query_cut, *cut = (len(short) < len(long) for short, long in zip(kept, whole, strict=True))
-        return PromptGroup(query, tuple(documents), tuple(cut), query_cut)
+        texts = [read_text(document, f"documents[{i}]") for i, document in enumerate(request.documents)]
+        query_text, *texts = (self._plain.reach(text, limits) for text in (read_text(request.query, "query"), *texts))
+        whole, *documents = self._plain.ids(
+            [self._query_prompt + query_text, *(self._document_prompt + text for text in texts)]
+        )
+        query = self._fitting("query", whole, limits.query, self._query_prompt_tokens, room, limits)
+        suffixes: list[Segment] = []
+        truncated: list[bool] = []
+        chunks: list[tuple[Chunk, ...]] = []
+        for i, (text, document) in enumerate(zip(texts, documents, strict=True)):
+            field = f"documents[{i}]"
+            if split := self._split(text, document, room, limits, field):
+                pieces = self._plain.ids([self._document_prompt + chunk.text for chunk in split.chunks])
+                truncated.append(not split.whole)
+            else:
+                head = self._document_prompt_tokens
+                pieces = [self._fitting(field, document, limits.document, head, room, limits)]
+                truncated.append(len(pieces[0]) < len(document))
+            suffixes += map(self._special.around, pieces)
+            chunks.append(split.chunks if split else ())
+        return PromptGroup(
+            prefix=self._special.around(query),
+            suffixes=tuple(suffixes),
+            truncated=tuple(truncated),
+            query_truncated=len(query) < len(whole),
+            chunks=tuple(chunks) if any(chunks) else (),
+        )
+
+    def _fitting(
+        self, field: str, ids: list[int], own: int | None, prompt: int, room: int, limits: Limits
+    ) -> list[int]:
+        """A text's ids, its prompt among them, cut to its own limit, which does not count that, and to `room`."""
+        ids = limits.cut(field, "it", ids, None if own is None else own + prompt, head=prompt)
+        return limits.cut(field, "it", ids, room, self._special.count, prompt)
+
+    def _split(self, text: str, ids: list[int], room: int, limits: Limits, field: str) -> Chunks | None:
+        """A document's chunks, where they are asked for and it does not fit."""
+        if limits.document is not None:
+            room = min(room, limits.document + self._document_prompt_tokens)
+        if limits.chunking is None or len(ids) <= room:
+            return None
+        return self._plain.split(
+            text,
+            room - self._document_prompt_tokens,
+            limits,
+            lambda piece: len(self._plain.ids([self._document_prompt + piece])[0]) - room,
+            field,
+        )

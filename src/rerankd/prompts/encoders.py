@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tokenizers import Tokenizer
 
 from rerankd.core import Segment
+from rerankd.prompts.chunks import Chunks, split
 from rerankd.prompts.limits import Limits
 from rerankd.prompts.tokenizer import LoadedTokenizer
 
@@ -25,19 +26,22 @@ class PlainTexts:
             token_id for token_id, token in added.items() if token.special and token.content not in unknown
         }
 
-    def ids(self, texts: Sequence[str], limits: Limits | None = None) -> list[list[int]]:
-        """The token ids of each text, nothing added, in one parallel call.
+    def reach(self, text: str, limits: Limits) -> str:
+        """A text as far as it is worth reading; see `LoadedTokenizer.reach`."""
+        return self._loaded.reach(text, limits.reach, limits.side)
 
-        A text that goes far over `limits` and may be cut is read only as far as more than a prompt's worth.
-        """
-        if limits is not None and limits.may_cut:
-            texts = [self._loaded.start(text, limits.prompt) for text in texts]
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, nothing added, in one parallel call."""
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         found = [encoding.ids for encoding in encodings]
         return [
             ids if self._special.isdisjoint(ids) else self._neutralised(text)
             for text, ids in zip(texts, found, strict=True)
         ]
+
+    def split(self, text: str, room: int, limits: Limits, excess: Callable[[str], int], field: str) -> Chunks | None:
+        """A text's chunks of at most `room` tokens; see `chunks.split`."""
+        return split(text, self._loaded.offsets(text), room, limits, excess, field)
 
     def _neutralised(self, text: str) -> list[int]:
         """For a vocabulary that spells special tokens as pieces, as XLM-R's Unigram model does: part them."""

@@ -14,7 +14,8 @@ from rerankd.prompts.decoder import DecoderPrompts
 from rerankd.prompts.jinja import JinjaTemplate
 from rerankd.prompts.templates import QWEN3, QWEN3_VL, Template
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer, lower_case, read_json
-from rerankd.prompts.visuals import Placeholders
+from rerankd.prompts.verbatim import VerbatimPrompts
+from rerankd.prompts.visuals import IMAGE, VIDEO, Placeholders
 
 TemplateName: TypeAlias = Literal["qwen3", "qwen3_vl"]
 BUILT_IN = {"qwen3": QWEN3, "qwen3_vl": QWEN3_VL}
@@ -50,6 +51,11 @@ class LoadedPrompts:
     def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
         """The request's prompts; see `PromptBuilder.build`."""
         return self.builder.build(request, visuals)
+
+    def verbatim(self, vocabulary: int, sees: bool) -> VerbatimPrompts:
+        """The prompts that a client writes whole, for a model of so many token ids, which sees or does not."""
+        visual = {self.token_id(token) for token in (IMAGE, VIDEO)} if sees else frozenset[int]()
+        return VerbatimPrompts(self.tokenizer, self.max_tokens, vocabulary, visual)
 
     def token_id(self, token: str) -> int:
         """The id of a string that is one token of the vocabulary; ModelError where it is none."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from rerankd.core import ModelError
+from rerankd.core import ModelError, Side
 
 _SEAM = re.compile(r"(?<=[A-Za-z\u4e00-\u9fa5])[ \n](?=[A-Za-z\u4e00-\u9fa5])")
 """Between letters that every version of Unicode counts as such."""
@@ -40,19 +40,27 @@ class LoadedTokenizer:
         """The token ids of each text as it stands, nothing added, in one parallel call."""
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def start(self, text: str, tokens: int) -> str:
-        """`text`, or a start of it that has more than `tokens` tokens and the same ones: spares reading a long text.
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """The characters of `text` where each of its tokens begins (included) and ends (excluded)."""
+        found: list[tuple[int, int]] = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        return found
 
-        A text is parted only before the white space between two words, where the pre-tokeniser parts it too, so
-        that nothing behind can change a token before.
+    def reach(self, text: str, tokens: int | None, side: Side) -> str:
+        """`text`, or what `side` leaves of it when it has more than `tokens` tokens: spares reading a long text.
+
+        What is left has more than `tokens` tokens and the same ones. A text is parted only before the white space
+        between two words, where the pre-tokeniser parts it too, so that nothing beyond can change a token.
         """
+        if tokens is None:
+            return text
         length = 8 * tokens  # English takes about five characters a token.
         while length < len(text) and self._parts_words():
-            seam = _SEAM.search(text, length)
+            seam = _SEAM.search(text, length if side == "right" else len(text) - length)
             if seam is None:
                 break
-            if len(self.ids([text[: seam.start()]])[0]) > tokens:
-                return text[: seam.start()]
+            left = text[: seam.start()] if side == "right" else text[seam.start() :]
+            if len(self.ids([left])[0]) > tokens:
+                return left
             length *= 4
         return text
 
@@ -60,19 +68,20 @@ class LoadedTokenizer:
         parts = self.tokenizer.pre_tokenizer.pre_tokenize_str("ab cd\nef") if self.tokenizer.pre_tokenizer else []
         return {2, 5} <= {end for _, (_, end) in parts}
 
-    def cut(self, text: str, tokens: int) -> str:
-        """The longest start of `text` that takes at most `tokens` tokens, cut between characters."""
+    def cut(self, text: str, tokens: int, side: Side) -> str:
+        """The longest start of `text`, or end for `side="left"`, that takes at most `tokens` tokens.
+
+        It is cut between characters.
+        """
         while tokens > 0:
-            encoding = self.tokenizer.encode(text, add_special_tokens=False)
-            if len(encoding.ids) <= tokens:
+            offsets = self.offsets(text)
+            if len(offsets) <= tokens:
                 return text
-            text = text[: _end_of(encoding, tokens)]
+            # A character that only part of its bytes are left of goes too.
+            place = tokens if side == "right" else len(offsets) - tokens
+            (_, end), (start, _) = offsets[place - 1], offsets[place]
+            text = text[: min(end, start)] if side == "right" else text[max(end, start) :]
         return ""
-
-
-def _end_of(encoding: Encoding, tokens: int) -> int:
-    """The character where the first `tokens` tokens end, before one that only part of its bytes belong to."""
-    return int(min(encoding.offsets[tokens - 1][1], encoding.offsets[tokens][0]))
 
 
 class AddedTokens:

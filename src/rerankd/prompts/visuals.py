@@ -47,19 +47,17 @@ class Placeholders:
         self,
         prompts: Sequence[list[int]],
         visuals: Sequence[tuple[Visual, ...]],
-        truncated: Sequence[bool],
-        query_truncated: bool,
+        fields: Sequence[str],
     ) -> PromptGroup:
         """The prompts with what all of them share laid once; `visuals` are each prompt's, in its order.
+
+        fields: what errors call each prompt
 
         An image is shared where its pixels are the same in all prompts, and wholly or not at all.
         Raises InvalidRequest for a prompt whose images or videos were cut.
         """
         keys: dict[tuple[int, bytes], int] = {}
-        keyed = [
-            self._keyed(ids, own, keys, f"documents[{i}]")
-            for i, (ids, own) in enumerate(zip(prompts, visuals, strict=True))
-        ]
+        keyed = [self._keyed(ids, own, keys, field) for ids, own, field in zip(prompts, visuals, fields, strict=True)]
         shared = common_prefix(keyed)
         inside = 0
         for key in dict.fromkeys(key for key in (keyed[0] if keyed else []) if key < 0):
@@ -75,8 +73,7 @@ class Placeholders:
             suffixes=tuple(
                 Segment(ids[shared:], visuals=own[inside:]) for ids, own in zip(prompts, visuals, strict=True)
             ),
-            truncated=tuple(truncated),
-            query_truncated=query_truncated,
+            truncated=(),
         )
 
     def _keyed(

@@ -13,7 +13,15 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from rerankd.core import EngineClosed, EngineError, InvalidRequest, RerankRequest, RerankResult
+from rerankd.core import (
+    EngineClosed,
+    EngineError,
+    InvalidRequest,
+    LabelRequest,
+    LabelResult,
+    RerankRequest,
+    RerankResult,
+)
 from rerankd.server.body import read_json
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
 from rerankd.server.problems import Problem, checked
@@ -31,6 +39,10 @@ class Answers(Protocol):
 
     async def answer(self, request: RerankRequest) -> RerankResult:
         """Score a request; cancelling the awaiting task drops what still waits."""
+        ...
+
+    async def label(self, request: LabelRequest) -> LabelResult:
+        """Find how probable labels are; cancelling as for `answer`."""
         ...
 
 
@@ -58,11 +70,15 @@ async def answer(
         if call.id and not request.headers.get("x-request-id"):
             request.state.id = call.id
         id = f"{endpoint.id_prefix}{request.state.id}"
+        results: list[RerankResult] = []
         if call.requests:
             request.state.results = results = await _while_connected(request, _all(reranker, call))
             content = endpoint.render(call, results, id, served)
+        elif call.labels is not None:
+            labelled = await _while_connected(request, reranker.label(call.labels))
+            request.state.results = [labelled]
+            content = endpoint.render(call, [labelled], id, served)
         else:
-            results = []
             content = await asyncio.to_thread(endpoint.render, call, results, id, served)
         return json_response(content, 200, _reports(call, results, id))
     except (Gone, ClientDisconnect):

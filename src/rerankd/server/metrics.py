@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rerankd.core import EngineLoad, RerankResult
+from rerankd.core import EngineLoad, LabelResult, RerankResult
 from rerankd.server.dialects.base import Served
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -53,7 +53,9 @@ class Metrics:
         Gauge("rerankd_running_requests", "Calls being answered.", registry=registry).set_function(served.running)
         registry.register(_EngineCollector(served))
 
-    def answered(self, route: str, dialect: str, status: int, seconds: float, results: Sequence[RerankResult]) -> None:
+    def answered(
+        self, route: str, dialect: str, status: int, seconds: float, results: Sequence[RerankResult | LabelResult]
+    ) -> None:
         """Count one answer."""
         self._requests.labels(route, dialect, str(status)).inc()
         self._total.labels(route, dialect).observe(seconds)

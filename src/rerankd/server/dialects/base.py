@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from rerankd.core import EngineLoad, RerankRequest, RerankResult
+from rerankd.core import EngineLoad, LabelRequest, RerankRequest
 from rerankd.server.problems import Problem
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Call(Generic[Body]):
     id: the caller's own name for the call, None for a random one
     fields: the caller's words for fields of `RerankRequest`, where they differ
     places: for each request, where its documents lie in the body; empty where the body holds one request in order
+    labels: what is asked in place of `requests`
     """
 
     body: Body
@@ -64,6 +65,7 @@ class Call(Generic[Body]):
     id: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
     places: tuple[tuple[int, ...], ...] = ()
+    labels: LabelRequest | None = None
 
     def place(self, request: int, document: int) -> int:
         """Where in the body the document of a request lies."""
@@ -93,7 +95,7 @@ class Endpoint(Generic[Body]):
     reply: the type of the answer, for the OpenAPI document
     parse: raises Problem and InvalidRequest
     render: the answer as JSON-ready data, from the call, its requests' results and the answer's id; None is an
-        empty answer. A call without requests is rendered in a thread of its own.
+        empty answer. A call that asks for nothing is rendered in a thread of its own.
     id_prefix: what the ids of answers begin with
     """
 
@@ -102,7 +104,7 @@ class Endpoint(Generic[Body]):
     body: type[Body]
     reply: Any
     parse: Callable[[Body, Served], Call[Body]]
-    render: Callable[[Call[Body], Sequence[RerankResult], str, Served], object]
+    render: Callable[[Call[Body], Sequence[Any], str, Served], object]
     method: str = "POST"
     id_prefix: str = "rerank-"
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from rerankd.core import RerankResult, Truncation, text_content
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
-from rerankd.server.dialects.contents import Open, by_type
+from rerankd.server.dialects.chunks import CHUNKING_WORDS, Chunked, MayCarryChunk
+from rerankd.server.dialects.contents import by_type
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.ranking import ranking
 from rerankd.server.problems import Problem
@@ -25,7 +26,7 @@ CohereDocument: TypeAlias = Annotated[
 ]
 
 
-class CohereBody(Open):
+class CohereBody(Chunked):
     """What both versions take."""
 
     model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")
@@ -58,7 +59,7 @@ class CohereV2Body(CohereBody):
     priority: int = Field(0, description="without effect: requests are answered in the order they came.")
 
 
-class CohereResult(BaseModel):
+class CohereResult(MayCarryChunk):
     """One document's score; `document` is left out unless `return_documents` is true."""
 
     index: int = Field(description="the document's place in the request")
@@ -115,8 +116,9 @@ def _call(body: Any, texts: Sequence[str], served: Served, ignored: Sequence[str
         [text_content(text) for text in texts],
         body.top_n,
         ignored=[*ignored_model(body.model, served), *ignored],
-        words={"truncation.max_tokens_per_doc": "max_tokens_per_doc"},
+        words={"truncation.max_tokens_per_doc": "max_tokens_per_doc", **CHUNKING_WORDS},
         truncation=Truncation(max_tokens_per_doc=body.max_tokens_per_doc),
+        chunking=body.chunking(),
     )
 
 
@@ -143,7 +145,7 @@ def _render(call: Call[Any], results: Sequence[RerankResult], id: str, version: 
         if call.body.return_documents:
             given = call.body.documents[document.index]
             one["document"] = {"text": given} if isinstance(given, str) else given
-        ranked.append(one)
+        ranked.append(one | call.body.best_chunk(document))
     units = -(-len(request.documents) // DOCUMENTS_OF_A_SEARCH_UNIT)
     meta = {"api_version": {"version": version}, "billed_units": {"search_units": units}}
     return {"id": id, "results": ranked, "meta": meta}

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from rerankd.core import Content, Image, Part, RerankResult, Text, Truncation
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
+from rerankd.server.dialects.chunks import CHUNKING_WORDS, Chunked, MayCarryChunk
 from rerankd.server.dialects.contents import Open, by_type
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.ranking import (
@@ -39,7 +40,7 @@ JinaContent: TypeAlias = Annotated[
 ]
 
 
-class JinaBody(Open):
+class JinaBody(Chunked):
     """Jina's rerank request."""
 
     model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")
@@ -57,7 +58,7 @@ class JinaBody(Open):
     )
 
 
-class JinaResult(BaseModel):
+class JinaResult(MayCarryChunk):
     """One document's score; `document` is left out where `return_documents` is false."""
 
     index: int = Field(description="the document's place in the request")
@@ -91,7 +92,9 @@ def _parse(body: JinaBody, served: Served) -> Call[JinaBody]:
         [_content(document, f"documents[{i}]") for i, document in enumerate(body.documents)],
         body.top_n,
         ignored=[*ignored_model(body.model, served), *unknown],
+        words=CHUNKING_WORDS,
         truncation=Truncation(allowed=body.truncation),
+        chunking=body.chunking(),
     )
 
 
@@ -118,7 +121,7 @@ def _render(call: Call[JinaBody], results: Sequence[RerankResult], id: str, serv
         if call.body.return_documents:
             given = call.body.documents[document.index]
             one["document"] = {"text": given} if isinstance(given, str) else given.model_dump(exclude_none=True)
-        ranked.append(one)
+        ranked.append(one | call.body.best_chunk(document))
     usage = {"total_tokens": result.prompt_tokens}
     return {"model": call.body.model or served.names[0], "object": "list", "usage": usage, "results": ranked}
 

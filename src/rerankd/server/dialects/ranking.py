@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from rerankd.core import Content, RerankRequest, Truncation
+from rerankd.core import Chunking, Content, RerankRequest, Truncation
 from rerankd.server.dialects.base import ERRORS, Call
 from rerankd.server.dialects.contents import Open
 from rerankd.server.problems import Problem
@@ -44,6 +44,7 @@ def ranking(
     words: Mapping[str, str] = {},
     truncation: Truncation = Truncation(),  # noqa: B008 - frozen
     activation: bool = True,
+    chunking: Chunking | None = None,
 ) -> Call[Body]:
     """The call of one request. `words` are the body's words for `documents` and `top_n`, where they differ.
 
@@ -57,6 +58,7 @@ def ranking(
         top_n=min(top_n, len(documents)) if top_n else None,
         truncation=truncation,
         activation=activation,
+        chunking=chunking,
     )
     return Call(body, (request,), (*ignored, *body.unknown()), fields=words)
 

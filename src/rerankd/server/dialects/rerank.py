@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from rerankd.core import Content, OnError, RerankRequest, Truncation
+from rerankd.core import Content, OnError, RerankRequest, Side, Truncation
 from rerankd.server.dialects.base import Call, Served
-from rerankd.server.dialects.contents import ContentBody, Open, to_content, unknown_fields
+from rerankd.server.dialects.chunks import CHUNKING_WORDS, Chunked
+from rerankd.server.dialects.contents import ContentBody, to_content, unknown_fields
 from rerankd.server.dialects.processor_kwargs import ProcessorKwargs
 from rerankd.server.problems import Problem
 
@@ -18,11 +19,12 @@ LIMITS = {
     "truncation.max_tokens": "truncate_prompt_tokens",
     "truncation.max_tokens_per_doc": "max_tokens_per_doc",
     "truncation.max_tokens_per_query": "max_tokens_per_query",
+    **CHUNKING_WORDS,
 }
 Body = TypeVar("Body", bound="RerankBody")
 
 
-class ScoringBody(Open):
+class ScoringBody(Chunked):
     """What both systems let a client say of a model, a prompt and its length. The texts are the endpoint's own."""
 
     model: str | None = Field(None, description="the name of the model, as in /v1/models.", examples=[None])
@@ -44,6 +46,12 @@ class ScoringBody(Open):
     )
     max_tokens_per_query: int | None = Field(
         None, ge=0, description="the most tokens of the query; 0 for no such limit.", examples=[0]
+    )
+    truncation_side: Side | None = Field(
+        None,
+        description="where what does not fit is cut: `right` (or none) loses its end, `left` its beginning. The prompt "
+        "around it stays.",
+        examples=[None],
     )
     use_activation: bool | None = Field(
         None, description="false for the model's logits in place of scores.", examples=[None]
@@ -83,9 +91,11 @@ class ScoringBody(Open):
                 max_tokens_per_doc=self.max_tokens_per_doc or None,
                 max_tokens_per_query=self.max_tokens_per_query or None,
                 allowed=self.truncation,
+                side=self.truncation_side or "right",
             ),
             activation=self.use_activation is not False,
             on_error=on_error,
+            chunking=self.chunking(),
         )
 
     def words(self) -> dict[str, str]:

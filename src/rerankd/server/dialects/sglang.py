@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
+from rerankd.server.dialects.chunks import MayCarryChunk
 from rerankd.server.dialects.contents import ContentBody, from_content
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.rerank import RerankBody
@@ -32,11 +33,11 @@ class SglangMeta(BaseModel):
     """What is known of one document's scoring."""
 
     id: str
-    prompt_tokens: int = Field(description="tokens of the document's whole prompt")
+    prompt_tokens: int = Field(description="tokens of the document's whole prompt, or of those of its chunks")
     truncated: bool = Field(description="whether the document, or the query, was cut to fit")
 
 
-class SglangResult(BaseModel):
+class SglangResult(MayCarryChunk):
     """One document's score; `document` is left out where `return_documents` is false."""
 
     score: float
@@ -74,7 +75,7 @@ def _render(call: Call[SglangRerankBody], results: Sequence[RerankResult], id: s
             "prompt_tokens": document.prompt_tokens,
             "truncated": document.truncated or result.query_truncated,
         }
-        ranked.append(one)
+        ranked.append(one | call.body.best_chunk(document))
     return ranked
 
 

@@ -1,40 +1,86 @@
-"""SGLang's other routes: `/v1/score` for decoders that answer yes or no, and what the server says of its model.
+"""SGLang's other routes: `/v1/score` for what a decoder may say next, and what the server says of its model.
 
 As of SGLang 0.5.23 (`sglang/srt/entrypoints/openai/protocol.py`, `serving_score.py`, `http_server.py`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Discriminator, Field, Tag
 
-from rerankd.core import RerankRequest, RerankResult, text_content
+from rerankd.core import LabelRequest, LabelResult, Labels, RerankRequest, RerankResult, text_content
 from rerankd.server.dialects.base import Call, Endpoint, Nothing, Served
-from rerankd.server.dialects.contents import Open
+from rerankd.server.dialects.contents import Open, by_type
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.problems import Problem
 
+TextOrIds: TypeAlias = Annotated[
+    Annotated[str, Tag("<string>")] | Annotated[list[int], Tag("<ids>")],
+    Discriminator(
+        by_type(string="str", ids="list"),
+        custom_error_type="item",
+        custom_error_message="must be a text or a list of token ids",
+    ),
+]
+Items: TypeAlias = Annotated[
+    Annotated[str, Tag("<string>")] | Annotated[list[TextOrIds], Tag("<list>")],
+    Discriminator(
+        by_type(string="str", list="list"),
+        custom_error_type="items",
+        custom_error_message="must be a text, or a list of texts or of lists of token ids",
+    ),
+]
+
 
 class SglangScoreBody(Open):
-    """SGLang's scoring request: how probable each label is as the next token."""
+    """SGLang's scoring request: how probable each label is as the next token after a query and an item.
+
+    The two are put together as they are: a chat template, and the model's own prompt, are the client's to write.
+    """
 
     model: str | None = Field(None, description="the name of the model; another's is ignored.", examples=[None])
-    query: str = Field(description="the query's text.", examples=["what is panda?"])
-    items: str | list[str] = Field(description="the items to score: texts.", examples=[["The giant panda is a bear."]])
-    label_token_ids: list[int] | None = Field(
-        None, description="token ids of the model's two answers, no and yes, or one of them, in any order."
+    query: TextOrIds | None = Field(
+        None,
+        description="what every prompt begins with: a text, in which special tokens are special, or token ids; none "
+        "for prompts that are items alone.",
+        examples=["Is this about pandas? "],
+    )
+    items: Items = Field(
+        description="what each prompt goes on with: a text or several, or lists of token ids where the query is one.",
+        examples=[["The giant panda is a bear. Answer:"]],
+    )
+    label_token_ids: list[int] = Field(
+        description="the token ids whose probabilities are asked for, such as those of yes and no.",
+        examples=[[9693, 2152]],
     )
     apply_softmax: bool = Field(
-        False, description="true for probabilities among the two answers; others are not computed."
+        False,
+        description="true for probabilities among the labels, which add up to 1; false for those among the whole "
+        "vocabulary.",
     )
-    item_first: bool = Field(False, description="without effect: the model's own prompt says what comes first.")
+    item_first: bool = Field(False, description="true to put the query behind each item.")
+
+    def prompts(self) -> tuple[str | tuple[int, ...], ...]:
+        """Query and item put together, for each item. Raises Problem for texts beside token ids."""
+        items = [self.items] if isinstance(self.items, str) else self.items
+        prompts: list[str | tuple[int, ...]] = []
+        for index, item in enumerate(items):
+            query = type(item)() if self.query is None else self.query
+            first, second = (item, query) if self.item_first else (query, item)
+            if isinstance(first, str) and isinstance(second, str):
+                prompts.append(first + second)
+            elif isinstance(first, list) and isinstance(second, list):
+                prompts.append((*first, *second))
+            else:
+                kind = "a text, as the query is" if isinstance(query, str) else "a list of token ids, as the query is"
+                raise Problem(400, f"must be {kind}.", f"items[{index}]")
+        return tuple(prompts)
 
 
 class SglangUsage(BaseModel):
-    """Tokens of every item's whole prompt."""
+    """Tokens of every whole prompt."""
 
     prompt_tokens: int
     total_tokens: int
@@ -63,49 +109,21 @@ class SglangModelInfo(BaseModel):
 
 
 def _parse(body: SglangScoreBody, served: Served) -> Call[SglangScoreBody]:
-    items = [body.items] if isinstance(body.items, str) else body.items
-    if not items:
-        raise Problem(400, "must hold at least one item.", "items")
-    answers = served.info.label_token_ids
-    if answers is None:
-        raise Problem(400, "this model has no labels among its tokens: it is no decoder; use /v1/rerank.", "model")
-    labels = body.label_token_ids
-    if not labels or not set(labels) <= set(answers):
-        no, yes = answers
-        raise Problem(
-            400,
-            f"must be among [{no}, {yes}], this model's tokens for no and yes, not {labels}; no other logits are "
-            "computed.",
-            "label_token_ids",
-        )
-    if not body.apply_softmax:
-        raise Problem(
-            400,
-            "must be true: only probabilities among no and yes are computed.",
-            "apply_softmax",
-        )
-    if len(set(labels)) < 2:
-        raise Problem(400, f"must hold both of {list(answers)}.", "label_token_ids")
-    request = RerankRequest(text_content(body.query), tuple(map(text_content, items)), activation=False)
-    ignored = [*ignored_model(body.model, served), *body.unknown(), *(["item_first"] if body.item_first else [])]
-    return Call(body, (request,), tuple(ignored), fields={"documents": "items"})
+    # As SGLang has it, no items are no error.
+    asked = LabelRequest(body.prompts(), Labels(tuple(body.label_token_ids), body.apply_softmax))
+    ignored = [*ignored_model(body.model, served), *body.unknown()]
+    return Call(body, (), tuple(ignored), fields={"prompts": "items", "labels": "label_token_ids"}, labels=asked)
 
 
-def _render(call: Call[SglangScoreBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
+def _render(call: Call[SglangScoreBody], results: Sequence[LabelResult], id: str, served: Served) -> object:
     (result,) = results
-    assert served.info.label_token_ids is not None
-    yes = served.info.label_token_ids[1]
-    scores = [
-        [_sigmoid(document.score if label == yes else -document.score) for label in call.body.label_token_ids or ()]
-        for document in result.in_request_order()
-    ]
     usage = {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens, "completion_tokens": 0}
-    return {"scores": scores, "model": served.names[0], "usage": usage, "object": "scoring"}
-
-
-def _sigmoid(logit: float) -> float:
-    # The two forms keep exp() from overflowing.
-    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
+    return {
+        "scores": [list(one) for one in result.probabilities],
+        "model": served.names[0],
+        "usage": usage,
+        "object": "scoring",
+    }
 
 
 def _model_info(call: Call[Any], results: Sequence[RerankResult], id: str, served: Served) -> object:
@@ -123,7 +141,7 @@ def _model_info(call: Call[Any], results: Sequence[RerankResult], id: str, serve
 
 SCORE = Endpoint(
     paths=("/v1/score",),
-    summary="Probabilities of a yes/no decoder's answers (SGLang)",
+    summary="Probabilities of tokens as a decoder's next one (SGLang)",
     body=SglangScoreBody,
     reply=SglangScoreReply,
     parse=_parse,

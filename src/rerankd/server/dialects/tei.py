@@ -28,8 +28,8 @@ class TeiBody(Open):
     truncate: bool | None = Field(
         None, description="false makes a text that does not fit an error; else it is cut, and the answer says so."
     )
-    truncation_direction: Literal["Right", "right"] = Field(
-        "Right", description="`Right`, the only side that a text is cut on."
+    truncation_direction: Literal["Left", "left", "Right", "right"] = Field(
+        "Right", description="`Right` for a text that does not fit to lose its end, `Left` for its beginning."
     )
 
 
@@ -96,7 +96,9 @@ def _parse(body: TeiBody, served: Served) -> Call[TeiBody]:
         [text_content(text) for text in body.texts],
         None,
         words={"documents": "texts"},
-        truncation=Truncation(allowed=body.truncate is not False),
+        truncation=Truncation(
+            allowed=body.truncate is not False, side="left" if body.truncation_direction.lower() == "left" else "right"
+        ),
         activation=not body.raw_scores,
     )
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
+from rerankd.server.dialects.chunks import MayCarryChunk
 from rerankd.server.dialects.contents import from_content
 from rerankd.server.dialects.names import only_ours
 from rerankd.server.dialects.rerank import RerankBody
@@ -37,7 +38,7 @@ class VllmDocument(BaseModel):
     multi_modal: list[dict[str, Any]] | None
 
 
-class VllmResult(BaseModel):
+class VllmResult(MayCarryChunk):
     """One document's score; `document` is left out where `return_documents` is false."""
 
     index: int = Field(description="the document's place in the request")
@@ -95,6 +96,7 @@ def _render(call: Call[VllmRerankBody], results: Sequence[RerankResult], id: str
             parts = None if text is not None else from_content(request.documents[document.index])
             one["document"] = {"text": text, "multi_modal": parts}
         one["relevance_score"] = document.score
+        one |= call.body.best_chunk(document)
         ranked.append(one)
     usage = {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens}
     answer: dict[str, Any] = {"id": id, "model": served.names[0], "usage": usage, "results": ranked}

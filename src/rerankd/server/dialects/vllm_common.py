@@ -23,9 +23,6 @@ Documents: TypeAlias = Annotated[
 class VllmOptions(Open):
     """Fields of vLLM's that SGLang has not."""
 
-    truncation_side: Literal["right"] | None = Field(
-        None, description="`right`, the only side that a document is cut on.", examples=[None]
-    )
     padding: Literal["max_length", "do_not_pad"] | None = Field(
         None, description="without effect: no padding is ever computed.", examples=[None]
     )

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from rerankd.core import Content, RerankResult
 from rerankd.server.dialects.base import Call, Endpoint, Served
+from rerankd.server.dialects.chunks import MayCarryChunk
 from rerankd.server.dialects.contents import ContentBody, to_content, unknown_fields
 from rerankd.server.dialects.names import only_ours
 from rerankd.server.dialects.rerank import ScoringBody
@@ -32,7 +33,7 @@ class VllmScoreBody(ScoringBody, VllmOptions):
     items: Documents | None = Field(None, description="another name of `text_2`.", examples=[None])
 
 
-class VllmScore(BaseModel):
+class VllmScore(MayCarryChunk):
     """One pair's score."""
 
     index: int = Field(description="the pair's place in the request")
@@ -103,8 +104,8 @@ def _unknown(contents: Sequence[ContentBody], name: str) -> list[str]:
 
 
 def _render(call: Call[VllmScoreBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
-    scores = {
-        call.place(number, document.index): document.score
+    scored = {
+        call.place(number, document.index): document
         for number, result in enumerate(results)
         for document in result.documents
     }
@@ -114,7 +115,10 @@ def _render(call: Call[VllmScoreBody], results: Sequence[RerankResult], id: str,
         "object": "list",
         "created": int(time.time()),
         "model": served.names[0],
-        "data": [{"index": index, "object": "score", "score": scores[index]} for index in sorted(scores)],
+        "data": [
+            {"index": index, "object": "score", "score": one.score, **call.body.best_chunk(one)}
+            for index, one in sorted(scored.items())
+        ],
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
 

@@ -1,0 +1,92 @@
+"""A decoder's head over its vocabulary: how probable tokens are as the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from rerankd.core import Labels, PackedBatch
+from rerankd.models.base import score_rows
+from rerankd.models.config import Config
+from rerankd.models.weights import Weights
+
+ROWS_AT_ONCE = 8192
+"""Rows of the head that are in float32 at a time."""
+
+
+class VocabularyHead:
+    """The rows that give each token's logit, [size, hidden].
+
+    A head that is not the embedding stays in its file until it is asked for: labels' rows are read one by one, and all
+    of it only for probabilities among the whole vocabulary. From then on it is kept.
+    """
+
+    def __init__(self, size: int, whole: Callable[[], Tensor], rows: Callable[[Sequence[int]], Tensor]) -> None:
+        """whole: the matrix, in the model's dtype; rows: some rows of it, in float32"""
+        self.size = size
+        self._whole = whole
+        self._rows = rows
+
+    def log_probabilities(self, states: Sequence[Tensor], labels: Sequence[Labels]) -> list[Tensor]:
+        """Of each group's labels after each of its prompts: float32 [prompts, labels].
+
+        states: each group's last states, float32 [prompts, hidden]
+        """
+        logits = [own @ self._rows(asked.token_ids).T for own, asked in zip(states, labels, strict=True)]
+        # Once for all groups, since the whole head goes through the processor for it.
+        among_all = [own for own, asked in zip(states, labels, strict=True) if not asked.among_themselves]
+        totals = self._totals(torch.cat(among_all)) if among_all else torch.empty(0)
+        left = iter(torch.split(totals, [len(own) for own in among_all]))
+        return [
+            own.log_softmax(-1) if asked.among_themselves else own - next(left)[:, None]
+            for own, asked in zip(logits, labels, strict=True)
+        ]
+
+    @cached_property
+    def _matrix(self) -> Tensor:
+        return self._whole()
+
+    def _totals(self, states: Tensor) -> Tensor:
+        """The logarithm of the sum of all tokens' exponentiated logits: float32 [prompts]."""
+        parts = [(states @ rows.float().T).logsumexp(-1) for rows in torch.split(self._matrix, ROWS_AT_ONCE)]
+        return torch.stack(parts).logsumexp(0)
+
+
+def vocabulary_head(config: Config, weights: Weights, embedding: Tensor) -> VocabularyHead | None:
+    """A checkpoint's head over its vocabulary; None for one that was converted to a classifier."""
+    if "score.weight" in weights:
+        return None
+    size, hidden = embedding.shape
+    if is_tied(config, weights):
+        return VocabularyHead(size, lambda: embedding, lambda ids: embedding[list(ids)].float())
+    return VocabularyHead(
+        size,
+        lambda: weights.tensor("lm_head.weight", size, hidden),
+        lambda ids: weights.rows("lm_head.weight", ids, hidden),
+    )
+
+
+def is_tied(config: Config, weights: Weights) -> bool:
+    """Whether the head over the vocabulary is the embedding."""
+    tied = config.entries.get("tie_word_embeddings")
+    return bool(tied) or (tied is None and "lm_head.weight" not in weights)
+
+
+def answers(states: Tensor, relevance: Tensor, vocabulary: VocabularyHead | None, batch: PackedBatch) -> Tensor:
+    """What is asked of each document's last state, as `Model` gives it.
+
+    states: float32 [documents, hidden]; relevance: the rows that score one, see `score_rows`
+    """
+    logits = score_rows(states @ relevance.T)
+    groups = batch.groups
+    asked = [group.labels for group in groups if group.labels is not None]
+    if not asked or vocabulary is None:
+        return logits
+    sizes = [len(group.suffixes) for group in groups]
+    own = zip(torch.split(states, sizes), groups, strict=True)
+    found = iter(vocabulary.log_probabilities([part for part, group in own if group.labels is not None], asked))
+    scored = zip(torch.split(logits, sizes), groups, strict=True)
+    return torch.cat([part if group.labels is None else next(found).flatten() for part, group in scored])

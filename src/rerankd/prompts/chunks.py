@@ -1,0 +1,118 @@
+"""Splitting a text that does not fit into chunks that do."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from rerankd.core import Chunk, InvalidRequest
+from rerankd.prompts.limits import Limits, overlap_too_large
+
+Run: TypeAlias = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """The chunks of a text, at least one, in its order; `whole` says whether they hold all of it."""
+
+    chunks: tuple[Chunk, ...]
+    whole: bool
+
+
+def split(
+    text: str,
+    offsets: Sequence[tuple[int, int]],
+    room: int,
+    limits: Limits,
+    excess: Callable[[str], int],
+    field: str,
+) -> Chunks | None:
+    """`text` as `limits.chunking` has it split; None where not even one character fits.
+
+    offsets: where in the text each of its tokens begins and ends
+    room: the most of those tokens in one chunk
+    excess: by how many tokens a chunk is too long by itself; its tokens may differ from those that it has in the text
+
+    A chunk holds whole characters, begins `overlap_tokens` before the one before it ends, and ends where a token does.
+    Chunks begin at the text's start, or for `side="left"` at its end. Raises InvalidRequest for an overlap that does
+    not leave a chunk any new token, and where more chunks would be needed and nothing may be cut.
+    """
+    assert limits.chunking is not None
+    most, overlap = limits.chunking.max_chunks_per_doc, limits.chunking.overlap_tokens
+    if room < 1:
+        return None
+    if overlap >= room:
+        raise overlap_too_large(overlap, room)
+    tokens, characters = _marks(offsets, len(text))
+    last = len(tokens) - 1
+    if limits.side == "left":
+        mirrored = [tokens[-1] - token for token in reversed(tokens)]
+        found, whole = _runs(
+            mirrored, room, overlap, most, lambda i, j: excess(text[characters[last - j] : characters[last - i]])
+        )
+        runs = [(last - stop, last - start) for start, stop in reversed(found)]
+    else:
+        runs, whole = _runs(tokens, room, overlap, most, lambda i, j: excess(text[characters[i] : characters[j]]))
+    if not whole and not limits.may_cut:
+        raise InvalidRequest(
+            field,
+            f"takes {tokens[-1]} tokens, and {len(runs)} chunks of up to {room} tokens do not hold all of it; allow "
+            "more chunks, shorten it, or allow truncation",
+        )
+    chunks = [
+        Chunk(
+            index=index,
+            tokens=(tokens[start], tokens[stop]),
+            characters=(characters[start], characters[stop]),
+            text=text[characters[start] : characters[stop]],
+        )
+        for index, (start, stop) in enumerate(runs)
+    ]
+    return Chunks(tuple(chunks), whole) if chunks else None
+
+
+def _marks(offsets: Sequence[tuple[int, int]], length: int) -> tuple[list[int], list[int]]:
+    """Where a text may be parted, as tokens before the place and characters before it: never inside a character.
+
+    White space that no token covers belongs to the token behind it, at the end of the text to the last one.
+    """
+    tokens, characters = [0], [0]
+    for token in range(1, len(offsets)):
+        (_, end), (start, _) = offsets[token - 1], offsets[token]
+        if characters[-1] < end <= start and end < length:
+            tokens.append(token)
+            characters.append(end)
+    return [*tokens, len(offsets)], [*characters, length]
+
+
+def _runs(
+    marks: Sequence[int], room: int, overlap: int, most: int | None, excess: Callable[[int, int], int]
+) -> tuple[list[Run], bool]:
+    """Runs of marks, each as long as it can be, and whether they hold everything between the first and last mark.
+
+    marks: ascending places in tokens; room, overlap: in those; excess: of a run, in tokens of its own
+    """
+    runs: list[Run] = []
+    last = len(marks) - 1
+    start = reached = 0
+    whole = True
+    while most is None or len(runs) < most:
+        stop = bisect_right(marks, marks[start] + room) - 1
+        while stop > start and (over := excess(start, stop)) > 0:
+            shorter = bisect_right(marks, marks[stop] - over) - 1
+            stop = max(shorter, start + 1) if stop > start + 1 else start
+        if stop > reached:
+            runs.append((start, stop))
+            if stop == last:
+                return runs, whole
+            start, reached = max(start + 1, bisect_right(marks, marks[stop] - overlap) - 1), stop
+        elif start < reached:  # nothing new fits behind as much as it shares: let it share less
+            start = (start + reached + 1) // 2
+        else:  # one character takes more tokens than there is room for, and is left out
+            whole = False
+            start = reached = start + 1
+            if start == last:
+                break
+    return runs, False
