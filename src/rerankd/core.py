@@ -137,6 +137,18 @@ class ScoredDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """A stretch of the work on a request: its `media`, `tokenise`, `queue` or `model`.
+
+    began: by `time.perf_counter`
+    """
+
+    name: str
+    began: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class RerankResult:
     """The answer to a `RerankRequest`.
 
@@ -145,7 +157,8 @@ class RerankResult:
     model was given after prefix sharing. `ignored` names request fields that the model has no use for.
     `truncated` holds the indices of all documents that were cut to fit, those beyond `top_n` too. `failed` holds,
     by index, the error of each document that was left out because the request said `on_error="skip"`.
-    `scored` counts the documents with those beyond `top_n`; `seconds` says how long each stage took.
+    `scored` counts the documents with those beyond `top_n`; `stages` says what took how long, with a `model` for each
+    batch.
     """
 
     documents: tuple[ScoredDocument, ...]
@@ -156,11 +169,18 @@ class RerankResult:
     truncated: tuple[int, ...] = ()
     failed: Mapping[int, InvalidRequest] = field(default_factory=dict)
     scored: int = 0
-    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    stages: tuple[Stage, ...] = field(default=(), compare=False)
 
     def in_request_order(self) -> tuple[ScoredDocument, ...]:
         """The documents by index."""
         return tuple(sorted(self.documents, key=lambda document: document.index))
+
+    def seconds(self) -> dict[str, float]:
+        """How long each kind of stage took."""
+        took: dict[str, float] = {}
+        for stage in self.stages:
+            took[stage.name] = took.get(stage.name, 0.0) + stage.seconds
+        return took
 
 
 @dataclass(frozen=True, slots=True)
