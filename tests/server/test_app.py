@@ -92,7 +92,7 @@ def test_answers_are_as_described(
     response = requests.post(vllm_server + path, json=body, timeout=30)
     assert response.status_code == status
     check(openapi, operation["responses"][str(status)]["content"]["application/json"]["schema"], response.json())
-    own = {"200", "400", "401", "404", "413", "415", "500", "503"}
+    own = {"200", "400", "401", "404", "413", "415", "429", "500", "503"}
     assert set(operation["responses"]) == own | ({"422", "424"} if path == "/rerank" else set()) | (
         {"422"} if path == "/v1/rerank" else set()
     )

@@ -23,6 +23,7 @@ ERRORS: Mapping[int, str] = {
     404: "no model of that name",
     413: "a body above the server's limit",
     415: "a Content-Type that is not application/json",
+    429: "more calls at a time than the server was told to take",
     500: "a failure of the model or the server",
     503: "the server is shutting down",
 }
@@ -36,6 +37,7 @@ class Served:
     tokenize: a text's token ids and strings, with special tokens where the flag says so; it takes its time
     running: how many calls are being answered
     load: how busy the engine is
+    max_calls: how many calls are answered at a time; None for any number
     """
 
     names: tuple[str, ...]
@@ -43,6 +45,7 @@ class Served:
     tokenize: Callable[[str, bool], list[tuple[int, str]]]
     running: Callable[[], int]
     load: Callable[[], EngineLoad]
+    max_calls: int | None = None
 
 
 class Nothing(BaseModel):

@@ -139,7 +139,7 @@ def _render(call: Call[InfinityBody], results: Sequence[RerankResult], id: str, 
 
 
 def _models(call: Call[Any], results: Sequence[RerankResult], id: str, served: Served) -> object:
-    pending = served.running() - 1
+    pending = served.running()
     stats = {"queue_fraction": 0.0, "queue_absolute": pending, "results_pending": pending, "batch_size": 1}
     now = int(time.time())
     kind = {"object": "model", "owned_by": "infinity", "backend": "torch", "capabilities": ["rerank"]}

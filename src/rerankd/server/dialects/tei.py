@@ -67,6 +67,7 @@ class TeiInfo(BaseModel):
     model_id: str
     model_sha: str | None
     model_dtype: str
+    served_model_name: str
     model_type: TeiModelType
     max_concurrent_requests: int
     max_input_length: int
@@ -113,11 +114,12 @@ def _render(call: Call[TeiBody], results: Sequence[RerankResult], id: str, serve
 def _info(call: Call[Any], results: Sequence[RerankResult], id: str, served: Served) -> object:
     info = served.info
     return {
-        "model_id": served.names[0],
+        "model_id": info.model,
         "model_sha": None,
         "model_dtype": info.dtype,
+        "served_model_name": served.names[0],
         "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
-        "max_concurrent_requests": ANY_NUMBER,
+        "max_concurrent_requests": served.max_calls or ANY_NUMBER,
         "max_input_length": info.max_model_len,
         "max_batch_tokens": ANY_NUMBER,
         "max_batch_requests": None,
@@ -169,7 +171,7 @@ TEI = Dialect(
     error=TeiError,
     render_error=_render_error,
     errors={
-        **{status: ERRORS[status] for status in (401, 404, 415, 503)},
+        **{status: ERRORS[status] for status in (401, 404, 415, 429, 503)},
         400: "no texts",
         413: "a text too long where cutting is not allowed, or a body above the server's limit",
         422: "a missing or wrong field",

@@ -95,7 +95,6 @@ LOAD = Endpoint(
     body=Nothing,
     reply=VllmLoad,
     parse=_nothing,
-    # The call that asks is one of those that run.
-    render=lambda call, results, id, served: {"server_load": served.running() - 1},
+    render=lambda call, results, id, served: {"server_load": served.running()},
     method="GET",
 )
