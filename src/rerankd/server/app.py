@@ -14,7 +14,7 @@ from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from rerankd.core import EngineLoad
 from rerankd.server.access import OPEN, UNAUTHORIZED, Cors, KeyCheck
@@ -23,7 +23,7 @@ from rerankd.server.calls import Calls
 from rerankd.server.dialects import DIALECTS
 from rerankd.server.dialects.base import Dialect, Served
 from rerankd.server.metrics import Metrics
-from rerankd.server.openapi import describe, json_body, responses
+from rerankd.server.openapi import NO_KEY, Examples, answers, describe, json_body, refusal_of, responses
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
 
@@ -121,8 +121,10 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
     served = Served(settings.names, reranker.info, reranker.tokenize, running, reranker.load, settings.max_calls)
     metrics = Metrics(served)
     own = DIALECTS[settings.dialect]
+    examples: dict[str, Examples] = {}
     for path, routed in _routes(own).items():
         dialect, endpoint = routed[0]
+        examples[path] = answers(routed, served)
         handler = _handler(routed, reranker, served, settings.max_body)
         app.add_api_route(
             path,
@@ -131,14 +133,20 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
             summary=endpoint.summary,
             tags=[dialect.name if path.startswith(f"/{dialect.name}/") else "rerank"],
             operation_id=path.strip("/").replace("/", "_"),
+            response_class=JSONResponse if endpoint.reply is not None else Response,
             responses=responses(routed),
-            openapi_extra=json_body([one.body for _, one in routed]) if endpoint.method == "POST" else None,
+            openapi_extra=json_body(routed) if endpoint.method == "POST" else None,
         )
-    describe(app, {endpoint.body for dialect in DIALECTS.values() for endpoint in dialect.endpoints})
+    bodies = {endpoint.body for dialect in DIALECTS.values() for endpoint in dialect.endpoints}
+    describe(app, bodies, examples, bool(settings.keys))
 
     created = int(time.time())
 
-    @app.get("/v1/models", tags=["server"], summary="The names that the model answers to")
+    locked: dict[int | str, dict[str, Any]] = {401: refusal_of([own], 401)}
+    # Those that need no key say so.
+    open = {"openapi_extra": NO_KEY} if not settings.protect_all else {"responses": locked}
+
+    @app.get("/v1/models", tags=["server"], summary="The names that the model answers to", responses=locked)
     async def models() -> ModelList:
         info = served.info
         return ModelList(
@@ -148,11 +156,17 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
             ]
         )
 
-    @app.get("/health", tags=["server"], summary="200 while the server takes requests")
+    @app.get("/health", tags=["server"], summary="200 while the server takes requests", response_class=Response, **open)
     async def health() -> Response:
         return Response()
 
-    @app.get("/metrics", tags=["server"], summary="What the server has counted, for Prometheus")
+    @app.get(
+        "/metrics",
+        tags=["server"],
+        summary="What the server has counted, for Prometheus",
+        response_class=PlainTextResponse,
+        **open,
+    )
     async def exposed() -> Response:
         return metrics.exposed()
 

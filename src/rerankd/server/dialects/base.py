@@ -20,7 +20,6 @@ Body = TypeVar("Body", bound=BaseModel)
 ERRORS: Mapping[int, str] = {
     400: "a missing or wrong field, or a prompt too long where cutting is not allowed",
     401: "no API key, or a wrong one, where the server wants one",
-    404: "no model of that name",
     413: "a body above the server's limit",
     415: "a Content-Type that is not application/json",
     429: "more calls at a time than the server was told to take",
@@ -98,6 +97,7 @@ class Endpoint(Generic[Body]):
     render: the answer as JSON-ready data, from the call, its requests' results and the answer's id; None is an
         empty answer. A call without requests is rendered in a thread of its own.
     id_prefix: what the ids of answers begin with
+    examples: bodies that it answers, by what they show
     """
 
     paths: tuple[str, ...]
@@ -108,6 +108,7 @@ class Endpoint(Generic[Body]):
     render: Callable[[Call[Body], Sequence[RerankResult], str, Served], object]
     method: str = "POST"
     id_prefix: str = "rerank-"
+    examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ class Dialect:
     render_error: an error's body as JSON-ready data
     errors: the statuses of its errors, and when they are given
     status: the status of a problem
+    problems: examples of its own kinds of problem
     claims: whether a call (its body, its headers in lower case) has what only this API has
     """
 
@@ -127,4 +129,5 @@ class Dialect:
     render_error: Callable[[Problem], object]
     errors: Mapping[int, str] = field(default_factory=lambda: ERRORS)
     status: Callable[[Problem], int] = attrgetter("status")
+    problems: tuple[Problem, ...] = ()
     claims: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = lambda sent, headers: False

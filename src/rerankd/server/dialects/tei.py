@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult, Truncation, text_content
 from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Nothing, Served
-from rerankd.server.dialects.contents import Open
+from rerankd.server.dialects.contents import AT_LEAST_ONE, Open
 from rerankd.server.dialects.ranking import ranking
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
@@ -22,7 +22,11 @@ class TeiBody(Open):
     """TEI's rerank request."""
 
     query: str = Field(description="the text to rank texts by.", examples=["what is panda?"])
-    texts: list[str] = Field(description="the texts to rank.", examples=[["The giant panda is a bear.", "hi"]])
+    texts: list[str] = Field(
+        description="the texts to rank.",
+        examples=[["The giant panda is a bear.", "hi"]],
+        json_schema_extra=AT_LEAST_ONE,
+    )
     raw_scores: bool = Field(False, description="true for the model's logits in place of scores.")
     return_text: bool = Field(False, description="whether a rank carries its text.")
     truncate: bool | None = Field(
@@ -157,6 +161,16 @@ TEI = Dialect(
             reply=list[TeiRank],
             parse=_parse,
             render=_render,
+            examples={
+                "texts": {"query": "what is panda?", "texts": ["hi", "The giant panda is a bear."]},
+                "logits and texts": {
+                    "query": "what is panda?",
+                    "texts": ["hi", "The giant panda is a bear."],
+                    "raw_scores": True,
+                    "return_text": True,
+                    "truncate": True,
+                },
+            },
         ),
         Endpoint(
             paths=("/info",),
@@ -171,12 +185,13 @@ TEI = Dialect(
     error=TeiError,
     render_error=_render_error,
     errors={
-        **{status: ERRORS[status] for status in (401, 404, 415, 429, 503)},
+        **{status: ERRORS[status] for status in (401, 415, 429, 503)},
         400: "no texts",
         413: "a text too long where cutting is not allowed, or a body above the server's limit",
         422: "a missing or wrong field",
         424: "a failure of the model or the server",
     },
     status=_status,
+    problems=(Empty(),),
     claims=lambda sent, headers: "texts" in sent,
 )

@@ -70,6 +70,7 @@ TOKENIZE = Endpoint(
     reply=VllmTokenizeReply,
     parse=_parse,
     render=_tokenize,
+    examples={"a text": {"prompt": "The giant panda is a bear.", "return_token_strs": True}},
 )
 VERSION = Endpoint(
     paths=("/version",),
