@@ -131,6 +131,7 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
             running.counting(handler, routed) if endpoint.method == "POST" else handler,
             methods=[endpoint.method],
             summary=endpoint.summary,
+            description=_spoken_here(routed),
             tags=[dialect.name if path.startswith(f"/{dialect.name}/") else "rerank"],
             operation_id=path.strip("/").replace("/", "_"),
             response_class=JSONResponse if endpoint.reply is not None else Response,
@@ -252,6 +253,14 @@ def _handler(
         return await answer(request, routed, reranker, served, max_body)
 
     return handler
+
+
+def _spoken_here(routed: Sequence[Routed]) -> str:
+    """What /docs says below a route's summary."""
+    names = [dialect.name for dialect, _ in routed]
+    if len(names) == 1:
+        return f"In the words of {names[0]}, whatever the call holds."
+    return f"In the words of {names[0]}, or where a field or a header says so, of {', '.join(names[1:])}."
 
 
 def _routes(own: Dialect) -> dict[str, list[Routed]]:
