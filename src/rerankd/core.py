@@ -6,7 +6,7 @@ line can speak of a request without loading an engine.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -189,6 +189,26 @@ class ScoredDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """A stretch of the work on a request: its `media`, `tokenise`, `queue` or `model`.
+
+    began: by `time.perf_counter`
+    """
+
+    name: str
+    began: float
+    seconds: float
+
+
+def seconds_by_stage(stages: Iterable[Stage]) -> dict[str, float]:
+    """How long each kind of stage took."""
+    took: dict[str, float] = {}
+    for stage in stages:
+        took[stage.name] = took.get(stage.name, 0.0) + stage.seconds
+    return took
+
+
+@dataclass(frozen=True, slots=True)
 class RerankResult:
     """The answer to a `RerankRequest`.
 
@@ -197,7 +217,8 @@ class RerankResult:
     model was given after prefix sharing. `ignored` names request fields that the model has no use for.
     `truncated` holds the indices of all documents that were cut to fit, those beyond `top_n` too. `failed` holds,
     by index, the error of each document that was left out because the request said `on_error="skip"`.
-    `scored` counts the documents with those beyond `top_n`; `seconds` says how long each stage took.
+    `scored` counts the documents with those beyond `top_n`; `stages` says what took how long, with a `model` for each
+    batch.
     """
 
     documents: tuple[ScoredDocument, ...]
@@ -208,7 +229,7 @@ class RerankResult:
     truncated: tuple[int, ...] = ()
     failed: Mapping[int, InvalidRequest] = field(default_factory=dict)
     scored: int = 0
-    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    stages: tuple[Stage, ...] = field(default=(), compare=False)
 
     def in_request_order(self) -> tuple[ScoredDocument, ...]:
         """The documents by index."""
@@ -230,7 +251,7 @@ class LabelRequest:
 class LabelResult:
     """The answer to a `LabelRequest`: for each prompt, in order, the probabilities of the labels in their order.
 
-    `prompt_tokens`, `computed_tokens`, `scored` and `seconds` are as in `RerankResult`. No prompt is ever cut.
+    `prompt_tokens`, `computed_tokens`, `scored` and `stages` are as in `RerankResult`. No prompt is ever cut.
     """
 
     probabilities: tuple[tuple[float, ...], ...]
@@ -238,7 +259,7 @@ class LabelResult:
     computed_tokens: int
     scored: int = 0
     truncated: tuple[()] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    stages: tuple[Stage, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from rerankd.core import InvalidRequest, LabelRequest, LabelResult, PromptGroup
+from rerankd.core import InvalidRequest, LabelRequest, LabelResult, PromptGroup, Stage
 from rerankd.engine.engine import Engine
 from rerankd.prompts.verbatim import VerbatimPrompts
 
@@ -18,7 +18,7 @@ class SubmittedLabels:
 
     group: PromptGroup
     logits: Future[list[float]]
-    seconds: dict[str, float] = field(default_factory=dict)
+    stages: list[Stage] = field(default_factory=list)
 
     def result(self, values: list[float]) -> LabelResult:
         """The answer, of the values that came."""
@@ -31,7 +31,7 @@ class SubmittedLabels:
             prompt_tokens=len(group.prefix) * len(group.suffixes) + suffixes,
             computed_tokens=len(group.prefix) + suffixes,
             scored=len(group.suffixes),
-            seconds=self.seconds,
+            stages=tuple(self.stages),
         )
 
 
@@ -50,8 +50,8 @@ class Labelling:
                 "has no head over its vocabulary, so that no token has a probability: it is no decoder, or one that "
                 "was converted to a classifier; use a rerank route",
             )
-        seconds: dict[str, float] = {}
+        stages: list[Stage] = []
         began = perf_counter()
         group = self._prompts.build(request)
-        seconds["tokenise"] = perf_counter() - began
-        return SubmittedLabels(group, self._engine.submit(group, seconds=seconds), seconds)
+        stages.append(Stage("tokenise", began, perf_counter() - began))
+        return SubmittedLabels(group, self._engine.submit(group, stages=stages), stages)

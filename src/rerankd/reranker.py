@@ -32,6 +32,7 @@ from rerankd.core import (
     RerankRequest,
     RerankResult,
     ScoredDocument,
+    Stage,
     Truncation,
     Visuals,
     identity,
@@ -62,7 +63,7 @@ class Submitted:
 
     places: each prompt's document, by index; all of them, but for those in `failed`
     failed: the error of each document that is left out
-    seconds: how long each stage took, complete once the logits are there
+    stages: what took how long, complete once the logits are there
     """
 
     request: RerankRequest
@@ -70,7 +71,7 @@ class Submitted:
     logits: Future[list[float]]
     places: tuple[int, ...]
     failed: Mapping[int, InvalidRequest]
-    seconds: dict[str, float] = field(default_factory=dict)
+    stages: list[Stage] = field(default_factory=list)
 
 
 Queued = TypeVar("Queued", Submitted, SubmittedLabels)
@@ -172,8 +173,8 @@ class Reranker:
         skip = request.on_error == "skip"
         began = perf_counter()
         media = await self._media.load(request, skip_bad_documents=skip) if self._media is not None else None
-        seconds = {"media": perf_counter() - began} if media is not None else {}
-        submitted = await _enqueued(partial(self._enqueue, request, media, seconds=seconds))
+        stages = [Stage("media", began, perf_counter() - began)] if media is not None else []
+        submitted = await _enqueued(partial(self._enqueue, request, media, stages=stages))
         return self._rank(submitted, await asyncio.wrap_future(submitted.logits))
 
     async def label(self, request: LabelRequest) -> LabelResult:
@@ -292,18 +293,18 @@ class Reranker:
         media: LoadedMedia | None,
         on_progress: Callable[[int], object] | None = None,
         prompts: PromptBuilder | None = None,
-        seconds: dict[str, float] | None = None,
+        stages: list[Stage] | None = None,
     ) -> Submitted:
-        seconds = {} if seconds is None else seconds
+        stages = [] if stages is None else stages
         if request.top_n is not None and request.top_n < 1:
             raise InvalidRequest("top_n", f"must be at least 1, not {request.top_n}; leave it out for all documents")
         visuals = media.visuals if media is not None else None
         failed = dict(media.failed) if media is not None else {}
         began = perf_counter()
         places, group = _build(prompts or self._prompts, request, visuals, failed)
-        seconds["tokenise"] = perf_counter() - began
-        logits = self._engine.submit(group, on_progress and _by_document(group, on_progress), seconds)
-        return Submitted(request, group, logits, places, failed, seconds)
+        stages.append(Stage("tokenise", began, perf_counter() - began))
+        logits = self._engine.submit(group, on_progress and _by_document(group, on_progress), stages)
+        return Submitted(request, group, logits, places, failed, stages)
 
     def _warm_up(self) -> None:
         """Run once before the first request: kernels are chosen now, and a broken model shows now."""
@@ -340,7 +341,7 @@ class Reranker:
             truncated=tuple(document.index for document in documents if document.truncated),
             failed=submitted.failed,
             scored=len(documents),
-            seconds=submitted.seconds,
+            stages=tuple(submitted.stages),
         )
 
 

@@ -14,7 +14,7 @@ import typer
 from rerankd.cli import default_model as defaults
 from rerankd.cli import launch_server, main, serve
 from rerankd.cli.options import token_count
-from rerankd.cli.start import Launch, Media
+from rerankd.cli.start import Launch, Media, TracesTo
 
 
 class Started:
@@ -93,6 +93,29 @@ SERVE_WORDS = shlex.split(
     f"{Path(__file__).parents[1]} --allow-private-media --media-timeout 2.5 --min-pixels 4096 --max-pixels 65536 "
     '--mm-processor-kwargs \'{"size":{"longest_edge":7},"fps":2}\''
 )
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "expected"),
+    [
+        ("serve", "--max-concurrent-requests 7", {"max_calls": 7}),
+        ("serve", "--max-num-queued-reqs 7", {"max_calls": 7}),
+        ("launch_server", "--max-concurrent-requests 7", {"max_calls": 7}),
+        ("launch_server", "--max-queued-requests 7", {"max_calls": 7}),
+        ("serve", "--log-format json", {"log_format": "json"}),
+        ("launch_server", "--log-format json", {"log_format": "json"}),
+        ("serve", "--otlp-traces-endpoint http://c:4317", {"traces": TracesTo("http://c:4317")}),
+        ("launch_server", "--otlp-traces-endpoint c:4317", {"traces": None}),
+        ("launch_server", "--enable-trace", {"traces": TracesTo("localhost:4317", {"insecure": True})}),
+        ("launch_server", "--enable-trace --oltp-traces-endpoint c:1", {"traces": TracesTo("c:1", {"insecure": True})}),
+    ],
+)
+def test_flags_of_load_logs_and_traces(
+    monkeypatch: pytest.MonkeyPatch, started: Started, program: str, words: str, expected: dict[str, Any]
+) -> None:
+    assert run(monkeypatch, program, *words.split()) == 0
+    assert {name: getattr(started.launch, name) for name in expected} == expected
+    assert started.notes == []
 
 
 def underscored(words: list[str]) -> list[str]:

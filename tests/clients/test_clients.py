@@ -11,6 +11,8 @@ import voyageai
 from haystack import Document as HaystackDocument
 from haystack.utils import Secret
 from haystack_integrations.components.rankers.cohere import CohereRanker
+from haystack_integrations.components.rankers.huggingface_api import HuggingFaceTEIRanker
+from haystack_integrations.components.rankers.huggingface_api.ranker import TruncationDirection
 from haystack_integrations.components.rankers.jina import JinaRanker
 from infinity_client import AuthenticatedClient, Client
 from infinity_client.api.default import rerank as infinity_rerank
@@ -21,7 +23,9 @@ from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.postprocessor.cohere_rerank import CohereRerank as LlamaCohere
 from llama_index.postprocessor.jinaai_rerank import JinaRerank as LlamaJina
+from llama_index.postprocessor.siliconflow_rerank import SiliconFlowRerank
 from llama_index.postprocessor.tei_rerank import TextEmbeddingInference
+from tei_client import HttpClient as TeiClient
 
 from conftest import DOCUMENTS, KEY, QUERY
 
@@ -150,6 +154,22 @@ def test_llama_indexs_tei(server: str, expected: Ranked, base: str) -> None:
     assert close(of_llama_index(ranker), expected[:3])
 
 
+@pytest.mark.parametrize("base", ["/cohere/v1/rerank", "/jina/v1/rerank"])
+def test_llama_indexs_siliconflow(server: str, expected: Ranked, base: str) -> None:
+    ranker = SiliconFlowRerank(api_key=KEY, base_url=server + base, top_n=3)
+    assert close(of_llama_index(ranker), expected[:3])
+
+
+@pytest.mark.parametrize("base", ["", "/tei"])
+def test_tei_client(server: str, expected: Ranked, base: str) -> None:
+    client = TeiClient(server + base, headers={"Authorization": f"Bearer {KEY}"})
+    # It reads /info first, and refuses what is no reranker.
+    assert client.health()
+    ranks = client.rerank(QUERY, DOCUMENTS, return_text=True).ranks
+    assert close([(one.index, one.score) for one in ranks], expected)
+    assert [one.text for one in ranks] == [DOCUMENTS[index] for index, _ in expected]
+
+
 def of_haystack(ranker: Any) -> Ranked:
     documents = [HaystackDocument(content=text) for text in DOCUMENTS]
     ranked = ranker.run(query=QUERY, documents=documents, top_k=3)["documents"]
@@ -165,3 +185,11 @@ def test_haystacks_cohere(server: str, expected: Ranked, base: str) -> None:
 def test_haystacks_jina(server: str, expected: Ranked) -> None:
     ranker = JinaRanker(model="m", api_key=Secret.from_token(KEY), base_url=f"{server}/jina/v1/rerank")
     assert close(of_haystack(ranker), expected[:3])
+
+
+@pytest.mark.parametrize("direction", [None, TruncationDirection.RIGHT])
+def test_haystacks_tei(server: str, expected: Ranked, direction: TruncationDirection | None) -> None:
+    ranker = HuggingFaceTEIRanker(url=server, token=Secret.from_token(KEY))
+    documents = [HaystackDocument(content=text) for text in DOCUMENTS]
+    ranked = ranker.run(query=QUERY, documents=documents, top_k=3, truncation_direction=direction)["documents"]
+    assert close([(DOCUMENTS.index(one.content), one.score) for one in ranked], expected[:3])

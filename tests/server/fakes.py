@@ -106,6 +106,8 @@ class FakeReranker:
         self.labelled.append(request)
         if self.info.family != "decoder":
             raise InvalidRequest("model", "has no head over its vocabulary")
+        if any(isinstance(prompt, str) and prompt.startswith("break") for prompt in request.prompts):
+            raise RuntimeError("a secret of the engine room")
         return LabelResult(
             probabilities=tuple(
                 tuple(fake_probability(prompt, label) for label in request.labels.token_ids)

@@ -80,7 +80,7 @@ def test_every_reference_resolves(openapi: dict[str, Any]) -> None:
         ({}, 200),
         ({"return_documents": False, "top_n": 1}, 200),
         ({"documents": [[{"type": "text", "text": "a"}], {"content": "b"}]}, 200),
-        ({"documents": []}, 400),
+        ({"truncate_prompt_tokens": 1 << 20}, 400),
     ],
 )
 def test_answers_are_as_described(
@@ -92,10 +92,6 @@ def test_answers_are_as_described(
     response = requests.post(vllm_server + path, json=body, timeout=30)
     assert response.status_code == status
     check(openapi, operation["responses"][str(status)]["content"]["application/json"]["schema"], response.json())
-    own = {"200", "400", "401", "404", "413", "415", "500", "503"}
-    assert set(operation["responses"]) == own | ({"422", "424"} if path == "/rerank" else set()) | (
-        {"422"} if path == "/v1/rerank" else set()
-    )
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/sglang/rerank"])
@@ -104,21 +100,3 @@ def test_bodies_that_are_refused_are_not_as_described(openapi: dict[str, Any], p
     for body in ({"query": 1, "documents": ["a"]}, {"query": "a"}, {"query": "a", "documents": [1]}):
         with pytest.raises(jsonschema.ValidationError):
             check(openapi, schema, body)
-
-
-def test_examples_of_the_document_are_answered(vllm_server: str, openapi: dict[str, Any]) -> None:
-    for dialect, name in (("vllm", "VllmRerankBody"), ("sglang", "SglangRerankBody"), ("jina", "JinaBody")):
-        properties = openapi["components"]["schemas"][name]["properties"]
-        body = {field: schema["examples"][0] for field, schema in properties.items() if "examples" in schema}
-        assert {"query", "documents"} <= set(body)
-        response = requests.post(f"{vllm_server}/{dialect}/rerank", json=body, timeout=30)
-        assert response.status_code == 200, response.text
-
-
-def test_every_field_is_described(openapi: dict[str, Any]) -> None:
-    for name in (
-        *("VllmRerankBody", "VllmScoreBody", "SglangRerankBody", "SglangScoreBody"),
-        *("CohereV1Body", "CohereV2Body", "JinaBody", "TeiBody", "VoyageBody", "InfinityBody"),
-    ):
-        for field, schema in openapi["components"]["schemas"][name]["properties"].items():
-            assert schema.get("description"), f"{name}.{field}"

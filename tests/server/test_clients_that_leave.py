@@ -111,7 +111,7 @@ def ending(reranker: ClosableReranker, grace: float) -> Iterator[tuple[str, Call
     app = create_app(reranker, Settings(names=(MODEL,)))
     lifetime = Lifetime(ready.set, reranker.close, grace)
     quiet = {"version": 1, "disable_existing_loggers": False}
-    thread = threading.Thread(target=serve, args=(app, listener, lifetime, quiet, False))
+    thread = threading.Thread(target=serve, args=(app, listener, lifetime, quiet))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(uvicorn.Server, "startup", remembered)
         thread.start()
@@ -192,7 +192,7 @@ def test_an_address_taken_while_the_model_loaded_is_said_in_one_line() -> None:
         app = create_app(FakeReranker(), Settings(names=(MODEL,)))
         lifetime = Lifetime(lambda: None, lambda: None, 1)
         with pytest.raises(ListenError, match="another program listens there"):
-            serve(app, ours, lifetime, {"version": 1, "disable_existing_loggers": False}, False)
+            serve(app, ours, lifetime, {"version": 1, "disable_existing_loggers": False})
 
 
 def test_many_clients_each_get_their_own(vllm_server: str) -> None:

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from rerankd.cli import door, options
-from rerankd.cli.options import DialectName, HubName, LogLevel
+from rerankd.cli.options import DialectName, HubName, LogFormatName, LogLevel
 from rerankd.cli.sglang_flags import SGLANG
-from rerankd.cli.start import MEDIA_TIMEOUT, Launch, Media, start
+from rerankd.cli.start import MEDIA_TIMEOUT, Launch, Media, TracesTo, start
 
 
 def launch_server(
@@ -28,6 +28,23 @@ def launch_server(
     dialect: options.DialectFlag = DialectName.sglang,
     max_body_mb: options.MaxBody = 64.0,
     log_level: Annotated[LogLevel, typer.Option(help="How much is logged.")] = (LogLevel.info),
+    log_format: options.LogFormat = LogFormatName.text,
+    max_calls: Annotated[
+        int | None,
+        typer.Option(
+            "--max-concurrent-requests",
+            "--max-queued-requests",
+            min=1,
+            help="Calls answered at a time, those that wait included; more are refused with 429. [default: any number]",
+        ),
+    ] = None,
+    enable_trace: Annotated[
+        bool, typer.Option("--enable-trace", help="Send OpenTelemetry traces to --otlp-traces-endpoint.")
+    ] = False,
+    otlp_traces_endpoint: Annotated[
+        str,
+        typer.Option("--otlp-traces-endpoint", "--oltp-traces-endpoint", help="Takes OTLP over gRPC."),
+    ] = "localhost:4317",
     revision: options.Revision = None,
     hub: options.HubFlag = HubName.huggingface,
     device: options.Device = "auto",
@@ -81,6 +98,10 @@ def launch_server(
             dialect=dialect.value,
             log_level=log_level.value,
             max_body=int(max_body_mb * (1 << 20)),
+            log_format=log_format.value,
+            max_calls=max_calls,
+            # SGLang's endpoint is a bare host and port, called without TLS.
+            traces=TracesTo(otlp_traces_endpoint, {"insecure": True}) if enable_trace else None,
             revision=revision,
             hub=hub.value,
             device=device,

@@ -43,6 +43,13 @@ class LogLevel(str, Enum):
     trace = "trace"
 
 
+class LogFormatName(str, Enum):
+    """The formats of logs; `server.logs` holds what they mean."""
+
+    text = "text"
+    json = "json"
+
+
 def _takes(param: Any) -> Takes:
     if getattr(param, "is_flag", False):
         return "nothing"
@@ -116,6 +123,7 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
+LogFormat = Annotated[LogFormatName, typer.Option(help="Lines of text, or one JSON object a line.")]
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.")]
 Names = Annotated[

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from rerankd.cli import door, options
-from rerankd.cli.options import DialectName, HubName, LogLevel
-from rerankd.cli.start import MEDIA_TIMEOUT, Launch, Media, start
+from rerankd.cli.options import DialectName, HubName, LogFormatName, LogLevel
+from rerankd.cli.start import MEDIA_TIMEOUT, Launch, Media, TracesTo, start
 from rerankd.cli.vllm_flags import VLLM
 
 
@@ -31,6 +31,7 @@ def serve(
         LogLevel,
         typer.Option("--uvicorn-log-level", "--log-level", help="How much is logged."),
     ] = LogLevel.info,
+    log_format: options.LogFormat = LogFormatName.text,
     disable_uvicorn_access_log: Annotated[
         bool,
         typer.Option("--disable-uvicorn-access-log", help="Log no line a request."),
@@ -39,6 +40,19 @@ def serve(
         bool,
         typer.Option("--disable-fastapi-docs", help="No /docs, no /openapi.json."),
     ] = False,
+    max_calls: Annotated[
+        int | None,
+        typer.Option(
+            "--max-concurrent-requests",
+            "--max-num-queued-reqs",
+            min=1,
+            help="Calls answered at a time, those that wait included; more are refused with 429. [default: any number]",
+        ),
+    ] = None,
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        typer.Option(help="Where OpenTelemetry traces go, over gRPC unless an OTEL_* variable names a protocol."),
+    ] = None,
     shutdown_timeout: Annotated[
         float,
         typer.Option(min=0, help="Seconds that running requests have after Ctrl-C or SIGTERM."),
@@ -98,6 +112,9 @@ def serve(
             dialect=dialect.value,
             log_level=uvicorn_log_level.value,
             max_body=int(max_body_mb * (1 << 20)),
+            log_format=log_format.value,
+            max_calls=max_calls,
+            traces=TracesTo(otlp_traces_endpoint) if otlp_traces_endpoint else None,
             access_log=not disable_uvicorn_access_log,
             docs=not disable_fastapi_docs,
             shutdown_timeout=shutdown_timeout,

@@ -43,7 +43,7 @@ _IGNORED = {
         disable-overlap-schedule disable-priority-preemption dynamic-batch-tokenizer-batch-size=
         dynamic-batch-tokenizer-batch-timeout= enable-dynamic-batch-tokenizer enable-dynamic-chunking
         enable-http-worker-reuseport enable-mixed-chunk enable-prefill-delayer enable-priority-scheduling
-        enable-tokenizer-batch-encode max-micro-batch-size= max-queued-requests= max-running-requests=
+        enable-tokenizer-batch-encode max-micro-batch-size= max-running-requests=
         max-total-tokens= min-free-slots-delay= optimistic-prefill-attempts= pp-async-batch-depth=
         pp-max-micro-batch-size= prefill-decode-interval-min-bs= prefill-decode-interval=
         prefill-delayer-forward-passes-buckets=+ prefill-delayer-max-delay-ms=
@@ -190,11 +190,11 @@ _IGNORED = {
         debug-tensor-dump-inject= debug-tensor-dump-input-file= debug-tensor-dump-layers=+
         debug-tensor-dump-output-folder= debug-tensor-dump-prefill-only enable-forward-pass-metrics
         enable-layerwise-nvtx-marker enable-metrics enable-metrics-for-all-schedulers enable-mfu-metrics
-        enable-request-time-stats-logging enable-trace export-metrics-to-file export-metrics-to-file-dir=
+        enable-request-time-stats-logging export-metrics-to-file export-metrics-to-file-dir=
         extra-metric-labels= forward-pass-metrics-ipc-name= forward-pass-metrics-worker-id=
         gated-launch-port= gc-threshold=+ gc-warning-threshold-secs= generation-tokens-buckets=+
         log-level-http= log-requests log-requests-format= log-requests-level= log-requests-target=+
-        msprobe-dump-config= oltp-traces-endpoint= otlp-service-name= otlp-traces-endpoint=
+        msprobe-dump-config= otlp-service-name=
         prompt-tokens-buckets=+ show-time-cost soft-watchdog-timeout=
         tokenizer-metrics-allowed-custom-labels=+ tokenizer-metrics-custom-labels-header= trace-modules=
         uvicorn-access-log-exclude-prefixes=+ watchdog-timeout=

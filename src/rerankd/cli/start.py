@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import logging.config
+import os
 import shlex
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,8 @@ from rerankd.version import __version__
 if TYPE_CHECKING:
     from rerankd.media.sizing import Sizing
     from rerankd.options import ModelInfo
+    from rerankd.server.logs import LogFormat
+    from rerankd.server.tracing import Traces
 
 log = logging.getLogger("rerankd")
 
@@ -48,6 +51,14 @@ class Media:
 
 
 @dataclass(frozen=True, slots=True)
+class TracesTo:
+    """Where a flag sends traces, whatever the environment says; `options` are the exporter's own."""
+
+    endpoint: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """What to serve, where and how. The fields from `revision` to `default_instruction` are `LoadOptions`' own.
 
@@ -56,6 +67,8 @@ class Launch:
     max_body: bytes
     shutdown_timeout: seconds that running requests have after a signal
     door: who may call, and how a call comes in
+    max_calls: how many calls are answered at a time; None for any number
+    traces: None for what the environment asks for
     """
 
     model: str | None
@@ -80,6 +93,9 @@ class Launch:
     default_instruction: str | None = None
     media: Media = field(default_factory=Media)
     door: Door = Door()  # noqa: RUF009 - frozen
+    log_format: LogFormat = "text"
+    max_calls: int | None = None
+    traces: TracesTo | None = None
 
 
 def start(launch: Launch, notes: Iterable[str]) -> None:
@@ -89,18 +105,39 @@ def start(launch: Launch, notes: Iterable[str]) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    from rerankd.server.logs import logging_config
+
+    logs = logging_config(launch.log_level, launch.log_format, launch.access_log)
+    logging.config.dictConfig(logs)
+    in_json = launch.log_format == "json"
+    logging.captureWarnings(in_json)
     try:
-        _start(launch, notes)
+        _start(launch, notes, logs)
     except RerankdError as error:
-        print(f"rerankd: error: {error}", file=sys.stderr)
+        _say(str(error), launch, error=True)
+        sys.exit(1)
+    except Exception:
+        if not in_json:
+            raise
+        log.critical("The server failed", exc_info=True)
         sys.exit(1)
 
 
-def _start(launch: Launch, notes: Iterable[str]) -> None:
+def _say(text: str, launch: Launch, error: bool = False, **fields: object) -> None:
+    """Tell whoever started the server, in the log's own format where that is JSON."""
+    if launch.log_format == "json":
+        # `handle` asks for no level: what says that the server is ready, or why not, is said whatever the level.
+        level = logging.CRITICAL if error else logging.INFO
+        log.handle(log.makeRecord(log.name, level, __file__, 0, text, (), None, extra=fields))
+    elif error:
+        print(f"rerankd: error: {text}", file=sys.stderr)
+    else:
+        print(text, flush=True)
+
+
+def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
     from rerankd.server.run import Lifetime, bind, bind_unix, serve
 
-    logs = _logging(launch.log_level)
-    logging.config.dictConfig(logs)
     for note in notes:
         log.info("%s", note)
     door = launch.door
@@ -111,7 +148,7 @@ def _start(launch: Launch, notes: Iterable[str]) -> None:
         if model is None:
             choice = default_model()
             model, names = choice.model, names or choice.names
-            print(choice.why, flush=True)
+            _say(choice.why, launch)
 
         from rerankd.media.limits import Limits
         from rerankd.media.sources import Access
@@ -135,7 +172,8 @@ def _start(launch: Launch, notes: Iterable[str]) -> None:
             media_limits=Limits(timeout=launch.media.timeout),
             media_sizing=_sizing(launch.media),
         )
-        with Reranker(options) as reranker:
+        traces = _traces(launch, (names or (model,))[0])
+        with Reranker(options) as reranker, closing(traces) if traces else nullcontext():
             settings = Settings(
                 names or (model,),
                 launch.dialect,
@@ -145,16 +183,34 @@ def _start(launch: Launch, notes: Iterable[str]) -> None:
                 door.protect_all,
                 cors,
                 door.root_path.rstrip("/"),
+                launch.max_calls,
+                traces,
             )
             app = create_app(reranker, settings)
             address = listener.getsockname()
             url = f"unix:{address}" if door.uds else _url("https" if tls else "http", launch.host, address[1])
 
             def ready() -> None:
-                print(_ready(url, settings.names[0], reranker.info, door, bool(keys)), flush=True)
+                said = _ready(url, settings.names[0], reranker.info, door, bool(keys))
+                _say(said if launch.log_format == "text" else said.partition("\n")[0], launch, url=url)
 
             lifetime = Lifetime(ready, reranker.close, launch.shutdown_timeout)
-            serve(app, listener, lifetime, logs, launch.access_log, tls)
+            serve(app, listener, lifetime, logs, tls)
+
+
+def _traces(launch: Launch, model: str) -> Traces | None:
+    """What makes spans, where a flag or the environment asks for it. Raises TracingError where a flag cannot be met."""
+    if not launch.traces and not any(name.startswith("OTEL_") for name in os.environ):
+        return None
+    from rerankd.server import tracing
+
+    if launch.traces:
+        return tracing.start(model, launch.traces.endpoint, **launch.traces.options)
+    try:
+        return tracing.start(model) if tracing.asked_for() else None
+    except tracing.TracingError as error:  # variables may be there for all programs of a machine
+        log.warning("No traces: %s", error)
+        return None
 
 
 @contextmanager
@@ -205,14 +261,3 @@ def _ready(url: str, name: str, info: ModelInfo, door: Door, locked: bool) -> st
 def _reached(url: str, door: Door) -> str:
     """What curl is told, so that it reaches the server."""
     return f"--unix-socket {shlex.quote(door.uds)} http://localhost" if door.uds else url
-
-
-def _logging(level: str) -> dict[str, Any]:
-    """uvicorn's own logging, with rerankd's beside it."""
-    from uvicorn.config import LOGGING_CONFIG
-
-    # uvicorn adds a level below DEBUG; logging itself has no name for it.
-    own, http = ("DEBUG", 5) if level == "trace" else (level.upper(), level.upper())
-    loggers = {name: {**values, "level": http} for name, values in LOGGING_CONFIG["loggers"].items()}
-    loggers["rerankd"] = {"handlers": ["default"], "level": own, "propagate": False}
-    return {**LOGGING_CONFIG, "loggers": loggers}

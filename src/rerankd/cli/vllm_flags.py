@@ -34,10 +34,13 @@ _IGNORED = {
     peer.OWN_BATCHING: """
         async-scheduling disable-async-output-proc disable-frontend-multiprocessing enable-chunked-prefill
         long-prefill-token-threshold-adaptive long-prefill-token-threshold= max-long-partial-prefills=
-        max-num-active-seqs= max-num-partial-prefills= max-num-queued-reqs= max-num-queued-tokens=
+        max-num-active-seqs= max-num-partial-prefills=
         max-num-scheduled-tokens= max-num-seqs= num-scheduler-steps= preemption-mode=
         prefill-schedule-interval= renderer-num-workers= scheduler-delay-factor= scheduler-reserve-full-isl
         scheduling-policy= tokenizer-pool-extra-config= tokenizer-pool-size= tokenizer-pool-type=
+    """,
+    peer.CALLS_ARE_BOUNDED: """
+        max-num-queued-tokens=
     """,
     peer.OWN_MEMORY: """
         cpu-offload-gb= cpu-offload-params=+ device-memory-utilization= enable-cumem-allocator
@@ -111,7 +114,7 @@ _IGNORED = {
         enable-prompt-tokens-details enable-request-id-headers enable-server-load-tracking
         enable-tokenizer-info-endpoint enable-trace-replay fail-on-environ-validation fingerprint-mode=
         fingerprint-value= h11-max-header-count= h11-max-incomplete-event-size= log-config-file=
-        log-error-stack logging-config= max-log-len= otlp-traces-endpoint= profiler-config=
+        log-error-stack logging-config= max-log-len= profiler-config=
         show-hidden-metrics-for-version=
     """,
 }

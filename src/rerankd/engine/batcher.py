@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
-from rerankd.core import PromptGroup
+from rerankd.core import PromptGroup, Stage
 
 
 @dataclass(eq=False)
@@ -16,13 +16,13 @@ class Job:
     """A submitted group on its way: `taken` documents are in a batch or done, `logits` are the done ones'.
 
     on_progress: called from the worker thread with the number of documents that a batch has just scored
-    seconds: how long the job waited (`queue`) and its batches took (`model`)
+    stages: how long the job waited for its first batch (`queue`) and each of its batches took (`model`)
     """
 
     group: PromptGroup
     future: Future[list[float]]
     on_progress: Callable[[int], object] | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
+    stages: list[Stage] = field(default_factory=list)
     queued: float = field(default_factory=perf_counter)
     taken: int = 0
     logits: list[float] = field(default_factory=list)

@@ -11,7 +11,7 @@ from time import perf_counter
 
 import torch
 
-from rerankd.core import EngineClosed, EngineError, EngineLoad, Family, PromptGroup
+from rerankd.core import EngineClosed, EngineError, EngineLoad, Family, PromptGroup, Stage
 from rerankd.engine.batcher import Batcher, Job, Slice
 from rerankd.engine.packing import pack
 from rerankd.models.base import Model
@@ -42,16 +42,16 @@ class Engine:
         self,
         group: PromptGroup,
         on_progress: Callable[[int], object] | None = None,
-        seconds: dict[str, float] | None = None,
+        stages: list[Stage] | None = None,
     ) -> Future[list[float]]:
         """Queue a group. The future gives its suffixes' logits in order (`group.values` of each), or EngineError, or
         EngineClosed.
 
-        seconds: filled, before the future is done, with the time spent waiting (`queue`) and in the `model`
+        stages: get, before the future is done, the time spent waiting (`queue`) and in each batch (`model`)
 
         Cancelling the future drops the documents that no batch has taken yet.
         """
-        job = Job(group, Future(), on_progress, {} if seconds is None else seconds)
+        job = Job(group, Future(), on_progress, [] if stages is None else stages)
         if not group.suffixes:
             job.future.set_result([])
             return job.future
@@ -86,7 +86,8 @@ class Engine:
     def _score(self, batch: list[Slice]) -> None:
         began = perf_counter()
         for piece in batch:
-            piece.job.seconds.setdefault("queue", began - piece.job.queued)
+            if not piece.job.logits:
+                piece.job.stages.append(Stage("queue", piece.job.queued, began - piece.job.queued))
         try:
             logits = self._forward(batch)
         except Exception as error:
@@ -100,7 +101,7 @@ class Engine:
             self._tokens += sum(piece.cost for piece in batch)
             self._seconds += took
         for piece in batch:
-            piece.job.seconds["model"] = piece.job.seconds.get("model", 0.0) + took
+            piece.job.stages.append(Stage("model", began, took))
             count = len(piece.group.suffixes) * piece.group.values
             own, logits = logits[:count], logits[count:]
             self._deliver(piece.job, own)

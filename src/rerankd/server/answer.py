@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import re
-import secrets
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -23,6 +22,7 @@ from rerankd.core import (
     RerankResult,
 )
 from rerankd.server.body import read_json
+from rerankd.server.calls import Called
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
 from rerankd.server.problems import Problem, checked
 
@@ -30,6 +30,9 @@ log = logging.getLogger("rerankd")
 
 HEADER_LIMIT = 2000
 SHUTTING_DOWN = Problem(503, "The server is shutting down; send the request again.")
+OVERLOADED = Problem(429, "The server answers as many calls already as it takes at a time; send this one again later.")
+RETRY_AFTER = 1
+"""Seconds. Nobody is promised a place then; it keeps clients from calling again at once."""
 T = TypeVar("T")
 Routed: TypeAlias = tuple[Dialect, Endpoint[Any]]
 
@@ -58,9 +61,8 @@ async def answer(
     routed: what the path may mean; the first that claims the call answers it, else the first of all
     """
     dialect, endpoint = routed[0]
-    request.state.results = ()
-    request.state.id = request.headers.get("x-request-id") or secrets.token_hex(8)
-    id = f"{endpoint.id_prefix}{request.state.id}"
+    called: Called = request.state.called
+    id = f"{endpoint.id_prefix}{called.id}"
     call: Call[Any] | None = None
     try:
         dialect, endpoint = _claiming(routed, {}, request)
@@ -68,15 +70,15 @@ async def answer(
         dialect, endpoint = _claiming(routed, sent, request)
         call = endpoint.parse(checked(endpoint.body, sent), served)
         if call.id and not request.headers.get("x-request-id"):
-            request.state.id = call.id
-        id = f"{endpoint.id_prefix}{request.state.id}"
+            called.rename(call.id)
+        id = f"{endpoint.id_prefix}{called.id}"
         results: list[RerankResult] = []
         if call.requests:
-            request.state.results = results = await _while_connected(request, _all(reranker, call))
+            called.results = results = await _while_connected(request, _all(reranker, call))
             content = endpoint.render(call, results, id, served)
         elif call.labels is not None:
             labelled = await _while_connected(request, reranker.label(call.labels))
-            request.state.results = [labelled]
+            called.results = [labelled]
             content = endpoint.render(call, [labelled], id, served)
         else:
             content = await asyncio.to_thread(endpoint.render, call, results, id, served)
@@ -99,7 +101,16 @@ async def answer(
         log.exception("%r failed", id)
         return refusal(dialect, Problem(500, f"The server failed on this request; its log says why, under {id}."))
     finally:
-        request.state.dialect = dialect.name
+        called.dialect = dialect.name
+
+
+def overloaded(request: Request, routed: Sequence[Routed]) -> Response:
+    """The answer to a call that there is no room for, in the words of the API that it seems to be."""
+    dialect, _ = _claiming(routed, {}, request)
+    request.state.called.dialect = dialect.name
+    response = refusal(dialect, OVERLOADED)
+    response.headers["Retry-After"] = str(RETRY_AFTER)
+    return response
 
 
 def refusal(dialect: Dialect, problem: Problem) -> Response:

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from rerankd.core import EngineLoad
 from rerankd.server.access import OPEN, UNAUTHORIZED, Cors, KeyCheck
-from rerankd.server.answer import Answers, Routed, answer, refusal
+from rerankd.server.answer import Answers, Routed, answer, overloaded, refusal
+from rerankd.server.calls import Calls
 from rerankd.server.dialects import DIALECTS
 from rerankd.server.dialects.base import Dialect, Served
-from rerankd.server.metrics import Metrics, measured
-from rerankd.server.openapi import describe, json_body, responses
+from rerankd.server.metrics import Metrics
+from rerankd.server.openapi import NO_KEY, Examples, answers, describe, json_body, refusal_of, responses
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
 
 if TYPE_CHECKING:
     from rerankd.options import ModelInfo
+    from rerankd.server.tracing import Traces
 
 MEGABYTE = 1 << 20
 DESCRIPTION = """Scores how relevant each document is to a query.
@@ -67,6 +69,8 @@ class Settings:
     protect_all: whether /health and /metrics want a key too
     cors: what browsers are told, if anything
     root_path: what a proxy puts before every path
+    max_calls: how many calls are answered at a time, more are refused; None for any number
+    traces: what makes spans of calls, if anything
     """
 
     names: tuple[str, ...]
@@ -77,6 +81,8 @@ class Settings:
     protect_all: bool = False
     cors: Cors | None = None
     root_path: str = ""
+    max_calls: int | None = None
+    traces: Traces | None = None
 
 
 class ModelCard(BaseModel):
@@ -101,7 +107,8 @@ class ModelList(BaseModel):
 
 def create_app(reranker: Serves, settings: Settings) -> FastAPI:
     """The app that serves `reranker`. It closes nothing: the reranker is the caller's."""
-    app = FastAPI(
+    # FastAPI's own page is blank where the browser cannot reach a CDN.
+    app = (FastAPIOffline if settings.docs else FastAPI)(
         title="rerankd",
         version=__version__,
         description=DESCRIPTION,
@@ -110,28 +117,37 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
         openapi_url="/openapi.json" if settings.docs else None,
     )
     app.root_path = settings.root_path
-    running = Running()
-    served = Served(settings.names, reranker.info, reranker.tokenize, running, reranker.load)
+    running = Running(settings.max_calls)
+    served = Served(settings.names, reranker.info, reranker.tokenize, running, reranker.load, settings.max_calls)
     metrics = Metrics(served)
     own = DIALECTS[settings.dialect]
+    examples: dict[str, Examples] = {}
     for path, routed in _routes(own).items():
         dialect, endpoint = routed[0]
-        handler = partial(answer, routed=routed, reranker=reranker, served=served, max_body=settings.max_body)
+        examples[path] = answers(routed, served)
+        handler = _handler(routed, reranker, served, settings.max_body)
         app.add_api_route(
             path,
-            running.counting(measured(handler, path, metrics)),
+            running.counting(handler, routed) if endpoint.method == "POST" else handler,
             methods=[endpoint.method],
             summary=endpoint.summary,
+            description=_spoken_here(routed),
             tags=[dialect.name if path.startswith(f"/{dialect.name}/") else "rerank"],
             operation_id=path.strip("/").replace("/", "_"),
+            response_class=JSONResponse if endpoint.reply is not None else Response,
             responses=responses(routed),
-            openapi_extra=json_body([one.body for _, one in routed]) if endpoint.method == "POST" else None,
+            openapi_extra=json_body(routed) if endpoint.method == "POST" else None,
         )
-    describe(app, {endpoint.body for dialect in DIALECTS.values() for endpoint in dialect.endpoints})
+    bodies = {endpoint.body for dialect in DIALECTS.values() for endpoint in dialect.endpoints}
+    describe(app, bodies, examples, bool(settings.keys))
 
     created = int(time.time())
 
-    @app.get("/v1/models", tags=["server"], summary="The names that the model answers to")
+    locked: dict[int | str, dict[str, Any]] = {401: refusal_of([own], 401)}
+    # Those that need no key say so.
+    open = {"openapi_extra": NO_KEY} if not settings.protect_all else {"responses": locked}
+
+    @app.get("/v1/models", tags=["server"], summary="The names that the model answers to", responses=locked)
     async def models() -> ModelList:
         info = served.info
         return ModelList(
@@ -141,30 +157,39 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
             ]
         )
 
-    @app.get("/health", tags=["server"], summary="200 while the server takes requests")
+    @app.get("/health", tags=["server"], summary="200 while the server takes requests", response_class=Response, **open)
     async def health() -> Response:
         return Response()
 
-    @app.get("/metrics", tags=["server"], summary="What the server has counted, for Prometheus")
+    @app.get(
+        "/metrics",
+        tags=["server"],
+        summary="What the server has counted, for Prometheus",
+        response_class=PlainTextResponse,
+        **open,
+    )
     async def exposed() -> Response:
         return metrics.exposed()
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        metrics.answered("none", _spoken(request, own).name, error.status_code, 0.0, ())
+        dialect = _spoken(request, own)
+        request.state.called.dialect = dialect.name
         wanted = f"{request.method} {request.url.path}"
-        response = refusal(_spoken(request, own), Problem(error.status_code, f"{wanted}: {error.detail}. See /docs."))
+        response = refusal(dialect, Problem(error.status_code, f"{wanted}: {error.detail}. See /docs."))
         response.headers.update(error.headers or {})
         return response
 
-    _guard(app, settings, own, metrics)
+    _guard(app, settings, own)
+    # Added last, it comes first: it sees what the others refuse.
+    app.add_middleware(Calls, metrics=metrics, traces=settings.traces)
     return app
 
 
-def _guard(app: FastAPI, settings: Settings, own: Dialect, metrics: Metrics) -> None:
+def _guard(app: FastAPI, settings: Settings, own: Dialect) -> None:
     def refuse(request: Request) -> Response:
         dialect = _spoken(request, own)
-        metrics.answered("none", dialect.name, UNAUTHORIZED.status, 0.0, ())
+        request.state.called.dialect = dialect.name
         return refusal(dialect, UNAUTHORIZED)
 
     if settings.keys:
@@ -174,7 +199,7 @@ def _guard(app: FastAPI, settings: Settings, own: Dialect, metrics: Metrics) -> 
             open=frozenset() if settings.protect_all else OPEN,
             refuse=refuse,
         )
-    # Added last, it comes first: a browser asks what it may do without a key, and must be told why it is refused.
+    # Added after it, it comes before it: a browser asks what it may do without a key, and is told why it is refused.
     if cors := settings.cors:
         app.add_middleware(
             CORSMiddleware,
@@ -182,7 +207,7 @@ def _guard(app: FastAPI, settings: Settings, own: Dialect, metrics: Metrics) -> 
             allow_methods=cors.methods,
             allow_headers=cors.headers,
             allow_credentials=cors.credentials,
-            expose_headers=["X-Rerankd-Ignored", "X-Rerankd-Truncated"],
+            expose_headers=["X-Request-Id", "X-Rerankd-Ignored", "X-Rerankd-Truncated", "X-Rerankd-Failed"],
         )
 
 
@@ -194,18 +219,24 @@ def _spoken(request: Request, own: Dialect) -> Dialect:
 
 
 class Running:
-    """How many calls are being answered: `running()`."""
+    """How many calls are being answered: `running()`. Where there is a limit, calls above it are refused."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None) -> None:
         self._count = 0
+        self._limit = limit
 
     def __call__(self) -> int:
         return self._count
 
-    def counting(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """`handler`, counted while it runs."""
+    def counting(
+        self, handler: Callable[[Request], Awaitable[Response]], routed: Sequence[Routed]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """`handler` of what may be any of `routed`, counted while it runs."""
 
         async def counted(request: Request) -> Response:
+            if self._limit is not None and self._count >= self._limit:
+                # Before its body is read: what is refused must cost nothing.
+                return overloaded(request, routed)
             self._count += 1
             try:
                 return await handler(request)
@@ -213,6 +244,23 @@ class Running:
                 self._count -= 1
 
         return counted
+
+
+def _handler(
+    routed: Sequence[Routed], reranker: Answers, served: Served, max_body: int
+) -> Callable[[Request], Awaitable[Response]]:
+    async def handler(request: Request) -> Response:
+        return await answer(request, routed, reranker, served, max_body)
+
+    return handler
+
+
+def _spoken_here(routed: Sequence[Routed]) -> str:
+    """What /docs says below a route's summary."""
+    names = [dialect.name for dialect, _ in routed]
+    if len(names) == 1:
+        return f"In the words of {names[0]}, whatever the call holds."
+    return f"In the words of {names[0]}, or where a field or a header says so, of {', '.join(names[1:])}."
 
 
 def _routes(own: Dialect) -> dict[str, list[Routed]]:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from time import perf_counter
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
-from starlette.requests import Request
 from starlette.responses import Response
 
-from rerankd.core import EngineLoad, LabelResult, RerankResult
+from rerankd.core import EngineLoad, LabelResult, RerankResult, seconds_by_stage
 from rerankd.server.dialects.base import Served
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 HUNG_UP = 499
-ID_LIMIT = 200
 
 
 class Metrics:
@@ -54,9 +50,16 @@ class Metrics:
         registry.register(_EngineCollector(served))
 
     def answered(
-        self, route: str, dialect: str, status: int, seconds: float, results: Sequence[RerankResult | LabelResult]
+        self,
+        route: str,
+        dialect: str | None,
+        status: int,
+        seconds: float,
+        results: Sequence[RerankResult | LabelResult],
     ) -> None:
-        """Count one answer."""
+        """Count one answer; those of no dialect, which are the server's own, are not counted."""
+        if dialect is None:
+            return
         self._requests.labels(route, dialect, str(status)).inc()
         self._total.labels(route, dialect).observe(seconds)
         if status == HUNG_UP:
@@ -64,7 +67,7 @@ class Metrics:
         elif status >= 400:
             self._rejected.inc()
         for result in results:
-            for stage, took in result.seconds.items():
+            for stage, took in seconds_by_stage(result.stages).items():
                 self._stages.labels(stage).observe(took)
             self._documents.inc(result.scored)
             self._truncated.inc(len(result.truncated))
@@ -75,24 +78,6 @@ class Metrics:
     def exposed(self) -> Response:
         """Everything counted, as Prometheus reads it."""
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def measured(
-    handler: Callable[[Request], Awaitable[Response]], route: str, metrics: Metrics
-) -> Callable[[Request], Awaitable[Response]]:
-    """`handler`, its answers counted, each with its call's id in `X-Request-Id`."""
-
-    async def handled(request: Request) -> Response:
-        began = perf_counter()
-        response = await handler(request)
-        state = request.state
-        metrics.answered(route, state.dialect, response.status_code, perf_counter() - began, state.results)
-        # A body's id may be any text; a header's is printable ASCII.
-        id = state.id if state.id.isascii() and state.id.isprintable() else json.dumps(state.id)
-        response.headers["X-Request-Id"] = id[:ID_LIMIT]
-        return response
-
-    return handled
 
 
 class _EngineCollector(Collector):

@@ -1,34 +1,87 @@
-"""What /docs says of bodies that the server reads itself."""
+"""What /docs says of bodies that the server reads itself, with examples that the server itself has made or answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Union
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, Union
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from rerankd.server.answer import Routed
+from rerankd.core import LabelRequest, LabelResult, RerankRequest, RerankResult, ScoredDocument
+from rerankd.server.access import UNAUTHORIZED
+from rerankd.server.answer import OVERLOADED, SHUTTING_DOWN, Routed
+from rerankd.server.dialects.base import Dialect, Endpoint, Served
+from rerankd.server.problems import Problem
+
+Examples: TypeAlias = dict[int, dict[str, object]]
+"""By status and title."""
 
 SCHEMAS = "#/components/schemas/"
+TEXT = {"type": "string"}
+OF_EVERY_ANSWER = {
+    "X-Request-Id": {"description": "the call's id: its own `X-Request-Id`, or one that it was given", "schema": TEXT}
+}
+OF_AN_ANSWER = {
+    "X-Rerankd-Ignored": {"description": "fields that have no effect here", "schema": TEXT},
+    "X-Rerankd-Truncated": {"description": "what was cut to fit", "schema": TEXT},
+    "X-Rerankd-Failed": {"description": "documents that were left out, and why", "schema": TEXT},
+}
+OF_A_STATUS = {
+    401: {"WWW-Authenticate": {"description": "`Bearer`", "schema": TEXT}},
+    429: {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer"}}},
+}
+PROBLEMS = (
+    Problem(400, "is required.", "query"),
+    Problem(400, "is 9000 tokens long, the limit is 8192.", "documents[1]", well_formed=True),
+    UNAUTHORIZED,
+    Problem(404, "The model `other` does not exist.", "model"),
+    Problem(413, "The body is larger than the 67108864 bytes that this server takes."),
+    Problem(415, "The Content-Type must be application/json; this request's is none."),
+    OVERLOADED,
+    Problem(500, "The model failed on this request."),
+    SHUTTING_DOWN,
+)
+NO_KEY: Mapping[str, Any] = {"security": []}
 
 
-def json_body(bodies: Sequence[type[BaseModel]]) -> dict[str, Any]:
+def json_body(routed: Sequence[Routed]) -> dict[str, Any]:
     """A route's `openapi_extra` for a JSON body; `describe` puts the schemas it points to in the document."""
-    kinds = [{"$ref": SCHEMAS + body.__name__} for body in bodies]
+    kinds = [{"$ref": SCHEMAS + endpoint.body.__name__} for _, endpoint in routed]
     schema = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    examples = {
+        f"{dialect.name}: {title}": {"value": body}
+        for dialect, endpoint in routed
+        for title, body in endpoint.examples.items()
+        if dialect is routed[0][0] or dialect.claims(body, {})
+    }
+    content = {"application/json": {"schema": schema, "examples": examples}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
-def describe(app: FastAPI, bodies: Iterable[type[BaseModel]]) -> None:
-    """Have an app's OpenAPI document hold the schemas of `bodies`."""
+def describe(app: FastAPI, bodies: Iterable[type[BaseModel]], examples: Mapping[str, Examples], locked: bool) -> None:
+    """Have an app's OpenAPI document hold the schemas of `bodies`, and say whether calls want a key.
+
+    examples: of the answers of each path
+    """
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
+            document = generate()
             _, extra = models_json_schema([(body, "validation") for body in bodies], ref_template=SCHEMAS + "{model}")
-            generate()["components"]["schemas"].update(extra["$defs"])
+            document["components"]["schemas"].update(extra["$defs"])
+            for path, answers in examples.items():
+                (operation,) = document["paths"][path].values()
+                for status, values in answers.items():
+                    # Only here: FastAPI leaves out what is null.
+                    operation["responses"][str(status)]["content"]["application/json"]["examples"] = {
+                        title: {"value": value} for title, value in values.items()
+                    }
+            if locked:
+                document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+                document["security"] = [{"key": []}]
         return generate()
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -36,19 +89,65 @@ def describe(app: FastAPI, bodies: Iterable[type[BaseModel]]) -> None:
 
 def responses(routed: Sequence[Routed]) -> dict[int | str, dict[str, Any]]:
     """What a route that may mean any of `routed` answers with, for FastAPI."""
-    headers = {
-        "X-Rerankd-Ignored": {"description": "fields that have no effect here", "schema": {"type": "string"}},
-        "X-Rerankd-Truncated": {"description": "what was cut to fit", "schema": {"type": "string"}},
-        "X-Rerankd-Failed": {"description": "documents that were left out, and why", "schema": {"type": "string"}},
+    described: dict[int | str, dict[str, Any]] = {
+        200: {"description": routed[0][1].summary, "headers": {**OF_EVERY_ANSWER, **OF_AN_ANSWER}}
     }
-    described: dict[int | str, dict[str, Any]] = {200: {"description": routed[0][1].summary, "headers": headers}}
     replies = [endpoint.reply for _, endpoint in routed if endpoint.reply is not None]
     if replies:
         described[200]["model"] = Union[tuple(replies)]  # noqa: UP007 - made at run time
     for status in sorted({status for dialect, _ in routed for status in dialect.errors}):
-        having = [dialect for dialect, _ in routed if status in dialect.errors]
-        described[status] = {
-            "model": Union[tuple(dialect.error for dialect in having)],  # noqa: UP007
-            "description": having[0].errors[status],
-        }
+        described[status] = refusal_of([dialect for dialect, _ in routed if status in dialect.errors], status)
     return described
+
+
+def refusal_of(dialects: Sequence[Dialect], status: int) -> dict[str, Any]:
+    """What an error of `dialects` is, for FastAPI."""
+    return {
+        "model": Union[tuple(dialect.error for dialect in dialects)],  # noqa: UP007
+        "description": dialects[0].errors[status],
+        "headers": {**OF_EVERY_ANSWER, **OF_A_STATUS.get(status, {})},
+    }
+
+
+def answers(routed: Sequence[Routed], served: Served) -> Examples:
+    """Examples of what a route that may mean any of `routed` answers with."""
+    examples: Examples = {}
+    for dialect, endpoint in routed:
+        for title, answer in _answers(endpoint, served).items():
+            examples.setdefault(200, {})[f"{dialect.name}: {title}"] = answer
+        for status in dialect.errors:
+            examples.setdefault(status, {})[dialect.name] = _refusal(dialect, status)
+    return examples
+
+
+def _refusal(dialect: Dialect, status: int) -> object:
+    problems = (*dialect.problems, *PROBLEMS)
+    return dialect.render_error(next(problem for problem in problems if dialect.status(problem) == status))
+
+
+def _answers(endpoint: Endpoint[Any], served: Served) -> dict[str, object]:
+    """What an endpoint makes of its examples, with scores that are made up."""
+    rendered: dict[str, object] = {}
+    if endpoint.reply is None:
+        return rendered
+    for title, body in endpoint.examples.items() if endpoint.method == "POST" else [("an answer", {})]:
+        try:
+            call = endpoint.parse(endpoint.body.model_validate(body), served)
+        except Problem:  # an example for models of another kind
+            continue
+        results = [_labelled(call.labels)] if call.labels else [_made_up(request) for request in call.requests]
+        rendered[title] = endpoint.render(call, results, f"{endpoint.id_prefix}1f0c", served)
+    return rendered
+
+
+def _made_up(request: RerankRequest) -> RerankResult:
+    count = len(request.documents)
+    scored = [ScoredDocument(index, round(0.98 * ((index + 1) / count) ** 4, 4), 12) for index in range(count)]
+    return RerankResult(tuple(scored[::-1][: request.top_n]), 12 * count, 12 * count, scored=count)
+
+
+def _labelled(request: LabelRequest) -> LabelResult:
+    count, labels = len(request.prompts), len(request.labels.token_ids)
+    last = [round(0.98 * ((index + 1) / count) ** 4, 4) for index in range(count)]
+    probabilities = tuple((round(1 - one, 4), one) if labels == 2 else (one / labels,) * labels for one in last)
+    return LabelResult(probabilities, 12 * count, 12 * count, scored=count)

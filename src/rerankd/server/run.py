@@ -92,7 +92,6 @@ def serve(
     listener: socket.socket,
     lifetime: Lifetime,
     log_config: dict[str, Any],
-    access: bool,
     tls: Tls | None = None,
 ) -> None:
     """Run `app` until SIGINT or SIGTERM; running requests are answered, or refused after the grace period.
@@ -108,7 +107,7 @@ def serve(
     config = uvicorn.Config(
         app,
         log_config=log_config,
-        access_log=access,
+        access_log=False,  # `calls` writes a line for each call
         lifespan="off",
         ws="none",
         backlog=BACKLOG,

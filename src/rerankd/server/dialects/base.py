@@ -20,9 +20,9 @@ Body = TypeVar("Body", bound=BaseModel)
 ERRORS: Mapping[int, str] = {
     400: "a missing or wrong field, or a prompt too long where cutting is not allowed",
     401: "no API key, or a wrong one, where the server wants one",
-    404: "no model of that name",
     413: "a body above the server's limit",
     415: "a Content-Type that is not application/json",
+    429: "more calls at a time than the server was told to take",
     500: "a failure of the model or the server",
     503: "the server is shutting down",
 }
@@ -36,6 +36,7 @@ class Served:
     tokenize: a text's token ids and strings, with special tokens where the flag says so; it takes its time
     running: how many calls are being answered
     load: how busy the engine is
+    max_calls: how many calls are answered at a time; None for any number
     """
 
     names: tuple[str, ...]
@@ -43,6 +44,7 @@ class Served:
     tokenize: Callable[[str, bool], list[tuple[int, str]]]
     running: Callable[[], int]
     load: Callable[[], EngineLoad]
+    max_calls: int | None = None
 
 
 class Nothing(BaseModel):
@@ -97,6 +99,7 @@ class Endpoint(Generic[Body]):
     render: the answer as JSON-ready data, from the call, its requests' results and the answer's id; None is an
         empty answer. A call that asks for nothing is rendered in a thread of its own.
     id_prefix: what the ids of answers begin with
+    examples: bodies that it answers, by what they show
     """
 
     paths: tuple[str, ...]
@@ -107,6 +110,7 @@ class Endpoint(Generic[Body]):
     render: Callable[[Call[Body], Sequence[Any], str, Served], object]
     method: str = "POST"
     id_prefix: str = "rerank-"
+    examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,7 @@ class Dialect:
     render_error: an error's body as JSON-ready data
     errors: the statuses of its errors, and when they are given
     status: the status of a problem
+    problems: examples of its own kinds of problem
     claims: whether a call (its body, its headers in lower case) has what only this API has
     """
 
@@ -126,4 +131,5 @@ class Dialect:
     render_error: Callable[[Problem], object]
     errors: Mapping[int, str] = field(default_factory=lambda: ERRORS)
     status: Callable[[Problem], int] = attrgetter("status")
+    problems: tuple[Problem, ...] = ()
     claims: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = lambda sent, headers: False

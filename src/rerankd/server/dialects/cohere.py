@@ -10,7 +10,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 from rerankd.core import RerankResult, Truncation, text_content
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
 from rerankd.server.dialects.chunks import CHUNKING_WORDS, Chunked, MayCarryChunk
-from rerankd.server.dialects.contents import by_type
+from rerankd.server.dialects.contents import AT_LEAST_ONE, by_type
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.ranking import ranking
 from rerankd.server.problems import Problem
@@ -43,6 +43,7 @@ class CohereV1Body(CohereBody):
 
     documents: list[CohereDocument] = Field(
         description="the documents to rank: texts, or objects of fields.",
+        json_schema_extra=AT_LEAST_ONE,
         examples=[[{"text": "The giant panda is a bear."}, "hi"]],
     )
     rank_fields: list[str] | None = Field(
@@ -54,7 +55,9 @@ class CohereV2Body(CohereBody):
     """Cohere's rerank request, v2."""
 
     documents: list[str] = Field(
-        description="the documents to rank: texts.", examples=[["The giant panda is a bear.", "hi"]]
+        description="the documents to rank: texts.",
+        examples=[["The giant panda is a bear.", "hi"]],
+        json_schema_extra=AT_LEAST_ONE,
     )
     priority: int = Field(0, description="without effect: requests are answered in the order they came.")
 
@@ -162,6 +165,16 @@ COHERE = Dialect(
             parse=_parse_v1,
             render=lambda call, results, id, served: _render(call, results, id, "1"),
             id_prefix="",
+            examples={
+                "fields of objects": {
+                    "model": "rerank-english-v3.0",
+                    "query": "what is panda?",
+                    "documents": [{"title": "hi", "text": "hello"}, {"title": "Panda", "text": "The panda is a bear."}],
+                    "rank_fields": ["title", "text"],
+                    "top_n": 1,
+                    "return_documents": True,
+                },
+            },
         ),
         Endpoint(
             paths=("/v2/rerank",),
@@ -171,6 +184,15 @@ COHERE = Dialect(
             parse=_parse_v2,
             render=lambda call, results, id, served: _render(call, results, id, "2"),
             id_prefix="",
+            examples={
+                "a query and documents": {
+                    "model": "rerank-v3.5",
+                    "query": "what is panda?",
+                    "documents": ["hi", "The giant panda is a bear."],
+                    "top_n": 2,
+                    "max_tokens_per_doc": 4096,
+                },
+            },
         ),
     ),
     error=CohereError,

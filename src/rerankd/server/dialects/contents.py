@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from rerankd.core import Content, Image, Part, Text, Video, text_content
 
+AT_LEAST_ONE: dict[str, Any] = {"minItems": 1}
+"""What the OpenAPI document says of a list that may not be empty; each API refuses an empty one in its own way."""
+
 
 class Open(BaseModel):
     """A model that keeps fields it does not know, so that they can be reported."""

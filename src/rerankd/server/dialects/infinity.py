@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult, text_content
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Nothing, Served
-from rerankd.server.dialects.contents import Open
+from rerankd.server.dialects.contents import AT_LEAST_ONE, Open
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.ranking import (
     VALIDATION_ERRORS,
@@ -29,7 +29,9 @@ class InfinityBody(Open):
     model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")
     query: str = Field(description="the text to rank documents by.", examples=["what is panda?"])
     documents: list[str] = Field(
-        description="the documents to rank: texts.", examples=[["The giant panda is a bear.", "hi"]]
+        description="the documents to rank: texts.",
+        examples=[["The giant panda is a bear.", "hi"]],
+        json_schema_extra=AT_LEAST_ONE,
     )
     top_n: int | None = Field(None, ge=1, description="the most results; none for all of them.", examples=[None])
     raw_scores: bool = Field(False, description="true for the model's logits in place of scores.")
@@ -139,7 +141,7 @@ def _render(call: Call[InfinityBody], results: Sequence[RerankResult], id: str, 
 
 
 def _models(call: Call[Any], results: Sequence[RerankResult], id: str, served: Served) -> object:
-    pending = served.running() - 1
+    pending = served.running()
     stats = {"queue_fraction": 0.0, "queue_absolute": pending, "results_pending": pending, "batch_size": 1}
     now = int(time.time())
     kind = {"object": "model", "owned_by": "infinity", "backend": "torch", "capabilities": ["rerank"]}
@@ -168,6 +170,15 @@ INFINITY = Dialect(
             parse=_parse,
             render=_render,
             id_prefix="infinity-",
+            examples={
+                "a query and documents": {
+                    "model": "mixedbread-ai/mxbai-rerank-xsmall-v1",
+                    "query": "what is panda?",
+                    "documents": ["hi", "The giant panda is a bear."],
+                    "raw_scores": False,
+                    "return_documents": True,
+                },
+            },
         ),
         Endpoint(
             paths=("/models",),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from rerankd.core import Content, Image, Part, RerankResult, Text, Truncation
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
 from rerankd.server.dialects.chunks import CHUNKING_WORDS, Chunked, MayCarryChunk
-from rerankd.server.dialects.contents import Open, by_type
+from rerankd.server.dialects.contents import AT_LEAST_ONE, Open, by_type
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.ranking import (
     VALIDATION_ERRORS,
@@ -25,6 +25,12 @@ from rerankd.server.problems import Problem
 
 class JinaObject(Open):
     """A text, a picture, or both."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [{"required": [name], "properties": {name: {"type": "string"}}} for name in ("text", "image")]
+        }
+    )
 
     text: str | None = Field(None, description="the text.")
     image: str | None = Field(None, description="an http(s) or `data:` URL, or base64.")
@@ -49,6 +55,7 @@ class JinaBody(Chunked):
     )
     documents: list[JinaContent] = Field(
         description="the documents to rank: texts, or objects with `text` or `image`.",
+        json_schema_extra=AT_LEAST_ONE,
         examples=[["hi", {"text": "The giant panda is a bear."}]],
     )
     top_n: int | None = Field(None, ge=1, description="the most results; none for all of them.", examples=[None])
@@ -148,6 +155,20 @@ JINA = Dialect(
             reply=JinaReply,
             parse=_parse,
             render=_render,
+            examples={
+                "texts": {
+                    "model": "jina-reranker-v2-base-multilingual",
+                    "query": "what is panda?",
+                    "documents": ["hi", "The giant panda is a bear."],
+                    "top_n": 2,
+                },
+                "objects": {
+                    "model": "jina-reranker-m0",
+                    "query": {"text": "what is panda?"},
+                    "documents": [{"text": "hi"}, {"text": "The giant panda is a bear."}],
+                    "return_documents": False,
+                },
+            },
         ),
     ),
     error=JinaError,

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from rerankd.core import RerankResult
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
 from rerankd.server.dialects.chunks import MayCarryChunk
-from rerankd.server.dialects.contents import ContentBody, from_content
+from rerankd.server.dialects.contents import AT_LEAST_ONE, ContentBody, from_content
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.rerank import RerankBody
 from rerankd.server.dialects.sglang_tools import HEALTH_GENERATE, MODEL_INFO, SCORE
@@ -23,6 +23,7 @@ class SglangRerankBody(RerankBody):
 
     documents: list[ContentBody] = Field(
         description="the list of documents to rank: strings, or lists of content parts.",
+        json_schema_extra=AT_LEAST_ONE,
         examples=[["The giant panda is a bear.", "hi"]],
     )
     top_n: int | None = Field(None, ge=1, description="the most results; none for all of them.", examples=[None])
@@ -99,6 +100,20 @@ SGLANG = Dialect(
             reply=list[SglangResult],
             parse=_parse,
             render=_render,
+            examples={
+                "a query and documents": {
+                    "model": "bge-reranker-v2-m3",
+                    "query": "what is panda?",
+                    "documents": ["hi", "The giant panda is a bear."],
+                },
+                "the best one, without its text": {
+                    "query": "what is panda?",
+                    "documents": ["hi", "The giant panda is a bear."],
+                    "top_n": 1,
+                    "return_documents": False,
+                    "instruct": "Retrieve passages that answer the question",
+                },
+            },
         ),
         SCORE,
         MODEL_INFO,

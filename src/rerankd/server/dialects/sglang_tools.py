@@ -146,6 +146,14 @@ SCORE = Endpoint(
     reply=SglangScoreReply,
     parse=_parse,
     render=_render,
+    examples={
+        "Qwen3-Reranker's yes and no": {
+            "query": "what is panda?",
+            "items": ["hi", "The giant panda is a bear."],
+            "label_token_ids": [9693, 2152],
+            "apply_softmax": True,
+        },
+    },
 )
 MODEL_INFO = Endpoint(
     paths=("/get_model_info", "/model_info"),

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult, Truncation, text_content
 from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Nothing, Served
-from rerankd.server.dialects.contents import Open
+from rerankd.server.dialects.contents import AT_LEAST_ONE, Open
 from rerankd.server.dialects.ranking import ranking
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
@@ -22,7 +22,11 @@ class TeiBody(Open):
     """TEI's rerank request."""
 
     query: str = Field(description="the text to rank texts by.", examples=["what is panda?"])
-    texts: list[str] = Field(description="the texts to rank.", examples=[["The giant panda is a bear.", "hi"]])
+    texts: list[str] = Field(
+        description="the texts to rank.",
+        examples=[["The giant panda is a bear.", "hi"]],
+        json_schema_extra=AT_LEAST_ONE,
+    )
     raw_scores: bool = Field(False, description="true for the model's logits in place of scores.")
     return_text: bool = Field(False, description="whether a rank carries its text.")
     truncate: bool | None = Field(
@@ -67,6 +71,7 @@ class TeiInfo(BaseModel):
     model_id: str
     model_sha: str | None
     model_dtype: str
+    served_model_name: str
     model_type: TeiModelType
     max_concurrent_requests: int
     max_input_length: int
@@ -115,11 +120,12 @@ def _render(call: Call[TeiBody], results: Sequence[RerankResult], id: str, serve
 def _info(call: Call[Any], results: Sequence[RerankResult], id: str, served: Served) -> object:
     info = served.info
     return {
-        "model_id": served.names[0],
+        "model_id": info.model,
         "model_sha": None,
         "model_dtype": info.dtype,
+        "served_model_name": served.names[0],
         "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
-        "max_concurrent_requests": ANY_NUMBER,
+        "max_concurrent_requests": served.max_calls or ANY_NUMBER,
         "max_input_length": info.max_model_len,
         "max_batch_tokens": ANY_NUMBER,
         "max_batch_requests": None,
@@ -157,6 +163,16 @@ TEI = Dialect(
             reply=list[TeiRank],
             parse=_parse,
             render=_render,
+            examples={
+                "texts": {"query": "what is panda?", "texts": ["hi", "The giant panda is a bear."]},
+                "logits and texts": {
+                    "query": "what is panda?",
+                    "texts": ["hi", "The giant panda is a bear."],
+                    "raw_scores": True,
+                    "return_text": True,
+                    "truncate": True,
+                },
+            },
         ),
         Endpoint(
             paths=("/info",),
@@ -171,12 +187,13 @@ TEI = Dialect(
     error=TeiError,
     render_error=_render_error,
     errors={
-        **{status: ERRORS[status] for status in (401, 404, 415, 503)},
+        **{status: ERRORS[status] for status in (401, 415, 429, 503)},
         400: "no texts",
         413: "a text too long where cutting is not allowed, or a body above the server's limit",
         422: "a missing or wrong field",
         424: "a failure of the model or the server",
     },
     status=_status,
+    problems=(Empty(),),
     claims=lambda sent, headers: "texts" in sent,
 )

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult
-from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
+from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Served
 from rerankd.server.dialects.chunks import MayCarryChunk
-from rerankd.server.dialects.contents import from_content
+from rerankd.server.dialects.contents import AT_LEAST_ONE, from_content
 from rerankd.server.dialects.names import only_ours
 from rerankd.server.dialects.rerank import RerankBody
 from rerankd.server.dialects.vllm_common import Documents, VllmOptions, VllmUsage, as_list, no_use_for
@@ -25,6 +25,7 @@ class VllmRerankBody(RerankBody, VllmOptions):
 
     documents: Documents = Field(
         description="the documents to rank: strings, lists of content parts, or objects with a `content` list.",
+        json_schema_extra=AT_LEAST_ONE,
         examples=[["The giant panda is a bear.", "hi"]],
     )
     top_n: int | None = Field(None, ge=0, description="the most results; 0 or none for all of them.", examples=[0])
@@ -131,6 +132,24 @@ VLLM = Dialect(
             reply=VllmRerankReply,
             parse=_parse,
             render=_render,
+            examples={
+                "a query and documents": {
+                    "query": "what is panda?",
+                    "documents": ["hi", "The giant panda is a bear."],
+                },
+                "the best one, by an instruction": {
+                    "query": "what is panda?",
+                    "documents": ["hi", "The giant panda is a bear."],
+                    "instruction": "Retrieve passages that answer the question",
+                    "top_n": 1,
+                    "truncate_prompt_tokens": -1,
+                },
+                "content parts": {
+                    "query": "what is panda?",
+                    "documents": {"content": [{"type": "text", "text": "The giant panda is a bear."}]},
+                    "return_documents": False,
+                },
+            },
         ),
         SCORE,
         TOKENIZE,
@@ -140,5 +159,6 @@ VLLM = Dialect(
     ),
     error=VllmError,
     render_error=_render_error,
+    errors={**ERRORS, 404: "no model of that name"},
     claims=lambda sent, headers: bool(sent.keys() & {"text_1", "text_2", "data_1", "data_2", "queries"}),
 )

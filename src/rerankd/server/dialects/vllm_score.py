@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from rerankd.core import Content, RerankResult
 from rerankd.server.dialects.base import Call, Endpoint, Served
@@ -21,6 +21,15 @@ FORMS = (("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"), (
 
 class VllmScoreBody(ScoringBody, VllmOptions):
     """vLLM's score request: one of the four pairs of fields, each one text (or content), or a list of them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [*form], "properties": {name: {"not": {"type": "null"}} for name in form}}
+                for form in FORMS
+            ]
+        }
+    )
 
     text_1: Documents | None = Field(None, description="the queries, or one for all.", examples=["what is panda?"])
     text_2: Documents | None = Field(
@@ -131,4 +140,12 @@ SCORE = Endpoint(
     parse=_parse,
     render=_render,
     id_prefix="score-",
+    examples={
+        "one against many": {"text_1": "what is panda?", "text_2": ["hi", "The giant panda is a bear."]},
+        "pair by pair": {
+            "queries": ["what is panda?", "what is a bear?"],
+            "documents": ["hi", "A bear is a large animal."],
+            "use_activation": False,
+        },
+    },
 )

@@ -70,6 +70,7 @@ TOKENIZE = Endpoint(
     reply=VllmTokenizeReply,
     parse=_parse,
     render=_tokenize,
+    examples={"a text": {"prompt": "The giant panda is a bear.", "return_token_strs": True}},
 )
 VERSION = Endpoint(
     paths=("/version",),
@@ -95,7 +96,6 @@ LOAD = Endpoint(
     body=Nothing,
     reply=VllmLoad,
     parse=_nothing,
-    # The call that asks is one of those that run.
-    render=lambda call, results, id, served: {"server_load": served.running() - 1},
+    render=lambda call, results, id, served: {"server_load": served.running()},
     method="GET",
 )

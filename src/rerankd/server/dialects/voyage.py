@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult, Truncation, text_content
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
-from rerankd.server.dialects.contents import Open
+from rerankd.server.dialects.contents import AT_LEAST_ONE, Open
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.ranking import TokensUsed, ranking
 
@@ -20,7 +20,9 @@ class VoyageBody(Open):
     model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")
     query: str = Field(description="the text to rank documents by.", examples=["what is panda?"])
     documents: list[str] = Field(
-        description="the documents to rank: texts.", examples=[["The giant panda is a bear.", "hi"]]
+        description="the documents to rank: texts.",
+        examples=[["The giant panda is a bear.", "hi"]],
+        json_schema_extra=AT_LEAST_ONE,
     )
     top_k: int | None = Field(None, ge=1, description="the most results; none for all of them.", examples=[None])
     return_documents: bool = Field(False, description="whether a result carries its document.")
@@ -86,6 +88,15 @@ VOYAGE = Dialect(
             reply=VoyageReply,
             parse=_parse,
             render=_render,
+            examples={
+                "a query and documents": {
+                    "model": "rerank-2.5",
+                    "query": "what is panda?",
+                    "documents": ["hi", "The giant panda is a bear."],
+                    "top_k": 1,
+                    "return_documents": True,
+                },
+            },
         ),
     ),
     error=VoyageError,

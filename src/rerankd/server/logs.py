@@ -1,0 +1,74 @@
+"""Logs as lines of text, as uvicorn writes them, or one JSON object a line; with the id of the call in either."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextvars import ContextVar
+from datetime import datetime, timezone
+from typing import Any, Literal, TypeAlias
+
+from uvicorn.config import LOGGING_CONFIG
+from uvicorn.logging import AccessFormatter
+
+LogFormat: TypeAlias = Literal["text", "json"]
+
+ACCESS = "rerankd.access"
+"""The logger of a line for each call, whose arguments are those of uvicorn's own."""
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The id of the call that is being answered, for lines that whoever writes them cannot give it to."""
+
+_OF_EVERY_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON: what it says, and every field that it was given as `extra`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, whatever the message and the traceback hold."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if (id := request_id.get()) is not None:
+            line["request_id"] = id
+        line.update({name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        return json.dumps(line, default=str)
+
+
+class AccessTextFormatter(AccessFormatter):
+    """uvicorn's line for a call, and the call's id."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return f"{super().formatMessage(record)} id={getattr(record, 'request_id', None)}"
+
+
+def logging_config(level: str, format: LogFormat = "text", access: bool = True) -> dict[str, Any]:
+    """uvicorn's own logging, with rerankd's beside it, for `logging.config.dictConfig`.
+
+    level: one of uvicorn's; it has one below DEBUG that logging itself has no name for
+    access: whether each call gets a line
+    """
+    own, http = ("DEBUG", 5) if level == "trace" else (level.upper(), level.upper())
+    config = {**LOGGING_CONFIG, "formatters": dict(LOGGING_CONFIG["formatters"])}
+    config["loggers"] = {name: {**values, "level": http} for name, values in LOGGING_CONFIG["loggers"].items()}
+    config["loggers"]["rerankd"] = {"handlers": ["default"], "level": own, "propagate": False}
+    config["loggers"][ACCESS] = {
+        "handlers": ["access"],
+        "level": own if access else "CRITICAL",
+        "propagate": False,
+    }
+    if format == "text":
+        config["formatters"]["access"] = {**config["formatters"]["access"], "()": AccessTextFormatter}
+    else:
+        # What else a library logs must not break a reader of JSON either.
+        config["root"] = {"handlers": ["default"], "level": "WARNING"}
+        config["formatters"] = {name: {"()": JsonFormatter} for name in config["formatters"]}
+    return config

@@ -1,0 +1,224 @@
+"""The OpenAPI document against the server: examples, statuses, fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+import requests
+from jsonschema.exceptions import best_match
+
+from rerankd.core import EngineClosed, LabelRequest, LabelResult, RerankRequest, RerankResult
+from rerankd.server.app import Settings, create_app
+from tests.server.fakes import INFO, MODEL, FakeReranker, running, words
+from tests.server.test_clients_that_leave import until
+
+LONG = "word " * (INFO.max_model_len + 1)
+
+
+class Decoder(FakeReranker):
+    """A decoder; a query of "close" comes too late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.info = replace(INFO, family="decoder")
+
+    async def answer(self, request: RerankRequest) -> RerankResult:
+        if words(request.query) == ["close"]:
+            raise EngineClosed("too late")
+        return await super().answer(request)
+
+    async def label(self, request: LabelRequest) -> LabelResult:
+        if any(isinstance(prompt, str) and prompt.startswith("close") for prompt in request.prompts):
+            raise EngineClosed("too late")
+        return await super().label(request)
+
+
+def document_of(dialect: str) -> dict[str, Any]:
+    document: dict[str, Any] = create_app(Decoder(), Settings(names=(MODEL,), dialect=dialect)).openapi()
+    return document
+
+
+DOCUMENTS = {dialect: document_of(dialect) for dialect in ("vllm", "sglang")}
+OPERATIONS = [
+    (dialect, method, path)
+    for dialect, document in DOCUMENTS.items()
+    for path, operations in document["paths"].items()
+    for method in operations
+]
+# What is below a prefix is the same in each.
+EVERY = [one for one in OPERATIONS if one[0] == "vllm"] + [
+    one for one in OPERATIONS if one[0] == "sglang" and one[2] in ("/rerank", "/v1/rerank", "/v1/score")
+]
+POSTS = [(dialect, path) for dialect, method, path in EVERY if method == "post"]
+
+
+@pytest.fixture(scope="module")
+def urls() -> Iterator[dict[str, str]]:
+    settings = {dialect: Settings(names=(MODEL,), dialect=dialect, max_body=1 << 20) for dialect in DOCUMENTS}
+    with running(Decoder(), settings["vllm"]) as vllm, running(Decoder(), settings["sglang"]) as sglang:
+        yield {"vllm": vllm, "sglang": sglang}
+
+
+def check(dialect: str, schema: dict[str, Any], value: Any) -> None:
+    document = DOCUMENTS[dialect]
+    validator = jsonschema.Draft202012Validator({**schema, "components": document["components"]})
+    error = best_match(validator.iter_errors(value))
+    assert error is None, f"{value}: {error.message}"
+
+
+def operation(dialect: str, method: str, path: str) -> dict[str, Any]:
+    found: dict[str, Any] = DOCUMENTS[dialect]["paths"][path][method]
+    return found
+
+
+def as_described(dialect: str, method: str, path: str, response: requests.Response) -> None:
+    """An answer has a status, a type, a body and headers that its operation describes."""
+    described = operation(dialect, method, path)["responses"][str(response.status_code)]
+    if "content" not in described:
+        assert response.content == b""
+        return
+    ((kind, content),) = described["content"].items()
+    assert response.headers["Content-Type"].partition(";")[0] == kind
+    if kind == "application/json":
+        check(dialect, content["schema"], response.json())
+    for header in described.get("headers", {}):
+        if not header.startswith("X-Rerankd-"):
+            assert header in response.headers
+
+
+@pytest.mark.parametrize(("dialect", "path"), POSTS)
+def test_each_example_of_a_body_is_valid_and_answered(urls: dict[str, str], dialect: str, path: str) -> None:
+    content = operation(dialect, "post", path)["requestBody"]["content"]["application/json"]
+    examples = [example["value"] for example in content["examples"].values()]
+    assert examples
+    for body in examples:
+        check(dialect, content["schema"], body)
+        response = requests.post(urls[dialect] + path, json=body, timeout=30)
+        assert response.status_code == 200, response.text
+        as_described(dialect, "post", path, response)
+
+
+@pytest.mark.parametrize(("dialect", "method", "path"), EVERY)
+def test_each_example_of_an_answer_is_valid(dialect: str, method: str, path: str) -> None:
+    for status, described in operation(dialect, method, path)["responses"].items():
+        for kind, content in described.get("content", {}).items():
+            examples = [example["value"] for example in content.get("examples", {}).values()]
+            wanted = kind == "application/json" and path != "/v1/models"
+            assert examples or not wanted, f"no example of {status}"
+            for value in examples:
+                check(dialect, content["schema"], value)
+
+
+def test_each_get_is_as_described(urls: dict[str, str]) -> None:
+    for dialect, method, path in EVERY:
+        if method == "get":
+            response = requests.get(urls[dialect] + path, timeout=30)
+            assert response.status_code == 200
+            as_described(dialect, "get", path, response)
+
+
+@pytest.fixture(scope="module")
+def others() -> Iterator[dict[int, dict[str, str]]]:
+    """Servers that refuse whatever they are sent with a status."""
+    fake = FakeReranker()
+    full, locked = {"max_calls": 1}, {"keys": ("k",)}
+    with (
+        ThreadPoolExecutor() as pool,
+        running(fake, Settings(names=(MODEL,), **full)) as full_vllm,
+        running(fake, Settings(names=(MODEL,), dialect="sglang", **full)) as full_sglang,
+        running(fake, Settings(names=(MODEL,), **locked)) as locked_vllm,
+        running(fake, Settings(names=(MODEL,), dialect="sglang", **locked)) as locked_sglang,
+    ):
+        body = {"query": "wait", "documents": ["a"]}
+        calls = [
+            pool.submit(requests.post, f"{url}/v1/rerank", json=body, timeout=60) for url in (full_vllm, full_sglang)
+        ]
+        until(lambda: len(fake.requests) == 2)
+        yield {
+            429: {"vllm": full_vllm, "sglang": full_sglang},
+            401: {"vllm": locked_vllm, "sglang": locked_sglang},
+        }
+        fake.gate.set()
+        assert [call.result().status_code for call in calls] == [200, 200]
+
+
+def bad_bodies(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A body with each thing that can be wrong with one."""
+    query = next(name for name in ("query", "text_1", "queries", "prompt") if name in body)
+    texts = next((name for name in ("documents", "texts", "items", "text_2") if name in body), query)
+    yield {**body, query: 1}
+    yield {**body, texts: []}
+    yield {**body, "model": "another"}
+    yield {**body, texts: [LONG], "truncation": False, "truncate": False, "top_n": 1}
+    yield {**body, query: "a" * (1 << 20)}
+    for word in ("break", "close"):
+        if query != "prompt":
+            yield {**body, query: word}
+
+
+@pytest.mark.parametrize(("dialect", "path"), POSTS)
+def test_each_status_that_is_described_is_given_and_no_other(
+    urls: dict[str, str], others: dict[int, dict[str, str]], dialect: str, path: str
+) -> None:
+    content = operation(dialect, "post", path)["requestBody"]["content"]["application/json"]
+    url = urls[dialect] + path
+    responses = [requests.post(url, data=b"{", headers={"Content-Type": "application/json"}, timeout=30)]
+    responses.append(requests.post(url, data=b"{}", timeout=30))
+    for example in content["examples"].values():
+        responses.append(requests.post(url, json=example["value"], timeout=30))
+        responses += [requests.post(url, json=bad, timeout=30) for bad in bad_bodies(example["value"])]
+        responses += [
+            requests.post(other[dialect] + path, json=example["value"], timeout=30) for other in others.values()
+        ]
+    for response in responses:
+        as_described(dialect, "post", path, response)
+    given = {str(response.status_code) for response in responses}
+    # Nothing is scored there, so nothing can be too late or fail.
+    never = {"500", "503"} if path.endswith("/tokenize") else set()
+    # Infinity cuts whatever is too long; what an engine refuses all the same would be a 400.
+    never |= {"400"} if path.startswith("/infinity") else set()
+    # Only vLLM's API knows a model that is not there, and none of these bodies is vLLM's.
+    never |= {"404"} if dialect == "sglang" and path != "/v1/score" else set()
+    assert given == set(operation(dialect, "post", path)["responses"]) - never
+
+
+def test_every_route_and_field_is_described() -> None:
+    document = DOCUMENTS["vllm"]
+    for path, operations in document["paths"].items():
+        for method, described in operations.items():
+            assert described["summary"], (method, path)
+            assert all(response["description"] for response in described["responses"].values()), (method, path)
+    schemas = document["components"]["schemas"]
+    bodies = [name for name in schemas if name.endswith("Body")]
+    assert len(bodies) > 8
+    for name in bodies:
+        assert schemas[name]["description"], name
+        for field, schema in schemas[name]["properties"].items():
+            assert schema.get("description"), f"{name}.{field}"
+            required = field in schemas[name].get("required", ())
+            assert required or "default" in schema, f"{name}.{field}"
+
+
+@pytest.mark.parametrize("protect_all", [True, False])
+def test_a_server_with_keys_says_so(protect_all: bool) -> None:
+    settings = Settings(names=(MODEL,), keys=("k",), protect_all=protect_all)
+    document = create_app(Decoder(), settings).openapi()
+    assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    assert document["security"] == [{"key": []}]
+    for path in ("/health", "/metrics"):
+        assert (document["paths"][path]["get"].get("security") == []) is not protect_all
+    assert "security" not in DOCUMENTS["vllm"]
+
+
+def test_the_page_needs_nothing_from_elsewhere(urls: dict[str, str]) -> None:
+    page = requests.get(f"{urls['vllm']}/docs", timeout=30).text
+    assert "http://" not in page
+    assert "https://" not in page
+    for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"):
+        assert f'"/static-offline-docs/{name}"' in page
+        assert requests.get(f"{urls['vllm']}/static-offline-docs/{name}", timeout=30).status_code == 200

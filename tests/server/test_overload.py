@@ -1,0 +1,108 @@
+"""A bound on the calls that are answered at a time: what is refused, how, and what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from rerankd.server.app import Settings
+from tests.server.fakes import MODEL, FakeReranker, running
+from tests.server.launched import SERVE, launched
+from tests.server.test_clients_that_leave import open_call, until
+
+WAIT = {"query": "wait", "documents": ["a"]}
+QUICK = {"query": "quick", "documents": ["a"]}
+
+
+@pytest.fixture
+def full() -> Iterator[tuple[str, FakeReranker]]:
+    """A server that takes two calls at a time, and has them."""
+    fake = FakeReranker()
+    with (
+        running(fake, Settings(names=(MODEL,), max_calls=2)) as url,
+        ThreadPoolExecutor() as pool,
+    ):
+        calls = [pool.submit(requests.post, f"{url}/v1/rerank", json=WAIT, timeout=60) for _ in range(2)]
+        until(lambda: len(fake.requests) == 2)
+        try:
+            yield url, fake
+        finally:
+            fake.gate.set()
+            assert [call.result().status_code for call in calls] == [200, 200]
+
+
+SHAPES = {
+    "vllm": {"error": {"message": ..., "type": "Too Many Requests", "param": None, "code": 429}},
+    "sglang": {"object": "error", "message": ..., "type": "Too Many Requests", "param": None, "code": 429},
+    "cohere": {"message": ...},
+    "tei": {"error": ..., "error_type": "Overloaded"},
+    "infinity": {"error": {"message": ..., "type": "Too Many Requests", "param": None, "code": 429}},
+    "voyage": {"detail": ...},
+    "jina": {"detail": ...},
+}
+
+
+def without_message(body: object) -> object:
+    """A body with `...` for its sentence."""
+    if isinstance(body, dict):
+        return {name: without_message(value) for name, value in body.items()}
+    return ... if isinstance(body, str) and "send this one again later" in body else body
+
+
+@pytest.mark.parametrize("dialect", SHAPES)
+def test_more_calls_are_refused_in_the_apis_own_words(full: tuple[str, FakeReranker], dialect: str) -> None:
+    url, fake = full
+    path = "rerank" if dialect in ("tei", "infinity") else "v1/rerank"
+    response = requests.post(f"{url}/{dialect}/{path}", json=QUICK, timeout=30)
+    assert response.status_code == 429
+    assert without_message(response.json()) == SHAPES[dialect]
+    assert int(response.headers["Retry-After"]) > 0
+    assert response.headers["X-Request-Id"]
+    assert len(fake.requests) == 2
+    counts = requests.get(f"{url}/metrics", timeout=30).text
+    assert f'rerankd_requests_total{{dialect="{dialect}",route="/{dialect}/{path}",status="429"}} 1.0' in counts
+    assert "rerankd_rejected_requests_total 1.0" in counts
+    assert "rerankd_running_requests 2.0" in counts
+
+
+def test_a_server_that_is_full_still_says_so(full: tuple[str, FakeReranker]) -> None:
+    url, _ = full
+    for path in ("/health", "/metrics", "/v1/models", "/load", "/version", "/info", "/openapi.json"):
+        assert requests.get(url + path, timeout=30).status_code == 200
+    assert requests.get(f"{url}/load", timeout=30).json() == {"server_load": 2}
+    assert requests.get(f"{url}/info", timeout=30).json()["max_concurrent_requests"] == 2
+
+
+def test_a_body_that_is_refused_is_not_read(full: tuple[str, FakeReranker]) -> None:
+    connection = open_call(full[0], QUICK, sent=5)
+    assert connection.recv(100).startswith(b"HTTP/1.1 429 ")
+    connection.close()
+
+
+def test_there_is_room_again_once_a_call_is_answered(full: tuple[str, FakeReranker]) -> None:
+    url, fake = full
+    assert requests.post(f"{url}/v1/rerank", json=QUICK, timeout=30).status_code == 429
+    fake.gate.set()
+    until(lambda: requests.post(f"{url}/v1/rerank", json=QUICK, timeout=30).status_code == 200)
+
+
+def test_a_client_that_hangs_up_makes_room() -> None:
+    fake = FakeReranker()
+    with running(fake, Settings(names=(MODEL,), max_calls=1)) as url:
+        connection = open_call(url, WAIT)
+        assert fake.waiting.wait(30)
+        assert requests.post(f"{url}/v1/rerank", json=QUICK, timeout=30).status_code == 429
+        connection.close()
+        until(lambda: requests.post(f"{url}/v1/rerank", json=QUICK, timeout=30).status_code == 200)
+
+
+def test_the_flag_sets_the_bound(bert_checkpoint: Path) -> None:
+    with launched(SERVE, str(bert_checkpoint), "--max-concurrent-requests", "1") as server:
+        waiting = open_call(server.url, QUICK, sent=5)
+        until(lambda: requests.post(f"{server.url}/v1/rerank", json=QUICK, timeout=30).status_code == 429)
+        waiting.close()
+        until(lambda: requests.post(f"{server.url}/v1/rerank", json=QUICK, timeout=30).status_code == 200)
