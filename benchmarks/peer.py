@@ -96,7 +96,9 @@ def vllm(model: str, variant: str) -> tuple[Score, Answer]:
 
     def score(query: str, documents: list[str]) -> Answer:
         texts = [write_document(document) for document in documents]
-        outputs = engine.score(write_query(query), texts, use_tqdm=False)
+        # The others cut what is too long; by itself vLLM refuses it.
+        cut = {"truncate_prompt_tokens": -1}
+        outputs = engine.score(write_query(query), texts, use_tqdm=False, tokenization_kwargs=cut)
         return {"scores": [output.outputs.score for output in outputs]}
 
     return score, {"dtype": str(engine.llm_engine.model_config.dtype).removeprefix("torch."), "version": vllm_version()}

@@ -37,7 +37,7 @@ from rerankd.core import (
     Visuals,
     identity,
 )
-from rerankd.engine.device import place
+from rerankd.engine.device import place, release_threads
 from rerankd.engine.engine import Engine
 from rerankd.labels import Labelling, SubmittedLabels
 from rerankd.models.base import LanguageModel
@@ -108,6 +108,7 @@ class Reranker:
         weights = Weights(Checkpoint(folder), placement.runtime)
         loaded = architecture.load(config, weights, self._prompts.token_id)
         weights.finish()
+        release_threads()
         self._activation = loaded.activation
         self._media = _media_loader(folder, chosen) if architecture.sees else None
         self._engine = Engine(

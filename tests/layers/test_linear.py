@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rerankd.layers.linear import DenseLinear, Linear, Nonlinearity, PackedLinear, apply, int8_linear
+from rerankd.layers.linear import DenseLinear, Linear, Nonlinearity, PackedLinear, apply, bfloat16_linear, int8_linear
 from rerankd.layers.native import Kernels
 
 KERNELS = Kernels.load()
@@ -83,6 +83,7 @@ MAKERS: list[tuple[torch.dtype, Make, float]] = [
     (torch.float32, DenseLinear, 1e-5),
     (torch.bfloat16, DenseLinear, 0.05),
     (torch.bfloat16, PackedLinear, 0.05),
+    (torch.bfloat16, partial(bfloat16_linear, kernels=KERNELS), 0.05),
     (torch.float32, partial(int8_linear, kernels=None), 0.1),
     (torch.bfloat16, partial(int8_linear, kernels=KERNELS), 0.1),
 ]
@@ -108,6 +109,43 @@ def test_what_follows_a_product(
     factor = matrix(35, 64, 4).to(dtype)
     times = linear.times(linear.read(x), factor).float()
     torch.testing.assert_close(times, product * factor.float(), rtol=rounding, atol=rounding)
+    plus = linear.plus(linear.read(x), factor).float()
+    torch.testing.assert_close(plus, product + factor.float(), rtol=rounding, atol=2 * rounding)
+    # Into a part of a wider tensor, as a layer does.
+    wide = torch.full((35, 96), 7.0, dtype=dtype)
+    linear(linear.read(x), then, out=wide[:, 32:])
+    assert torch.equal(wide[:, 32:], result)
+    linear.plus(linear.read(x), factor, out=wide[:, :64])
+    assert torch.equal(wide[:, :64].float(), plus)
+    assert torch.equal(wide[:, 64:], result[:, 32:])
+
+
+@needs_amx
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 64, 32), (16, 128, 96), (17, 64, 32), (300, 192, 160)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_tiled_bfloat16_is_the_plain_product(threads: int, rows: int, inputs: int, outputs: int, biased: bool) -> None:
+    # Rows that lie apart, and tensors that hold what is not a number where nothing may be read.
+    x = torch.full((rows, inputs + 64), float("nan"), dtype=torch.bfloat16)[:, :inputs]
+    x.copy_(matrix(rows, inputs, 1))
+    weight = matrix(outputs, inputs, 2).bfloat16()
+    bias = matrix(1, outputs, 3)[0].bfloat16() if biased else None
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        result = bfloat16_linear(weight, bias, KERNELS)(x)
+    finally:
+        torch.set_num_threads(before)
+    expected = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    torch.testing.assert_close(result.float(), expected, rtol=2**-7, atol=1e-2)
+
+
+@needs_amx
+def test_shapes_that_fill_no_tiles_take_another_way() -> None:
+    x, weight = matrix(9, 72, 1).bfloat16(), matrix(40, 72, 2).bfloat16()
+    for make in (bfloat16_linear, int8_linear):
+        result = make(weight, None, KERNELS)(x).float()
+        torch.testing.assert_close(result, x.float() @ weight.float().T, rtol=0.05, atol=0.5)
 
 
 @pytest.mark.skipif(KERNELS is None or not KERNELS.has_amx, reason="no kernels were built, or no AMX here")

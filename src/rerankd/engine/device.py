@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from rerankd.core import ModelError
 from rerankd.layers.attention import Attention, sdpa_attention
-from rerankd.layers.linear import DenseLinear, Linear, PackedLinear, int8_linear
+from rerankd.layers.linear import DenseLinear, Linear, bfloat16_linear, int8_linear
 from rerankd.layers.native import Kernels
 from rerankd.layers.runtime import Runtime
 
@@ -24,8 +26,8 @@ DEVICES = ("cpu", "cuda", "npu", "xpu", "mps")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 DTYPE_ALIASES = {"half": "float16", "float": "float32", "bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
 
-# Products lose nothing at this many rows, and what lies between two of them still fits in a last-level cache.
-CPU_CHUNK_ROWS = 512
+# Enough rows for a product to earn its weight's way into the cache; few enough for what lies between two to stay there.
+CPU_CHUNK_VALUES = 1 << 21
 # Enough to share a prefix among many documents; small enough that another request need not wait for long.
 CPU_BATCH_TOKENS = 4096
 ACCELERATOR_BATCH_TOKENS = 32768
@@ -69,7 +71,7 @@ def place(device: str = "auto", dtype: str = "auto", quantization: str | None = 
         kernels=kernels,
         linear=_linear(quantization, chosen, chosen_dtype, kernels),
         exact_linear=_linear(None, chosen, chosen_dtype, kernels),
-        chunk_rows=CPU_CHUNK_ROWS if on_cpu else None,
+        chunk_values=CPU_CHUNK_VALUES if on_cpu else None,
     )
     return Placement(runtime, CPU_BATCH_TOKENS if on_cpu else ACCELERATOR_BATCH_TOKENS)
 
@@ -88,6 +90,18 @@ def keep_freed_memory() -> None:
     m_trim_threshold, m_mmap_threshold = -1, -3
     mallopt(m_mmap_threshold, 2**31 - 1)
     mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def release_threads() -> None:
+    """End the OpenMP threads that wait for the calling thread's next parallel region; another call makes new ones.
+
+    A thread that loads a model and leaves the work to another keeps a crew of its own. With two crews there are more
+    threads than cores, and GNU's OpenMP then lets all of them sleep between regions: a wake-up for each operation.
+    """
+    if platform.system() != "Linux":
+        return
+    with suppress(OSError, AttributeError):  # another OpenMP, or none
+        ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD).omp_pause_resource_all(1)
 
 
 def _device(name: str) -> torch.device:
@@ -143,7 +157,9 @@ def _linear(
 ) -> Callable[[Tensor, Tensor | None], Linear]:
     on_cpu = device.type == "cpu"
     if quantization is None:
-        return PackedLinear if on_cpu and dtype == torch.bfloat16 and _onednn_multiplies_bfloat16() else DenseLinear
+        if on_cpu and dtype == torch.bfloat16 and _onednn_multiplies_bfloat16():
+            return partial(bfloat16_linear, kernels=kernels)
+        return DenseLinear
     if quantization != "int8":
         raise ModelError(f"The quantization {quantization!r} is unknown; choose int8, or none by leaving it out.")
     if not on_cpu:

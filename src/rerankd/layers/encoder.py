@@ -18,6 +18,7 @@ class EncoderLayer:
     """Self-attention, add and norm, GELU feed-forward, add and norm.
 
     Between layers and norms rows are float32, so that in bfloat16 only what goes into a product is rounded.
+    `mlp` is the feed-forward's width.
     """
 
     runtime: Runtime
@@ -28,6 +29,7 @@ class EncoderLayer:
     attention_norm: LayerNorm
     up: Linear
     down: Linear
+    mlp: int
     out_norm: LayerNorm
     gelu: Nonlinearity
 
@@ -37,19 +39,19 @@ class EncoderLayer:
         hidden, dtype, device = x.exact.shape[-1], self.runtime.dtype, self.runtime.device
         head_dim = hidden // self.heads
         keys_values = x.rounded.new_empty(len(x), 2 * hidden)
-        for rows in self.runtime.chunks(len(x)):
-            keys_values[rows] = self.key_value(x.rounded[rows])
+        for rows in self.runtime.chunks(len(x), self.mlp):
+            self.key_value(x.rounded[rows], out=keys_values[rows])
         keys, values = keys_values.view(len(x), 2, self.heads, head_dim).unbind(1)
         if keep is not None:
             x = x.rows(keep)
         queries = torch.empty_like(x.rounded)
-        for rows in self.runtime.chunks(len(x)):
-            queries[rows] = self.query(x.rounded[rows])
+        for rows in self.runtime.chunks(len(x), self.mlp):
+            self.query(x.rounded[rows], out=queries[rows])
         attended = self.runtime.attend(
             queries.view(len(x), self.heads, head_dim), keys, values, layout, head_dim**-0.5
         ).flatten(1)
         out = States.empty(len(x), hidden, dtype, device)
-        for rows in self.runtime.chunks(len(x)):
+        for rows in self.runtime.chunks(len(x), self.mlp):
             inner = out.rows(rows)
             self.attention_norm.of_sum(x.exact[rows], self.attention_out(attended[rows]), inner)
             self.out_norm.of_sum(inner.exact, self.down(self.up(inner.rounded, self.gelu)), inner)

@@ -12,6 +12,9 @@ from rerankd.layers.attention import Attention
 from rerankd.layers.linear import Linear
 from rerankd.layers.native import Kernels
 
+CHUNK_STEP = 256
+"""Chunks are of so many rows or a multiple: products take rows in blocks of that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
@@ -20,8 +23,8 @@ class Runtime:
     kernels: fused row operations in this dtype and place, or None for torch's own functions
     linear: makes a linear map of a float weight [out, in] and a bias [out] or None, both already in place
     exact_linear: the same for maps that 8 bits would cost too much precision; never quantised
-    chunk_rows: how many packed rows go from product to product at a time, so that what lies between two
-        products stays in the processor's cache; None for all at once
+    chunk_values: how many values packed rows may hold between two products, so that they stay in the processor's cache;
+        None for any number
     """
 
     device: torch.device
@@ -30,9 +33,14 @@ class Runtime:
     kernels: Kernels | None
     linear: Callable[[Tensor, Tensor | None], Linear]
     exact_linear: Callable[[Tensor, Tensor | None], Linear]
-    chunk_rows: int | None
+    chunk_values: int | None
 
-    def chunks(self, rows: int) -> Iterator[slice]:
-        """Slices of at most `chunk_rows` that cover `rows` rows in order."""
-        step = self.chunk_rows or max(rows, 1)
+    def chunks(self, rows: int, width: int) -> Iterator[slice]:
+        """Slices that cover `rows` rows in order, of as many as go from product to product at a time.
+
+        width: the most values that a row has between two products
+        """
+        step = max(rows, 1)
+        if self.chunk_values is not None:
+            step = max(self.chunk_values // width // CHUNK_STEP, 1) * CHUNK_STEP
         return (slice(start, min(start + step, rows)) for start in range(0, rows, step))

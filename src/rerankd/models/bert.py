@@ -63,6 +63,7 @@ class Encoder:
                     attention_norm=attention.layer_norm("output.LayerNorm", hidden, eps, torch.float32),
                     up=layer.linear("intermediate.dense", inputs=hidden, outputs=mlp, bias=True, exact=first),
                     down=layer.linear("output.dense", inputs=mlp, outputs=hidden, bias=True, exact=first),
+                    mlp=mlp,
                     out_norm=layer.layer_norm("output.LayerNorm", hidden, eps, torch.float32),
                     gelu=GELU[activation],
                 )
@@ -90,7 +91,7 @@ class Encoder:
 
     def _embed(self, batch: PackedBatch) -> States:
         out = States.empty(len(batch.token_ids), self.words.shape[1], self.runtime.dtype, self.runtime.device)
-        for rows in self.runtime.chunks(len(out)):
+        for rows in self.runtime.chunks(len(out), self.words.shape[1]):
             x = F.embedding(batch.token_ids[rows], self.words).float()
             x += F.embedding(batch.positions[rows] + self.position_offset, self.positions)
             x += self.types[0] if batch.token_types is None else F.embedding(batch.token_types[rows], self.types)

@@ -82,7 +82,7 @@ class Qwen3Layer:
         keys = x.new_empty(len(x), shape.kv_heads, shape.head_dim)
         values = torch.empty_like(keys)
         queries = x.new_empty(len(x) if keep is None else len(keep), shape.heads, shape.head_dim)
-        for rows in self.runtime.chunks(len(x)):
+        for rows in self.runtime.chunks(len(x), shape.mlp):
             normed = self.attention_norm(x[rows])
             key, value = self.key_value(normed).view(-1, 2, shape.kv_heads, shape.head_dim).unbind(1)
             self.key_norm.rotated(key, rotation.rows(rows), out=keys[rows])
@@ -94,10 +94,10 @@ class Qwen3Layer:
             self._queries(self.attention_norm(x), rotation.rows(keep), out=queries)
         attended = self.runtime.attend(queries, keys, values, layout, shape.head_dim**-0.5).flatten(1)
         out = torch.empty_like(x)
-        for rows in self.runtime.chunks(len(x)):
-            inner = x[rows] + self.out(attended[rows])
+        for rows in self.runtime.chunks(len(x), shape.mlp):
+            inner = self.out.plus(attended[rows], x[rows])
             normed = self.gate.read(self.mlp_norm(inner))
-            torch.add(inner, self.down(self.up.times(normed, self.gate(normed, "silu"))), out=out[rows])
+            self.down.plus(self.up.times(normed, self.gate(normed, "silu")), inner, out=out[rows])
         return out
 
     def _queries(self, normed: Tensor, rotation: Rotation, out: Tensor) -> None:

@@ -79,17 +79,16 @@ class VisionBlock:
         """x: [patches, hidden]."""
         heads, head_dim = self.shape.heads, self.shape.hidden // self.shape.heads
         queries, keys, values = x.new_empty(3, len(x), heads, head_dim).unbind(0)
-        for rows in self.runtime.chunks(len(x)):
+        for rows in self.runtime.chunks(len(x), self.shape.mlp):
             query, key, value = self.qkv(self.norm1(x[rows])).view(-1, 3, heads, head_dim).unbind(1)
             rotate(query, rotation.rows(rows), out=queries[rows])
             rotate(key, rotation.rows(rows), out=keys[rows])
             values[rows] = value
         attended = self.runtime.attend(queries, keys, values, layout, head_dim**-0.5).flatten(1)
         out = torch.empty_like(x)
-        for rows in self.runtime.chunks(len(x)):
-            inner = x[rows] + self.out(attended[rows])
-            mlp = self.down(self.up(self.norm2(inner), "gelu_tanh"))
-            torch.add(inner, mlp, out=out[rows])
+        for rows in self.runtime.chunks(len(x), self.shape.mlp):
+            inner = self.out.plus(attended[rows], x[rows])
+            self.down.plus(self.up(self.norm2(inner), "gelu_tanh"), inner, out=out[rows])
         return out
 
 
@@ -112,7 +111,7 @@ class PatchMerger:
         """[patches, hidden] -> [tokens, out]."""
         joined = self.norm(x.view(-1, self.joined)) if self.norm_joined else self.norm(x).view(-1, self.joined)
         tokens = joined.new_empty(len(joined), self.out)
-        for rows in self.runtime.chunks(len(joined)):
+        for rows in self.runtime.chunks(len(joined), self.joined):
             tokens[rows] = self.down(self.up(joined[rows], "gelu"))
         return tokens
 

@@ -20,7 +20,7 @@ from rerankd.layers.rotary import Rotation
 _LANES = 16
 _HEAD_STEP = 32
 _BLOCK_ROWS = 32
-_THEN = (None, "silu", "gelu", "gelu_tanh", "times")
+_THEN = (None, "silu", "gelu", "gelu_tanh", "times", "plus")
 
 
 class Int8Rows(NamedTuple):
@@ -50,8 +50,8 @@ class Kernels:
             return cls(library, features) if features else None
         return None
 
-    def fit_int8(self, outputs: int, inputs: int) -> bool:
-        """Whether `int8_product` can take a weight of this shape here."""
+    def fit_products(self, outputs: int, inputs: int) -> bool:
+        """Whether the products can take a weight of this shape here."""
         return self.has_amx and inputs % 64 == 0 and outputs % 32 == 0
 
     @staticmethod
@@ -107,12 +107,20 @@ class Kernels:
     def quantize(self, x: Tensor) -> Int8Rows:
         """Rows [rows, width] as 8-bit integers, each row over its own range."""
         rows, width = x.shape
-        filled = -(-rows // _BLOCK_ROWS) * _BLOCK_ROWS
         quantized = Int8Rows(
-            torch.empty(filled, width, dtype=torch.uint8), torch.empty(rows), torch.empty(rows, dtype=torch.int32)
+            torch.empty(_filled(rows), width, dtype=torch.uint8),
+            torch.empty(rows),
+            torch.empty(rows, dtype=torch.int32),
         )
         self._library.rerankd_quantize(_threads(), _i64(rows), _i64(width), *_rows(x), *map(_at, quantized))
         return quantized
+
+    def pack_bf16(self, weight: Tensor) -> Tensor:
+        """A weight [outputs, inputs] as `product` reads it."""
+        packed = torch.empty_like(weight)
+        outputs, inputs = weight.shape
+        self._library.rerankd_pack_bf16(_i64(outputs), _i64(inputs), _at(weight), _at(packed))
+        return packed
 
     def pack_int8(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """An int8 weight [outputs, inputs] as `int8_product` reads it, and each output's sum: int32 [outputs]."""
@@ -121,6 +129,26 @@ class Kernels:
         self._library.rerankd_pack_int8(_i64(outputs), _i64(inputs), _at(weight), _at(packed), _at(sums))
         return packed, sums
 
+    def product(
+        self,
+        x: Tensor,
+        packed: Tensor,
+        bias: Tensor | None,
+        then: str | None = None,
+        other: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """x W^T + b of x [rows, inputs] and a packed weight, and what follows it before it is rounded, by AMX.
+
+        then: "silu", "gelu", "gelu_tanh", or "times" or "plus" `other` [rows, outputs]
+        """
+        outputs, inputs = packed.shape
+        out = torch.empty(len(x), outputs, dtype=x.dtype) if out is None else out
+        tiles = torch.empty(_filled(len(x)), inputs, dtype=x.dtype)
+        operands = _Product.of(packed, bias, then, other, out)
+        self._library.rerankd_bf16(_threads(), *_rows(x), _at(tiles), ctypes.byref(operands))
+        return out
+
     def int8_product(
         self,
         x: Int8Rows,
@@ -128,26 +156,14 @@ class Kernels:
         scales: Tensor,
         sums: Tensor,
         bias: Tensor | None,
-        then: str | None,
-        factor: Tensor | None = None,
+        then: str | None = None,
+        other: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """x W^T + b of quantised rows and a packed weight with float32 scales [outputs], by AMX.
-
-        then: "silu", "gelu", "gelu_tanh" or "times" (the factor, of the output's shape)
-        """
-        outputs, inputs = packed.shape
-        out = torch.empty(len(x.steps), outputs, dtype=torch.bfloat16)
-        self._library.rerankd_int8(
-            _threads(),
-            _i64(len(out)),
-            _i64(inputs),
-            _i64(outputs),
-            *map(_at, (*x, packed, scales, sums)),
-            None if bias is None else _at(bias),
-            ctypes.c_int(_THEN.index(then)),
-            None if factor is None else _at(factor),
-            _at(out),
-        )
+        """`product` of quantised rows and an 8-bit weight with float32 scales and int32 sums [outputs]."""
+        out = torch.empty(len(x.steps), len(packed), dtype=torch.bfloat16) if out is None else out
+        operands = _Product.of(packed, bias, then, other, out)
+        self._library.rerankd_int8(_threads(), *map(_at, (*x, scales, sums)), ctypes.byref(operands))
         return out
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float) -> Tensor:
@@ -174,6 +190,45 @@ class Kernels:
         if failed:
             raise MemoryError("No memory for attention over a batch.")
         return out
+
+
+class _Product(ctypes.Structure):
+    """`product` of kernels.c."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+        ("packed", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("other", ctypes.c_void_p),
+        ("other_stride", ctypes.c_int64),
+        ("out", ctypes.c_void_p),
+        ("out_stride", ctypes.c_int64),
+        ("then", ctypes.c_int64),
+    )
+
+    @classmethod
+    def of(cls, packed: Tensor, bias: Tensor | None, then: str | None, other: Tensor | None, out: Tensor) -> _Product:
+        outputs, inputs = packed.shape
+        if out.shape[1] != outputs or (other is not None and other.shape != out.shape):
+            raise ValueError(f"A product of {outputs} outputs cannot be written to a tensor of {list(out.shape)}.")
+        no_rows = (None, 0)
+        return cls(
+            len(out),
+            inputs,
+            outputs,
+            _at(packed),
+            None if bias is None else _at(bias),
+            *(no_rows if other is None else _rows(other)),
+            *_rows(out),
+            _THEN.index(then),
+        )
+
+
+def _filled(rows: int) -> int:
+    """Rows up to whole blocks of tiles."""
+    return -(-rows // _BLOCK_ROWS) * _BLOCK_ROWS
 
 
 _i64 = ctypes.c_int64

@@ -25,9 +25,11 @@ enum { HAS_AVX512_BF16 = 1, HAS_AMX = 2 };
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,prefer-vector-width=512")))
-#define INLINE AVX512 static inline __attribute__((always_inline))
-#define AMX __attribute__((target("amx-tile,amx-bf16,amx-int8,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")))
+/* One target for all, so that all can be inlined into each other; tiles are used only where HAS_AMX says so. */
+#define TARGET                                                                                                        \
+    __attribute__((target("amx-tile,amx-bf16,amx-int8,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma,"             \
+                          "prefer-vector-width=512")))
+#define INLINE TARGET static inline __attribute__((always_inline))
 
 int rerankd_features(void)
 {
@@ -54,27 +56,26 @@ INLINE void store_bf16(bf16 *to, __m512 x)
     _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
-/* e^x to about 2 units in the last place, for x <= 88; next to 0 for very negative x. */
-INLINE __m512 exp_ps(__m512 x)
+/* 2^x to 3e-6 of itself, less than a 1000th of what bfloat16 keeps, for x <= 127; next to 0 for very negative x. */
+INLINE __m512 exp2_ps(__m512 x)
 {
-    x = _mm512_max_ps(_mm512_set1_ps(-100.0f), x); /* in this order not-a-number stays what it is */
-    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    x = _mm512_max_ps(_mm512_set1_ps(-140.0f), x); /* in this order not-a-number stays what it is */
+    __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 r = _mm512_sub_ps(x, n);
+    __m512 p = _mm512_set1_ps(9.56051e-3f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.591704e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.4024981e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.9312197e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.9999919e-1f));
     return _mm512_scalef_ps(p, n);
 }
+
+#define LOG2_E 1.44269504f
 
 /* ---- rows ------------------------------------------------------------------------------------------------------ */
 
 /* out = x / sqrt(mean(x^2) + eps) * weight */
-AVX512 void rerankd_rms_norm(int threads, int64_t rows, int64_t width, const bf16 *x, int64_t x_stride,
+TARGET void rerankd_rms_norm(int threads, int64_t rows, int64_t width, const bf16 *x, int64_t x_stride,
                              const bf16 *weight, float eps, bf16 *out)
 {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -92,7 +93,7 @@ AVX512 void rerankd_rms_norm(int threads, int64_t rows, int64_t width, const bf1
 }
 
 /* Each head's RMSNorm, then its rotation: x and out [rows, heads, head_dim], cos and sin [rows, head_dim / 2]. */
-AVX512 void rerankd_norm_rotate(int threads, int64_t rows, int64_t heads, int64_t head_dim, const bf16 *x,
+TARGET void rerankd_norm_rotate(int threads, int64_t rows, int64_t heads, int64_t head_dim, const bf16 *x,
                                 int64_t x_stride, const bf16 *weight, float eps, const bf16 *cosines,
                                 const bf16 *sines, bf16 *out, int64_t out_stride)
 {
@@ -121,7 +122,7 @@ AVX512 void rerankd_norm_rotate(int threads, int64_t rows, int64_t heads, int64_
 }
 
 /* LayerNorm of x + delta, in float32 as `out` and rounded as `rounded`. */
-AVX512 void rerankd_add_layer_norm(int threads, int64_t rows, int64_t width, const float *x, const bf16 *delta,
+TARGET void rerankd_add_layer_norm(int threads, int64_t rows, int64_t width, const float *x, const bf16 *delta,
                                    const float *weight, const float *bias, float eps, float *out, bf16 *rounded)
 {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -162,24 +163,66 @@ static const uint8_t TILE_SHAPES[64] __attribute__((aligned(64))) = {
     16, 16, 16, 16, 16, 16, 16, 16, 0,  0,  0,  0,  0,  0,  0,  0,
 };
 
-AMX static void begin_tiles(void)
+TARGET static void begin_tiles(void)
 {
     _tile_loadconfig(TILE_SHAPES);
 }
 
-AMX static void end_tiles(void)
+TARGET static void end_tiles(void)
 {
     _tile_release();
 }
 
-/* ---- 8-bit products ---------------------------------------------------------------------------------------------- */
+INLINE void transpose_16x16(__m512i r[16])
+{
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+/* Keys [n, head_dim] as the packed right side of q k^T: head_dim is summed over, keys (up to a multiple of 32) are columns. */
+TARGET static void pack_keys(const bf16 *keys, int64_t stride, int64_t n, int64_t head_dim, bf16 *out)
+{
+    const int64_t padded = (n + 31) / 32 * 32;
+    for (int64_t i = 0; i < padded; i += 16)
+        for (int64_t j = 0; j < head_dim; j += 32) {
+            __m512i rows[16];
+            for (int r = 0; r < 16; r++)
+                rows[r] = i + r < n ? _mm512_loadu_si512(keys + (i + r) * stride + j) : _mm512_setzero_si512();
+            transpose_16x16(rows);
+            for (int r = 0; r < 16; r++)
+                _mm512_storeu_si512(out + i * head_dim + (j / 2 + r) * 32, rows[r]);
+        }
+}
+
+/* ---- products --------------------------------------------------------------------------------------------------- */
 
 enum { TILE_ROWS = 16, TILE_BYTES = 64 };
 
 /* Rows as unsigned 8-bit integers, x = (code - zero) * step, in tiles of 16 rows by 64 columns, laid out row block by
  * row block. Each row has a step and a zero of its own, so that its whole range, lopsided or not, is used. The rows that
  * fill the last tile are left as they are. */
-AVX512 void rerankd_quantize(int threads, int64_t rows, int64_t width, const bf16 *x, int64_t x_stride, uint8_t *codes,
+TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const bf16 *x, int64_t x_stride, uint8_t *codes,
                              float *steps, int32_t *zeros)
 {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -221,12 +264,12 @@ void rerankd_pack_int8(int64_t outputs, int64_t inputs, const int8_t *weight, in
     }
 }
 
-enum { THEN_NOTHING, THEN_SILU, THEN_GELU, THEN_GELU_TANH, THEN_TIMES };
+enum { THEN_NOTHING, THEN_SILU, THEN_GELU, THEN_GELU_TANH, THEN_TIMES, THEN_PLUS };
 
 /* These are read as bfloat16, so reciprocals good to 14 bits do. */
 INLINE __m512 sigmoid_ps(__m512 x)
 {
-    __m512 e = exp_ps(_mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_sub_ps(_mm512_setzero_ps(), x)));
+    __m512 e = exp2_ps(_mm512_min_ps(_mm512_set1_ps(127.0f), _mm512_mul_ps(x, _mm512_set1_ps(-LOG2_E))));
     return _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1.0f), e));
 }
 
@@ -241,7 +284,7 @@ INLINE __m512 gelu_ps(__m512 x)
     p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.421413741f));
     p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.284496736f));
     p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.254829592f));
-    p = _mm512_mul_ps(_mm512_mul_ps(p, t), exp_ps(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(z, z))));
+    p = _mm512_mul_ps(_mm512_mul_ps(p, t), exp2_ps(_mm512_mul_ps(_mm512_mul_ps(z, z), _mm512_set1_ps(-LOG2_E))));
     /* p is 1 - erf(|x| / sqrt(2)). */
     __m512 tail = _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(0.5f), _mm512_abs_ps(x)), p);
     return _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), x), tail);
@@ -253,77 +296,232 @@ INLINE __m512 gelu_tanh_ps(__m512 x)
     return _mm512_mul_ps(x, sigmoid_ps(_mm512_mul_ps(cubic, _mm512_set1_ps(1.5957691216f))));
 }
 
-/* 32 x 32 outputs of int32 tiles as bfloat16: scaled, with bias, and with what follows. */
-AVX512 static void finish_block(const int32_t *sums, int64_t rows, int64_t outputs, int64_t column, const float *steps,
-                         const int32_t *zeros, const float *scales, const int32_t *weight_sums, const bf16 *bias,
-                         int then, const bf16 *factor, bf16 *out)
+/* What follows a product, on 16 of its outputs: a nonlinearity, or the other operand's values there. */
+INLINE void finish(__m512 y, int then, const bf16 *other, bf16 *out)
 {
-    for (int64_t j = 0; j < 32; j += 16) {
-        const __m512 scale = _mm512_loadu_ps(scales + column + j);
-        const __m512i weight_sum = _mm512_loadu_si512(weight_sums + column + j);
-        const __m512 add = bias ? load_bf16(bias + column + j) : _mm512_setzero_ps();
-        for (int64_t i = 0; i < rows; i++) {
-            __m512i sum = _mm512_loadu_si512(sums + 32 * i + j);
-            sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(weight_sum, _mm512_set1_epi32(zeros[i])));
-            __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_mul_ps(scale, _mm512_set1_ps(steps[i])));
-            y = _mm512_add_ps(y, add);
-            const int64_t at = i * outputs + column + j;
-            if (then == THEN_SILU)
-                y = _mm512_mul_ps(y, sigmoid_ps(y));
-            else if (then == THEN_GELU)
-                y = gelu_ps(y);
-            else if (then == THEN_GELU_TANH)
-                y = gelu_tanh_ps(y);
-            else if (then == THEN_TIMES)
-                y = _mm512_mul_ps(y, load_bf16(factor + at));
-            store_bf16(out + at, y);
-        }
+    if (then == THEN_SILU)
+        y = _mm512_mul_ps(y, sigmoid_ps(y));
+    else if (then == THEN_GELU)
+        y = gelu_ps(y);
+    else if (then == THEN_GELU_TANH)
+        y = gelu_tanh_ps(y);
+    else if (then == THEN_TIMES)
+        y = _mm512_mul_ps(y, load_bf16(other));
+    else if (then == THEN_PLUS)
+        y = _mm512_add_ps(y, load_bf16(other));
+    store_bf16(out, y);
+}
+
+/* `call` with THEN as a constant, so that each of its loops is made for one that follows. */
+#define EACH_FOLLOWING(call)                                                                                          \
+    switch (p->then) {                                                                                                \
+    case THEN_NOTHING: { enum { THEN = THEN_NOTHING }; call; } break;                                                 \
+    case THEN_SILU: { enum { THEN = THEN_SILU }; call; } break;                                                       \
+    case THEN_GELU: { enum { THEN = THEN_GELU }; call; } break;                                                       \
+    case THEN_GELU_TANH: { enum { THEN = THEN_GELU_TANH }; call; } break;                                             \
+    case THEN_TIMES: { enum { THEN = THEN_TIMES }; call; } break;                                                     \
+    case THEN_PLUS: { enum { THEN = THEN_PLUS }; call; } break;                                                       \
+    }
+
+/* A product's operands beside its left side. packed: the weight; bias [outputs] and other [rows, outputs] may be NULL. */
+typedef struct {
+    int64_t rows, inputs, outputs;
+    const void *packed;
+    const bf16 *bias, *other;
+    int64_t other_stride;
+    bf16 *out;
+    int64_t out_stride;
+    int64_t then;
+} product;
+
+/* How many rows pass by two panels of the weight in turn: what they hold stays in the second-level cache. */
+static int64_t block_rows(int64_t row_bytes)
+{
+    return row_bytes > 4096 ? 128 : 256;
+}
+
+/* Sums of 32 x 32 outputs that are still to be finished: rows from `row`, outputs from `column`, vectors from `done`. */
+typedef struct { void *sums; int64_t rows, row, column, done; } unfinished;
+
+/* Ask for `lines` more lines of what the next panels are, so that they are in the second-level cache when they are due. */
+INLINE void fetch_ahead(const char **from, int64_t lines)
+{
+    for (int64_t i = 0; i < lines; i++, *from += 64)
+        _mm_prefetch(*from, _MM_HINT_T1);
+}
+
+/* How many lines of two panels to ask for at each of the steps that the rows take through the panels before. */
+INLINE int64_t lines_a_step(int64_t panel_bytes, int64_t rows, int64_t steps)
+{
+    const int64_t lines = 2 * panel_bytes / 64, all = (rows + 31) / 32 * steps;
+    return (lines + all - 1) / all;
+}
+
+/* Finish up to `count` vectors of 16 outputs. It goes on between the tile products of the next sums, which leave the
+ * vector units idle. */
+INLINE void finish_bf16(const product *p, unfinished *u, int64_t count, int then)
+{
+    const int64_t stop = u->done + count < 2 * u->rows ? u->done + count : 2 * u->rows;
+    for (; u->done < stop; u->done++) {
+        const int64_t row = u->row + u->done / 2, column = u->column + u->done % 2 * 16;
+        __m512 y = _mm512_loadu_ps((const float *)u->sums + 16 * u->done);
+        if (p->bias)
+            y = _mm512_add_ps(y, load_bf16(p->bias + column));
+        finish(y, then, p->other + row * p->other_stride + column, p->out + row * p->out_stride + column);
     }
 }
 
-/* out [rows, outputs] of quantised rows and a packed weight. steps, zeros: of each row; scales, weight_sums, bias (or
- * NULL): of each output. inputs is a multiple of 64, outputs of 32. */
-AMX void rerankd_int8(int threads, int64_t rows, int64_t inputs, int64_t outputs, const uint8_t *codes, const float *steps,
-                      const int32_t *zeros, const int8_t *weight, const float *scales, const int32_t *weight_sums,
-                      const bf16 *bias, int then, const bf16 *factor, bf16 *out)
+/* Rows [rows, width] in tiles of 16 rows by 32 columns, row block by row block: a tile of a row-major matrix would read 16
+ * lines that fall on few sets of the cache. */
+TARGET static void tile_rows(int64_t rows, int64_t width, const bf16 *x, int64_t x_stride, int64_t first, bf16 *tiles)
 {
-    enum { BLOCK = 256 };  /* rows that pass by a panel of the weight while it is in the nearest cache */
-    const int64_t blocks = (rows + BLOCK - 1) / BLOCK;
+    for (int64_t i = first; i < first + TILE_ROWS && i < rows; i++)
+        for (int64_t j = 0; j < width; j += 32)
+            _mm512_storeu_si512(tiles + first * width + j * TILE_ROWS + (i - first) * 32,
+                                _mm512_loadu_si512(x + i * x_stride + j));
+}
+
+/* A bfloat16 weight [outputs, inputs] as tiles read it. */
+TARGET void rerankd_pack_bf16(int64_t outputs, int64_t inputs, const bf16 *weight, bf16 *packed)
+{
+    pack_keys(weight, inputs, outputs, inputs, packed);
+}
+
+/* One pair of panels of the weight and the rows from `row` to `end`. */
+INLINE void panels_bf16(const product *p, const bf16 *tiles, int64_t row, int64_t end, int64_t column, int then)
+{
+    const int64_t inputs = p->inputs, each = (64 * 32 + inputs - 1) / inputs;
+    const bf16 *left = (const bf16 *)p->packed + column * inputs, *right = left + 16 * inputs;
+    const int64_t fetched = column + 64 <= p->outputs ? lines_a_step(32 * inputs, end - row, inputs / 32) : 0;
+    const char *ahead = (const char *)(left + 32 * inputs);
+    float sums[2][32 * 32] __attribute__((aligned(64)));
+    unfinished u = { sums[1], 0, 0, 0, 0 };
+    for (int64_t i = row; i < end; i += 32) {
+        const bf16 *upper = tiles + i * inputs, *lower = upper + 16 * inputs;
+        float *now = u.sums == sums[0] ? sums[1] : sums[0];
+        const int both = end - i > 16;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t k = 0; k < inputs; k += 32) {
+            _tile_loadd(4, upper + 16 * k, 64);
+            _tile_loadd(6, left + 16 * k, 64);
+            _tile_loadd(7, right + 16 * k, 64);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            if (both) {
+                _tile_loadd(5, lower + 16 * k, 64);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+            finish_bf16(p, &u, each, then);
+            fetch_ahead(&ahead, fetched);
+        }
+        _tile_stored(0, now, 128);
+        _tile_stored(1, now + 16, 128);
+        _tile_stored(2, now + 512, 128);
+        _tile_stored(3, now + 528, 128);
+        u = (unfinished){ now, end - i < 32 ? end - i : 32, i, column, 0 };
+    }
+    finish_bf16(p, &u, 64, then);
+}
+
+/* out = x W^T + bias and what follows. tiles: space for the rows up to a multiple of 32. inputs and outputs are multiples
+ * of 32. */
+TARGET void rerankd_bf16(int threads, const bf16 *x, int64_t x_stride, bf16 *tiles, const product *p)
+{
+    const int64_t block = block_rows(2 * p->inputs), blocks = (p->rows + block - 1) / block;
 #pragma omp parallel num_threads(threads)
     {
-        int32_t sums[32 * 32] __attribute__((aligned(64)));
+        begin_tiles();
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < p->rows; i += TILE_ROWS)
+            tile_rows(p->rows, p->inputs, x, x_stride, i, tiles);
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t b = 0; b < blocks; b++)
+            for (int64_t column = 0; column < p->outputs; column += 32) {
+                const int64_t row = b * block, end = p->rows < row + block ? p->rows : row + block;
+                EACH_FOLLOWING(panels_bf16(p, tiles, row, end, column, THEN))
+            }
+        end_tiles();
+    }
+}
+
+typedef struct { const uint8_t *codes; const float *steps; const int32_t *zeros; } int8_rows;
+typedef struct { const float *scales; const int32_t *sums; } int8_outputs;
+
+INLINE void finish_int8(const product *p, const int8_rows *x, const int8_outputs *w, unfinished *u, int64_t count, int then)
+{
+    const int64_t stop = u->done + count < 2 * u->rows ? u->done + count : 2 * u->rows;
+    for (; u->done < stop; u->done++) {
+        const int64_t row = u->row + u->done / 2, column = u->column + u->done % 2 * 16;
+        __m512i sum = _mm512_loadu_si512((const int32_t *)u->sums + 16 * u->done);
+        __m512i at_zero = _mm512_mullo_epi32(_mm512_loadu_si512(w->sums + column), _mm512_set1_epi32(x->zeros[row]));
+        __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(w->scales + column), _mm512_set1_ps(x->steps[row]));
+        __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sum, at_zero)), scale);
+        if (p->bias)
+            y = _mm512_add_ps(y, load_bf16(p->bias + column));
+        finish(y, then, p->other + row * p->other_stride + column, p->out + row * p->out_stride + column);
+    }
+}
+
+INLINE void panels_int8(const product *p, const int8_rows *x, const int8_outputs *w, int64_t row, int64_t end,
+                        int64_t column, int then)
+{
+    const int64_t inputs = p->inputs, each = (64 * 64 + inputs - 1) / inputs;
+    const int8_t *left = (const int8_t *)p->packed + column * inputs, *right = left + 16 * inputs;
+    const int64_t fetched = column + 64 <= p->outputs ? lines_a_step(16 * inputs, end - row, inputs / 64) : 0;
+    const char *ahead = (const char *)(left + 32 * inputs);
+    int32_t sums[2][32 * 32] __attribute__((aligned(64)));
+    unfinished u = { sums[1], 0, 0, 0, 0 };
+    for (int64_t i = row; i < end; i += 32) {
+        const uint8_t *upper = x->codes + i * inputs, *lower = upper + 16 * inputs;
+        int32_t *now = u.sums == sums[0] ? sums[1] : sums[0];
+        const int both = end - i > 16;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t k = 0; k < inputs; k += 64) {
+            _tile_loadd(4, upper + 16 * k, 64);
+            _tile_loadd(6, left + 16 * k, 64);
+            _tile_loadd(7, right + 16 * k, 64);
+            _tile_dpbusd(0, 4, 6);
+            _tile_dpbusd(1, 4, 7);
+            if (both) {
+                _tile_loadd(5, lower + 16 * k, 64);
+                _tile_dpbusd(2, 5, 6);
+                _tile_dpbusd(3, 5, 7);
+            }
+            finish_int8(p, x, w, &u, each, then);
+            fetch_ahead(&ahead, fetched);
+        }
+        _tile_stored(0, now, 128);
+        _tile_stored(1, now + 16, 128);
+        _tile_stored(2, now + 512, 128);
+        _tile_stored(3, now + 528, 128);
+        u = (unfinished){ now, end - i < 32 ? end - i : 32, i, column, 0 };
+    }
+    finish_int8(p, x, w, &u, 64, then);
+}
+
+/* The same of quantised rows and an 8-bit weight. steps, zeros: of each row; scales, weight_sums: of each output. inputs is
+ * a multiple of 64, outputs of 32. */
+TARGET void rerankd_int8(int threads, const uint8_t *codes, const float *steps, const int32_t *zeros, const float *scales,
+                         const int32_t *weight_sums, const product *p)
+{
+    const int8_rows x = { codes, steps, zeros };
+    const int8_outputs w = { scales, weight_sums };
+    const int64_t block = block_rows(p->inputs), blocks = (p->rows + block - 1) / block;
+#pragma omp parallel num_threads(threads)
+    {
         begin_tiles();
 #pragma omp for collapse(2) schedule(static)
-        for (int64_t block = 0; block < blocks; block++)
-            for (int64_t column = 0; column < outputs; column += 32) {
-                const int8_t *left = weight + column * inputs, *right = left + 16 * inputs;
-                const int64_t end = rows < (block + 1) * BLOCK ? rows : (block + 1) * BLOCK;
-                for (int64_t i = block * BLOCK; i < end; i += 32) {
-                    const uint8_t *upper = codes + i * inputs, *lower = upper + 16 * inputs;
-                    const int both = end - i > 16;
-                    _tile_zero(0);
-                    _tile_zero(1);
-                    _tile_zero(2);
-                    _tile_zero(3);
-                    for (int64_t k = 0; k < inputs; k += 64) {
-                        _tile_loadd(4, upper + 16 * k, 64);
-                        _tile_loadd(6, left + 16 * k, 64);
-                        _tile_loadd(7, right + 16 * k, 64);
-                        _tile_dpbusd(0, 4, 6);
-                        _tile_dpbusd(1, 4, 7);
-                        if (both) {
-                            _tile_loadd(5, lower + 16 * k, 64);
-                            _tile_dpbusd(2, 5, 6);
-                            _tile_dpbusd(3, 5, 7);
-                        }
-                    }
-                    _tile_stored(0, sums, 128);
-                    _tile_stored(1, sums + 16, 128);
-                    _tile_stored(2, sums + 512, 128);
-                    _tile_stored(3, sums + 528, 128);
-                    finish_block(sums, end - i < 32 ? end - i : 32, outputs, column, steps + i, zeros + i, scales,
-                                 weight_sums, bias, then, factor ? factor + i * outputs : factor, out + i * outputs);
-                }
+        for (int64_t b = 0; b < blocks; b++)
+            for (int64_t column = 0; column < p->outputs; column += 32) {
+                const int64_t row = b * block, end = p->rows < row + block ? p->rows : row + block;
+                EACH_FOLLOWING(panels_int8(p, &x, &w, row, end, column, THEN))
             }
         end_tiles();
     }
@@ -336,7 +534,7 @@ AMX void rerankd_int8(int threads, int64_t rows, int64_t inputs, int64_t outputs
  * b is packed in panels of 16 columns, each of `depth` >= k rows, as pairs b[2i][j], b[2i + 1][j]: a tile reads 16 such
  * rows of pairs as they are. m is 16 or 32; n and k are multiples of 32.
  */
-AMX static void multiply(int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t a_stride, const bf16 *b, int64_t depth,
+TARGET static void multiply(int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t a_stride, const bf16 *b, int64_t depth,
                          float *c, int64_t c_stride, int add)
 {
     const size_t a_bytes = 2 * a_stride, c_bytes = 4 * c_stride;
@@ -376,50 +574,8 @@ AMX static void multiply(int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t
     }
 }
 
-INLINE void transpose_16x16(__m512i r[16])
-{
-    __m512i t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
-}
-
-/* Keys [n, head_dim] as the packed right side of q k^T: head_dim is summed over, keys (up to a multiple of 32) are columns. */
-AVX512 static void pack_keys(const bf16 *keys, int64_t stride, int64_t n, int64_t head_dim, bf16 *out)
-{
-    const int64_t padded = (n + 31) / 32 * 32;
-    for (int64_t i = 0; i < padded; i += 16)
-        for (int64_t j = 0; j < head_dim; j += 32) {
-            __m512i rows[16];
-            for (int r = 0; r < 16; r++)
-                rows[r] = i + r < n ? _mm512_loadu_si512(keys + (i + r) * stride + j) : _mm512_setzero_si512();
-            transpose_16x16(rows);
-            for (int r = 0; r < 16; r++)
-                _mm512_storeu_si512(out + i * head_dim + (j / 2 + r) * 32, rows[r]);
-        }
-}
-
 /* Values [n, head_dim] as the packed right side of p v: keys (up to a multiple of 32) are summed over. */
-AVX512 static void pack_values(const bf16 *values, int64_t stride, int64_t n, int64_t head_dim, bf16 *out)
+TARGET static void pack_values(const bf16 *values, int64_t stride, int64_t n, int64_t head_dim, bf16 *out)
 {
     const int64_t padded = (n + 31) / 32 * 32;
     uint16_t order[32];
@@ -450,18 +606,21 @@ INLINE __m512 max_over(const float *x, int64_t end, __m512 largest)
     return largest;
 }
 
-/* out = e^(scale * (x - largest)) up to `end`, 0 from there to `width`; returns the sum so far. */
-INLINE __m512 exp_over(const float *x, int64_t end, int64_t width, __m512 largest, __m512 scale, __m512 sum, bf16 *out)
+/* out = 2^(scale * x - shift) up to `end`, 0 from there to `width`; returns the sum so far. */
+INLINE __m512 exp2_over(const float *x, int64_t end, int64_t width, __m512 scale, __m512 shift, __m512 sum, bf16 *out)
 {
     int64_t j = 0;
-    for (; j < end; j += 16) {
-        __m512 e = exp_ps(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(x + j), largest), scale));
+    for (; j + 16 <= end; j += 16) {
+        __m512 e = exp2_ps(_mm512_fmsub_ps(_mm512_loadu_ps(x + j), scale, shift));
+        sum = _mm512_add_ps(sum, e);
+        store_bf16(out + j, e);
+    }
+    for (; j < width; j += 16) {
+        __m512 e = exp2_ps(_mm512_fmsub_ps(_mm512_loadu_ps(x + j), scale, shift));
         e = _mm512_maskz_mov_ps(lanes(j, end), e);
         sum = _mm512_add_ps(sum, e);
         store_bf16(out + j, e);
     }
-    for (; j < width; j += 16)
-        store_bf16(out + j, _mm512_setzero_ps());
     return sum;
 }
 
@@ -480,7 +639,7 @@ INLINE int64_t padded(int64_t n)
     return (n + 31) / 32 * 32;
 }
 
-AVX512 static void pack(side *to, const bf16 *keys, const bf16 *values, int64_t stride_k, int64_t stride_v, int64_t count,
+TARGET static void pack(side *to, const bf16 *keys, const bf16 *values, int64_t stride_k, int64_t stride_v, int64_t count,
                         int64_t head_dim)
 {
     to->count = count;
@@ -490,7 +649,7 @@ AVX512 static void pack(side *to, const bf16 *keys, const bf16 *values, int64_t 
 
 /* Up to QUERIES query rows of one head; the last of them sees `visible` of its own keys, in a causal block the row
  * before it one key less, and so on. */
-AMX static void attend(const scratch *s, const side *shared, const side *own, int64_t rows,
+TARGET static void attend(const scratch *s, const side *shared, const side *own, int64_t rows,
                           int64_t head_dim, const bf16 *q, int64_t q_stride, int64_t visible, int causal, float scale,
                           bf16 *out, int64_t out_stride)
 {
@@ -509,8 +668,9 @@ AMX static void attend(const scratch *s, const side *shared, const side *own, in
         bf16 *to = s->weights + i * width;
         __m512 largest = max_over(row, shared->count, _mm512_set1_ps(-FLT_MAX));
         largest = _mm512_set1_ps(_mm512_reduce_max_ps(max_over(row + before, end, largest)));
-        __m512 sum = exp_over(row, shared->count, before, largest, _mm512_set1_ps(scale), _mm512_setzero_ps(), to);
-        sum = exp_over(row + before, end, behind, largest, _mm512_set1_ps(scale), sum, to + before);
+        const __m512 factor = _mm512_set1_ps(scale * LOG2_E), shift = _mm512_mul_ps(largest, factor);
+        __m512 sum = exp2_over(row, shared->count, before, factor, shift, _mm512_setzero_ps(), to);
+        sum = exp2_over(row + before, end, behind, factor, shift, sum, to + before);
         totals[i] = _mm512_reduce_add_ps(sum);
     }
     memset(s->weights + rows * width, 0, (size_t)(height - rows) * width * sizeof(bf16));
@@ -535,7 +695,7 @@ static bf16 *take(char **from, int64_t bytes)
  * blocks: their spans; runs [run_count + 1]: where runs of blocks with one `shared` span begin; each run of each key
  * head is a piece of work, in which the shared keys and values are packed once. Returns 0, or 1 where memory ran out.
  */
-AMX int rerankd_attention(int threads, int64_t run_count, const int64_t *runs, const block *blocks,
+TARGET int rerankd_attention(int threads, int64_t run_count, const int64_t *runs, const block *blocks,
                              int64_t heads, int64_t kv_heads, int64_t head_dim, const bf16 *q, int64_t q_stride,
                              const bf16 *k, int64_t k_stride, const bf16 *v, int64_t v_stride, int causal, float scale,
                              bf16 *out, int64_t out_stride)
