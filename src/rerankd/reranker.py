@@ -37,7 +37,7 @@ from rerankd.core import (
     Visuals,
     identity,
 )
-from rerankd.engine.device import place, release_threads
+from rerankd.engine.device import place, settle
 from rerankd.engine.engine import Engine
 from rerankd.labels import Labelling, SubmittedLabels
 from rerankd.models.base import LanguageModel
@@ -108,7 +108,7 @@ class Reranker:
         weights = Weights(Checkpoint(folder), placement.runtime)
         loaded = architecture.load(config, weights, self._prompts.token_id)
         weights.finish()
-        release_threads()
+        settle()
         self._activation = loaded.activation
         self._media = _media_loader(folder, chosen) if architecture.sees else None
         self._engine = Engine(

@@ -36,10 +36,10 @@ def test_pairs_are_real_text_and_the_same_each_time() -> None:
 
 
 def test_minilm_in_int8_ranks_as_in_float32(minilm_path: Path) -> None:
-    agreement = compare(str(minilm_path), 100, 0)
+    agreement = compare(str(minilm_path), 500, 0)
     assert agreement.highest - agreement.lowest > 0.2
-    assert agreement.largest_difference <= 0.03
-    assert agreement.tau >= 0.95
+    assert agreement.largest_difference <= 0.02
+    assert agreement.tau >= 0.98
     assert agreement.largest_difference > 0  # it was int8 that was compared
 
 

@@ -92,14 +92,17 @@ def keep_freed_memory() -> None:
     mallopt(m_trim_threshold, 2**31 - 1)
 
 
-def release_threads() -> None:
-    """End the OpenMP threads that wait for the calling thread's next parallel region; another call makes new ones.
+def settle() -> None:
+    """Give back what loading a model took and running it does not need; call it on the thread that has loaded.
 
-    A thread that loads a model and leaves the work to another keeps a crew of its own. With two crews there are more
+    Freed memory goes back to the kernel once, `keep_freed_memory` or not. And the OpenMP threads that wait for this
+    thread's next parallel region end. The engine's own thread has a crew of its own; with two crews there are more
     threads than cores, and GNU's OpenMP then lets all of them sleep between regions: a wake-up for each operation.
     """
     if platform.system() != "Linux":
         return
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError, AttributeError):  # another OpenMP, or none
         ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD).omp_pause_resource_all(1)
 

@@ -71,16 +71,31 @@ class DenseLinear(PlainProduct):
         return F.linear(x, self.weight, self.bias)
 
 
-class PackedLinear(PlainProduct):
-    """The same in bfloat16 on a CPU, with a weight that oneDNN has laid out once for its kernels."""
+class PackedLinear:
+    """The same in bfloat16 on a CPU, with a weight that oneDNN has laid out once for its kernels.
+
+    What follows a product is computed on its float32 sums, before they are rounded.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self.bias = bias
 
-    def product(self, x: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+    def read(self, x: Tensor) -> Tensor:
+        return x
+
+    def __call__(self, x: Tensor, then: Nonlinearity | None = None, out: Tensor | None = None) -> Tensor:
+        name, algorithm = _ONEDNN[then]
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
+        return product if out is None else out.copy_(product)
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, factor, self.weight, self.bias, "mul")
         return product
+
+    def plus(self, x: Tensor, addend: Tensor, out: Tensor | None = None) -> Tensor:
+        total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, addend, self.weight, self.bias, "add")
+        return total if out is None else out.copy_(total)
 
 
 class TiledProduct(ABC):
@@ -190,3 +205,6 @@ def apply(x: Tensor, nonlinearity: Nonlinearity | None) -> Tensor:
             return F.gelu(x)
         case "gelu_tanh":
             return F.gelu(x, approximate="tanh")
+
+
+_ONEDNN = {None: ("none", ""), "silu": ("swish", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
