@@ -16,6 +16,10 @@ Rows: TypeAlias = Any
 """What `Linear.read` made of [rows, in_features]: the same tensor, or it in 8 bits."""
 
 
+QUANTIZED_AT_ONCE = 256
+"""Rows of a weight that are quantised together."""
+
+
 class Linear(Protocol):
     """A loaded linear map from `[rows, in_features]` to `[rows, out_features]`, in the model's dtype.
 
@@ -144,8 +148,14 @@ def int8_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels | None) ->
     to its own range when used: a row with an outlier costs no other row its precision, and a lopsided one wastes
     none. Sums are exact in int32.
     """
-    scales = weight.float().abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    rounded = (weight.float() / scales[:, None]).round_().to(torch.int8)
+    scales = torch.empty(len(weight))
+    rounded = torch.empty(weight.shape, dtype=torch.int8)
+    # Some rows at a time: loading in 8 bits should take no more memory than loading in 16.
+    for start in range(0, len(weight), QUANTIZED_AT_ONCE):
+        part = slice(start, start + QUANTIZED_AT_ONCE)
+        exact = weight[part].float()
+        torch.clamp(exact.abs().amax(1) / 127, min=torch.finfo(torch.float32).tiny, out=scales[part])
+        rounded[part] = (exact / scales[part, None]).round_()
     if kernels is not None and kernels.fit_products(*weight.shape):
         return TiledInt8Linear(rounded, scales, bias, kernels)
     return Int8Linear(rounded, scales, bias)

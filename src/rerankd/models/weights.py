@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,9 @@ from rerankd.models.files import PICKLED, SAFETENSORS
 
 log = logging.getLogger("rerankd")
 
+MAPPED_BYTES = 64 << 20
+"""What is read of a file before it is opened anew: pages that were read count as memory until the file is let go."""
+
 
 class Checkpoint:
     """The tensors of a model folder by name, single or sharded, `.safetensors` or `.bin`; nothing is read ahead.
@@ -32,6 +35,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files: dict[str, Any] = {}
+        self._mapped: dict[str, int] = {}
         self._where: dict[str, tuple[str, str]] = {}
         for file in _weight_files(folder):
             self._files[file] = _open(folder / file)
@@ -51,7 +55,12 @@ class Checkpoint:
         """The whole tensor, on the CPU, as stored."""
         file, stored = self._locate(name)
         source = self._files[file]
-        tensor: Tensor = source[stored] if isinstance(source, dict) else source.get_tensor(stored)
+        if isinstance(source, dict):
+            return cast(Tensor, source[stored])
+        tensor: Tensor = source.get_tensor(stored)
+        self._mapped[file] = self._mapped.get(file, 0) + tensor.nbytes
+        if self._mapped[file] > MAPPED_BYTES:
+            self._files[file], self._mapped[file] = _open(self.folder / file), 0
         return tensor
 
     def read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
