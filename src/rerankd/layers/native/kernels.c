@@ -5,7 +5,7 @@
  * Threads are torch's own: both use the one OpenMP runtime that is loaded.
  *
  * Everywhere: bf16 is a bfloat16 as its 16 bits, strides count elements, rows are contiguous in their last dimension.
- * Widths are multiples of 16 (`rows_fit` in __init__.py checks), head dimensions multiples of 32.
+ * Widths are multiples of 16 (`Kernels.fit` checks), head dimensions multiples of 32.
  */
 #include <float.h>
 #include <math.h>
