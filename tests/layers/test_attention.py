@@ -156,6 +156,19 @@ def test_amx_agrees_with_the_reference(
 
 
 @needs_amx
+@pytest.mark.parametrize("loud", ["prefix", "document"])
+def test_amx_attention_bears_logits_that_lie_far_apart(loud: str) -> None:
+    assert KERNELS is not None
+    group = PackedGroup(Span(0, 40), (Span(40, 75), Span(75, 115)))
+    layout = causal_layout([group])
+    q, k, v = (x.bfloat16() for x in tensors(115, 115, 2, 1, head_dim=32))
+    k[:40] *= 60 if loud == "prefix" else 1
+    k[40:] *= 60 if loud == "document" else 1
+    expected = reference_attention(q, k, v, layout, 1.0).float()
+    torch.testing.assert_close(KERNELS.attention(q, k, v, layout, 1.0).float(), expected, rtol=0.02, atol=0.02)
+
+
+@needs_amx
 def test_amx_attention_keeps_what_is_not_a_number() -> None:
     assert KERNELS is not None
     layout = separate_layout([Span(0, 40), Span(40, 80)])
