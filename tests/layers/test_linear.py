@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rerankd.layers.linear import DenseLinear, Linear, Nonlinearity, PackedLinear, apply, bfloat16_linear, int8_linear
 from rerankd.layers.native import Kernels
+from rerankd.layers.rows import TiledRows, plain
 
 KERNELS = Kernels.load()
 needs_amx = pytest.mark.skipif(KERNELS is None or not KERNELS.has_amx, reason="no kernels were built, or no AMX here")
@@ -90,11 +91,9 @@ MAKERS: list[tuple[torch.dtype, Make, float]] = [
 
 
 @pytest.mark.parametrize(("dtype", "make", "near"), MAKERS)
-@pytest.mark.parametrize("then", [None, "silu", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("then", ["silu", "gelu", "gelu_tanh"])
 @pytest.mark.parametrize("biased", [True, False])
-def test_what_follows_a_product(
-    dtype: torch.dtype, make: Make, near: float, then: Nonlinearity | None, biased: bool
-) -> None:
+def test_what_follows_a_product(dtype: torch.dtype, make: Make, near: float, then: Nonlinearity, biased: bool) -> None:
     x, weight = matrix(35, 128, 1).to(dtype), (matrix(64, 128, 2) * 0.2).to(dtype)
     bias = matrix(1, 64, 3)[0].to(dtype) if biased else None
     linear = make(weight, bias)
@@ -102,42 +101,94 @@ def test_what_follows_a_product(
     assert exact.abs().max() > 6  # far out on both sides of the nonlinearities
     product = linear(x).float()
     torch.testing.assert_close(product, exact, rtol=near, atol=near)
-    result = linear(linear.read(x), then)
+    result = plain(linear.then(x, then))
     assert result.dtype == dtype
     rounding = 1e-6 if dtype == torch.float32 else 2**-6
     torch.testing.assert_close(result.float(), apply(product, then), rtol=rounding, atol=rounding)
-    factor = matrix(35, 64, 4).to(dtype)
-    times = linear.times(linear.read(x), factor).float()
-    torch.testing.assert_close(times, product * factor.float(), rtol=rounding, atol=rounding)
-    plus = linear.plus(linear.read(x), factor).float()
-    torch.testing.assert_close(plus, product + factor.float(), rtol=rounding, atol=2 * rounding)
+    gated = plain(linear.gated(x)).float()
+    torch.testing.assert_close(gated, F.silu(product[:, :32]) * product[:, 32:], rtol=2 * rounding, atol=2 * rounding)
+    addend = matrix(35, 64, 4).to(dtype)
+    plus = linear.plus(x, addend).float()
+    torch.testing.assert_close(plus, product + addend.float(), rtol=rounding, atol=2 * rounding)
     # Into a part of a wider tensor, as a layer does.
     wide = torch.full((35, 96), 7.0, dtype=dtype)
-    linear(linear.read(x), then, out=wide[:, 32:])
-    assert torch.equal(wide[:, 32:], result)
-    linear.plus(linear.read(x), factor, out=wide[:, :64])
+    linear(x, out=wide[:, 32:])
+    assert torch.equal(wide[:, 32:].float(), product)
+    linear.plus(x, addend, out=wide[:, :64])
     assert torch.equal(wide[:, :64].float(), plus)
-    assert torch.equal(wide[:, 64:], result[:, 32:])
+    assert torch.equal(wide[:, 64:].float(), product[:, 32:])
+
+
+@pytest.mark.parametrize(("dtype", "make", "near"), MAKERS)
+def test_maps_read_tiled_rows_as_they_read_others(dtype: torch.dtype, make: Make, near: float) -> None:
+    x = matrix(77, 128, 1).bfloat16()
+    tiled = TiledRows.empty(77, 128)
+    tiled.copy_(x)
+    linear = make(matrix(64, 128, 2).to(dtype), None)
+    if dtype == torch.bfloat16:
+        assert torch.equal(linear(tiled), linear(x))
+        assert torch.equal(linear(tiled.part(slice(32, 70))), linear(x[32:70]))
+        assert torch.equal(plain(linear.gated(tiled)), plain(linear.gated(x)))
 
 
 @needs_amx
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 64, 32), (16, 128, 96), (17, 64, 32), (300, 192, 160)])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [
+        (1, 64, 32),
+        (16, 128, 96),
+        (17, 64, 32),
+        (300, 192, 160),
+        # More inputs than the first-level cache takes of two panels, in runs of unlike lengths; rows in several blocks.
+        (49, 1088, 64),
+        (1100, 576, 64),
+        (400, 4160, 64),
+    ],
+)
 @pytest.mark.parametrize("biased", [True, False])
-def test_tiled_bfloat16_is_the_plain_product(threads: int, rows: int, inputs: int, outputs: int, biased: bool) -> None:
+@pytest.mark.parametrize("make", [bfloat16_linear, int8_linear])
+def test_tiled_products_of_many_shapes(
+    threads: int, rows: int, inputs: int, outputs: int, biased: bool, make: Callable[..., Linear]
+) -> None:
     # Rows that lie apart, and tensors that hold what is not a number where nothing may be read.
     x = torch.full((rows, inputs + 64), float("nan"), dtype=torch.bfloat16)[:, :inputs]
     x.copy_(matrix(rows, inputs, 1))
     weight = matrix(outputs, inputs, 2).bfloat16()
     bias = matrix(1, outputs, 3)[0].bfloat16() if biased else None
+    addend = matrix(rows, outputs, 4).bfloat16()
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        result = bfloat16_linear(weight, bias, KERNELS)(x)
+        linear = make(weight, bias, KERNELS)
+        result, plus, gated = linear(x), linear.plus(x, addend), plain(linear.gated(x))
     finally:
         torch.set_num_threads(before)
+    near = {"rtol": 2**-7, "atol": 1e-2}
     expected = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
-    torch.testing.assert_close(result.float(), expected, rtol=2**-7, atol=1e-2)
+    if make is int8_linear:
+        # A value that lies between two codes may fall to either.
+        near["atol"], expected = 0.75, by_definition(x, weight, bias).float()
+        assert (result.float() - expected).abs().mean() < 0.02 + 2**-8 * expected.abs().mean()
+    torch.testing.assert_close(result.float(), expected, **near)
+    torch.testing.assert_close(plus.float(), expected + addend, **near)
+    a, b = expected.chunk(2, 1)
+    torch.testing.assert_close(
+        gated.float(), F.silu(a) * b, rtol=2**-6, atol=near["atol"] * float(expected.abs().max())
+    )
+
+
+@needs_amx
+def test_rows_and_weights_of_two_kinds_are_refused() -> None:
+    assert KERNELS is not None
+    x, weight = matrix(4, 64, 1).bfloat16(), KERNELS.pack_bf16(matrix(32, 64, 2).bfloat16())
+    out = torch.empty(4, 32, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="do not fit"):
+        KERNELS.product(KERNELS.quantize(x), weight, None, out)
+    with pytest.raises(ValueError, match="do not fit"):
+        KERNELS.product(KERNELS.tile(matrix(4, 128, 1).bfloat16()), weight, None, out)
+    with pytest.raises(ValueError, match=r"\[4, 32\] cannot be written to rows of \[5, 32\]"):
+        KERNELS.product(KERNELS.tile(x), weight, None, torch.empty(5, 32, dtype=torch.bfloat16))
 
 
 @needs_amx
@@ -157,7 +208,7 @@ def test_fused_nonlinearities_are_torchs_to_bfloat16() -> None:
     product = linear(x).float()
     nonlinearities: tuple[Nonlinearity, ...] = ("silu", "gelu", "gelu_tanh")
     for then in nonlinearities:
-        torch.testing.assert_close(linear(x, then).float(), apply(product, then), rtol=2**-7, atol=2e-3)
+        torch.testing.assert_close(plain(linear.then(x, then)).float(), apply(product, then), rtol=2**-7, atol=2e-3)
 
 
 @pytest.mark.parametrize("backend", INT8)

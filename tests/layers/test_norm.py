@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rerankd.engine.device import place
 from rerankd.layers.native import Kernels
 from rerankd.layers.norm import LayerNorm, RMSNorm, States
 from rerankd.layers.rotary import Rotary, Rotation, rotate
+from rerankd.layers.rows import plain
 
 KERNELS = Kernels.load()
 pytestmark = pytest.mark.skipif(KERNELS is None, reason="no kernels were built, or none for this processor")
@@ -30,13 +32,13 @@ def test_rms_norm(rows: int, width: int) -> None:
     x = torch.cat([x, x], 1)[:, :width]
     weight = (random(width, seed=1) + 2).bfloat16()
     expected = F.rms_norm(x.float(), (width,), weight.float(), 1e-6)
-    torch.testing.assert_close(RMSNorm(weight, 1e-6, KERNELS)(x).float(), expected, rtol=ULP, atol=1e-6)
+    torch.testing.assert_close(plain(RMSNorm(weight, 1e-6, KERNELS).rows(x)).float(), expected, rtol=ULP, atol=1e-6)
 
 
 def test_eps_counts() -> None:
     x, weight = torch.full((2, 32), 1e-3).bfloat16(), torch.ones(32).bfloat16()
     expected = F.rms_norm(x.float(), (32,), weight.float(), 1e-3)
-    torch.testing.assert_close(RMSNorm(weight, 1e-3, KERNELS)(x).float(), expected, rtol=ULP, atol=0)
+    torch.testing.assert_close(plain(RMSNorm(weight, 1e-3, KERNELS).rows(x)).float(), expected, rtol=ULP, atol=0)
     assert expected.max() < 0.1
 
 
@@ -53,6 +55,9 @@ def test_norm_and_rotation_of_heads(heads: int, head_dim: int) -> None:
         normed = F.rms_norm(x.float(), (head_dim,), weight.float(), 1e-6)
         rotate(normed, Rotation(rotation.cos.float(), rotation.sin.float()), expected)
         torch.testing.assert_close(out.float(), expected, rtol=ULP, atol=2e-3)
+        # In place, as a layer does.
+        RMSNorm(weight, 1e-6, KERNELS).rotated(x, rotation, x)
+        assert torch.equal(x, out)
 
 
 @pytest.mark.parametrize("width", [48, 384])
@@ -60,10 +65,10 @@ def test_layer_norm_of_a_sum(width: int) -> None:
     x, delta = random(33, width) * 3 + 5, random(33, width, seed=1).bfloat16()
     weight, bias = random(width, seed=2), random(width, seed=3)
     expected = F.layer_norm(x + delta, (width,), weight, bias, 1e-5)
-    out = States.empty(33, width, torch.bfloat16, torch.device("cpu"))
+    out = States.empty(33, width, place("cpu", "bfloat16").runtime)
     LayerNorm(weight, bias, 1e-5, KERNELS).of_sum(x, delta, out)
     torch.testing.assert_close(out.exact, expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(out.rounded, out.exact.bfloat16())
+    assert torch.equal(plain(out.rounded), out.exact.bfloat16())
     # The layer writes its second norm over what its first one wrote.
     again = F.layer_norm(out.exact + delta, (width,), weight, bias, 1e-5)
     LayerNorm(weight, bias, 1e-5, KERNELS).of_sum(out.exact, delta, out)
@@ -73,6 +78,19 @@ def test_layer_norm_of_a_sum(width: int) -> None:
 def test_what_is_not_a_number_stays_so() -> None:
     x = random(3, 64).bfloat16()
     x[1, 7] = float("nan")
-    normed = RMSNorm(torch.ones(64).bfloat16(), 1e-6, KERNELS)(x)
+    normed = plain(RMSNorm(torch.ones(64).bfloat16(), 1e-6, KERNELS).rows(x))
     assert normed[1].isnan().all()
     assert not normed[[0, 2]].isnan().any()
+
+
+def test_parts_of_states_are_written_in_place() -> None:
+    width, runtime = 128, place("cpu", "bfloat16").runtime
+    x, delta = random(90, width), random(90, width, seed=1).bfloat16()
+    norm = LayerNorm(random(width, seed=2), random(width, seed=3), 1e-5, KERNELS)
+    whole, parts = States.empty(90, width, runtime), States.empty(90, width, runtime)
+    norm.of_sum(x, delta, whole)
+    for rows in (slice(0, 64), slice(64, 90)):
+        norm.of_sum(x[rows], delta[rows], parts.part(rows))
+    assert torch.equal(plain(parts.rounded), plain(whole.rounded))
+    chosen = whole.chosen(torch.tensor([3, 70, 3]), torch.bfloat16)
+    assert torch.equal(plain(chosen.rounded), plain(whole.rounded)[[3, 70, 3]])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from rerankd.layers.attention import AttentionLayout
 from rerankd.layers.linear import Linear, Nonlinearity
 from rerankd.layers.norm import LayerNorm, States
+from rerankd.layers.rows import part
 from rerankd.layers.runtime import Runtime
 
 
@@ -36,23 +36,21 @@ class EncoderLayer:
     def __call__(self, x: States, layout: AttentionLayout, keep: Tensor | None = None) -> States:
         """x: [T, hidden]. Returns the new x, or only the rows `keep` (int64) of it, which `layout` then has
         for its queries."""
-        hidden, dtype, device = x.exact.shape[-1], self.runtime.dtype, self.runtime.device
+        hidden, dtype = x.exact.shape[-1], self.runtime.dtype
         head_dim = hidden // self.heads
-        keys_values = x.rounded.new_empty(len(x), 2 * hidden)
+        keys_values = x.exact.new_empty(len(x), 2 * hidden, dtype=dtype)
         for rows in self.runtime.chunks(len(x), self.mlp):
-            self.key_value(x.rounded[rows], out=keys_values[rows])
+            self.key_value(part(x.rounded, rows), out=keys_values[rows])
         keys, values = keys_values.view(len(x), 2, self.heads, head_dim).unbind(1)
         if keep is not None:
-            x = x.rows(keep)
-        queries = torch.empty_like(x.rounded)
+            x = x.chosen(keep, dtype)
+        queries = x.exact.new_empty(len(x), hidden, dtype=dtype)
         for rows in self.runtime.chunks(len(x), self.mlp):
-            self.query(x.rounded[rows], out=queries[rows])
-        attended = self.runtime.attend(
-            queries.view(len(x), self.heads, head_dim), keys, values, layout, head_dim**-0.5
-        ).flatten(1)
-        out = States.empty(len(x), hidden, dtype, device)
+            self.query(part(x.rounded, rows), out=queries[rows])
+        attended = self.runtime.attend(queries.view(len(x), self.heads, head_dim), keys, values, layout, head_dim**-0.5)
+        out = States.empty(len(x), hidden, self.runtime)
         for rows in self.runtime.chunks(len(x), self.mlp):
-            inner = out.rows(rows)
-            self.attention_norm.of_sum(x.exact[rows], self.attention_out(attended[rows]), inner)
-            self.out_norm.of_sum(inner.exact, self.down(self.up(inner.rounded, self.gelu)), inner)
+            inner = out.part(rows)
+            self.attention_norm.of_sum(x.exact[rows], self.attention_out(part(attended, rows)), inner)
+            self.out_norm.of_sum(inner.exact, self.down(self.up.then(inner.rounded, self.gelu)), inner)
         return out

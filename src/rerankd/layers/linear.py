@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rerankd.layers.native import Int8Rows, Kernels
+from rerankd.layers.native import Int8Rows, Kernels, TiledWeight
+from rerankd.layers.rows import Rows, TiledRows, plain
 
 Nonlinearity: TypeAlias = Literal["silu", "gelu", "gelu_tanh"]
-Rows: TypeAlias = Any
-"""What `Linear.read` made of [rows, in_features]: the same tensor, or it in 8 bits."""
-
-
+Out = TypeVar("Out", Tensor, Rows)
 QUANTIZED_AT_ONCE = 256
 """Rows of a weight that are quantised together."""
 
@@ -23,19 +22,19 @@ QUANTIZED_AT_ONCE = 256
 class Linear(Protocol):
     """A loaded linear map from `[rows, in_features]` to `[rows, out_features]`, in the model's dtype.
 
-    Its input is a tensor, or what `read` made of one. Where `out` is given, the result is written there.
+    Where `out` is given, the result is written there.
     """
 
-    def read(self, x: Tensor) -> Rows:
-        """x as this map and its like take it, done once where several read the same rows."""
+    def __call__(self, x: Rows, out: Tensor | None = None) -> Tensor:
+        """x W^T + b."""
         ...
 
-    def __call__(self, x: Rows, then: Nonlinearity | None = None, out: Tensor | None = None) -> Tensor:
-        """x W^T + b, or a nonlinearity of it."""
+    def then(self, x: Rows, nonlinearity: Nonlinearity) -> Rows:
+        """A nonlinearity of x W^T + b, for a map to read."""
         ...
 
-    def times(self, x: Rows, factor: Tensor) -> Tensor:
-        """(x W^T + b) * factor, for a factor of the output's shape."""
+    def gated(self, x: Rows) -> Rows:
+        """silu(a) * b, where a and b are the two halves of x W^T + b (SwiGLU; Shazeer, 2020), for a map to read."""
         ...
 
     def plus(self, x: Rows, addend: Tensor, out: Tensor | None = None) -> Tensor:
@@ -50,18 +49,18 @@ class PlainProduct(ABC):
     def product(self, x: Tensor) -> Tensor:
         """x W^T + b."""
 
-    def read(self, x: Tensor) -> Tensor:
-        return x
-
-    def __call__(self, x: Tensor, then: Nonlinearity | None = None, out: Tensor | None = None) -> Tensor:
-        y = apply(self.product(x), then)
+    def __call__(self, x: Rows, out: Tensor | None = None) -> Tensor:
+        y = self.product(plain(x))
         return y if out is None else out.copy_(y)
 
-    def times(self, x: Tensor, factor: Tensor) -> Tensor:
-        return self.product(x).mul_(factor)
+    def then(self, x: Rows, nonlinearity: Nonlinearity) -> Tensor:
+        return apply(self.product(plain(x)), nonlinearity)
 
-    def plus(self, x: Tensor, addend: Tensor, out: Tensor | None = None) -> Tensor:
-        return torch.add(self.product(x), addend, out=out)
+    def gated(self, x: Rows) -> Tensor:
+        return gate(self.product(plain(x)))
+
+    def plus(self, x: Rows, addend: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.add(self.product(plain(x)), addend, out=out)
 
 
 class DenseLinear(PlainProduct):
@@ -85,59 +84,68 @@ class PackedLinear:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self.bias = bias
 
-    def read(self, x: Tensor) -> Tensor:
-        return x
-
-    def __call__(self, x: Tensor, then: Nonlinearity | None = None, out: Tensor | None = None) -> Tensor:
-        name, algorithm = _ONEDNN[then]
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
+    def __call__(self, x: Rows, out: Tensor | None = None) -> Tensor:
+        product = self._followed(x, "none", "")
         return product if out is None else out.copy_(product)
 
-    def times(self, x: Tensor, factor: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, factor, self.weight, self.bias, "mul")
-        return product
+    def then(self, x: Rows, nonlinearity: Nonlinearity) -> Tensor:
+        return self._followed(x, *_ONEDNN[nonlinearity])
 
-    def plus(self, x: Tensor, addend: Tensor, out: Tensor | None = None) -> Tensor:
-        total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, addend, self.weight, self.bias, "add")
-        return total if out is None else out.copy_(total)
-
-
-class TiledProduct(ABC):
-    """What the project's own products can be followed by, before they are rounded."""
-
-    @abstractmethod
-    def product(self, x: Rows, then: str | None, other: Tensor | None, out: Tensor | None) -> Tensor:
-        """x W^T + b and what follows it, as `Kernels.product` takes it."""
-
-    def __call__(self, x: Rows, then: Nonlinearity | None = None, out: Tensor | None = None) -> Tensor:
-        return self.product(x, then, None, out)
-
-    def times(self, x: Rows, factor: Tensor) -> Tensor:
-        return self.product(x, "times", factor, None)
+    def gated(self, x: Rows) -> Tensor:
+        return gate(self(x))
 
     def plus(self, x: Rows, addend: Tensor, out: Tensor | None = None) -> Tensor:
-        return self.product(x, "plus", addend, out)
+        total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(plain(x), addend, self.weight, self.bias, "add")
+        return total if out is None else out.copy_(total)
+
+    def _followed(self, x: Rows, name: str, algorithm: str) -> Tensor:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(plain(x), self.weight, self.bias, name, [], algorithm)
+        return product
 
 
-class TiledLinear(TiledProduct):
-    """A bfloat16 map on a CPU with AMX, whose weight is laid out once in tiles."""
+class TiledLinear:
+    """A map on a CPU with AMX, by the project's own products: of bfloat16 rows, or of 8-bit ones.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> None:
-        self.weight = kernels.pack_bf16(weight)
+    What follows a product is computed on its sums, before they are rounded.
+    """
+
+    def __init__(
+        self,
+        weight: TiledWeight,
+        bias: Tensor | None,
+        read: Callable[[Rows], TiledRows | Int8Rows],
+        kernels: Kernels,
+    ) -> None:
+        self.weight = weight
         self.bias = bias
         self.kernels = kernels
+        self.outputs = len(weight.tiles)
+        self._read = read
 
-    def read(self, x: Tensor) -> Tensor:
-        return x
+    def __call__(self, x: Rows, out: Tensor | None = None) -> Tensor:
+        return self._product(x, self._room(x) if out is None else out)
 
-    def product(self, x: Tensor, then: str | None, other: Tensor | None, out: Tensor | None) -> Tensor:
-        return self.kernels.product(x, self.weight, self.bias, then, other, out)
+    def then(self, x: Rows, nonlinearity: Nonlinearity) -> Rows:
+        return self._product(x, self.kernels.empty_rows(len(x), self.outputs), nonlinearity)
+
+    def gated(self, x: Rows) -> Rows:
+        return self._product(x, self.kernels.empty_rows(len(x), self.outputs // 2), "gated")
+
+    def plus(self, x: Rows, addend: Tensor, out: Tensor | None = None) -> Tensor:
+        return self._product(x, self._room(x) if out is None else out, "plus", addend)
+
+    def _room(self, x: Rows) -> Tensor:
+        return torch.empty(len(x), self.outputs, dtype=torch.bfloat16)
+
+    def _product(self, x: Rows, out: Out, then: str | None = None, addend: Tensor | None = None) -> Out:
+        self.kernels.product(self._read(x), self.weight, self.bias, out, then, addend)
+        return out
 
 
 def bfloat16_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels | None) -> Linear:
     """A linear map in bfloat16 on a CPU, by the fastest product that can take it."""
     if kernels is not None and kernels.fit_products(*weight.shape):
-        return TiledLinear(weight, bias, kernels)
+        return TiledLinear(kernels.pack_bf16(weight.contiguous()), bias, kernels.tile, kernels)
     return PackedLinear(weight, bias)
 
 
@@ -157,7 +165,7 @@ def int8_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels | None) ->
         torch.clamp(exact.abs().amax(1) / 127, min=torch.finfo(torch.float32).tiny, out=scales[part])
         rounded[part] = (exact / scales[part, None]).round_()
     if kernels is not None and kernels.fit_products(*weight.shape):
-        return TiledInt8Linear(rounded, scales, bias, kernels)
+        return TiledLinear(kernels.pack_int8(rounded, scales), bias, kernels.quantize, kernels)
     return Int8Linear(rounded, scales, bias)
 
 
@@ -187,28 +195,15 @@ class Int8Linear(PlainProduct):
         return product.to(x.dtype)
 
 
-class TiledInt8Linear(TiledProduct):
-    """An 8-bit map by the project's own kernels: bfloat16 rows, on a CPU with AMX."""
-
-    def __init__(self, weight: Tensor, scales: Tensor, bias: Tensor | None, kernels: Kernels) -> None:
-        self.weight, self.sums = kernels.pack_int8(weight)
-        self.scales = scales
-        self.bias = bias
-        self.kernels = kernels
-
-    def read(self, x: Tensor) -> Int8Rows:
-        return self.kernels.quantize(x)
-
-    def product(self, x: Rows, then: str | None, other: Tensor | None, out: Tensor | None) -> Tensor:
-        rows = x if isinstance(x, Int8Rows) else self.kernels.quantize(x)
-        return self.kernels.int8_product(rows, self.weight, self.scales, self.sums, self.bias, then, other, out)
+def gate(y: Tensor) -> Tensor:
+    """silu of the first half of y's columns, times the second half."""
+    a, b = y.chunk(2, dim=-1)
+    return F.silu(a).mul_(b)
 
 
-def apply(x: Tensor, nonlinearity: Nonlinearity | None) -> Tensor:
-    """The nonlinearity of x, or x itself."""
+def apply(x: Tensor, nonlinearity: Nonlinearity) -> Tensor:
+    """The nonlinearity of x."""
     match nonlinearity:
-        case None:
-            return x
         case "silu":
             return F.silu(x)
         case "gelu":
@@ -217,4 +212,4 @@ def apply(x: Tensor, nonlinearity: Nonlinearity | None) -> Tensor:
             return F.gelu(x, approximate="tanh")
 
 
-_ONEDNN = {None: ("none", ""), "silu": ("swish", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
+_ONEDNN = {"silu": ("swish", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from rerankd.layers.native import Kernels
 from rerankd.layers.rotary import Rotation, rotate
+from rerankd.layers.rows import Rows, part
+from rerankd.layers.runtime import Runtime
 
 
 class RMSNorm:
@@ -24,13 +26,15 @@ class RMSNorm:
         self.kernels = kernels if kernels is not None and kernels.fit(len(weight)) else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x: [rows, width]."""
-        if self.kernels is not None:
-            return self.kernels.rms_norm(x, self.weight, self.eps)
+        """x: [rows, width], of any dtype."""
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
+    def rows(self, x: Tensor) -> Rows:
+        """The same, for maps to read."""
+        return self(x) if self.kernels is None else self.kernels.rms_norm(x, self.weight, self.eps)
+
     def rotated(self, x: Tensor, rotation: Rotation, out: Tensor) -> None:
-        """Each head of x [rows, heads, head_dim] normed and turned by `rotation`, into `out` of the same shape."""
+        """Each head of x [rows, heads, head_dim] normed and turned by `rotation`, into `out` like it, or x itself."""
         if self.kernels is not None:
             self.kernels.norm_rotate(x, self.weight, self.eps, rotation, out)
         else:
@@ -45,24 +49,29 @@ class States:
     """
 
     exact: Tensor
-    rounded: Tensor
+    rounded: Rows
 
     @classmethod
-    def empty(cls, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> States:
-        exact = torch.empty(rows, width, device=device)
-        return cls(exact, exact if dtype == torch.float32 else torch.empty(rows, width, dtype=dtype, device=device))
+    def empty(cls, rows: int, width: int, runtime: Runtime) -> States:
+        exact = torch.empty(rows, width, device=runtime.device)
+        if runtime.dtype == torch.float32:
+            return cls(exact, exact)
+        if runtime.kernels is not None:
+            return cls(exact, runtime.kernels.empty_rows(rows, width))
+        return cls(exact, torch.empty(rows, width, dtype=runtime.dtype, device=runtime.device))
 
     def __len__(self) -> int:
         return len(self.exact)
 
-    def rows(self, rows: slice | Tensor) -> States:
+    def part(self, rows: slice) -> States:
+        """Some of the rows, as a view."""
         exact = self.exact[rows]
-        return States(exact, exact if self.rounded is self.exact else self.rounded[rows])
+        return States(exact, exact if self.rounded is self.exact else part(self.rounded, rows))
 
-    def write(self, x: Tensor) -> None:
-        self.exact.copy_(x)
-        if self.rounded is not self.exact:
-            self.rounded.copy_(x)
+    def chosen(self, rows: Tensor, dtype: torch.dtype) -> States:
+        """The rows whose numbers `rows` (int64) has, copied."""
+        exact = self.exact[rows]
+        return States(exact, exact.to(dtype))
 
 
 class LayerNorm:
@@ -82,4 +91,7 @@ class LayerNorm:
         if self.kernels is not None:
             self.kernels.add_layer_norm(x, delta, self.weight, self.bias, self.eps, out.exact, out.rounded)
         else:
-            out.write(self(x + delta))
+            normed = self(x + delta)
+            out.exact.copy_(normed)
+            if out.rounded is not out.exact:
+                out.rounded.copy_(normed)

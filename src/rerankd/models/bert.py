@@ -90,12 +90,12 @@ class Encoder:
         return x.exact
 
     def _embed(self, batch: PackedBatch) -> States:
-        out = States.empty(len(batch.token_ids), self.words.shape[1], self.runtime.dtype, self.runtime.device)
+        out = States.empty(len(batch.token_ids), self.words.shape[1], self.runtime)
+        types = torch.zeros_like(batch.token_ids) if batch.token_types is None else batch.token_types
         for rows in self.runtime.chunks(len(out), self.words.shape[1]):
             x = F.embedding(batch.token_ids[rows], self.words).float()
             x += F.embedding(batch.positions[rows] + self.position_offset, self.positions)
-            x += self.types[0] if batch.token_types is None else F.embedding(batch.token_types[rows], self.types)
-            out.rows(rows).write(self.norm(x))
+            self.norm.of_sum(x, F.embedding(types[rows], self.types), out.part(rows))
         return out
 
 

@@ -17,6 +17,7 @@ from rerankd.layers.attention import AttentionLayout
 from rerankd.layers.attention.layout import causal_layout, pruned_layout
 from rerankd.layers.norm import RMSNorm
 from rerankd.layers.rotary import Rotary, Rotation
+from rerankd.layers.rows import Rows, part
 from rerankd.models.base import Activation, TokenIds, last_tokens
 from rerankd.models.config import Config
 from rerankd.models.vocabulary import answers, is_tied, vocabulary_head
@@ -69,8 +70,7 @@ class Qwen3Layer:
         self.out = attention.linear("o_proj", inputs=shape.heads * head_dim, outputs=hidden)
         self.query_norm = attention.rms_norm("q_norm", head_dim, shape.eps)
         self.key_norm = attention.rms_norm("k_norm", head_dim, shape.eps)
-        self.gate = mlp.linear("gate_proj", inputs=hidden, outputs=shape.mlp)
-        self.up = mlp.linear("up_proj", inputs=hidden, outputs=shape.mlp)
+        self.gate_up = mlp.linear("gate_proj", "up_proj", inputs=hidden, outputs=(shape.mlp, shape.mlp))
         self.down = mlp.linear("down_proj", inputs=shape.mlp, outputs=hidden)
         self.attention_norm = weights.rms_norm("input_layernorm", hidden, shape.eps)
         self.mlp_norm = weights.rms_norm("post_attention_layernorm", hidden, shape.eps)
@@ -79,30 +79,28 @@ class Qwen3Layer:
         """x: [T, hidden]. Returns the new x, or only the rows `keep` (int64) of it, which `layout` then has
         for its queries."""
         shape = self.shape
-        keys = x.new_empty(len(x), shape.kv_heads, shape.head_dim)
-        values = torch.empty_like(keys)
+        keys_values = x.new_empty(len(x), 2 * shape.kv_heads * shape.head_dim)
+        keys, values = keys_values.view(-1, 2, shape.kv_heads, shape.head_dim).unbind(1)
         queries = x.new_empty(len(x) if keep is None else len(keep), shape.heads, shape.head_dim)
         for rows in self.runtime.chunks(len(x), shape.mlp):
-            normed = self.attention_norm(x[rows])
-            key, value = self.key_value(normed).view(-1, 2, shape.kv_heads, shape.head_dim).unbind(1)
-            self.key_norm.rotated(key, rotation.rows(rows), out=keys[rows])
-            values[rows] = value
+            normed = self.attention_norm.rows(x[rows])
+            self.key_value(normed, out=keys_values[rows])
+            self.key_norm.rotated(keys[rows], rotation.rows(rows), out=keys[rows])
             if keep is None:
                 self._queries(normed, rotation.rows(rows), out=queries[rows])
         if keep is not None:
             x = x[keep]
-            self._queries(self.attention_norm(x), rotation.rows(keep), out=queries)
-        attended = self.runtime.attend(queries, keys, values, layout, shape.head_dim**-0.5).flatten(1)
+            self._queries(self.attention_norm.rows(x), rotation.rows(keep), out=queries)
+        attended = self.runtime.attend(queries, keys, values, layout, shape.head_dim**-0.5)
         out = torch.empty_like(x)
         for rows in self.runtime.chunks(len(x), shape.mlp):
-            inner = self.out.plus(attended[rows], x[rows])
-            normed = self.gate.read(self.mlp_norm(inner))
-            self.down.plus(self.up.times(normed, self.gate(normed, "silu")), inner, out=out[rows])
+            inner = self.out.plus(part(attended, rows), x[rows])
+            self.down.plus(self.gate_up.gated(self.mlp_norm.rows(inner)), inner, out=out[rows])
         return out
 
-    def _queries(self, normed: Tensor, rotation: Rotation, out: Tensor) -> None:
-        query = self.query(normed).view(-1, self.shape.heads, self.shape.head_dim)
-        self.query_norm.rotated(query, rotation, out=out)
+    def _queries(self, normed: Rows, rotation: Rotation, out: Tensor) -> None:
+        self.query(normed, out=out.flatten(1))
+        self.query_norm.rotated(out, rotation, out=out)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from rerankd.layers.attention import AttentionLayout
 from rerankd.layers.attention.layout import separate_layout
 from rerankd.layers.norm import LayerNorm
 from rerankd.layers.rotary import Rotation, rotate
+from rerankd.layers.rows import part
 from rerankd.models.config import Config
 from rerankd.models.weights import Weights
 
@@ -84,11 +85,11 @@ class VisionBlock:
             rotate(query, rotation.rows(rows), out=queries[rows])
             rotate(key, rotation.rows(rows), out=keys[rows])
             values[rows] = value
-        attended = self.runtime.attend(queries, keys, values, layout, head_dim**-0.5).flatten(1)
+        attended = self.runtime.attend(queries, keys, values, layout, head_dim**-0.5)
         out = torch.empty_like(x)
         for rows in self.runtime.chunks(len(x), self.shape.mlp):
-            inner = self.out.plus(attended[rows], x[rows])
-            self.down.plus(self.up(self.norm2(inner), "gelu_tanh"), inner, out=out[rows])
+            inner = self.out.plus(part(attended, rows), x[rows])
+            self.down.plus(self.up.then(self.norm2(inner), "gelu_tanh"), inner, out=out[rows])
         return out
 
 
@@ -112,7 +113,7 @@ class PatchMerger:
         joined = self.norm(x.view(-1, self.joined)) if self.norm_joined else self.norm(x).view(-1, self.joined)
         tokens = joined.new_empty(len(joined), self.out)
         for rows in self.runtime.chunks(len(joined), self.joined):
-            tokens[rows] = self.down(self.up(joined[rows], "gelu"))
+            tokens[rows] = self.down(self.up.then(joined[rows], "gelu"))
         return tokens
 
 

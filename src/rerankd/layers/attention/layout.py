@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rerankd.core import PackedGroup, Span
 from rerankd.layers.attention.buckets import Bucket, in_buckets
+from rerankd.layers.rows import Rows
 
 NOTHING = Span(0, 0)
 RUN_KEYS = 512
@@ -92,10 +93,11 @@ class Attention(Protocol):
     """softmax(q k^T * scale) v over the rows that the layout joins; no dropout, no cache.
 
     q: [rows, heads, head_dim]; k, v: [T, kv_heads, head_dim], where heads is a multiple of kv_heads and
-    query head h reads key head h // (heads / kv_heads). Returns [rows, heads, head_dim] in q's dtype.
+    query head h reads key head h // (heads / kv_heads). Returns [rows, heads * head_dim] in q's dtype, for a map
+    to read.
     """
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float) -> Tensor: ...
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float) -> Rows: ...
 
 
 def causal_layout(groups: Sequence[PackedGroup]) -> AttentionLayout:

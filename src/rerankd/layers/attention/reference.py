@@ -29,4 +29,4 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout
     values = v.float().transpose(0, 1).repeat_interleave(repeat, 0)
     logits = (queries @ keys.transpose(1, 2)) * scale
     logits = logits.masked_fill(~visible(layout, len(k)).to(q.device), float("-inf"))
-    return (logits.softmax(-1) @ values).transpose(0, 1).to(q.dtype)
+    return (logits.softmax(-1) @ values).transpose(0, 1).flatten(1).to(q.dtype)

@@ -32,7 +32,7 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, sca
         else:
             # A row of padding is its block's last row again, and writes the same values there.
             out[bucket.query_rows] = attended
-    return out
+    return out.flatten(1)
 
 
 def _gather(rows: Tensor, wanted: Tensor | slice, blocks: int) -> Tensor:

@@ -31,4 +31,4 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, s
         window_size=(-1, 0) if layout.causal else (-1, -1),
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return cast(Tensor, attended)  # a pair only where return_aux asks for one
+    return cast(Tensor, attended).flatten(1)  # a pair only where return_aux asks for one

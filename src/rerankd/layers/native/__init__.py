@@ -7,8 +7,10 @@ The library is built with the package where a C compiler is at hand. Where it is
 from __future__ import annotations
 
 import ctypes
+import mmap
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,22 +18,35 @@ from torch import Tensor
 from rerankd.layers.attention.layout import AttentionLayout
 from rerankd.layers.attention.sdpa import sdpa_attention
 from rerankd.layers.rotary import Rotation
+from rerankd.layers.rows import BLOCK_ROWS, Rows, TiledRows
 
 _LANES = 16
 _HEAD_STEP = 32
-_BLOCK_ROWS = 32
-_THEN = (None, "silu", "gelu", "gelu_tanh", "times", "plus")
+_TILE_BYTES = 64
+_THEN = (None, "silu", "gelu", "gelu_tanh", "gated", "plus")
+_HUGE_PAGE = 1 << 21
 
 
 class Int8Rows(NamedTuple):
-    """Rows as 8-bit integers: x = (code - zero) * step.
+    """Rows as 8-bit integers, as products read them: x = (code - zero) * step.
 
-    codes: uint8 [rows, width] in the order that the product reads; steps: float32 [rows]; zeros: int32 [rows]
+    tiles: uint8 [rows up to a multiple of 32, width]; steps: float32 [rows]; zeros: int32 [rows]
     """
 
-    codes: Tensor
+    tiles: Tensor
     steps: Tensor
     zeros: Tensor
+
+
+class TiledWeight(NamedTuple):
+    """A weight as products read it: bfloat16 or int8 [outputs, inputs], in the order that the product reads.
+
+    scales, sums: float32 and int32 [outputs], what a step of each 8-bit output is and its weights' sum
+    """
+
+    tiles: Tensor
+    scales: Tensor | None = None
+    sums: Tensor | None = None
 
 
 class Kernels:
@@ -63,13 +78,20 @@ class Kernels:
     def has_amx(self) -> bool:
         return bool(self._features & 2)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Rows:
         """x / sqrt(mean(x^2) + eps) * weight for x [rows, width]."""
-        out = torch.empty(x.shape, dtype=x.dtype)
+        rows, width = x.shape
+        out = self.empty_rows(rows, width)
         self._library.rerankd_rms_norm(
-            _threads(), _i64(len(x)), _i64(x.shape[1]), *_rows(x), _at(weight), _f32(eps), _at(out)
+            _threads(), _i64(rows), _i64(width), *_rows(x), _at(weight), _f32(eps), _matrix(out)
         )
         return out
+
+    def empty_rows(self, count: int, width: int) -> Rows:
+        """Room for bfloat16 rows in the form that products read here."""
+        if self.fit_products(width, width):
+            return TiledRows.empty(count, width)
+        return torch.empty(count, width, dtype=torch.bfloat16)
 
     def norm_rotate(self, x: Tensor, weight: Tensor, eps: float, rotation: Rotation, out: Tensor) -> None:
         """RMSNorm over each head of x [rows, heads, head_dim], turned by `rotation`, into `out` of the same shape."""
@@ -88,7 +110,7 @@ class Kernels:
         )
 
     def add_layer_norm(
-        self, x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor, rounded: Tensor
+        self, x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor, rounded: Rows
     ) -> None:
         """LayerNorm of float32 x [rows, width] and bfloat16 delta, by float32 weights: `out` float32 and `rounded`."""
         self._library.rerankd_add_layer_norm(
@@ -101,95 +123,116 @@ class Kernels:
             _at(bias),
             _f32(eps),
             _at(out),
-            _at(rounded),
+            _matrix(rounded),
         )
 
-    def quantize(self, x: Tensor) -> Int8Rows:
-        """Rows [rows, width] as 8-bit integers, each row over its own range."""
+    def tile(self, x: Rows) -> TiledRows:
+        """Rows [rows, width] as bfloat16 weights' products read them."""
+        if isinstance(x, TiledRows):
+            return x
         rows, width = x.shape
-        quantized = Int8Rows(
-            torch.empty(_filled(rows), width, dtype=torch.uint8),
+        out = TiledRows.empty(rows, width)
+        self._library.rerankd_tile(_threads(), _i64(rows), _i64(width), *_rows(x), _at(out.tiles))
+        return out
+
+    def quantize(self, x: Rows) -> Int8Rows:
+        """Rows [rows, width] as 8-bit integers, each row over its own range, as 8-bit weights' products read them."""
+        rows, width = (x.count, x.width) if isinstance(x, TiledRows) else x.shape
+        out = Int8Rows(
+            torch.empty(-(-rows // BLOCK_ROWS) * BLOCK_ROWS, width, dtype=torch.uint8),
             torch.empty(rows),
             torch.empty(rows, dtype=torch.int32),
         )
-        self._library.rerankd_quantize(_threads(), _i64(rows), _i64(width), *_rows(x), *map(_at, quantized))
-        return quantized
+        self._library.rerankd_quantize(_threads(), _i64(rows), _i64(width), _matrix(x), *map(_at, out))
+        return out
 
-    def pack_bf16(self, weight: Tensor) -> Tensor:
-        """A weight [outputs, inputs] as `product` reads it."""
-        packed = torch.empty_like(weight)
+    def pack_bf16(self, weight: Tensor) -> TiledWeight:
+        """A bfloat16 weight [outputs, inputs] as `product` reads it."""
         outputs, inputs = weight.shape
-        self._library.rerankd_pack_bf16(_i64(outputs), _i64(inputs), _at(weight), _at(packed))
-        return packed
+        tiles = _in_huge_pages(outputs, inputs, weight.dtype)
+        self._library.rerankd_pack_bf16(_i64(outputs), _i64(inputs), _at(weight), _at(tiles))
+        return TiledWeight(tiles)
 
-    def pack_int8(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """An int8 weight [outputs, inputs] as `int8_product` reads it, and each output's sum: int32 [outputs]."""
-        packed, sums = torch.empty_like(weight), torch.empty(len(weight), dtype=torch.int32)
+    def pack_int8(self, weight: Tensor, scales: Tensor) -> TiledWeight:
+        """An int8 weight [outputs, inputs] with float32 scales [outputs] as `product` reads it."""
         outputs, inputs = weight.shape
-        self._library.rerankd_pack_int8(_i64(outputs), _i64(inputs), _at(weight), _at(packed), _at(sums))
-        return packed, sums
+        tiles, sums = _in_huge_pages(outputs, inputs, weight.dtype), torch.empty(outputs, dtype=torch.int32)
+        self._library.rerankd_pack_int8(_i64(outputs), _i64(inputs), _at(weight), _at(tiles), _at(sums))
+        return TiledWeight(tiles, scales, sums)
 
     def product(
         self,
-        x: Tensor,
-        packed: Tensor,
+        rows: TiledRows | Int8Rows,
+        weight: TiledWeight,
         bias: Tensor | None,
+        out: Rows,
         then: str | None = None,
-        other: Tensor | None = None,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """x W^T + b of x [rows, inputs] and a packed weight, and what follows it before it is rounded, by AMX.
+        addend: Tensor | None = None,
+    ) -> None:
+        """x W^T + b of rows and a weight, both in bfloat16 or both in 8 bits, and what follows it, written to `out`.
 
-        then: "silu", "gelu", "gelu_tanh", or "times" or "plus" `other` [rows, outputs]
+        then: "silu", "gelu", "gelu_tanh", "gated" (silu of the first half of the outputs, times the second half),
+            or "plus" `addend` [rows, outputs]; computed before the product is rounded
         """
-        outputs, inputs = packed.shape
-        out = torch.empty(len(x), outputs, dtype=x.dtype) if out is None else out
-        tiles = torch.empty(_filled(len(x)), inputs, dtype=x.dtype)
-        operands = _Product.of(packed, bias, then, other, out)
-        self._library.rerankd_bf16(_threads(), *_rows(x), _at(tiles), ctypes.byref(operands))
-        return out
+        outputs, inputs = weight.tiles.shape
+        count, of_rows = (len(rows.steps), (rows.steps, rows.zeros)) if isinstance(rows, Int8Rows) else (rows.count, ())
+        of_outputs = () if weight.scales is None or weight.sums is None else (weight.scales, weight.sums)
+        shape = (count, outputs // 2 if then == "gated" else outputs)
+        if len(of_rows) != len(of_outputs) or rows.tiles.shape[1] != inputs:
+            raise ValueError(f"Rows of {_kind(rows.tiles)} do not fit a weight of {_kind(weight.tiles)}.")
+        if _shape(out) != shape or (addend is not None and addend.shape != shape):
+            raise ValueError(f"A product of shape {list(shape)} cannot be written to rows of {list(_shape(out))}.")
+        operands = _Product(
+            count,
+            inputs * rows.tiles.itemsize // _TILE_BYTES,
+            outputs,
+            _at(rows.tiles),
+            _at(weight.tiles),
+            None if bias is None else _at(bias),
+            *((None, 0) if addend is None else _rows(addend)),
+            _Matrix.of(out),
+            _THEN.index(then),
+            *map(_at, (*of_outputs, *of_rows)),
+        )
+        self._library.rerankd_product(_threads(), ctypes.byref(operands))
 
-    def int8_product(
-        self,
-        x: Int8Rows,
-        packed: Tensor,
-        scales: Tensor,
-        sums: Tensor,
-        bias: Tensor | None,
-        then: str | None = None,
-        other: Tensor | None = None,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """`product` of quantised rows and an 8-bit weight with float32 scales and int32 sums [outputs]."""
-        out = torch.empty(len(x.steps), len(packed), dtype=torch.bfloat16) if out is None else out
-        operands = _Product.of(packed, bias, then, other, out)
-        self._library.rerankd_int8(_threads(), *map(_at, (*x, scales, sums)), ctypes.byref(operands))
-        return out
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float) -> Rows:
         """An `Attention` (see layout.py), by AMX; head dimensions that do not fill tiles go through torch's own."""
-        if q.shape[2] % _HEAD_STEP:
+        rows, heads, head_dim = q.shape
+        if head_dim % _HEAD_STEP:
             return sdpa_attention(q, k, v, layout, scale)
-        out = torch.empty(q.shape, dtype=q.dtype)
+        out = self.empty_rows(rows, heads * head_dim)
         runs, blocks = layout.runs
         failed = self._library.rerankd_attention(
             _threads(),
             _i64(len(runs) - 1),
             _at(runs),
             _at(blocks),
-            _i64(q.shape[1]),
+            _i64(heads),
             _i64(k.shape[1]),
-            _i64(q.shape[2]),
+            _i64(head_dim),
             *_rows(q),
             *_rows(k),
             *_rows(v),
             ctypes.c_int(layout.causal),
             _f32(scale),
-            *_rows(out),
+            _matrix(out),
         )
         if failed:
             raise MemoryError("No memory for attention over a batch.")
         return out
+
+
+class _Matrix(ctypes.Structure):
+    """`matrix` of kernels.c."""
+
+    _fields_ = (("at", ctypes.c_void_p), ("stride", ctypes.c_int64), ("width", ctypes.c_int64))
+
+    @classmethod
+    def of(cls, x: Rows) -> _Matrix:
+        if isinstance(x, TiledRows):
+            return cls(_at(x.tiles), 0, x.width)
+        return cls(*_rows(x), x.shape[1])
 
 
 class _Product(ctypes.Structure):
@@ -197,38 +240,49 @@ class _Product(ctypes.Structure):
 
     _fields_ = (
         ("rows", ctypes.c_int64),
-        ("inputs", ctypes.c_int64),
+        ("steps", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
+        ("tiles", ctypes.c_void_p),
         ("packed", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("other", ctypes.c_void_p),
         ("other_stride", ctypes.c_int64),
-        ("out", ctypes.c_void_p),
-        ("out_stride", ctypes.c_int64),
+        ("out", _Matrix),
         ("then", ctypes.c_int64),
+        ("scales", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("row_steps", ctypes.c_void_p),
+        ("row_zeros", ctypes.c_void_p),
     )
 
-    @classmethod
-    def of(cls, packed: Tensor, bias: Tensor | None, then: str | None, other: Tensor | None, out: Tensor) -> _Product:
-        outputs, inputs = packed.shape
-        if out.shape[1] != outputs or (other is not None and other.shape != out.shape):
-            raise ValueError(f"A product of {outputs} outputs cannot be written to a tensor of {list(out.shape)}.")
-        no_rows = (None, 0)
-        return cls(
-            len(out),
-            inputs,
-            outputs,
-            _at(packed),
-            None if bias is None else _at(bias),
-            *(no_rows if other is None else _rows(other)),
-            *_rows(out),
-            _THEN.index(then),
-        )
+
+def _in_huge_pages(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """An empty tensor in pages of 2 MB, where the system has such and it fills one.
+
+    A product reads its whole weight anew for every block of rows. In pages of 4 KB it waits for the pages' addresses:
+    half as fast again without, where weights come from the third-level cache or from memory.
+    """
+    size = rows * columns * dtype.itemsize
+    if size < _HUGE_PAGE:
+        return torch.empty(rows, columns, dtype=dtype)
+    memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError, AttributeError):  # a kernel without them, or a system
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    everything = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -everything.data_ptr() % _HUGE_PAGE
+    return everything[start : start + size].view(dtype).view(rows, columns)
 
 
-def _filled(rows: int) -> int:
-    """Rows up to whole blocks of tiles."""
-    return -(-rows // _BLOCK_ROWS) * _BLOCK_ROWS
+def _kind(tiles: Tensor) -> str:
+    return f"{tiles.shape[1]} columns in {tiles.dtype}"
+
+
+def _shape(x: Rows) -> tuple[int, ...]:
+    return (x.count, x.width) if isinstance(x, TiledRows) else tuple(x.shape)
+
+
+def _matrix(x: Rows) -> Any:
+    return ctypes.byref(_Matrix.of(x))
 
 
 _i64 = ctypes.c_int64

@@ -56,10 +56,11 @@ INLINE void store_bf16(bf16 *to, __m512 x)
     _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
-/* 2^x to 3e-6 of itself, less than a 1000th of what bfloat16 keeps, for x <= 127; next to 0 for very negative x. */
+/* 2^x to 3e-6 of itself, less than a 1000th of what bfloat16 keeps, for -100 <= x <= 127; next to 0 below. (Not nearer:
+ * what is too small for a normal float32 takes the processor a hundred times as long.) */
 INLINE __m512 exp2_ps(__m512 x)
 {
-    x = _mm512_max_ps(_mm512_set1_ps(-140.0f), x); /* in this order not-a-number stays what it is */
+    x = _mm512_max_ps(_mm512_set1_ps(-100.0f), x); /* in this order not-a-number stays what it is */
     __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 r = _mm512_sub_ps(x, n);
     __m512 p = _mm512_set1_ps(9.56051e-3f);
@@ -72,11 +73,30 @@ INLINE __m512 exp2_ps(__m512 x)
 
 #define LOG2_E 1.44269504f
 
+/* ---- tiles ------------------------------------------------------------------------------------------------------
+ *
+ * A tile is 16 rows of 64 bytes: 32 bfloat16 values or 64 8-bit ones. Rows that a product is to read lie tile by tile,
+ * 16 rows after 16, so that a tile is 16 lines in a row. What fills the last 32 rows is never looked at.
+ */
+
+enum { TILE_ROWS = 16, TILE_BYTES = 64, TILE = TILE_ROWS * TILE_BYTES };
+
+/* Rows of bfloat16: `stride` apart, or in tiles where `stride` is 0. */
+typedef struct { bf16 *at; int64_t stride, width; } matrix;
+
+/* Where a run of 16 values begins. */
+INLINE bf16 *run_of(const matrix *m, int64_t row, int64_t column)
+{
+    if (m->stride)
+        return m->at + row * m->stride + column;
+    return m->at + row / TILE_ROWS * TILE_ROWS * m->width + column / 32 * 32 * TILE_ROWS + row % TILE_ROWS * 32 + column % 32;
+}
+
 /* ---- rows ------------------------------------------------------------------------------------------------------ */
 
 /* out = x / sqrt(mean(x^2) + eps) * weight */
 TARGET void rerankd_rms_norm(int threads, int64_t rows, int64_t width, const bf16 *x, int64_t x_stride,
-                             const bf16 *weight, float eps, bf16 *out)
+                             const bf16 *weight, float eps, const matrix *out)
 {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
@@ -88,7 +108,7 @@ TARGET void rerankd_rms_norm(int threads, int64_t rows, int64_t width, const bf1
         }
         __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(sum) / (float)width + eps));
         for (int64_t j = 0; j < width; j += 16)
-            store_bf16(out + i * width + j, _mm512_mul_ps(_mm512_mul_ps(load_bf16(row + j), scale), load_bf16(weight + j)));
+            store_bf16(run_of(out, i, j), _mm512_mul_ps(_mm512_mul_ps(load_bf16(row + j), scale), load_bf16(weight + j)));
     }
 }
 
@@ -123,7 +143,7 @@ TARGET void rerankd_norm_rotate(int threads, int64_t rows, int64_t heads, int64_
 
 /* LayerNorm of x + delta, in float32 as `out` and rounded as `rounded`. */
 TARGET void rerankd_add_layer_norm(int threads, int64_t rows, int64_t width, const float *x, const bf16 *delta,
-                                   const float *weight, const float *bias, float eps, float *out, bf16 *rounded)
+                                   const float *weight, const float *bias, float eps, float *out, const matrix *rounded)
 {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
@@ -147,7 +167,7 @@ TARGET void rerankd_add_layer_norm(int threads, int64_t rows, int64_t width, con
             __m512 v = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(to + j), mean), scale);
             v = _mm512_fmadd_ps(v, _mm512_loadu_ps(weight + j), _mm512_loadu_ps(bias + j));
             _mm512_storeu_ps(to + j, v);
-            store_bf16(rounded + i * width + j, v);
+            store_bf16(run_of(rounded, i, j), v);
         }
     }
 }
@@ -215,22 +235,39 @@ TARGET static void pack_keys(const bf16 *keys, int64_t stride, int64_t n, int64_
         }
 }
 
-/* ---- products --------------------------------------------------------------------------------------------------- */
+/* ---- products ---------------------------------------------------------------------------------------------------
+ *
+ * What bounds a product is not the tile unit but how fast lines come to it. So each pair of panels of the weight, 32
+ * outputs by a run of the inputs, stays in the first-level cache while all rows of a block pass by it from the second,
+ * with loads that leave the first as it is. Sums over several runs wait in memory from one to the next.
+ */
 
-enum { TILE_ROWS = 16, TILE_BYTES = 64 };
+/* Steps of 64 bytes in a run: two panels of 16 KB of a first-level cache of 48. */
+enum { RUN = 16 };
+
+/* Bytes of rows that pass by the weight together: half of a second-level cache of 2 MB. */
+enum { BLOCK_BYTES = 1 << 20, MOST_BLOCK_ROWS = 512 };
+
+/* Rows [rows, width] in tiles. */
+TARGET void rerankd_tile(int threads, int64_t rows, int64_t width, const bf16 *x, int64_t x_stride, bf16 *tiles)
+{
+    const matrix out = { tiles, 0, width };
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < width; j += 32)
+            _mm512_storeu_si512(run_of(&out, i, j), _mm512_loadu_si512(x + i * x_stride + j));
+}
 
 /* Rows as unsigned 8-bit integers, x = (code - zero) * step, in tiles of 16 rows by 64 columns, laid out row block by
- * row block. Each row has a step and a zero of its own, so that its whole range, lopsided or not, is used. The rows that
- * fill the last tile are left as they are. */
-TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const bf16 *x, int64_t x_stride, uint8_t *codes,
-                             float *steps, int32_t *zeros)
+ * row block. Each row has a step and a zero of its own, so that its whole range, lopsided or not, is used. */
+TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const matrix *x, uint8_t *codes, float *steps,
+                             int32_t *zeros)
 {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
-        const bf16 *row = x + i * x_stride;
         __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
         for (int64_t j = 0; j < width; j += 16) {
-            __m512 v = load_bf16(row + j);
+            __m512 v = load_bf16(run_of(x, i, j));
             low = _mm512_min_ps(low, v);
             high = _mm512_max_ps(high, v);
         }
@@ -243,12 +280,18 @@ TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const bf1
         zeros[i] = zero;
         uint8_t *to = codes + i / TILE_ROWS * TILE_ROWS * width + i % TILE_ROWS * TILE_BYTES;
         for (int64_t j = 0; j < width; j += 16) {
-            __m512i code = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(row + j), factor)), shift);
+            __m512i code = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(run_of(x, i, j)), factor)), shift);
             code = _mm512_max_epi32(code, _mm512_setzero_si512());
             _mm_storeu_si128((__m128i *)(to + j / TILE_BYTES * TILE_ROWS * TILE_BYTES + j % TILE_BYTES),
                              _mm512_cvtusepi32_epi8(code));
         }
     }
+}
+
+/* A bfloat16 weight [outputs, inputs] as tiles read it. */
+TARGET void rerankd_pack_bf16(int64_t outputs, int64_t inputs, const bf16 *weight, bf16 *packed)
+{
+    pack_keys(weight, inputs, outputs, inputs, packed);
 }
 
 /* An 8-bit weight [outputs, inputs] as tiles read it: panels of 16 outputs, of runs of 4 inputs; and its rows' sums. */
@@ -264,7 +307,8 @@ void rerankd_pack_int8(int64_t outputs, int64_t inputs, const int8_t *weight, in
     }
 }
 
-enum { THEN_NOTHING, THEN_SILU, THEN_GELU, THEN_GELU_TANH, THEN_TIMES, THEN_PLUS };
+/* THEN_GATED: silu of the first half of the outputs, times the second half. */
+enum { THEN_NOTHING, THEN_SILU, THEN_GELU, THEN_GELU_TANH, THEN_GATED, THEN_PLUS };
 
 /* These are read as bfloat16, so reciprocals good to 14 bits do. */
 INLINE __m512 sigmoid_ps(__m512 x)
@@ -296,20 +340,172 @@ INLINE __m512 gelu_tanh_ps(__m512 x)
     return _mm512_mul_ps(x, sigmoid_ps(_mm512_mul_ps(cubic, _mm512_set1_ps(1.5957691216f))));
 }
 
-/* What follows a product, on 16 of its outputs: a nonlinearity, or the other operand's values there. */
-INLINE void finish(__m512 y, int then, const bf16 *other, bf16 *out)
+/* x [rows, steps of 64 bytes] W^T + bias and what follows it. scales and what is below it are NULL for bfloat16 rows. */
+typedef struct {
+    int64_t rows, steps, outputs;
+    const uint8_t *tiles, *packed;
+    const bf16 *bias, *other; /* [outputs], and [rows, outputs] that is added; or NULL */
+    int64_t other_stride;
+    matrix out;
+    int64_t then;
+    const float *scales; /* of each output of an 8-bit weight */
+    const int32_t *sums; /* of each output's weights */
+    const float *row_steps;
+    const int32_t *row_zeros;
+} product;
+
+/* Where 16 outputs' sums are to be read as what they stand for. */
+INLINE __m512 output(const product *p, const float *sums, int64_t row, int64_t column, int quantized)
+{
+    __m512 y = _mm512_loadu_ps(sums);
+    if (quantized) {
+        __m512i zero = _mm512_set1_epi32(p->row_zeros[row]);
+        __m512i sum = _mm512_sub_epi32(_mm512_castps_si512(y), _mm512_mullo_epi32(_mm512_loadu_si512(p->sums + column), zero));
+        __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(p->scales + column), _mm512_set1_ps(p->row_steps[row]));
+        y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
+    }
+    return p->bias ? _mm512_add_ps(y, load_bf16(p->bias + column)) : y;
+}
+
+INLINE __m512 follow(__m512 y, int then)
 {
     if (then == THEN_SILU)
-        y = _mm512_mul_ps(y, sigmoid_ps(y));
-    else if (then == THEN_GELU)
-        y = gelu_ps(y);
-    else if (then == THEN_GELU_TANH)
-        y = gelu_tanh_ps(y);
-    else if (then == THEN_TIMES)
-        y = _mm512_mul_ps(y, load_bf16(other));
-    else if (then == THEN_PLUS)
-        y = _mm512_add_ps(y, load_bf16(other));
-    store_bf16(out, y);
+        return _mm512_mul_ps(y, sigmoid_ps(y));
+    if (then == THEN_GELU)
+        return gelu_ps(y);
+    if (then == THEN_GELU_TANH)
+        return gelu_tanh_ps(y);
+    return y;
+}
+
+/* Sums of a pass, 32 outputs a row, that are still to be finished: `rows` from `row`, of which `done` are. */
+typedef struct { const float *sums; int64_t rows, row, left, right, done; } unfinished;
+
+/* Finish up to `count` rows of sums. It goes on between the tile products of the next pass, which leave the vector units
+ * idle. */
+INLINE void finish(const product *p, unfinished *u, int64_t count, int quantized, int then)
+{
+    const int64_t stop = u->done + count < u->rows ? u->done + count : u->rows;
+    for (; u->done < stop; u->done++) {
+        const int64_t row = u->row + u->done;
+        __m512 left = output(p, u->sums + 32 * u->done, row, u->left, quantized);
+        __m512 right = output(p, u->sums + 32 * u->done + 16, row, u->right, quantized);
+        bf16 *out = run_of(&p->out, row, u->left);
+        if (then == THEN_GATED) {
+            store_bf16(out, _mm512_mul_ps(_mm512_mul_ps(left, sigmoid_ps(left)), right));
+            continue;
+        }
+        if (then == THEN_PLUS) {
+            const bf16 *other = p->other + row * p->other_stride + u->left;
+            left = _mm512_add_ps(left, load_bf16(other));
+            right = _mm512_add_ps(right, load_bf16(other + 16));
+        }
+        _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(follow(right, then), follow(left, then)));
+    }
+}
+
+/* Where two panels of the weight begin, and the outputs that they are of. */
+typedef struct { const uint8_t *at[2]; int64_t left, right; } panels;
+
+INLINE panels panels_of(const product *p, int64_t i, int then)
+{
+    panels w;
+    w.left = then == THEN_GATED ? 16 * i : 32 * i;
+    w.right = then == THEN_GATED ? p->outputs / 2 + w.left : w.left + 16;
+    w.at[0] = p->packed + w.left / 16 * p->steps * TILE;
+    w.at[1] = p->packed + w.right / 16 * p->steps * TILE;
+    return w;
+}
+
+/* Ask for the lines that the outputs of a row will be written to, and for what is added to them. A store to a line that
+ * lies in memory holds up all stores after it. */
+INLINE void claim(const product *p, int64_t row, int64_t column, int then)
+{
+    __builtin_prefetch(run_of(&p->out, row, column), 1);
+    if (then == THEN_PLUS)
+        _mm_prefetch((const char *)(p->other + row * p->other_stride + column), _MM_HINT_T1);
+}
+
+#define MULTIPLY(sums, rows, panel)                                                                                   \
+    do {                                                                                                              \
+        if (quantized)                                                                                                \
+            _tile_dpbusd(sums, rows, panel);                                                                          \
+        else                                                                                                          \
+            _tile_dpbf16ps(sums, rows, panel);                                                                        \
+    } while (0)
+
+/* Rows from `row` to `end` by two panels, into `sums`, 32 a row; the pass before is finished meanwhile. next: the panels
+ * that come after. */
+INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, const panels *next, float *sums,
+                 unfinished *before, int quantized, int then)
+{
+    const int64_t runs = (p->steps + RUN - 1) / RUN, longest = (p->steps + runs - 1) / runs, groups = (end - row + 31) / 32;
+    /* What belongs to one step: of the pass before, of this one's outputs, and of the weight that comes next. */
+    const int64_t finished = (before->rows + groups * p->steps - 1) / (groups * p->steps);
+    const int64_t claims = (32 + p->steps - 1) / p->steps, lines = (TILE_ROWS + groups - 1) / groups;
+    int64_t claimed = row;
+    for (int64_t from = 0; from < p->steps; from += longest) {
+        const int64_t steps = p->steps - from < longest ? p->steps - from : longest;
+        const uint8_t *left = w->at[0] + from * TILE, *right = w->at[1] + from * TILE;
+        const int last = from + steps == p->steps;
+        const uint8_t *ahead[2] = { last ? next->at[0] : left + steps * TILE, last ? next->at[1] : right + steps * TILE };
+        int64_t fetched = 0;
+        for (int64_t i = row; i < end; i += 32) {
+            const uint8_t *upper = p->tiles + i * p->steps * TILE_BYTES + from * TILE, *lower = upper + p->steps * TILE;
+            float *now = sums + (i - row) * 32;
+            const int both = end - i > 16;
+            if (from) {
+                _tile_stream_loadd(0, now, 128);
+                _tile_stream_loadd(1, now + 16, 128);
+                _tile_stream_loadd(2, now + 512, 128);
+                _tile_stream_loadd(3, now + 528, 128);
+            } else {
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
+            }
+            for (int64_t k = 0; k < steps; k++) {
+                _tile_stream_loadd(4, upper + k * TILE, TILE_BYTES);
+                _tile_loadd(6, left + k * TILE, TILE_BYTES);
+                MULTIPLY(0, 4, 6);
+                _tile_loadd(7, right + k * TILE, TILE_BYTES);
+                MULTIPLY(1, 4, 7);
+                if (both) {
+                    _tile_stream_loadd(5, lower + k * TILE, TILE_BYTES);
+                    MULTIPLY(2, 5, 6);
+                    MULTIPLY(3, 5, 7);
+                }
+                for (int64_t n = 0; n < lines; n++, fetched += 64) {
+                    _mm_prefetch(ahead[0] + fetched, _MM_HINT_T1);
+                    _mm_prefetch(ahead[1] + fetched, _MM_HINT_T1);
+                }
+                finish(p, before, finished, quantized, then);
+                for (int64_t n = 0; n < claims && claimed < end; n++, claimed++)
+                    claim(p, claimed, w->left, then);
+            }
+            _tile_stored(0, now, 128);
+            _tile_stored(1, now + 16, 128);
+            _tile_stored(2, now + 512, 128);
+            _tile_stored(3, now + 528, 128);
+        }
+    }
+    *before = (unfinished){ sums, end - row, row, w->left, w->right, 0 };
+}
+
+/* Passes from `begin` to `end`, counted over all panels of the first block of rows, then of the second, and so on.
+ * sums: room for two passes. */
+INLINE void passes(const product *p, int64_t block, int64_t begin, int64_t end, float (*sums)[MOST_BLOCK_ROWS * 32],
+                   int quantized, int then)
+{
+    const int64_t pairs = p->outputs / 32;
+    unfinished before = { sums[0], 0, 0, 0, 0, 0 };
+    for (int64_t i = begin; i < end; i++) {
+        const int64_t row = i / pairs * block, stop = p->rows - row < block ? p->rows : row + block;
+        const panels now = panels_of(p, i % pairs, then), next = panels_of(p, (i + 1) % pairs, then);
+        pass(p, row, stop, &now, &next, sums[i % 2], &before, quantized, then);
+    }
+    finish(p, &before, MOST_BLOCK_ROWS, quantized, then);
 }
 
 /* `call` with THEN as a constant, so that each of its loops is made for one that follows. */
@@ -319,210 +515,32 @@ INLINE void finish(__m512 y, int then, const bf16 *other, bf16 *out)
     case THEN_SILU: { enum { THEN = THEN_SILU }; call; } break;                                                       \
     case THEN_GELU: { enum { THEN = THEN_GELU }; call; } break;                                                       \
     case THEN_GELU_TANH: { enum { THEN = THEN_GELU_TANH }; call; } break;                                             \
-    case THEN_TIMES: { enum { THEN = THEN_TIMES }; call; } break;                                                     \
+    case THEN_GATED: { enum { THEN = THEN_GATED }; call; } break;                                                     \
     case THEN_PLUS: { enum { THEN = THEN_PLUS }; call; } break;                                                       \
     }
 
-/* A product's operands beside its left side. packed: the weight; bias [outputs] and other [rows, outputs] may be NULL. */
-typedef struct {
-    int64_t rows, inputs, outputs;
-    const void *packed;
-    const bf16 *bias, *other;
-    int64_t other_stride;
-    bf16 *out;
-    int64_t out_stride;
-    int64_t then;
-} product;
-
-/* How many rows pass by two panels of the weight in turn: what they hold stays in the second-level cache. */
-static int64_t block_rows(int64_t row_bytes)
+static int64_t clamp(int64_t x, int64_t low, int64_t high)
 {
-    return row_bytes > 4096 ? 128 : 256;
+    return x < low ? low : x > high ? high : x;
 }
 
-/* Sums of 32 x 32 outputs that are still to be finished: rows from `row`, outputs from `column`, vectors from `done`. */
-typedef struct { void *sums; int64_t rows, row, column, done; } unfinished;
-
-/* Ask for `lines` more lines of what the next panels are, so that they are in the second-level cache when they are due. */
-INLINE void fetch_ahead(const char **from, int64_t lines)
+/* A product as its operands say. outputs is a multiple of 32. */
+TARGET void rerankd_product(int threads, const product *p)
 {
-    for (int64_t i = 0; i < lines; i++, *from += 64)
-        _mm_prefetch(*from, _MM_HINT_T1);
-}
-
-/* How many lines of two panels to ask for at each of the steps that the rows take through the panels before. */
-INLINE int64_t lines_a_step(int64_t panel_bytes, int64_t rows, int64_t steps)
-{
-    const int64_t lines = 2 * panel_bytes / 64, all = (rows + 31) / 32 * steps;
-    return (lines + all - 1) / all;
-}
-
-/* Finish up to `count` vectors of 16 outputs. It goes on between the tile products of the next sums, which leave the
- * vector units idle. */
-INLINE void finish_bf16(const product *p, unfinished *u, int64_t count, int then)
-{
-    const int64_t stop = u->done + count < 2 * u->rows ? u->done + count : 2 * u->rows;
-    for (; u->done < stop; u->done++) {
-        const int64_t row = u->row + u->done / 2, column = u->column + u->done % 2 * 16;
-        __m512 y = _mm512_loadu_ps((const float *)u->sums + 16 * u->done);
-        if (p->bias)
-            y = _mm512_add_ps(y, load_bf16(p->bias + column));
-        finish(y, then, p->other + row * p->other_stride + column, p->out + row * p->out_stride + column);
-    }
-}
-
-/* Rows [rows, width] in tiles of 16 rows by 32 columns, row block by row block: a tile of a row-major matrix would read 16
- * lines that fall on few sets of the cache. */
-TARGET static void tile_rows(int64_t rows, int64_t width, const bf16 *x, int64_t x_stride, int64_t first, bf16 *tiles)
-{
-    for (int64_t i = first; i < first + TILE_ROWS && i < rows; i++)
-        for (int64_t j = 0; j < width; j += 32)
-            _mm512_storeu_si512(tiles + first * width + j * TILE_ROWS + (i - first) * 32,
-                                _mm512_loadu_si512(x + i * x_stride + j));
-}
-
-/* A bfloat16 weight [outputs, inputs] as tiles read it. */
-TARGET void rerankd_pack_bf16(int64_t outputs, int64_t inputs, const bf16 *weight, bf16 *packed)
-{
-    pack_keys(weight, inputs, outputs, inputs, packed);
-}
-
-/* One pair of panels of the weight and the rows from `row` to `end`. */
-INLINE void panels_bf16(const product *p, const bf16 *tiles, int64_t row, int64_t end, int64_t column, int then)
-{
-    const int64_t inputs = p->inputs, each = (64 * 32 + inputs - 1) / inputs;
-    const bf16 *left = (const bf16 *)p->packed + column * inputs, *right = left + 16 * inputs;
-    const int64_t fetched = column + 64 <= p->outputs ? lines_a_step(32 * inputs, end - row, inputs / 32) : 0;
-    const char *ahead = (const char *)(left + 32 * inputs);
-    float sums[2][32 * 32] __attribute__((aligned(64)));
-    unfinished u = { sums[1], 0, 0, 0, 0 };
-    for (int64_t i = row; i < end; i += 32) {
-        const bf16 *upper = tiles + i * inputs, *lower = upper + 16 * inputs;
-        float *now = u.sums == sums[0] ? sums[1] : sums[0];
-        const int both = end - i > 16;
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int64_t k = 0; k < inputs; k += 32) {
-            _tile_loadd(4, upper + 16 * k, 64);
-            _tile_loadd(6, left + 16 * k, 64);
-            _tile_loadd(7, right + 16 * k, 64);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 4, 7);
-            if (both) {
-                _tile_loadd(5, lower + 16 * k, 64);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
-            }
-            finish_bf16(p, &u, each, then);
-            fetch_ahead(&ahead, fetched);
-        }
-        _tile_stored(0, now, 128);
-        _tile_stored(1, now + 16, 128);
-        _tile_stored(2, now + 512, 128);
-        _tile_stored(3, now + 528, 128);
-        u = (unfinished){ now, end - i < 32 ? end - i : 32, i, column, 0 };
-    }
-    finish_bf16(p, &u, 64, then);
-}
-
-/* out = x W^T + bias and what follows. tiles: space for the rows up to a multiple of 32. inputs and outputs are multiples
- * of 32. */
-TARGET void rerankd_bf16(int threads, const bf16 *x, int64_t x_stride, bf16 *tiles, const product *p)
-{
-    const int64_t block = block_rows(2 * p->inputs), blocks = (p->rows + block - 1) / block;
+    const int64_t most = clamp(BLOCK_BYTES / (p->steps * TILE_BYTES), 32, MOST_BLOCK_ROWS);
+    /* Each thread's rows in blocks of one size: a narrow block would read the weight for few. */
+    const int64_t share = (p->rows + threads - 1) / threads, blocks = (share + most - 1) / most;
+    const int64_t block = clamp(((share + blocks - 1) / blocks + 31) / 32 * 32, 32, MOST_BLOCK_ROWS);
+    const int64_t total = (p->rows + block - 1) / block * (p->outputs / 32);
 #pragma omp parallel num_threads(threads)
     {
+        const int64_t thread = omp_get_thread_num(), crew = omp_get_num_threads();
+        float sums[2][MOST_BLOCK_ROWS * 32] __attribute__((aligned(64)));
         begin_tiles();
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < p->rows; i += TILE_ROWS)
-            tile_rows(p->rows, p->inputs, x, x_stride, i, tiles);
-#pragma omp for collapse(2) schedule(static)
-        for (int64_t b = 0; b < blocks; b++)
-            for (int64_t column = 0; column < p->outputs; column += 32) {
-                const int64_t row = b * block, end = p->rows < row + block ? p->rows : row + block;
-                EACH_FOLLOWING(panels_bf16(p, tiles, row, end, column, THEN))
-            }
-        end_tiles();
-    }
-}
-
-typedef struct { const uint8_t *codes; const float *steps; const int32_t *zeros; } int8_rows;
-typedef struct { const float *scales; const int32_t *sums; } int8_outputs;
-
-INLINE void finish_int8(const product *p, const int8_rows *x, const int8_outputs *w, unfinished *u, int64_t count, int then)
-{
-    const int64_t stop = u->done + count < 2 * u->rows ? u->done + count : 2 * u->rows;
-    for (; u->done < stop; u->done++) {
-        const int64_t row = u->row + u->done / 2, column = u->column + u->done % 2 * 16;
-        __m512i sum = _mm512_loadu_si512((const int32_t *)u->sums + 16 * u->done);
-        __m512i at_zero = _mm512_mullo_epi32(_mm512_loadu_si512(w->sums + column), _mm512_set1_epi32(x->zeros[row]));
-        __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(w->scales + column), _mm512_set1_ps(x->steps[row]));
-        __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sum, at_zero)), scale);
-        if (p->bias)
-            y = _mm512_add_ps(y, load_bf16(p->bias + column));
-        finish(y, then, p->other + row * p->other_stride + column, p->out + row * p->out_stride + column);
-    }
-}
-
-INLINE void panels_int8(const product *p, const int8_rows *x, const int8_outputs *w, int64_t row, int64_t end,
-                        int64_t column, int then)
-{
-    const int64_t inputs = p->inputs, each = (64 * 64 + inputs - 1) / inputs;
-    const int8_t *left = (const int8_t *)p->packed + column * inputs, *right = left + 16 * inputs;
-    const int64_t fetched = column + 64 <= p->outputs ? lines_a_step(16 * inputs, end - row, inputs / 64) : 0;
-    const char *ahead = (const char *)(left + 32 * inputs);
-    int32_t sums[2][32 * 32] __attribute__((aligned(64)));
-    unfinished u = { sums[1], 0, 0, 0, 0 };
-    for (int64_t i = row; i < end; i += 32) {
-        const uint8_t *upper = x->codes + i * inputs, *lower = upper + 16 * inputs;
-        int32_t *now = u.sums == sums[0] ? sums[1] : sums[0];
-        const int both = end - i > 16;
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int64_t k = 0; k < inputs; k += 64) {
-            _tile_loadd(4, upper + 16 * k, 64);
-            _tile_loadd(6, left + 16 * k, 64);
-            _tile_loadd(7, right + 16 * k, 64);
-            _tile_dpbusd(0, 4, 6);
-            _tile_dpbusd(1, 4, 7);
-            if (both) {
-                _tile_loadd(5, lower + 16 * k, 64);
-                _tile_dpbusd(2, 5, 6);
-                _tile_dpbusd(3, 5, 7);
-            }
-            finish_int8(p, x, w, &u, each, then);
-            fetch_ahead(&ahead, fetched);
-        }
-        _tile_stored(0, now, 128);
-        _tile_stored(1, now + 16, 128);
-        _tile_stored(2, now + 512, 128);
-        _tile_stored(3, now + 528, 128);
-        u = (unfinished){ now, end - i < 32 ? end - i : 32, i, column, 0 };
-    }
-    finish_int8(p, x, w, &u, 64, then);
-}
-
-/* The same of quantised rows and an 8-bit weight. steps, zeros: of each row; scales, weight_sums: of each output. inputs is
- * a multiple of 64, outputs of 32. */
-TARGET void rerankd_int8(int threads, const uint8_t *codes, const float *steps, const int32_t *zeros, const float *scales,
-                         const int32_t *weight_sums, const product *p)
-{
-    const int8_rows x = { codes, steps, zeros };
-    const int8_outputs w = { scales, weight_sums };
-    const int64_t block = block_rows(p->inputs), blocks = (p->rows + block - 1) / block;
-#pragma omp parallel num_threads(threads)
-    {
-        begin_tiles();
-#pragma omp for collapse(2) schedule(static)
-        for (int64_t b = 0; b < blocks; b++)
-            for (int64_t column = 0; column < p->outputs; column += 32) {
-                const int64_t row = b * block, end = p->rows < row + block ? p->rows : row + block;
-                EACH_FOLLOWING(panels_int8(p, &x, &w, row, end, column, THEN))
-            }
+        if (p->scales)
+            EACH_FOLLOWING(passes(p, block, total * thread / crew, total * (thread + 1) / crew, sums, 1, THEN))
+        else
+            EACH_FOLLOWING(passes(p, block, total * thread / crew, total * (thread + 1) / crew, sums, 0, THEN))
         end_tiles();
     }
 }
@@ -651,7 +669,7 @@ TARGET static void pack(side *to, const bf16 *keys, const bf16 *values, int64_t 
  * before it one key less, and so on. */
 TARGET static void attend(const scratch *s, const side *shared, const side *own, int64_t rows,
                           int64_t head_dim, const bf16 *q, int64_t q_stride, int64_t visible, int causal, float scale,
-                          bf16 *out, int64_t out_stride)
+                          const matrix *out, int64_t out_row, int64_t out_column)
 {
     const int64_t before = padded(shared->count), behind = padded(visible), width = before + behind;
     const int64_t height = rows > 16 ? 32 : 16;
@@ -679,7 +697,7 @@ TARGET static void attend(const scratch *s, const side *shared, const side *own,
     for (int64_t i = 0; i < rows; i++) {
         __m512 inverse = _mm512_set1_ps(1.0f / totals[i]);
         for (int64_t j = 0; j < head_dim; j += 16)
-            store_bf16(out + i * out_stride + j, _mm512_mul_ps(_mm512_loadu_ps(s->sums + i * head_dim + j), inverse));
+            store_bf16(run_of(out, out_row + i, out_column + j), _mm512_mul_ps(_mm512_loadu_ps(s->sums + i * head_dim + j), inverse));
     }
 }
 
@@ -690,7 +708,7 @@ static bf16 *take(char **from, int64_t bytes)
     return taken;
 }
 
-/* Attention as layout.py says: q and out [rows, heads, head_dim], k and v [T, kv_heads, head_dim].
+/* Attention as layout.py says: q [rows, heads, head_dim], out [rows, heads * head_dim], k and v [T, kv_heads, head_dim].
  *
  * blocks: their spans; runs [run_count + 1]: where runs of blocks with one `shared` span begin; each run of each key
  * head is a piece of work, in which the shared keys and values are packed once. Returns 0, or 1 where memory ran out.
@@ -698,7 +716,7 @@ static bf16 *take(char **from, int64_t bytes)
 TARGET int rerankd_attention(int threads, int64_t run_count, const int64_t *runs, const block *blocks,
                              int64_t heads, int64_t kv_heads, int64_t head_dim, const bf16 *q, int64_t q_stride,
                              const bf16 *k, int64_t k_stride, const bf16 *v, int64_t v_stride, int causal, float scale,
-                             bf16 *out, int64_t out_stride)
+                             const matrix *out)
 {
     const int64_t repeat = heads / kv_heads;
     int64_t most_shared = 0, most_own = 0;
@@ -743,7 +761,7 @@ TARGET int rerankd_attention(int threads, int64_t run_count, const int64_t *runs
                             const int64_t visible = causal ? count - (queries - i - rows) : count;
                             attend(&s, &shared, &own, rows, head_dim,
                                    q + (b->query + i) * q_stride + h * head_dim, q_stride, visible, causal, scale,
-                                   out + (b->query + i) * out_stride + h * head_dim, out_stride);
+                                   out, b->query + i, h * head_dim);
                         }
                 }
             }
