@@ -117,7 +117,7 @@ class TiledLinear:
         kernels: Kernels,
     ) -> None:
         self.weight = weight
-        self.bias = bias
+        self.bias = None if bias is None else bias.float()
         self.kernels = kernels
         self.outputs = len(weight.tiles)
         self._read = read

@@ -171,6 +171,7 @@ class Kernels:
     ) -> None:
         """x W^T + b of rows and a weight, both in bfloat16 or both in 8 bits, and what follows it, written to `out`.
 
+        bias: float32 [outputs]
         then: "silu", "gelu", "gelu_tanh", "gated" (silu of the first half of the outputs, times the second half),
             or "plus" `addend` [rows, outputs]; computed before the product is rounded
         """

@@ -317,21 +317,26 @@ INLINE __m512 sigmoid_ps(__m512 x)
     return _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1.0f), e));
 }
 
-/* x * (1 + erf(x / sqrt(2))) / 2, with erf by Abramowitz and Stegun's 7.1.26 (at most 1.5e-7 off). */
+/* x * phi(x), where phi, the normal distribution, is 1/2 and an odd polynomial up to |x| = 4.5 and 0 or 1 beyond: at most
+ * 6e-5 off, and 1e-5 of x beyond. Fitted by least squares. */
 INLINE __m512 gelu_ps(__m512 x)
 {
-    const __m512 one = _mm512_set1_ps(1.0f);
-    __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
-    __m512 t = _mm512_rcp14_ps(_mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), one));
-    __m512 p = _mm512_set1_ps(1.061405429f);
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-1.453152027f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.421413741f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.284496736f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.254829592f));
-    p = _mm512_mul_ps(_mm512_mul_ps(p, t), exp2_ps(_mm512_mul_ps(_mm512_mul_ps(z, z), _mm512_set1_ps(-LOG2_E))));
-    /* p is 1 - erf(|x| / sqrt(2)). */
-    __m512 tail = _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(0.5f), _mm512_abs_ps(x)), p);
-    return _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), x), tail);
+    const __m512 bound = _mm512_set1_ps(4.5f);
+    /* The order of operands keeps what is not a number. */
+    __m512 near = _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), bound), _mm512_min_ps(bound, x));
+    __m512 t = _mm512_mul_ps(near, near);
+    __m512 p = _mm512_set1_ps(-1.9221827e-14f);
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(3.2338295e-11f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-3.400942e-9f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.6119016e-7f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-4.482361e-6f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(8.1702834e-5f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-1.0391182e-3f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(9.589973e-3f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-6.5991983e-2f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(3.987165e-1f));
+    __m512 phi = _mm512_max_ps(_mm512_setzero_ps(), _mm512_fmadd_ps(near, p, _mm512_set1_ps(0.5f)));
+    return _mm512_mul_ps(x, phi);
 }
 
 INLINE __m512 gelu_tanh_ps(__m512 x)
@@ -344,12 +349,13 @@ INLINE __m512 gelu_tanh_ps(__m512 x)
 typedef struct {
     int64_t rows, steps, outputs;
     const uint8_t *tiles, *packed;
-    const bf16 *bias, *other; /* [outputs], and [rows, outputs] that is added; or NULL */
+    const float *bias;        /* [outputs] or NULL */
+    const bf16 *other;        /* [rows, outputs] that are added */
     int64_t other_stride;
     matrix out;
     int64_t then;
-    const float *scales; /* of each output of an 8-bit weight */
-    const int32_t *sums; /* of each output's weights */
+    const float *scales;      /* of each output of an 8-bit weight */
+    const int32_t *sums;      /* of each output's weights */
     const float *row_steps;
     const int32_t *row_zeros;
 } product;
@@ -359,12 +365,11 @@ INLINE __m512 output(const product *p, const float *sums, int64_t row, int64_t c
 {
     __m512 y = _mm512_loadu_ps(sums);
     if (quantized) {
-        __m512i zero = _mm512_set1_epi32(p->row_zeros[row]);
-        __m512i sum = _mm512_sub_epi32(_mm512_castps_si512(y), _mm512_mullo_epi32(_mm512_loadu_si512(p->sums + column), zero));
-        __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(p->scales + column), _mm512_set1_ps(p->row_steps[row]));
-        y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
+        __m512i at_zero = _mm512_mullo_epi32(_mm512_loadu_si512(p->sums + column), _mm512_set1_epi32(p->row_zeros[row]));
+        y = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_castps_si512(y), at_zero));
+        y = _mm512_mul_ps(_mm512_mul_ps(y, _mm512_loadu_ps(p->scales + column)), _mm512_set1_ps(p->row_steps[row]));
     }
-    return p->bias ? _mm512_add_ps(y, load_bf16(p->bias + column)) : y;
+    return p->bias ? _mm512_add_ps(y, _mm512_loadu_ps(p->bias + column)) : y;
 }
 
 INLINE __m512 follow(__m512 y, int then)
