@@ -28,6 +28,8 @@ DTYPE_ALIASES = {"half": "float16", "float": "float32", "bf16": "bfloat16", "fp3
 
 # Enough rows for a product to earn its weight's way into the cache; few enough for what lies between two to stay there.
 CPU_CHUNK_VALUES = 1 << 21
+# The project's own products keep to the cache by themselves; so many rows, for each thread, that calls are few.
+TILED_CHUNK_VALUES = 3 << 20
 # Enough to share a prefix among many documents; small enough that another request need not wait for long.
 CPU_BATCH_TOKENS = 4096
 ACCELERATOR_BATCH_TOKENS = 32768
@@ -71,9 +73,15 @@ def place(device: str = "auto", dtype: str = "auto", quantization: str | None = 
         kernels=kernels,
         linear=_linear(quantization, chosen, chosen_dtype, kernels),
         exact_linear=_linear(None, chosen, chosen_dtype, kernels),
-        chunk_values=CPU_CHUNK_VALUES if on_cpu else None,
+        chunk_values=_chunk_values(kernels) if on_cpu else None,
     )
     return Placement(runtime, CPU_BATCH_TOKENS if on_cpu else ACCELERATOR_BATCH_TOKENS)
+
+
+def _chunk_values(kernels: Kernels | None) -> int:
+    if kernels is not None and kernels.has_amx:
+        return TILED_CHUNK_VALUES * torch.get_num_threads()
+    return CPU_CHUNK_VALUES
 
 
 def keep_freed_memory() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from rerankd.layers.attention.layout import AttentionLayout
 from rerankd.layers.attention.sdpa import sdpa_attention
 from rerankd.layers.rotary import Rotation
-from rerankd.layers.rows import BLOCK_ROWS, Rows, TiledRows
+from rerankd.layers.rows import BLOCK_ROWS, TILE_COLUMNS, TILE_ROWS, Rows, TiledRows
 
 _LANES = 16
 _HEAD_STEP = 32
@@ -227,13 +227,19 @@ class Kernels:
 class _Matrix(ctypes.Structure):
     """`matrix` of kernels.c."""
 
-    _fields_ = (("at", ctypes.c_void_p), ("stride", ctypes.c_int64), ("width", ctypes.c_int64))
+    _fields_ = (
+        ("at", ctypes.c_void_p),
+        ("row", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+    )
 
     @classmethod
     def of(cls, x: Rows) -> _Matrix:
         if isinstance(x, TiledRows):
-            return cls(_at(x.tiles), 0, x.width)
-        return cls(*_rows(x), x.shape[1])
+            return cls(_at(x.tiles), TILE_COLUMNS, TILE_ROWS * x.width, TILE_ROWS * TILE_COLUMNS)
+        at, stride = _rows(x)
+        return cls(at, stride, TILE_ROWS * stride.value, TILE_COLUMNS)
 
 
 class _Product(ctypes.Structure):

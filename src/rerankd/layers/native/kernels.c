@@ -81,15 +81,14 @@ INLINE __m512 exp2_ps(__m512 x)
 
 enum { TILE_ROWS = 16, TILE_BYTES = 64, TILE = TILE_ROWS * TILE_BYTES };
 
-/* Rows of bfloat16: `stride` apart, or in tiles where `stride` is 0. */
-typedef struct { bf16 *at; int64_t stride, width; } matrix;
+/* Rows of bfloat16, in lines or in tiles: how many values lie between the beginnings of one row and the next of its 16,
+ * of 16 rows and the next 16, and of 32 columns and the next 32. */
+typedef struct { bf16 *at; int64_t row, rows, columns; } matrix;
 
 /* Where a run of 16 values begins. */
 INLINE bf16 *run_of(const matrix *m, int64_t row, int64_t column)
 {
-    if (m->stride)
-        return m->at + row * m->stride + column;
-    return m->at + row / TILE_ROWS * TILE_ROWS * m->width + column / 32 * 32 * TILE_ROWS + row % TILE_ROWS * 32 + column % 32;
+    return m->at + row / TILE_ROWS * m->rows + row % TILE_ROWS * m->row + column / 32 * m->columns + column % 32;
 }
 
 /* ---- rows ------------------------------------------------------------------------------------------------------ */
@@ -251,7 +250,7 @@ enum { BLOCK_BYTES = 1 << 20, MOST_BLOCK_ROWS = 512 };
 /* Rows [rows, width] in tiles. */
 TARGET void rerankd_tile(int threads, int64_t rows, int64_t width, const bf16 *x, int64_t x_stride, bf16 *tiles)
 {
-    const matrix out = { tiles, 0, width };
+    const matrix out = { tiles, 32, TILE_ROWS * width, 32 * TILE_ROWS };
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < width; j += 32)
@@ -384,7 +383,7 @@ INLINE __m512 follow(__m512 y, int then)
 }
 
 /* Sums of a pass, 32 outputs a row, that are still to be finished: `rows` from `row`, of which `done` are. */
-typedef struct { const float *sums; int64_t rows, row, left, right, done; } unfinished;
+typedef struct { const float *sums; int64_t rows, row, left, right, done; bf16 *out; } unfinished;
 
 /* Finish up to `count` rows of sums. It goes on between the tile products of the next pass, which leave the vector units
  * idle. */
@@ -395,7 +394,7 @@ INLINE void finish(const product *p, unfinished *u, int64_t count, int quantized
         const int64_t row = u->row + u->done;
         __m512 left = output(p, u->sums + 32 * u->done, row, u->left, quantized);
         __m512 right = output(p, u->sums + 32 * u->done + 16, row, u->right, quantized);
-        bf16 *out = run_of(&p->out, row, u->left);
+        bf16 *out = u->out + row / TILE_ROWS * p->out.rows + row % TILE_ROWS * p->out.row;
         if (then == THEN_GATED) {
             store_bf16(out, _mm512_mul_ps(_mm512_mul_ps(left, sigmoid_ps(left)), right));
             continue;
@@ -424,9 +423,9 @@ INLINE panels panels_of(const product *p, int64_t i, int then)
 
 /* Ask for the lines that the outputs of a row will be written to, and for what is added to them. A store to a line that
  * lies in memory holds up all stores after it. */
-INLINE void claim(const product *p, int64_t row, int64_t column, int then)
+INLINE void claim(const product *p, bf16 *out, int64_t row, int64_t column, int then)
 {
-    __builtin_prefetch(run_of(&p->out, row, column), 1);
+    __builtin_prefetch(out + row / TILE_ROWS * p->out.rows + row % TILE_ROWS * p->out.row, 1);
     if (then == THEN_PLUS)
         _mm_prefetch((const char *)(p->other + row * p->other_stride + column), _MM_HINT_T1);
 }
@@ -439,16 +438,21 @@ INLINE void claim(const product *p, int64_t row, int64_t column, int then)
             _tile_dpbf16ps(sums, rows, panel);                                                                        \
     } while (0)
 
-/* Rows from `row` to `end` by two panels, into `sums`, 32 a row; the pass before is finished meanwhile. next: the panels
+/* Rows from `row` to `end` by two panels, into `sums`, 32 a row; what was before is finished meanwhile. next: the panels
  * that come after. */
 INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, const panels *next, float *sums,
                  unfinished *before, int quantized, int then)
 {
     const int64_t runs = (p->steps + RUN - 1) / RUN, longest = (p->steps + runs - 1) / runs, groups = (end - row + 31) / 32;
-    /* What belongs to one step: of the pass before, of this one's outputs, and of the weight that comes next. */
-    const int64_t finished = (before->rows + groups * p->steps - 1) / (groups * p->steps);
+    /* In one run sums are whole after each 32 rows, and are finished during the next 32 while the first-level cache has
+     * them; in several only after all, and are finished during the next pass. */
+    const int single = runs == 1;
+    /* What belongs to one step: of sums that are to be finished, of this pass's outputs, and of the weight that comes next. */
+    const int64_t spread = single ? p->steps : groups * p->steps;
+    const int64_t finished = ((single ? 32 : before->rows) + spread - 1) / spread;
     const int64_t claims = (32 + p->steps - 1) / p->steps, lines = (TILE_ROWS + groups - 1) / groups;
     int64_t claimed = row;
+    bf16 *out = run_of(&p->out, 0, w->left);
     for (int64_t from = 0; from < p->steps; from += longest) {
         const int64_t steps = p->steps - from < longest ? p->steps - from : longest;
         const uint8_t *left = w->at[0] + from * TILE, *right = w->at[1] + from * TILE;
@@ -457,7 +461,7 @@ INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, co
         int64_t fetched = 0;
         for (int64_t i = row; i < end; i += 32) {
             const uint8_t *upper = p->tiles + i * p->steps * TILE_BYTES + from * TILE, *lower = upper + p->steps * TILE;
-            float *now = sums + (i - row) * 32;
+            float *now = sums + (single ? (i - row) % 64 : i - row) * 32;
             const int both = end - i > 16;
             if (from) {
                 _tile_stream_loadd(0, now, 128);
@@ -487,15 +491,18 @@ INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, co
                 }
                 finish(p, before, finished, quantized, then);
                 for (int64_t n = 0; n < claims && claimed < end; n++, claimed++)
-                    claim(p, claimed, w->left, then);
+                    claim(p, out, claimed, w->left, then);
             }
             _tile_stored(0, now, 128);
             _tile_stored(1, now + 16, 128);
             _tile_stored(2, now + 512, 128);
             _tile_stored(3, now + 528, 128);
+            if (single)
+                *before = (unfinished){ now, end - i < 32 ? end - i : 32, i, w->left, w->right, 0, out };
         }
     }
-    *before = (unfinished){ sums, end - row, row, w->left, w->right, 0 };
+    if (!single)
+        *before = (unfinished){ sums, end - row, row, w->left, w->right, 0, out };
 }
 
 /* Passes from `begin` to `end`, counted over all panels of the first block of rows, then of the second, and so on.
@@ -504,7 +511,7 @@ INLINE void passes(const product *p, int64_t block, int64_t begin, int64_t end, 
                    int quantized, int then)
 {
     const int64_t pairs = p->outputs / 32;
-    unfinished before = { sums[0], 0, 0, 0, 0, 0 };
+    unfinished before = { sums[0], 0, 0, 0, 0, 0, NULL };
     for (int64_t i = begin; i < end; i++) {
         const int64_t row = i / pairs * block, stop = p->rows - row < block ? p->rows : row + block;
         const panels now = panels_of(p, i % pairs, then), next = panels_of(p, (i + 1) % pairs, then);
@@ -670,15 +677,28 @@ TARGET static void pack(side *to, const bf16 *keys, const bf16 *values, int64_t 
     pack_values(values, stride_v, count, head_dim, to->values);
 }
 
+/* Rows that will be read soon: `count` of each, 0 where there are none. */
+typedef struct { const bf16 *q, *k, *v; int64_t q_stride, k_stride, v_stride, queries, keys; } coming;
+
+INLINE void fetch(const bf16 *from, int64_t values)
+{
+    for (int64_t i = 0; i < values; i += 32)
+        _mm_prefetch((const char *)(from + i), _MM_HINT_T1);
+}
+
 /* Up to QUERIES query rows of one head; the last of them sees `visible` of its own keys, in a causal block the row
  * before it one key less, and so on. */
 TARGET static void attend(const scratch *s, const side *shared, const side *own, int64_t rows,
                           int64_t head_dim, const bf16 *q, int64_t q_stride, int64_t visible, int causal, float scale,
-                          const matrix *out, int64_t out_row, int64_t out_column)
+                          const matrix *out, int64_t out_row, int64_t out_column, const coming *next)
 {
     const int64_t before = padded(shared->count), behind = padded(visible), width = before + behind;
     const int64_t height = rows > 16 ? 32 : 16;
     float totals[QUERIES];
+    /* The lines that the sums will be written to, asked for while there are none yet. */
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < head_dim; j += 32)
+            __builtin_prefetch(run_of(out, out_row + i, out_column + j), 1);
     for (int64_t i = 0; i < height; i++)
         for (int64_t j = 0; j < head_dim; j += 32)
             _mm512_storeu_si512(s->queries + i * head_dim + j,
@@ -688,6 +708,12 @@ TARGET static void attend(const scratch *s, const side *shared, const side *own,
     for (int64_t i = 0; i < rows; i++) {
         const int64_t end = causal ? visible - (rows - 1 - i) : visible;
         const float *row = s->logits + i * width;
+        if (i < next->queries)
+            fetch(next->q + i * next->q_stride, head_dim);
+        if (i < next->keys) {
+            fetch(next->k + i * next->k_stride, head_dim);
+            fetch(next->v + i * next->v_stride, head_dim);
+        }
         bf16 *to = s->weights + i * width;
         __m512 largest = max_over(row, shared->count, _mm512_set1_ps(-FLT_MAX));
         largest = _mm512_set1_ps(_mm512_reduce_max_ps(max_over(row + before, end, largest)));
@@ -764,9 +790,14 @@ TARGET int rerankd_attention(int threads, int64_t run_count, const int64_t *runs
                         for (int64_t i = 0; i < queries; i += QUERIES) {
                             const int64_t rows = queries - i < QUERIES ? queries - i : QUERIES;
                             const int64_t visible = causal ? count - (queries - i - rows) : count;
+                            coming next = { 0 };
+                            if (b + 1 < blocks + runs[run + 1])
+                                next = (coming){ q + (b[1].query + i) * q_stride + h * head_dim, keys + (b[1].own + i) * k_stride,
+                                                 values + (b[1].own + i) * v_stride, q_stride, k_stride, v_stride,
+                                                 b[1].query_stop - b[1].query - i, h > kv * repeat ? 0 : b[1].own_stop - b[1].own - i };
                             attend(&s, &shared, &own, rows, head_dim,
                                    q + (b->query + i) * q_stride + h * head_dim, q_stride, visible, causal, scale,
-                                   out, b->query + i, h * head_dim);
+                                   out, b->query + i, h * head_dim, &next);
                         }
                 }
             }
