@@ -264,13 +264,16 @@ TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const mat
 {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++) {
-        __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
-        for (int64_t j = 0; j < width; j += 16) {
-            __m512 v = load_bf16(run_of(x, i, j));
-            low = _mm512_min_ps(low, v);
-            high = _mm512_max_ps(high, v);
-        }
-        const float least = _mm512_reduce_min_ps(low), most = _mm512_reduce_max_ps(high);
+        const bf16 *row = run_of(x, i, 0);
+        __m512 low[2] = { _mm512_setzero_ps(), _mm512_setzero_ps() }, high[2] = { _mm512_setzero_ps(), _mm512_setzero_ps() };
+        for (int64_t j = 0; j < width / 32; j++)
+            for (int h = 0; h < 2; h++) {
+                __m512 v = load_bf16(row + j * x->columns + 16 * h);
+                low[h] = _mm512_min_ps(low[h], v);
+                high[h] = _mm512_max_ps(high[h], v);
+            }
+        const float least = _mm512_reduce_min_ps(_mm512_min_ps(low[0], low[1]));
+        const float most = _mm512_reduce_max_ps(_mm512_max_ps(high[0], high[1]));
         const float step = fmaxf((most - least) / 255.0f, FLT_MIN * 256);
         const int zero = (int)lrintf(-least / step);
         const __m512 factor = _mm512_set1_ps(1.0f / step);
@@ -278,12 +281,13 @@ TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const mat
         steps[i] = step;
         zeros[i] = zero;
         uint8_t *to = codes + i / TILE_ROWS * TILE_ROWS * width + i % TILE_ROWS * TILE_BYTES;
-        for (int64_t j = 0; j < width; j += 16) {
-            __m512i code = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(load_bf16(run_of(x, i, j)), factor)), shift);
-            code = _mm512_max_epi32(code, _mm512_setzero_si512());
-            _mm_storeu_si128((__m128i *)(to + j / TILE_BYTES * TILE_ROWS * TILE_BYTES + j % TILE_BYTES),
-                             _mm512_cvtusepi32_epi8(code));
-        }
+        for (int64_t j = 0; j < width / 32; j++)
+            for (int h = 0; h < 2; h++) {
+                __m512 v = load_bf16(row + j * x->columns + 16 * h);
+                __m512i code = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(v, factor)), shift);
+                code = _mm512_max_epi32(code, _mm512_setzero_si512());
+                _mm_storeu_si128((__m128i *)(to + j / 2 * TILE + j % 2 * 32 + 16 * h), _mm512_cvtusepi32_epi8(code));
+            }
     }
 }
 
@@ -568,6 +572,7 @@ TARGET static void multiply(int64_t m, int64_t n, int64_t k, const bf16 *a, int6
                          float *c, int64_t c_stride, int add)
 {
     const size_t a_bytes = 2 * a_stride, c_bytes = 4 * c_stride;
+    __asm__ volatile("" ::: "memory"); /* What tiles read is stored by now; to the compiler they read nothing. */
     for (int64_t j = 0; j < n; j += 32) {
         const bf16 *left = b + j * depth, *right = left + 16 * depth;
         float *upper = c + j, *lower = c + 16 * c_stride + j;
