@@ -465,7 +465,7 @@ INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, co
         int64_t fetched = 0;
         for (int64_t i = row; i < end; i += 32) {
             const uint8_t *upper = p->tiles + i * p->steps * TILE_BYTES + from * TILE, *lower = upper + p->steps * TILE;
-            float *now = sums + (single ? (i - row) % 64 : i - row) * 32;
+            float *now = sums + (single ? 0 : i - row) * 32;
             const int both = end - i > 16;
             if (from) {
                 _tile_stream_loadd(0, now, 128);
