@@ -365,7 +365,7 @@ def xlmr(folder: Path, *, labels: int = 1, size: str = "tiny", storage: Storage 
     vocabulary = vocabularies.xlm_roberta()
     config = roberta_config(transformers.XLMRobertaConfig, vocabulary, size, labels)
     # The deeper model's logits lie far from 0.
-    spread, shift = (1.3, 1.2) if size == "m3" else (1.6 / labels, 0.0)
+    spread, shift = (1.3, 1.2) if size == "m3" else (1.6 if labels == 1 else 1.2, 0.0)
     classifier(transformers.XLMRobertaForSequenceClassification(config), folder, storage, 1, spread, shift)
     write_roberta_tokenizer(folder, vocabulary, "XLMRobertaTokenizer", config.max_position_embeddings)
     return folder
