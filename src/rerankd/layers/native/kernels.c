@@ -641,21 +641,22 @@ INLINE __m512 max_over(const float *x, int64_t end, __m512 largest)
     return largest;
 }
 
-/* out = 2^(scale * x - shift) up to `end`, 0 from there to `width`; returns the sum so far. */
+/* out = 2^(scale * x - shift) up to `end`, 0 from there to `width`, a multiple of 32; returns the sum so far. */
 INLINE __m512 exp2_over(const float *x, int64_t end, int64_t width, __m512 scale, __m512 shift, __m512 sum, bf16 *out)
 {
     int64_t j = 0;
-    for (; j + 16 <= end; j += 16) {
-        __m512 e = exp2_ps(_mm512_fmsub_ps(_mm512_loadu_ps(x + j), scale, shift));
-        sum = _mm512_add_ps(sum, e);
-        store_bf16(out + j, e);
+    for (; j < end; j += 32) {
+        __m512 a = exp2_ps(_mm512_fmsub_ps(_mm512_loadu_ps(x + j), scale, shift));
+        __m512 b = exp2_ps(_mm512_fmsub_ps(_mm512_loadu_ps(x + j + 16), scale, shift));
+        if (j + 32 > end) {
+            a = _mm512_maskz_mov_ps(lanes(j, end), a);
+            b = _mm512_maskz_mov_ps(lanes(j + 16, end), b);
+        }
+        sum = _mm512_add_ps(sum, _mm512_add_ps(a, b));
+        _mm512_storeu_si512(out + j, (__m512i)_mm512_cvtne2ps_pbh(b, a));
     }
-    for (; j < width; j += 16) {
-        __m512 e = exp2_ps(_mm512_fmsub_ps(_mm512_loadu_ps(x + j), scale, shift));
-        e = _mm512_maskz_mov_ps(lanes(j, end), e);
-        sum = _mm512_add_ps(sum, e);
-        store_bf16(out + j, e);
-    }
+    for (; j < width; j += 32)
+        _mm512_storeu_si512(out + j, _mm512_setzero_si512());
     return sum;
 }
 
@@ -699,7 +700,7 @@ TARGET static void attend(const scratch *s, const side *shared, const side *own,
 {
     const int64_t before = padded(shared->count), behind = padded(visible), width = before + behind;
     const int64_t height = rows > 16 ? 32 : 16;
-    float totals[QUERIES];
+    __m512 totals[QUERIES];
     /* The lines that the sums will be written to, asked for while there are none yet. */
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < head_dim; j += 32)
@@ -710,6 +711,15 @@ TARGET static void attend(const scratch *s, const side *shared, const side *own,
                                 i < rows ? _mm512_loadu_si512(q + i * q_stride + j) : _mm512_setzero_si512());
     multiply(height, before, head_dim, s->queries, head_dim, shared->keys, head_dim, s->logits, width, 0);
     multiply(height, behind, head_dim, s->queries, head_dim, own->keys, head_dim, s->logits + before, width, 0);
+    /* First all maxima, then all weights: within a row each waits for what is before it. */
+    __m512 shifts[QUERIES];
+    const __m512 factor = _mm512_set1_ps(scale * LOG2_E);
+    for (int64_t i = 0; i < rows; i++) {
+        const int64_t end = causal ? visible - (rows - 1 - i) : visible;
+        const float *row = s->logits + i * width;
+        __m512 largest = max_over(row, shared->count, _mm512_set1_ps(-FLT_MAX));
+        shifts[i] = _mm512_mul_ps(_mm512_set1_ps(_mm512_reduce_max_ps(max_over(row + before, end, largest))), factor);
+    }
     for (int64_t i = 0; i < rows; i++) {
         const int64_t end = causal ? visible - (rows - 1 - i) : visible;
         const float *row = s->logits + i * width;
@@ -720,18 +730,15 @@ TARGET static void attend(const scratch *s, const side *shared, const side *own,
             fetch(next->v + i * next->v_stride, head_dim);
         }
         bf16 *to = s->weights + i * width;
-        __m512 largest = max_over(row, shared->count, _mm512_set1_ps(-FLT_MAX));
-        largest = _mm512_set1_ps(_mm512_reduce_max_ps(max_over(row + before, end, largest)));
-        const __m512 factor = _mm512_set1_ps(scale * LOG2_E), shift = _mm512_mul_ps(largest, factor);
-        __m512 sum = exp2_over(row, shared->count, before, factor, shift, _mm512_setzero_ps(), to);
-        sum = exp2_over(row + before, end, behind, factor, shift, sum, to + before);
-        totals[i] = _mm512_reduce_add_ps(sum);
+        __m512 sum = exp2_over(row, shared->count, before, factor, shifts[i], _mm512_setzero_ps(), to);
+        sum = exp2_over(row + before, end, behind, factor, shifts[i], sum, to + before);
+        totals[i] = sum;
     }
     memset(s->weights + rows * width, 0, (size_t)(height - rows) * width * sizeof(bf16));
     multiply(height, head_dim, behind, s->weights + before, width, own->values, padded(own->count), s->sums, head_dim, 0);
     multiply(height, head_dim, before, s->weights, width, shared->values, before, s->sums, head_dim, 1);
     for (int64_t i = 0; i < rows; i++) {
-        __m512 inverse = _mm512_set1_ps(1.0f / totals[i]);
+        __m512 inverse = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(totals[i]));
         for (int64_t j = 0; j < head_dim; j += 16)
             store_bf16(run_of(out, out_row + i, out_column + j), _mm512_mul_ps(_mm512_loadu_ps(s->sums + i * head_dim + j), inverse));
     }
