@@ -13,7 +13,7 @@ from torch import Tensor
 from rerankd.layers.native import Int8Rows, Kernels, TiledWeight
 from rerankd.layers.rows import Rows, TiledRows, plain
 
-Nonlinearity: TypeAlias = Literal["silu", "gelu", "gelu_tanh"]
+Nonlinearity: TypeAlias = Literal["gelu", "gelu_tanh"]
 Out = TypeVar("Out", Tensor, Rows)
 QUANTIZED_AT_ONCE = 256
 """Rows of a weight that are quantised together."""
@@ -204,12 +204,10 @@ def gate(y: Tensor) -> Tensor:
 def apply(x: Tensor, nonlinearity: Nonlinearity) -> Tensor:
     """The nonlinearity of x."""
     match nonlinearity:
-        case "silu":
-            return F.silu(x)
         case "gelu":
             return F.gelu(x)
         case "gelu_tanh":
             return F.gelu(x, approximate="tanh")
 
 
-_ONEDNN = {"silu": ("swish", ""), "gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
+_ONEDNN = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}

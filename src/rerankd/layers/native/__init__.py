@@ -23,7 +23,7 @@ from rerankd.layers.rows import BLOCK_ROWS, TILE_COLUMNS, TILE_ROWS, Rows, Tiled
 _LANES = 16
 _HEAD_STEP = 32
 _TILE_BYTES = 64
-_THEN = (None, "silu", "gelu", "gelu_tanh", "gated", "plus")
+_THEN = (None, "gelu", "gelu_tanh", "gated", "plus")
 _HUGE_PAGE = 1 << 21
 
 
@@ -172,7 +172,7 @@ class Kernels:
         """x W^T + b of rows and a weight, both in bfloat16 or both in 8 bits, and what follows it, written to `out`.
 
         bias: float32 [outputs]
-        then: "silu", "gelu", "gelu_tanh", "gated" (silu of the first half of the outputs, times the second half),
+        then: "gelu", "gelu_tanh", "gated" (silu of the first half of the outputs, times the second half),
             or "plus" `addend` [rows, outputs]; computed before the product is rounded
         """
         outputs, inputs = weight.tiles.shape

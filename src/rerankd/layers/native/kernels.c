@@ -311,7 +311,7 @@ void rerankd_pack_int8(int64_t outputs, int64_t inputs, const int8_t *weight, in
 }
 
 /* THEN_GATED: silu of the first half of the outputs, times the second half. */
-enum { THEN_NOTHING, THEN_SILU, THEN_GELU, THEN_GELU_TANH, THEN_GATED, THEN_PLUS };
+enum { THEN_NOTHING, THEN_GELU, THEN_GELU_TANH, THEN_GATED, THEN_PLUS };
 
 /* These are read as bfloat16, so reciprocals good to 14 bits do. */
 INLINE __m512 sigmoid_ps(__m512 x)
@@ -377,8 +377,6 @@ INLINE __m512 output(const product *p, const float *sums, int64_t row, int64_t c
 
 INLINE __m512 follow(__m512 y, int then)
 {
-    if (then == THEN_SILU)
-        return _mm512_mul_ps(y, sigmoid_ps(y));
     if (then == THEN_GELU)
         return gelu_ps(y);
     if (then == THEN_GELU_TANH)
@@ -528,7 +526,6 @@ INLINE void passes(const product *p, int64_t block, int64_t begin, int64_t end, 
 #define EACH_FOLLOWING(call)                                                                                          \
     switch (p->then) {                                                                                                \
     case THEN_NOTHING: { enum { THEN = THEN_NOTHING }; call; } break;                                                 \
-    case THEN_SILU: { enum { THEN = THEN_SILU }; call; } break;                                                       \
     case THEN_GELU: { enum { THEN = THEN_GELU }; call; } break;                                                       \
     case THEN_GELU_TANH: { enum { THEN = THEN_GELU_TANH }; call; } break;                                             \
     case THEN_GATED: { enum { THEN = THEN_GATED }; call; } break;                                                     \
