@@ -414,7 +414,7 @@ def xlmr_embedder(
     vocabulary = vocabularies.xlm_roberta()
     config = roberta_config(transformers.XLMRobertaConfig, vocabulary, size)
     model = transformers.XLMRobertaModel(config)
-    randomise(model, 1.2)
+    randomise(model, 1.5)
     store(model, folder, storage)
     write_roberta_tokenizer(folder, vocabulary, "XLMRobertaTokenizer", config.max_position_embeddings)
     steps = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))

@@ -139,8 +139,8 @@ def test_a_text_can_lose_its_beginning(minilm_path: Path, make_checkpoint: MakeC
     prompted = load_prompts(
         make_checkpoint(checkpoints.xlmr_embedder, prompts=prompts), family="bi-encoder", positions=1024
     )
-    long = " ".join(["word"] * 5000)
-    limited = prompted.build(request("one two three", [long], max_tokens=20, max_tokens_per_query=1, side="left"))
-    short = prompted.build(request("three", [long], max_tokens=20))
+    long = " ".join(["one"] * 5000)
+    limited = prompted.build(request("three two one", [long], max_tokens=20, max_tokens_per_query=1, side="left"))
+    short = prompted.build(request("one", [long], max_tokens=20))
     assert (limited.prefix, limited.suffixes) == (short.prefix, short.suffixes)
     assert (limited.truncated, limited.query_truncated) == ((True,), True)
