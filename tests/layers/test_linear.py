@@ -119,16 +119,15 @@ def test_what_follows_a_product(dtype: torch.dtype, make: Make, near: float, the
     assert torch.equal(wide[:, 64:].float(), product[:, 32:])
 
 
-@pytest.mark.parametrize(("dtype", "make", "near"), MAKERS)
-def test_maps_read_tiled_rows_as_they_read_others(dtype: torch.dtype, make: Make, near: float) -> None:
+@pytest.mark.parametrize("make", [make for dtype, make, _ in MAKERS if dtype == torch.bfloat16])
+def test_maps_read_tiled_rows_as_they_read_others(make: Make) -> None:
     x = matrix(77, 128, 1).bfloat16()
     tiled = TiledRows.empty(77, 128)
     tiled.copy_(x)
-    linear = make(matrix(64, 128, 2).to(dtype), None)
-    if dtype == torch.bfloat16:
-        assert torch.equal(linear(tiled), linear(x))
-        assert torch.equal(linear(tiled.part(slice(32, 70))), linear(x[32:70]))
-        assert torch.equal(plain(linear.gated(tiled)), plain(linear.gated(x)))
+    linear = make(matrix(64, 128, 2).bfloat16(), None)
+    assert torch.equal(linear(tiled), linear(x))
+    assert torch.equal(linear(tiled.part(slice(32, 70))), linear(x[32:70]))
+    assert torch.equal(plain(linear.gated(tiled)), plain(linear.gated(x)))
 
 
 @needs_amx
@@ -140,6 +139,8 @@ def test_maps_read_tiled_rows_as_they_read_others(dtype: torch.dtype, make: Make
         (16, 128, 96),
         (17, 64, 32),
         (300, 192, 160),
+        # Few rows and many columns, which the threads share out.
+        (70, 128, 416),
         # More inputs than the first-level cache takes of two panels, in runs of unlike lengths; rows in several blocks.
         (49, 1088, 64),
         (1100, 576, 64),
@@ -173,9 +174,9 @@ def test_tiled_products_of_many_shapes(
     torch.testing.assert_close(result.float(), expected, **near)
     torch.testing.assert_close(plus.float(), expected + addend, **near)
     a, b = expected.chunk(2, 1)
-    torch.testing.assert_close(
-        gated.float(), F.silu(a) * b, rtol=2**-6, atol=near["atol"] * float(expected.abs().max())
-    )
+    # An error of a moves silu(a) by 1.1 times as much, and that counts b times; one of b counts silu(a) times.
+    slack = near["atol"] * (1.1 * b.abs() + F.silu(a).abs() + near["atol"]) + 2**-6 * (F.silu(a) * b).abs()
+    assert ((gated.float() - F.silu(a) * b).abs() <= slack).all()
 
 
 @needs_amx
@@ -208,7 +209,7 @@ def test_fused_nonlinearities_are_torchs_to_bfloat16() -> None:
     product = linear(x).float()
     nonlinearities: tuple[Nonlinearity, ...] = ("gelu", "gelu_tanh")
     for then in nonlinearities:
-        torch.testing.assert_close(plain(linear.then(x, then)).float(), apply(product, then), rtol=2**-7, atol=2e-3)
+        torch.testing.assert_close(plain(linear.then(x, then)).float(), apply(product, then), rtol=2**-7, atol=2e-4)
 
 
 @pytest.mark.parametrize("backend", INT8)

@@ -7,8 +7,6 @@ The library is built with the package where a C compiler is at hand. Where it is
 from __future__ import annotations
 
 import ctypes
-import mmap
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +22,6 @@ _LANES = 16
 _HEAD_STEP = 32
 _TILE_BYTES = 64
 _THEN = (None, "gelu", "gelu_tanh", "gated", "plus")
-_HUGE_PAGE = 1 << 21
 
 
 class Int8Rows(NamedTuple):
@@ -149,14 +146,14 @@ class Kernels:
     def pack_bf16(self, weight: Tensor) -> TiledWeight:
         """A bfloat16 weight [outputs, inputs] as `product` reads it."""
         outputs, inputs = weight.shape
-        tiles = _in_huge_pages(outputs, inputs, weight.dtype)
+        tiles = torch.empty_like(weight)
         self._library.rerankd_pack_bf16(_i64(outputs), _i64(inputs), _at(weight), _at(tiles))
         return TiledWeight(tiles)
 
     def pack_int8(self, weight: Tensor, scales: Tensor) -> TiledWeight:
         """An int8 weight [outputs, inputs] with float32 scales [outputs] as `product` reads it."""
         outputs, inputs = weight.shape
-        tiles, sums = _in_huge_pages(outputs, inputs, weight.dtype), torch.empty(outputs, dtype=torch.int32)
+        tiles, sums = torch.empty_like(weight), torch.empty(outputs, dtype=torch.int32)
         self._library.rerankd_pack_int8(_i64(outputs), _i64(inputs), _at(weight), _at(tiles), _at(sums))
         return TiledWeight(tiles, scales, sums)
 
@@ -261,23 +258,6 @@ class _Product(ctypes.Structure):
         ("row_steps", ctypes.c_void_p),
         ("row_zeros", ctypes.c_void_p),
     )
-
-
-def _in_huge_pages(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """An empty tensor in pages of 2 MB, where the system has such and it fills one.
-
-    A product reads its whole weight anew for every block of rows. In pages of 4 KB it waits for the pages' addresses:
-    half as fast again without, where weights come from the third-level cache or from memory.
-    """
-    size = rows * columns * dtype.itemsize
-    if size < _HUGE_PAGE:
-        return torch.empty(rows, columns, dtype=dtype)
-    memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError, AttributeError):  # a kernel without them, or a system
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    everything = torch.frombuffer(memory, dtype=torch.uint8)
-    start = -everything.data_ptr() % _HUGE_PAGE
-    return everything[start : start + size].view(dtype).view(rows, columns)
 
 
 def _kind(tiles: Tensor) -> str:

@@ -1,4 +1,4 @@
-/* Fused row operations and packed attention for bfloat16 on x86-64 with AVX512-BF16, with AMX where there is one.
+/* Row operations for bfloat16 on x86-64 with AVX512-BF16; products and packed attention where there is AMX.
  *
  * torch computes each of these as several passes over float32 temporaries; here a row is read once and written once.
  * Plain C behind a C ABI: built without torch's headers, loaded by ctypes, and left out where it does not compile.
@@ -257,8 +257,7 @@ TARGET void rerankd_tile(int threads, int64_t rows, int64_t width, const bf16 *x
             _mm512_storeu_si512(run_of(&out, i, j), _mm512_loadu_si512(x + i * x_stride + j));
 }
 
-/* Rows as unsigned 8-bit integers, x = (code - zero) * step, in tiles of 16 rows by 64 columns, laid out row block by
- * row block. Each row has a step and a zero of its own, so that its whole range, lopsided or not, is used. */
+/* Rows as unsigned 8-bit integers, x = (code - zero) * step, in tiles. Each row has a step and a zero of its own, so that its whole range, lopsided or not, is used. */
 TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const matrix *x, uint8_t *codes, float *steps,
                              int32_t *zeros)
 {
@@ -363,7 +362,7 @@ typedef struct {
     const int32_t *row_zeros;
 } product;
 
-/* Where 16 outputs' sums are to be read as what they stand for. */
+/* 16 outputs of a row, by their sums; those of 8-bit products are integers. */
 INLINE __m512 output(const product *p, const float *sums, int64_t row, int64_t column, int quantized)
 {
     __m512 y = _mm512_loadu_ps(sums);
@@ -384,10 +383,10 @@ INLINE __m512 follow(__m512 y, int then)
     return y;
 }
 
-/* Sums of a pass, 32 outputs a row, that are still to be finished: `rows` from `row`, of which `done` are. */
+/* Sums, 32 outputs a row, that are still to be finished: `rows` from `row`, of which `done` are. */
 typedef struct { const float *sums; int64_t rows, row, left, right, done; bf16 *out; } unfinished;
 
-/* Finish up to `count` rows of sums. It goes on between the tile products of the next pass, which leave the vector units
+/* Finish up to `count` rows of sums. It goes on between the tile products of the next sums, which leave the vector units
  * idle. */
 INLINE void finish(const product *p, unfinished *u, int64_t count, int quantized, int then)
 {
@@ -541,8 +540,10 @@ static int64_t clamp(int64_t x, int64_t low, int64_t high)
 TARGET void rerankd_product(int threads, const product *p)
 {
     const int64_t most = clamp(BLOCK_BYTES / (p->steps * TILE_BYTES), 32, MOST_BLOCK_ROWS);
-    /* Each thread's rows in blocks of one size: a narrow block would read the weight for few. */
-    const int64_t share = (p->rows + threads - 1) / threads, blocks = (share + most - 1) / most;
+    /* Few rows are one block whose columns the threads share out, so that each reads a part of the weight. Of more each
+     * thread has its own, in blocks of one size: a narrow block would read the weight for few. */
+    const int by_columns = p->rows <= most && p->outputs / 32 >= 4 * threads;
+    const int64_t share = by_columns ? p->rows : (p->rows + threads - 1) / threads, blocks = (share + most - 1) / most;
     const int64_t block = clamp(((share + blocks - 1) / blocks + 31) / 32 * 32, 32, MOST_BLOCK_ROWS);
     const int64_t total = (p->rows + block - 1) / block * (p->outputs / 32);
 #pragma omp parallel num_threads(threads)
