@@ -34,23 +34,22 @@ class EncoderLayer:
     gelu: Nonlinearity
 
     def __call__(self, x: States, layout: AttentionLayout, keep: Tensor | None = None) -> States:
-        """x: [T, hidden]. Returns the new x, or only the rows `keep` (int64) of it, which `layout` then has
-        for its queries."""
-        hidden, dtype = x.exact.shape[-1], self.runtime.dtype
-        head_dim = hidden // self.heads
-        keys_values = x.exact.new_empty(len(x), 2 * hidden, dtype=dtype)
+        """x: [T, hidden], which is written over. Returns it, or only the rows `keep` (int64) of it, which `layout` then
+        has for its queries."""
+        hidden = x.exact.shape[-1]
+        heads = (self.heads, hidden // self.heads)
+        keys_values = self.runtime.room(len(x), 2 * hidden)
         for rows in self.runtime.chunks(len(x), self.mlp):
             self.key_value(part(x.rounded, rows), out=keys_values[rows])
-        keys, values = keys_values.view(len(x), 2, self.heads, head_dim).unbind(1)
+        keys, values = keys_values.view(-1, 2, *heads).unbind(1)
         if keep is not None:
-            x = x.chosen(keep, dtype)
-        queries = x.exact.new_empty(len(x), hidden, dtype=dtype)
+            x = x.chosen(keep, self.runtime.dtype)
+        queries = self.runtime.room(len(x), hidden)
         for rows in self.runtime.chunks(len(x), self.mlp):
             self.query(part(x.rounded, rows), out=queries[rows])
-        attended = self.runtime.attend(queries.view(len(x), self.heads, head_dim), keys, values, layout, head_dim**-0.5)
-        out = States.empty(len(x), hidden, self.runtime)
+        attended = self.runtime.attend(queries.view(-1, *heads), keys, values, layout, heads[1] ** -0.5)
         for rows in self.runtime.chunks(len(x), self.mlp):
-            inner = out.part(rows)
-            self.attention_norm.of_sum(x.exact[rows], self.attention_out(part(attended, rows)), inner)
+            inner = x.part(rows)
+            self.attention_norm.of_sum(inner.exact, self.attention_out(part(attended, rows)), inner)
             self.out_norm.of_sum(inner.exact, self.down(self.up.then(inner.rounded, self.gelu)), inner)
-        return out
+        return x

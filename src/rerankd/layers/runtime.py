@@ -14,6 +14,8 @@ from rerankd.layers.native import Kernels
 
 CHUNK_STEP = 256
 """Chunks are of so many rows or a multiple: products take rows in blocks of that."""
+SPARE = 32
+"""Values between two rows of room on a CPU: rows that begin a multiple of 4 KB apart share few sets of the caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,26 @@ class Runtime:
     exact_linear: Callable[[Tensor, Tensor | None], Linear]
     chunk_values: int | None
 
+    def rows_at_once(self, width: int) -> int | None:
+        """How many rows go through a layer together, for the most values that a row has on the way; None for any."""
+        if self.chunk_values is None:
+            return None
+        return max(self.chunk_values // width // CHUNK_STEP, 1) * CHUNK_STEP
+
+    def room(self, rows: int, width: int) -> Tensor:
+        """Room for products' outputs [rows, width]."""
+        spare = 0 if self.kernels is None else SPARE
+        return torch.empty(rows, width + spare, dtype=self.dtype, device=self.device)[:, :width]
+
     def chunks(self, rows: int, width: int) -> Iterator[slice]:
         """Slices that cover `rows` rows in order, of as many as go from product to product at a time.
 
         width: the most values that a row has between two products
         """
-        step = max(rows, 1)
-        if self.chunk_values is not None:
-            step = max(self.chunk_values // width // CHUNK_STEP, 1) * CHUNK_STEP
+        step = self.rows_at_once(width) or max(rows, 1)
         return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+    def chunks_of(self, rows: slice, width: int) -> Iterator[tuple[slice, slice]]:
+        """`chunks` of some rows, each counted among all rows and from the first of these."""
+        for own in self.chunks(rows.stop - rows.start, width):
+            yield slice(rows.start + own.start, rows.start + own.stop), own

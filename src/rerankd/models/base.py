@@ -86,8 +86,3 @@ def declared_activation(config: Config) -> Activation:
 def last_tokens(batch: PackedBatch) -> Tensor:
     """The row of every document's last token, int64 [documents]."""
     return torch.tensor([span.stop - 1 for span in batch.documents()], device=batch.token_ids.device)
-
-
-def first_tokens(batch: PackedBatch) -> Tensor:
-    """The row of every document's first token, int64 [documents]."""
-    return torch.tensor([span.start for span in batch.documents()], device=batch.token_ids.device)

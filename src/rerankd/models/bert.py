@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rerankd.core import ModelError, PackedBatch, Span
+from rerankd.layers.attention import AttentionLayout
 from rerankd.layers.attention.layout import pruned_layout, separate_layout
+from rerankd.layers.attention.slabs import Slab, in_slabs
 from rerankd.layers.encoder import EncoderLayer
 from rerankd.layers.linear import Nonlinearity
 from rerankd.layers.norm import States
-from rerankd.models.base import TokenIds, declared_activation, first_tokens, label_count, score_rows
+from rerankd.models.base import TokenIds, declared_activation, label_count, score_rows
 from rerankd.models.config import Config
 from rerankd.models.weights import Weights
 
@@ -41,6 +43,7 @@ class Encoder:
         self.types = embeddings.tensor("token_type_embeddings.weight", types, hidden)
         self.norm = embeddings.layer_norm("LayerNorm", hidden, eps, torch.float32)
         self.position_offset = position_offset
+        self.mlp = mlp
         self.runtime = weights.runtime
         self.layers = []
         for i in range(config.get("num_hidden_layers", int)):
@@ -74,28 +77,38 @@ class Encoder:
 
         Nothing above the last layer reads another row, so that layer computes no other.
         """
-        documents = batch.documents()
-        layout = separate_layout(documents)
-        x = self._embed(batch)
-        for layer in self.layers[:-1]:
-            x = layer(x, layout)
-        return self.layers[-1](x, pruned_layout(layout, documents), keep=first_tokens(batch)).exact
+        slabs = self._slabs(batch.documents())
+        states = self._through(self.layers[:-1], batch, slabs)
+        return torch.cat([self._firsts(x, slab.layout) for x, slab in zip(states, slabs, strict=True)])
 
     def states(self, batch: PackedBatch, spans: list[Span]) -> Tensor:
         """Every token's last hidden state, float32 [T, hidden]; `spans` are the runs that attend to themselves."""
-        layout = separate_layout(spans)
-        x = self._embed(batch)
-        for layer in self.layers:
-            x = layer(x, layout)
-        return x.exact
+        states = self._through(self.layers, batch, self._slabs(spans))
+        return torch.cat([x.exact for x in states])
 
-    def _embed(self, batch: PackedBatch) -> States:
-        out = States.empty(len(batch.token_ids), self.words.shape[1], self.runtime)
-        types = torch.zeros_like(batch.token_ids) if batch.token_types is None else batch.token_types
-        for rows in self.runtime.chunks(len(out), self.words.shape[1]):
-            x = F.embedding(batch.token_ids[rows], self.words).float()
-            x += F.embedding(batch.positions[rows] + self.position_offset, self.positions)
-            self.norm.of_sum(x, F.embedding(types[rows], self.types), out.part(rows))
+    def _slabs(self, spans: list[Span]) -> tuple[Slab, ...]:
+        return in_slabs(separate_layout(spans), self.runtime.rows_at_once(self.mlp))
+
+    def _through(self, layers: list[EncoderLayer], batch: PackedBatch, slabs: tuple[Slab, ...]) -> list[States]:
+        """Each slab's states after the layers, which all slabs pass before the next one's weights are read."""
+        states = [self._embed(batch, slab.keys) for slab in slabs]
+        for layer in layers:
+            states = [layer(x, slab.layout) for x, slab in zip(states, slabs, strict=True)]
+        return states
+
+    def _firsts(self, x: States, layout: AttentionLayout) -> Tensor:
+        """What the last layer makes of each document's first row."""
+        documents = [block.query for block in layout.blocks]
+        keep = torch.tensor([document.start for document in documents], device=x.exact.device)
+        return self.layers[-1](x, pruned_layout(layout, documents), keep=keep).exact
+
+    def _embed(self, batch: PackedBatch, rows: slice) -> States:
+        ids, positions = batch.token_ids[rows], batch.positions[rows] + self.position_offset
+        types = torch.zeros_like(ids) if batch.token_types is None else batch.token_types[rows]
+        out = States.empty(len(ids), self.words.shape[1], self.runtime)
+        x = F.embedding(ids, self.words).float()
+        x += F.embedding(positions, self.positions)
+        self.norm.of_sum(x, F.embedding(types, self.types), out)
         return out
 
 

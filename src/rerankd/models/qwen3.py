@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rerankd.core import ModelError, PackedBatch
-from rerankd.layers.attention import AttentionLayout
 from rerankd.layers.attention.layout import causal_layout, pruned_layout
+from rerankd.layers.attention.slabs import Slab, in_slabs
 from rerankd.layers.norm import RMSNorm
 from rerankd.layers.rotary import Rotary, Rotation
 from rerankd.layers.rows import Rows, part
@@ -75,32 +75,37 @@ class Qwen3Layer:
         self.attention_norm = weights.rms_norm("input_layernorm", hidden, shape.eps)
         self.mlp_norm = weights.rms_norm("post_attention_layernorm", hidden, shape.eps)
 
-    def __call__(self, x: Tensor, rotation: Rotation, layout: AttentionLayout, keep: Tensor | None = None) -> Tensor:
-        """x: [T, hidden]. Returns the new x, or only the rows `keep` (int64) of it, which `layout` then has
-        for its queries."""
-        shape = self.shape
-        keys_values = x.new_empty(len(x), 2 * shape.kv_heads * shape.head_dim)
+    def __call__(self, x: Tensor, rotation: Rotation, slabs: Sequence[Slab], keep: Tensor | None = None) -> Tensor:
+        """x: [T, hidden], which is written over. Returns it, or only the rows `keep` (int64) of it, which `slabs` then
+        have for their queries."""
+        shape, runtime = self.shape, self.runtime
+        keys_values = runtime.room(max(slab.key_count for slab in slabs), 2 * shape.kv_heads * shape.head_dim)
         keys, values = keys_values.view(-1, 2, shape.kv_heads, shape.head_dim).unbind(1)
-        queries = x.new_empty(len(x) if keep is None else len(keep), shape.heads, shape.head_dim)
-        for rows in self.runtime.chunks(len(x), shape.mlp):
-            normed = self.attention_norm.rows(x[rows])
-            self.key_value(normed, out=keys_values[rows])
-            self.key_norm.rotated(keys[rows], rotation.rows(rows), out=keys[rows])
-            if keep is None:
-                self._queries(normed, rotation.rows(rows), out=queries[rows])
-        if keep is not None:
-            x = x[keep]
-            self._queries(self.attention_norm.rows(x), rotation.rows(keep), out=queries)
-        attended = self.runtime.attend(queries, keys, values, layout, shape.head_dim**-0.5)
-        out = torch.empty_like(x)
-        for rows in self.runtime.chunks(len(x), shape.mlp):
-            inner = self.out.plus(part(attended, rows), x[rows])
-            self.down.plus(self.gate_up.gated(self.mlp_norm.rows(inner)), inner, out=out[rows])
+        queries = runtime.room(max(slab.layout.query_rows for slab in slabs), shape.heads * shape.head_dim)
+        out = x if keep is None else x[keep]
+        for slab in slabs:
+            asking = slice(slab.layout.query_rows)
+            for rows, own in runtime.chunks_of(slab.keys, shape.mlp):
+                new = slice(slab.kept + own.start, slab.kept + own.stop)
+                normed = self.attention_norm.rows(x[rows])
+                self.key_value(normed, out=keys_values[new])
+                self.key_norm.rotated(keys[new], rotation.rows(rows), out=keys[new])
+                if keep is None:
+                    self._queries(normed, rotation.rows(rows), out=queries[own])
+            if keep is not None:
+                chosen = self.attention_norm.rows(out[slab.queries])
+                self._queries(chosen, rotation.rows(keep[slab.queries]), out=queries[asking])
+            heads = queries[asking].view(-1, shape.heads, shape.head_dim)
+            attended = runtime.attend(heads, keys, values, slab.layout, shape.head_dim**-0.5)
+            for rows, own in runtime.chunks_of(slab.queries, shape.mlp):
+                inner = self.out.plus(part(attended, own), out[rows], out=out[rows])
+                self.down.plus(self.gate_up.gated(self.mlp_norm.rows(inner)), inner, out=inner)
         return out
 
     def _queries(self, normed: Rows, rotation: Rotation, out: Tensor) -> None:
-        self.query(normed, out=out.flatten(1))
-        self.query_norm.rotated(out, rotation, out=out)
+        self.query(normed, out=out)
+        heads = out.view(-1, self.shape.heads, self.shape.head_dim)
+        self.query_norm.rotated(heads, rotation, out=heads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +125,7 @@ class Qwen3Decoder:
     def __init__(self, shape: Qwen3Shape, weights: Weights) -> None:
         self.embedding = weights.tensor("embed_tokens.weight", shape.vocabulary, shape.hidden)
         self.layers = [Qwen3Layer(shape, weights.scope(f"layers.{i}")) for i in range(shape.layers)]
+        self.rows_at_once = weights.runtime.rows_at_once(shape.mlp)
         self.norm = RMSNorm(weights.tensor("norm.weight", shape.hidden, dtype=torch.float32), shape.eps)
 
     def embed(self, batch: PackedBatch) -> Tensor:
@@ -127,14 +133,16 @@ class Qwen3Decoder:
         return F.embedding(batch.token_ids, self.embedding)
 
     def __call__(self, x: Tensor, rotation: Rotation, batch: PackedBatch, deepstack: Deepstack | None = None) -> Tensor:
-        """x: [T, hidden]. Returns float32 [documents, hidden]."""
+        """x: [T, hidden], which is written over. Returns float32 [documents, hidden]."""
         layout = causal_layout(batch.groups)
+        slabs = in_slabs(layout, self.rows_at_once)
         for i, layer in enumerate(self.layers[:-1]):
-            x = layer(x, rotation, layout)
+            x = layer(x, rotation, slabs)
             if deepstack is not None and i < len(deepstack.features):
                 x[deepstack.rows] += deepstack.features[i]
         # Nothing above the last layer reads any row but a document's last.
-        x = self.layers[-1](x, rotation, pruned_layout(layout, batch.documents()), keep=last_tokens(batch))
+        slabs = in_slabs(pruned_layout(layout, batch.documents()), self.rows_at_once)
+        x = self.layers[-1](x, rotation, slabs, keep=last_tokens(batch))
         return self.norm(x.float())
 
 

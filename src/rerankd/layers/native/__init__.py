@@ -27,7 +27,7 @@ _THEN = (None, "gelu", "gelu_tanh", "gated", "plus")
 class Int8Rows(NamedTuple):
     """Rows as 8-bit integers, as products read them: x = (code - zero) * step.
 
-    tiles: uint8 [rows up to a multiple of 32, width]; steps: float32 [rows]; zeros: int32 [rows]
+    tiles: uint8 [rows up to a multiple of 32, width]; steps, zeros: float32 [rows]
     """
 
     tiles: Tensor
@@ -38,7 +38,7 @@ class Int8Rows(NamedTuple):
 class TiledWeight(NamedTuple):
     """A weight as products read it: bfloat16 or int8 [outputs, inputs], in the order that the product reads.
 
-    scales, sums: float32 and int32 [outputs], what a step of each 8-bit output is and its weights' sum
+    scales, sums: float32 [outputs], what a step of each 8-bit output is and its weights' sum
     """
 
     tiles: Tensor
@@ -138,7 +138,7 @@ class Kernels:
         out = Int8Rows(
             torch.empty(-(-rows // BLOCK_ROWS) * BLOCK_ROWS, width, dtype=torch.uint8),
             torch.empty(rows),
-            torch.empty(rows, dtype=torch.int32),
+            torch.empty(rows),
         )
         self._library.rerankd_quantize(_threads(), _i64(rows), _i64(width), _matrix(x), *map(_at, out))
         return out
@@ -153,7 +153,7 @@ class Kernels:
     def pack_int8(self, weight: Tensor, scales: Tensor) -> TiledWeight:
         """An int8 weight [outputs, inputs] with float32 scales [outputs] as `product` reads it."""
         outputs, inputs = weight.shape
-        tiles, sums = torch.empty_like(weight), torch.empty(outputs, dtype=torch.int32)
+        tiles, sums = torch.empty_like(weight), torch.empty(outputs)
         self._library.rerankd_pack_int8(_i64(outputs), _i64(inputs), _at(weight), _at(tiles), _at(sums))
         return TiledWeight(tiles, scales, sums)
 
@@ -289,6 +289,10 @@ def _at(tensor: Tensor) -> ctypes.c_void_p:
 
 def _rows(tensor: Tensor) -> tuple[ctypes.c_void_p, ctypes.c_int64]:
     """Where a tensor begins whose rows, alone, are contiguous, and how many elements lie between them."""
-    if len(tensor) and not tensor[0].is_contiguous():
-        raise ValueError(f"The rows of a tensor of shape {list(tensor.shape)} are not contiguous.")
-    return ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.stride(0))
+    stride, *inner = tensor.stride()
+    step = 1
+    for size, own in zip(reversed(tensor.shape[1:]), reversed(inner), strict=True):
+        if own != step and size > 1:
+            raise ValueError(f"The rows of a tensor of shape {list(tensor.shape)} are not contiguous.")
+        step *= size
+    return ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(stride)

@@ -88,7 +88,7 @@ typedef struct { bf16 *at; int64_t row, rows, columns; } matrix;
 /* Where a run of 16 values begins. */
 INLINE bf16 *run_of(const matrix *m, int64_t row, int64_t column)
 {
-    return m->at + row / TILE_ROWS * m->rows + row % TILE_ROWS * m->row + column / 32 * m->columns + column % 32;
+    return m->at + (row >> 4) * m->rows + (row & 15) * m->row + (column >> 5) * m->columns + (column & 31);
 }
 
 /* ---- rows ------------------------------------------------------------------------------------------------------ */
@@ -242,7 +242,7 @@ TARGET static void pack_keys(const bf16 *keys, int64_t stride, int64_t n, int64_
  */
 
 /* Steps of 64 bytes in a run: two panels of 16 KB of a first-level cache of 48. */
-enum { RUN = 16 };
+enum { RUN = 16, RING = 64 * 32 };
 
 /* Bytes of rows that pass by the weight together: half of a second-level cache of 2 MB. */
 enum { BLOCK_BYTES = 1 << 20, MOST_BLOCK_ROWS = 512 };
@@ -257,36 +257,72 @@ TARGET void rerankd_tile(int threads, int64_t rows, int64_t width, const bf16 *x
             _mm512_storeu_si512(run_of(&out, i, j), _mm512_loadu_si512(x + i * x_stride + j));
 }
 
-/* Rows as unsigned 8-bit integers, x = (code - zero) * step, in tiles. Each row has a step and a zero of its own, so that its whole range, lopsided or not, is used. */
-TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const matrix *x, uint8_t *codes, float *steps,
-                             int32_t *zeros)
+/* bfloat16 values as 16-bit integers of the same order; the same once more gives them back. */
+INLINE __m512i ordered(__m512i x)
 {
+    return _mm512_xor_si512(x, _mm512_and_si512(_mm512_srai_epi16(x, 15), _mm512_set1_epi16(0x7fff)));
+}
+
+/* The largest of 32 ordered values. */
+INLINE float largest(__m512i x)
+{
+    const __m256i half = _mm256_max_epi16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    const int most = _mm512_reduce_max_epi32(_mm512_cvtepi16_epi32(half));
+    const uint32_t bits = (uint32_t)(most ^ (most >> 15 & 0x7fff)) << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* 32 bfloat16 values times a factor, rounded to integers that 16 bits hold. */
+INLINE __m512i rounded(__m512i x, __m512 factor)
+{
+    __m512i even = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(x, 16)), factor));
+    __m512 high = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32((int)0xffff0000)));
+    __m512i odd = _mm512_cvtps_epi32(_mm512_mul_ps(high, factor));
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
+}
+
+/* Rows as unsigned 8-bit integers, x = (code - zero) * step, in tiles. Each row has a step and a zero of its own, so that its
+ * whole range, lopsided or not, is used. width is a multiple of 64. */
+TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const matrix *x, uint8_t *codes, float *steps,
+                             float *zeros)
+{
+    enum { ABREAST = 8 }; /* rows: lines that lie side by side in tiles */
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < rows; i++) {
-        const bf16 *row = run_of(x, i, 0);
-        __m512 low[2] = { _mm512_setzero_ps(), _mm512_setzero_ps() }, high[2] = { _mm512_setzero_ps(), _mm512_setzero_ps() };
+    for (int64_t i = 0; i < rows; i += ABREAST) {
+        const int64_t count = rows - i < ABREAST ? rows - i : ABREAST;
+        const bf16 *row[ABREAST];
+        __m512i low[ABREAST], high[ABREAST];
+        for (int r = 0; r < ABREAST; r++) {
+            row[r] = run_of(x, r < count ? i + r : i, 0);
+            low[r] = high[r] = _mm512_setzero_si512();
+        }
         for (int64_t j = 0; j < width / 32; j++)
-            for (int h = 0; h < 2; h++) {
-                __m512 v = load_bf16(row + j * x->columns + 16 * h);
-                low[h] = _mm512_min_ps(low[h], v);
-                high[h] = _mm512_max_ps(high[h], v);
+            for (int r = 0; r < ABREAST; r++) {
+                __m512i v = ordered(_mm512_loadu_si512(row[r] + j * x->columns));
+                low[r] = _mm512_min_epi16(low[r], v);
+                high[r] = _mm512_max_epi16(high[r], v);
             }
-        const float least = _mm512_reduce_min_ps(_mm512_min_ps(low[0], low[1]));
-        const float most = _mm512_reduce_max_ps(_mm512_max_ps(high[0], high[1]));
-        const float step = fmaxf((most - least) / 255.0f, FLT_MIN * 256);
-        const int zero = (int)lrintf(-least / step);
-        const __m512 factor = _mm512_set1_ps(1.0f / step);
-        const __m512i shift = _mm512_set1_epi32(zero);
-        steps[i] = step;
-        zeros[i] = zero;
-        uint8_t *to = codes + i / TILE_ROWS * TILE_ROWS * width + i % TILE_ROWS * TILE_BYTES;
-        for (int64_t j = 0; j < width / 32; j++)
-            for (int h = 0; h < 2; h++) {
-                __m512 v = load_bf16(row + j * x->columns + 16 * h);
-                __m512i code = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(v, factor)), shift);
-                code = _mm512_max_epi32(code, _mm512_setzero_si512());
-                _mm_storeu_si128((__m128i *)(to + j / 2 * TILE + j % 2 * 32 + 16 * h), _mm512_cvtusepi32_epi8(code));
+        for (int64_t r = 0; r < count; r++) {
+            /* The order of what is not turned around is the opposite one. */
+            const float least = -largest(ordered(_mm512_xor_si512(ordered(low[r]), _mm512_set1_epi16((short)0x8000))));
+            const float range = (largest(high[r]) - least) / 255.0f;
+            const float step = range < FLT_MIN * 256 ? FLT_MIN * 256 : range; /* what is not a number stays */
+            const float zero = rintf(-least / step);
+            steps[i + r] = step;
+            zeros[i + r] = zero;
+            const __m512 factor = _mm512_set1_ps(1.0f / step);
+            const __m512i shift = _mm512_set1_epi16((short)lrintf(zero));
+            uint8_t *to = codes + i / TILE_ROWS * TILE_ROWS * width + (i % TILE_ROWS + r) * TILE_BYTES;
+            for (int64_t j = 0; j < width / 64; j++) {
+                const bf16 *from = row[r] + 2 * j * x->columns;
+                __m512i a = _mm512_add_epi16(rounded(_mm512_loadu_si512(from), factor), shift);
+                __m512i b = _mm512_add_epi16(rounded(_mm512_loadu_si512(from + x->columns), factor), shift);
+                _mm512_storeu_si512(to + j * TILE, _mm512_permutexvar_epi64(order, _mm512_packus_epi16(a, b)));
             }
+        }
     }
 }
 
@@ -297,7 +333,7 @@ TARGET void rerankd_pack_bf16(int64_t outputs, int64_t inputs, const bf16 *weigh
 }
 
 /* An 8-bit weight [outputs, inputs] as tiles read it: panels of 16 outputs, of runs of 4 inputs; and its rows' sums. */
-void rerankd_pack_int8(int64_t outputs, int64_t inputs, const int8_t *weight, int8_t *packed, int32_t *sums)
+void rerankd_pack_int8(int64_t outputs, int64_t inputs, const int8_t *weight, int8_t *packed, float *sums)
 {
     for (int64_t o = 0; o < outputs; o++) {
         int8_t *panel = packed + o / 16 * 16 * inputs + o % 16 * 4;
@@ -357,19 +393,24 @@ typedef struct {
     matrix out;
     int64_t then;
     const float *scales;      /* of each output of an 8-bit weight */
-    const int32_t *sums;      /* of each output's weights */
+    const float *sums;        /* of each output's weights */
     const float *row_steps;
-    const int32_t *row_zeros;
+    const float *row_zeros;
 } product;
+
+/* Sums of up to 32 rows by 32 outputs that are still to be finished, from row `done` on: where they lie, where their
+ * outputs will, and where those of the rows after them will. */
+typedef struct { const float *sums; int64_t row, rows, left, right, done; bf16 *out, *next; } unfinished;
 
 /* 16 outputs of a row, by their sums; those of 8-bit products are integers. */
 INLINE __m512 output(const product *p, const float *sums, int64_t row, int64_t column, int quantized)
 {
     __m512 y = _mm512_loadu_ps(sums);
     if (quantized) {
-        __m512i at_zero = _mm512_mullo_epi32(_mm512_loadu_si512(p->sums + column), _mm512_set1_epi32(p->row_zeros[row]));
-        y = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_castps_si512(y), at_zero));
-        y = _mm512_mul_ps(_mm512_mul_ps(y, _mm512_loadu_ps(p->scales + column)), _mm512_set1_ps(p->row_steps[row]));
+        y = _mm512_cvtepi32_ps(_mm512_castps_si512(y));
+        y = _mm512_fnmadd_ps(_mm512_loadu_ps(p->sums + column), _mm512_set1_ps(p->row_zeros[row]), y);
+        __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(p->scales + column), _mm512_set1_ps(p->row_steps[row]));
+        return p->bias ? _mm512_fmadd_ps(y, scale, _mm512_loadu_ps(p->bias + column)) : _mm512_mul_ps(y, scale);
     }
     return p->bias ? _mm512_add_ps(y, _mm512_loadu_ps(p->bias + column)) : y;
 }
@@ -383,52 +424,64 @@ INLINE __m512 follow(__m512 y, int then)
     return y;
 }
 
-/* Sums, 32 outputs a row, that are still to be finished: `rows` from `row`, of which `done` are. */
-typedef struct { const float *sums; int64_t rows, row, left, right, done; bf16 *out; } unfinished;
-
-/* Finish up to `count` rows of sums. It goes on between the tile products of the next sums, which leave the vector units
- * idle. */
+/* Finish up to `count` rows of sums, and ask for the lines that the outputs 32 rows on will be written to: a store to a line
+ * that lies in memory holds up all stores after it. */
 INLINE void finish(const product *p, unfinished *u, int64_t count, int quantized, int then)
 {
     const int64_t stop = u->done + count < u->rows ? u->done + count : u->rows;
-    for (; u->done < stop; u->done++) {
-        const int64_t row = u->row + u->done;
-        __m512 left = output(p, u->sums + 32 * u->done, row, u->left, quantized);
-        __m512 right = output(p, u->sums + 32 * u->done + 16, row, u->right, quantized);
-        bf16 *out = u->out + row / TILE_ROWS * p->out.rows + row % TILE_ROWS * p->out.row;
+    for (int64_t at = u->done; at < stop; at++) {
+        const int64_t row = u->row + at, place = (at >> 4) * p->out.rows + (at & 15) * p->out.row;
+        __m512 left = output(p, u->sums + 32 * at, row, u->left, quantized);
+        __m512 right = output(p, u->sums + 32 * at + 16, row, u->right, quantized);
+        _mm_prefetch((const char *)(u->next + place), _MM_HINT_T1);
         if (then == THEN_GATED) {
-            store_bf16(out, _mm512_mul_ps(_mm512_mul_ps(left, sigmoid_ps(left)), right));
+            store_bf16(u->out + place, _mm512_mul_ps(_mm512_mul_ps(left, sigmoid_ps(left)), right));
             continue;
         }
         if (then == THEN_PLUS) {
             const bf16 *other = p->other + row * p->other_stride + u->left;
+            _mm_prefetch((const char *)(other + 32 * p->other_stride), _MM_HINT_T1);
             left = _mm512_add_ps(left, load_bf16(other));
             right = _mm512_add_ps(right, load_bf16(other + 16));
         }
-        _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(follow(right, then), follow(left, then)));
+        _mm512_storeu_si512(u->out + place, (__m512i)_mm512_cvtne2ps_pbh(follow(right, then), follow(left, then)));
     }
+    u->done = stop;
 }
+
+/* Of each kind one that is called, so that the loop of tiles keeps its registers. */
+typedef void finisher(const product *, unfinished *, int64_t);
+#define FINISHER(name, quantized, then)                                                                               \
+    TARGET static __attribute__((noinline)) void name(const product *p, unfinished *u, int64_t count)                 \
+    {                                                                                                                 \
+        finish(p, u, count, quantized, then);                                                                         \
+    }
+FINISHER(finish_bf16, 0, THEN_NOTHING)
+FINISHER(finish_bf16_gelu, 0, THEN_GELU)
+FINISHER(finish_bf16_gelu_tanh, 0, THEN_GELU_TANH)
+FINISHER(finish_bf16_gated, 0, THEN_GATED)
+FINISHER(finish_bf16_plus, 0, THEN_PLUS)
+FINISHER(finish_int8, 1, THEN_NOTHING)
+FINISHER(finish_int8_gelu, 1, THEN_GELU)
+FINISHER(finish_int8_gelu_tanh, 1, THEN_GELU_TANH)
+FINISHER(finish_int8_gated, 1, THEN_GATED)
+FINISHER(finish_int8_plus, 1, THEN_PLUS)
+static finisher *const FINISHERS[2][5] = {
+    { finish_bf16, finish_bf16_gelu, finish_bf16_gelu_tanh, finish_bf16_gated, finish_bf16_plus },
+    { finish_int8, finish_int8_gelu, finish_int8_gelu_tanh, finish_int8_gated, finish_int8_plus },
+};
 
 /* Where two panels of the weight begin, and the outputs that they are of. */
 typedef struct { const uint8_t *at[2]; int64_t left, right; } panels;
 
-INLINE panels panels_of(const product *p, int64_t i, int then)
+INLINE panels panels_of(const product *p, int64_t i)
 {
     panels w;
-    w.left = then == THEN_GATED ? 16 * i : 32 * i;
-    w.right = then == THEN_GATED ? p->outputs / 2 + w.left : w.left + 16;
+    w.left = p->then == THEN_GATED ? 16 * i : 32 * i;
+    w.right = p->then == THEN_GATED ? p->outputs / 2 + w.left : w.left + 16;
     w.at[0] = p->packed + w.left / 16 * p->steps * TILE;
     w.at[1] = p->packed + w.right / 16 * p->steps * TILE;
     return w;
-}
-
-/* Ask for the lines that the outputs of a row will be written to, and for what is added to them. A store to a line that
- * lies in memory holds up all stores after it. */
-INLINE void claim(const product *p, bf16 *out, int64_t row, int64_t column, int then)
-{
-    __builtin_prefetch(out + row / TILE_ROWS * p->out.rows + row % TILE_ROWS * p->out.row, 1);
-    if (then == THEN_PLUS)
-        _mm_prefetch((const char *)(p->other + row * p->other_stride + column), _MM_HINT_T1);
 }
 
 #define MULTIPLY(sums, rows, panel)                                                                                   \
@@ -439,36 +492,30 @@ INLINE void claim(const product *p, bf16 *out, int64_t row, int64_t column, int 
             _tile_dpbf16ps(sums, rows, panel);                                                                        \
     } while (0)
 
-/* Rows from `row` to `end` by two panels, into `sums`, 32 a row; what was before is finished meanwhile. next: the panels
- * that come after. */
+/* Rows from `row` to `end` by two panels, into `sums`, 32 a row; what was before is finished meanwhile, since tile products
+ * leave half of the vector unit idle. next: the panels that come after. */
 INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, const panels *next, float *sums,
-                 unfinished *before, int quantized, int then)
+                 unfinished *before, finisher *finish_rows, int quantized)
 {
     const int64_t runs = (p->steps + RUN - 1) / RUN, longest = (p->steps + runs - 1) / runs, groups = (end - row + 31) / 32;
-    /* In one run sums are whole after each 32 rows, and are finished during the next 32 while the first-level cache has
-     * them; in several only after all, and are finished during the next pass. */
-    const int single = runs == 1;
-    /* What belongs to one step: of sums that are to be finished, of this pass's outputs, and of the weight that comes next. */
-    const int64_t spread = single ? p->steps : groups * p->steps;
-    const int64_t finished = ((single ? 32 : before->rows) + spread - 1) / spread;
-    const int64_t claims = (32 + p->steps - 1) / p->steps, lines = (TILE_ROWS + groups - 1) / groups;
-    int64_t claimed = row;
-    bf16 *out = run_of(&p->out, 0, w->left);
+    const int64_t lines = (TILE_ROWS + groups - 1) / groups;
     for (int64_t from = 0; from < p->steps; from += longest) {
         const int64_t steps = p->steps - from < longest ? p->steps - from : longest;
         const uint8_t *left = w->at[0] + from * TILE, *right = w->at[1] + from * TILE;
         const int last = from + steps == p->steps;
         const uint8_t *ahead[2] = { last ? next->at[0] : left + steps * TILE, last ? next->at[1] : right + steps * TILE };
+        /* Sums of the last run are whole, and are finished during the next 32 rows, while the first-level cache has them. */
+        const int64_t finished = (32 + steps - 1) / steps;
         int64_t fetched = 0;
         for (int64_t i = row; i < end; i += 32) {
             const uint8_t *upper = p->tiles + i * p->steps * TILE_BYTES + from * TILE, *lower = upper + p->steps * TILE;
-            float *now = sums + (single ? 0 : i - row) * 32;
+            float *kept = sums + RING + (i - row) * 32, *now = last ? sums + i % 64 * 32 : kept;
             const int both = end - i > 16;
             if (from) {
-                _tile_stream_loadd(0, now, 128);
-                _tile_stream_loadd(1, now + 16, 128);
-                _tile_stream_loadd(2, now + 512, 128);
-                _tile_stream_loadd(3, now + 528, 128);
+                _tile_stream_loadd(0, kept, 128);
+                _tile_stream_loadd(1, kept + 16, 128);
+                _tile_stream_loadd(2, kept + 512, 128);
+                _tile_stream_loadd(3, kept + 528, 128);
             } else {
                 _tile_zero(0);
                 _tile_zero(1);
@@ -490,46 +537,37 @@ INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, co
                     _mm_prefetch(ahead[0] + fetched, _MM_HINT_T1);
                     _mm_prefetch(ahead[1] + fetched, _MM_HINT_T1);
                 }
-                finish(p, before, finished, quantized, then);
-                for (int64_t n = 0; n < claims && claimed < end; n++, claimed++)
-                    claim(p, out, claimed, w->left, then);
+                if (before->done < before->rows)
+                    finish_rows(p, before, finished);
             }
             _tile_stored(0, now, 128);
             _tile_stored(1, now + 16, 128);
             _tile_stored(2, now + 512, 128);
             _tile_stored(3, now + 528, 128);
-            if (single)
-                *before = (unfinished){ now, end - i < 32 ? end - i : 32, i, w->left, w->right, 0, out };
+            if (last) {
+                finish_rows(p, before, 32);
+                bf16 *out = run_of(&p->out, i, w->left);
+                const bf16 *following = i + 32 < end ? out + 2 * p->out.rows : run_of(&p->out, row, next->left);
+                *before = (unfinished){ now, i, end - i < 32 ? end - i : 32, w->left, w->right, 0, out, (bf16 *)following };
+            }
         }
     }
-    if (!single)
-        *before = (unfinished){ sums, end - row, row, w->left, w->right, 0, out };
 }
 
 /* Passes from `begin` to `end`, counted over all panels of the first block of rows, then of the second, and so on.
- * sums: room for two passes. */
-INLINE void passes(const product *p, int64_t block, int64_t begin, int64_t end, float (*sums)[MOST_BLOCK_ROWS * 32],
-                   int quantized, int then)
+ * sums: room for a block's, behind room for those that are being finished. */
+INLINE void passes(const product *p, int64_t block, int64_t begin, int64_t end, float *sums, int quantized)
 {
     const int64_t pairs = p->outputs / 32;
-    unfinished before = { sums[0], 0, 0, 0, 0, 0, NULL };
+    finisher *const finish_rows = FINISHERS[quantized][p->then];
+    unfinished before = { sums, 0, 0, 0, 0, 0, NULL, NULL };
     for (int64_t i = begin; i < end; i++) {
         const int64_t row = i / pairs * block, stop = p->rows - row < block ? p->rows : row + block;
-        const panels now = panels_of(p, i % pairs, then), next = panels_of(p, (i + 1) % pairs, then);
-        pass(p, row, stop, &now, &next, sums[i % 2], &before, quantized, then);
+        const panels now = panels_of(p, i % pairs), next = panels_of(p, (i + 1) % pairs);
+        pass(p, row, stop, &now, &next, sums, &before, finish_rows, quantized);
     }
-    finish(p, &before, MOST_BLOCK_ROWS, quantized, then);
+    finish_rows(p, &before, 32);
 }
-
-/* `call` with THEN as a constant, so that each of its loops is made for one that follows. */
-#define EACH_FOLLOWING(call)                                                                                          \
-    switch (p->then) {                                                                                                \
-    case THEN_NOTHING: { enum { THEN = THEN_NOTHING }; call; } break;                                                 \
-    case THEN_GELU: { enum { THEN = THEN_GELU }; call; } break;                                                       \
-    case THEN_GELU_TANH: { enum { THEN = THEN_GELU_TANH }; call; } break;                                             \
-    case THEN_GATED: { enum { THEN = THEN_GATED }; call; } break;                                                     \
-    case THEN_PLUS: { enum { THEN = THEN_PLUS }; call; } break;                                                       \
-    }
 
 static int64_t clamp(int64_t x, int64_t low, int64_t high)
 {
@@ -549,60 +587,76 @@ TARGET void rerankd_product(int threads, const product *p)
 #pragma omp parallel num_threads(threads)
     {
         const int64_t thread = omp_get_thread_num(), crew = omp_get_num_threads();
-        float sums[2][MOST_BLOCK_ROWS * 32] __attribute__((aligned(64)));
+        float sums[RING + MOST_BLOCK_ROWS * 32] __attribute__((aligned(64)));
         begin_tiles();
         if (p->scales)
-            EACH_FOLLOWING(passes(p, block, total * thread / crew, total * (thread + 1) / crew, sums, 1, THEN))
+            passes(p, block, total * thread / crew, total * (thread + 1) / crew, sums, 1);
         else
-            EACH_FOLLOWING(passes(p, block, total * thread / crew, total * (thread + 1) / crew, sums, 0, THEN))
+            passes(p, block, total * thread / crew, total * (thread + 1) / crew, sums, 0);
         end_tiles();
     }
 }
 
 /* ---- attention ------------------------------------------------------------------------------------------------- */
 
-/* The product of a matrix and a packed one, as both attention products are: c [m, n] (+)= a [m, k] b [k, n].
+/* The logits of 16 or 32 (m) queries for n packed keys (a multiple of 32), summed over head_dim: c [m, n].
  *
- * b is packed in panels of 16 columns, each of `depth` >= k rows, as pairs b[2i][j], b[2i + 1][j]: a tile reads 16 such
- * rows of pairs as they are. m is 16 or 32; n and k are multiples of 32.
+ * Packed keys lie in panels of 16 columns, as pairs of what is summed over: a tile reads 16 such pairs as they are. A tile
+ * is stored while the next one is summed, so two are in use at a time.
  */
-TARGET static void multiply(int64_t m, int64_t n, int64_t k, const bf16 *a, int64_t a_stride, const bf16 *b, int64_t depth,
-                         float *c, int64_t c_stride, int add)
+INLINE void logits_of(int64_t m, int64_t n, int64_t head_dim, const bf16 *q, int64_t q_stride, const bf16 *keys, float *c,
+                      int64_t c_stride)
 {
-    const size_t a_bytes = 2 * a_stride, c_bytes = 4 * c_stride;
+    const size_t q_bytes = 2 * q_stride, c_bytes = 4 * c_stride;
     __asm__ volatile("" ::: "memory"); /* What tiles read is stored by now; to the compiler they read nothing. */
     for (int64_t j = 0; j < n; j += 32) {
-        const bf16 *left = b + j * depth, *right = left + 16 * depth;
-        float *upper = c + j, *lower = c + 16 * c_stride + j;
+        const bf16 *left = keys + j * head_dim, *right = left + 16 * head_dim;
+        float *upper = c + j, *lower = upper + 16 * c_stride;
         _tile_zero(0);
         _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        if (add) {
-            _tile_loadd(0, upper, c_bytes);
-            _tile_loadd(1, upper + 16, c_bytes);
-            if (m > 16) {
-                _tile_loadd(2, lower, c_bytes);
-                _tile_loadd(3, lower + 16, c_bytes);
-            }
-        }
-        for (int64_t x = 0; x < k; x += 32) {
-            _tile_loadd(4, a + x, a_bytes);
-            _tile_loadd(6, left + 16 * x, 64);
-            _tile_loadd(7, right + 16 * x, 64);
+        for (int64_t x = 0; x < head_dim; x += 32) {
+            _tile_loadd(6, left + 16 * x, TILE_BYTES);
+            _tile_loadd(4, q + x, q_bytes);
             _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 4, 7);
             if (m > 16) {
-                _tile_loadd(5, a + 16 * a_stride + x, a_bytes);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
+                _tile_loadd(5, q + 16 * q_stride + x, q_bytes);
+                _tile_dpbf16ps(1, 5, 6);
             }
         }
         _tile_stored(0, upper, c_bytes);
-        _tile_stored(1, upper + 16, c_bytes);
-        if (m > 16) {
-            _tile_stored(2, lower, c_bytes);
+        if (m > 16)
+            _tile_stored(1, lower, c_bytes);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t x = 0; x < head_dim; x += 32) {
+            _tile_loadd(7, right + 16 * x, TILE_BYTES);
+            _tile_loadd(4, q + x, q_bytes);
+            _tile_dpbf16ps(2, 4, 7);
+            if (m > 16) {
+                _tile_loadd(5, q + 16 * q_stride + x, q_bytes);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+        }
+        _tile_stored(2, upper + 16, c_bytes);
+        if (m > 16)
             _tile_stored(3, lower + 16, c_bytes);
+    }
+}
+
+/* 2 x 2 tiles of sums += weights [m, k] by packed values, of panels of `depth` rows. */
+INLINE void add_values(int64_t m, int64_t k, const bf16 *weights, int64_t stride, const bf16 *values, int64_t depth)
+{
+    const size_t bytes = 2 * stride;
+    for (int64_t x = 0; x < k; x += 32) {
+        _tile_loadd(4, weights + x, bytes);
+        _tile_loadd(6, values + 16 * x, TILE_BYTES);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, values + 16 * (depth + x), TILE_BYTES);
+        _tile_dpbf16ps(1, 4, 7);
+        if (m > 16) {
+            _tile_loadd(5, weights + 16 * stride + x, bytes);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
         }
     }
 }
@@ -702,13 +756,17 @@ TARGET static void attend(const scratch *s, const side *shared, const side *own,
     /* The lines that the sums will be written to, asked for while there are none yet. */
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < head_dim; j += 32)
-            __builtin_prefetch(run_of(out, out_row + i, out_column + j), 1);
-    for (int64_t i = 0; i < height; i++)
-        for (int64_t j = 0; j < head_dim; j += 32)
-            _mm512_storeu_si512(s->queries + i * head_dim + j,
-                                i < rows ? _mm512_loadu_si512(q + i * q_stride + j) : _mm512_setzero_si512());
-    multiply(height, before, head_dim, s->queries, head_dim, shared->keys, head_dim, s->logits, width, 0);
-    multiply(height, behind, head_dim, s->queries, head_dim, own->keys, head_dim, s->logits + before, width, 0);
+            _mm_prefetch((const char *)run_of(out, out_row + i, out_column + j), _MM_HINT_T1);
+    if (rows < height) {
+        for (int64_t i = 0; i < height; i++)
+            for (int64_t j = 0; j < head_dim; j += 32)
+                _mm512_storeu_si512(s->queries + i * head_dim + j,
+                                    i < rows ? _mm512_loadu_si512(q + i * q_stride + j) : _mm512_setzero_si512());
+        q = s->queries;
+        q_stride = head_dim;
+    }
+    logits_of(height, before, head_dim, q, q_stride, shared->keys, s->logits, width);
+    logits_of(height, behind, head_dim, q, q_stride, own->keys, s->logits + before, width);
     /* First all maxima, then all weights: within a row each waits for what is before it. */
     __m512 shifts[QUERIES];
     const __m512 factor = _mm512_set1_ps(scale * LOG2_E);
@@ -733,8 +791,23 @@ TARGET static void attend(const scratch *s, const side *shared, const side *own,
         totals[i] = sum;
     }
     memset(s->weights + rows * width, 0, (size_t)(height - rows) * width * sizeof(bf16));
-    multiply(height, head_dim, behind, s->weights + before, width, own->values, padded(own->count), s->sums, head_dim, 0);
-    multiply(height, head_dim, before, s->weights, width, shared->values, before, s->sums, head_dim, 1);
+    __asm__ volatile("" ::: "memory");
+    for (int64_t j = 0; j < head_dim; j += 32) {
+        const int64_t depth = padded(own->count);
+        float *upper = s->sums + j, *lower = upper + 16 * head_dim;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        add_values(height, before, s->weights, width, shared->values + j * before, before);
+        add_values(height, behind, s->weights + before, width, own->values + j * depth, depth);
+        _tile_stored(0, upper, 4 * head_dim);
+        _tile_stored(1, upper + 16, 4 * head_dim);
+        if (height > 16) {
+            _tile_stored(2, lower, 4 * head_dim);
+            _tile_stored(3, lower + 16, 4 * head_dim);
+        }
+    }
     for (int64_t i = 0; i < rows; i++) {
         __m512 inverse = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(totals[i]));
         for (int64_t j = 0; j < head_dim; j += 16)
