@@ -18,6 +18,8 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from rerankd import InvalidRequest, Reranker
 from rerankd.core import RerankRequest, Text, Truncation, text_content
+from rerankd.engine import device
+from rerankd.layers import runtime
 from tests import checkpoints, references
 from tests.conftest import MakeCheckpoint
 from tests.references import Pair
@@ -115,6 +117,24 @@ def test_how_the_weights_lie_on_disk_does_not_matter(
         with Reranker(folder, device="cpu", dtype="float32") as reranker:
             results.append(reranker.score(PAIRS[:8]))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "maker", [checkpoints.qwen3, checkpoints.qwen3_vl, checkpoints.xlmr, checkpoints.xlmr_embedder]
+)
+def test_how_many_rows_pass_a_layer_together_does_not_matter(
+    make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch, maker: Callable[..., Path], dtype: str
+) -> None:
+    folder = make_checkpoint(maker)
+    pairs = PAIRS[: len(PAIRS) // 2]
+    with Reranker(folder, device="cpu", dtype=dtype) as reranker:
+        whole = reranker.score(pairs)
+    monkeypatch.setattr(runtime, "CHUNK_STEP", 32)
+    monkeypatch.setattr(device, "CPU_CHUNK_VALUES", 1)
+    monkeypatch.setattr(device, "TILED_CHUNK_VALUES", 1)
+    with Reranker(folder, device="cpu", dtype=dtype) as reranker:
+        assert largest_difference(reranker.score(pairs), whole) <= (1e-6 if dtype == "float32" else 5e-3)
 
 
 def test_an_instruction_reaches_the_prompt(qwen3_checkpoint: Path) -> None:
