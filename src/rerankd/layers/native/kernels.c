@@ -257,21 +257,31 @@ TARGET void rerankd_tile(int threads, int64_t rows, int64_t width, const bf16 *x
             _mm512_storeu_si512(run_of(&out, i, j), _mm512_loadu_si512(x + i * x_stride + j));
 }
 
-/* bfloat16 values as 16-bit integers of the same order; the same once more gives them back. */
+/* bfloat16 values as 16-bit integers of the same order. */
 INLINE __m512i ordered(__m512i x)
 {
     return _mm512_xor_si512(x, _mm512_and_si512(_mm512_srai_epi16(x, 15), _mm512_set1_epi16(0x7fff)));
 }
 
-/* The largest of 32 ordered values. */
-INLINE float largest(__m512i x)
+/* The value that `ordered` made this of. */
+INLINE float value_of(int ordered)
 {
-    const __m256i half = _mm256_max_epi16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
-    const int most = _mm512_reduce_max_epi32(_mm512_cvtepi16_epi32(half));
-    const uint32_t bits = (uint32_t)(most ^ (most >> 15 & 0x7fff)) << 16;
+    const uint32_t bits = (uint32_t)(ordered ^ (ordered >> 15 & 0x7fff)) << 16;
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
+}
+
+INLINE float smallest(__m512i x)
+{
+    const __m256i half = _mm256_min_epi16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    return value_of(_mm512_reduce_min_epi32(_mm512_cvtepi16_epi32(half)));
+}
+
+INLINE float largest(__m512i x)
+{
+    const __m256i half = _mm256_max_epi16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    return value_of(_mm512_reduce_max_epi32(_mm512_cvtepi16_epi32(half)));
 }
 
 /* 32 bfloat16 values times a factor, rounded to integers that 16 bits hold. */
@@ -306,9 +316,7 @@ TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const mat
                 high[r] = _mm512_max_epi16(high[r], v);
             }
         for (int64_t r = 0; r < count; r++) {
-            /* The order of what is not turned around is the opposite one. */
-            const float least = -largest(ordered(_mm512_xor_si512(ordered(low[r]), _mm512_set1_epi16((short)0x8000))));
-            const float range = (largest(high[r]) - least) / 255.0f;
+            const float least = smallest(low[r]), range = (largest(high[r]) - least) / 255.0f;
             const float step = range < FLT_MIN * 256 ? FLT_MIN * 256 : range; /* what is not a number stays */
             const float zero = rintf(-least / step);
             steps[i + r] = step;
@@ -348,10 +356,10 @@ void rerankd_pack_int8(int64_t outputs, int64_t inputs, const int8_t *weight, in
 /* THEN_GATED: silu of the first half of the outputs, times the second half. */
 enum { THEN_NOTHING, THEN_GELU, THEN_GELU_TANH, THEN_GATED, THEN_PLUS };
 
-/* These are read as bfloat16, so reciprocals good to 14 bits do. */
+/* These are read as bfloat16, so reciprocals good to 14 bits do; and none too small for a normal float32, which is slow. */
 INLINE __m512 sigmoid_ps(__m512 x)
 {
-    __m512 e = exp2_ps(_mm512_min_ps(_mm512_set1_ps(127.0f), _mm512_mul_ps(x, _mm512_set1_ps(-LOG2_E))));
+    __m512 e = exp2_ps(_mm512_min_ps(_mm512_set1_ps(100.0f), _mm512_mul_ps(x, _mm512_set1_ps(-LOG2_E))));
     return _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1.0f), e));
 }
 
@@ -533,7 +541,7 @@ INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, co
                     MULTIPLY(2, 5, 6);
                     MULTIPLY(3, 5, 7);
                 }
-                for (int64_t n = 0; n < lines; n++, fetched += 64) {
+                for (int64_t n = 0; n < lines && fetched < steps * TILE; n++, fetched += 64) {
                     _mm_prefetch(ahead[0] + fetched, _MM_HINT_T1);
                     _mm_prefetch(ahead[1] + fetched, _MM_HINT_T1);
                 }
@@ -554,17 +562,37 @@ INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, co
     }
 }
 
-/* Passes from `begin` to `end`, counted over all panels of the first block of rows, then of the second, and so on.
- * sums: room for a block's, behind room for those that are being finished. */
-INLINE void passes(const product *p, int64_t block, int64_t begin, int64_t end, float *sums, int quantized)
+/* How rows are cut into blocks, in groups of 32: as evenly as can be. */
+typedef struct { int64_t groups, blocks; } cut;
+
+INLINE int64_t first_group(const cut *c, int64_t block)
+{
+    return c->groups * block / c->blocks;
+}
+
+/* The pass, counted over all panels of the first block of rows, then of the second, and so on, that a share of the work
+ * begins with; `work` is what comes before it, in groups of rows by pairs of panels. */
+INLINE int64_t pass_at(const cut *c, int64_t pairs, int64_t work)
+{
+    for (int64_t block = 0; block < c->blocks; block++) {
+        const int64_t groups = first_group(c, block + 1) - first_group(c, block);
+        if (work < groups * pairs)
+            return block * pairs + work / groups;
+        work -= groups * pairs;
+    }
+    return c->blocks * pairs;
+}
+
+/* A thread's passes. sums: room for a block's, behind room for those that are being finished. */
+INLINE void passes(const product *p, const cut *c, int64_t begin, int64_t end, float *sums, int quantized)
 {
     const int64_t pairs = p->outputs / 32;
     finisher *const finish_rows = FINISHERS[quantized][p->then];
     unfinished before = { sums, 0, 0, 0, 0, 0, NULL, NULL };
     for (int64_t i = begin; i < end; i++) {
-        const int64_t row = i / pairs * block, stop = p->rows - row < block ? p->rows : row + block;
+        const int64_t row = 32 * first_group(c, i / pairs), stop = 32 * first_group(c, i / pairs + 1);
         const panels now = panels_of(p, i % pairs), next = panels_of(p, (i + 1) % pairs);
-        pass(p, row, stop, &now, &next, sums, &before, finish_rows, quantized);
+        pass(p, row, stop < p->rows ? stop : p->rows, &now, &next, sums, &before, finish_rows, quantized);
     }
     finish_rows(p, &before, 32);
 }
@@ -577,22 +605,21 @@ static int64_t clamp(int64_t x, int64_t low, int64_t high)
 /* A product as its operands say. outputs is a multiple of 32. */
 TARGET void rerankd_product(int threads, const product *p)
 {
-    const int64_t most = clamp(BLOCK_BYTES / (p->steps * TILE_BYTES), 32, MOST_BLOCK_ROWS);
-    /* Few rows are one block whose columns the threads share out, so that each reads a part of the weight. Of more each
-     * thread has its own, in blocks of one size: a narrow block would read the weight for few. */
-    const int by_columns = p->rows <= most && p->outputs / 32 >= 4 * threads;
-    const int64_t share = by_columns ? p->rows : (p->rows + threads - 1) / threads, blocks = (share + most - 1) / most;
-    const int64_t block = clamp(((share + blocks - 1) / blocks + 31) / 32 * 32, 32, MOST_BLOCK_ROWS);
-    const int64_t total = (p->rows + block - 1) / block * (p->outputs / 32);
+    /* Threads share out blocks, and within a block its columns: of few rows each thread reads a part of the weight. */
+    const int64_t most = clamp(BLOCK_BYTES / (p->steps * TILE_BYTES), 32, MOST_BLOCK_ROWS) / 32, pairs = p->outputs / 32;
+    const int64_t groups = (p->rows + 31) / 32;
+    const cut c = { groups, (groups + most - 1) / most };
 #pragma omp parallel num_threads(threads)
     {
         const int64_t thread = omp_get_thread_num(), crew = omp_get_num_threads();
+        const int64_t begin = pass_at(&c, pairs, groups * pairs * thread / crew);
+        const int64_t end = pass_at(&c, pairs, groups * pairs * (thread + 1) / crew);
         float sums[RING + MOST_BLOCK_ROWS * 32] __attribute__((aligned(64)));
         begin_tiles();
         if (p->scales)
-            passes(p, block, total * thread / crew, total * (thread + 1) / crew, sums, 1);
+            passes(p, &c, begin, end, sums, 1);
         else
-            passes(p, block, total * thread / crew, total * (thread + 1) / crew, sums, 0);
+            passes(p, &c, begin, end, sums, 0);
         end_tiles();
     }
 }
