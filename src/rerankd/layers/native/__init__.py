@@ -52,6 +52,8 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, features: int) -> None:
         self._library = library
         self._features = features
+        for name, arguments in _ARGUMENTS.items():
+            getattr(library, f"rerankd_{name}").argtypes = arguments
 
     @classmethod
     def load(cls) -> Kernels | None:
@@ -79,9 +81,7 @@ class Kernels:
         """x / sqrt(mean(x^2) + eps) * weight for x [rows, width]."""
         rows, width = x.shape
         out = self.empty_rows(rows, width)
-        self._library.rerankd_rms_norm(
-            _threads(), _i64(rows), _i64(width), *_rows(x), _at(weight), _f32(eps), _matrix(out)
-        )
+        self._library.rerankd_rms_norm(torch.get_num_threads(), rows, width, *_rows(x), _at(weight), eps, _matrix(out))
         return out
 
     def empty_rows(self, count: int, width: int) -> Rows:
@@ -94,13 +94,13 @@ class Kernels:
         """RMSNorm over each head of x [rows, heads, head_dim], turned by `rotation`, into `out` of the same shape."""
         rows, heads, head_dim = x.shape
         self._library.rerankd_norm_rotate(
-            _threads(),
-            _i64(rows),
-            _i64(heads),
-            _i64(head_dim),
+            torch.get_num_threads(),
+            rows,
+            heads,
+            head_dim,
             *_rows(x),
             _at(weight),
-            _f32(eps),
+            eps,
             _at(rotation.cos),
             _at(rotation.sin),
             *_rows(out),
@@ -111,14 +111,14 @@ class Kernels:
     ) -> None:
         """LayerNorm of float32 x [rows, width] and bfloat16 delta, by float32 weights: `out` float32 and `rounded`."""
         self._library.rerankd_add_layer_norm(
-            _threads(),
-            _i64(len(x)),
-            _i64(x.shape[1]),
+            torch.get_num_threads(),
+            len(x),
+            x.shape[1],
             _at(x),
             _at(delta),
             _at(weight),
             _at(bias),
-            _f32(eps),
+            eps,
             _at(out),
             _matrix(rounded),
         )
@@ -129,7 +129,7 @@ class Kernels:
             return x
         rows, width = x.shape
         out = TiledRows.empty(rows, width)
-        self._library.rerankd_tile(_threads(), _i64(rows), _i64(width), *_rows(x), _at(out.tiles))
+        self._library.rerankd_tile(torch.get_num_threads(), rows, width, *_rows(x), _at(out.tiles))
         return out
 
     def quantize(self, x: Rows) -> Int8Rows:
@@ -140,21 +140,21 @@ class Kernels:
             torch.empty(rows),
             torch.empty(rows),
         )
-        self._library.rerankd_quantize(_threads(), _i64(rows), _i64(width), _matrix(x), *map(_at, out))
+        self._library.rerankd_quantize(torch.get_num_threads(), rows, width, _matrix(x), *map(_at, out))
         return out
 
     def pack_bf16(self, weight: Tensor) -> TiledWeight:
         """A bfloat16 weight [outputs, inputs] as `product` reads it."""
         outputs, inputs = weight.shape
         tiles = torch.empty_like(weight)
-        self._library.rerankd_pack_bf16(_i64(outputs), _i64(inputs), _at(weight), _at(tiles))
+        self._library.rerankd_pack_bf16(outputs, inputs, _at(weight), _at(tiles))
         return TiledWeight(tiles)
 
     def pack_int8(self, weight: Tensor, scales: Tensor) -> TiledWeight:
         """An int8 weight [outputs, inputs] with float32 scales [outputs] as `product` reads it."""
         outputs, inputs = weight.shape
         tiles, sums = torch.empty_like(weight), torch.empty(outputs)
-        self._library.rerankd_pack_int8(_i64(outputs), _i64(inputs), _at(weight), _at(tiles), _at(sums))
+        self._library.rerankd_pack_int8(outputs, inputs, _at(weight), _at(tiles), _at(sums))
         return TiledWeight(tiles, scales, sums)
 
     def product(
@@ -192,7 +192,7 @@ class Kernels:
             _THEN.index(then),
             *map(_at, (*of_outputs, *of_rows)),
         )
-        self._library.rerankd_product(_threads(), ctypes.byref(operands))
+        self._library.rerankd_product(torch.get_num_threads(), ctypes.byref(operands))
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float) -> Rows:
         """An `Attention` (see layout.py), by AMX; head dimensions that do not fill tiles go through torch's own."""
@@ -202,18 +202,18 @@ class Kernels:
         out = self.empty_rows(rows, heads * head_dim)
         runs, blocks = layout.runs
         failed = self._library.rerankd_attention(
-            _threads(),
-            _i64(len(runs) - 1),
+            torch.get_num_threads(),
+            len(runs) - 1,
             _at(runs),
             _at(blocks),
-            _i64(heads),
-            _i64(k.shape[1]),
-            _i64(head_dim),
+            heads,
+            k.shape[1],
+            head_dim,
             *_rows(q),
             *_rows(k),
             *_rows(v),
-            ctypes.c_int(layout.causal),
-            _f32(scale),
+            layout.causal,
+            scale,
             _matrix(out),
         )
         if failed:
@@ -236,7 +236,7 @@ class _Matrix(ctypes.Structure):
         if isinstance(x, TiledRows):
             return cls(_at(x.tiles), TILE_COLUMNS, TILE_ROWS * x.width, TILE_ROWS * TILE_COLUMNS)
         at, stride = _rows(x)
-        return cls(at, stride, TILE_ROWS * stride.value, TILE_COLUMNS)
+        return cls(at, stride, TILE_ROWS * stride, TILE_COLUMNS)
 
 
 class _Product(ctypes.Structure):
@@ -260,6 +260,21 @@ class _Product(ctypes.Structure):
     )
 
 
+_T, _I, _F, _P, _M = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.POINTER(_Matrix)
+_ARGUMENTS = {
+    "rms_norm": (_T, _I, _I, _P, _I, _P, _F, _M),
+    "norm_rotate": (_T, _I, _I, _I, _P, _I, _P, _F, _P, _P, _P, _I),
+    "add_layer_norm": (_T, _I, _I, _P, _P, _P, _P, _F, _P, _M),
+    "tile": (_T, _I, _I, _P, _I, _P),
+    "quantize": (_T, _I, _I, _M, _P, _P, _P),
+    "pack_bf16": (_I, _I, _P, _P),
+    "pack_int8": (_I, _I, _P, _P, _P),
+    "product": (_T, ctypes.POINTER(_Product)),
+    "attention": (_T, _I, _P, _P, _I, _I, _I, _P, _I, _P, _I, _P, _I, _T, _F, _M),
+}
+"""Of each function of kernels.c; threads come first."""
+
+
 def _kind(tiles: Tensor) -> str:
     return f"{tiles.shape[1]} columns in {tiles.dtype}"
 
@@ -272,22 +287,14 @@ def _matrix(x: Rows) -> Any:
     return ctypes.byref(_Matrix.of(x))
 
 
-_i64 = ctypes.c_int64
-_f32 = ctypes.c_float
-
-
-def _threads() -> ctypes.c_int:
-    return ctypes.c_int(torch.get_num_threads())
-
-
-def _at(tensor: Tensor) -> ctypes.c_void_p:
+def _at(tensor: Tensor) -> int:
     """Where a contiguous tensor begins."""
     if not tensor.is_contiguous():
         raise ValueError(f"A tensor of shape {list(tensor.shape)} is not contiguous.")
-    return ctypes.c_void_p(tensor.data_ptr())
+    return tensor.data_ptr()
 
 
-def _rows(tensor: Tensor) -> tuple[ctypes.c_void_p, ctypes.c_int64]:
+def _rows(tensor: Tensor) -> tuple[int, int]:
     """Where a tensor begins whose rows, alone, are contiguous, and how many elements lie between them."""
     stride, *inner = tensor.stride()
     step = 1
@@ -295,4 +302,4 @@ def _rows(tensor: Tensor) -> tuple[ctypes.c_void_p, ctypes.c_int64]:
         if own != step and size > 1:
             raise ValueError(f"The rows of a tensor of shape {list(tensor.shape)} are not contiguous.")
         step *= size
-    return ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(stride)
+    return tensor.data_ptr(), stride

@@ -583,16 +583,23 @@ INLINE int64_t pass_at(const cut *c, int64_t pairs, int64_t work)
     return c->blocks * pairs;
 }
 
-/* A thread's passes. sums: room for a block's, behind room for those that are being finished. */
-INLINE void passes(const product *p, const cut *c, int64_t begin, int64_t end, float *sums, int quantized)
+/* Passes that a thread was given, of which `next` is the first that none has taken; on a line of its own. */
+typedef struct { int64_t next, end; } __attribute__((aligned(64))) range;
+
+/* A thread's passes, then what is left of the other threads': one that shares its core with others is slower. sums: room for
+ * a block's, behind room for those that are being finished. */
+INLINE void passes(const product *p, const cut *c, range *ranges, int64_t thread, int64_t crew, float *sums, int quantized)
 {
     const int64_t pairs = p->outputs / 32;
     finisher *const finish_rows = FINISHERS[quantized][p->then];
     unfinished before = { sums, 0, 0, 0, 0, 0, NULL, NULL };
-    for (int64_t i = begin; i < end; i++) {
-        const int64_t row = 32 * first_group(c, i / pairs), stop = 32 * first_group(c, i / pairs + 1);
-        const panels now = panels_of(p, i % pairs), next = panels_of(p, (i + 1) % pairs);
-        pass(p, row, stop < p->rows ? stop : p->rows, &now, &next, sums, &before, finish_rows, quantized);
+    for (int64_t k = 0; k < crew; k++) {
+        range *from = ranges + (thread + k) % crew;
+        for (int64_t i; (i = __atomic_fetch_add(&from->next, 1, __ATOMIC_RELAXED)) < from->end;) {
+            const int64_t row = 32 * first_group(c, i / pairs), stop = 32 * first_group(c, i / pairs + 1);
+            const panels now = panels_of(p, i % pairs), next = panels_of(p, (i + 1) % pairs);
+            pass(p, row, stop < p->rows ? stop : p->rows, &now, &next, sums, &before, finish_rows, quantized);
+        }
     }
     finish_rows(p, &before, 32);
 }
@@ -609,17 +616,19 @@ TARGET void rerankd_product(int threads, const product *p)
     const int64_t most = clamp(BLOCK_BYTES / (p->steps * TILE_BYTES), 32, MOST_BLOCK_ROWS) / 32, pairs = p->outputs / 32;
     const int64_t groups = (p->rows + 31) / 32;
     const cut c = { groups, (groups + most - 1) / most };
+    range ranges[threads];
+    for (int64_t i = 0; i < threads; i++) {
+        ranges[i].next = pass_at(&c, pairs, groups * pairs * i / threads);
+        ranges[i].end = pass_at(&c, pairs, groups * pairs * (i + 1) / threads);
+    }
 #pragma omp parallel num_threads(threads)
     {
-        const int64_t thread = omp_get_thread_num(), crew = omp_get_num_threads();
-        const int64_t begin = pass_at(&c, pairs, groups * pairs * thread / crew);
-        const int64_t end = pass_at(&c, pairs, groups * pairs * (thread + 1) / crew);
         float sums[RING + MOST_BLOCK_ROWS * 32] __attribute__((aligned(64)));
         begin_tiles();
         if (p->scales)
-            passes(p, &c, begin, end, sums, 1);
+            passes(p, &c, ranges, omp_get_thread_num(), threads, sums, 1);
         else
-            passes(p, &c, begin, end, sums, 0);
+            passes(p, &c, ranges, omp_get_thread_num(), threads, sums, 0);
         end_tiles();
     }
 }
