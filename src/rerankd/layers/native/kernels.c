@@ -408,7 +408,7 @@ typedef struct {
 
 /* Sums of up to 32 rows by 32 outputs that are still to be finished, from row `done` on: where they lie, where their
  * outputs will, and where those of the rows after them will. */
-typedef struct { const float *sums; int64_t row, rows, left, right, done; bf16 *out, *next; } unfinished;
+typedef struct { const float *sums; int64_t row, rows, left, right, done; bf16 *out; const bf16 *next; } unfinished;
 
 /* 16 outputs of a row, by their sums; those of 8-bit products are integers. */
 INLINE __m512 output(const product *p, const float *sums, int64_t row, int64_t column, int quantized)
@@ -556,7 +556,7 @@ INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, co
                 finish_rows(p, before, 32);
                 bf16 *out = run_of(&p->out, i, w->left);
                 const bf16 *following = i + 32 < end ? out + 2 * p->out.rows : run_of(&p->out, row, next->left);
-                *before = (unfinished){ now, i, end - i < 32 ? end - i : 32, w->left, w->right, 0, out, (bf16 *)following };
+                *before = (unfinished){ now, i, end - i < 32 ? end - i : 32, w->left, w->right, 0, out, following };
             }
         }
     }
@@ -827,7 +827,7 @@ TARGET static void attend(const scratch *s, const side *shared, const side *own,
         totals[i] = sum;
     }
     memset(s->weights + rows * width, 0, (size_t)(height - rows) * width * sizeof(bf16));
-    __asm__ volatile("" ::: "memory");
+    __asm__ volatile("" ::: "memory"); /* as in logits_of */
     for (int64_t j = 0; j < head_dim; j += 32) {
         const int64_t depth = padded(own->count);
         float *upper = s->sums + j, *lower = upper + 16 * head_dim;
