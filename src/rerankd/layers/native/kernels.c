@@ -793,7 +793,7 @@ TARGET static void attend(const scratch *s, const side *shared, const side *own,
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < head_dim; j += 32)
             _mm_prefetch((const char *)run_of(out, out_row + i, out_column + j), _MM_HINT_T1);
-    if (rows < height) {
+    if (rows < height) { /* tiles would read past the last row */
         for (int64_t i = 0; i < height; i++)
             for (int64_t j = 0; j < head_dim; j += 32)
                 _mm512_storeu_si512(s->queries + i * head_dim + j,
