@@ -133,6 +133,7 @@ def test_how_many_rows_pass_a_layer_together_does_not_matter(
     monkeypatch.setattr(runtime, "CHUNK_STEP", 32)
     monkeypatch.setattr(device, "CPU_CHUNK_VALUES", 1)
     monkeypatch.setattr(device, "TILED_CHUNK_VALUES", 1)
+    assert device.place("cpu", dtype).runtime.rows_at_once(64) == 32
     with Reranker(folder, device="cpu", dtype=dtype) as reranker:
         assert largest_difference(reranker.score(pairs), whole) <= (1e-6 if dtype == "float32" else 5e-3)
 

@@ -41,6 +41,19 @@ def by_definition(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @pytest.mark.parametrize("backend", INT8)
+def test_a_row_that_is_not_a_number_stays_one_in_8_bits_and_no_other_does(
+    backend: tuple[torch.dtype, Make],
+) -> None:
+    dtype, make = backend
+    x = matrix(19, 64, 1).to(dtype)
+    x[3, 40], x[11, 0], x[18, 63] = float("nan"), -float("nan"), float("inf")
+    y = make(matrix(32, 64, 2).to(dtype), None)(x)
+    lost = torch.zeros(19, dtype=torch.bool)
+    lost[[3, 11, 18]] = True
+    assert torch.equal(~y.isfinite().any(1), lost)
+
+
+@pytest.mark.parametrize("backend", INT8)
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("rows", [1, 7, 16, 17, 33, 300])
 def test_int8_product_is_the_one_defined(backend: tuple[torch.dtype, Make], biased: bool, rows: int) -> None:
