@@ -241,8 +241,8 @@ TARGET static void pack_keys(const bf16 *keys, int64_t stride, int64_t n, int64_
  * with loads that leave the first as it is. Sums over several runs wait in memory from one to the next.
  */
 
-/* Steps of 64 bytes in a run: two panels of 16 KB of a first-level cache of 48. */
-enum { RUN = 16, RING = 64 * 32 };
+/* Steps of 64 bytes in a run: two panels of 16 KB of a first-level cache of 48. And how many whole sums there are. */
+enum { RUN = 16, WHOLE = 32 * 32 };
 
 /* Bytes of rows that pass by the weight together: half of a second-level cache of 2 MB. */
 enum { BLOCK_BYTES = 1 << 20, MOST_BLOCK_ROWS = 512 };
@@ -512,12 +512,13 @@ INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, co
         const uint8_t *left = w->at[0] + from * TILE, *right = w->at[1] + from * TILE;
         const int last = from + steps == p->steps;
         const uint8_t *ahead[2] = { last ? next->at[0] : left + steps * TILE, last ? next->at[1] : right + steps * TILE };
-        /* Sums of the last run are whole, and are finished during the next 32 rows, while the first-level cache has them. */
+        /* Sums of the last run are whole. They are finished during the next 32 rows, while the first-level cache has them,
+         * and before those rows' sums are stored in their place. */
         const int64_t finished = (32 + steps - 1) / steps;
         int64_t fetched = 0;
         for (int64_t i = row; i < end; i += 32) {
             const uint8_t *upper = p->tiles + i * p->steps * TILE_BYTES + from * TILE, *lower = upper + p->steps * TILE;
-            float *kept = sums + RING + (i - row) * 32, *now = last ? sums + i % 64 * 32 : kept;
+            float *kept = sums + WHOLE + (i - row) * 32, *now = last ? sums : kept;
             const int both = end - i > 16;
             if (from) {
                 _tile_stream_loadd(0, kept, 128);
@@ -553,7 +554,6 @@ INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, co
             _tile_stored(2, now + 512, 128);
             _tile_stored(3, now + 528, 128);
             if (last) {
-                finish_rows(p, before, 32);
                 bf16 *out = run_of(&p->out, i, w->left);
                 const bf16 *following = i + 32 < end ? out + 2 * p->out.rows : run_of(&p->out, row, next->left);
                 *before = (unfinished){ now, i, end - i < 32 ? end - i : 32, w->left, w->right, 0, out, following };
@@ -623,7 +623,7 @@ TARGET void rerankd_product(int threads, const product *p)
     }
 #pragma omp parallel num_threads(threads)
     {
-        float sums[RING + MOST_BLOCK_ROWS * 32] __attribute__((aligned(64)));
+        float sums[WHOLE + MOST_BLOCK_ROWS * 32] __attribute__((aligned(64)));
         begin_tiles();
         if (p->scales)
             passes(p, &c, ranges, omp_get_thread_num(), threads, sums, 1);
@@ -637,21 +637,19 @@ TARGET void rerankd_product(int threads, const product *p)
 
 /* The logits of 16 or 32 (m) queries for n packed keys (a multiple of 32), summed over head_dim: c [m, n].
  *
- * Packed keys lie in panels of 16 columns, as pairs of what is summed over: a tile reads 16 such pairs as they are. A tile
- * is stored while the next one is summed, so two are in use at a time.
+ * Packed keys lie in panels of 16 columns, as pairs of what is summed over: a tile reads 16 such pairs as they are.
  */
 INLINE void logits_of(int64_t m, int64_t n, int64_t head_dim, const bf16 *q, int64_t q_stride, const bf16 *keys, float *c,
                       int64_t c_stride)
 {
     const size_t q_bytes = 2 * q_stride, c_bytes = 4 * c_stride;
     __asm__ volatile("" ::: "memory"); /* What tiles read is stored by now; to the compiler they read nothing. */
-    for (int64_t j = 0; j < n; j += 32) {
-        const bf16 *left = keys + j * head_dim, *right = left + 16 * head_dim;
-        float *upper = c + j, *lower = upper + 16 * c_stride;
+    for (int64_t j = 0; j < n; j += 16) {
+        const bf16 *panel = keys + j * head_dim;
         _tile_zero(0);
         _tile_zero(1);
         for (int64_t x = 0; x < head_dim; x += 32) {
-            _tile_loadd(6, left + 16 * x, TILE_BYTES);
+            _tile_loadd(6, panel + 16 * x, TILE_BYTES);
             _tile_loadd(4, q + x, q_bytes);
             _tile_dpbf16ps(0, 4, 6);
             if (m > 16) {
@@ -659,23 +657,9 @@ INLINE void logits_of(int64_t m, int64_t n, int64_t head_dim, const bf16 *q, int
                 _tile_dpbf16ps(1, 5, 6);
             }
         }
-        _tile_stored(0, upper, c_bytes);
+        _tile_stored(0, c + j, c_bytes);
         if (m > 16)
-            _tile_stored(1, lower, c_bytes);
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int64_t x = 0; x < head_dim; x += 32) {
-            _tile_loadd(7, right + 16 * x, TILE_BYTES);
-            _tile_loadd(4, q + x, q_bytes);
-            _tile_dpbf16ps(2, 4, 7);
-            if (m > 16) {
-                _tile_loadd(5, q + 16 * q_stride + x, q_bytes);
-                _tile_dpbf16ps(3, 5, 7);
-            }
-        }
-        _tile_stored(2, upper + 16, c_bytes);
-        if (m > 16)
-            _tile_stored(3, lower + 16, c_bytes);
+            _tile_stored(1, c + 16 * c_stride + j, c_bytes);
     }
 }
 
