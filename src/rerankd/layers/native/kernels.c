@@ -241,8 +241,11 @@ TARGET static void pack_keys(const bf16 *keys, int64_t stride, int64_t n, int64_
  * with loads that leave the first as it is. Sums over several runs wait in memory from one to the next.
  */
 
-/* Steps of 64 bytes in a run: two panels of 16 KB of a first-level cache of 48. And how many whole sums there are. */
-enum { RUN = 16, WHOLE = 32 * 32 };
+/* Steps of 64 bytes in a run: two panels of 16 KB of a first-level cache of 48. */
+enum { RUN = 16 };
+
+/* Sums of 32 rows by 32 outputs: how many, where those of each of four tiles begin, and the bytes of a row. */
+enum { WHOLE = 32 * 32, UPPER_LEFT = 0, UPPER_RIGHT = 16, LOWER_LEFT = 512, LOWER_RIGHT = 528, SUMS_BYTES = 32 * 4 };
 
 /* Bytes of rows that pass by the weight together: half of a second-level cache of 2 MB. */
 enum { BLOCK_BYTES = 1 << 20, MOST_BLOCK_ROWS = 512 };
@@ -500,10 +503,22 @@ INLINE panels panels_of(const product *p, int64_t i)
             _tile_dpbf16ps(sums, rows, panel);                                                                        \
     } while (0)
 
+/* Begin a tile's sums at 0, or at those `kept` of a run before. What it still holds of other rows is stored only now, one
+ * tile at a time between products: four stores on end would let the tile unit wait for the last product to come out. */
+#define BEGIN(tile, place)                                                                                            \
+    do {                                                                                                              \
+        _tile_stored(tile, *held + (place), SUMS_BYTES);                                                              \
+        if (from)                                                                                                     \
+            _tile_stream_loadd(tile, kept + (place), SUMS_BYTES);                                                     \
+        else                                                                                                          \
+            _tile_zero(tile);                                                                                         \
+    } while (0)
+
 /* Rows from `row` to `end` by two panels, into `sums`, 32 a row; what was before is finished meanwhile, since tile products
- * leave half of the vector unit idle. next: the panels that come after. */
+ * leave half of the vector unit idle. next: the panels that come after. held: where the sums go that tiles hold, which they
+ * do until their next product. */
 INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, const panels *next, float *sums,
-                 unfinished *before, finisher *finish_rows, int quantized)
+                 float **held, unfinished *before, finisher *finish_rows, int quantized)
 {
     const int64_t runs = (p->steps + RUN - 1) / RUN, longest = (p->steps + runs - 1) / runs, groups = (end - row + 31) / 32;
     const int64_t lines = (TILE_ROWS + groups - 1) / groups;
@@ -520,28 +535,26 @@ INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, co
             const uint8_t *upper = p->tiles + i * p->steps * TILE_BYTES + from * TILE, *lower = upper + p->steps * TILE;
             float *kept = sums + WHOLE + (i - row) * 32, *now = last ? sums : kept;
             const int both = end - i > 16;
-            if (from) {
-                _tile_stream_loadd(0, kept, 128);
-                _tile_stream_loadd(1, kept + 16, 128);
-                _tile_stream_loadd(2, kept + 512, 128);
-                _tile_stream_loadd(3, kept + 528, 128);
-            } else {
-                _tile_zero(0);
-                _tile_zero(1);
-                _tile_zero(2);
-                _tile_zero(3);
-            }
             for (int64_t k = 0; k < steps; k++) {
                 _tile_stream_loadd(4, upper + k * TILE, TILE_BYTES);
                 _tile_loadd(6, left + k * TILE, TILE_BYTES);
+                if (k == 0)
+                    BEGIN(0, UPPER_LEFT);
                 MULTIPLY(0, 4, 6);
                 _tile_loadd(7, right + k * TILE, TILE_BYTES);
+                if (k == 0)
+                    BEGIN(1, UPPER_RIGHT);
                 MULTIPLY(1, 4, 7);
+                if (k == 0)
+                    BEGIN(2, LOWER_LEFT);
                 if (both) {
                     _tile_stream_loadd(5, lower + k * TILE, TILE_BYTES);
                     MULTIPLY(2, 5, 6);
-                    MULTIPLY(3, 5, 7);
                 }
+                if (k == 0)
+                    BEGIN(3, LOWER_RIGHT);
+                if (both)
+                    MULTIPLY(3, 5, 7);
                 for (int64_t n = 0; n < lines && fetched < steps * TILE; n++, fetched += 64) {
                     _mm_prefetch(ahead[0] + fetched, _MM_HINT_T1);
                     _mm_prefetch(ahead[1] + fetched, _MM_HINT_T1);
@@ -549,10 +562,7 @@ INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, co
                 if (before->done < before->rows)
                     finish_rows(p, before, finished);
             }
-            _tile_stored(0, now, 128);
-            _tile_stored(1, now + 16, 128);
-            _tile_stored(2, now + 512, 128);
-            _tile_stored(3, now + 528, 128);
+            *held = now;
             if (last) {
                 bf16 *out = run_of(&p->out, i, w->left);
                 const bf16 *following = i + 32 < end ? out + 2 * p->out.rows : run_of(&p->out, row, next->left);
@@ -593,14 +603,19 @@ INLINE void passes(const product *p, const cut *c, range *ranges, int64_t thread
     const int64_t pairs = p->outputs / 32;
     finisher *const finish_rows = FINISHERS[quantized][p->then];
     unfinished before = { sums, 0, 0, 0, 0, 0, NULL, NULL };
+    float *held = sums; /* nothing yet, but there is room */
     for (int64_t k = 0; k < crew; k++) {
         range *from = ranges + (thread + k) % crew;
         for (int64_t i; (i = __atomic_fetch_add(&from->next, 1, __ATOMIC_RELAXED)) < from->end;) {
             const int64_t row = 32 * first_group(c, i / pairs), stop = 32 * first_group(c, i / pairs + 1);
             const panels now = panels_of(p, i % pairs), next = panels_of(p, (i + 1) % pairs);
-            pass(p, row, stop < p->rows ? stop : p->rows, &now, &next, sums, &before, finish_rows, quantized);
+            pass(p, row, stop < p->rows ? stop : p->rows, &now, &next, sums, &held, &before, finish_rows, quantized);
         }
     }
+    _tile_stored(0, held + UPPER_LEFT, SUMS_BYTES);
+    _tile_stored(1, held + UPPER_RIGHT, SUMS_BYTES);
+    _tile_stored(2, held + LOWER_LEFT, SUMS_BYTES);
+    _tile_stored(3, held + LOWER_RIGHT, SUMS_BYTES);
     finish_rows(p, &before, 32);
 }
 
