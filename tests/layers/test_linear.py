@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rerankd.layers.linear import DenseLinear, Linear, Nonlinearity, PackedLinear, apply, bfloat16_linear, int8_linear
 from rerankd.layers.native import Kernels
-from rerankd.layers.rows import TiledRows, plain
+from rerankd.layers.rows import plain
+from tests.layers.test_rows import in_strips
 
 KERNELS = Kernels.load()
 needs_amx = pytest.mark.skipif(KERNELS is None or not KERNELS.has_amx, reason="no kernels were built, or no AMX here")
@@ -133,14 +134,21 @@ def test_what_follows_a_product(dtype: torch.dtype, make: Make, near: float, the
 
 
 @pytest.mark.parametrize("make", [make for dtype, make, _ in MAKERS if dtype == torch.bfloat16])
-def test_maps_read_tiled_rows_as_they_read_others(make: Make) -> None:
+def test_maps_read_and_write_strips_as_they_do_others(make: Make) -> None:
     x = matrix(77, 128, 1).bfloat16()
-    tiled = TiledRows.empty(77, 128)
-    tiled.copy_(x)
+    strips = in_strips(x)
     linear = make(matrix(64, 128, 2).bfloat16(), None)
-    assert torch.equal(linear(tiled), linear(x))
-    assert torch.equal(linear(tiled.part(slice(32, 70))), linear(x[32:70]))
-    assert torch.equal(plain(linear.gated(tiled)), plain(linear.gated(x)))
+    assert torch.equal(linear(strips), linear(x))
+    assert torch.equal(linear(strips[31:70]), linear(x[31:70]))
+    assert torch.equal(plain(linear.gated(strips)), plain(linear.gated(x)))
+    # Into a part of the columns, and over what is added.
+    wide, addend = in_strips(torch.full((77, 96), 7.0).bfloat16()), matrix(77, 64, 3).bfloat16()
+    linear(strips, out=wide.columns(slice(32, 96)))
+    assert torch.equal(plain(wide)[:, 32:], plain(linear(x)))
+    assert plain(wide)[:, :32].eq(7).all()
+    total = in_strips(addend)
+    linear.plus(strips, total, out=total)
+    assert torch.equal(plain(total), plain(linear.plus(x, addend)))
 
 
 @needs_amx

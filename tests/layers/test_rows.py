@@ -1,36 +1,64 @@
-"""Rows in tiles hold what rows in lines hold."""
+"""Rows in strips hold what rows in lines hold."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
-from rerankd.layers.rows import TiledRows, part, plain
+from rerankd.layers.rows import SPARE_ROWS, StripRows, add, chosen, columns, plain
 
 
-@pytest.mark.parametrize("count", [1, 15, 16, 33, 64, 100])
-@pytest.mark.parametrize("width", [32, 160])
-def test_tiled_rows_keep_values_and_order(count: int, width: int) -> None:
-    x = torch.randn(count, width).bfloat16()
-    rows = TiledRows.empty(count, width)
+def in_strips(x: Tensor) -> StripRows:
+    rows = StripRows.empty(len(x), x.shape[1], x.dtype)
     rows.copy_(x)
-    assert (len(rows), rows.width) == (count, width)
-    assert torch.equal(rows.tensor(), x)
-    for start in range(0, count, 32):
-        assert torch.equal(plain(part(rows, slice(start, start + 40))), x[start : start + 40])
-    # Tile by tile: 16 rows of 32 columns are 512 values on end.
-    padded = torch.zeros(32, 32).bfloat16()
-    padded[: min(count, 16)] = x[:16, :32]
-    assert torch.equal(rows.tiles.flatten()[:512], padded[:16].flatten())
+    return rows
 
 
-def test_a_part_is_a_view() -> None:
-    rows = TiledRows.empty(64, 32)
-    rows.copy_(torch.zeros(64, 32))
-    rows.part(slice(32, 64)).copy_(torch.ones(32, 32))
-    assert torch.equal(rows.tensor(), torch.arange(64)[:, None].ge(32).expand(64, 32).bfloat16())
+@pytest.mark.parametrize("count", [0, 1, 16, 33, 100])
+@pytest.mark.parametrize("width", [32, 160])
+def test_rows_in_strips_keep_values_and_order(count: int, width: int) -> None:
+    x = torch.randn(count, width).bfloat16()
+    rows = in_strips(x)
+    assert (len(rows), rows.width) == rows.shape == (count, width)
+    assert torch.equal(plain(rows), x)
+    for wanted in (slice(3, 17), slice(0, 0), slice(5, None)):
+        assert torch.equal(plain(rows[wanted]), x[wanted])
+    for wanted in (slice(32), slice(width - 32, width)):
+        assert torch.equal(plain(columns(rows, wanted)), columns(x, wanted))
 
 
-def test_rows_are_not_cut_through_a_block() -> None:
-    with pytest.raises(ValueError, match="multiples of 32; 16 is none"):
-        TiledRows.empty(64, 32).part(slice(16, 64))
+@pytest.mark.parametrize(("dtype", "values"), [(torch.bfloat16, 32), (torch.uint8, 64)])
+def test_a_strip_is_64_bytes_of_each_row_on_end(dtype: torch.dtype, values: int) -> None:
+    x = torch.arange(5 * 192).remainder(251).view(5, 192).to(dtype)
+    rows = in_strips(x)
+    strip, *inner = rows.strips.stride()
+    assert inner == [values, 1]
+    storage = torch.empty(0, dtype=dtype).set_(rows.strips.untyped_storage())
+    assert torch.equal(storage[strip : strip + 5 * values].view(5, values), x[:, values : 2 * values])
+    # Behind the last strip is room to read on, and a row's strips do not lie a power of two apart.
+    assert len(storage) - (len(rows.strips) - 1) * strip >= (5 + SPARE_ROWS) * values
+    assert strip // values % 2 == 1
+
+
+def test_parts_are_views() -> None:
+    rows = in_strips(torch.zeros(64, 96).bfloat16())
+    rows[30:64].columns(slice(32, 96)).copy_(torch.ones(34, 64))
+    expected = torch.zeros(64, 96)
+    expected[30:, 32:] = 1
+    assert torch.equal(rows.tensor(), expected.bfloat16())
+
+
+def test_columns_are_cut_where_strips_are() -> None:
+    with pytest.raises(ValueError, match="strips of 32 columns cannot be cut at columns 16 and 64"):
+        in_strips(torch.zeros(4, 64).bfloat16()).columns(slice(16, 64))
+
+
+def test_rows_are_chosen_and_added_to_as_a_tensors_are() -> None:
+    x, addend, wanted = torch.randn(9, 64).bfloat16(), torch.randn(3, 64).bfloat16(), torch.tensor([7, 0, 4])
+    rows, expected = in_strips(x), x.clone()
+    assert torch.equal(plain(chosen(rows, torch.tensor([3, 8, 3]))), chosen(x, torch.tensor([3, 8, 3])))
+    add(rows, wanted, addend)
+    add(expected, wanted, addend)
+    assert torch.equal(plain(rows), expected)
+    assert not torch.equal(expected, x)

@@ -70,7 +70,7 @@ def place(device: str = "auto", dtype: str = "auto", quantization: str | None = 
     runtime = Runtime(
         device=chosen,
         dtype=chosen_dtype,
-        attend=_attention(chosen, chosen_dtype, kernels),
+        attention=_attention(chosen, chosen_dtype),
         kernels=kernels,
         linear=_linear(quantization, chosen, chosen_dtype, kernels),
         exact_linear=_linear(None, chosen, chosen_dtype, kernels),
@@ -187,9 +187,9 @@ def _onednn_multiplies_bfloat16() -> bool:
     return bool(torch._C._has_mkldnn) and bool(supported())
 
 
-def _attention(device: torch.device, dtype: torch.dtype, kernels: Kernels | None) -> Attention:
+def _attention(device: torch.device, dtype: torch.dtype) -> Attention:
     if device.type == "cuda" and dtype != torch.float32:
         from rerankd.layers.attention.varlen import varlen_attention
 
         return varlen_attention
-    return kernels.attention if kernels is not None and kernels.has_amx else sdpa_attention
+    return sdpa_attention

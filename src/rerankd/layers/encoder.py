@@ -9,7 +9,7 @@ from torch import Tensor
 from rerankd.layers.attention import AttentionLayout
 from rerankd.layers.linear import Linear, Nonlinearity
 from rerankd.layers.norm import LayerNorm, States
-from rerankd.layers.rows import part
+from rerankd.layers.rows import columns
 from rerankd.layers.runtime import Runtime
 
 
@@ -37,19 +37,19 @@ class EncoderLayer:
         """x: [T, hidden], which is written over. Returns it, or only the rows `keep` (int64) of it, which `layout` then
         has for its queries."""
         hidden = x.exact.shape[-1]
-        heads = (self.heads, hidden // self.heads)
         keys_values = self.runtime.room(len(x), 2 * hidden)
         for rows in self.runtime.chunks(len(x), self.mlp):
-            self.key_value(part(x.rounded, rows), out=keys_values[rows])
-        keys, values = keys_values.view(-1, 2, *heads).unbind(1)
+            self.key_value(x.rounded[rows], out=keys_values[rows])
+        keys, values = columns(keys_values, slice(hidden)), columns(keys_values, slice(hidden, 2 * hidden))
         if keep is not None:
-            x = x.chosen(keep, self.runtime.dtype)
+            x = x.chosen(keep)
         queries = self.runtime.room(len(x), hidden)
         for rows in self.runtime.chunks(len(x), self.mlp):
-            self.query(part(x.rounded, rows), out=queries[rows])
-        attended = self.runtime.attend(queries.view(-1, *heads), keys, values, layout, heads[1] ** -0.5)
+            self.query(x.rounded[rows], out=queries[rows])
+        attended = self.runtime.attend(queries, keys, values, hidden // self.heads, layout)
         for rows in self.runtime.chunks(len(x), self.mlp):
             inner = x.part(rows)
-            self.attention_norm.of_sum(inner.exact, self.attention_out(part(attended, rows)), inner)
-            self.out_norm.of_sum(inner.exact, self.down(self.up.then(inner.rounded, self.gelu)), inner)
+            delta = self.runtime.room(len(inner), hidden)
+            self.attention_norm.of_sum(inner.exact, self.attention_out(attended[rows], out=delta), inner)
+            self.out_norm.of_sum(inner.exact, self.down(self.up.then(inner.rounded, self.gelu), out=delta), inner)
         return x

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rerankd.layers.native import Int8Rows, Kernels, TiledWeight
-from rerankd.layers.rows import Rows, TiledRows, plain
+from rerankd.layers.rows import Rows, StripRows, plain
 
 Nonlinearity: TypeAlias = Literal["gelu", "gelu_tanh"]
-Out = TypeVar("Out", Tensor, Rows)
 QUANTIZED_AT_ONCE = 256
 """Rows of a weight that are quantised together."""
 
@@ -22,10 +21,10 @@ QUANTIZED_AT_ONCE = 256
 class Linear(Protocol):
     """A loaded linear map from `[rows, in_features]` to `[rows, out_features]`, in the model's dtype.
 
-    Where `out` is given, the result is written there.
+    Where `out` is given, the result is written there; else to a tensor.
     """
 
-    def __call__(self, x: Rows, out: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Rows, out: Rows | None = None) -> Rows:
         """x W^T + b."""
         ...
 
@@ -37,7 +36,7 @@ class Linear(Protocol):
         """silu(a) * b, where a and b are the two halves of x W^T + b (SwiGLU; Shazeer, 2020), for a map to read."""
         ...
 
-    def plus(self, x: Rows, addend: Tensor, out: Tensor | None = None) -> Tensor:
+    def plus(self, x: Rows, addend: Rows, out: Rows | None = None) -> Rows:
         """x W^T + b + addend, for an addend of the output's shape."""
         ...
 
@@ -49,9 +48,8 @@ class PlainProduct(ABC):
     def product(self, x: Tensor) -> Tensor:
         """x W^T + b."""
 
-    def __call__(self, x: Rows, out: Tensor | None = None) -> Tensor:
-        y = self.product(plain(x))
-        return y if out is None else out.copy_(y)
+    def __call__(self, x: Rows, out: Rows | None = None) -> Rows:
+        return written(self.product(plain(x)), out)
 
     def then(self, x: Rows, nonlinearity: Nonlinearity) -> Tensor:
         return apply(self.product(plain(x)), nonlinearity)
@@ -59,8 +57,8 @@ class PlainProduct(ABC):
     def gated(self, x: Rows) -> Tensor:
         return gate(self.product(plain(x)))
 
-    def plus(self, x: Rows, addend: Tensor, out: Tensor | None = None) -> Tensor:
-        return torch.add(self.product(plain(x)), addend, out=out)
+    def plus(self, x: Rows, addend: Rows, out: Rows | None = None) -> Rows:
+        return written(self.product(plain(x)).add_(plain(addend)), out)
 
 
 class DenseLinear(PlainProduct):
@@ -84,19 +82,18 @@ class PackedLinear:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
         self.bias = bias
 
-    def __call__(self, x: Rows, out: Tensor | None = None) -> Tensor:
-        product = self._followed(x, "none", "")
-        return product if out is None else out.copy_(product)
+    def __call__(self, x: Rows, out: Rows | None = None) -> Rows:
+        return written(self._followed(x, "none", ""), out)
 
     def then(self, x: Rows, nonlinearity: Nonlinearity) -> Tensor:
         return self._followed(x, *_ONEDNN[nonlinearity])
 
     def gated(self, x: Rows) -> Tensor:
-        return gate(self(x))
+        return gate(self._followed(x, "none", ""))
 
-    def plus(self, x: Rows, addend: Tensor, out: Tensor | None = None) -> Tensor:
-        total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(plain(x), addend, self.weight, self.bias, "add")
-        return total if out is None else out.copy_(total)
+    def plus(self, x: Rows, addend: Rows, out: Rows | None = None) -> Rows:
+        total = torch.ops.mkldnn._linear_pointwise.binary(plain(x), plain(addend), self.weight, self.bias, "add")
+        return written(total, out)
 
     def _followed(self, x: Rows, name: str, algorithm: str) -> Tensor:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(plain(x), self.weight, self.bias, name, [], algorithm)
@@ -113,7 +110,7 @@ class TiledLinear:
         self,
         weight: TiledWeight,
         bias: Tensor | None,
-        read: Callable[[Rows], TiledRows | Int8Rows],
+        read: Callable[[Rows], StripRows | Int8Rows],
         kernels: Kernels,
     ) -> None:
         self.weight = weight
@@ -122,7 +119,7 @@ class TiledLinear:
         self.outputs = len(weight.tiles)
         self._read = read
 
-    def __call__(self, x: Rows, out: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Rows, out: Rows | None = None) -> Rows:
         return self._product(x, self._room(x) if out is None else out)
 
     def then(self, x: Rows, nonlinearity: Nonlinearity) -> Rows:
@@ -131,13 +128,13 @@ class TiledLinear:
     def gated(self, x: Rows) -> Rows:
         return self._product(x, self.kernels.empty_rows(len(x), self.outputs // 2), "gated")
 
-    def plus(self, x: Rows, addend: Tensor, out: Tensor | None = None) -> Tensor:
+    def plus(self, x: Rows, addend: Rows, out: Rows | None = None) -> Rows:
         return self._product(x, self._room(x) if out is None else out, "plus", addend)
 
     def _room(self, x: Rows) -> Tensor:
         return torch.empty(len(x), self.outputs, dtype=torch.bfloat16)
 
-    def _product(self, x: Rows, out: Out, then: str | None = None, addend: Tensor | None = None) -> Out:
+    def _product(self, x: Rows, out: Rows, then: str | None = None, addend: Rows | None = None) -> Rows:
         self.kernels.product(self._read(x), self.weight, self.bias, out, then, addend)
         return out
 
@@ -193,6 +190,14 @@ class Int8Linear(PlainProduct):
         if self.bias is not None:
             product.add_(self.bias)
         return product.to(x.dtype)
+
+
+def written(y: Tensor, out: Rows | None) -> Rows:
+    """y, or `out` with the values of y."""
+    if out is None:
+        return y
+    out.copy_(y)
+    return out
 
 
 def gate(y: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rerankd.layers.native import Kernels
 from rerankd.layers.rotary import Rotation, rotate
-from rerankd.layers.rows import Rows, part
+from rerankd.layers.rows import Rows, chosen, plain
 from rerankd.layers.runtime import Runtime
 
 
@@ -29,16 +29,20 @@ class RMSNorm:
         """x: [rows, width], of any dtype."""
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
-    def rows(self, x: Tensor) -> Rows:
+    def rows(self, x: Rows) -> Rows:
         """The same, for maps to read."""
-        return self(x) if self.kernels is None else self.kernels.rms_norm(x, self.weight, self.eps)
+        return self(plain(x)) if self.kernels is None else self.kernels.rms_norm(x, self.weight, self.eps)
 
-    def rotated(self, x: Tensor, rotation: Rotation, out: Tensor) -> None:
-        """Each head of x [rows, heads, head_dim] normed and turned by `rotation`, into `out` like it, or x itself."""
-        if self.kernels is not None:
+    def rotated(self, x: Rows, rotation: Rotation, out: Rows) -> None:
+        """Each head of x [rows, heads * width] normed and turned by `rotation`, into `out` like it, or x itself."""
+        width = len(self.weight)
+        if self.kernels is not None and self.kernels.fit(width // 2):
             self.kernels.norm_rotate(x, self.weight, self.eps, rotation, out)
-        else:
-            rotate(F.rms_norm(x, self.weight.shape, self.weight, self.eps), rotation, out)
+            return
+        normed = self(plain(x).view(len(x), x.shape[1] // width, width))
+        turned = torch.empty_like(normed)
+        rotate(normed, rotation, out=turned)
+        out.copy_(turned.flatten(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +70,12 @@ class States:
     def part(self, rows: slice) -> States:
         """Some of the rows, as a view."""
         exact = self.exact[rows]
-        return States(exact, exact if self.rounded is self.exact else part(self.rounded, rows))
+        return States(exact, exact if self.rounded is self.exact else self.rounded[rows])
 
-    def chosen(self, rows: Tensor, dtype: torch.dtype) -> States:
+    def chosen(self, rows: Tensor) -> States:
         """The rows whose numbers `rows` (int64) has, copied."""
         exact = self.exact[rows]
-        return States(exact, exact.to(dtype))
+        return States(exact, exact if self.rounded is self.exact else chosen(self.rounded, rows))
 
 
 class LayerNorm:
@@ -86,12 +90,12 @@ class LayerNorm:
     def __call__(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
-    def of_sum(self, x: Tensor, delta: Tensor, out: States) -> None:
+    def of_sum(self, x: Tensor, delta: Rows, out: States) -> None:
         """The norm of x + delta, for weights and x in float32 and delta in the model's dtype, into `out`."""
         if self.kernels is not None:
             self.kernels.add_layer_norm(x, delta, self.weight, self.bias, self.eps, out.exact, out.rounded)
         else:
-            normed = self(x + delta)
+            normed = self(x + plain(delta))
             out.exact.copy_(normed)
             if out.rounded is not out.exact:
                 out.rounded.copy_(normed)

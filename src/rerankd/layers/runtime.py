@@ -8,20 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rerankd.layers.attention import Attention
+from rerankd.layers.attention import Attention, AttentionLayout
 from rerankd.layers.linear import Linear
 from rerankd.layers.native import Kernels
+from rerankd.layers.rows import Rows, plain
 
 CHUNK_STEP = 256
 """Chunks are of so many rows or a multiple: products take rows in blocks of that."""
-SPARE = 32
-"""Values between two rows of room on a CPU: rows that begin a multiple of 4 KB apart share few sets of the caches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """Placement and kernels of one loaded model.
 
+    attention: the backend for what `kernels` have no attention for
     kernels: fused row operations in this dtype and place, or None for torch's own functions
     linear: makes a linear map of a float weight [out, in] and a bias [out] or None, both already in place
     exact_linear: the same for maps that 8 bits would cost too much precision; never quantised
@@ -31,7 +31,7 @@ class Runtime:
 
     device: torch.device
     dtype: torch.dtype
-    attend: Attention
+    attention: Attention
     kernels: Kernels | None
     linear: Callable[[Tensor, Tensor | None], Linear]
     exact_linear: Callable[[Tensor, Tensor | None], Linear]
@@ -43,10 +43,23 @@ class Runtime:
             return None
         return max(self.chunk_values // width // CHUNK_STEP, 1) * CHUNK_STEP
 
-    def room(self, rows: int, width: int) -> Tensor:
+    def room(self, rows: int, width: int) -> Rows:
         """Room for products' outputs [rows, width]."""
-        spare = 0 if self.kernels is None else SPARE
-        return torch.empty(rows, width + spare, dtype=self.dtype, device=self.device)[:, :width]
+        if self.kernels is not None:
+            return self.kernels.empty_rows(rows, width)
+        return torch.empty(rows, width, dtype=self.dtype, device=self.device)
+
+    def rows(self, x: Tensor) -> Rows:
+        """x [rows, width], which may be written over, in the form that layers pass on."""
+        return x if self.kernels is None or not self.kernels.fit_strips(x.shape[1]) else self.kernels.tile(x)
+
+    def attend(self, q: Rows, k: Rows, v: Rows, head_dim: int, layout: AttentionLayout) -> Rows:
+        """Attention for q [query rows, heads * head_dim], k and v [T, kv_heads * head_dim]; of q's shape."""
+        scale = head_dim**-0.5
+        if self.kernels is not None and self.kernels.fit_attention(head_dim):
+            return self.kernels.attention(q, k, v, head_dim, layout, scale)
+        queries, keys, values = (plain(x).view(len(x), x.shape[1] // head_dim, head_dim) for x in (q, k, v))
+        return self.attention(queries, keys, values, layout, scale)
 
     def chunks(self, rows: int, width: int) -> Iterator[slice]:
         """Slices that cover `rows` rows in order, of as many as go from product to product at a time.

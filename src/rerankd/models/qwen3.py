@@ -17,7 +17,7 @@ from rerankd.layers.attention.layout import causal_layout, pruned_layout
 from rerankd.layers.attention.slabs import Slab, in_slabs
 from rerankd.layers.norm import RMSNorm
 from rerankd.layers.rotary import Rotary, Rotation
-from rerankd.layers.rows import Rows, part
+from rerankd.layers.rows import Rows, add, chosen, columns, plain
 from rerankd.models.base import Activation, TokenIds, last_tokens
 from rerankd.models.config import Config
 from rerankd.models.vocabulary import answers, is_tied, vocabulary_head
@@ -75,14 +75,15 @@ class Qwen3Layer:
         self.attention_norm = weights.rms_norm("input_layernorm", hidden, shape.eps)
         self.mlp_norm = weights.rms_norm("post_attention_layernorm", hidden, shape.eps)
 
-    def __call__(self, x: Tensor, rotation: Rotation, slabs: Sequence[Slab], keep: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Rows, rotation: Rotation, slabs: Sequence[Slab], keep: Tensor | None = None) -> Rows:
         """x: [T, hidden], which is written over. Returns it, or only the rows `keep` (int64) of it, which `slabs` then
         have for their queries."""
         shape, runtime = self.shape, self.runtime
-        keys_values = runtime.room(max(slab.key_count for slab in slabs), 2 * shape.kv_heads * shape.head_dim)
-        keys, values = keys_values.view(-1, 2, shape.kv_heads, shape.head_dim).unbind(1)
+        kv = shape.kv_heads * shape.head_dim
+        keys_values = runtime.room(max(slab.key_count for slab in slabs), 2 * kv)
+        keys, values = columns(keys_values, slice(kv)), columns(keys_values, slice(kv, 2 * kv))
         queries = runtime.room(max(slab.layout.query_rows for slab in slabs), shape.heads * shape.head_dim)
-        out = x if keep is None else x[keep]
+        out = x if keep is None else chosen(x, keep)
         for slab in slabs:
             asking = slice(slab.layout.query_rows)
             for rows, own in runtime.chunks_of(slab.keys, shape.mlp):
@@ -93,19 +94,17 @@ class Qwen3Layer:
                 if keep is None:
                     self._queries(normed, rotation.rows(rows), out=queries[own])
             if keep is not None:
-                chosen = self.attention_norm.rows(out[slab.queries])
-                self._queries(chosen, rotation.rows(keep[slab.queries]), out=queries[asking])
-            heads = queries[asking].view(-1, shape.heads, shape.head_dim)
-            attended = runtime.attend(heads, keys, values, slab.layout, shape.head_dim**-0.5)
+                normed = self.attention_norm.rows(out[slab.queries])
+                self._queries(normed, rotation.rows(keep[slab.queries]), out=queries[asking])
+            attended = runtime.attend(queries[asking], keys, values, shape.head_dim, slab.layout)
             for rows, own in runtime.chunks_of(slab.queries, shape.mlp):
-                inner = self.out.plus(part(attended, own), out[rows], out=out[rows])
+                inner = self.out.plus(attended[own], out[rows], out=out[rows])
                 self.down.plus(self.gate_up.gated(self.mlp_norm.rows(inner)), inner, out=inner)
         return out
 
-    def _queries(self, normed: Rows, rotation: Rotation, out: Tensor) -> None:
+    def _queries(self, normed: Rows, rotation: Rotation, out: Rows) -> None:
         self.query(normed, out=out)
-        heads = out.view(-1, self.shape.heads, self.shape.head_dim)
-        self.query_norm.rotated(heads, rotation, out=heads)
+        self.query_norm.rotated(out, rotation, out=out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,8 @@ class Qwen3Decoder:
     def __init__(self, shape: Qwen3Shape, weights: Weights) -> None:
         self.embedding = weights.tensor("embed_tokens.weight", shape.vocabulary, shape.hidden)
         self.layers = [Qwen3Layer(shape, weights.scope(f"layers.{i}")) for i in range(shape.layers)]
-        self.rows_at_once = weights.runtime.rows_at_once(shape.mlp)
+        self.runtime = weights.runtime
+        self.rows_at_once = self.runtime.rows_at_once(shape.mlp)
         self.norm = RMSNorm(weights.tensor("norm.weight", shape.hidden, dtype=torch.float32), shape.eps)
 
     def embed(self, batch: PackedBatch) -> Tensor:
@@ -136,14 +136,15 @@ class Qwen3Decoder:
         """x: [T, hidden], which is written over. Returns float32 [documents, hidden]."""
         layout = causal_layout(batch.groups)
         slabs = in_slabs(layout, self.rows_at_once)
+        states = self.runtime.rows(x)
         for i, layer in enumerate(self.layers[:-1]):
-            x = layer(x, rotation, slabs)
+            states = layer(states, rotation, slabs)
             if deepstack is not None and i < len(deepstack.features):
-                x[deepstack.rows] += deepstack.features[i]
+                add(states, deepstack.rows, deepstack.features[i])
         # Nothing above the last layer reads any row but a document's last.
         slabs = in_slabs(pruned_layout(layout, batch.documents()), self.rows_at_once)
-        x = self.layers[-1](x, rotation, slabs, keep=last_tokens(batch))
-        return self.norm(x.float())
+        last = self.layers[-1](states, rotation, slabs, keep=last_tokens(batch))
+        return self.norm(plain(last).float())
 
 
 class Qwen3Reranker:

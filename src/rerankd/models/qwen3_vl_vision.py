@@ -16,7 +16,7 @@ from rerankd.layers.attention import AttentionLayout
 from rerankd.layers.attention.layout import separate_layout
 from rerankd.layers.norm import LayerNorm
 from rerankd.layers.rotary import Rotation, rotate
-from rerankd.layers.rows import part
+from rerankd.layers.rows import plain
 from rerankd.models.config import Config
 from rerankd.models.weights import Weights
 
@@ -81,14 +81,14 @@ class VisionBlock:
         heads, head_dim = self.shape.heads, self.shape.hidden // self.shape.heads
         queries, keys, values = x.new_empty(3, len(x), heads, head_dim).unbind(0)
         for rows in self.runtime.chunks(len(x), self.shape.mlp):
-            query, key, value = self.qkv(self.norm1(x[rows])).view(-1, 3, heads, head_dim).unbind(1)
+            query, key, value = plain(self.qkv(self.norm1(x[rows]))).view(-1, 3, heads, head_dim).unbind(1)
             rotate(query, rotation.rows(rows), out=queries[rows])
             rotate(key, rotation.rows(rows), out=keys[rows])
             values[rows] = value
-        attended = self.runtime.attend(queries, keys, values, layout, head_dim**-0.5)
+        attended = self.runtime.attend(queries.flatten(1), keys.flatten(1), values.flatten(1), head_dim, layout)
         out = torch.empty_like(x)
         for rows in self.runtime.chunks(len(x), self.shape.mlp):
-            inner = self.out.plus(part(attended, rows), x[rows])
+            inner = plain(self.out.plus(attended[rows], x[rows]))
             self.down.plus(self.up.then(self.norm2(inner), "gelu_tanh"), inner, out=out[rows])
         return out
 
@@ -113,7 +113,7 @@ class PatchMerger:
         joined = self.norm(x.view(-1, self.joined)) if self.norm_joined else self.norm(x).view(-1, self.joined)
         tokens = joined.new_empty(len(joined), self.out)
         for rows in self.runtime.chunks(len(joined), self.joined):
-            tokens[rows] = self.down(self.up.then(joined[rows], "gelu"))
+            self.down(self.up.then(joined[rows], "gelu"), out=tokens[rows])
         return tokens
 
 
@@ -146,7 +146,7 @@ class VisionTower:
         Returns [1 + deepstack layers, tokens, out]: the tokens, then what is added to them after each of the
         language model's first layers.
         """
-        x = self.embed(pixels.to(self.runtime.device, self.runtime.dtype))
+        x = plain(self.embed(pixels.to(self.runtime.device, self.runtime.dtype)))
         x += torch.cat([self._positions(grid) for grid in grids]).to(x.dtype)
         rotation = self._rotation(grids)
         layout = separate_layout(_steps(grids))

@@ -14,23 +14,21 @@ import torch
 from torch import Tensor
 
 from rerankd.layers.attention.layout import AttentionLayout
-from rerankd.layers.attention.sdpa import sdpa_attention
 from rerankd.layers.rotary import Rotation
-from rerankd.layers.rows import BLOCK_ROWS, TILE_COLUMNS, TILE_ROWS, Rows, TiledRows
+from rerankd.layers.rows import STRIP_BYTES, Rows, StripRows
 
 _LANES = 16
-_HEAD_STEP = 32
-_TILE_BYTES = 64
+_STRIP = 32
 _THEN = (None, "gelu", "gelu_tanh", "gated", "plus")
 
 
 class Int8Rows(NamedTuple):
     """Rows as 8-bit integers, as products read them: x = (code - zero) * step.
 
-    tiles: uint8 [rows up to a multiple of 32, width]; steps, zeros: float32 [rows]
+    codes: uint8 [rows, width]; steps, zeros: float32 [rows]
     """
 
-    tiles: Tensor
+    codes: StripRows
     steps: Tensor
     zeros: Tensor
 
@@ -68,6 +66,10 @@ class Kernels:
         """Whether the products can take a weight of this shape here."""
         return self.has_amx and inputs % 64 == 0 and outputs % 32 == 0
 
+    def fit_strips(self, width: int) -> bool:
+        """Whether rows of this width are handed on in strips here."""
+        return self.has_amx and width % _STRIP == 0
+
     @staticmethod
     def fit(*widths: int) -> bool:
         """Whether rows of these widths can be read a whole register at a time."""
@@ -77,37 +79,41 @@ class Kernels:
     def has_amx(self) -> bool:
         return bool(self._features & 2)
 
-    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Rows:
+    def rms_norm(self, x: Rows, weight: Tensor, eps: float) -> Rows:
         """x / sqrt(mean(x^2) + eps) * weight for x [rows, width]."""
         rows, width = x.shape
         out = self.empty_rows(rows, width)
-        self._library.rerankd_rms_norm(torch.get_num_threads(), rows, width, *_rows(x), _at(weight), eps, _matrix(out))
+        self._library.rerankd_rms_norm(torch.get_num_threads(), rows, width, _matrix(x), _at(weight), eps, _matrix(out))
         return out
 
     def empty_rows(self, count: int, width: int) -> Rows:
-        """Room for bfloat16 rows in the form that products read here."""
-        if self.fit_products(width, width):
-            return TiledRows.empty(count, width)
+        """Room for bfloat16 rows in the form that products read and write here."""
+        if self.fit_strips(width):
+            return StripRows.empty(count, width)
         return torch.empty(count, width, dtype=torch.bfloat16)
 
-    def norm_rotate(self, x: Tensor, weight: Tensor, eps: float, rotation: Rotation, out: Tensor) -> None:
-        """RMSNorm over each head of x [rows, heads, head_dim], turned by `rotation`, into `out` of the same shape."""
-        rows, heads, head_dim = x.shape
+    def norm_rotate(self, x: Rows, weight: Tensor, eps: float, rotation: Rotation, out: Rows) -> None:
+        """RMSNorm over each head of x [rows, heads * head_dim], turned by `rotation`, into `out` of the same shape.
+
+        A head's half is a multiple of 16 wide.
+        """
+        rows, width = x.shape
+        head_dim = len(weight)
         self._library.rerankd_norm_rotate(
             torch.get_num_threads(),
             rows,
-            heads,
+            width // head_dim,
             head_dim,
-            *_rows(x),
+            _matrix(x),
             _at(weight),
             eps,
             _at(rotation.cos),
             _at(rotation.sin),
-            *_rows(out),
+            _matrix(out),
         )
 
     def add_layer_norm(
-        self, x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor, rounded: Rows
+        self, x: Tensor, delta: Rows, weight: Tensor, bias: Tensor, eps: float, out: Tensor, rounded: Rows
     ) -> None:
         """LayerNorm of float32 x [rows, width] and bfloat16 delta, by float32 weights: `out` float32 and `rounded`."""
         self._library.rerankd_add_layer_norm(
@@ -115,7 +121,7 @@ class Kernels:
             len(x),
             x.shape[1],
             _at(x),
-            _at(delta),
+            _matrix(delta),
             _at(weight),
             _at(bias),
             eps,
@@ -123,25 +129,22 @@ class Kernels:
             _matrix(rounded),
         )
 
-    def tile(self, x: Rows) -> TiledRows:
+    def tile(self, x: Rows) -> StripRows:
         """Rows [rows, width] as bfloat16 weights' products read them."""
-        if isinstance(x, TiledRows):
+        if isinstance(x, StripRows):
             return x
-        rows, width = x.shape
-        out = TiledRows.empty(rows, width)
-        self._library.rerankd_tile(torch.get_num_threads(), rows, width, *_rows(x), _at(out.tiles))
+        out = StripRows.empty(*x.shape)
+        self._library.rerankd_tile(torch.get_num_threads(), *x.shape, _matrix(x), _matrix(out))
         return out
 
     def quantize(self, x: Rows) -> Int8Rows:
         """Rows [rows, width] as 8-bit integers, each row over its own range, as 8-bit weights' products read them."""
-        rows, width = (x.count, x.width) if isinstance(x, TiledRows) else x.shape
-        out = Int8Rows(
-            torch.empty(-(-rows // BLOCK_ROWS) * BLOCK_ROWS, width, dtype=torch.uint8),
-            torch.empty(rows),
-            torch.empty(rows),
+        rows, width = x.shape
+        codes, steps, zeros = StripRows.empty(rows, width, torch.uint8), torch.empty(rows), torch.empty(rows)
+        self._library.rerankd_quantize(
+            torch.get_num_threads(), rows, width, _matrix(x), *_strips(codes), _at(steps), _at(zeros)
         )
-        self._library.rerankd_quantize(torch.get_num_threads(), rows, width, _matrix(x), *map(_at, out))
-        return out
+        return Int8Rows(codes, steps, zeros)
 
     def pack_bf16(self, weight: Tensor) -> TiledWeight:
         """A bfloat16 weight [outputs, inputs] as `product` reads it."""
@@ -159,12 +162,12 @@ class Kernels:
 
     def product(
         self,
-        rows: TiledRows | Int8Rows,
+        rows: StripRows | Int8Rows,
         weight: TiledWeight,
         bias: Tensor | None,
         out: Rows,
         then: str | None = None,
-        addend: Tensor | None = None,
+        addend: Rows | None = None,
     ) -> None:
         """x W^T + b of rows and a weight, both in bfloat16 or both in 8 bits, and what follows it, written to `out`.
 
@@ -173,45 +176,50 @@ class Kernels:
             or "plus" `addend` [rows, outputs]; computed before the product is rounded
         """
         outputs, inputs = weight.tiles.shape
-        count, of_rows = (len(rows.steps), (rows.steps, rows.zeros)) if isinstance(rows, Int8Rows) else (rows.count, ())
+        x, of_rows = (rows.codes, (rows.steps, rows.zeros)) if isinstance(rows, Int8Rows) else (rows, ())
         of_outputs = () if weight.scales is None or weight.sums is None else (weight.scales, weight.sums)
-        shape = (count, outputs // 2 if then == "gated" else outputs)
-        if len(of_rows) != len(of_outputs) or rows.tiles.shape[1] != inputs:
-            raise ValueError(f"Rows of {_kind(rows.tiles)} do not fit a weight of {_kind(weight.tiles)}.")
-        if _shape(out) != shape or (addend is not None and addend.shape != shape):
-            raise ValueError(f"A product of shape {list(shape)} cannot be written to rows of {list(_shape(out))}.")
+        shape = (len(x), outputs // 2 if then == "gated" else outputs)
+        if len(of_rows) != len(of_outputs) or x.width != inputs:
+            raise ValueError(
+                f"Rows of {x.width} columns in {x.strips.dtype} do not fit a weight of {inputs} columns in "
+                f"{weight.tiles.dtype}."
+            )
+        if out.shape != shape or (addend is not None and addend.shape != shape):
+            raise ValueError(f"A product of shape {list(shape)} cannot be written to rows of {list(out.shape)}.")
         operands = _Product(
-            count,
-            inputs * rows.tiles.itemsize // _TILE_BYTES,
+            len(x),
+            inputs * weight.tiles.itemsize // STRIP_BYTES,
             outputs,
-            _at(rows.tiles),
+            *_strips(x),
             _at(weight.tiles),
             None if bias is None else _at(bias),
-            *((None, 0) if addend is None else _rows(addend)),
+            _Matrix() if addend is None else _Matrix.of(addend),
             _Matrix.of(out),
             _THEN.index(then),
             *map(_at, (*of_outputs, *of_rows)),
         )
         self._library.rerankd_product(torch.get_num_threads(), ctypes.byref(operands))
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float) -> Rows:
-        """An `Attention` (see layout.py), by AMX; head dimensions that do not fill tiles go through torch's own."""
-        rows, heads, head_dim = q.shape
-        if head_dim % _HEAD_STEP:
-            return sdpa_attention(q, k, v, layout, scale)
-        out = self.empty_rows(rows, heads * head_dim)
+    def fit_attention(self, head_dim: int) -> bool:
+        """Whether `attention` can take heads of this size here."""
+        return self.has_amx and head_dim % _STRIP == 0
+
+    def attention(self, q: Rows, k: Rows, v: Rows, head_dim: int, layout: AttentionLayout, scale: float) -> Rows:
+        """An `Attention` (see layout.py) of q [rows, heads * head_dim], k and v [T, kv_heads * head_dim], by AMX."""
+        rows, width = q.shape
+        out = self.empty_rows(rows, width)
         runs, blocks = layout.runs
         failed = self._library.rerankd_attention(
             torch.get_num_threads(),
             len(runs) - 1,
             _at(runs),
             _at(blocks),
-            heads,
-            k.shape[1],
+            width // head_dim,
+            k.shape[1] // head_dim,
             head_dim,
-            *_rows(q),
-            *_rows(k),
-            *_rows(v),
+            _matrix(q),
+            _matrix(k),
+            _matrix(v),
             layout.causal,
             scale,
             _matrix(out),
@@ -227,16 +235,17 @@ class _Matrix(ctypes.Structure):
     _fields_ = (
         ("at", ctypes.c_void_p),
         ("row", ctypes.c_int64),
-        ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
     )
 
     @classmethod
     def of(cls, x: Rows) -> _Matrix:
-        if isinstance(x, TiledRows):
-            return cls(_at(x.tiles), TILE_COLUMNS, TILE_ROWS * x.width, TILE_ROWS * TILE_COLUMNS)
-        at, stride = _rows(x)
-        return cls(at, stride, TILE_ROWS * stride, TILE_COLUMNS)
+        if isinstance(x, StripRows):
+            at, strip = _strips(x)
+            return cls(at, _STRIP, strip // x.strips.itemsize)
+        if x.stride(1) != 1 and x.shape[1] > 1:
+            raise ValueError(f"The rows of a tensor of shape {list(x.shape)} are not contiguous.")
+        return cls(x.data_ptr(), x.stride(0), _STRIP)
 
 
 class _Product(ctypes.Structure):
@@ -246,11 +255,11 @@ class _Product(ctypes.Structure):
         ("rows", ctypes.c_int64),
         ("steps", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
-        ("tiles", ctypes.c_void_p),
+        ("strips", ctypes.c_void_p),
+        ("strip", ctypes.c_int64),
         ("packed", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
-        ("other", ctypes.c_void_p),
-        ("other_stride", ctypes.c_int64),
+        ("other", _Matrix),
         ("out", _Matrix),
         ("then", ctypes.c_int64),
         ("scales", ctypes.c_void_p),
@@ -262,25 +271,17 @@ class _Product(ctypes.Structure):
 
 _T, _I, _F, _P, _M = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.POINTER(_Matrix)
 _ARGUMENTS = {
-    "rms_norm": (_T, _I, _I, _P, _I, _P, _F, _M),
-    "norm_rotate": (_T, _I, _I, _I, _P, _I, _P, _F, _P, _P, _P, _I),
-    "add_layer_norm": (_T, _I, _I, _P, _P, _P, _P, _F, _P, _M),
-    "tile": (_T, _I, _I, _P, _I, _P),
-    "quantize": (_T, _I, _I, _M, _P, _P, _P),
+    "rms_norm": (_T, _I, _I, _M, _P, _F, _M),
+    "norm_rotate": (_T, _I, _I, _I, _M, _P, _F, _P, _P, _M),
+    "add_layer_norm": (_T, _I, _I, _P, _M, _P, _P, _F, _P, _M),
+    "tile": (_T, _I, _I, _M, _M),
+    "quantize": (_T, _I, _I, _M, _P, _I, _P, _P),
     "pack_bf16": (_I, _I, _P, _P),
     "pack_int8": (_I, _I, _P, _P, _P),
     "product": (_T, ctypes.POINTER(_Product)),
-    "attention": (_T, _I, _P, _P, _I, _I, _I, _P, _I, _P, _I, _P, _I, _T, _F, _M),
+    "attention": (_T, _I, _P, _P, _I, _I, _I, _M, _M, _M, _T, _F, _M),
 }
 """Of each function of kernels.c; threads come first."""
-
-
-def _kind(tiles: Tensor) -> str:
-    return f"{tiles.shape[1]} columns in {tiles.dtype}"
-
-
-def _shape(x: Rows) -> tuple[int, ...]:
-    return (x.count, x.width) if isinstance(x, TiledRows) else tuple(x.shape)
 
 
 def _matrix(x: Rows) -> Any:
@@ -294,12 +295,9 @@ def _at(tensor: Tensor) -> int:
     return tensor.data_ptr()
 
 
-def _rows(tensor: Tensor) -> tuple[int, int]:
-    """Where a tensor begins whose rows, alone, are contiguous, and how many elements lie between them."""
-    stride, *inner = tensor.stride()
-    step = 1
-    for size, own in zip(reversed(tensor.shape[1:]), reversed(inner), strict=True):
-        if own != step and size > 1:
-            raise ValueError(f"The rows of a tensor of shape {list(tensor.shape)} are not contiguous.")
-        step *= size
-    return tensor.data_ptr(), stride
+def _strips(x: StripRows) -> tuple[int, int]:
+    """Where rows in strips begin, and how many bytes lie between two strips."""
+    strip, *inner = x.strips.stride()
+    if inner != [x.strips.shape[2], 1]:
+        raise ValueError(f"The strips of rows of shape {list(x.shape)} are not contiguous.")
+    return x.strips.data_ptr(), strip * x.strips.itemsize

@@ -75,99 +75,153 @@ INLINE __m512 exp2_ps(__m512 x)
 
 /* ---- tiles ------------------------------------------------------------------------------------------------------
  *
- * A tile is 16 rows of 64 bytes: 32 bfloat16 values or 64 8-bit ones. Rows that a product is to read lie tile by tile,
- * 16 rows after 16, so that a tile is 16 lines in a row. What fills the last 32 rows is never looked at.
+ * A tile is 16 rows of 64 bytes: 32 bfloat16 values or 64 8-bit ones. Rows between products lie in strips, 64 bytes of every
+ * row, then the next 64 of every row: any 16 lines on end are a tile, and what a product writes, some columns of many rows,
+ * it writes to lines on end, which the processor asks for by itself. Behind the last strip is room for 31 rows more, that
+ * products and attention may read and never look at.
  */
 
 enum { TILE_ROWS = 16, TILE_BYTES = 64, TILE = TILE_ROWS * TILE_BYTES };
 
-/* Rows of bfloat16, in lines or in tiles: how many values lie between the beginnings of one row and the next of its 16,
- * of 16 rows and the next 16, and of 32 columns and the next 32. */
-typedef struct { bf16 *at; int64_t row, rows, columns; } matrix;
+/* Rows of bfloat16, in strips or not: how many values lie between one row and the next, and between 32 columns and the next
+ * 32. */
+typedef struct { bf16 *at; int64_t row, columns; } matrix;
 
 /* Where a run of 16 values begins. */
 INLINE bf16 *run_of(const matrix *m, int64_t row, int64_t column)
 {
-    return m->at + (row >> 4) * m->rows + (row & 15) * m->row + (column >> 5) * m->columns + (column & 31);
+    return m->at + row * m->row + (column >> 5) * m->columns + (column & 31);
+}
+
+/* What lies from a row and a column, a multiple of 32, on. */
+INLINE matrix shifted(const matrix *m, int64_t row, int64_t column)
+{
+    return (matrix){ run_of(m, row, column), m->row, m->columns };
 }
 
 /* ---- rows ------------------------------------------------------------------------------------------------------ */
 
-/* out = x / sqrt(mean(x^2) + eps) * weight */
-TARGET void rerankd_rms_norm(int threads, int64_t rows, int64_t width, const bf16 *x, int64_t x_stride,
-                             const bf16 *weight, float eps, const matrix *out)
+/* Rows that are computed together: lines that lie side by side in strips. */
+enum { ABREAST = 8 };
+
+/* `count` rows from `first` on; of fewer than ABREAST, the first of them again, whose results are not stored. */
+INLINE void rms_norm_rows(int64_t first, int64_t count, int64_t width, const matrix *x, const bf16 *weight, float eps,
+                          const matrix *out)
 {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < rows; i++) {
-        const bf16 *row = x + i * x_stride;
-        __m512 sum = _mm512_setzero_ps();
-        for (int64_t j = 0; j < width; j += 16) {
-            __m512 v = load_bf16(row + j);
-            sum = _mm512_fmadd_ps(v, v, sum);
+    const bf16 *from[ABREAST];
+    __m512 sums[ABREAST];
+    for (int64_t r = 0; r < ABREAST; r++) {
+        from[r] = run_of(x, r < count ? first + r : first, 0);
+        sums[r] = _mm512_setzero_ps();
+    }
+    for (int64_t j = 0; j < width; j += 16)
+        for (int64_t r = 0; r < ABREAST; r++) {
+            __m512 v = load_bf16(from[r] + (j >> 5) * x->columns + (j & 31));
+            sums[r] = _mm512_fmadd_ps(v, v, sums[r]);
         }
-        __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(sum) / (float)width + eps));
-        for (int64_t j = 0; j < width; j += 16)
-            store_bf16(run_of(out, i, j), _mm512_mul_ps(_mm512_mul_ps(load_bf16(row + j), scale), load_bf16(weight + j)));
+    for (int64_t r = 0; r < ABREAST; r++)
+        sums[r] = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(sums[r]) / (float)width + eps));
+    for (int64_t j = 0; j < width; j += 16) {
+        const __m512 w = load_bf16(weight + j);
+        for (int64_t r = 0; r < count; r++) {
+            __m512 v = load_bf16(from[r] + (j >> 5) * x->columns + (j & 31));
+            store_bf16(run_of(out, first + r, j), _mm512_mul_ps(_mm512_mul_ps(v, sums[r]), w));
+        }
     }
 }
 
-/* Each head's RMSNorm, then its rotation: x and out [rows, heads, head_dim], cos and sin [rows, head_dim / 2]. */
-TARGET void rerankd_norm_rotate(int threads, int64_t rows, int64_t heads, int64_t head_dim, const bf16 *x,
-                                int64_t x_stride, const bf16 *weight, float eps, const bf16 *cosines,
-                                const bf16 *sines, bf16 *out, int64_t out_stride)
+/* out = x / sqrt(mean(x^2) + eps) * weight */
+TARGET void rerankd_rms_norm(int threads, int64_t rows, int64_t width, const matrix *x, const bf16 *weight, float eps,
+                             const matrix *out)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i += ABREAST)
+        if (rows - i >= ABREAST)
+            rms_norm_rows(i, ABREAST, width, x, weight, eps, out);
+        else
+            rms_norm_rows(i, rows - i, width, x, weight, eps, out);
+}
+
+/* Norm and rotation of one head, from column `begin` on, of `count` rows from `first` on. */
+INLINE void norm_rotate_head(int64_t first, int64_t count, int64_t begin, int64_t head_dim, const matrix *x, const bf16 *weight,
+                             float eps, const bf16 *cosines, const bf16 *sines, const matrix *out)
 {
     const int64_t half = head_dim / 2;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < rows; i++) {
-        const bf16 *c = cosines + i * half, *s = sines + i * half;
-        for (int64_t h = 0; h < heads; h++) {
-            const bf16 *from = x + i * x_stride + h * head_dim;
-            bf16 *to = out + i * out_stride + h * head_dim;
-            __m512 sum = _mm512_setzero_ps();
-            for (int64_t j = 0; j < head_dim; j += 16) {
-                __m512 v = load_bf16(from + j);
-                sum = _mm512_fmadd_ps(v, v, sum);
-            }
-            __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(sum) / (float)head_dim + eps));
-            for (int64_t j = 0; j < half; j += 16) {
-                __m512 a = _mm512_mul_ps(_mm512_mul_ps(load_bf16(from + j), scale), load_bf16(weight + j));
-                __m512 b = _mm512_mul_ps(_mm512_mul_ps(load_bf16(from + half + j), scale), load_bf16(weight + half + j));
-                __m512 cj = load_bf16(c + j), sj = load_bf16(s + j);
-                store_bf16(to + j, _mm512_fmsub_ps(a, cj, _mm512_mul_ps(b, sj)));
-                store_bf16(to + half + j, _mm512_fmadd_ps(b, cj, _mm512_mul_ps(a, sj)));
-            }
+    __m512 scales[ABREAST];
+    for (int64_t r = 0; r < count; r++)
+        scales[r] = _mm512_setzero_ps();
+    for (int64_t j = 0; j < head_dim; j += 16) {
+        const bf16 *at = run_of(x, first, begin + j);
+        for (int64_t r = 0; r < count; r++) {
+            _mm_prefetch((const char *)(at + (ABREAST + r) * x->row), _MM_HINT_T0);
+            __m512 v = load_bf16(at + r * x->row);
+            scales[r] = _mm512_fmadd_ps(v, v, scales[r]);
         }
     }
+    for (int64_t r = 0; r < count; r++)
+        scales[r] = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(scales[r]) / (float)head_dim + eps));
+    for (int64_t j = 0; j < half; j += 16) {
+        const bf16 *left = run_of(x, first, begin + j), *right = run_of(x, first, begin + half + j);
+        bf16 *to_left = run_of(out, first, begin + j), *to_right = run_of(out, first, begin + half + j);
+        const __m512 wa = load_bf16(weight + j), wb = load_bf16(weight + half + j);
+        for (int64_t r = 0; r < count; r++) {
+            __m512 a = _mm512_mul_ps(_mm512_mul_ps(load_bf16(left + r * x->row), scales[r]), wa);
+            __m512 b = _mm512_mul_ps(_mm512_mul_ps(load_bf16(right + r * x->row), scales[r]), wb);
+            __m512 c = load_bf16(cosines + (first + r) * half + j), s = load_bf16(sines + (first + r) * half + j);
+            store_bf16(to_left + r * out->row, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
+            store_bf16(to_right + r * out->row, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+        }
+    }
+}
+
+/* Each head's RMSNorm, then its rotation: x and out [rows, heads * head_dim], cos and sin [rows, head_dim / 2]. */
+TARGET void rerankd_norm_rotate(int threads, int64_t rows, int64_t heads, int64_t head_dim, const matrix *x,
+                                const bf16 *weight, float eps, const bf16 *cosines, const bf16 *sines, const matrix *out)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i += ABREAST)
+        for (int64_t h = 0; h < heads; h++)
+            if (rows - i >= ABREAST)
+                norm_rotate_head(i, ABREAST, h * head_dim, head_dim, x, weight, eps, cosines, sines, out);
+            else
+                norm_rotate_head(i, rows - i, h * head_dim, head_dim, x, weight, eps, cosines, sines, out);
 }
 
 /* LayerNorm of x + delta, in float32 as `out` and rounded as `rounded`. */
-TARGET void rerankd_add_layer_norm(int threads, int64_t rows, int64_t width, const float *x, const bf16 *delta,
+TARGET void rerankd_add_layer_norm(int threads, int64_t rows, int64_t width, const float *x, const matrix *delta,
                                    const float *weight, const float *bias, float eps, float *out, const matrix *rounded)
 {
+    enum { ABREAST = 4 };
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < rows; i++) {
-        const float *row = x + i * width;
-        const bf16 *add = delta + i * width;
-        float *to = out + i * width;
-        __m512 sum = _mm512_setzero_ps();
-        for (int64_t j = 0; j < width; j += 16) {
-            __m512 v = _mm512_add_ps(_mm512_loadu_ps(row + j), load_bf16(add + j));
-            _mm512_storeu_ps(to + j, v);
-            sum = _mm512_add_ps(sum, v);
-        }
-        __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)width);
-        __m512 squares = _mm512_setzero_ps();
-        for (int64_t j = 0; j < width; j += 16) {
-            __m512 v = _mm512_sub_ps(_mm512_loadu_ps(to + j), mean);
-            squares = _mm512_fmadd_ps(v, v, squares);
-        }
-        __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)width + eps));
-        for (int64_t j = 0; j < width; j += 16) {
-            __m512 v = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(to + j), mean), scale);
-            v = _mm512_fmadd_ps(v, _mm512_loadu_ps(weight + j), _mm512_loadu_ps(bias + j));
-            _mm512_storeu_ps(to + j, v);
-            store_bf16(run_of(rounded, i, j), v);
-        }
+    for (int64_t i = 0; i < rows; i += ABREAST) {
+        const int64_t count = rows - i < ABREAST ? rows - i : ABREAST;
+        __m512 sums[ABREAST], squares[ABREAST];
+        for (int64_t r = 0; r < ABREAST; r++)
+            sums[r] = squares[r] = _mm512_setzero_ps();
+        for (int64_t j = 0; j < width; j += 16)
+            for (int64_t r = 0; r < count; r++) {
+                const int64_t at = (i + r) * width + j;
+                __m512 v = _mm512_add_ps(_mm512_loadu_ps(x + at), load_bf16(run_of(delta, i + r, j)));
+                _mm512_storeu_ps(out + at, v);
+                sums[r] = _mm512_add_ps(sums[r], v);
+            }
+        for (int64_t r = 0; r < count; r++)
+            sums[r] = _mm512_set1_ps(_mm512_reduce_add_ps(sums[r]) / (float)width);
+        for (int64_t j = 0; j < width; j += 16)
+            for (int64_t r = 0; r < count; r++) {
+                __m512 v = _mm512_sub_ps(_mm512_loadu_ps(out + (i + r) * width + j), sums[r]);
+                squares[r] = _mm512_fmadd_ps(v, v, squares[r]);
+            }
+        for (int64_t r = 0; r < count; r++)
+            squares[r] = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares[r]) / (float)width + eps));
+        for (int64_t j = 0; j < width; j += 16)
+            for (int64_t r = 0; r < count; r++) {
+                float *to = out + (i + r) * width + j;
+                __m512 v = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(to), sums[r]), squares[r]);
+                v = _mm512_fmadd_ps(v, _mm512_loadu_ps(weight + j), _mm512_loadu_ps(bias + j));
+                _mm512_storeu_ps(to, v);
+                store_bf16(run_of(rounded, i + r, j), v);
+            }
     }
 }
 
@@ -219,15 +273,15 @@ INLINE void transpose_16x16(__m512i r[16])
     }
 }
 
-/* Keys [n, head_dim] as the packed right side of q k^T: head_dim is summed over, keys (up to a multiple of 32) are columns. */
-TARGET static void pack_keys(const bf16 *keys, int64_t stride, int64_t n, int64_t head_dim, bf16 *out)
+/* Keys [n, head_dim], that begin at a row and a column, as the packed right side of q k^T: head_dim is summed over, keys (up to a multiple of 32) are columns. */
+TARGET static void pack_keys(const matrix *keys, int64_t first, int64_t column, int64_t n, int64_t head_dim, bf16 *out)
 {
     const int64_t padded = (n + 31) / 32 * 32;
     for (int64_t i = 0; i < padded; i += 16)
         for (int64_t j = 0; j < head_dim; j += 32) {
             __m512i rows[16];
             for (int r = 0; r < 16; r++)
-                rows[r] = i + r < n ? _mm512_loadu_si512(keys + (i + r) * stride + j) : _mm512_setzero_si512();
+                rows[r] = i + r < n ? _mm512_loadu_si512(run_of(keys, first + i + r, column + j)) : _mm512_setzero_si512();
             transpose_16x16(rows);
             for (int r = 0; r < 16; r++)
                 _mm512_storeu_si512(out + i * head_dim + (j / 2 + r) * 32, rows[r]);
@@ -250,14 +304,13 @@ enum { WHOLE = 32 * 32, UPPER_LEFT = 0, UPPER_RIGHT = 16, LOWER_LEFT = 512, LOWE
 /* Bytes of rows that pass by the weight together: half of a second-level cache of 2 MB. */
 enum { BLOCK_BYTES = 1 << 20, MOST_BLOCK_ROWS = 512 };
 
-/* Rows [rows, width] in tiles. */
-TARGET void rerankd_tile(int threads, int64_t rows, int64_t width, const bf16 *x, int64_t x_stride, bf16 *tiles)
+/* Rows [rows, width] in strips. */
+TARGET void rerankd_tile(int threads, int64_t rows, int64_t width, const matrix *x, const matrix *out)
 {
-    const matrix out = { tiles, 32, TILE_ROWS * width, 32 * TILE_ROWS };
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < width; j += 32)
-            _mm512_storeu_si512(run_of(&out, i, j), _mm512_loadu_si512(x + i * x_stride + j));
+            _mm512_storeu_si512(run_of(out, i, j), _mm512_loadu_si512(run_of(x, i, j)));
 }
 
 /* bfloat16 values as 16-bit integers of the same order. */
@@ -296,12 +349,11 @@ INLINE __m512i rounded(__m512i x, __m512 factor)
     return _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
 }
 
-/* Rows as unsigned 8-bit integers, x = (code - zero) * step, in tiles. Each row has a step and a zero of its own, so that its
- * whole range, lopsided or not, is used. width is a multiple of 64. */
-TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const matrix *x, uint8_t *codes, float *steps,
-                             float *zeros)
+/* Rows as unsigned 8-bit integers, x = (code - zero) * step, in strips with `strip` bytes between them. Each row has a step
+ * and a zero of its own, so that its whole range, lopsided or not, is used. width is a multiple of 64. */
+TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const matrix *x, uint8_t *codes, int64_t strip,
+                             float *steps, float *zeros)
 {
-    enum { ABREAST = 8 }; /* rows: lines that lie side by side in tiles */
     const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i += ABREAST) {
@@ -314,7 +366,9 @@ TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const mat
         }
         for (int64_t j = 0; j < width / 32; j++)
             for (int r = 0; r < ABREAST; r++) {
-                __m512i v = ordered(_mm512_loadu_si512(row[r] + j * x->columns));
+                const bf16 *at = row[r] + j * x->columns;
+                _mm_prefetch((const char *)(at + ABREAST * x->row), _MM_HINT_T0);
+                __m512i v = ordered(_mm512_loadu_si512(at));
                 low[r] = _mm512_min_epi16(low[r], v);
                 high[r] = _mm512_max_epi16(high[r], v);
             }
@@ -326,12 +380,12 @@ TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const mat
             zeros[i + r] = zero;
             const __m512 factor = _mm512_set1_ps(1.0f / step);
             const __m512i shift = _mm512_set1_epi16((short)lrintf(zero));
-            uint8_t *to = codes + i / TILE_ROWS * TILE_ROWS * width + (i % TILE_ROWS + r) * TILE_BYTES;
+            uint8_t *to = codes + (i + r) * TILE_BYTES;
             for (int64_t j = 0; j < width / 64; j++) {
                 const bf16 *from = row[r] + 2 * j * x->columns;
                 __m512i a = _mm512_add_epi16(rounded(_mm512_loadu_si512(from), factor), shift);
                 __m512i b = _mm512_add_epi16(rounded(_mm512_loadu_si512(from + x->columns), factor), shift);
-                _mm512_storeu_si512(to + j * TILE, _mm512_permutexvar_epi64(order, _mm512_packus_epi16(a, b)));
+                _mm512_storeu_si512(to + j * strip, _mm512_permutexvar_epi64(order, _mm512_packus_epi16(a, b)));
             }
         }
     }
@@ -340,7 +394,8 @@ TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const mat
 /* A bfloat16 weight [outputs, inputs] as tiles read it. */
 TARGET void rerankd_pack_bf16(int64_t outputs, int64_t inputs, const bf16 *weight, bf16 *packed)
 {
-    pack_keys(weight, inputs, outputs, inputs, packed);
+    const matrix w = { (bf16 *)weight, inputs, 32 };
+    pack_keys(&w, 0, 0, outputs, inputs, packed);
 }
 
 /* An 8-bit weight [outputs, inputs] as tiles read it: panels of 16 outputs, of runs of 4 inputs; and its rows' sums. */
@@ -397,10 +452,11 @@ INLINE __m512 gelu_tanh_ps(__m512 x)
 /* x [rows, steps of 64 bytes] W^T + bias and what follows it. scales and what is below it are NULL for bfloat16 rows. */
 typedef struct {
     int64_t rows, steps, outputs;
-    const uint8_t *tiles, *packed;
+    const uint8_t *strips;
+    int64_t strip;            /* bytes between strips */
+    const uint8_t *packed;
     const float *bias;        /* [outputs] or NULL */
-    const bf16 *other;        /* [rows, outputs] that are added */
-    int64_t other_stride;
+    matrix other;             /* [rows, outputs] that are added */
     matrix out;
     int64_t then;
     const float *scales;      /* of each output of an 8-bit weight */
@@ -409,9 +465,8 @@ typedef struct {
     const float *row_zeros;
 } product;
 
-/* Sums of up to 32 rows by 32 outputs that are still to be finished, from row `done` on: where they lie, where their
- * outputs will, and where those of the rows after them will. */
-typedef struct { const float *sums; int64_t row, rows, left, right, done; bf16 *out; const bf16 *next; } unfinished;
+/* Sums of up to 32 rows by 32 outputs that are still to be finished, from row `done` on. */
+typedef struct { const float *sums; int64_t row, rows, left, right, done; } unfinished;
 
 /* 16 outputs of a row, by their sums; those of 8-bit products are integers. */
 INLINE __m512 output(const product *p, const float *sums, int64_t row, int64_t column, int quantized)
@@ -435,27 +490,25 @@ INLINE __m512 follow(__m512 y, int then)
     return y;
 }
 
-/* Finish up to `count` rows of sums, and ask for the lines that the outputs 32 rows on will be written to: a store to a line
- * that lies in memory holds up all stores after it. */
+/* Finish up to `count` rows of sums. */
 INLINE void finish(const product *p, unfinished *u, int64_t count, int quantized, int then)
 {
     const int64_t stop = u->done + count < u->rows ? u->done + count : u->rows;
     for (int64_t at = u->done; at < stop; at++) {
-        const int64_t row = u->row + at, place = (at >> 4) * p->out.rows + (at & 15) * p->out.row;
+        const int64_t row = u->row + at;
+        bf16 *out = run_of(&p->out, row, u->left);
         __m512 left = output(p, u->sums + 32 * at, row, u->left, quantized);
         __m512 right = output(p, u->sums + 32 * at + 16, row, u->right, quantized);
-        _mm_prefetch((const char *)(u->next + place), _MM_HINT_T1);
         if (then == THEN_GATED) {
-            store_bf16(u->out + place, _mm512_mul_ps(_mm512_mul_ps(left, sigmoid_ps(left)), right));
+            store_bf16(out, _mm512_mul_ps(_mm512_mul_ps(left, sigmoid_ps(left)), right));
             continue;
         }
         if (then == THEN_PLUS) {
-            const bf16 *other = p->other + row * p->other_stride + u->left;
-            _mm_prefetch((const char *)(other + 32 * p->other_stride), _MM_HINT_T1);
+            const bf16 *other = run_of(&p->other, row, u->left);
             left = _mm512_add_ps(left, load_bf16(other));
             right = _mm512_add_ps(right, load_bf16(other + 16));
         }
-        _mm512_storeu_si512(u->out + place, (__m512i)_mm512_cvtne2ps_pbh(follow(right, then), follow(left, then)));
+        _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(follow(right, then), follow(left, then)));
     }
     u->done = stop;
 }
@@ -532,11 +585,11 @@ INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, co
         const int64_t finished = (32 + steps - 1) / steps;
         int64_t fetched = 0;
         for (int64_t i = row; i < end; i += 32) {
-            const uint8_t *upper = p->tiles + i * p->steps * TILE_BYTES + from * TILE, *lower = upper + p->steps * TILE;
+            const uint8_t *upper = p->strips + i * TILE_BYTES + from * p->strip, *lower = upper + TILE;
             float *kept = sums + WHOLE + (i - row) * 32, *now = last ? sums : kept;
             const int both = end - i > 16;
             for (int64_t k = 0; k < steps; k++) {
-                _tile_stream_loadd(4, upper + k * TILE, TILE_BYTES);
+                _tile_stream_loadd(4, upper + k * p->strip, TILE_BYTES);
                 _tile_loadd(6, left + k * TILE, TILE_BYTES);
                 if (k == 0)
                     BEGIN(0, UPPER_LEFT);
@@ -548,7 +601,7 @@ INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, co
                 if (k == 0)
                     BEGIN(2, LOWER_LEFT);
                 if (both) {
-                    _tile_stream_loadd(5, lower + k * TILE, TILE_BYTES);
+                    _tile_stream_loadd(5, lower + k * p->strip, TILE_BYTES);
                     MULTIPLY(2, 5, 6);
                 }
                 if (k == 0)
@@ -563,11 +616,8 @@ INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, co
                     finish_rows(p, before, finished);
             }
             *held = now;
-            if (last) {
-                bf16 *out = run_of(&p->out, i, w->left);
-                const bf16 *following = i + 32 < end ? out + 2 * p->out.rows : run_of(&p->out, row, next->left);
-                *before = (unfinished){ now, i, end - i < 32 ? end - i : 32, w->left, w->right, 0, out, following };
-            }
+            if (last)
+                *before = (unfinished){ now, i, end - i < 32 ? end - i : 32, w->left, w->right, 0 };
         }
     }
 }
@@ -602,7 +652,7 @@ INLINE void passes(const product *p, const cut *c, range *ranges, int64_t thread
 {
     const int64_t pairs = p->outputs / 32;
     finisher *const finish_rows = FINISHERS[quantized][p->then];
-    unfinished before = { sums, 0, 0, 0, 0, 0, NULL, NULL };
+    unfinished before = { sums, 0, 0, 0, 0, 0 };
     float *held = sums; /* nothing yet, but there is room */
     for (int64_t k = 0; k < crew; k++) {
         range *from = ranges + (thread + k) % crew;
@@ -654,10 +704,9 @@ TARGET void rerankd_product(int threads, const product *p)
  *
  * Packed keys lie in panels of 16 columns, as pairs of what is summed over: a tile reads 16 such pairs as they are.
  */
-INLINE void logits_of(int64_t m, int64_t n, int64_t head_dim, const bf16 *q, int64_t q_stride, const bf16 *keys, float *c,
-                      int64_t c_stride)
+INLINE void logits_of(int64_t m, int64_t n, int64_t head_dim, const matrix *q, const bf16 *keys, float *c, int64_t c_stride)
 {
-    const size_t q_bytes = 2 * q_stride, c_bytes = 4 * c_stride;
+    const size_t q_bytes = 2 * q->row, c_bytes = 4 * c_stride;
     __asm__ volatile("" ::: "memory"); /* What tiles read is stored by now; to the compiler they read nothing. */
     for (int64_t j = 0; j < n; j += 16) {
         const bf16 *panel = keys + j * head_dim;
@@ -665,10 +714,10 @@ INLINE void logits_of(int64_t m, int64_t n, int64_t head_dim, const bf16 *q, int
         _tile_zero(1);
         for (int64_t x = 0; x < head_dim; x += 32) {
             _tile_loadd(6, panel + 16 * x, TILE_BYTES);
-            _tile_loadd(4, q + x, q_bytes);
+            _tile_loadd(4, run_of(q, 0, x), q_bytes);
             _tile_dpbf16ps(0, 4, 6);
             if (m > 16) {
-                _tile_loadd(5, q + 16 * q_stride + x, q_bytes);
+                _tile_loadd(5, run_of(q, 16, x), q_bytes);
                 _tile_dpbf16ps(1, 5, 6);
             }
         }
@@ -697,7 +746,7 @@ INLINE void add_values(int64_t m, int64_t k, const bf16 *weights, int64_t stride
 }
 
 /* Values [n, head_dim] as the packed right side of p v: keys (up to a multiple of 32) are summed over. */
-TARGET static void pack_values(const bf16 *values, int64_t stride, int64_t n, int64_t head_dim, bf16 *out)
+TARGET static void pack_values(const matrix *values, int64_t first, int64_t column, int64_t n, int64_t head_dim, bf16 *out)
 {
     const int64_t padded = (n + 31) / 32 * 32;
     uint16_t order[32];
@@ -708,8 +757,9 @@ TARGET static void pack_values(const bf16 *values, int64_t stride, int64_t n, in
     const __m512i low = _mm512_loadu_si512(order), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     for (int64_t i = 0; i < padded; i += 2)
         for (int64_t j = 0; j < head_dim; j += 32) {
-            __m512i even = i < n ? _mm512_loadu_si512(values + i * stride + j) : _mm512_setzero_si512();
-            __m512i odd = i + 1 < n ? _mm512_loadu_si512(values + (i + 1) * stride + j) : _mm512_setzero_si512();
+            const bf16 *from = run_of(values, first + i, column + j);
+            __m512i even = i < n ? _mm512_loadu_si512(from) : _mm512_setzero_si512();
+            __m512i odd = i + 1 < n ? _mm512_loadu_si512(from + values->row) : _mm512_setzero_si512();
             _mm512_storeu_si512(out + j * padded + 16 * i, _mm512_permutex2var_epi16(even, low, odd));
             _mm512_storeu_si512(out + (j + 16) * padded + 16 * i, _mm512_permutex2var_epi16(even, high, odd));
         }
@@ -762,46 +812,32 @@ INLINE int64_t padded(int64_t n)
     return (n + 31) / 32 * 32;
 }
 
-TARGET static void pack(side *to, const bf16 *keys, const bf16 *values, int64_t stride_k, int64_t stride_v, int64_t count,
+TARGET static void pack(side *to, const matrix *keys, const matrix *values, int64_t first, int64_t stop, int64_t column,
                         int64_t head_dim)
 {
-    to->count = count;
-    pack_keys(keys, stride_k, count, head_dim, to->keys);
-    pack_values(values, stride_v, count, head_dim, to->values);
-}
-
-/* Rows that will be read soon: `count` of each, 0 where there are none. */
-typedef struct { const bf16 *q, *k, *v; int64_t q_stride, k_stride, v_stride, queries, keys; } coming;
-
-INLINE void fetch(const bf16 *from, int64_t values)
-{
-    for (int64_t i = 0; i < values; i += 32)
-        _mm_prefetch((const char *)(from + i), _MM_HINT_T1);
+    to->count = stop - first;
+    pack_keys(keys, first, column, to->count, head_dim, to->keys);
+    pack_values(values, first, column, to->count, head_dim, to->values);
 }
 
 /* Up to QUERIES query rows of one head; the last of them sees `visible` of its own keys, in a causal block the row
  * before it one key less, and so on. */
-TARGET static void attend(const scratch *s, const side *shared, const side *own, int64_t rows,
-                          int64_t head_dim, const bf16 *q, int64_t q_stride, int64_t visible, int causal, float scale,
-                          const matrix *out, int64_t out_row, int64_t out_column, const coming *next)
+TARGET static void attend(const scratch *s, const side *shared, const side *own, int64_t rows, int64_t head_dim,
+                          const matrix *queries, int64_t visible, int causal, float scale, const matrix *out)
 {
     const int64_t before = padded(shared->count), behind = padded(visible), width = before + behind;
     const int64_t height = rows > 16 ? 32 : 16;
     __m512 totals[QUERIES];
-    /* The lines that the sums will be written to, asked for while there are none yet. */
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < head_dim; j += 32)
-            _mm_prefetch((const char *)run_of(out, out_row + i, out_column + j), _MM_HINT_T1);
+    matrix q = *queries;
     if (rows < height) { /* tiles would read past the last row */
         for (int64_t i = 0; i < height; i++)
             for (int64_t j = 0; j < head_dim; j += 32)
                 _mm512_storeu_si512(s->queries + i * head_dim + j,
-                                    i < rows ? _mm512_loadu_si512(q + i * q_stride + j) : _mm512_setzero_si512());
-        q = s->queries;
-        q_stride = head_dim;
+                                    i < rows ? _mm512_loadu_si512(run_of(&q, i, j)) : _mm512_setzero_si512());
+        q = (matrix){ s->queries, head_dim, 32 };
     }
-    logits_of(height, before, head_dim, q, q_stride, shared->keys, s->logits, width);
-    logits_of(height, behind, head_dim, q, q_stride, own->keys, s->logits + before, width);
+    logits_of(height, before, head_dim, &q, shared->keys, s->logits, width);
+    logits_of(height, behind, head_dim, &q, own->keys, s->logits + before, width);
     /* First all maxima, then all weights: within a row each waits for what is before it. */
     __m512 shifts[QUERIES];
     const __m512 factor = _mm512_set1_ps(scale * LOG2_E);
@@ -814,12 +850,6 @@ TARGET static void attend(const scratch *s, const side *shared, const side *own,
     for (int64_t i = 0; i < rows; i++) {
         const int64_t end = causal ? visible - (rows - 1 - i) : visible;
         const float *row = s->logits + i * width;
-        if (i < next->queries)
-            fetch(next->q + i * next->q_stride, head_dim);
-        if (i < next->keys) {
-            fetch(next->k + i * next->k_stride, head_dim);
-            fetch(next->v + i * next->v_stride, head_dim);
-        }
         bf16 *to = s->weights + i * width;
         __m512 sum = exp2_over(row, shared->count, before, factor, shifts[i], _mm512_setzero_ps(), to);
         sum = exp2_over(row + before, end, behind, factor, shifts[i], sum, to + before);
@@ -846,7 +876,7 @@ TARGET static void attend(const scratch *s, const side *shared, const side *own,
     for (int64_t i = 0; i < rows; i++) {
         __m512 inverse = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(totals[i]));
         for (int64_t j = 0; j < head_dim; j += 16)
-            store_bf16(run_of(out, out_row + i, out_column + j), _mm512_mul_ps(_mm512_loadu_ps(s->sums + i * head_dim + j), inverse));
+            store_bf16(run_of(out, i, j), _mm512_mul_ps(_mm512_loadu_ps(s->sums + i * head_dim + j), inverse));
     }
 }
 
@@ -857,15 +887,14 @@ static bf16 *take(char **from, int64_t bytes)
     return taken;
 }
 
-/* Attention as layout.py says: q [rows, heads, head_dim], out [rows, heads * head_dim], k and v [T, kv_heads, head_dim].
+/* Attention as layout.py says: q and out [rows, heads * head_dim], k and v [T, kv_heads * head_dim].
  *
  * blocks: their spans; runs [run_count + 1]: where runs of blocks with one `shared` span begin; each run of each key
  * head is a piece of work, in which the shared keys and values are packed once. Returns 0, or 1 where memory ran out.
  */
 TARGET int rerankd_attention(int threads, int64_t run_count, const int64_t *runs, const block *blocks,
-                             int64_t heads, int64_t kv_heads, int64_t head_dim, const bf16 *q, int64_t q_stride,
-                             const bf16 *k, int64_t k_stride, const bf16 *v, int64_t v_stride, int causal, float scale,
-                             const matrix *out)
+                             int64_t heads, int64_t kv_heads, int64_t head_dim, const matrix *q, const matrix *k,
+                             const matrix *v, int causal, float scale, const matrix *out)
 {
     const int64_t repeat = heads / kv_heads;
     int64_t most_shared = 0, most_own = 0;
@@ -897,25 +926,17 @@ TARGET int rerankd_attention(int threads, int64_t run_count, const int64_t *runs
 #pragma omp for collapse(2) schedule(dynamic)
         for (int64_t run = 0; run < run_count; run++)
             for (int64_t kv = 0; kv < kv_heads; kv++) {
-                const bf16 *keys = k + kv * head_dim, *values = v + kv * head_dim;
                 const block *first = blocks + runs[run];
-                pack(&shared, keys + first->shared * k_stride, values + first->shared * v_stride, k_stride, v_stride,
-                     first->shared_stop - first->shared, head_dim);
+                pack(&shared, k, v, first->shared, first->shared_stop, kv * head_dim, head_dim);
                 for (const block *b = first; b < blocks + runs[run + 1]; b++) {
                     const int64_t count = b->own_stop - b->own, queries = b->query_stop - b->query;
-                    pack(&own, keys + b->own * k_stride, values + b->own * v_stride, k_stride, v_stride, count, head_dim);
+                    pack(&own, k, v, b->own, b->own_stop, kv * head_dim, head_dim);
                     for (int64_t h = kv * repeat; h < (kv + 1) * repeat; h++)
                         for (int64_t i = 0; i < queries; i += QUERIES) {
                             const int64_t rows = queries - i < QUERIES ? queries - i : QUERIES;
                             const int64_t visible = causal ? count - (queries - i - rows) : count;
-                            coming next = { 0 };
-                            if (b + 1 < blocks + runs[run + 1])
-                                next = (coming){ q + (b[1].query + i) * q_stride + h * head_dim, keys + (b[1].own + i) * k_stride,
-                                                 values + (b[1].own + i) * v_stride, q_stride, k_stride, v_stride,
-                                                 b[1].query_stop - b[1].query - i, h > kv * repeat ? 0 : b[1].own_stop - b[1].own - i };
-                            attend(&s, &shared, &own, rows, head_dim,
-                                   q + (b->query + i) * q_stride + h * head_dim, q_stride, visible, causal, scale,
-                                   out, b->query + i, h * head_dim, &next);
+                            const matrix asking = shifted(q, b->query + i, h * head_dim), to = shifted(out, b->query + i, h * head_dim);
+                            attend(&s, &shared, &own, rows, head_dim, &asking, visible, causal, scale, &to);
                         }
                 }
             }
