@@ -301,8 +301,8 @@ enum { RUN = 16 };
 /* Sums of 32 rows by 32 outputs: how many, where those of each of four tiles begin, and the bytes of a row. */
 enum { WHOLE = 32 * 32, UPPER_LEFT = 0, UPPER_RIGHT = 16, LOWER_LEFT = 512, LOWER_RIGHT = 528, SUMS_BYTES = 32 * 4 };
 
-/* Bytes of rows that pass by the weight together: half of a second-level cache of 2 MB. */
-enum { BLOCK_BYTES = 1 << 20, MOST_BLOCK_ROWS = 512 };
+/* Bytes of rows that pass by the weight together: a second-level cache of 2 MB lets go of the block before slowly. */
+enum { BLOCK_BYTES = 3 << 18, MOST_BLOCK_ROWS = 512 };
 
 /* Rows [rows, width] in strips. */
 TARGET void rerankd_tile(int threads, int64_t rows, int64_t width, const matrix *x, const matrix *out)
@@ -569,9 +569,9 @@ INLINE panels panels_of(const product *p, int64_t i)
 
 /* Rows from `row` to `end` by two panels, into `sums`, 32 a row; what was before is finished meanwhile, since tile products
  * leave half of the vector unit idle. next: the panels that come after. held: where the sums go that tiles hold, which they
- * do until their next product. */
+ * do until their next product. cold: the block's rows have not passed by before. */
 INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, const panels *next, float *sums,
-                 float **held, unfinished *before, finisher *finish_rows, int quantized)
+                 float **held, unfinished *before, finisher *finish_rows, int cold, int quantized)
 {
     const int64_t runs = (p->steps + RUN - 1) / RUN, longest = (p->steps + runs - 1) / runs, groups = (end - row + 31) / 32;
     const int64_t lines = (TILE_ROWS + groups - 1) / groups;
@@ -612,6 +612,9 @@ INLINE void pass(const product *p, int64_t row, int64_t end, const panels *w, co
                     _mm_prefetch(ahead[0] + fetched, _MM_HINT_T1);
                     _mm_prefetch(ahead[1] + fetched, _MM_HINT_T1);
                 }
+                if (cold)
+                    for (int64_t n = 32; n < 64; n++)
+                        _mm_prefetch(upper + k * p->strip + n * TILE_BYTES, _MM_HINT_T1);
                 if (before->done < before->rows)
                     finish_rows(p, before, finished);
             }
@@ -654,12 +657,15 @@ INLINE void passes(const product *p, const cut *c, range *ranges, int64_t thread
     finisher *const finish_rows = FINISHERS[quantized][p->then];
     unfinished before = { sums, 0, 0, 0, 0, 0 };
     float *held = sums; /* nothing yet, but there is room */
+    int64_t warm = -1;  /* the block that passed by last */
     for (int64_t k = 0; k < crew; k++) {
         range *from = ranges + (thread + k) % crew;
         for (int64_t i; (i = __atomic_fetch_add(&from->next, 1, __ATOMIC_RELAXED)) < from->end;) {
-            const int64_t row = 32 * first_group(c, i / pairs), stop = 32 * first_group(c, i / pairs + 1);
+            const int64_t block = i / pairs, row = 32 * first_group(c, block), stop = 32 * first_group(c, block + 1);
             const panels now = panels_of(p, i % pairs), next = panels_of(p, (i + 1) % pairs);
-            pass(p, row, stop < p->rows ? stop : p->rows, &now, &next, sums, &held, &before, finish_rows, quantized);
+            pass(p, row, stop < p->rows ? stop : p->rows, &now, &next, sums, &held, &before, finish_rows, block != warm,
+                 quantized);
+            warm = block;
         }
     }
     _tile_stored(0, held + UPPER_LEFT, SUMS_BYTES);
