@@ -30,9 +30,9 @@ DTYPE_ALIASES = {"half": "float16", "float": "float32", "bf16": "bfloat16", "fp3
 CPU_CHUNK_VALUES = 1 << 21
 # The project's own products keep to the cache by themselves: so many rows, for each thread, that calls are few and that
 # a weight need not come from memory often; few enough for rows that wait to stay in the third-level cache.
-TILED_CHUNK_VALUES = 3 << 20
+TILED_CHUNK_VALUES = 3 << 21
 # Enough to share a prefix among many documents; small enough that another request need not wait for long.
-CPU_BATCH_TOKENS = 4096
+CPU_BATCH_TOKENS = 8192
 ACCELERATOR_BATCH_TOKENS = 32768
 
 
