@@ -811,7 +811,9 @@ typedef struct { int64_t count; bf16 *keys, *values; } side;
 /* What a thread works in. logits and weights: a row for each query, shared keys first, each side up to a multiple of 32. */
 typedef struct { bf16 *queries, *weights; float *logits, *sums; } scratch;
 
-enum { QUERIES = 32 };  /* query rows that are computed together: two tiles */
+/* Query rows that are computed together: two tiles, or one where keys and values are few enough to stay in the first-level
+ * cache, so that nothing is gained by reading them for two. */
+enum { QUERIES = 32, FEW_KEYS = 192 };
 
 INLINE int64_t padded(int64_t n)
 {
@@ -826,10 +828,14 @@ TARGET static void pack(side *to, const matrix *keys, const matrix *values, int6
     pack_values(values, first, column, to->count, head_dim, to->values);
 }
 
+/* Rows of one head that are packed next. */
+typedef struct { matrix keys, values; int64_t rows; } coming;
+
 /* Up to QUERIES query rows of one head; the last of them sees `visible` of its own keys, in a causal block the row
  * before it one key less, and so on. */
 TARGET static void attend(const scratch *s, const side *shared, const side *own, int64_t rows, int64_t head_dim,
-                          const matrix *queries, int64_t visible, int causal, float scale, const matrix *out)
+                          const matrix *queries, int64_t visible, int causal, float scale, const matrix *out,
+                          const coming *next)
 {
     const int64_t before = padded(shared->count), behind = padded(visible), width = before + behind;
     const int64_t height = rows > 16 ? 32 : 16;
@@ -856,6 +862,11 @@ TARGET static void attend(const scratch *s, const side *shared, const side *own,
     for (int64_t i = 0; i < rows; i++) {
         const int64_t end = causal ? visible - (rows - 1 - i) : visible;
         const float *row = s->logits + i * width;
+        if (i < next->rows)
+            for (int64_t j = 0; j < head_dim; j += 32) {
+                _mm_prefetch((const char *)run_of(&next->keys, i, j), _MM_HINT_T1);
+                _mm_prefetch((const char *)run_of(&next->values, i, j), _MM_HINT_T1);
+            }
         bf16 *to = s->weights + i * width;
         __m512 sum = exp2_over(row, shared->count, before, factor, shifts[i], _mm512_setzero_ps(), to);
         sum = exp2_over(row + before, end, behind, factor, shifts[i], sum, to + before);
@@ -937,12 +948,17 @@ TARGET int rerankd_attention(int threads, int64_t run_count, const int64_t *runs
                 for (const block *b = first; b < blocks + runs[run + 1]; b++) {
                     const int64_t count = b->own_stop - b->own, queries = b->query_stop - b->query;
                     pack(&own, k, v, b->own, b->own_stop, kv * head_dim, head_dim);
+                    const int64_t most = padded(shared.count) + padded(count) <= FEW_KEYS ? QUERIES / 2 : QUERIES;
                     for (int64_t h = kv * repeat; h < (kv + 1) * repeat; h++)
-                        for (int64_t i = 0; i < queries; i += QUERIES) {
-                            const int64_t rows = queries - i < QUERIES ? queries - i : QUERIES;
+                        for (int64_t i = 0; i < queries; i += most) {
+                            const int64_t rows = queries - i < most ? queries - i : most;
                             const int64_t visible = causal ? count - (queries - i - rows) : count;
                             const matrix asking = shifted(q, b->query + i, h * head_dim), to = shifted(out, b->query + i, h * head_dim);
-                            attend(&s, &shared, &own, rows, head_dim, &asking, visible, causal, scale, &to);
+                            coming next = { .rows = 0 };
+                            if (h == kv * repeat && b + 1 < blocks + runs[run + 1])
+                                next = (coming){ shifted(k, b[1].own + i, kv * head_dim), shifted(v, b[1].own + i, kv * head_dim),
+                                                 b[1].own_stop - b[1].own - i };
+                            attend(&s, &shared, &own, rows, head_dim, &asking, visible, causal, scale, &to, &next);
                         }
                 }
             }
