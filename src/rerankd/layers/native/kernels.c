@@ -99,6 +99,27 @@ INLINE matrix shifted(const matrix *m, int64_t row, int64_t column)
     return (matrix){ run_of(m, row, column), m->row, m->columns };
 }
 
+/* ---- work ----------------------------------------------------------------------------------------------------------
+ *
+ * Each thread is given pieces of about the rows that are its own in all operations, since its second-level cache may have them.
+ */
+
+/* Pieces that a thread was given, of which `next` is the first that none has taken; on a line of its own. */
+typedef struct { int64_t next, end; } __attribute__((aligned(64))) range;
+
+/* A piece of the thread's own, then of what is left of the other threads', since one that shares its core with others is
+ * slower; -1 where nothing is. */
+INLINE int64_t take_piece(range *ranges, int64_t thread, int64_t crew)
+{
+    for (int64_t k = 0; k < crew; k++) {
+        range *from = ranges + (thread + k) % crew;
+        const int64_t piece = __atomic_fetch_add(&from->next, 1, __ATOMIC_RELAXED);
+        if (piece < from->end)
+            return piece;
+    }
+    return -1;
+}
+
 /* ---- rows ------------------------------------------------------------------------------------------------------ */
 
 /* Rows that are computed together: lines that lie side by side in strips. */
@@ -646,11 +667,7 @@ INLINE int64_t pass_at(const cut *c, int64_t pairs, int64_t work)
     return c->blocks * pairs;
 }
 
-/* Passes that a thread was given, of which `next` is the first that none has taken; on a line of its own. */
-typedef struct { int64_t next, end; } __attribute__((aligned(64))) range;
-
-/* A thread's passes, then what is left of the other threads': one that shares its core with others is slower. sums: room for
- * a block's, behind room for those that are being finished. */
+/* A thread's passes. sums: room for a block's, behind room for those that are being finished. */
 INLINE void passes(const product *p, const cut *c, range *ranges, int64_t thread, int64_t crew, float *sums, int quantized)
 {
     const int64_t pairs = p->outputs / 32;
@@ -658,15 +675,11 @@ INLINE void passes(const product *p, const cut *c, range *ranges, int64_t thread
     unfinished before = { sums, 0, 0, 0, 0, 0 };
     float *held = sums; /* nothing yet, but there is room */
     int64_t warm = -1;  /* the block that passed by last */
-    for (int64_t k = 0; k < crew; k++) {
-        range *from = ranges + (thread + k) % crew;
-        for (int64_t i; (i = __atomic_fetch_add(&from->next, 1, __ATOMIC_RELAXED)) < from->end;) {
-            const int64_t block = i / pairs, row = 32 * first_group(c, block), stop = 32 * first_group(c, block + 1);
-            const panels now = panels_of(p, i % pairs), next = panels_of(p, (i + 1) % pairs);
-            pass(p, row, stop < p->rows ? stop : p->rows, &now, &next, sums, &held, &before, finish_rows, block != warm,
-                 quantized);
-            warm = block;
-        }
+    for (int64_t i; (i = take_piece(ranges, thread, crew)) >= 0;) {
+        const int64_t block = i / pairs, row = 32 * first_group(c, block), stop = 32 * first_group(c, block + 1);
+        const panels now = panels_of(p, i % pairs), next = panels_of(p, (i + 1) % pairs);
+        pass(p, row, stop < p->rows ? stop : p->rows, &now, &next, sums, &held, &before, finish_rows, block != warm, quantized);
+        warm = block;
     }
     _tile_stored(0, held + UPPER_LEFT, SUMS_BYTES);
     _tile_stored(1, held + UPPER_RIGHT, SUMS_BYTES);
@@ -926,6 +939,11 @@ TARGET int rerankd_attention(int threads, int64_t run_count, const int64_t *runs
     char *memory = aligned_alloc(64, each * threads);
     if (!memory)
         return 1;
+    range ranges[threads];
+    for (int64_t t = 0; t < threads; t++) {
+        ranges[t].next = run_count * kv_heads * t / threads;
+        ranges[t].end = run_count * kv_heads * (t + 1) / threads;
+    }
 #pragma omp parallel num_threads(threads)
     {
         char *own_memory = memory + each * omp_get_thread_num();
@@ -940,28 +958,27 @@ TARGET int rerankd_attention(int threads, int64_t run_count, const int64_t *runs
         s.sums = (float *)take(&own_memory, QUERIES * head_dim * sizeof(float));
         s.logits = (float *)take(&own_memory, QUERIES * (most_shared + most_own) * sizeof(float));
         begin_tiles();
-#pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t run = 0; run < run_count; run++)
-            for (int64_t kv = 0; kv < kv_heads; kv++) {
-                const block *first = blocks + runs[run];
-                pack(&shared, k, v, first->shared, first->shared_stop, kv * head_dim, head_dim);
-                for (const block *b = first; b < blocks + runs[run + 1]; b++) {
-                    const int64_t count = b->own_stop - b->own, queries = b->query_stop - b->query;
-                    pack(&own, k, v, b->own, b->own_stop, kv * head_dim, head_dim);
-                    const int64_t most = padded(shared.count) + padded(count) <= FEW_KEYS ? QUERIES / 2 : QUERIES;
-                    for (int64_t h = kv * repeat; h < (kv + 1) * repeat; h++)
-                        for (int64_t i = 0; i < queries; i += most) {
-                            const int64_t rows = queries - i < most ? queries - i : most;
-                            const int64_t visible = causal ? count - (queries - i - rows) : count;
-                            const matrix asking = shifted(q, b->query + i, h * head_dim), to = shifted(out, b->query + i, h * head_dim);
-                            coming next = { .rows = 0 };
-                            if (h == kv * repeat && b + 1 < blocks + runs[run + 1])
-                                next = (coming){ shifted(k, b[1].own + i, kv * head_dim), shifted(v, b[1].own + i, kv * head_dim),
-                                                 b[1].own_stop - b[1].own - i };
-                            attend(&s, &shared, &own, rows, head_dim, &asking, visible, causal, scale, &to, &next);
-                        }
-                }
+        for (int64_t piece; (piece = take_piece(ranges, omp_get_thread_num(), threads)) >= 0;) {
+            const int64_t run = piece / kv_heads, kv = piece % kv_heads;
+            const block *first = blocks + runs[run];
+            pack(&shared, k, v, first->shared, first->shared_stop, kv * head_dim, head_dim);
+            for (const block *b = first; b < blocks + runs[run + 1]; b++) {
+                const int64_t count = b->own_stop - b->own, queries = b->query_stop - b->query;
+                pack(&own, k, v, b->own, b->own_stop, kv * head_dim, head_dim);
+                const int64_t most = padded(shared.count) + padded(count) <= FEW_KEYS ? QUERIES / 2 : QUERIES;
+                for (int64_t h = kv * repeat; h < (kv + 1) * repeat; h++)
+                    for (int64_t i = 0; i < queries; i += most) {
+                        const int64_t rows = queries - i < most ? queries - i : most;
+                        const int64_t visible = causal ? count - (queries - i - rows) : count;
+                        const matrix asking = shifted(q, b->query + i, h * head_dim), to = shifted(out, b->query + i, h * head_dim);
+                        coming next = { .rows = 0 };
+                        if (h == kv * repeat && b + 1 < blocks + runs[run + 1])
+                            next = (coming){ shifted(k, b[1].own + i, kv * head_dim), shifted(v, b[1].own + i, kv * head_dim),
+                                             b[1].own_stop - b[1].own - i };
+                        attend(&s, &shared, &own, rows, head_dim, &asking, visible, causal, scale, &to, &next);
+                    }
             }
+        }
         end_tiles();
     }
     free(memory);
