@@ -824,8 +824,8 @@ typedef struct { int64_t count; bf16 *keys, *values; } side;
 /* What a thread works in. logits and weights: a row for each query, shared keys first, each side up to a multiple of 32. */
 typedef struct { bf16 *queries, *weights; float *logits, *sums; } scratch;
 
-/* Query rows that are computed together: two tiles, or one where keys and values are few enough to stay in the first-level
- * cache, so that nothing is gained by reading them for two. */
+/* Query rows that are computed together: two tiles, so that keys and values are read half as often, or one where they are
+ * few, which measures faster. */
 enum { QUERIES = 32, FEW_KEYS = 192 };
 
 INLINE int64_t padded(int64_t n)
