@@ -39,7 +39,8 @@ def draw(results: dict[str, Any], path: Path) -> None:
         panel.axvline(limit, color="#555555", linestyle=":", linewidth=1)
         panel.set_xlim(0, 1.18 * max(limit, *(rate["max"] for rate in rates)))
         for place, (median, rate) in enumerate(zip(medians, rates, strict=True)):
-            panel.annotate(f"{median:.3g}", (rate["max"], place), xytext=(4, 0), textcoords="offset points",
+            label = f"{float(f'{median:.3g}'):g}"
+            panel.annotate(label, (rate["max"], place), xytext=(4, 0), textcoords="offset points",
                            va="center", fontsize=8)  # fmt: skip
         shape = PUBLISHED.get(case["model"], case["model"]).split("/")[-1]
         panel.set_title(f"{shape}, {case['workload'].replace(':', ' x ')}", fontsize=9)
