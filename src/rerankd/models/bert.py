@@ -46,12 +46,13 @@ class Encoder:
         self.mlp = mlp
         self.runtime = weights.runtime
         self.layers = []
-        for i in range(config.get("num_hidden_layers", int)):
+        count = config.get("num_hidden_layers", int)
+        for i in range(count):
             layer = weights.scope(f"encoder.layer.{i}")
             attention = layer.scope("attention")
             own = attention.scope("self")
             # 8 bits cost the most where every token's error reaches all others, and where all layers build on it.
-            first = i == 0
+            first = i < max(1, count // 12)
             self.layers.append(
                 EncoderLayer(
                     runtime=weights.runtime,
