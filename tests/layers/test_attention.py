@@ -23,12 +23,9 @@ from rerankd.layers.attention import (
 from rerankd.layers.attention import layout as layout_module
 from rerankd.layers.attention.layout import causal_layout, pruned_layout, separate_layout
 from rerankd.layers.attention.reference import visible
-from rerankd.layers.native import Kernels
 from rerankd.layers.rows import Rows, columns, plain
 from tests.layers.test_rows import in_strips
-
-KERNELS = Kernels.load()
-needs_amx = pytest.mark.skipif(KERNELS is None or not KERNELS.has_amx, reason="no kernels were built, or no AMX here")
+from tests.layers.units import UNITS, kernels_by
 
 
 @st.composite
@@ -53,18 +50,17 @@ def tensors(rows: int, keys: int, heads: int, kv_heads: int, head_dim: int = 8) 
     )
 
 
-def amx_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float, strips: bool = True
+def own_attention(
+    unit: str, q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float, strips: bool = True
 ) -> Tensor:
-    """By the kernel, with keys and values as a product leaves them: side by side, their rows apart."""
-    assert KERNELS is not None
+    """By a unit's kernel, with keys and values as a product leaves them: side by side, their rows apart."""
     queries: Rows = q.flatten(1)
     sides: Rows = torch.cat([k.flatten(1), v.flatten(1)], 1)
     if strips:
         queries, sides = in_strips(queries), in_strips(sides)
     width = sides.shape[1] // 2
     keys, values = columns(sides, slice(width)), columns(sides, slice(width, 2 * width))
-    return plain(KERNELS.attention(queries, keys, values, q.shape[2], layout, scale))
+    return plain(kernels_by(unit).attention(queries, keys, values, q.shape[2], layout, scale))
 
 
 def documents(groups: list[PackedGroup]) -> list[Span]:
@@ -144,10 +140,11 @@ def test_backends_agree_with_the_reference(
     check()
 
 
-@needs_amx
+@pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("layout_of", LAYOUTS, ids=["causal", "separate", "pruned-causal", "pruned-separate"])
 @pytest.mark.parametrize(("heads", "head_dim", "run_keys"), [((4, 2), 64, 1), ((3, 3), 32, 512), ((2, 1), 128, 40)])
-def test_amx_agrees_with_the_reference(
+def test_own_attention_agrees_with_the_reference(
+    unit: str,
     layout_of: Callable[[list[PackedGroup]], AttentionLayout],
     heads: tuple[int, int],
     head_dim: int,
@@ -164,30 +161,30 @@ def test_amx_agrees_with_the_reference(
         scale = 3 * head_dim**-0.5
         expected = plain(reference_attention(q, k, v, layout, scale)).float()
         for strips in (True, False):
-            attended = amx_attention(q, k, v, layout, scale, strips)
+            attended = own_attention(unit, q, k, v, layout, scale, strips)
             torch.testing.assert_close(attended.float(), expected, rtol=0.02, atol=0.02)
 
     check()
 
 
-@needs_amx
+@pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("loud", ["prefix", "document"])
-def test_amx_attention_bears_logits_that_lie_far_apart(loud: str) -> None:
+def test_own_attention_bears_logits_that_lie_far_apart(unit: str, loud: str) -> None:
     group = PackedGroup(Span(0, 40), (Span(40, 75), Span(75, 115)))
     layout = causal_layout([group])
     q, k, v = (x.bfloat16() for x in tensors(115, 115, 2, 1, head_dim=32))
     k[:40] *= 60 if loud == "prefix" else 1
     k[40:] *= 60 if loud == "document" else 1
     expected = plain(reference_attention(q, k, v, layout, 1.0)).float()
-    torch.testing.assert_close(amx_attention(q, k, v, layout, 1.0).float(), expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(own_attention(unit, q, k, v, layout, 1.0).float(), expected, rtol=0.02, atol=0.02)
 
 
-@needs_amx
-def test_amx_attention_keeps_what_is_not_a_number() -> None:
+@pytest.mark.parametrize("unit", UNITS)
+def test_own_attention_keeps_what_is_not_a_number(unit: str) -> None:
     layout = separate_layout([Span(0, 40), Span(40, 80)])
     q, k, v = (x.bfloat16() for x in tensors(80, 80, 2, 2, head_dim=32))
     k[3, 0, 5] = float("nan")
-    attended = amx_attention(q, k, v, layout, 0.2).view(q.shape)
+    attended = own_attention(unit, q, k, v, layout, 0.2).view(q.shape)
     assert attended[:40, 0].isnan().all()
     assert not attended[40:].isnan().any()
     assert not attended[:, 1].isnan().any()

@@ -11,17 +11,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rerankd.layers.linear import DenseLinear, Linear, Nonlinearity, PackedLinear, apply, bfloat16_linear, int8_linear
-from rerankd.layers.native import Kernels
 from rerankd.layers.rows import plain
 from tests.layers.test_rows import in_strips
+from tests.layers.units import UNITS, kernels_by, threads
 
-KERNELS = Kernels.load()
-needs_amx = pytest.mark.skipif(KERNELS is None or not KERNELS.has_amx, reason="no kernels were built, or no AMX here")
 Make = Callable[[Tensor, Tensor | None], Linear]
+
+
+def by(unit: str, make: Callable[..., Linear]) -> Make:
+    """`make` with the kernels of a unit, which are looked for when a test runs."""
+    return lambda weight, bias: make(weight, bias, kernels_by(unit))
+
+
 INT8 = [
     pytest.param((torch.float32, partial(int8_linear, kernels=None)), id="float32"),
     pytest.param((torch.bfloat16, partial(int8_linear, kernels=None)), id="bfloat16"),
-    pytest.param((torch.bfloat16, partial(int8_linear, kernels=KERNELS)), id="tiled", marks=needs_amx),
+    *(pytest.param((torch.bfloat16, by(unit, int8_linear)), id=unit) for unit in UNITS),
 ]
 
 
@@ -81,26 +86,22 @@ def test_int8_lies_near_the_exact_product(backend: tuple[torch.dtype, Make]) -> 
     assert (make(weight, None)(x).float() - exact).abs().max() < 0.025 * exact.abs().max()
 
 
-def test_tiled_and_onednn_int8_agree_on_several_threads() -> None:
-    if KERNELS is None or not KERNELS.has_amx:
-        pytest.skip("no kernels were built, or no AMX here")
-    threads = torch.get_num_threads()
+@pytest.mark.parametrize("unit", UNITS)
+def test_own_and_onednn_int8_agree_on_several_threads(unit: str) -> None:
     x, weight = matrix(700, 128, 1).bfloat16(), matrix(160, 128, 2).bfloat16()
-    try:
-        torch.set_num_threads(3)
-        tiled = int8_linear(weight, None, KERNELS)(x)
-    finally:
-        torch.set_num_threads(threads)
-    torch.testing.assert_close(tiled, int8_linear(weight, None, None)(x), rtol=0.02, atol=0.3)
+    with threads(3):
+        own = int8_linear(weight, None, kernels_by(unit))(x)
+    torch.testing.assert_close(own, int8_linear(weight, None, None)(x), rtol=0.02, atol=0.3)
 
 
 MAKERS: list[tuple[torch.dtype, Make, float]] = [
     (torch.float32, DenseLinear, 1e-5),
     (torch.bfloat16, DenseLinear, 0.05),
     (torch.bfloat16, PackedLinear, 0.05),
-    (torch.bfloat16, partial(bfloat16_linear, kernels=KERNELS), 0.05),
+    *((torch.bfloat16, by(unit, bfloat16_linear), 0.05) for unit in UNITS),
     (torch.float32, partial(int8_linear, kernels=None), 0.1),
-    (torch.bfloat16, partial(int8_linear, kernels=KERNELS), 0.1),
+    (torch.bfloat16, partial(int8_linear, kernels=None), 0.1),
+    *((torch.bfloat16, by(unit, int8_linear), 0.1) for unit in UNITS),
 ]
 
 
@@ -151,8 +152,8 @@ def test_maps_read_and_write_strips_as_they_do_others(make: Make) -> None:
     assert torch.equal(plain(total), plain(linear.plus(x, addend)))
 
 
-@needs_amx
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("crew", [1, 3])
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
     [
@@ -170,8 +171,8 @@ def test_maps_read_and_write_strips_as_they_do_others(make: Make) -> None:
 )
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("make", [bfloat16_linear, int8_linear])
-def test_tiled_products_of_many_shapes(
-    threads: int, rows: int, inputs: int, outputs: int, biased: bool, make: Callable[..., Linear]
+def test_own_products_of_many_shapes(
+    unit: str, crew: int, rows: int, inputs: int, outputs: int, biased: bool, make: Callable[..., Linear]
 ) -> None:
     # Rows that lie apart, and tensors that hold what is not a number where nothing may be read.
     x = torch.full((rows, inputs + 64), float("nan"), dtype=torch.bfloat16)[:, :inputs]
@@ -179,13 +180,9 @@ def test_tiled_products_of_many_shapes(
     weight = matrix(outputs, inputs, 2).bfloat16()
     bias = matrix(1, outputs, 3)[0].bfloat16() if biased else None
     addend = matrix(rows, outputs, 4).bfloat16()
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        linear = make(weight, bias, KERNELS)
+    with threads(crew):
+        linear = make(weight, bias, kernels_by(unit))
         result, plus, gated = linear(x), linear.plus(x, addend), plain(linear.gated(x))
-    finally:
-        torch.set_num_threads(before)
     near = {"rtol": 2**-7, "atol": 1e-2}
     expected = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
     if make is int8_linear:
@@ -200,33 +197,32 @@ def test_tiled_products_of_many_shapes(
     assert ((gated.float() - F.silu(a) * b).abs() <= slack).all()
 
 
-@needs_amx
-def test_rows_and_weights_of_two_kinds_are_refused() -> None:
-    assert KERNELS is not None
-    x, weight = matrix(4, 64, 1).bfloat16(), KERNELS.pack_bf16(matrix(32, 64, 2).bfloat16())
+@pytest.mark.parametrize("unit", UNITS)
+def test_rows_and_weights_of_two_kinds_are_refused(unit: str) -> None:
+    kernels = kernels_by(unit)
+    x, weight = matrix(4, 64, 1).bfloat16(), kernels.pack_bf16(matrix(32, 64, 2).bfloat16())
     out = torch.empty(4, 32, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="do not fit"):
-        KERNELS.product(KERNELS.quantize(x), weight, None, out)
+        kernels.product(kernels.quantize(x), weight, None, out)
     with pytest.raises(ValueError, match="do not fit"):
-        KERNELS.product(KERNELS.tile(matrix(4, 128, 1).bfloat16()), weight, None, out)
+        kernels.product(kernels.tile(matrix(4, 128, 1).bfloat16()), weight, None, out)
     with pytest.raises(ValueError, match=r"\[4, 32\] cannot be written to rows of \[5, 32\]"):
-        KERNELS.product(KERNELS.tile(x), weight, None, torch.empty(5, 32, dtype=torch.bfloat16))
+        kernels.product(kernels.tile(x), weight, None, torch.empty(5, 32, dtype=torch.bfloat16))
 
 
-@needs_amx
-def test_shapes_that_fill_no_tiles_take_another_way() -> None:
+@pytest.mark.parametrize("unit", UNITS)
+def test_shapes_that_fill_no_strips_take_another_way(unit: str) -> None:
     x, weight = matrix(9, 72, 1).bfloat16(), matrix(40, 72, 2).bfloat16()
     for make in (bfloat16_linear, int8_linear):
-        result = make(weight, None, KERNELS)(x).float()
+        result = make(weight, None, kernels_by(unit))(x).float()
         torch.testing.assert_close(result, x.float() @ weight.float().T, rtol=0.05, atol=0.5)
 
 
-@pytest.mark.skipif(KERNELS is None or not KERNELS.has_amx, reason="no kernels were built, or no AMX here")
-def test_fused_nonlinearities_are_torchs_to_bfloat16() -> None:
-    assert KERNELS is not None
+@pytest.mark.parametrize("unit", UNITS)
+def test_fused_nonlinearities_are_torchs_to_bfloat16(unit: str) -> None:
     # A weight that picks one input each makes the product exact, whatever the input.
     x = torch.linspace(-12, 12, 64 * 64).view(64, 64).bfloat16()
-    linear = int8_linear(torch.eye(64).bfloat16(), None, KERNELS)
+    linear = int8_linear(torch.eye(64).bfloat16(), None, kernels_by(unit))
     product = linear(x).float()
     nonlinearities: tuple[Nonlinearity, ...] = ("gelu", "gelu_tanh")
     for then in nonlinearities:

@@ -80,7 +80,7 @@ def place(device: str = "auto", dtype: str = "auto", quantization: str | None = 
 
 
 def _chunk_values(kernels: Kernels | None) -> int:
-    if kernels is not None and kernels.has_amx:
+    if kernels is not None:
         return TILED_CHUNK_VALUES * torch.get_num_threads()
     return CPU_CHUNK_VALUES
 

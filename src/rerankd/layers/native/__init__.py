@@ -1,4 +1,4 @@
-"""What kernels.c computes, as functions of tensors: bfloat16 on a CPU with AVX512-BF16, with AMX where there is one.
+"""What the C files here compute, as functions of tensors: bfloat16 on a CPU with AVX512-BF16, by AMX where it has that.
 
 The library is built with the package where a C compiler is at hand. Where it is missing, or the processor is another,
 `Kernels.load` answers None, and everything here is computed by torch's own functions.
@@ -19,6 +19,8 @@ from rerankd.layers.rows import STRIP_BYTES, Rows, StripRows
 
 _LANES = 16
 _STRIP = 32
+HAS_VECTORS, HAS_TILES = 1, 2
+"""What a processor has, as a sum: AVX512 with products of bfloat16 and of 8 bits; AMX."""
 _THEN = (None, "gelu", "gelu_tanh", "gated", "plus")
 
 
@@ -48,8 +50,8 @@ class Kernels:
     """The loaded library. Tensors lie on the CPU, contiguous in their last dimension, in bfloat16 unless noted."""
 
     def __init__(self, library: ctypes.CDLL, features: int) -> None:
-        self._library = library
-        self._features = features
+        self.library = library
+        self.has_tiles = bool(features & HAS_TILES)
         for name, arguments in _ARGUMENTS.items():
             getattr(library, f"rerankd_{name}").argtypes = arguments
 
@@ -62,28 +64,26 @@ class Kernels:
             return cls(library, features) if features else None
         return None
 
-    def fit_products(self, outputs: int, inputs: int) -> bool:
+    @staticmethod
+    def fit_products(outputs: int, inputs: int) -> bool:
         """Whether the products can take a weight of this shape here."""
-        return self.has_amx and inputs % 64 == 0 and outputs % 32 == 0
+        return inputs % 64 == 0 and outputs % _STRIP == 0
 
-    def fit_strips(self, width: int) -> bool:
-        """Whether rows of this width are handed on in strips here."""
-        return self.has_amx and width % _STRIP == 0
+    @staticmethod
+    def fit_strips(width: int) -> bool:
+        """Whether rows of this width are handed on in strips."""
+        return width % _STRIP == 0
 
     @staticmethod
     def fit(*widths: int) -> bool:
         """Whether rows of these widths can be read a whole register at a time."""
         return all(width % _LANES == 0 for width in widths)
 
-    @property
-    def has_amx(self) -> bool:
-        return bool(self._features & 2)
-
     def rms_norm(self, x: Rows, weight: Tensor, eps: float) -> Rows:
         """x / sqrt(mean(x^2) + eps) * weight for x [rows, width]."""
         rows, width = x.shape
         out = self.empty_rows(rows, width)
-        self._library.rerankd_rms_norm(torch.get_num_threads(), rows, width, _matrix(x), _at(weight), eps, _matrix(out))
+        self.library.rerankd_rms_norm(torch.get_num_threads(), rows, width, _matrix(x), _at(weight), eps, _matrix(out))
         return out
 
     def empty_rows(self, count: int, width: int) -> Rows:
@@ -99,7 +99,7 @@ class Kernels:
         """
         rows, width = x.shape
         head_dim = len(weight)
-        self._library.rerankd_norm_rotate(
+        self.library.rerankd_norm_rotate(
             torch.get_num_threads(),
             rows,
             width // head_dim,
@@ -116,7 +116,7 @@ class Kernels:
         self, x: Tensor, delta: Rows, weight: Tensor, bias: Tensor, eps: float, out: Tensor, rounded: Rows
     ) -> None:
         """LayerNorm of float32 x [rows, width] and bfloat16 delta, by float32 weights: `out` float32 and `rounded`."""
-        self._library.rerankd_add_layer_norm(
+        self.library.rerankd_add_layer_norm(
             torch.get_num_threads(),
             len(x),
             x.shape[1],
@@ -134,14 +134,14 @@ class Kernels:
         if isinstance(x, StripRows):
             return x
         out = StripRows.empty(*x.shape)
-        self._library.rerankd_tile(torch.get_num_threads(), *x.shape, _matrix(x), _matrix(out))
+        self.library.rerankd_tile(torch.get_num_threads(), *x.shape, _matrix(x), _matrix(out))
         return out
 
     def quantize(self, x: Rows) -> Int8Rows:
         """Rows [rows, width] as 8-bit integers, each row over its own range, as 8-bit weights' products read them."""
         rows, width = x.shape
         codes, steps, zeros = StripRows.empty(rows, width, torch.uint8), torch.empty(rows), torch.empty(rows)
-        self._library.rerankd_quantize(
+        self.library.rerankd_quantize(
             torch.get_num_threads(), rows, width, _matrix(x), *_strips(codes), _at(steps), _at(zeros)
         )
         return Int8Rows(codes, steps, zeros)
@@ -150,14 +150,14 @@ class Kernels:
         """A bfloat16 weight [outputs, inputs] as `product` reads it."""
         outputs, inputs = weight.shape
         tiles = torch.empty_like(weight)
-        self._library.rerankd_pack_bf16(outputs, inputs, _at(weight), _at(tiles))
+        self.library.rerankd_pack_bf16(outputs, inputs, _at(weight), _at(tiles))
         return TiledWeight(tiles)
 
     def pack_int8(self, weight: Tensor, scales: Tensor) -> TiledWeight:
         """An int8 weight [outputs, inputs] with float32 scales [outputs] as `product` reads it."""
         outputs, inputs = weight.shape
         tiles, sums = torch.empty_like(weight), torch.empty(outputs)
-        self._library.rerankd_pack_int8(outputs, inputs, _at(weight), _at(tiles), _at(sums))
+        self.library.rerankd_pack_int8(outputs, inputs, _at(weight), _at(tiles), _at(sums))
         return TiledWeight(tiles, scales, sums)
 
     def product(
@@ -198,19 +198,21 @@ class Kernels:
             _THEN.index(then),
             *map(_at, (*of_outputs, *of_rows)),
         )
-        self._library.rerankd_product(torch.get_num_threads(), ctypes.byref(operands))
+        self.library.rerankd_product(torch.get_num_threads(), self.has_tiles, ctypes.byref(operands))
 
-    def fit_attention(self, head_dim: int) -> bool:
-        """Whether `attention` can take heads of this size here."""
-        return self.has_amx and head_dim % _STRIP == 0
+    @staticmethod
+    def fit_attention(head_dim: int) -> bool:
+        """Whether `attention` can take heads of this size."""
+        return head_dim % _STRIP == 0
 
     def attention(self, q: Rows, k: Rows, v: Rows, head_dim: int, layout: AttentionLayout, scale: float) -> Rows:
-        """An `Attention` (see layout.py) of q [rows, heads * head_dim], k and v [T, kv_heads * head_dim], by AMX."""
+        """An `Attention` (see layout.py) of q [rows, heads * head_dim], k and v [T, kv_heads * head_dim]."""
         rows, width = q.shape
         out = self.empty_rows(rows, width)
         runs, blocks = layout.runs
-        failed = self._library.rerankd_attention(
+        failed = self.library.rerankd_attention(
             torch.get_num_threads(),
+            self.has_tiles,
             len(runs) - 1,
             _at(runs),
             _at(blocks),
@@ -278,8 +280,8 @@ _ARGUMENTS = {
     "quantize": (_T, _I, _I, _M, _P, _I, _P, _P),
     "pack_bf16": (_I, _I, _P, _P),
     "pack_int8": (_I, _I, _P, _P, _P),
-    "product": (_T, ctypes.POINTER(_Product)),
-    "attention": (_T, _I, _P, _P, _I, _I, _I, _M, _M, _M, _T, _F, _M),
+    "product": (_T, _T, ctypes.POINTER(_Product)),
+    "attention": (_T, _T, _I, _P, _P, _I, _I, _I, _M, _M, _M, _T, _F, _M),
 }
 """Of each function of kernels.c; threads come first."""
 

@@ -1,0 +1,373 @@
+/* Products of rows and a weight, with what follows them, by tiles or by vectors.
+ *
+ * What bounds a product by tiles is not the tile unit but how fast lines come to it. So each pair of panels of the weight, 32
+ * outputs by a run of the inputs, stays in the first-level cache while all rows of a block pass by it from the second,
+ * with loads that leave the first as it is. Sums over several runs wait in memory from one to the next.
+ */
+#if defined(__x86_64__) && defined(__linux__)
+#include "panels.h"
+#include "tiles.h"
+#include "vectors.h"
+
+/* Steps of 64 bytes in a run: two panels of 16 KB of a first-level cache of 48. */
+enum { RUN = 16 };
+
+/* Sums of 32 rows by 32 outputs: how many, where those of each of four tiles begin, and the bytes of a row. */
+enum { WHOLE = 32 * 32, UPPER_LEFT = 0, UPPER_RIGHT = 16, LOWER_LEFT = 512, LOWER_RIGHT = 528, SUMS_BYTES = 32 * 4 };
+
+/* Bytes of rows that pass by the weight together. By tiles: a second-level cache of 2 MB lets go of the block before slowly. By
+ * vectors: they leave most of a second-level cache of 1 MB to the weight. */
+enum { TILES_BLOCK_BYTES = 3 << 18, VECTORS_BLOCK_BYTES = 3 << 17, MOST_BLOCK_ROWS = 512 };
+
+/* A bfloat16 weight [outputs, inputs] as products read it. */
+TARGET void rerankd_pack_bf16(int64_t outputs, int64_t inputs, const bf16 *weight, bf16 *packed)
+{
+    const matrix w = { (bf16 *)weight, inputs, 32 };
+    pack_panels(&w, 0, 0, outputs, inputs, packed);
+}
+
+/* An 8-bit weight [outputs, inputs] as products read it: panels of 16 outputs, of runs of 4 inputs; and its rows' sums. */
+void rerankd_pack_int8(int64_t outputs, int64_t inputs, const int8_t *weight, int8_t *packed, float *sums)
+{
+    for (int64_t o = 0; o < outputs; o++) {
+        int8_t *panel = packed + o / 16 * 16 * inputs + o % 16 * 4;
+        sums[o] = 0;
+        for (int64_t i = 0; i < inputs; i++) {
+            panel[i / 4 * 64 + i % 4] = weight[o * inputs + i];
+            sums[o] += weight[o * inputs + i];
+        }
+    }
+}
+
+/* THEN_GATED: silu of the first half of the outputs, times the second half. */
+enum { THEN_NOTHING, THEN_GELU, THEN_GELU_TANH, THEN_GATED, THEN_PLUS };
+
+/* These are read as bfloat16, so reciprocals good to 14 bits do; and none too small for a normal float32, which is slow. */
+INLINE __m512 sigmoid_ps(__m512 x)
+{
+    __m512 e = exp2_ps(_mm512_min_ps(_mm512_set1_ps(100.0f), _mm512_mul_ps(x, _mm512_set1_ps(-LOG2_E))));
+    return _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1.0f), e));
+}
+
+/* x * phi(x), where phi, the normal distribution, is 1/2 and an odd polynomial up to |x| = 4.5 and 0 or 1 beyond: at most
+ * 6e-5 off, and 1e-5 of x beyond. Fitted by least squares. */
+INLINE __m512 gelu_ps(__m512 x)
+{
+    const __m512 bound = _mm512_set1_ps(4.5f);
+    /* The order of operands keeps what is not a number. */
+    __m512 near = _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), bound), _mm512_min_ps(bound, x));
+    __m512 t = _mm512_mul_ps(near, near);
+    __m512 p = _mm512_set1_ps(-1.9221827e-14f);
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(3.2338295e-11f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-3.400942e-9f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.6119016e-7f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-4.482361e-6f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(8.1702834e-5f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-1.0391182e-3f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(9.589973e-3f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-6.5991983e-2f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(3.987165e-1f));
+    __m512 phi = _mm512_max_ps(_mm512_setzero_ps(), _mm512_fmadd_ps(near, p, _mm512_set1_ps(0.5f)));
+    return _mm512_mul_ps(x, phi);
+}
+
+INLINE __m512 gelu_tanh_ps(__m512 x)
+{
+    __m512 cubic = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_mul_ps(x, x), x), _mm512_set1_ps(0.044715f), x);
+    return _mm512_mul_ps(x, sigmoid_ps(_mm512_mul_ps(cubic, _mm512_set1_ps(1.5957691216f))));
+}
+
+/* x [rows, steps of 64 bytes] W^T + bias and what follows it. scales and what is below it are NULL for bfloat16 rows. */
+typedef struct {
+    int64_t rows, steps, outputs;
+    const uint8_t *strips;
+    int64_t strip;            /* bytes between strips */
+    const uint8_t *packed;
+    const float *bias;        /* [outputs] or NULL */
+    matrix other;             /* [rows, outputs] that are added */
+    matrix out;
+    int64_t then;
+    const float *scales;      /* of each output of an 8-bit weight */
+    const float *sums;        /* of each output's weights */
+    const float *row_steps;
+    const float *row_zeros;
+} product;
+
+/* Sums of up to 32 rows by 32 outputs that are still to be finished, from row `done` on. */
+typedef struct { const float *sums; int64_t row, rows, left, right, done; } unfinished;
+
+/* 16 outputs of a row, by their sums; those of 8-bit products are integers. */
+INLINE __m512 output(const product *p, const float *sums, int64_t row, int64_t column, int quantized)
+{
+    __m512 y = _mm512_loadu_ps(sums);
+    if (quantized) {
+        y = _mm512_cvtepi32_ps(_mm512_castps_si512(y));
+        y = _mm512_fnmadd_ps(_mm512_loadu_ps(p->sums + column), _mm512_set1_ps(p->row_zeros[row]), y);
+        __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(p->scales + column), _mm512_set1_ps(p->row_steps[row]));
+        return p->bias ? _mm512_fmadd_ps(y, scale, _mm512_loadu_ps(p->bias + column)) : _mm512_mul_ps(y, scale);
+    }
+    return p->bias ? _mm512_add_ps(y, _mm512_loadu_ps(p->bias + column)) : y;
+}
+
+INLINE __m512 follow(__m512 y, int then)
+{
+    if (then == THEN_GELU)
+        return gelu_ps(y);
+    if (then == THEN_GELU_TANH)
+        return gelu_tanh_ps(y);
+    return y;
+}
+
+/* Finish up to `count` rows of sums. */
+INLINE void finish(const product *p, unfinished *u, int64_t count, int quantized, int then)
+{
+    const int64_t stop = u->done + count < u->rows ? u->done + count : u->rows;
+    for (int64_t at = u->done; at < stop; at++) {
+        const int64_t row = u->row + at;
+        bf16 *out = run_of(&p->out, row, u->left);
+        __m512 left = output(p, u->sums + 32 * at, row, u->left, quantized);
+        __m512 right = output(p, u->sums + 32 * at + 16, row, u->right, quantized);
+        if (then == THEN_GATED) {
+            store_bf16(out, _mm512_mul_ps(_mm512_mul_ps(left, sigmoid_ps(left)), right));
+            continue;
+        }
+        if (then == THEN_PLUS) {
+            const bf16 *other = run_of(&p->other, row, u->left);
+            left = _mm512_add_ps(left, load_bf16(other));
+            right = _mm512_add_ps(right, load_bf16(other + 16));
+        }
+        _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(follow(right, then), follow(left, then)));
+    }
+    u->done = stop;
+}
+
+/* Of each kind one that is called, so that the loop of tiles keeps its registers. */
+typedef void finisher(const product *, unfinished *, int64_t);
+#define FINISHER(name, quantized, then)                                                                               \
+    TARGET static __attribute__((noinline)) void name(const product *p, unfinished *u, int64_t count)                 \
+    {                                                                                                                 \
+        finish(p, u, count, quantized, then);                                                                         \
+    }
+FINISHER(finish_bf16, 0, THEN_NOTHING)
+FINISHER(finish_bf16_gelu, 0, THEN_GELU)
+FINISHER(finish_bf16_gelu_tanh, 0, THEN_GELU_TANH)
+FINISHER(finish_bf16_gated, 0, THEN_GATED)
+FINISHER(finish_bf16_plus, 0, THEN_PLUS)
+FINISHER(finish_int8, 1, THEN_NOTHING)
+FINISHER(finish_int8_gelu, 1, THEN_GELU)
+FINISHER(finish_int8_gelu_tanh, 1, THEN_GELU_TANH)
+FINISHER(finish_int8_gated, 1, THEN_GATED)
+FINISHER(finish_int8_plus, 1, THEN_PLUS)
+static finisher *const FINISHERS[2][5] = {
+    { finish_bf16, finish_bf16_gelu, finish_bf16_gelu_tanh, finish_bf16_gated, finish_bf16_plus },
+    { finish_int8, finish_int8_gelu, finish_int8_gelu_tanh, finish_int8_gated, finish_int8_plus },
+};
+
+/* Where two panels of the weight begin, and the outputs that they are of. */
+typedef struct { const uint8_t *at[2]; int64_t left, right; } panels;
+
+INLINE panels panels_of(const product *p, int64_t i)
+{
+    panels w;
+    w.left = p->then == THEN_GATED ? 16 * i : 32 * i;
+    w.right = p->then == THEN_GATED ? p->outputs / 2 + w.left : w.left + 16;
+    w.at[0] = p->packed + w.left / 16 * p->steps * TILE;
+    w.at[1] = p->packed + w.right / 16 * p->steps * TILE;
+    return w;
+}
+
+/* How rows are cut into blocks, in groups of 32: as evenly as can be. */
+typedef struct { int64_t groups, blocks; } cut;
+
+INLINE int64_t first_group(const cut *c, int64_t block)
+{
+    return c->groups * block / c->blocks;
+}
+
+/* The pass, counted over all panels of the first block of rows, then of the second, and so on, that a share of the work
+ * begins with; `work` is what comes before it, in groups of rows by pairs of panels. */
+INLINE int64_t pass_at(const cut *c, int64_t pairs, int64_t work)
+{
+    for (int64_t block = 0; block < c->blocks; block++) {
+        const int64_t groups = first_group(c, block + 1) - first_group(c, block);
+        if (work < groups * pairs)
+            return block * pairs + work / groups;
+        work -= groups * pairs;
+    }
+    return c->blocks * pairs;
+}
+
+/* ---- by tiles ------------------------------------------------------------------------------------------------------ */
+
+#define MULTIPLY(sums, rows, panel)                                                                                   \
+    do {                                                                                                              \
+        if (quantized)                                                                                                \
+            _tile_dpbusd(sums, rows, panel);                                                                          \
+        else                                                                                                          \
+            _tile_dpbf16ps(sums, rows, panel);                                                                        \
+    } while (0)
+
+/* Begin a tile's sums at 0, or at those `kept` of a run before. What it still holds of other rows is stored only now, one
+ * tile at a time between products: four stores on end would let the tile unit wait for the last product to come out. */
+#define BEGIN(tile, place)                                                                                            \
+    do {                                                                                                              \
+        _tile_stored(tile, *held + (place), SUMS_BYTES);                                                              \
+        if (from)                                                                                                     \
+            _tile_stream_loadd(tile, kept + (place), SUMS_BYTES);                                                     \
+        else                                                                                                          \
+            _tile_zero(tile);                                                                                         \
+    } while (0)
+
+/* Rows from `row` to `end` by two panels, into `sums`, 32 a row; what was before is finished meanwhile, since tile products
+ * leave half of the vector unit idle. next: the panels that come after. held: where the sums go that tiles hold, which they
+ * do until their next product. cold: the block's rows have not passed by before. */
+INLINE void pass_by_tiles(const product *p, int64_t row, int64_t end, const panels *w, const panels *next, float *sums,
+                 float **held, unfinished *before, finisher *finish_rows, int cold, int quantized)
+{
+    const int64_t runs = (p->steps + RUN - 1) / RUN, longest = (p->steps + runs - 1) / runs, groups = (end - row + 31) / 32;
+    const int64_t lines = (TILE_ROWS + groups - 1) / groups;
+    for (int64_t from = 0; from < p->steps; from += longest) {
+        const int64_t steps = p->steps - from < longest ? p->steps - from : longest;
+        const uint8_t *left = w->at[0] + from * TILE, *right = w->at[1] + from * TILE;
+        const int last = from + steps == p->steps;
+        const uint8_t *ahead[2] = { last ? next->at[0] : left + steps * TILE, last ? next->at[1] : right + steps * TILE };
+        /* Sums of the last run are whole. They are finished during the next 32 rows, while the first-level cache has them,
+         * and before those rows' sums are stored in their place. */
+        const int64_t finished = (32 + steps - 1) / steps;
+        int64_t fetched = 0;
+        for (int64_t i = row; i < end; i += 32) {
+            const uint8_t *upper = p->strips + i * TILE_BYTES + from * p->strip, *lower = upper + TILE;
+            float *kept = sums + WHOLE + (i - row) * 32, *now = last ? sums : kept;
+            const int both = end - i > 16;
+            for (int64_t k = 0; k < steps; k++) {
+                _tile_stream_loadd(4, upper + k * p->strip, TILE_BYTES);
+                _tile_loadd(6, left + k * TILE, TILE_BYTES);
+                if (k == 0)
+                    BEGIN(0, UPPER_LEFT);
+                MULTIPLY(0, 4, 6);
+                _tile_loadd(7, right + k * TILE, TILE_BYTES);
+                if (k == 0)
+                    BEGIN(1, UPPER_RIGHT);
+                MULTIPLY(1, 4, 7);
+                if (k == 0)
+                    BEGIN(2, LOWER_LEFT);
+                if (both) {
+                    _tile_stream_loadd(5, lower + k * p->strip, TILE_BYTES);
+                    MULTIPLY(2, 5, 6);
+                }
+                if (k == 0)
+                    BEGIN(3, LOWER_RIGHT);
+                if (both)
+                    MULTIPLY(3, 5, 7);
+                for (int64_t n = 0; n < lines && fetched < steps * TILE; n++, fetched += 64) {
+                    _mm_prefetch(ahead[0] + fetched, _MM_HINT_T1);
+                    _mm_prefetch(ahead[1] + fetched, _MM_HINT_T1);
+                }
+                if (cold)
+                    for (int64_t n = 32; n < 64; n++)
+                        _mm_prefetch(upper + k * p->strip + n * TILE_BYTES, _MM_HINT_T1);
+                if (before->done < before->rows)
+                    finish_rows(p, before, finished);
+            }
+            *held = now;
+            if (last)
+                *before = (unfinished){ now, i, end - i < 32 ? end - i : 32, w->left, w->right, 0 };
+        }
+    }
+}
+
+/* A thread's passes. sums: room for a block's, behind room for those that are being finished. */
+INLINE void passes_by_tiles(const product *p, const cut *c, range *ranges, int64_t thread, int64_t crew, float *sums,
+                            int quantized)
+{
+    const int64_t pairs = p->outputs / 32;
+    finisher *const finish_rows = FINISHERS[quantized][p->then];
+    unfinished before = { sums, 0, 0, 0, 0, 0 };
+    float *held = sums; /* nothing yet, but there is room */
+    int64_t warm = -1;  /* the block that passed by last */
+    for (int64_t i; (i = take_piece(ranges, thread, crew)) >= 0;) {
+        const int64_t block = i / pairs, row = 32 * first_group(c, block), stop = 32 * first_group(c, block + 1);
+        const panels now = panels_of(p, i % pairs), next = panels_of(p, (i + 1) % pairs);
+        pass_by_tiles(p, row, stop < p->rows ? stop : p->rows, &now, &next, sums, &held, &before, finish_rows, block != warm,
+                      quantized);
+        warm = block;
+    }
+    _tile_stored(0, held + UPPER_LEFT, SUMS_BYTES);
+    _tile_stored(1, held + UPPER_RIGHT, SUMS_BYTES);
+    _tile_stored(2, held + LOWER_LEFT, SUMS_BYTES);
+    _tile_stored(3, held + LOWER_RIGHT, SUMS_BYTES);
+    finish_rows(p, &before, 32);
+}
+
+/* ---- by vectors ---------------------------------------------------------------------------------------------------- */
+
+/* Rows from `row` to `end` by two panels. next: the panels that come after. */
+INLINE void pass_by_vectors(const product *p, int64_t row, int64_t end, const panels *w, const panels *next, float *sums,
+                        finisher *finish_rows, int quantized)
+{
+    const int64_t rows = end - row, groups = (rows + VECTOR_ROWS - 1) / VECTOR_ROWS;
+    factors f = {
+        .strip = p->strip, .left = w->at[0], .right = w->at[1], .steps = p->steps, .sums = sums, .stride = 32,
+        .ahead = { next->at[0], next->at[1] }, .lines = (TILE_ROWS + groups - 1) / groups, .end = p->steps * TILE,
+    };
+    for (int64_t g = 0; g < groups; g++) {
+        const int64_t first = row + rows * g / groups, count = row + rows * (g + 1) / groups - first;
+        f.rows = p->strips + first * TILE_BYTES;
+        (quantized ? rerankd_multiply_int8 : rerankd_multiply_bf16)(&f, count);
+        unfinished whole = { sums, first, count, w->left, w->right, 0 };
+        finish_rows(p, &whole, count);
+    }
+}
+
+/* A thread's passes. sums: room for those of VECTOR_ROWS rows. */
+INLINE void passes_by_vectors(const product *p, const cut *c, range *ranges, int64_t thread, int64_t crew, float *sums,
+                              int quantized)
+{
+    const int64_t pairs = p->outputs / 32;
+    for (int64_t i; (i = take_piece(ranges, thread, crew)) >= 0;) {
+        const int64_t block = i / pairs, row = 32 * first_group(c, block), stop = 32 * first_group(c, block + 1);
+        const panels now = panels_of(p, i % pairs), next = panels_of(p, (i + 1) % pairs);
+        pass_by_vectors(p, row, stop < p->rows ? stop : p->rows, &now, &next, sums, FINISHERS[quantized][p->then],
+                        quantized);
+    }
+}
+
+/* ---- by either ----------------------------------------------------------------------------------------------------- */
+
+static int64_t clamp(int64_t x, int64_t low, int64_t high)
+{
+    return x < low ? low : x > high ? high : x;
+}
+
+/* A product as its operands say, by tiles or without. outputs is a multiple of 32. */
+TARGET void rerankd_product(int threads, int tiles, const product *p)
+{
+    /* Threads share out blocks, and within a block its columns: of few rows each thread reads a part of the weight. */
+    const int64_t bytes = tiles ? TILES_BLOCK_BYTES : VECTORS_BLOCK_BYTES;
+    const int64_t most = clamp(bytes / (p->steps * TILE_BYTES), 32, MOST_BLOCK_ROWS) / 32, pairs = p->outputs / 32;
+    const int64_t groups = (p->rows + 31) / 32;
+    const cut c = { groups, (groups + most - 1) / most };
+    range ranges[threads];
+    for (int64_t i = 0; i < threads; i++) {
+        ranges[i].next = pass_at(&c, pairs, groups * pairs * i / threads);
+        ranges[i].end = pass_at(&c, pairs, groups * pairs * (i + 1) / threads);
+    }
+#pragma omp parallel num_threads(threads)
+    {
+        float sums[WHOLE + MOST_BLOCK_ROWS * 32] __attribute__((aligned(64)));
+        const int64_t thread = omp_get_thread_num();
+        if (tiles)
+            begin_tiles();
+        if (tiles && p->scales)
+            passes_by_tiles(p, &c, ranges, thread, threads, sums, 1);
+        else if (tiles)
+            passes_by_tiles(p, &c, ranges, thread, threads, sums, 0);
+        else if (p->scales)
+            passes_by_vectors(p, &c, ranges, thread, threads, sums, 1);
+        else
+            passes_by_vectors(p, &c, ranges, thread, threads, sums, 0);
+        if (tiles)
+            end_tiles();
+    }
+}
+#endif

@@ -1,0 +1,217 @@
+/* Operations on each row by itself: norms, rotation, and the forms in which products read rows. */
+#if defined(__x86_64__) && defined(__linux__)
+#include "common.h"
+
+#include <float.h>
+
+/* Rows that are computed together: lines that lie side by side in strips. */
+enum { ABREAST = 8 };
+
+/* `count` rows from `first` on; of fewer than ABREAST, the first of them again, whose results are not stored. */
+INLINE void rms_norm_rows(int64_t first, int64_t count, int64_t width, const matrix *x, const bf16 *weight, float eps,
+                          const matrix *out)
+{
+    const bf16 *from[ABREAST];
+    __m512 sums[ABREAST];
+    for (int64_t r = 0; r < ABREAST; r++) {
+        from[r] = run_of(x, r < count ? first + r : first, 0);
+        sums[r] = _mm512_setzero_ps();
+    }
+    for (int64_t j = 0; j < width; j += 16)
+        for (int64_t r = 0; r < ABREAST; r++) {
+            __m512 v = load_bf16(from[r] + (j >> 5) * x->columns + (j & 31));
+            sums[r] = _mm512_fmadd_ps(v, v, sums[r]);
+        }
+    for (int64_t r = 0; r < ABREAST; r++)
+        sums[r] = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(sums[r]) / (float)width + eps));
+    for (int64_t j = 0; j < width; j += 16) {
+        const __m512 w = load_bf16(weight + j);
+        for (int64_t r = 0; r < count; r++) {
+            __m512 v = load_bf16(from[r] + (j >> 5) * x->columns + (j & 31));
+            store_bf16(run_of(out, first + r, j), _mm512_mul_ps(_mm512_mul_ps(v, sums[r]), w));
+        }
+    }
+}
+
+/* out = x / sqrt(mean(x^2) + eps) * weight */
+TARGET void rerankd_rms_norm(int threads, int64_t rows, int64_t width, const matrix *x, const bf16 *weight, float eps,
+                             const matrix *out)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i += ABREAST)
+        if (rows - i >= ABREAST)
+            rms_norm_rows(i, ABREAST, width, x, weight, eps, out);
+        else
+            rms_norm_rows(i, rows - i, width, x, weight, eps, out);
+}
+
+/* Norm and rotation of one head, from column `begin` on, of `count` rows from `first` on. */
+INLINE void norm_rotate_head(int64_t first, int64_t count, int64_t begin, int64_t head_dim, const matrix *x, const bf16 *weight,
+                             float eps, const bf16 *cosines, const bf16 *sines, const matrix *out)
+{
+    const int64_t half = head_dim / 2;
+    __m512 scales[ABREAST];
+    for (int64_t r = 0; r < count; r++)
+        scales[r] = _mm512_setzero_ps();
+    for (int64_t j = 0; j < head_dim; j += 16) {
+        const bf16 *at = run_of(x, first, begin + j);
+        for (int64_t r = 0; r < count; r++) {
+            _mm_prefetch((const char *)(at + (ABREAST + r) * x->row), _MM_HINT_T0);
+            __m512 v = load_bf16(at + r * x->row);
+            scales[r] = _mm512_fmadd_ps(v, v, scales[r]);
+        }
+    }
+    for (int64_t r = 0; r < count; r++)
+        scales[r] = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(scales[r]) / (float)head_dim + eps));
+    for (int64_t j = 0; j < half; j += 16) {
+        const bf16 *left = run_of(x, first, begin + j), *right = run_of(x, first, begin + half + j);
+        bf16 *to_left = run_of(out, first, begin + j), *to_right = run_of(out, first, begin + half + j);
+        const __m512 wa = load_bf16(weight + j), wb = load_bf16(weight + half + j);
+        for (int64_t r = 0; r < count; r++) {
+            __m512 a = _mm512_mul_ps(_mm512_mul_ps(load_bf16(left + r * x->row), scales[r]), wa);
+            __m512 b = _mm512_mul_ps(_mm512_mul_ps(load_bf16(right + r * x->row), scales[r]), wb);
+            __m512 c = load_bf16(cosines + (first + r) * half + j), s = load_bf16(sines + (first + r) * half + j);
+            store_bf16(to_left + r * out->row, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
+            store_bf16(to_right + r * out->row, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
+        }
+    }
+}
+
+/* Each head's RMSNorm, then its rotation: x and out [rows, heads * head_dim], cos and sin [rows, head_dim / 2]. */
+TARGET void rerankd_norm_rotate(int threads, int64_t rows, int64_t heads, int64_t head_dim, const matrix *x,
+                                const bf16 *weight, float eps, const bf16 *cosines, const bf16 *sines, const matrix *out)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i += ABREAST)
+        for (int64_t h = 0; h < heads; h++)
+            if (rows - i >= ABREAST)
+                norm_rotate_head(i, ABREAST, h * head_dim, head_dim, x, weight, eps, cosines, sines, out);
+            else
+                norm_rotate_head(i, rows - i, h * head_dim, head_dim, x, weight, eps, cosines, sines, out);
+}
+
+/* LayerNorm of x + delta, in float32 as `out` and rounded as `rounded`. */
+TARGET void rerankd_add_layer_norm(int threads, int64_t rows, int64_t width, const float *x, const matrix *delta,
+                                   const float *weight, const float *bias, float eps, float *out, const matrix *rounded)
+{
+    enum { ABREAST = 4 };
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i += ABREAST) {
+        const int64_t count = rows - i < ABREAST ? rows - i : ABREAST;
+        __m512 sums[ABREAST], squares[ABREAST];
+        for (int64_t r = 0; r < ABREAST; r++)
+            sums[r] = squares[r] = _mm512_setzero_ps();
+        for (int64_t j = 0; j < width; j += 16)
+            for (int64_t r = 0; r < count; r++) {
+                const int64_t at = (i + r) * width + j;
+                __m512 v = _mm512_add_ps(_mm512_loadu_ps(x + at), load_bf16(run_of(delta, i + r, j)));
+                _mm512_storeu_ps(out + at, v);
+                sums[r] = _mm512_add_ps(sums[r], v);
+            }
+        for (int64_t r = 0; r < count; r++)
+            sums[r] = _mm512_set1_ps(_mm512_reduce_add_ps(sums[r]) / (float)width);
+        for (int64_t j = 0; j < width; j += 16)
+            for (int64_t r = 0; r < count; r++) {
+                __m512 v = _mm512_sub_ps(_mm512_loadu_ps(out + (i + r) * width + j), sums[r]);
+                squares[r] = _mm512_fmadd_ps(v, v, squares[r]);
+            }
+        for (int64_t r = 0; r < count; r++)
+            squares[r] = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares[r]) / (float)width + eps));
+        for (int64_t j = 0; j < width; j += 16)
+            for (int64_t r = 0; r < count; r++) {
+                float *to = out + (i + r) * width + j;
+                __m512 v = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(to), sums[r]), squares[r]);
+                v = _mm512_fmadd_ps(v, _mm512_loadu_ps(weight + j), _mm512_loadu_ps(bias + j));
+                _mm512_storeu_ps(to, v);
+                store_bf16(run_of(rounded, i + r, j), v);
+            }
+    }
+}
+
+/* Rows [rows, width] in strips. */
+TARGET void rerankd_tile(int threads, int64_t rows, int64_t width, const matrix *x, const matrix *out)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < width; j += 32)
+            _mm512_storeu_si512(run_of(out, i, j), _mm512_loadu_si512(run_of(x, i, j)));
+}
+
+/* bfloat16 values as 16-bit integers of the same order. */
+INLINE __m512i ordered(__m512i x)
+{
+    return _mm512_xor_si512(x, _mm512_and_si512(_mm512_srai_epi16(x, 15), _mm512_set1_epi16(0x7fff)));
+}
+
+/* The value that `ordered` made this of. */
+INLINE float value_of(int ordered)
+{
+    const uint32_t bits = (uint32_t)(ordered ^ (ordered >> 15 & 0x7fff)) << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE float smallest(__m512i x)
+{
+    const __m256i half = _mm256_min_epi16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    return value_of(_mm512_reduce_min_epi32(_mm512_cvtepi16_epi32(half)));
+}
+
+INLINE float largest(__m512i x)
+{
+    const __m256i half = _mm256_max_epi16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    return value_of(_mm512_reduce_max_epi32(_mm512_cvtepi16_epi32(half)));
+}
+
+/* 32 bfloat16 values times a factor, rounded to integers that 16 bits hold. */
+INLINE __m512i rounded(__m512i x, __m512 factor)
+{
+    __m512i even = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(x, 16)), factor));
+    __m512 high = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32((int)0xffff0000)));
+    __m512i odd = _mm512_cvtps_epi32(_mm512_mul_ps(high, factor));
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
+}
+
+/* Rows as unsigned 8-bit integers, x = (code - zero) * step, in strips with `strip` bytes between them. Each row has a step
+ * and a zero of its own, so that its whole range, lopsided or not, is used. width is a multiple of 64. */
+TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const matrix *x, uint8_t *codes, int64_t strip,
+                             float *steps, float *zeros)
+{
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i += ABREAST) {
+        const int64_t count = rows - i < ABREAST ? rows - i : ABREAST;
+        const bf16 *row[ABREAST];
+        __m512i low[ABREAST], high[ABREAST];
+        for (int r = 0; r < ABREAST; r++) {
+            row[r] = run_of(x, r < count ? i + r : i, 0);
+            low[r] = high[r] = _mm512_setzero_si512();
+        }
+        for (int64_t j = 0; j < width / 32; j++)
+            for (int r = 0; r < ABREAST; r++) {
+                const bf16 *at = row[r] + j * x->columns;
+                _mm_prefetch((const char *)(at + ABREAST * x->row), _MM_HINT_T0);
+                __m512i v = ordered(_mm512_loadu_si512(at));
+                low[r] = _mm512_min_epi16(low[r], v);
+                high[r] = _mm512_max_epi16(high[r], v);
+            }
+        for (int64_t r = 0; r < count; r++) {
+            const float least = smallest(low[r]), range = (largest(high[r]) - least) / 255.0f;
+            const float step = range < FLT_MIN * 256 ? FLT_MIN * 256 : range; /* what is not a number stays */
+            const float zero = rintf(-least / step);
+            steps[i + r] = step;
+            zeros[i + r] = zero;
+            const __m512 factor = _mm512_set1_ps(1.0f / step);
+            const __m512i shift = _mm512_set1_epi16((short)lrintf(zero));
+            uint8_t *to = codes + (i + r) * TILE_BYTES;
+            for (int64_t j = 0; j < width / 64; j++) {
+                const bf16 *from = row[r] + 2 * j * x->columns;
+                __m512i a = _mm512_add_epi16(rounded(_mm512_loadu_si512(from), factor), shift);
+                __m512i b = _mm512_add_epi16(rounded(_mm512_loadu_si512(from + x->columns), factor), shift);
+                _mm512_storeu_si512(to + j * strip, _mm512_permutexvar_epi64(order, _mm512_packus_epi16(a, b)));
+            }
+        }
+    }
+}
+#endif
