@@ -46,23 +46,23 @@ class Encoder:
         self.mlp = mlp
         self.runtime = weights.runtime
         self.layers = []
-        count = config.get("num_hidden_layers", int)
-        for i in range(count):
+        for i in range(config.get("num_hidden_layers", int)):
             layer = weights.scope(f"encoder.layer.{i}")
             attention = layer.scope("attention")
             own = attention.scope("self")
-            # 8 bits cost the most where every token's error reaches all others, and where all layers build on it.
-            first = i < max(1, count // 12)
+            # 8 bits cost the most where every token's error reaches all others, in what attention adds to a row, and
+            # where all layers build on it.
+            first = i == 0
             self.layers.append(
                 EncoderLayer(
                     runtime=weights.runtime,
                     heads=config.get("num_attention_heads", int),
-                    query=own.linear("query", inputs=hidden, outputs=hidden, bias=True, exact=True),
+                    query=own.linear("query", inputs=hidden, outputs=hidden, bias=True, exact=first),
                     key_value=own.linear(
                         "key", "value", inputs=hidden, outputs=(hidden, hidden), bias=True, exact=True
                     ),
                     attention_out=attention.linear(
-                        "output.dense", inputs=hidden, outputs=hidden, bias=True, exact=first
+                        "output.dense", inputs=hidden, outputs=hidden, bias=True, exact=True
                     ),
                     attention_norm=attention.layer_norm("output.LayerNorm", hidden, eps, torch.float32),
                     up=layer.linear("intermediate.dense", inputs=hidden, outputs=mlp, bias=True, exact=first),
