@@ -101,7 +101,7 @@ class PackedLinear:
 
 
 class TiledLinear:
-    """A map on a CPU with AMX, by the project's own products: of bfloat16 rows, or of 8-bit ones.
+    """A map on a CPU by the project's own products: of bfloat16 rows, or of 8-bit ones.
 
     What follows a product is computed on its sums, before they are rounded.
     """

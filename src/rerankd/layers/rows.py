@@ -17,7 +17,7 @@ SPARE_ROWS = 31
 class StripRows:
     """Rows [count, width] in strips: 64 bytes of every row, then the next 64 of every row, and so on.
 
-    Products by AMX read a strip's rows 16 on end, and write it row after row.
+    Products read a strip's rows on end, 16 of them as a tile of AMX, and write it row after row.
 
     strips: [width / values in 64 bytes, count, values in 64 bytes], of which the last two dimensions are contiguous; a
         view of room for SPARE_ROWS more rows

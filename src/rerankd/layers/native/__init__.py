@@ -232,7 +232,7 @@ class Kernels:
 
 
 class _Matrix(ctypes.Structure):
-    """`matrix` of kernels.c."""
+    """`matrix` of common.h."""
 
     _fields_ = (
         ("at", ctypes.c_void_p),
@@ -251,7 +251,7 @@ class _Matrix(ctypes.Structure):
 
 
 class _Product(ctypes.Structure):
-    """`product` of kernels.c."""
+    """`product` of products.c."""
 
     _fields_ = (
         ("rows", ctypes.c_int64),
@@ -283,7 +283,7 @@ _ARGUMENTS = {
     "product": (_T, _T, ctypes.POINTER(_Product)),
     "attention": (_T, _T, _I, _P, _P, _I, _I, _I, _M, _M, _M, _T, _F, _M),
 }
-"""Of each function of kernels.c; threads come first."""
+"""Of each function that the C files export; threads come first."""
 
 
 def _matrix(x: Rows) -> Any:
