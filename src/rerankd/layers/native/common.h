@@ -77,6 +77,12 @@ INLINE matrix shifted(const matrix *m, int64_t row, int64_t column)
     return (matrix){ run_of(m, row, column), m->row, m->columns };
 }
 
+/* Rows of which panels are made, and what is summed over, come in multiples of 32. */
+INLINE int64_t padded(int64_t n)
+{
+    return (n + 31) / 32 * 32;
+}
+
 /* ---- work ----------------------------------------------------------------------------------------------------------
  *
  * Each thread is given pieces of about the rows that are its own in all operations, since its second-level cache may have them.
@@ -96,11 +102,6 @@ INLINE int64_t take_piece(range *ranges, int64_t thread, int64_t crew)
             return piece;
     }
     return -1;
-}
-
-INLINE int64_t padded(int64_t n)
-{
-    return (n + 31) / 32 * 32;
 }
 
 #endif

@@ -222,7 +222,7 @@ INLINE int64_t pass_at(const cut *c, int64_t pairs, int64_t work)
  * leave half of the vector unit idle. next: the panels that come after. held: where the sums go that tiles hold, which they
  * do until their next product. cold: the block's rows have not passed by before. */
 INLINE void pass_by_tiles(const product *p, int64_t row, int64_t end, const panels *w, const panels *next, float *sums,
-                 float **held, unfinished *before, finisher *finish_rows, int cold, int quantized)
+                          float **held, unfinished *before, finisher *finish_rows, int cold, int quantized)
 {
     const int64_t runs = (p->steps + RUN - 1) / RUN, longest = (p->steps + runs - 1) / runs, groups = (end - row + 31) / 32;
     const int64_t lines = (TILE_ROWS + groups - 1) / groups;
@@ -303,7 +303,7 @@ INLINE void passes_by_tiles(const product *p, const cut *c, range *ranges, int64
 
 /* Rows from `row` to `end` by two panels. next: the panels that come after. */
 INLINE void pass_by_vectors(const product *p, int64_t row, int64_t end, const panels *w, const panels *next, float *sums,
-                        finisher *finish_rows, int quantized)
+                            finisher *finish_rows, int quantized)
 {
     const int64_t rows = end - row, groups = (rows + VECTOR_ROWS - 1) / VECTOR_ROWS;
     factors f = {
