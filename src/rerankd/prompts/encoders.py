@@ -31,12 +31,10 @@ class PlainTexts:
         return self._loaded.reach(text, limits.reach, limits.side)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text, nothing added, in one parallel call."""
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        found = [encoding.ids for encoding in encodings]
+        """The token ids of each text, nothing added; see `LoadedTokenizer.ids`."""
         return [
             ids if self._special.isdisjoint(ids) else self._neutralised(text)
-            for text, ids in zip(texts, found, strict=True)
+            for text, ids in zip(texts, self._loaded.ids(texts), strict=True)
         ]
 
     def split(self, text: str, room: int, limits: Limits, excess: Callable[[str], int], field: str) -> Chunks | None:

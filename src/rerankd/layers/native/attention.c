@@ -139,17 +139,17 @@ INLINE void values_by_tiles(const scratch *s, const side *shared, const side *ow
 
 /* ---- by vectors ---------------------------------------------------------------------------------------------------- */
 
-/* sums [count, columns] of rows in strips of VECTOR_ROWS by `columns` (a multiple of 32) packed outputs, of panels that lie
- * `panel` values apart; added to what is `there`. steps: of 32 values of a row. */
-TARGET static void multiply_strips(const bf16 *rows, int64_t count, const bf16 *panels, int64_t panel, int64_t steps,
+/* sums [count, columns] of rows in strips of VECTOR_ROWS by `columns` (a multiple of 16) packed outputs, of panels that lie
+ * `panel` values apart; added to what is `there`. depth: of a row's values, an even number, those that are summed. */
+TARGET static void multiply_strips(const bf16 *rows, int64_t count, const bf16 *panels, int64_t panel, int64_t depth,
                                    int64_t columns, float *sums, int64_t stride, int there)
 {
     factors f = {
-        .rows = (const uint8_t *)rows, .strip = VECTOR_ROWS * TILE_BYTES, .steps = steps, .stride = stride, .there = there
+        .rows = (const uint8_t *)rows, .strip = VECTOR_ROWS * TILE_BYTES, .depth = depth / 2, .stride = stride, .there = there
     };
     for (int64_t j = 0; j < columns; j += 32, panels += 2 * panel) {
         f.left = (const uint8_t *)panels;
-        f.right = (const uint8_t *)(panels + panel);
+        f.right = columns - j > 16 ? (const uint8_t *)(panels + panel) : NULL;
         f.sums = sums + j;
         rerankd_multiply_bf16(&f, count);
     }
@@ -158,20 +158,21 @@ TARGET static void multiply_strips(const bf16 *rows, int64_t count, const bf16 *
 INLINE void logits_by_vectors(const scratch *s, const side *shared, const side *own, int64_t rows, int64_t head_dim,
                               const matrix *queries, int64_t before, int64_t behind)
 {
-    const int64_t width = before + behind, panel = 16 * head_dim, steps = head_dim / 32;
+    const int64_t width = before + behind, panel = 16 * head_dim;
     for (int64_t j = 0; j < head_dim; j += 32)
         for (int64_t i = 0; i < rows; i++)
             _mm512_storeu_si512(s->queries + j * VECTOR_ROWS + i * 32, _mm512_loadu_si512(run_of(queries, i, j)));
-    multiply_strips(s->queries, rows, shared->keys, panel, steps, before, s->logits, width, 0);
-    multiply_strips(s->queries, rows, own->keys, panel, steps, behind, s->logits + before, width, 0);
+    multiply_strips(s->queries, rows, shared->keys, panel, head_dim, before, s->logits, width, 0);
+    multiply_strips(s->queries, rows, own->keys, panel, head_dim, behind, s->logits + before, width, 0);
 }
 
 INLINE void values_by_vectors(const scratch *s, const side *shared, const side *own, int64_t rows, int64_t head_dim,
-                              int64_t before, int64_t behind)
+                              int64_t visible)
 {
+    const int64_t before = padded(shared->count);
     const bf16 *of_own = s->weights + before * VECTOR_ROWS;
-    multiply_strips(s->weights, rows, shared->values, 16 * before, before / 32, head_dim, s->sums, head_dim, 0);
-    multiply_strips(of_own, rows, own->values, 16 * padded(own->count), behind / 32, head_dim, s->sums, head_dim, 1);
+    multiply_strips(s->weights, rows, shared->values, 16 * before, up_to(shared->count, 2), head_dim, s->sums, head_dim, 0);
+    multiply_strips(of_own, rows, own->values, 16 * padded(own->count), up_to(visible, 2), head_dim, s->sums, head_dim, 1);
 }
 
 /* ---- by either ----------------------------------------------------------------------------------------------------- */
@@ -218,7 +219,8 @@ typedef struct { matrix keys, values; int64_t rows; } coming;
 INLINE void attend(int tiles, const scratch *s, const side *shared, const side *own, int64_t rows, int64_t head_dim,
                    const matrix *queries, int64_t visible, int causal, float scale, const matrix *out, const coming *next)
 {
-    const int64_t before = padded(shared->count), behind = padded(visible), width = before + behind;
+    const int64_t run = tiles ? 32 : 16;
+    const int64_t before = up_to(shared->count, run), behind = up_to(visible, run), width = before + behind;
     const matrix weights = { s->weights, tiles ? width : 32, tiles ? 32 : VECTOR_ROWS * 32 };
     __m512 totals[QUERIES];
     if (tiles)
@@ -242,14 +244,14 @@ INLINE void attend(int tiles, const scratch *s, const side *shared, const side *
                 _mm_prefetch((const char *)run_of(&next->keys, i, j), _MM_HINT_T1);
                 _mm_prefetch((const char *)run_of(&next->values, i, j), _MM_HINT_T1);
             }
-        bf16 *to = run_of(&weights, i, 0), *behind_them = run_of(&weights, i, before);
+        bf16 *to = run_of(&weights, i, 0), *behind_them = run_of(&weights, i, padded(before));
         __m512 sum = exp2_over(row, shared->count, before, factor, shifts[i], _mm512_setzero_ps(), to, weights.columns);
         totals[i] = exp2_over(row + before, end, behind, factor, shifts[i], sum, behind_them, weights.columns);
     }
     if (tiles)
         values_by_tiles(s, shared, own, rows, head_dim, before, behind);
     else
-        values_by_vectors(s, shared, own, rows, head_dim, before, behind);
+        values_by_vectors(s, shared, own, rows, head_dim, visible);
     for (int64_t i = 0; i < rows; i++) {
         __m512 inverse = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(totals[i]));
         for (int64_t j = 0; j < head_dim; j += 16)

@@ -77,10 +77,15 @@ INLINE matrix shifted(const matrix *m, int64_t row, int64_t column)
     return (matrix){ run_of(m, row, column), m->row, m->columns };
 }
 
+INLINE int64_t up_to(int64_t n, int64_t multiple)
+{
+    return (n + multiple - 1) / multiple * multiple;
+}
+
 /* Rows of which panels are made, and what is summed over, come in multiples of 32. */
 INLINE int64_t padded(int64_t n)
 {
-    return (n + 31) / 32 * 32;
+    return up_to(n, 32);
 }
 
 /* ---- work ----------------------------------------------------------------------------------------------------------

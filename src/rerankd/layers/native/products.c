@@ -19,6 +19,9 @@ enum { WHOLE = 32 * 32, UPPER_LEFT = 0, UPPER_RIGHT = 16, LOWER_LEFT = 512, LOWE
  * vectors: they leave most of a second-level cache of 1 MB to the weight. */
 enum { TILES_BLOCK_BYTES = 3 << 18, VECTORS_BLOCK_BYTES = 3 << 17, MOST_BLOCK_ROWS = 512 };
 
+/* Groups of 32 rows for each thread that are worth the whole weight's way to it. */
+enum { ALONE_GROUPS = 4 };
+
 /* A bfloat16 weight [outputs, inputs] as products read it. */
 TARGET void rerankd_pack_bf16(int64_t outputs, int64_t inputs, const bf16 *weight, bf16 *packed)
 {
@@ -307,7 +310,7 @@ INLINE void pass_by_vectors(const product *p, int64_t row, int64_t end, const pa
 {
     const int64_t rows = end - row, groups = (rows + VECTOR_ROWS - 1) / VECTOR_ROWS;
     factors f = {
-        .strip = p->strip, .left = w->at[0], .right = w->at[1], .steps = p->steps, .sums = sums, .stride = 32,
+        .strip = p->strip, .left = w->at[0], .right = w->at[1], .depth = 16 * p->steps, .sums = sums, .stride = 32,
         .ahead = { next->at[0], next->at[1] }, .lines = (TILE_ROWS + groups - 1) / groups, .end = p->steps * TILE,
     };
     for (int64_t g = 0; g < groups; g++) {
@@ -344,8 +347,11 @@ TARGET void rerankd_product(int threads, int tiles, const product *p)
 {
     /* Threads share out blocks, and within a block its columns: of few rows each thread reads a part of the weight. */
     const int64_t bytes = tiles ? TILES_BLOCK_BYTES : VECTORS_BLOCK_BYTES;
-    const int64_t most = clamp(bytes / (p->steps * TILE_BYTES), 32, MOST_BLOCK_ROWS) / 32, pairs = p->outputs / 32;
-    const int64_t groups = (p->rows + 31) / 32;
+    const int64_t groups = (p->rows + 31) / 32, pairs = p->outputs / 32;
+    int64_t most = clamp(bytes / (p->steps * TILE_BYTES), 32, MOST_BLOCK_ROWS) / 32;
+    /* By vectors, of not so few each thread reads rows of its own, which it has, or will read in the next operation. */
+    if (!tiles && groups >= ALONE_GROUPS * threads && groups < most * threads)
+        most = (groups + threads - 1) / threads;
     const cut c = { groups, (groups + most - 1) / most };
     range ranges[threads];
     for (int64_t i = 0; i < threads; i++) {

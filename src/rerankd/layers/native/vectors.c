@@ -12,66 +12,75 @@
     (quantized ? (__m512)_mm512_dpbusd_epi32((__m512i)(sums), spread, line)                                           \
                : _mm512_dpbf16_ps(sums, (__m512bh)(spread), (__m512bh)(line)))
 
-INLINE void multiply(factors *f, int count, int quantized)
+INLINE void multiply(factors *f, int count, int both, int quantized)
 {
     const uint8_t *left = f->left, *right = f->right;
     __m512 s[2 * VECTOR_ROWS];
 #pragma GCC unroll 16
     for (int r = 0; r < count; r++) {
         s[2 * r] = f->there ? _mm512_loadu_ps(f->sums + r * f->stride) : _mm512_setzero_ps();
-        s[2 * r + 1] = f->there ? _mm512_loadu_ps(f->sums + r * f->stride + 16) : _mm512_setzero_ps();
+        if (both)
+            s[2 * r + 1] = f->there ? _mm512_loadu_ps(f->sums + r * f->stride + 16) : _mm512_setzero_ps();
     }
-    for (int64_t k = 0; k < f->steps; k++) {
+    const uint8_t *strip = f->rows;
+    for (int64_t k = 0; k < f->depth; k += 16, strip += f->strip) {
         for (int64_t n = 0; n < f->lines && f->fetched < f->end; n++, f->fetched += 64) {
             _mm_prefetch(f->ahead[0] + f->fetched, _MM_HINT_T1);
             _mm_prefetch(f->ahead[1] + f->fetched, _MM_HINT_T1);
         }
-        const uint8_t *x = f->rows + k * f->strip;
-        for (int i = 0; i < 16; i++, x += 4, left += 64, right += 64) {
-            const __m512i a = _mm512_loadu_si512(left), b = _mm512_loadu_si512(right);
+        const uint8_t *x = strip, *stop = strip + 4 * (f->depth - k < 16 ? f->depth - k : 16);
+        for (; x < stop; x += 4, left += 64) {
+            const __m512i a = _mm512_loadu_si512(left), b = both ? _mm512_loadu_si512(right) : a;
+            if (both)
+                right += 64;
 #pragma GCC unroll 16
             for (int r = 0; r < count; r++) {
                 int32_t bytes;
                 memcpy(&bytes, x + r * TILE_BYTES, sizeof bytes);
                 const __m512i spread = _mm512_set1_epi32(bytes);
                 s[2 * r] = ADD_PRODUCT(s[2 * r], spread, a);
-                s[2 * r + 1] = ADD_PRODUCT(s[2 * r + 1], spread, b);
+                if (both)
+                    s[2 * r + 1] = ADD_PRODUCT(s[2 * r + 1], spread, b);
             }
         }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < count; r++) {
         _mm512_storeu_ps(f->sums + r * f->stride, s[2 * r]);
-        _mm512_storeu_ps(f->sums + r * f->stride + 16, s[2 * r + 1]);
+        if (both)
+            _mm512_storeu_ps(f->sums + r * f->stride + 16, s[2 * r + 1]);
     }
 }
 
 /* The same for a number of rows, up to VECTOR_ROWS, that is known only now. */
-INLINE void multiply_some(factors *f, int64_t count, int quantized)
+INLINE void multiply_some(factors *f, int64_t count, int both, int quantized)
 {
     switch (count) {
-    case 1: multiply(f, 1, quantized); break;
-    case 2: multiply(f, 2, quantized); break;
-    case 3: multiply(f, 3, quantized); break;
-    case 4: multiply(f, 4, quantized); break;
-    case 5: multiply(f, 5, quantized); break;
-    case 6: multiply(f, 6, quantized); break;
-    case 7: multiply(f, 7, quantized); break;
-    case 8: multiply(f, 8, quantized); break;
-    case 9: multiply(f, 9, quantized); break;
-    case 10: multiply(f, 10, quantized); break;
-    case 11: multiply(f, 11, quantized); break;
-    case 12: multiply(f, 12, quantized); break;
+    case 1: multiply(f, 1, both, quantized); break;
+    case 2: multiply(f, 2, both, quantized); break;
+    case 3: multiply(f, 3, both, quantized); break;
+    case 4: multiply(f, 4, both, quantized); break;
+    case 5: multiply(f, 5, both, quantized); break;
+    case 6: multiply(f, 6, both, quantized); break;
+    case 7: multiply(f, 7, both, quantized); break;
+    case 8: multiply(f, 8, both, quantized); break;
+    case 9: multiply(f, 9, both, quantized); break;
+    case 10: multiply(f, 10, both, quantized); break;
+    case 11: multiply(f, 11, both, quantized); break;
+    case 12: multiply(f, 12, both, quantized); break;
     }
 }
 
 TARGET void rerankd_multiply_bf16(factors *f, int64_t count)
 {
-    multiply_some(f, count, 0);
+    if (f->right)
+        multiply_some(f, count, 1, 0);
+    else
+        multiply_some(f, count, 0, 0);
 }
 
 TARGET void rerankd_multiply_int8(factors *f, int64_t count)
 {
-    multiply_some(f, count, 1);
+    multiply_some(f, count, 1, 1);
 }
 #endif

@@ -7,13 +7,14 @@
 /* Rows that are computed together. */
 enum { VECTOR_ROWS = 12 };
 
-/* Rows of lines on end by two panels, and where their sums go: 32 of each row, `stride` apart, begun at 0 or at those that
- * are `there`. Meanwhile `lines` of the panels that come next are asked for in each step, from `fetched` on. */
+/* Rows of lines on end by two panels, or by the left one where the right is NULL, and where their sums go: 16 of each row and
+ * panel, `stride` apart, begun at 0 or at those that are `there`. depth: of lines, 4 bytes of a row each, that are summed.
+ * Meanwhile `lines` of the panels that come next are asked for with every 64 bytes of a row, from `fetched` on. */
 typedef struct {
     const uint8_t *rows;
     int64_t strip;
     const uint8_t *left, *right;
-    int64_t steps;
+    int64_t depth;
     float *sums;
     int64_t stride;
     int there;
