@@ -134,6 +134,18 @@ def test_what_follows_a_product(dtype: torch.dtype, make: Make, near: float, the
     assert torch.equal(wide[:, 64:].float(), product[:, 32:])
 
 
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(("then", "near"), [("gelu", 2.5e-5), ("gelu_tanh", 1e-4)])
+def test_nonlinearities_of_all_values_there_are(unit: str, then: Nonlinearity, near: float) -> None:
+    # Every bfloat16 between 1e-9 and 64 and its negative, through a map that leaves it as it is.
+    bits = torch.arange(0x3089, 0x4281, dtype=torch.int16)
+    positive = torch.cat([bits, torch.zeros(-len(bits) % 32, dtype=torch.int16)]).view(torch.bfloat16)
+    x = torch.cat([positive, -positive]).view(-1, 64)
+    y = plain(bfloat16_linear(torch.eye(64).bfloat16(), None, kernels_by(unit)).then(x, then)).double()
+    exact = F.gelu(x.double(), approximate="none" if then == "gelu" else "tanh")
+    assert ((y - exact).abs() <= near + exact.abs() * 2**-8).all()
+
+
 @pytest.mark.parametrize("make", [make for dtype, make, _ in MAKERS if dtype == torch.bfloat16])
 def test_maps_read_and_write_strips_as_they_do_others(make: Make) -> None:
     x = matrix(77, 128, 1).bfloat16()

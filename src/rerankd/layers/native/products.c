@@ -52,26 +52,41 @@ INLINE __m512 sigmoid_ps(__m512 x)
     return _mm512_rcp14_ps(_mm512_add_ps(_mm512_set1_ps(1.0f), e));
 }
 
-/* x * phi(x), where phi, the normal distribution, is 1/2 and an odd polynomial up to |x| = 4.5 and 0 or 1 beyond: at most
- * 6e-5 off, and 1e-5 of x beyond. Fitted by least squares. */
+/* The normal distribution less 1/2, for x from 0 to 4.5: around each 31st of it the coefficients of 1, x and x^2, which meet
+ * the distribution at Chebyshev's nodes; 1/2 around the last. */
+static const float NORMAL[3][32] = {
+    { -7.934e-07f, -0.0001620389f, -0.001435264f, -0.004507024f, -0.009325589f, -0.01497332f, -0.0197589f,
+      -0.0215036f, -0.0179503f, -0.007197631f, 0.01193732f, 0.03970114f, 0.07536495f, 0.1173557f, 0.1635148f,
+      0.2114209f, 0.2587103f, 0.3033412f, 0.3437683f, 0.3790169f, 0.4086678f, 0.4327758f, 0.4517497f, 0.466223f,
+      0.4769344f, 0.4846323f, 0.4900086f, 0.49366f, 0.4960729f, 0.4976251f, 0.4985977f, 0.5f },
+    { 0.399139f, 0.402817f, 0.4144554f, 0.4314077f, 0.4504443f, 0.46783f, 0.4799227f, 0.483724f, 0.4772889f,
+      0.4599349f, 0.4322384f, 0.3958412f, 0.3531277f, 0.3068424f, 0.2597191f, 0.2141767f, 0.1721149f, 0.1348195f,
+      0.1029647f, 0.07668973f, 0.05571959f, 0.03950057f, 0.02732878f, 0.01845647f, 0.0121695f, 0.007835553f,
+      0.004927328f, 0.003026666f, 0.001816309f, 0.001064986f, 0.0006102098f, 0.0f },
+    { -0.007232321f, -0.02862393f, -0.05546785f, -0.07893492f, -0.09776857f, -0.1111617f, -0.1188056f, -0.1208757f,
+      -0.1179617f, -0.1109579f, -0.1009334f, -0.08900234f, -0.07621115f, -0.06345471f, -0.05142643f, -0.0406015f,
+      -0.0312477f, -0.02345572f, -0.01718022f, -0.01228347f, -0.008575574f, -0.005847536f, -0.003895393f,
+      -0.002535632f, -0.001613073f, -0.001003048f, -0.0006097456f, -0.0003623993f, -0.0002106127f, -0.0001196967f,
+      -6.652999e-05f, 0.0f },
+};
+
+/* 32 values, by the lowest 5 bits of an index. */
+INLINE __m512 looked_up(const float *table, __m512i index)
+{
+    return _mm512_permutex2var_ps(_mm512_loadu_ps(table), index, _mm512_loadu_ps(table + 16));
+}
+
+/* x times the normal distribution of x: at most 2.2e-5 off. A table takes a third of the products of a polynomial that is as
+ * good over all. */
 INLINE __m512 gelu_ps(__m512 x)
 {
-    const __m512 bound = _mm512_set1_ps(4.5f);
-    /* The order of operands keeps what is not a number. */
-    __m512 near = _mm512_max_ps(_mm512_sub_ps(_mm512_setzero_ps(), bound), _mm512_min_ps(bound, x));
-    __m512 t = _mm512_mul_ps(near, near);
-    __m512 p = _mm512_set1_ps(-1.9221827e-14f);
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(3.2338295e-11f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-3.400942e-9f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.6119016e-7f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-4.482361e-6f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(8.1702834e-5f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-1.0391182e-3f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(9.589973e-3f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-6.5991983e-2f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(3.987165e-1f));
-    __m512 phi = _mm512_max_ps(_mm512_setzero_ps(), _mm512_fmadd_ps(near, p, _mm512_set1_ps(0.5f)));
-    return _mm512_mul_ps(x, phi);
+    const __m512 size = _mm512_abs_ps(x), near = _mm512_min_ps(_mm512_set1_ps(4.5f), size);
+    /* 1.5 * 2^23 leaves room for an integer only, in the lowest bits. */
+    const __m512 index = _mm512_fmadd_ps(near, _mm512_set1_ps(31 / 4.5f), _mm512_set1_ps(12582912.0f));
+    const __m512i i = _mm512_castps_si512(index);
+    __m512 p = _mm512_fmadd_ps(looked_up(NORMAL[2], i), near, looked_up(NORMAL[1], i));
+    p = _mm512_fmadd_ps(p, near, looked_up(NORMAL[0], i));
+    return _mm512_fmadd_ps(size, p, _mm512_mul_ps(x, _mm512_set1_ps(0.5f)));
 }
 
 INLINE __m512 gelu_tanh_ps(__m512 x)
