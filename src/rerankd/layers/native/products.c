@@ -114,17 +114,27 @@ typedef struct {
 /* Sums of up to 32 rows by 32 outputs that are still to be finished, from row `done` on. */
 typedef struct { const float *sums; int64_t row, rows, left, right, done; } unfinished;
 
-/* 16 outputs of a row, by their sums; those of 8-bit products are integers. */
-INLINE __m512 output(const product *p, const float *sums, int64_t row, int64_t column, int quantized)
+/* What 16 outputs have in common over all rows. */
+typedef struct { __m512 bias, scales, sums; } outputs;
+
+INLINE outputs outputs_at(const product *p, int64_t column, int quantized)
 {
-    __m512 y = _mm512_loadu_ps(sums);
-    if (quantized) {
-        y = _mm512_cvtepi32_ps(_mm512_castps_si512(y));
-        y = _mm512_fnmadd_ps(_mm512_loadu_ps(p->sums + column), _mm512_set1_ps(p->row_zeros[row]), y);
-        __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(p->scales + column), _mm512_set1_ps(p->row_steps[row]));
-        return p->bias ? _mm512_fmadd_ps(y, scale, _mm512_loadu_ps(p->bias + column)) : _mm512_mul_ps(y, scale);
-    }
-    return p->bias ? _mm512_add_ps(y, _mm512_loadu_ps(p->bias + column)) : y;
+    outputs of;
+    of.bias = p->bias ? _mm512_loadu_ps(p->bias + column) : _mm512_setzero_ps();
+    of.scales = quantized ? _mm512_loadu_ps(p->scales + column) : of.bias;
+    of.sums = quantized ? _mm512_loadu_ps(p->sums + column) : of.bias;
+    return of;
+}
+
+/* 16 outputs of a row, by their sums; those of 8-bit products are integers. */
+INLINE __m512 output(const product *p, const float *sums, int64_t row, const outputs *of, int quantized)
+{
+    const __m512 y = _mm512_loadu_ps(sums);
+    if (!quantized)
+        return _mm512_add_ps(y, of->bias);
+    const __m512 step = _mm512_set1_ps(p->row_steps[row]), zero = _mm512_set1_ps(p->row_zeros[row]);
+    const __m512 whole = _mm512_fnmadd_ps(of->sums, zero, _mm512_cvtepi32_ps(_mm512_castps_si512(y)));
+    return _mm512_fmadd_ps(whole, _mm512_mul_ps(of->scales, step), of->bias);
 }
 
 INLINE __m512 follow(__m512 y, int then)
@@ -140,11 +150,13 @@ INLINE __m512 follow(__m512 y, int then)
 INLINE void finish(const product *p, unfinished *u, int64_t count, int quantized, int then)
 {
     const int64_t stop = u->done + count < u->rows ? u->done + count : u->rows;
+    const outputs of_left = outputs_at(p, u->left, quantized), of_right = outputs_at(p, u->right, quantized);
+    bf16 *const first = run_of(&p->out, u->row, u->left);
     for (int64_t at = u->done; at < stop; at++) {
         const int64_t row = u->row + at;
-        bf16 *out = run_of(&p->out, row, u->left);
-        __m512 left = output(p, u->sums + 32 * at, row, u->left, quantized);
-        __m512 right = output(p, u->sums + 32 * at + 16, row, u->right, quantized);
+        bf16 *out = first + at * p->out.row;
+        __m512 left = output(p, u->sums + 32 * at, row, &of_left, quantized);
+        __m512 right = output(p, u->sums + 32 * at + 16, row, &of_right, quantized);
         if (then == THEN_GATED) {
             store_bf16(out, _mm512_mul_ps(_mm512_mul_ps(left, sigmoid_ps(left)), right));
             continue;
