@@ -39,7 +39,7 @@ class LoadedTokenizer:
         return int(found)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text as it stands, nothing added; of many texts at a time."""
+        """The token ids of each text as it stands, nothing added; of much text by several threads."""
         if sum(map(len, texts)) <= FEW_CHARACTERS:
             return [self.tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]

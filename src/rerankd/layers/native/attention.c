@@ -13,8 +13,8 @@ typedef struct { int64_t query, query_stop, shared, shared_stop, own, own_stop; 
 /* Packed keys and values of `count` rows of one head. */
 typedef struct { int64_t count; bf16 *keys, *values; } side;
 
-/* What a thread works in. logits and weights: for each query, shared keys first, each side up to a multiple of 32. Without
- * tiles queries and weights are in strips of VECTOR_ROWS. */
+/* What a thread works in. logits and weights: for each query, shared keys first, each side up to a multiple of 32, of logits
+ * without tiles of 16. Without tiles queries and weights are in strips of VECTOR_ROWS. */
 typedef struct { bf16 *queries, *weights; float *logits, *sums; } scratch;
 
 /* Query rows that are computed together: two tiles, so that keys and values are read half as often, or one where they are

@@ -82,7 +82,7 @@ INLINE int64_t up_to(int64_t n, int64_t multiple)
     return (n + multiple - 1) / multiple * multiple;
 }
 
-/* Rows of which panels are made, and what is summed over, come in multiples of 32. */
+/* Rows of which panels are made, and what tiles sum over, come in multiples of 32. */
 INLINE int64_t padded(int64_t n)
 {
     return up_to(n, 32);
