@@ -142,16 +142,18 @@ def test_backends_agree_with_the_reference(
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("layout_of", LAYOUTS, ids=["causal", "separate", "pruned-causal", "pruned-separate"])
-@pytest.mark.parametrize(("heads", "head_dim", "run_keys"), [((4, 2), 64, 1), ((3, 3), 32, 512), ((2, 1), 128, 40)])
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "own_per_shared"), [((4, 2), 64, 0), ((3, 3), 32, 1000), ((2, 1), 128, 1)]
+)
 def test_own_attention_agrees_with_the_reference(
     unit: str,
     layout_of: Callable[[list[PackedGroup]], AttentionLayout],
     heads: tuple[int, int],
     head_dim: int,
-    run_keys: int,
+    own_per_shared: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(layout_module, "RUN_KEYS", run_keys)
+    monkeypatch.setattr(layout_module, "OWN_PER_SHARED", own_per_shared)
 
     @settings(max_examples=25, deadline=None)
     @given(packed_groups(longest=70))

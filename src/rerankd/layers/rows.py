@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -13,62 +12,82 @@ SPARE_ROWS = 31
 """Room behind rows in strips: products read 32 rows on end, and use those that are there."""
 
 
-@dataclass(frozen=True, slots=True)
 class StripRows:
     """Rows [count, width] in strips: 64 bytes of every row, then the next 64 of every row, and so on.
 
     Products read a strip's rows on end, 16 of them as a tile of AMX, and write it row after row.
 
-    strips: [width / values in 64 bytes, count, values in 64 bytes], of which the last two dimensions are contiguous; a
-        view of room for SPARE_ROWS more rows
+    room: the memory that the rows lie in, with SPARE_ROWS more behind the last strip
+    at: the address of the first row's first value
+    strip: bytes between two strips
     """
 
-    strips: Tensor
+    # Addresses, since views of a tensor would take more time than some of what is computed of them.
+    __slots__ = ("at", "count", "room", "strip", "width")
+
+    def __init__(self, room: Tensor, at: int, strip: int, count: int, width: int) -> None:
+        self.room = room
+        self.at = at
+        self.strip = strip
+        self.count = count
+        self.width = width
 
     @classmethod
     def empty(cls, count: int, width: int, dtype: torch.dtype = torch.bfloat16) -> StripRows:
         """Room for rows that fill whole strips."""
         values = STRIP_BYTES // dtype.itemsize
         # An odd number of lines from strip to strip: a power of two would put a row's strips into few sets of a cache.
-        room = torch.empty(width // values, (count + SPARE_ROWS) | 1, values, dtype=dtype)
-        return cls(room[:, :count])
+        lines = (count + SPARE_ROWS) | 1
+        room = torch.empty(width // values, lines, values, dtype=dtype)
+        return cls(room, room.data_ptr(), lines * STRIP_BYTES, count, width)
 
     def __len__(self) -> int:
-        return self.strips.shape[1]
-
-    @property
-    def width(self) -> int:
-        return self.strips.shape[0] * self.strips.shape[2]
+        return self.count
 
     @property
     def shape(self) -> tuple[int, int]:
-        return len(self), self.width
+        return self.count, self.width
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.room.dtype
+
+    @property
+    def strips(self) -> Tensor:
+        """[width / values in 64 bytes, count, values in 64 bytes], as a view."""
+        size = self.room.dtype.itemsize
+        values = STRIP_BYTES // size
+        shape, strides = (self.width // values, self.count, values), (self.strip // size, values, 1)
+        return self.room.as_strided(shape, strides, (self.at - self.room.data_ptr()) // size)
 
     def __getitem__(self, rows: slice) -> StripRows:
         """Some of the rows, as a view."""
-        return StripRows(self.strips[:, rows])
+        start, stop, _ = rows.indices(self.count)
+        return StripRows(self.room, self.at + start * STRIP_BYTES, self.strip, max(stop - start, 0), self.width)
 
     def columns(self, columns: slice) -> StripRows:
         """Some of the columns, as a view; ValueError where they do not fill whole strips."""
-        values = self.strips.shape[2]
+        values = STRIP_BYTES // self.room.dtype.itemsize
         start, stop, _ = columns.indices(self.width)
         if start % values or stop % values:
             raise ValueError(f"Rows in strips of {values} columns cannot be cut at columns {start} and {stop}.")
-        return StripRows(self.strips[start // values : stop // values])
+        return StripRows(self.room, self.at + start // values * self.strip, self.strip, self.count, stop - start)
 
     def chosen(self, rows: Tensor) -> StripRows:
         """The rows whose numbers `rows` (int64) has, copied."""
-        out = StripRows.empty(len(rows), self.width, self.strips.dtype)
+        out = StripRows.empty(len(rows), self.width, self.dtype)
         out.strips.copy_(self.strips[:, rows])
         return out
 
     def copy_(self, x: Tensor) -> None:
         """Take over the values of x [count, width]."""
-        self.strips.copy_(_in_strips(x, self.strips.shape[2]))
+        strips = self.strips
+        strips.copy_(_in_strips(x, strips.shape[2]))
 
     def add_(self, rows: Tensor, addend: Tensor) -> None:
         """Add addend [n, width] to the rows whose numbers `rows` (int64 [n]) has, each there once."""
-        self.strips.index_add_(1, rows, _in_strips(addend, self.strips.shape[2]))
+        strips = self.strips
+        strips.index_add_(1, rows, _in_strips(addend, strips.shape[2]))
 
     def tensor(self) -> Tensor:
         """The same row by row: [count, width]."""

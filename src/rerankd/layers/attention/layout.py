@@ -15,8 +15,8 @@ from rerankd.layers.attention.buckets import Bucket, in_buckets
 from rerankd.layers.rows import Rows
 
 NOTHING = Span(0, 0)
-RUN_KEYS = 512
-"""Own keys in a run of blocks, unless their shared keys ask for more (see `AttentionLayout.runs`)."""
+OWN_PER_SHARED = 4
+"""Own keys in a run of blocks, for each of the keys that they share (see `AttentionLayout.runs`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,12 @@ class AttentionLayout:
         """The blocks in runs that see the same shared keys, as a kernel that packs those once for a run reads them.
 
         int64 [runs + 1], where runs begin, and int64 [blocks, 6]: start and stop of query, shared and own.
-        A run's own keys are bounded, so that many threads find work.
+        A run's own keys are bounded, so that many threads find work, of rows that they computed; blocks that share none
+        are runs of their own.
         """
         starts, keys = [0], 0
         for i, block in enumerate(self.blocks):
-            if keys and (block.shared != self.blocks[i - 1].shared or keys > max(RUN_KEYS, 4 * len(block.shared))):
+            if keys and (block.shared != self.blocks[i - 1].shared or keys > OWN_PER_SHARED * len(block.shared)):
                 starts.append(i)
                 keys = 0
             keys += len(block.own)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import Any, NamedTuple
+from struct import Struct
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -142,7 +143,7 @@ class Kernels:
         rows, width = x.shape
         codes, steps, zeros = StripRows.empty(rows, width, torch.uint8), torch.empty(rows), torch.empty(rows)
         self.library.rerankd_quantize(
-            torch.get_num_threads(), rows, width, _matrix(x), *_strips(codes), _at(steps), _at(zeros)
+            torch.get_num_threads(), rows, width, _matrix(x), codes.at, codes.strip, _at(steps), _at(zeros)
         )
         return Int8Rows(codes, steps, zeros)
 
@@ -176,29 +177,32 @@ class Kernels:
             or "plus" `addend` [rows, outputs]; computed before the product is rounded
         """
         outputs, inputs = weight.tiles.shape
-        x, of_rows = (rows.codes, (rows.steps, rows.zeros)) if isinstance(rows, Int8Rows) else (rows, ())
-        of_outputs = () if weight.scales is None or weight.sums is None else (weight.scales, weight.sums)
-        shape = (len(x), outputs // 2 if then == "gated" else outputs)
-        if len(of_rows) != len(of_outputs) or x.width != inputs:
+        x, steps, zeros = rows if isinstance(rows, Int8Rows) else (rows, None, None)
+        shape = (x.count, outputs // 2 if then == "gated" else outputs)
+        if (steps is None) != (weight.scales is None) or x.width != inputs:
             raise ValueError(
-                f"Rows of {x.width} columns in {x.strips.dtype} do not fit a weight of {inputs} columns in "
+                f"Rows of {x.width} columns in {x.dtype} do not fit a weight of {inputs} columns in "
                 f"{weight.tiles.dtype}."
             )
         if out.shape != shape or (addend is not None and addend.shape != shape):
             raise ValueError(f"A product of shape {list(shape)} cannot be written to rows of {list(out.shape)}.")
-        operands = _Product(
-            len(x),
+        operands = _PRODUCT.pack(
+            x.count,
             inputs * weight.tiles.itemsize // STRIP_BYTES,
             outputs,
-            *_strips(x),
+            x.at,
+            x.strip,
             _at(weight.tiles),
-            None if bias is None else _at(bias),
-            _Matrix() if addend is None else _Matrix.of(addend),
-            _Matrix.of(out),
+            _at(bias),
+            *(_NO_MATRIX if addend is None else _bounds(addend)),
+            *_bounds(out),
             _THEN.index(then),
-            *map(_at, (*of_outputs, *of_rows)),
+            _at(weight.scales),
+            _at(weight.sums),
+            _at(steps),
+            _at(zeros),
         )
-        self.library.rerankd_product(torch.get_num_threads(), self.has_tiles, ctypes.byref(operands))
+        self.library.rerankd_product(torch.get_num_threads(), self.has_tiles, operands)
 
     @staticmethod
     def fit_attention(head_dim: int) -> bool:
@@ -231,75 +235,44 @@ class Kernels:
         return out
 
 
-class _Matrix(ctypes.Structure):
-    """`matrix` of common.h."""
+_MATRIX = Struct("3q")
+"""`matrix` of common.h."""
+_PRODUCT = Struct("18q")
+"""`product` of products.c."""
+_NO_MATRIX = (0, 0, 0)
 
-    _fields_ = (
-        ("at", ctypes.c_void_p),
-        ("row", ctypes.c_int64),
-        ("columns", ctypes.c_int64),
-    )
-
-    @classmethod
-    def of(cls, x: Rows) -> _Matrix:
-        if isinstance(x, StripRows):
-            at, strip = _strips(x)
-            return cls(at, _STRIP, strip // x.strips.itemsize)
-        if x.stride(1) != 1 and x.shape[1] > 1:
-            raise ValueError(f"The rows of a tensor of shape {list(x.shape)} are not contiguous.")
-        return cls(x.data_ptr(), x.stride(0), _STRIP)
-
-
-class _Product(ctypes.Structure):
-    """`product` of products.c."""
-
-    _fields_ = (
-        ("rows", ctypes.c_int64),
-        ("steps", ctypes.c_int64),
-        ("outputs", ctypes.c_int64),
-        ("strips", ctypes.c_void_p),
-        ("strip", ctypes.c_int64),
-        ("packed", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("other", _Matrix),
-        ("out", _Matrix),
-        ("then", ctypes.c_int64),
-        ("scales", ctypes.c_void_p),
-        ("sums", ctypes.c_void_p),
-        ("row_steps", ctypes.c_void_p),
-        ("row_zeros", ctypes.c_void_p),
-    )
-
-
-_T, _I, _F, _P, _M = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.POINTER(_Matrix)
+_T, _I, _F, _P, _S = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_char_p
 _ARGUMENTS = {
-    "rms_norm": (_T, _I, _I, _M, _P, _F, _M),
-    "norm_rotate": (_T, _I, _I, _I, _M, _P, _F, _P, _P, _M),
-    "add_layer_norm": (_T, _I, _I, _P, _M, _P, _P, _F, _P, _M),
-    "tile": (_T, _I, _I, _M, _M),
-    "quantize": (_T, _I, _I, _M, _P, _I, _P, _P),
+    "rms_norm": (_T, _I, _I, _S, _P, _F, _S),
+    "norm_rotate": (_T, _I, _I, _I, _S, _P, _F, _P, _P, _S),
+    "add_layer_norm": (_T, _I, _I, _P, _S, _P, _P, _F, _P, _S),
+    "tile": (_T, _I, _I, _S, _S),
+    "quantize": (_T, _I, _I, _S, _P, _I, _P, _P),
     "pack_bf16": (_I, _I, _P, _P),
     "pack_int8": (_I, _I, _P, _P, _P),
-    "product": (_T, _T, ctypes.POINTER(_Product)),
-    "attention": (_T, _T, _I, _P, _P, _I, _I, _I, _M, _M, _M, _T, _F, _M),
+    "product": (_T, _T, _S),
+    "attention": (_T, _T, _I, _P, _P, _I, _I, _I, _S, _S, _S, _T, _F, _S),
 }
 """Of each function that the C files export; threads come first."""
 
 
-def _matrix(x: Rows) -> Any:
-    return ctypes.byref(_Matrix.of(x))
+def _bounds(x: Rows) -> tuple[int, int, int]:
+    """The members of a `matrix`: an address, values from row to row, and values from 32 columns to the next 32."""
+    if isinstance(x, StripRows):
+        return x.at, _STRIP, x.strip // 2
+    if x.stride(1) != 1 and x.shape[1] > 1:
+        raise ValueError(f"The rows of a tensor of shape {list(x.shape)} are not contiguous.")
+    return x.data_ptr(), x.stride(0), _STRIP
 
 
-def _at(tensor: Tensor) -> int:
-    """Where a contiguous tensor begins."""
+def _matrix(x: Rows) -> bytes:
+    return _MATRIX.pack(*_bounds(x))
+
+
+def _at(tensor: Tensor | None) -> int:
+    """Where a contiguous tensor begins; 0 for none."""
+    if tensor is None:
+        return 0
     if not tensor.is_contiguous():
         raise ValueError(f"A tensor of shape {list(tensor.shape)} is not contiguous.")
     return tensor.data_ptr()
-
-
-def _strips(x: StripRows) -> tuple[int, int]:
-    """Where rows in strips begin, and how many bytes lie between two strips."""
-    strip, *inner = x.strips.stride()
-    if inner != [x.strips.shape[2], 1]:
-        raise ValueError(f"The strips of rows of shape {list(x.shape)} are not contiguous.")
-    return x.strips.data_ptr(), strip * x.strips.itemsize

@@ -334,6 +334,9 @@ TARGET int rerankd_attention(int threads, int tiles, int64_t run_count, const in
                 pack(&own, k, v, b->own, b->own_stop, kv * head_dim, head_dim);
                 const int few = padded(shared.count) + padded(count) <= FEW_KEYS;
                 const int64_t most = !tiles ? VECTOR_ROWS : few ? QUERIES / 2 : QUERIES;
+                const int turn = b + 1 == blocks + runs[run + 1]; /* to the next piece: another head, or another run */
+                const int64_t next_kv = turn ? (kv + 1) % kv_heads : kv;
+                const block *after = turn && next_kv ? first : b + 1;
                 for (int64_t h = kv * repeat; h < (kv + 1) * repeat; h++)
                     for (int64_t i = 0; i < queries; i += most) {
                         const int64_t rows = queries - i < most ? queries - i : most;
@@ -341,9 +344,10 @@ TARGET int rerankd_attention(int threads, int tiles, int64_t run_count, const in
                         const matrix asking = shifted(q, b->query + i, h * head_dim);
                         const matrix to = shifted(out, b->query + i, h * head_dim);
                         coming next = { .rows = 0 };
-                        if (h == kv * repeat && b + 1 < blocks + runs[run + 1])
-                            next = (coming){ shifted(k, b[1].own + i, kv * head_dim), shifted(v, b[1].own + i, kv * head_dim),
-                                             b[1].own_stop - b[1].own - i };
+                        if (h == kv * repeat && after < blocks + runs[run_count])
+                            next = (coming){ shifted(k, after->own + i, next_kv * head_dim),
+                                             shifted(v, after->own + i, next_kv * head_dim),
+                                             after->own_stop - after->own - i };
                         (tiles ? attend_by_tiles : attend_by_vectors)(&s, &shared, &own, rows, head_dim, &asking, visible,
                                                                       causal, scale, &to, &next);
                     }

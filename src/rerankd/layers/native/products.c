@@ -19,8 +19,8 @@ enum { WHOLE = 32 * 32, UPPER_LEFT = 0, UPPER_RIGHT = 16, LOWER_LEFT = 512, LOWE
  * vectors: they leave most of a second-level cache of 1 MB to the weight. */
 enum { TILES_BLOCK_BYTES = 3 << 18, VECTORS_BLOCK_BYTES = 3 << 17, MOST_BLOCK_ROWS = 512 };
 
-/* Groups of 32 rows for each thread that are worth the whole weight's way to it. */
-enum { ALONE_GROUPS = 4 };
+/* Rows for each thread that are worth the whole weight's way to it. */
+enum { ALONE_ROWS = 128 };
 
 /* A bfloat16 weight [outputs, inputs] as products read it. */
 TARGET void rerankd_pack_bf16(int64_t outputs, int64_t inputs, const bf16 *weight, bf16 *packed)
@@ -206,12 +206,18 @@ INLINE panels panels_of(const product *p, int64_t i)
     return w;
 }
 
-/* How rows are cut into blocks, in groups of 32: as evenly as can be. */
-typedef struct { int64_t groups, blocks; } cut;
+/* How rows are cut into blocks, as evenly as can be by groups of `group` rows. */
+typedef struct { int64_t rows, group, groups, blocks; } cut;
 
 INLINE int64_t first_group(const cut *c, int64_t block)
 {
     return c->groups * block / c->blocks;
+}
+
+INLINE int64_t first_row(const cut *c, int64_t block)
+{
+    const int64_t row = c->group * first_group(c, block);
+    return row < c->rows ? row : c->rows;
 }
 
 /* The pass, counted over all panels of the first block of rows, then of the second, and so on, that a share of the work
@@ -316,10 +322,10 @@ INLINE void passes_by_tiles(const product *p, const cut *c, range *ranges, int64
     float *held = sums; /* nothing yet, but there is room */
     int64_t warm = -1;  /* the block that passed by last */
     for (int64_t i; (i = take_piece(ranges, thread, crew)) >= 0;) {
-        const int64_t block = i / pairs, row = 32 * first_group(c, block), stop = 32 * first_group(c, block + 1);
+        const int64_t block = i / pairs;
         const panels now = panels_of(p, i % pairs), next = panels_of(p, (i + 1) % pairs);
-        pass_by_tiles(p, row, stop < p->rows ? stop : p->rows, &now, &next, sums, &held, &before, finish_rows, block != warm,
-                      quantized);
+        pass_by_tiles(p, first_row(c, block), first_row(c, block + 1), &now, &next, sums, &held, &before, finish_rows,
+                      block != warm, quantized);
         warm = block;
     }
     _tile_stored(0, held + UPPER_LEFT, SUMS_BYTES);
@@ -355,9 +361,9 @@ INLINE void passes_by_vectors(const product *p, const cut *c, range *ranges, int
 {
     const int64_t pairs = p->outputs / 32;
     for (int64_t i; (i = take_piece(ranges, thread, crew)) >= 0;) {
-        const int64_t block = i / pairs, row = 32 * first_group(c, block), stop = 32 * first_group(c, block + 1);
+        const int64_t block = i / pairs;
         const panels now = panels_of(p, i % pairs), next = panels_of(p, (i + 1) % pairs);
-        pass_by_vectors(p, row, stop < p->rows ? stop : p->rows, &now, &next, sums, FINISHERS[quantized][p->then],
+        pass_by_vectors(p, first_row(c, block), first_row(c, block + 1), &now, &next, sums, FINISHERS[quantized][p->then],
                         quantized);
     }
 }
@@ -373,17 +379,18 @@ static int64_t clamp(int64_t x, int64_t low, int64_t high)
 TARGET void rerankd_product(int threads, int tiles, const product *p)
 {
     /* Threads share out blocks, and within a block its columns: of few rows each thread reads a part of the weight. */
-    const int64_t bytes = tiles ? TILES_BLOCK_BYTES : VECTORS_BLOCK_BYTES;
-    const int64_t groups = (p->rows + 31) / 32, pairs = p->outputs / 32;
-    int64_t most = clamp(bytes / (p->steps * TILE_BYTES), 32, MOST_BLOCK_ROWS) / 32;
-    /* By vectors, of not so few each thread reads rows of its own, which it has, or will read in the next operation. */
-    if (!tiles && groups >= ALONE_GROUPS * threads && groups < most * threads)
-        most = (groups + threads - 1) / threads;
-    const cut c = { groups, (groups + most - 1) / most };
+    const int64_t bytes = tiles ? TILES_BLOCK_BYTES : VECTORS_BLOCK_BYTES, pairs = p->outputs / 32;
+    int64_t most = clamp(bytes / (p->steps * TILE_BYTES), 32, MOST_BLOCK_ROWS);
+    /* By vectors, of not so few each thread reads rows of its own, which it has, or will read in the next operation: those
+     * that row by row operations give it. */
+    if (!tiles && p->rows >= ALONE_ROWS * threads && p->rows < most * threads)
+        most = (p->rows + threads - 1) / threads;
+    const int64_t group = tiles ? 32 : 1, groups = (p->rows + group - 1) / group;
+    const cut c = { p->rows, group, groups, (groups + most / group - 1) / (most / group) };
     range ranges[threads];
     for (int64_t i = 0; i < threads; i++) {
-        ranges[i].next = pass_at(&c, pairs, groups * pairs * i / threads);
-        ranges[i].end = pass_at(&c, pairs, groups * pairs * (i + 1) / threads);
+        ranges[i].next = pass_at(&c, pairs, c.groups * pairs * i / threads);
+        ranges[i].end = pass_at(&c, pairs, c.groups * pairs * (i + 1) / threads);
     }
 #pragma omp parallel num_threads(threads)
     {
