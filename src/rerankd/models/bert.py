@@ -13,6 +13,7 @@ from rerankd.core import ModelError, PackedBatch, Span
 from rerankd.layers.attention import AttentionLayout
 from rerankd.layers.attention.layout import pruned_layout, separate_layout
 from rerankd.layers.attention.slabs import Slab, in_slabs
+from rerankd.layers.embedding import Embeddings
 from rerankd.layers.encoder import EncoderLayer
 from rerankd.layers.linear import Nonlinearity
 from rerankd.layers.norm import States
@@ -36,13 +37,14 @@ class Encoder:
             raise ModelError(f"{config.source}: `hidden_act` is {activation!r}; known are {', '.join(GELU)}.")
         embeddings = weights.scope("embeddings")
         types = config.get("type_vocab_size", int, 2)
-        self.words = embeddings.tensor("word_embeddings.weight", config.get("vocab_size", int), hidden)
-        self.positions = embeddings.tensor(
-            "position_embeddings.weight", config.get("max_position_embeddings", int), hidden
+        positions = embeddings.tensor("position_embeddings.weight", config.get("max_position_embeddings", int), hidden)
+        self.embeddings = Embeddings(
+            words=embeddings.tensor("word_embeddings.weight", config.get("vocab_size", int), hidden),
+            positions=positions[position_offset:],
+            types=embeddings.tensor("token_type_embeddings.weight", types, hidden),
+            norm=embeddings.layer_norm("LayerNorm", hidden, eps, torch.float32),
         )
-        self.types = embeddings.tensor("token_type_embeddings.weight", types, hidden)
-        self.norm = embeddings.layer_norm("LayerNorm", hidden, eps, torch.float32)
-        self.position_offset = position_offset
+        self.hidden = hidden
         self.mlp = mlp
         self.runtime = weights.runtime
         self.layers = []
@@ -104,12 +106,9 @@ class Encoder:
         return self.layers[-1](x, pruned_layout(layout, documents), keep=keep).exact
 
     def _embed(self, batch: PackedBatch, rows: slice) -> States:
-        ids, positions = batch.token_ids[rows], batch.positions[rows] + self.position_offset
-        types = torch.zeros_like(ids) if batch.token_types is None else batch.token_types[rows]
-        out = States.empty(len(ids), self.words.shape[1], self.runtime)
-        x = F.embedding(ids, self.words).float()
-        x += F.embedding(positions, self.positions)
-        self.norm.of_sum(x, F.embedding(types, self.types), out)
+        out = States.empty(rows.stop - rows.start, self.hidden, self.runtime)
+        types = None if batch.token_types is None else batch.token_types[rows]
+        self.embeddings(batch.token_ids[rows], batch.positions[rows], types, out)
         return out
 
 

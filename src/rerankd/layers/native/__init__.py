@@ -7,6 +7,7 @@ The library is built with the package where a C compiler is at hand. Where it is
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
@@ -130,6 +131,29 @@ class Kernels:
             _matrix(rounded),
         )
 
+    def embed_layer_norm(
+        self,
+        tables: Sequence[tuple[Tensor, Tensor | None]],
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        out: Tensor,
+        rounded: Rows,
+    ) -> None:
+        """The same LayerNorm of the sum, in float32, of rows of three bfloat16 tables [any, width].
+
+        tables: each with its rows' numbers, int64 [rows], or None for its first row; IndexError where it lacks one
+        """
+        rows, width = out.shape
+        chosen = b"".join(_CHOSEN.pack(_at(table), len(table), _at(numbers)) for table, numbers in tables)
+        failed = self.library.rerankd_embed_layer_norm(
+            torch.get_num_threads(), rows, width, chosen, _at(weight), _at(bias), eps, _at(out), _matrix(rounded)
+        )
+        if failed:
+            raise IndexError(
+                f"A token's number lies outside of the model's tables of {[len(x) for x, _ in tables]} rows."
+            )
+
     def tile(self, x: Rows) -> StripRows:
         """Rows [rows, width] as bfloat16 weights' products read them."""
         if isinstance(x, StripRows):
@@ -237,6 +261,8 @@ class Kernels:
 
 _MATRIX = Struct("3q")
 """`matrix` of common.h."""
+_CHOSEN = Struct("3q")
+"""`chosen` of rows.c."""
 _PRODUCT = Struct("18q")
 """`product` of products.c."""
 _NO_MATRIX = (0, 0, 0)
@@ -246,6 +272,7 @@ _ARGUMENTS = {
     "rms_norm": (_T, _I, _I, _S, _P, _F, _S),
     "norm_rotate": (_T, _I, _I, _I, _S, _P, _F, _P, _P, _S),
     "add_layer_norm": (_T, _I, _I, _P, _S, _P, _P, _F, _P, _S),
+    "embed_layer_norm": (_T, _I, _I, _S, _P, _P, _F, _P, _S),
     "tile": (_T, _I, _I, _S, _S),
     "quantize": (_T, _I, _I, _S, _P, _I, _P, _P),
     "pack_bf16": (_I, _I, _P, _P),

@@ -90,17 +90,45 @@ TARGET void rerankd_norm_rotate(int threads, int64_t rows, int64_t heads, int64_
                 norm_rotate_head(i, rows - i, h * head_dim, head_dim, x, weight, eps, cosines, sines, out);
 }
 
+/* Rows of LayerNorm that are computed together. */
+enum { NORMED = 4 };
+
+/* LayerNorm of `count` rows from `first` on that `out` has, whose values sum up to `sums`; in their place, and as `rounded`. */
+INLINE void layer_norm_rows(int64_t first, int64_t count, int64_t width, __m512 *sums, const float *weight, const float *bias,
+                            float eps, float *out, const matrix *rounded)
+{
+    __m512 squares[NORMED];
+    for (int64_t r = 0; r < count; r++) {
+        sums[r] = _mm512_set1_ps(_mm512_reduce_add_ps(sums[r]) / (float)width);
+        squares[r] = _mm512_setzero_ps();
+    }
+    for (int64_t j = 0; j < width; j += 16)
+        for (int64_t r = 0; r < count; r++) {
+            __m512 v = _mm512_sub_ps(_mm512_loadu_ps(out + (first + r) * width + j), sums[r]);
+            squares[r] = _mm512_fmadd_ps(v, v, squares[r]);
+        }
+    for (int64_t r = 0; r < count; r++)
+        squares[r] = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares[r]) / (float)width + eps));
+    for (int64_t j = 0; j < width; j += 16)
+        for (int64_t r = 0; r < count; r++) {
+            float *to = out + (first + r) * width + j;
+            __m512 v = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(to), sums[r]), squares[r]);
+            v = _mm512_fmadd_ps(v, _mm512_loadu_ps(weight + j), _mm512_loadu_ps(bias + j));
+            _mm512_storeu_ps(to, v);
+            store_bf16(run_of(rounded, first + r, j), v);
+        }
+}
+
 /* LayerNorm of x + delta, in float32 as `out` and rounded as `rounded`. */
 TARGET void rerankd_add_layer_norm(int threads, int64_t rows, int64_t width, const float *x, const matrix *delta,
                                    const float *weight, const float *bias, float eps, float *out, const matrix *rounded)
 {
-    enum { ABREAST = 4 };
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < rows; i += ABREAST) {
-        const int64_t count = rows - i < ABREAST ? rows - i : ABREAST;
-        __m512 sums[ABREAST], squares[ABREAST];
-        for (int64_t r = 0; r < ABREAST; r++)
-            sums[r] = squares[r] = _mm512_setzero_ps();
+    for (int64_t i = 0; i < rows; i += NORMED) {
+        const int64_t count = rows - i < NORMED ? rows - i : NORMED;
+        __m512 sums[NORMED];
+        for (int64_t r = 0; r < count; r++)
+            sums[r] = _mm512_setzero_ps();
         for (int64_t j = 0; j < width; j += 16)
             for (int64_t r = 0; r < count; r++) {
                 const int64_t at = (i + r) * width + j;
@@ -108,24 +136,45 @@ TARGET void rerankd_add_layer_norm(int threads, int64_t rows, int64_t width, con
                 _mm512_storeu_ps(out + at, v);
                 sums[r] = _mm512_add_ps(sums[r], v);
             }
-        for (int64_t r = 0; r < count; r++)
-            sums[r] = _mm512_set1_ps(_mm512_reduce_add_ps(sums[r]) / (float)width);
-        for (int64_t j = 0; j < width; j += 16)
-            for (int64_t r = 0; r < count; r++) {
-                __m512 v = _mm512_sub_ps(_mm512_loadu_ps(out + (i + r) * width + j), sums[r]);
-                squares[r] = _mm512_fmadd_ps(v, v, squares[r]);
-            }
-        for (int64_t r = 0; r < count; r++)
-            squares[r] = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares[r]) / (float)width + eps));
-        for (int64_t j = 0; j < width; j += 16)
-            for (int64_t r = 0; r < count; r++) {
-                float *to = out + (i + r) * width + j;
-                __m512 v = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(to), sums[r]), squares[r]);
-                v = _mm512_fmadd_ps(v, _mm512_loadu_ps(weight + j), _mm512_loadu_ps(bias + j));
-                _mm512_storeu_ps(to, v);
-                store_bf16(run_of(rounded, i + r, j), v);
-            }
+        layer_norm_rows(i, count, width, sums, weight, bias, eps, out, rounded);
     }
+}
+
+/* Rows of a table [count, width], by their numbers; without numbers the first. */
+typedef struct { const bf16 *values; int64_t count; const int64_t *numbers; } chosen;
+
+INLINE int64_t number_at(const chosen *table, int64_t i)
+{
+    return table->numbers ? table->numbers[i] : 0;
+}
+
+/* The same of the sum of a row of each of three tables. Returns 1, with nothing done, where a table lacks a row, or 0. */
+TARGET int rerankd_embed_layer_norm(int threads, int64_t rows, int64_t width, const chosen *tables, const float *weight,
+                                    const float *bias, float eps, float *out, const matrix *rounded)
+{
+    for (int64_t i = 0; i < rows; i++)
+        for (const chosen *table = tables; table < tables + 3; table++)
+            if (number_at(table, i) < 0 || number_at(table, i) >= table->count)
+                return 1;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < rows; i += NORMED) {
+        const int64_t count = rows - i < NORMED ? rows - i : NORMED;
+        __m512 sums[NORMED];
+        for (int64_t r = 0; r < count; r++) {
+            const bf16 *from[3];
+            for (int64_t t = 0; t < 3; t++)
+                from[t] = tables[t].values + number_at(tables + t, i + r) * width;
+            sums[r] = _mm512_setzero_ps();
+            for (int64_t j = 0; j < width; j += 16) {
+                __m512 v = _mm512_add_ps(load_bf16(from[0] + j), load_bf16(from[1] + j));
+                v = _mm512_add_ps(v, load_bf16(from[2] + j));
+                _mm512_storeu_ps(out + (i + r) * width + j, v);
+                sums[r] = _mm512_add_ps(sums[r], v);
+            }
+        }
+        layer_norm_rows(i, count, width, sums, weight, bias, eps, out, rounded);
+    }
+    return 0;
 }
 
 /* Rows [rows, width] in strips. */
