@@ -40,9 +40,10 @@ class LoadedTokenizer:
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text as it stands, nothing added; of much text by several threads."""
+        read = self.tokenizer.encode_batch_fast
         if sum(map(len, texts)) <= FEW_CHARACTERS:
-            return [self.tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            return [read([text], add_special_tokens=False)[0].ids for text in texts]
+        return [encoding.ids for encoding in read(texts, add_special_tokens=False)]
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """The characters of `text` where each of its tokens begins (included) and ends (excluded)."""
