@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,10 +66,10 @@ class AttentionLayout:
         return in_buckets(self.blocks, self.causal)
 
     @cached_property
-    def runs(self) -> tuple[Tensor, Tensor]:
+    def runs(self) -> tuple[array[int], array[int]]:
         """The blocks in runs that see the same shared keys, as a kernel that packs those once for a run reads them.
 
-        int64 [runs + 1], where runs begin, and int64 [blocks, 6]: start and stop of query, shared and own.
+        int64 [runs + 1], where runs begin, and int64 [blocks * 6]: start and stop of query, shared and own of each.
         A run's own keys are bounded, so that many threads find work, of rows that they computed; blocks that share none
         are runs of their own.
         """
@@ -78,10 +79,9 @@ class AttentionLayout:
                 starts.append(i)
                 keys = 0
             keys += len(block.own)
-        spans = [(b.query, b.shared, b.own) for b in self.blocks]
-        return torch.tensor([*starts, len(self.blocks)]), torch.tensor(
-            [[bound for span in row for bound in (span.start, span.stop)] for row in spans]
-        )
+        spans = (span for block in self.blocks for span in (block.query, block.shared, block.own))
+        bounds = array("q", (bound for span in spans for bound in (span.start, span.stop)))
+        return array("q", (*starts, len(self.blocks))), bounds
 
     @cached_property
     def key_rows(self) -> Tensor:

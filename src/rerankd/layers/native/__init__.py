@@ -237,13 +237,13 @@ class Kernels:
         """An `Attention` (see layout.py) of q [rows, heads * head_dim], k and v [T, kv_heads * head_dim]."""
         rows, width = q.shape
         out = self.empty_rows(rows, width)
-        runs, blocks = layout.runs
+        runs, bounds = layout.runs
         failed = self.library.rerankd_attention(
             torch.get_num_threads(),
             self.has_tiles,
             len(runs) - 1,
-            _at(runs),
-            _at(blocks),
+            runs.buffer_info()[0],
+            bounds.buffer_info()[0],
             width // head_dim,
             k.shape[1] // head_dim,
             head_dim,
