@@ -81,8 +81,10 @@ class Encoder:
         Nothing above the last layer reads another row, so that layer computes no other.
         """
         slabs = self._slabs(batch.documents())
+        firsts = [_firsts(slab.layout, self.runtime.device) for slab in slabs]
         states = self._through(self.layers[:-1], batch, slabs)
-        return torch.cat([self._firsts(x, slab.layout) for x, slab in zip(states, slabs, strict=True)])
+        last = self.layers[-1]
+        return torch.cat([last(x, layout, keep).exact for x, (layout, keep) in zip(states, firsts, strict=True)])
 
     def states(self, batch: PackedBatch, spans: list[Span]) -> Tensor:
         """Every token's last hidden state, float32 [T, hidden]; `spans` are the runs that attend to themselves."""
@@ -99,17 +101,17 @@ class Encoder:
             states = [layer(x, slab.layout) for x, slab in zip(states, slabs, strict=True)]
         return states
 
-    def _firsts(self, x: States, layout: AttentionLayout) -> Tensor:
-        """What the last layer makes of each document's first row."""
-        documents = [block.query for block in layout.blocks]
-        keep = torch.tensor([document.start for document in documents], device=x.exact.device)
-        return self.layers[-1](x, pruned_layout(layout, documents), keep=keep).exact
-
     def _embed(self, batch: PackedBatch, rows: slice) -> States:
         out = States.empty(rows.stop - rows.start, self.hidden, self.runtime)
         types = None if batch.token_types is None else batch.token_types[rows]
         self.embeddings(batch.token_ids[rows], batch.positions[rows], types, out)
         return out
+
+
+def _firsts(layout: AttentionLayout, device: torch.device) -> tuple[AttentionLayout, Tensor]:
+    """The layout of a layer that computes only each document's first row, and those rows."""
+    documents = [block.query for block in layout.blocks]
+    return pruned_layout(layout, documents), torch.tensor([document.start for document in documents], device=device)
 
 
 class BertCrossEncoder:
