@@ -188,14 +188,15 @@ def test_every_round_is_cold_and_counted(qwen3_checkpoint: Path, monkeypatch: py
     monkeypatch.setattr("rerankd.bench.offline.gemm_rate", lambda one, dtype, device: 1e9)
     with Recorder(qwen3_checkpoint, dtype="float32") as reranker:
         rounds = measure(reranker, Workload("short", 3), 2, "float32")
-        calls = reranker.__dict__["calls"][-41:]  # less the reranker's own warm-up
-    assert len(calls) == 1 + 2 * KINDS["short"].requests
+        calls = reranker.__dict__["calls"][1:]  # less the reranker's own warm-up
+    requests = KINDS["short"].requests
+    assert len(calls) == 1 + 2 * requests
     assert len({query for query, _, _ in calls}) == len(calls)
     assert len({document for _, documents, _ in calls for document in documents}) == 3 * len(calls)
     for number, one in enumerate(rounds):
-        results = [result for _, _, result in calls[1 + 20 * number : 21 + 20 * number]]
-        assert len(one.seconds) == 20
-        assert one.documents == 60
+        results = [result for _, _, result in calls[1 + requests * number : 1 + requests * (number + 1)]]
+        assert len(one.seconds) == requests
+        assert one.documents == 3 * requests
         assert one.tokens == sum(result.prompt_tokens for result in results)
         config = json.loads((qwen3_checkpoint / "config.json").read_text())
         assert one.multiply_adds == sum(work(config, "decoder", Lengths.of(result)).multiply_adds for result in results)

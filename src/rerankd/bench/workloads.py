@@ -31,7 +31,7 @@ def log_normal(generator: random.Random) -> int:
 KINDS: Mapping[str, Kind] = {
     "uniform": Kind(lambda generator: 100, 32, 1),
     "mixed": Kind(log_normal, 32, 1),
-    "short": Kind(lambda generator: 30, 10, 20),
+    "short": Kind(lambda generator: 30, 10, 100),
 }
 
 
