@@ -13,6 +13,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from rerankd.bench import limit
@@ -22,6 +23,8 @@ from rerankd.bench.rounds import Round, Summary
 from rerankd.bench.workloads import KINDS, Corpus, Workload
 from rerankd.cli.bench import app
 from rerankd.core import RerankdError, RerankResult
+from rerankd.engine.batcher import Slice
+from rerankd.models.config import read_json
 from rerankd.reranker import Reranker
 
 lengths = st.builds(Lengths, st.integers(1, 9), st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple))
@@ -86,6 +89,35 @@ def test_an_encoders_work_is_its_weights_and_its_pairs(request: Lengths, family:
             weights(layer) - for_every_row + head
         )
         assert found.attention == 2 * 24 * (2 * squares + tokens)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "head_rows"),
+    [
+        ("qwen3_checkpoint", 2),
+        ("xlmr_checkpoint", 1),
+        ("bert_two_labels_checkpoint", 2),
+        ("xlmr_embedder_checkpoint", 0),
+    ],
+)
+def test_the_engine_multiplies_no_more_than_that(
+    checkpoint: str, head_rows: int, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prefix that is computed twice, padding, or a row too many in the last layer would show here."""
+    with Reranker(request.getfixturevalue(checkpoint), dtype="float32") as reranker:
+        engine, counter = reranker._engine, FlopCounterMode(display=False)
+        forward = engine._forward
+
+        def counted(batch: list[Slice]) -> list[float]:
+            with counter:  # of the engine's own thread
+                return forward(batch)
+
+        monkeypatch.setattr(engine, "_forward", counted)
+        result = reranker.rerank("what is panda?", ["hi", "The giant panda is a bear.", "one two three four five"])
+        config, family = read_json(reranker.info.path / "config.json"), reranker.info.family
+    found = work(config, family, Lengths.of(result))
+    products = sum(n for name, n in counter.get_flop_counts()["Global"].items() if "mm" in str(name)) // 2
+    assert products == found.products + 3 * head_rows * config["hidden_size"]
 
 
 @settings(deadline=None)
