@@ -1,4 +1,4 @@
-"""How fast a workload could be at most: its own multiply-adds over the machine's rate at such products.
+"""How fast a workload is by torch's products alone: its own multiply-adds over the machine's rate at such products.
 
 The count is of what no implementation can leave out: a prefix once for all documents that share it, and in the
 last layer only the rows that the head reads (and every row's keys and values). The products of attention count
