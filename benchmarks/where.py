@@ -5,7 +5,8 @@ usage: python -m benchmarks.where MODEL WORKLOAD [int8]
 Each call of a kernel is a function of its own, so that Python's profiler tells them apart at little cost. Where the
 project's own products run, their multiply-adds are counted by precision, with those of attention, and it says what
 share of the time they would take at the rates of torch's products. With `int8` some stay in bfloat16, and so does
-attention: how much of the limit in 8 bits that leaves within reach comes last.
+attention: how much of the limit in 8 bits that leaves within reach comes next. On a processor whose peak is known
+(`benchmarks.peak`) the last line has the seconds below which nothing that multiplies as much on it can get.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peak import peak_rates
 from rerankd.bench.limit import Lengths, gemm_rate, work
 from rerankd.bench.workloads import Corpus, Workload
 from rerankd.engine.batcher import Slice
@@ -61,6 +63,9 @@ def main() -> None:
     print(f"multiply-adds: {shares}, by torch's products {least / whole:.0%} of the time")
     if "int8" in done:
         print(f"which leaves {done.total() / rates['int8'] / least:.2f} of the limit in int8 within reach")
+    if peak := peak_rates():
+        least = sum(done[kind] / peak[kind] for kind in rates)
+        print(f"nothing but these multiply-adds, at the processor's peak: {least / ROUNDS:.3g} s a request")
 
 
 def _counted(product: Callable[..., None], done: Counter[str]) -> Callable[..., None]:
