@@ -31,6 +31,15 @@ QWEN3_SIZES: Mapping[str, dict[str, int]] = {
         "num_key_value_heads": 2,
         "head_dim": 32,
     },
+    # A feed-forward whose second map no kernel takes, between maps that kernels take.
+    "uneven": {
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+    },
     "0.6b": {
         "hidden_size": 1024,
         "intermediate_size": 3072,
@@ -42,6 +51,8 @@ QWEN3_SIZES: Mapping[str, dict[str, int]] = {
 }
 ENCODER_SIZES: Mapping[str, dict[str, int]] = {
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4},
+    "two-heads": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2},
+    "uneven": {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 2},
     "minilm": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12},
     "base": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
     "m3": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},

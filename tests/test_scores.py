@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +22,7 @@ from rerankd import reranker as reranker_module
 from rerankd.core import RerankRequest, Text, Truncation, text_content
 from rerankd.engine import device
 from rerankd.layers import runtime
+from rerankd.layers.native import Kernels
 from tests import checkpoints, references
 from tests.conftest import MakeCheckpoint
 from tests.references import Pair
@@ -83,22 +85,64 @@ def test_float32_scores_equal_transformers(
 
 
 @pytest.mark.parametrize(
-    ("maker", "reference"),
+    ("maker", "size", "reference"),
     [
-        (checkpoints.qwen3, references.qwen3_scores),
-        (checkpoints.xlmr, references.cross_encoder_scores),
-        (checkpoints.bert, references.cross_encoder_scores),
+        (checkpoints.qwen3, "tiny", references.qwen3_scores),
+        (checkpoints.qwen3, "uneven", references.qwen3_scores),
+        (checkpoints.xlmr, "tiny", references.cross_encoder_scores),
+        (checkpoints.xlmr, "two-heads", references.cross_encoder_scores),
+        (checkpoints.xlmr, "uneven", references.cross_encoder_scores),
     ],
 )
 def test_bfloat16_scores_are_near_transformers_float32(
-    make_checkpoint: MakeCheckpoint, maker: Callable[..., Path], reference: Reference
+    make_checkpoint: MakeCheckpoint, maker: Callable[..., Path], size: str, reference: Reference
 ) -> None:
-    folder = make_checkpoint(maker, storage=checkpoints.Storage(dtype="bfloat16"))
+    folder = make_checkpoint(maker, size=size, storage=checkpoints.Storage(dtype="bfloat16"))
     expected = reference(folder, PAIRS)
     with Reranker(folder, device="cpu", dtype="bfloat16") as reranker:
         scores = reranker.score(PAIRS)
     assert spread(expected) >= 0.2
     assert largest_difference(scores, expected) <= 0.01
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize(
+    ("maker", "size", "is_by_kernels"),
+    [
+        (checkpoints.qwen3, "tiny", True),
+        (checkpoints.qwen3, "uneven", False),
+        (checkpoints.qwen3_vl, "tiny", True),
+        (checkpoints.xlmr, "two-heads", True),
+        (checkpoints.xlmr, "tiny", False),
+        (checkpoints.xlmr, "uneven", False),
+    ],
+)
+def test_operations_that_are_computed_together_change_no_score(
+    make_checkpoint: MakeCheckpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    maker: Callable[..., Path],
+    size: str,
+    is_by_kernels: bool,
+    quantization: str | None,
+) -> None:
+    if Kernels.load() is None:
+        pytest.skip("no kernels were built, or none for this processor")
+    folder = make_checkpoint(maker, size=size)
+    calls: list[int] = []
+    run = Kernels._run
+    monkeypatch.setattr(Kernels, "_run", lambda self, operations: (calls.append(1), run(self, operations)))
+    scores, counts = [], []
+    for _ in range(2):
+        with Reranker(folder, device="cpu", dtype="bfloat16", quantization=quantization) as reranker:
+            calls.clear()
+            # One request at a time: what goes into a batch does not depend on when the next one comes.
+            answers = [reranker.rerank(query, DOCUMENTS) for query in QUERIES[::3]]
+            scores.append([one.score for answer in answers for one in answer.in_request_order()])
+        counts.append(len(calls))
+        monkeypatch.setattr(runtime.Runtime, "together", lambda *of: nullcontext)
+    assert spread(scores[0]) >= 0.2
+    assert scores[0] == scores[1]
+    assert (counts[0] < counts[1] / 2) == is_by_kernels
 
 
 @pytest.mark.parametrize(

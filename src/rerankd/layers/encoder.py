@@ -33,23 +33,27 @@ class EncoderLayer:
     out_norm: LayerNorm
     gelu: Nonlinearity
 
+    @property
+    def parts(self) -> tuple[Linear | LayerNorm, ...]:
+        maps = self.query, self.key_value, self.attention_out, self.up, self.down
+        return *maps, self.attention_norm, self.out_norm
+
     def __call__(self, x: States, layout: AttentionLayout, keep: Tensor | None = None) -> States:
         """x: [T, hidden], which is written over. Returns it, or only the rows `keep` (int64) of it, which `layout` then
         has for its queries."""
+        out = x if keep is None else x.chosen(keep)
         hidden = x.exact.shape[-1]
         keys_values = self.runtime.room(len(x), 2 * hidden)
         for rows in self.runtime.chunks(len(x), self.mlp):
             self.key_value(x.rounded[rows], out=keys_values[rows])
+        queries = self.runtime.room(len(out), hidden)
+        for rows in self.runtime.chunks(len(out), self.mlp):
+            self.query(out.rounded[rows], out=queries[rows])
         keys, values = columns(keys_values, slice(hidden)), columns(keys_values, slice(hidden, 2 * hidden))
-        if keep is not None:
-            x = x.chosen(keep)
-        queries = self.runtime.room(len(x), hidden)
-        for rows in self.runtime.chunks(len(x), self.mlp):
-            self.query(x.rounded[rows], out=queries[rows])
         attended = self.runtime.attend(queries, keys, values, hidden // self.heads, layout)
-        for rows in self.runtime.chunks(len(x), self.mlp):
-            inner = x.part(rows)
+        for rows in self.runtime.chunks(len(out), self.mlp):
+            inner = out.part(rows)
             delta = self.runtime.room(len(inner), hidden)
             self.attention_norm.of_sum(inner.exact, self.attention_out(attended[rows], out=delta), inner)
             self.out_norm.of_sum(inner.exact, self.down(self.up.then(inner.rounded, self.gelu), out=delta), inner)
-        return x
+        return out

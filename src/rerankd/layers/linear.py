@@ -24,6 +24,11 @@ class Linear(Protocol):
     Where `out` is given, the result is written there; else to a tensor.
     """
 
+    @property
+    def kernels(self) -> Kernels | None:
+        """What computes it, or None where torch does."""
+        ...
+
     def __call__(self, x: Rows, out: Rows | None = None) -> Rows:
         """x W^T + b."""
         ...
@@ -43,6 +48,8 @@ class Linear(Protocol):
 
 class PlainProduct(ABC):
     """What a map does with a product that torch has computed: each step a pass of its own."""
+
+    kernels = None
 
     @abstractmethod
     def product(self, x: Tensor) -> Tensor:
@@ -77,6 +84,8 @@ class PackedLinear:
 
     What follows a product is computed on its float32 sums, before they are rounded.
     """
+
+    kernels = None
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
@@ -12,34 +13,57 @@ SPARE_ROWS = 31
 """Room behind rows in strips: products read 32 rows on end, and use those that are there."""
 
 
+class Room:
+    """Memory of `size` bytes that rows lie in.
+
+    at: its address
+    free: memory by size, where this came from and goes to when nothing refers to the room any more; or None
+    """
+
+    __slots__ = ("at", "free", "memory", "size")
+
+    def __init__(self, size: int, free: dict[int, list[Tensor]] | None = None) -> None:
+        unused = None if free is None else free.setdefault(size, [])
+        self.memory = unused.pop() if unused else torch.empty(size, dtype=torch.uint8)
+        self.at = self.memory.data_ptr()
+        self.size = size
+        self.free = free
+
+    def __del__(self) -> None:
+        if self.free is not None:
+            self.free[self.size].append(self.memory)
+
+
 class StripRows:
     """Rows [count, width] in strips: 64 bytes of every row, then the next 64 of every row, and so on.
 
     Products read a strip's rows on end, 16 of them as a tile of AMX, and write it row after row.
 
-    room: the memory that the rows lie in, with SPARE_ROWS more behind the last strip
+    room: where the rows lie, with SPARE_ROWS more behind the last strip
     at: the address of the first row's first value
     strip: bytes between two strips
     """
 
     # Addresses, since views of a tensor would take more time than some of what is computed of them.
-    __slots__ = ("at", "count", "room", "strip", "width")
+    __slots__ = ("at", "count", "dtype", "room", "strip", "width")
 
-    def __init__(self, room: Tensor, at: int, strip: int, count: int, width: int) -> None:
+    def __init__(self, room: Room, dtype: torch.dtype, at: int, strip: int, count: int, width: int) -> None:
         self.room = room
+        self.dtype = dtype
         self.at = at
         self.strip = strip
         self.count = count
         self.width = width
 
     @classmethod
-    def empty(cls, count: int, width: int, dtype: torch.dtype = torch.bfloat16) -> StripRows:
+    def empty(
+        cls, count: int, width: int, dtype: torch.dtype = torch.bfloat16, room_of: Callable[[int], Room] = Room
+    ) -> StripRows:
         """Room for rows that fill whole strips."""
-        values = STRIP_BYTES // dtype.itemsize
         # An odd number of lines from strip to strip: a power of two would put a row's strips into few sets of a cache.
         lines = (count + SPARE_ROWS) | 1
-        room = torch.empty(width // values, lines, values, dtype=dtype)
-        return cls(room, room.data_ptr(), lines * STRIP_BYTES, count, width)
+        room = room_of(width * dtype.itemsize * lines)
+        return cls(room, dtype, room.at, lines * STRIP_BYTES, count, width)
 
     def __len__(self) -> int:
         return self.count
@@ -49,29 +73,27 @@ class StripRows:
         return self.count, self.width
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.room.dtype
-
-    @property
     def strips(self) -> Tensor:
         """[width / values in 64 bytes, count, values in 64 bytes], as a view."""
-        size = self.room.dtype.itemsize
+        size = self.dtype.itemsize
         values = STRIP_BYTES // size
         shape, strides = (self.width // values, self.count, values), (self.strip // size, values, 1)
-        return self.room.as_strided(shape, strides, (self.at - self.room.data_ptr()) // size)
+        return self.room.memory.view(self.dtype).as_strided(shape, strides, (self.at - self.room.at) // size)
 
     def __getitem__(self, rows: slice) -> StripRows:
         """Some of the rows, as a view."""
         start, stop, _ = rows.indices(self.count)
-        return StripRows(self.room, self.at + start * STRIP_BYTES, self.strip, max(stop - start, 0), self.width)
+        at, count = self.at + start * STRIP_BYTES, max(stop - start, 0)
+        return StripRows(self.room, self.dtype, at, self.strip, count, self.width)
 
     def columns(self, columns: slice) -> StripRows:
         """Some of the columns, as a view; ValueError where they do not fill whole strips."""
-        values = STRIP_BYTES // self.room.dtype.itemsize
+        values = STRIP_BYTES // self.dtype.itemsize
         start, stop, _ = columns.indices(self.width)
         if start % values or stop % values:
             raise ValueError(f"Rows in strips of {values} columns cannot be cut at columns {start} and {stop}.")
-        return StripRows(self.room, self.at + start // values * self.strip, self.strip, self.count, stop - start)
+        at = self.at + start // values * self.strip
+        return StripRows(self.room, self.dtype, at, self.strip, self.count, stop - start)
 
     def chosen(self, rows: Tensor) -> StripRows:
         """The rows whose numbers `rows` (int64) has, copied."""

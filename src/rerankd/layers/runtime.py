@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +17,15 @@ from rerankd.layers.rows import Rows, plain
 
 CHUNK_STEP = 256
 """Chunks are of so many rows or a multiple: products take rows in blocks of that."""
+
+
+class Part(Protocol):
+    """A map or a norm."""
+
+    @property
+    def kernels(self) -> Kernels | None:
+        """What computes it, or None where torch does."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +63,13 @@ class Runtime:
     def rows(self, x: Tensor) -> Rows:
         """x [rows, width], which may be written over, in the form that layers pass on."""
         return x if self.kernels is None or not self.kernels.fit_strips(x.shape[1]) else self.kernels.tile(x)
+
+    def together(self, head_dim: int, *parts: Part) -> Callable[[], AbstractContextManager[None]]:
+        """A scope in which a layer of these parts, with heads of this size, may call for one operation after another
+        before the first is computed (`Kernels.together`); where torch computes a part, a scope that means nothing."""
+        if self.kernels is None or not self.kernels.fit_attention(head_dim):
+            return nullcontext
+        return self.kernels.together if all(part.kernels is not None for part in parts) else nullcontext
 
     def attend(self, q: Rows, k: Rows, v: Rows, head_dim: int, layout: AttentionLayout) -> Rows:
         """Attention for q [query rows, heads * head_dim], k and v [T, kv_heads * head_dim]; of q's shape."""

@@ -75,6 +75,9 @@ class Encoder:
                 )
             )
 
+        parts = [part for layer in self.layers for part in layer.parts]
+        self.together = self.runtime.together(hidden // self.layers[0].heads, *parts)
+
     def first_states(self, batch: PackedBatch) -> Tensor:
         """The last hidden state of each document's first token (`[CLS]`, `<s>`): float32 [documents, hidden].
 
@@ -84,7 +87,9 @@ class Encoder:
         firsts = [_firsts(slab.layout, self.runtime.device) for slab in slabs]
         states = self._through(self.layers[:-1], batch, slabs)
         last = self.layers[-1]
-        return torch.cat([last(x, layout, keep).exact for x, (layout, keep) in zip(states, firsts, strict=True)])
+        with self.together():
+            states = [last(x, layout, keep) for x, (layout, keep) in zip(states, firsts, strict=True)]
+        return torch.cat([x.exact for x in states])
 
     def states(self, batch: PackedBatch, spans: list[Span]) -> Tensor:
         """Every token's last hidden state, float32 [T, hidden]; `spans` are the runs that attend to themselves."""
@@ -97,8 +102,9 @@ class Encoder:
     def _through(self, layers: list[EncoderLayer], batch: PackedBatch, slabs: tuple[Slab, ...]) -> list[States]:
         """Each slab's states after the layers, which all slabs pass before the next one's weights are read."""
         states = [self._embed(batch, slab.keys) for slab in slabs]
-        for layer in layers:
-            states = [layer(x, slab.layout) for x, slab in zip(states, slabs, strict=True)]
+        with self.together():
+            for layer in layers:
+                states = [layer(x, slab.layout) for x, slab in zip(states, slabs, strict=True)]
         return states
 
     def _embed(self, batch: PackedBatch, rows: slice) -> States:

@@ -15,6 +15,7 @@ from torch import Tensor
 from rerankd.core import ModelError, PackedBatch
 from rerankd.layers.attention.layout import causal_layout, pruned_layout
 from rerankd.layers.attention.slabs import Slab, in_slabs
+from rerankd.layers.linear import Linear
 from rerankd.layers.norm import RMSNorm
 from rerankd.layers.rotary import Rotary, Rotation
 from rerankd.layers.rows import Rows, add, chosen, columns, plain
@@ -75,6 +76,11 @@ class Qwen3Layer:
         self.attention_norm = weights.rms_norm("input_layernorm", hidden, shape.eps)
         self.mlp_norm = weights.rms_norm("post_attention_layernorm", hidden, shape.eps)
 
+    @property
+    def parts(self) -> tuple[Linear | RMSNorm, ...]:
+        maps = self.query, self.key_value, self.out, self.gate_up, self.down
+        return *maps, self.query_norm, self.key_norm, self.attention_norm, self.mlp_norm
+
     def __call__(self, x: Rows, rotation: Rotation, slabs: Sequence[Slab], keep: Tensor | None = None) -> Rows:
         """x: [T, hidden], which is written over. Returns it, or only the rows `keep` (int64) of it, which `slabs` then
         have for their queries."""
@@ -126,6 +132,8 @@ class Qwen3Decoder:
         self.layers = [Qwen3Layer(shape, weights.scope(f"layers.{i}")) for i in range(shape.layers)]
         self.runtime = weights.runtime
         self.rows_at_once = self.runtime.rows_at_once(shape.mlp)
+        parts = [part for layer in self.layers for part in layer.parts]
+        self.together = self.runtime.together(shape.head_dim, *parts)
         self.norm = RMSNorm(weights.tensor("norm.weight", shape.hidden, dtype=torch.float32), shape.eps)
 
     def embed(self, batch: PackedBatch) -> Tensor:
@@ -137,13 +145,20 @@ class Qwen3Decoder:
         layout = causal_layout(batch.groups)
         slabs = in_slabs(layout, self.rows_at_once)
         states = self.runtime.rows(x)
-        for i, layer in enumerate(self.layers[:-1]):
-            states = layer(states, rotation, slabs)
-            if deepstack is not None and i < len(deepstack.features):
-                add(states, deepstack.rows, deepstack.features[i])
+        layers = self.layers[:-1]
+        if deepstack is not None:
+            for layer, features in zip(layers, deepstack.features, strict=False):
+                with self.together():
+                    states = layer(states, rotation, slabs)
+                add(states, deepstack.rows, features)
+            layers = layers[len(deepstack.features) :]
+        with self.together():
+            for layer in layers:
+                states = layer(states, rotation, slabs)
         # Nothing above the last layer reads any row but a document's last.
-        slabs = in_slabs(pruned_layout(layout, batch.documents()), self.rows_at_once)
-        last = self.layers[-1](states, rotation, slabs, keep=last_tokens(batch))
+        slabs, keep = in_slabs(pruned_layout(layout, batch.documents()), self.rows_at_once), last_tokens(batch)
+        with self.together():
+            last = self.layers[-1](states, rotation, slabs, keep)
         return self.norm(plain(last).float())
 
 

@@ -7,7 +7,9 @@ The library is built with the package where a C compiler is at hand. Where it is
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from rerankd.layers.attention.layout import AttentionLayout
 from rerankd.layers.rotary import Rotation
-from rerankd.layers.rows import STRIP_BYTES, Rows, StripRows
+from rerankd.layers.rows import STRIP_BYTES, Room, Rows, StripRows
 
 _LANES = 16
 _STRIP = 32
@@ -48,12 +50,38 @@ class TiledWeight(NamedTuple):
     sums: Tensor | None = None
 
 
+class _Scope:
+    """Operations that are computed together, and what has to stay in memory until then.
+
+    They are computed in order. So room that one of them was the last to use is free for those that come after it, which
+    then find it in the caches: it is lent out again as soon as nothing here refers to it.
+    """
+
+    def __init__(self) -> None:
+        self.operations: list[bytes] = []
+        self._used: list[object] = []
+        self._free: dict[int, list[Tensor]] = {}
+
+    def note(self, operation: bytes, used: Iterable[object]) -> None:
+        self.operations.append(operation)
+        self._used.extend(x for x in used if not (isinstance(x, StripRows) and x.room.free is self._free))
+
+    def room_of(self, size: int) -> Room:
+        # Sizes are rounded up by a quarter at most, so that slabs of about as many rows use the same.
+        step = 1 << max(size.bit_length() - 3, 6)
+        return Room((size + step - 1) // step * step, self._free)
+
+
 class Kernels:
-    """The loaded library. Tensors lie on the CPU, contiguous in their last dimension, in bfloat16 unless noted."""
+    """The loaded library, for one thread at a time.
+
+    Tensors lie on the CPU, contiguous in their last dimension, in bfloat16 unless noted.
+    """
 
     def __init__(self, library: ctypes.CDLL, features: int) -> None:
         self.library = library
         self.has_tiles = bool(features & HAS_TILES)
+        self._scope: _Scope | None = None
         for name, arguments in _ARGUMENTS.items():
             getattr(library, f"rerankd_{name}").argtypes = arguments
 
@@ -81,17 +109,45 @@ class Kernels:
         """Whether rows of these widths can be read a whole register at a time."""
         return all(width % _LANES == 0 for width in widths)
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Operations called for in this scope are computed by one call at its end: none of their values is there yet.
+
+        While an operation runs, Python's own code and data fall out of the caches. To call for the next one then takes
+        100 us and more, during which no core computes anything; called for on end, they take a tenth of that.
+        """
+        scope = self._scope = _Scope()
+        try:
+            yield
+        finally:
+            self._scope = None
+        self._run(b"".join(scope.operations))
+
+    def _compute(self, operation: bytes, *used: object) -> None:
+        """Compute an operation that reads and writes what is `used`, or note it in the scope of `together`."""
+        if self._scope is None:
+            self._run(operation)
+        else:
+            self._scope.note(operation, used)
+
+    def _room_of(self, size: int) -> Room:
+        return Room(size) if self._scope is None else self._scope.room_of(size)
+
+    def _run(self, operations: bytes) -> None:
+        if self.library.rerankd_run(torch.get_num_threads(), self.has_tiles, len(operations), operations):
+            raise MemoryError("No memory for attention over a batch.")
+
     def rms_norm(self, x: Rows, weight: Tensor, eps: float) -> Rows:
         """x / sqrt(mean(x^2) + eps) * weight for x [rows, width]."""
         rows, width = x.shape
         out = self.empty_rows(rows, width)
-        self.library.rerankd_rms_norm(torch.get_num_threads(), rows, width, _matrix(x), _at(weight), eps, _matrix(out))
+        self._compute(_rms_norm(rows, width, *_matrix(x), _at(weight), eps, *_matrix(out)), x, weight, out)
         return out
 
     def empty_rows(self, count: int, width: int) -> Rows:
         """Room for bfloat16 rows in the form that products read and write here."""
         if self.fit_strips(width):
-            return StripRows.empty(count, width)
+            return StripRows.empty(count, width, room_of=self._room_of)
         return torch.empty(count, width, dtype=torch.bfloat16)
 
     def norm_rotate(self, x: Rows, weight: Tensor, eps: float, rotation: Rotation, out: Rows) -> None:
@@ -101,35 +157,19 @@ class Kernels:
         """
         rows, width = x.shape
         head_dim = len(weight)
-        self.library.rerankd_norm_rotate(
-            torch.get_num_threads(),
-            rows,
-            width // head_dim,
-            head_dim,
-            _matrix(x),
-            _at(weight),
-            eps,
-            _at(rotation.cos),
-            _at(rotation.sin),
-            _matrix(out),
+        angles = _at(rotation.cos), _at(rotation.sin)
+        operation = _norm_rotate(
+            rows, width // head_dim, head_dim, *_matrix(x), _at(weight), eps, *angles, *_matrix(out)
         )
+        self._compute(operation, x, weight, rotation, out)
 
     def add_layer_norm(
         self, x: Tensor, delta: Rows, weight: Tensor, bias: Tensor, eps: float, out: Tensor, rounded: Rows
     ) -> None:
         """LayerNorm of float32 x [rows, width] and bfloat16 delta, by float32 weights: `out` float32 and `rounded`."""
-        self.library.rerankd_add_layer_norm(
-            torch.get_num_threads(),
-            len(x),
-            x.shape[1],
-            _at(x),
-            _matrix(delta),
-            _at(weight),
-            _at(bias),
-            eps,
-            _at(out),
-            _matrix(rounded),
-        )
+        weights = _at(weight), _at(bias), eps
+        operation = _add_layer_norm(*x.shape, _at(x), *_matrix(delta), *weights, _at(out), *_matrix(rounded))
+        self._compute(operation, x, delta, weight, bias, out, rounded)
 
     def embed_layer_norm(
         self,
@@ -146,8 +186,9 @@ class Kernels:
         """
         rows, width = out.shape
         chosen = b"".join(_CHOSEN.pack(_at(table), len(table), _at(numbers)) for table, numbers in tables)
+        to = _MATRIX.pack(*_matrix(rounded))
         failed = self.library.rerankd_embed_layer_norm(
-            torch.get_num_threads(), rows, width, chosen, _at(weight), _at(bias), eps, _at(out), _matrix(rounded)
+            torch.get_num_threads(), rows, width, chosen, _at(weight), _at(bias), eps, _at(out), to
         )
         if failed:
             raise IndexError(
@@ -158,17 +199,17 @@ class Kernels:
         """Rows [rows, width] as bfloat16 weights' products read them."""
         if isinstance(x, StripRows):
             return x
-        out = StripRows.empty(*x.shape)
-        self.library.rerankd_tile(torch.get_num_threads(), *x.shape, _matrix(x), _matrix(out))
+        out = StripRows.empty(len(x), x.shape[1], room_of=self._room_of)
+        self._compute(_tile(*x.shape, *_matrix(x), *_matrix(out)), x, out)
         return out
 
     def quantize(self, x: Rows) -> Int8Rows:
         """Rows [rows, width] as 8-bit integers, each row over its own range, as 8-bit weights' products read them."""
         rows, width = x.shape
-        codes, steps, zeros = StripRows.empty(rows, width, torch.uint8), torch.empty(rows), torch.empty(rows)
-        self.library.rerankd_quantize(
-            torch.get_num_threads(), rows, width, _matrix(x), codes.at, codes.strip, _at(steps), _at(zeros)
-        )
+        codes = StripRows.empty(rows, width, torch.uint8, self._room_of)
+        steps, zeros = torch.empty(rows), torch.empty(rows)
+        operation = _quantize(rows, width, *_matrix(x), codes.at, codes.strip, _at(steps), _at(zeros))
+        self._compute(operation, x, codes, steps, zeros)
         return Int8Rows(codes, steps, zeros)
 
     def pack_bf16(self, weight: Tensor) -> TiledWeight:
@@ -210,7 +251,7 @@ class Kernels:
             )
         if out.shape != shape or (addend is not None and addend.shape != shape):
             raise ValueError(f"A product of shape {list(shape)} cannot be written to rows of {list(out.shape)}.")
-        operands = _PRODUCT.pack(
+        operation = _product(
             x.count,
             inputs * weight.tiles.itemsize // STRIP_BYTES,
             outputs,
@@ -218,15 +259,15 @@ class Kernels:
             x.strip,
             _at(weight.tiles),
             _at(bias),
-            *(_NO_MATRIX if addend is None else _bounds(addend)),
-            *_bounds(out),
+            *(_NO_MATRIX if addend is None else _matrix(addend)),
+            *_matrix(out),
             _THEN.index(then),
             _at(weight.scales),
             _at(weight.sums),
             _at(steps),
             _at(zeros),
         )
-        self.library.rerankd_product(torch.get_num_threads(), self.has_tiles, operands)
+        self._compute(operation, x, steps, zeros, weight, bias, addend, out)
 
     @staticmethod
     def fit_attention(head_dim: int) -> bool:
@@ -238,24 +279,11 @@ class Kernels:
         rows, width = q.shape
         out = self.empty_rows(rows, width)
         runs, bounds = layout.runs
-        failed = self.library.rerankd_attention(
-            torch.get_num_threads(),
-            self.has_tiles,
-            len(runs) - 1,
-            runs.buffer_info()[0],
-            bounds.buffer_info()[0],
-            width // head_dim,
-            k.shape[1] // head_dim,
-            head_dim,
-            _matrix(q),
-            _matrix(k),
-            _matrix(v),
-            layout.causal,
-            scale,
-            _matrix(out),
-        )
-        if failed:
-            raise MemoryError("No memory for attention over a batch.")
+        heads = width // head_dim, k.shape[1] // head_dim, head_dim
+        runs_at, bounds_at = runs.buffer_info()[0], bounds.buffer_info()[0]
+        inputs = (*_matrix(q), *_matrix(k), *_matrix(v))
+        operation = _attention(len(runs) - 1, runs_at, bounds_at, *heads, *inputs, layout.causal, scale, *_matrix(out))
+        self._compute(operation, q, k, v, runs, bounds, out)
         return out
 
 
@@ -263,37 +291,30 @@ _MATRIX = Struct("3q")
 """`matrix` of common.h."""
 _CHOSEN = Struct("3q")
 """`chosen` of rows.c."""
-_PRODUCT = Struct("18q")
-"""`product` of products.c."""
+_rms_norm, _norm_rotate, _add_layer_norm, _tile, _quantize, _product, _attention = (
+    partial(Struct("q" + operands).pack, number)
+    for number, operands in enumerate(("6qd3q", "7qd5q", "8qd4q", "8q", "9q", "18q", "16qd3q"))
+)
+"""Operations as operations.c reads them: their number, then the struct of operations.h."""
 _NO_MATRIX = (0, 0, 0)
 
 _T, _I, _F, _P, _S = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_char_p
 _ARGUMENTS = {
-    "rms_norm": (_T, _I, _I, _S, _P, _F, _S),
-    "norm_rotate": (_T, _I, _I, _I, _S, _P, _F, _P, _P, _S),
-    "add_layer_norm": (_T, _I, _I, _P, _S, _P, _P, _F, _P, _S),
+    "run": (_T, _T, _I, _S),
     "embed_layer_norm": (_T, _I, _I, _S, _P, _P, _F, _P, _S),
-    "tile": (_T, _I, _I, _S, _S),
-    "quantize": (_T, _I, _I, _S, _P, _I, _P, _P),
     "pack_bf16": (_I, _I, _P, _P),
     "pack_int8": (_I, _I, _P, _P, _P),
-    "product": (_T, _T, _S),
-    "attention": (_T, _T, _I, _P, _P, _I, _I, _I, _S, _S, _S, _T, _F, _S),
 }
-"""Of each function that the C files export; threads come first."""
+"""Of each function that Python calls; threads come first."""
 
 
-def _bounds(x: Rows) -> tuple[int, int, int]:
+def _matrix(x: Rows) -> tuple[int, int, int]:
     """The members of a `matrix`: an address, values from row to row, and values from 32 columns to the next 32."""
     if isinstance(x, StripRows):
         return x.at, _STRIP, x.strip // 2
     if x.stride(1) != 1 and x.shape[1] > 1:
         raise ValueError(f"The rows of a tensor of shape {list(x.shape)} are not contiguous.")
     return x.data_ptr(), x.stride(0), _STRIP
-
-
-def _matrix(x: Rows) -> bytes:
-    return _MATRIX.pack(*_bounds(x))
 
 
 def _at(tensor: Tensor | None) -> int:

@@ -1,14 +1,12 @@
 /* Attention of packed documents, as layout.py says. */
 #if defined(__x86_64__) && defined(__linux__)
+#include "operations.h"
 #include "panels.h"
 #include "tiles.h"
 #include "vectors.h"
 
 #include <float.h>
 #include <stdlib.h>
-
-/* What layout.py calls a block. */
-typedef struct { int64_t query, query_stop, shared, shared_stop, own, own_stop; } block;
 
 /* Packed keys and values of `count` rows of one head. */
 typedef struct { int64_t count; bf16 *keys, *values; } side;
@@ -283,15 +281,14 @@ static bf16 *take(char **from, int64_t bytes)
     return taken;
 }
 
-/* Attention as layout.py says: q and out [rows, heads * head_dim], k and v [T, kv_heads * head_dim].
- *
- * blocks: their spans; runs [run_count + 1]: where runs of blocks with one `shared` span begin; each run of each key
- * head is a piece of work, in which the shared keys and values are packed once. Returns 0, or 1 where memory ran out.
- */
-TARGET int rerankd_attention(int threads, int tiles, int64_t run_count, const int64_t *runs, const block *blocks,
-                             int64_t heads, int64_t kv_heads, int64_t head_dim, const matrix *q, const matrix *k,
-                             const matrix *v, int causal, float scale, const matrix *out)
+TARGET int rerankd_attention(int threads, int tiles, const attention *o)
 {
+    const int64_t *runs = o->runs, run_count = o->run_count;
+    const block *blocks = o->blocks;
+    const int64_t heads = o->heads, kv_heads = o->kv_heads, head_dim = o->head_dim;
+    const matrix *q = &o->q, *k = &o->k, *v = &o->v, *out = &o->out;
+    const int causal = o->causal != 0;
+    const float scale = (float)o->scale;
     const int64_t repeat = heads / kv_heads;
     int64_t most_shared = 0, most_own = 0;
     for (int64_t i = 0; i < runs[run_count]; i++) {

@@ -5,6 +5,7 @@
  * with loads that leave the first as it is. Sums over several runs wait in memory from one to the next.
  */
 #if defined(__x86_64__) && defined(__linux__)
+#include "operations.h"
 #include "panels.h"
 #include "tiles.h"
 #include "vectors.h"
@@ -93,22 +94,6 @@ INLINE __m512 gelu_tanh_ps(__m512 x)
     __m512 cubic = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_mul_ps(x, x), x), _mm512_set1_ps(0.044715f), x);
     return _mm512_mul_ps(x, sigmoid_ps(_mm512_mul_ps(cubic, _mm512_set1_ps(1.5957691216f))));
 }
-
-/* x [rows, steps of 64 bytes] W^T + bias and what follows it. scales and what is below it are NULL for bfloat16 rows. */
-typedef struct {
-    int64_t rows, steps, outputs;
-    const uint8_t *strips;
-    int64_t strip;            /* bytes between strips */
-    const uint8_t *packed;
-    const float *bias;        /* [outputs] or NULL */
-    matrix other;             /* [rows, outputs] that are added */
-    matrix out;
-    int64_t then;
-    const float *scales;      /* of each output of an 8-bit weight */
-    const float *sums;        /* of each output's weights */
-    const float *row_steps;
-    const float *row_zeros;
-} product;
 
 /* Sums of up to 32 rows by 32 outputs that are still to be finished, from row `done` on. */
 typedef struct { const float *sums; int64_t row, rows, left, right, done; } unfinished;
@@ -374,7 +359,6 @@ static int64_t clamp(int64_t x, int64_t low, int64_t high)
     return x < low ? low : x > high ? high : x;
 }
 
-/* A product as its operands say, by tiles or without. outputs is a multiple of 32. */
 TARGET void rerankd_product(int threads, int tiles, const product *p)
 {
     /* Threads share out blocks, and within a block its columns: of few rows each thread reads a part of the weight. */

@@ -1,6 +1,6 @@
 /* Operations on each row by itself: norms, rotation, and the forms in which products read rows. */
 #if defined(__x86_64__) && defined(__linux__)
-#include "common.h"
+#include "operations.h"
 
 #include <float.h>
 
@@ -33,23 +33,23 @@ INLINE void rms_norm_rows(int64_t first, int64_t count, int64_t width, const mat
     }
 }
 
-/* out = x / sqrt(mean(x^2) + eps) * weight */
-TARGET void rerankd_rms_norm(int threads, int64_t rows, int64_t width, const matrix *x, const bf16 *weight, float eps,
-                             const matrix *out)
+TARGET void rerankd_rms_norm(int threads, const rms_norm *o)
 {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < rows; i += ABREAST)
-        if (rows - i >= ABREAST)
-            rms_norm_rows(i, ABREAST, width, x, weight, eps, out);
+    for (int64_t i = 0; i < o->rows; i += ABREAST)
+        if (o->rows - i >= ABREAST)
+            rms_norm_rows(i, ABREAST, o->width, &o->x, o->weight, (float)o->eps, &o->out);
         else
-            rms_norm_rows(i, rows - i, width, x, weight, eps, out);
+            rms_norm_rows(i, o->rows - i, o->width, &o->x, o->weight, (float)o->eps, &o->out);
 }
 
 /* Norm and rotation of one head, from column `begin` on, of `count` rows from `first` on. */
-INLINE void norm_rotate_head(int64_t first, int64_t count, int64_t begin, int64_t head_dim, const matrix *x, const bf16 *weight,
-                             float eps, const bf16 *cosines, const bf16 *sines, const matrix *out)
+INLINE void norm_rotate_head(int64_t first, int64_t count, int64_t begin, const norm_rotate *o)
 {
-    const int64_t half = head_dim / 2;
+    const int64_t head_dim = o->head_dim, half = head_dim / 2;
+    const matrix *x = &o->x, *out = &o->out;
+    const bf16 *weight = o->weight;
+    const float eps = (float)o->eps;
     __m512 scales[ABREAST];
     for (int64_t r = 0; r < count; r++)
         scales[r] = _mm512_setzero_ps();
@@ -70,24 +70,22 @@ INLINE void norm_rotate_head(int64_t first, int64_t count, int64_t begin, int64_
         for (int64_t r = 0; r < count; r++) {
             __m512 a = _mm512_mul_ps(_mm512_mul_ps(load_bf16(left + r * x->row), scales[r]), wa);
             __m512 b = _mm512_mul_ps(_mm512_mul_ps(load_bf16(right + r * x->row), scales[r]), wb);
-            __m512 c = load_bf16(cosines + (first + r) * half + j), s = load_bf16(sines + (first + r) * half + j);
+            __m512 c = load_bf16(o->cosines + (first + r) * half + j), s = load_bf16(o->sines + (first + r) * half + j);
             store_bf16(to_left + r * out->row, _mm512_fmsub_ps(a, c, _mm512_mul_ps(b, s)));
             store_bf16(to_right + r * out->row, _mm512_fmadd_ps(b, c, _mm512_mul_ps(a, s)));
         }
     }
 }
 
-/* Each head's RMSNorm, then its rotation: x and out [rows, heads * head_dim], cos and sin [rows, head_dim / 2]. */
-TARGET void rerankd_norm_rotate(int threads, int64_t rows, int64_t heads, int64_t head_dim, const matrix *x,
-                                const bf16 *weight, float eps, const bf16 *cosines, const bf16 *sines, const matrix *out)
+TARGET void rerankd_norm_rotate(int threads, const norm_rotate *o)
 {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < rows; i += ABREAST)
-        for (int64_t h = 0; h < heads; h++)
-            if (rows - i >= ABREAST)
-                norm_rotate_head(i, ABREAST, h * head_dim, head_dim, x, weight, eps, cosines, sines, out);
+    for (int64_t i = 0; i < o->rows; i += ABREAST)
+        for (int64_t h = 0; h < o->heads; h++)
+            if (o->rows - i >= ABREAST)
+                norm_rotate_head(i, ABREAST, h * o->head_dim, o);
             else
-                norm_rotate_head(i, rows - i, h * head_dim, head_dim, x, weight, eps, cosines, sines, out);
+                norm_rotate_head(i, o->rows - i, h * o->head_dim, o);
 }
 
 /* Rows of LayerNorm that are computed together. */
@@ -119,10 +117,9 @@ INLINE void layer_norm_rows(int64_t first, int64_t count, int64_t width, __m512 
         }
 }
 
-/* LayerNorm of x + delta, in float32 as `out` and rounded as `rounded`. */
-TARGET void rerankd_add_layer_norm(int threads, int64_t rows, int64_t width, const float *x, const matrix *delta,
-                                   const float *weight, const float *bias, float eps, float *out, const matrix *rounded)
+TARGET void rerankd_add_layer_norm(int threads, const add_layer_norm *o)
 {
+    const int64_t rows = o->rows, width = o->width;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i += NORMED) {
         const int64_t count = rows - i < NORMED ? rows - i : NORMED;
@@ -132,11 +129,11 @@ TARGET void rerankd_add_layer_norm(int threads, int64_t rows, int64_t width, con
         for (int64_t j = 0; j < width; j += 16)
             for (int64_t r = 0; r < count; r++) {
                 const int64_t at = (i + r) * width + j;
-                __m512 v = _mm512_add_ps(_mm512_loadu_ps(x + at), load_bf16(run_of(delta, i + r, j)));
-                _mm512_storeu_ps(out + at, v);
+                __m512 v = _mm512_add_ps(_mm512_loadu_ps(o->x + at), load_bf16(run_of(&o->delta, i + r, j)));
+                _mm512_storeu_ps(o->out + at, v);
                 sums[r] = _mm512_add_ps(sums[r], v);
             }
-        layer_norm_rows(i, count, width, sums, weight, bias, eps, out, rounded);
+        layer_norm_rows(i, count, width, sums, o->weight, o->bias, (float)o->eps, o->out, &o->rounded);
     }
 }
 
@@ -177,13 +174,12 @@ TARGET int rerankd_embed_layer_norm(int threads, int64_t rows, int64_t width, co
     return 0;
 }
 
-/* Rows [rows, width] in strips. */
-TARGET void rerankd_tile(int threads, int64_t rows, int64_t width, const matrix *x, const matrix *out)
+TARGET void rerankd_tile(int threads, const tile *o)
 {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < width; j += 32)
-            _mm512_storeu_si512(run_of(out, i, j), _mm512_loadu_si512(run_of(x, i, j)));
+    for (int64_t i = 0; i < o->rows; i++)
+        for (int64_t j = 0; j < o->width; j += 32)
+            _mm512_storeu_si512(run_of(&o->out, i, j), _mm512_loadu_si512(run_of(&o->x, i, j)));
 }
 
 /* bfloat16 values as 16-bit integers of the same order. */
@@ -222,11 +218,10 @@ INLINE __m512i rounded(__m512i x, __m512 factor)
     return _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_slli_epi32(odd, 16));
 }
 
-/* Rows as unsigned 8-bit integers, x = (code - zero) * step, in strips with `strip` bytes between them. Each row has a step
- * and a zero of its own, so that its whole range, lopsided or not, is used. width is a multiple of 64. */
-TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const matrix *x, uint8_t *codes, int64_t strip,
-                             float *steps, float *zeros)
+TARGET void rerankd_quantize(int threads, const quantize *o)
 {
+    const int64_t rows = o->rows, width = o->width;
+    const matrix *x = &o->x;
     const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i += ABREAST) {
@@ -249,16 +244,16 @@ TARGET void rerankd_quantize(int threads, int64_t rows, int64_t width, const mat
             const float least = smallest(low[r]), range = (largest(high[r]) - least) / 255.0f;
             const float step = range < FLT_MIN * 256 ? FLT_MIN * 256 : range; /* what is not a number stays */
             const float zero = rintf(-least / step);
-            steps[i + r] = step;
-            zeros[i + r] = zero;
+            o->steps[i + r] = step;
+            o->zeros[i + r] = zero;
             const __m512 factor = _mm512_set1_ps(1.0f / step);
             const __m512i shift = _mm512_set1_epi16((short)lrintf(zero));
-            uint8_t *to = codes + (i + r) * TILE_BYTES;
+            uint8_t *to = o->codes + (i + r) * TILE_BYTES;
             for (int64_t j = 0; j < width / 64; j++) {
                 const bf16 *from = row[r] + 2 * j * x->columns;
                 __m512i a = _mm512_add_epi16(rounded(_mm512_loadu_si512(from), factor), shift);
                 __m512i b = _mm512_add_epi16(rounded(_mm512_loadu_si512(from + x->columns), factor), shift);
-                _mm512_storeu_si512(to + j * strip, _mm512_permutexvar_epi64(order, _mm512_packus_epi16(a, b)));
+                _mm512_storeu_si512(to + j * o->strip, _mm512_permutexvar_epi64(order, _mm512_packus_epi16(a, b)));
             }
         }
     }
