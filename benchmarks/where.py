@@ -2,9 +2,10 @@
 
 usage: python -m benchmarks.where MODEL WORKLOAD [int8]
 
-Each call of a kernel is a function of its own, so that Python's profiler tells them apart at little cost. Where the
-project's own products run, their multiply-adds are counted by precision, with those of attention, and it says what
-share of the time they would take at the rates of torch's products. With `int8` some stay in bfloat16, and so does
+Where the project's own kernels run, the requests come twice: first as ever, to see for how long no kernel runs; then
+each operation by a call and a function of its own, which Python's profiler tells apart at little cost. The products'
+multiply-adds are counted by precision, with those of attention, and it says what share of the first time they would
+take at the rates of torch's products. With `int8` some stay in bfloat16, and so does
 attention: how much of the limit in 8 bits that leaves within reach comes next. On a processor whose peak is known
 (`benchmarks.peak`) the last line has the seconds below which nothing that multiplies as much on it can get.
 """
@@ -15,9 +16,13 @@ import cProfile
 import pstats
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import perf_counter
+from types import FunctionType
 from typing import Any
+
+import torch
 
 from benchmarks.peak import peak_rates
 from rerankd.bench.limit import Lengths, gemm_rate, work
@@ -28,6 +33,7 @@ from rerankd.layers.rows import StripRows
 from rerankd.models.config import read_json
 from rerankd.reranker import Reranker
 
+OPERATIONS = ("rms_norm", "norm_rotate", "add_layer_norm", "tile", "quantize", "product", "attention")
 ROUNDS = 3
 SHOWN = 10
 
@@ -37,22 +43,33 @@ def main() -> None:
     corpus = Corpus(1)
     profile = cProfile.Profile()
     done: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
     with Reranker(model, quantization=quantization[0] if quantization else None) as reranker:
         engine = reranker._engine
         reranker.rerank(*corpus.request(Workload.parse(workload)), show_progress=False)
-        engine._forward = _profiled(engine._forward, profile)  # type: ignore[method-assign]
-        Kernels.product = _counted(Kernels.product, done)  # type: ignore[method-assign]
         requests = [corpus.request(Workload.parse(workload)) for _ in range(ROUNDS)]
+        forward, run, embed = engine._forward, Kernels._run, Kernels.embed_layer_norm
+        engine._forward = _timed(forward, seconds, "forward")  # type: ignore[method-assign]
+        Kernels._run = _timed(run, seconds, "kernels")  # type: ignore[method-assign]
+        Kernels.embed_layer_norm = _timed(embed, seconds, "kernels")  # type: ignore[method-assign]
         results = [reranker.rerank(*request, show_progress=False) for request in requests]
+        Kernels._run, Kernels.embed_layer_norm = run, embed  # type: ignore[method-assign]
+        engine._forward = _profiled(forward, profile)  # type: ignore[method-assign]
+        Kernels._compute = _apart(OPERATIONS)  # type: ignore[method-assign]
+        Kernels.product = _counted(Kernels.product, done)  # type: ignore[method-assign]
+        for request in requests:
+            reranker.rerank(*request, show_progress=False)
         config, family = read_json(reranker.info.path / "config.json"), reranker.info.family
     stats = pstats.Stats(profile)
     rows = sorted(stats.stats.items(), key=lambda row: -row[1][2])  # type: ignore[attr-defined]
     whole = sum(row[1][2] for row in rows)
-    print(f"{model}, {workload}: {whole / ROUNDS:.3g} s a request")
+    print(f"{model}, {workload}: {seconds['forward'] / ROUNDS:.3g} s a request")
     for (file, _, name), (_, calls, own, _, _) in rows[:SHOWN]:
         print(f"{own / whole:6.1%}  {calls // ROUNDS:6d} calls  {Path(file).parent.name}/{Path(file).name}:{name}")
     if not done:
         return
+    idle = seconds["forward"] - seconds["kernels"]
+    print(f"no kernel runs: {idle / seconds['forward']:.1%}, {1e3 * idle / ROUNDS:.3g} ms a request")
     works = [work(config, family, Lengths.of(result)) for result in results]
     done["bfloat16"] += sum(one.attention for one in works)
     rates = {kind: gemm_rate(works[0], kind) for kind in sorted(done)}
@@ -60,12 +77,39 @@ def main() -> None:
         f"{done[kind] / done.total():.1%} in {kind} ({2e-9 * rates[kind]:.0f} GFLOP/s)" for kind in rates
     )
     least = sum(done[kind] / rate for kind, rate in rates.items())
-    print(f"multiply-adds: {shares}, by torch's products {least / whole:.0%} of the time")
+    print(f"multiply-adds: {shares}, by torch's products {least / seconds['forward']:.0%} of the time")
     if "int8" in done:
         print(f"which leaves {done.total() / rates['int8'] / least:.2f} of the limit in int8 within reach")
     if peak := peak_rates():
         least = sum(done[kind] / peak[kind] for kind in rates)
         print(f"nothing but these multiply-adds, at the processor's peak: {least / ROUNDS:.3g} s a request")
+
+
+def _timed(function: Callable[..., Any], seconds: Counter[str], name: str) -> Callable[..., Any]:
+    """The function, adding up the seconds that it takes."""
+
+    def timed(*arguments: Any) -> Any:
+        start = perf_counter()
+        try:
+            return function(*arguments)
+        finally:
+            seconds[name] += perf_counter() - start  # type: ignore[assignment]
+
+    return timed
+
+
+def _apart(names: Sequence[str]) -> Callable[..., None]:
+    """`Kernels._compute` that computes each operation at once, in a function that bears its name."""
+
+    def run(kernels: Kernels, operation: bytes) -> None:
+        kernels.library.rerankd_run(torch.get_num_threads(), kernels.has_tiles, len(operation), operation)
+
+    named = [FunctionType(run.__code__.replace(co_name=name), run.__globals__) for name in names]
+
+    def compute(kernels: Kernels, operation: bytes, *used: object) -> None:
+        named[int.from_bytes(operation[:8], sys.byteorder)](kernels, operation)
+
+    return compute
 
 
 def _counted(product: Callable[..., None], done: Counter[str]) -> Callable[..., None]:
