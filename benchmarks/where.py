@@ -5,9 +5,9 @@ usage: python -m benchmarks.where MODEL WORKLOAD [int8]
 Where the project's own kernels run, the requests come twice: first as ever, to see for how long no kernel runs; then
 each operation by a call and a function of its own, which Python's profiler tells apart at little cost. The products'
 multiply-adds are counted by precision, with those of attention, and it says what share of the first time they would
-take at the rates of torch's products. With `int8` some stay in bfloat16, and so does
-attention: how much of the limit in 8 bits that leaves within reach comes next. On a processor whose peak is known
-(`benchmarks.peak`) the last line has the seconds below which nothing that multiplies as much on it can get.
+take at the rates of torch's products. With `int8` some stay in bfloat16, and so does attention: how much of the limit
+in 8 bits that leaves within reach comes next. On a processor whose peak is known (`benchmarks.peak`) the last line has
+the seconds below which nothing that multiplies as much on it can get.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Kernels:
         """Operations called for in this scope are computed by one call at its end: none of their values is there yet.
 
         While an operation runs, Python's own code and data fall out of the caches. To call for the next one then takes
-        100 us and more, during which no core computes anything; called for on end, they take a tenth of that.
+        several times as long as to call for both on end, and no core computes anything meanwhile.
         """
         scope = self._scope = _Scope()
         try:
