@@ -244,12 +244,18 @@ def main() -> None:
                 case = run_case(engines, model, workload, chosen.rounds, corpus)
                 results["cases"].append(case)
                 print(table(case), flush=True)
+                save(results, chosen.output)
     if not chosen.no_service:
         results["service"] = measure_service(checkpoint(chosen.checkpoints, "bert-minilm"), chosen.rounds, chosen.seed)
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(json.dumps(results, indent=1) + "\n")
+        save(results, chosen.output)
     draw(results, chosen.output.with_suffix(".png"))
     print(f"{chosen.output} and {chosen.output.with_suffix('.png').name} are written.")
+
+
+def save(results: dict[str, Any], path: Path) -> None:
+    """After every case, so that a run that is cut short (the whole takes half an hour) leaves what it measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def memory_line(about: dict[str, Any]) -> str:
