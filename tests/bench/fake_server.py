@@ -24,6 +24,7 @@ class Fake:
     delay: seconds that it takes for an answer
     fail: by a request's place in order, the status and body to answer with
     drop: results left out of each answer
+    models: what its `/v1/models` lists
     """
 
     url: str = ""
@@ -34,6 +35,7 @@ class Fake:
     delay: float = 0.0
     fail: dict[int, tuple[int, Any]] = field(default_factory=dict)
     drop: int = 0
+    models: list[dict[str, str]] = field(default_factory=lambda: [{"id": "fake/model"}])
     in_flight: int = 0
     most_in_flight: int = 0
 
@@ -71,7 +73,7 @@ class Fake:
 @contextmanager
 def serving(fake: Fake) -> Iterator[Fake]:
     app = FastAPI()
-    app.add_api_route("/v1/models", lambda: {"data": [{"id": "fake/model"}]})
+    app.add_api_route("/v1/models", lambda: {"data": fake.models})
     app.add_api_route("/{path:path}", fake.answer, methods=["POST"])
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)

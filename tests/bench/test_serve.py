@@ -266,6 +266,24 @@ def test_model_is_asked_of_the_server(fake: Fake) -> None:
     assert fake.bodies[-1]["model"] == "alias"
 
 
+def test_the_tokenizer_is_what_the_server_loaded(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    fake.models = [{"id": "other", "root": "/nowhere/at/all"}, {"id": "org/name", "root": MODEL}]
+    common = ("--base-url", fake.url, "--num-prompts", 1, "--save-result", "--result-dir", tmp_path)
+    for place, flags in enumerate((["--model", "org/name"], ["--model", "m", "--served-model-name", "org/name"])):
+        result = bench(*common, *flags, "--result-filename", f"{place}.json")
+        assert result.exit_code == 0, result.output
+        assert json.loads((tmp_path / f"{place}.json").read_text())["tokenizer_id"] == MODEL
+        assert fake.bodies[-1]["model"] == "org/name"
+    fake.models.reverse()
+    assert bench(*common).exit_code == 0
+    assert fake.bodies[-1]["model"] == "org/name"
+    assert "no tokenizer.json for 'other'" in bench(*common, "--model", "other").stderr, "a path of another machine"
+    assert "no tokenizer.json for 'absent'" in bench(*common, "--model", "absent").stderr
+    fake.models.clear()
+    assert "/v1/models names none" in bench(*common).stderr
+
+
 def test_jsonl_sends_the_lines_in_turn_with_their_fields(fake: Fake, tmp_path: Path) -> None:
     first = {"query": "q1", "documents": ["a", [{"type": "text", "text": "b"}]], "instruct": "judge", "top_n": 1}
     second = {"query": "q2", "texts": ["c"]}

@@ -141,16 +141,23 @@ async def run(
         return outcomes, time.perf_counter() - start
 
 
-async def first_model(base_url: str, headers: Mapping[str, str], *, verify_tls: bool) -> str:
-    """The first id of a server's `/v1/models`. Raises RerankdError where there is none."""
+async def served_models(base_url: str, headers: Mapping[str, str], *, verify_tls: bool) -> dict[str, str]:
+    """The ids of a server's `/v1/models`, in its order, each with the `root` that it was loaded from (else the id).
+
+    Raises RerankdError where there is none.
+    """
     import aiohttp
 
     url = f"{base_url}/v1/models"
     try:
         async with connect(headers, verify_tls) as session, session.get(url) as response:
-            return str((await response.json(content_type=None))["data"][0]["id"])
-    except (aiohttp.ClientError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            models = (await response.json(content_type=None))["data"]
+            served = {str(model["id"]): str(model.get("root") or model["id"]) for model in models}
+    except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RerankdError(f"--model: not given, and {url} names none ({error}).") from error
+    if not served:
+        raise RerankdError(f"--model: not given, and {url} names none.")
+    return served
 
 
 @contextlib.asynccontextmanager

@@ -32,6 +32,16 @@ class Sample:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
+def tokenizer_name(model: str, root: str | None) -> str:
+    """Where a model's tokenizer is, by the name that a client gave and what the server says that it loaded.
+
+    A path of another machine says nothing here, so that the model's own name stands.
+    """
+    if Path(model).exists() or root is None or (Path(root).is_absolute() and not Path(root).exists()):
+        return model
+    return root
+
+
 def load_tokenizer(name: str) -> Tokenizer:
     """The `tokenizer.json` of a local folder, or of a Hugging Face id.
 

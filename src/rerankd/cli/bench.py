@@ -64,7 +64,8 @@ def serve(
         str | None, typer.Option(help="The name to send, where it differs from --model.")
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Folder or hub id with tokenizer.json; by default --model's.")
+        str | None,
+        typer.Option(help="Folder or hub id with tokenizer.json; by default --model's, or what the server loaded."),
     ] = None,
     dataset_name: Annotated[Literal["random-rerank", "jsonl"], typer.Option(help="What to send.")] = "random-rerank",
     dataset_path: Annotated[
@@ -122,9 +123,18 @@ def serve(
         traffic = load.Traffic(request_rate, burstiness, max_concurrency, seed)
         metrics, percentiles = report.selection(percentile_metrics, metric_percentiles)
         api = apis.APIS[backend]
+        served: dict[str, str] = {}
+        if model is None or not (tokenizer or Path(model).exists() or dataset_name == "jsonl"):
+            try:
+                served = asyncio.run(load.served_models(url, headers, verify_tls=not insecure))
+            except RerankdError:
+                # A server that is not up yet, or that names no models, can still be measured by a model's name.
+                if model is None:
+                    raise
         if model is None:
-            model = asyncio.run(load.first_model(url, headers, verify_tls=not insecure))
+            model = next(iter(served))
             typer.echo(f"Model: {model}, the first that the server names")
+        tokenizer = tokenizer or samples.tokenizer_name(model, served.get(served_model_name or model))
         if dataset_name == "jsonl":
             if dataset_path is None:
                 raise RerankdError("--dataset-path: needed for --dataset-name jsonl.")
@@ -133,7 +143,7 @@ def serve(
             raise RerankdError("--dataset-path: random-rerank reads no file; give --dataset-name jsonl.")
         else:
             requests = samples.random_rerank(
-                samples.load_tokenizer(tokenizer or model),
+                samples.load_tokenizer(tokenizer),
                 num_prompts,
                 random_input_len,
                 random_batch_size,
@@ -162,7 +172,7 @@ def serve(
                 "backend": backend,
                 "label": label,
                 "model_id": model,
-                "tokenizer_id": (tokenizer or model) if dataset_name == "random-rerank" else None,
+                "tokenizer_id": tokenizer if dataset_name == "random-rerank" else None,
                 "num_prompts": num_prompts,
                 **notes,
                 "request_rate": "inf" if request_rate == float("inf") else request_rate,
