@@ -267,7 +267,8 @@ def test_model_is_asked_of_the_server(fake: Fake) -> None:
 
 
 def test_the_tokenizer_is_what_the_server_loaded(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # The variable of that name is read when the hub's library is imported, which was long ago.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     fake.models = [{"id": "other", "root": "/nowhere/at/all"}, {"id": "org/name", "root": MODEL}]
     common = ("--base-url", fake.url, "--num-prompts", 1, "--save-result", "--result-dir", tmp_path)
     for place, flags in enumerate((["--model", "org/name"], ["--model", "m", "--served-model-name", "org/name"])):
