@@ -26,14 +26,14 @@ import torch
 
 from benchmarks.peak import peak_rates
 from rerankd.bench.limit import Lengths, gemm_rate, work
-from rerankd.bench.workloads import Corpus, Workload
+from rerankd.bench.workloads import KINDS, Corpus, Workload
 from rerankd.engine.batcher import Slice
 from rerankd.layers.native import Int8Rows, Kernels, TiledWeight
 from rerankd.layers.rows import StripRows
 from rerankd.models.config import read_json
 from rerankd.reranker import Reranker
 
-OPERATIONS = ("rms_norm", "norm_rotate", "add_layer_norm", "tile", "quantize", "product", "attention")
+OPERATIONS = ("rms_norm", "norm_rotate", "add_layer_norm", "tile", "choose", "quantize", "product", "attention")
 ROUNDS = 3
 SHOWN = 10
 
@@ -46,8 +46,9 @@ def main() -> None:
     seconds: Counter[str] = Counter()
     with Reranker(model, quantization=quantization[0] if quantization else None) as reranker:
         engine = reranker._engine
-        reranker.rerank(*corpus.request(Workload.parse(workload)), show_progress=False)
-        requests = [corpus.request(Workload.parse(workload)) for _ in range(ROUNDS)]
+        kind = Workload.parse(workload)
+        reranker.rerank(*corpus.request(kind), show_progress=False)
+        requests = [corpus.request(kind) for _ in range(ROUNDS * KINDS[kind.kind].requests)]
         forward, run, embed = engine._forward, Kernels._run, Kernels.embed_layer_norm
         engine._forward = _timed(forward, seconds, "forward")  # type: ignore[method-assign]
         Kernels._run = _timed(run, seconds, "kernels")  # type: ignore[method-assign]
@@ -63,13 +64,15 @@ def main() -> None:
     stats = pstats.Stats(profile)
     rows = sorted(stats.stats.items(), key=lambda row: -row[1][2])  # type: ignore[attr-defined]
     whole = sum(row[1][2] for row in rows)
-    print(f"{model}, {workload}: {seconds['forward'] / ROUNDS:.3g} s a request")
+    print(f"{model}, {workload}: {seconds['forward'] / len(requests):.3g} s a request")
     for (file, _, name), (_, calls, own, _, _) in rows[:SHOWN]:
-        print(f"{own / whole:6.1%}  {calls // ROUNDS:6d} calls  {Path(file).parent.name}/{Path(file).name}:{name}")
+        print(
+            f"{own / whole:6.1%}  {calls // len(requests):6d} calls  {Path(file).parent.name}/{Path(file).name}:{name}"
+        )
     if not done:
         return
     idle = seconds["forward"] - seconds["kernels"]
-    print(f"no kernel runs: {idle / seconds['forward']:.1%}, {1e3 * idle / ROUNDS:.3g} ms a request")
+    print(f"no kernel runs: {idle / seconds['forward']:.1%}, {1e3 * idle / len(requests):.3g} ms a request")
     works = [work(config, family, Lengths.of(result)) for result in results]
     done["bfloat16"] += sum(one.attention for one in works)
     rates = {kind: gemm_rate(works[0], kind) for kind in sorted(done)}
@@ -82,7 +85,7 @@ def main() -> None:
         print(f"which leaves {done.total() / rates['int8'] / least:.2f} of the limit in int8 within reach")
     if peak := peak_rates():
         least = sum(done[kind] / peak[kind] for kind in rates)
-        print(f"nothing but these multiply-adds, at the processor's peak: {least / ROUNDS:.3g} s a request")
+        print(f"nothing but these multiply-adds, at the processor's peak: {least / len(requests):.3g} s a request")
 
 
 def _timed(function: Callable[..., Any], seconds: Counter[str], name: str) -> Callable[..., Any]:

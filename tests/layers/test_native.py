@@ -65,6 +65,30 @@ def test_room_is_used_again_when_nothing_refers_to_it(kernels: Kernels) -> None:
     assert torch.equal(plain(part), expected[10:20])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("width", [40, 64, 320])
+def test_rows_are_chosen_when_they_are_there(kernels: Kernels, width: int, dtype: torch.dtype) -> None:
+    x, rows = torch.randn(200, width).to(dtype), torch.tensor([199, 0, 7, 7, *range(20, 150, 3)])
+    later = torch.zeros_like(x)
+    with kernels.together():
+        chosen = kernels.choose(later, rows)
+        later.copy_(x)
+    assert torch.equal(plain(chosen), x[rows])
+    assert kernels.choose(x, rows[:0]).shape == (0, width)
+
+
+def test_rows_in_strips_are_chosen_when_they_are_there(kernels: Kernels) -> None:
+    x, weight = torch.randn(200, 320).bfloat16(), torch.ones(320).bfloat16()
+    rows = torch.tensor([199, 0, 7, 7, *range(20, 150, 3)])
+    with kernels.together():
+        normed = kernels.rms_norm(x, weight, 1e-6)
+        chosen = kernels.choose(normed[1:200], rows - 1 + (rows == 0))
+        again = kernels.rms_norm(chosen, weight, 1e-6)
+    expected = plain(normed)[rows + (rows == 0)]
+    assert torch.equal(plain(chosen), expected)
+    assert torch.equal(plain(again), plain(kernels.rms_norm(expected, weight, 1e-6)))
+
+
 def test_what_is_used_stays_in_memory_until_it_is_computed(kernels: Kernels) -> None:
     weight = torch.ones(64).bfloat16()
     with kernels.together():

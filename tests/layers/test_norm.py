@@ -107,5 +107,6 @@ def test_parts_of_states_are_written_in_place() -> None:
     for rows in (slice(0, 61), slice(61, 90)):
         norm.of_sum(x[rows], delta[rows], parts.part(rows))
     assert torch.equal(plain(parts.rounded), plain(whole.rounded))
-    chosen = whole.chosen(torch.tensor([3, 70, 3]))
+    chosen = whole.chosen(torch.tensor([3, 70, 3]), runtime)
     assert torch.equal(plain(chosen.rounded), plain(whole.rounded)[[3, 70, 3]])
+    assert torch.equal(chosen.exact, whole.exact[[3, 70, 3]])

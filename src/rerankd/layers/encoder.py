@@ -41,7 +41,7 @@ class EncoderLayer:
     def __call__(self, x: States, layout: AttentionLayout, keep: Tensor | None = None) -> States:
         """x: [T, hidden], which is written over. Returns it, or only the rows `keep` (int64) of it, which `layout` then
         has for its queries."""
-        out = x if keep is None else x.chosen(keep)
+        out = x if keep is None else x.chosen(keep, self.runtime)
         hidden = x.exact.shape[-1]
         keys_values = self.runtime.room(len(x), 2 * hidden)
         for rows in self.runtime.chunks(len(x), self.mlp):

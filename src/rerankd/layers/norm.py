@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rerankd.layers.native import Kernels
 from rerankd.layers.rotary import Rotation, rotate
-from rerankd.layers.rows import Rows, chosen, plain
+from rerankd.layers.rows import Rows, plain
 from rerankd.layers.runtime import Runtime
 
 
@@ -72,10 +72,10 @@ class States:
         exact = self.exact[rows]
         return States(exact, exact if self.rounded is self.exact else self.rounded[rows])
 
-    def chosen(self, rows: Tensor) -> States:
+    def chosen(self, rows: Tensor, runtime: Runtime) -> States:
         """The rows whose numbers `rows` (int64) has, copied."""
-        exact = self.exact[rows]
-        return States(exact, exact if self.rounded is self.exact else chosen(self.rounded, rows))
+        exact = plain(runtime.chosen(self.exact, rows))
+        return States(exact, exact if self.rounded is self.exact else runtime.chosen(self.rounded, rows))
 
 
 class LayerNorm:

@@ -95,12 +95,6 @@ class StripRows:
         at = self.at + start // values * self.strip
         return StripRows(self.room, self.dtype, at, self.strip, self.count, stop - start)
 
-    def chosen(self, rows: Tensor) -> StripRows:
-        """The rows whose numbers `rows` (int64) has, copied."""
-        out = StripRows.empty(len(rows), self.width, self.dtype)
-        out.strips.copy_(self.strips[:, rows])
-        return out
-
     def copy_(self, x: Tensor) -> None:
         """Take over the values of x [count, width]."""
         strips = self.strips
@@ -123,11 +117,6 @@ Rows: TypeAlias = Tensor | StripRows
 def columns(x: Rows, wanted: slice) -> Rows:
     """Some of the columns, as a view."""
     return x.columns(wanted) if isinstance(x, StripRows) else x[:, wanted]
-
-
-def chosen(x: Rows, rows: Tensor) -> Rows:
-    """The rows whose numbers `rows` (int64) has, copied."""
-    return x.chosen(rows) if isinstance(x, StripRows) else x[rows]
 
 
 def add(x: Rows, rows: Tensor, addend: Tensor) -> None:

@@ -64,6 +64,10 @@ class Runtime:
         """x [rows, width], which may be written over, in the form that layers pass on."""
         return x if self.kernels is None or not self.kernels.fit_strips(x.shape[1]) else self.kernels.tile(x)
 
+    def chosen(self, x: Rows, rows: Tensor) -> Rows:
+        """The rows of x whose numbers `rows` (int64) has, copied."""
+        return plain(x)[rows] if self.kernels is None else self.kernels.choose(x, rows)
+
     def together(self, head_dim: int, *parts: Part) -> Callable[[], AbstractContextManager[None]]:
         """A scope in which a layer of these parts, with heads of this size, may call for one operation after another
         before the first is computed (`Kernels.together`); where torch computes a part, a scope that means nothing."""

@@ -85,33 +85,36 @@ class Encoder:
         """
         slabs = self._slabs(batch.documents())
         firsts = [_firsts(slab.layout, self.runtime.device) for slab in slabs]
-        states = self._through(self.layers[:-1], batch, slabs)
+        states = [self._embed(batch, slab.keys) for slab in slabs]
         last = self.layers[-1]
         with self.together():
+            states = _through(self.layers[:-1], states, slabs)
             states = [last(x, layout, keep) for x, (layout, keep) in zip(states, firsts, strict=True)]
         return torch.cat([x.exact for x in states])
 
     def states(self, batch: PackedBatch, spans: list[Span]) -> Tensor:
         """Every token's last hidden state, float32 [T, hidden]; `spans` are the runs that attend to themselves."""
-        states = self._through(self.layers, batch, self._slabs(spans))
+        slabs = self._slabs(spans)
+        states = [self._embed(batch, slab.keys) for slab in slabs]
+        with self.together():
+            states = _through(self.layers, states, slabs)
         return torch.cat([x.exact for x in states])
 
     def _slabs(self, spans: list[Span]) -> tuple[Slab, ...]:
         return in_slabs(separate_layout(spans), self.runtime.rows_at_once(self.mlp))
-
-    def _through(self, layers: list[EncoderLayer], batch: PackedBatch, slabs: tuple[Slab, ...]) -> list[States]:
-        """Each slab's states after the layers, which all slabs pass before the next one's weights are read."""
-        states = [self._embed(batch, slab.keys) for slab in slabs]
-        with self.together():
-            for layer in layers:
-                states = [layer(x, slab.layout) for x, slab in zip(states, slabs, strict=True)]
-        return states
 
     def _embed(self, batch: PackedBatch, rows: slice) -> States:
         out = States.empty(rows.stop - rows.start, self.hidden, self.runtime)
         types = None if batch.token_types is None else batch.token_types[rows]
         self.embeddings(batch.token_ids[rows], batch.positions[rows], types, out)
         return out
+
+
+def _through(layers: list[EncoderLayer], states: list[States], slabs: tuple[Slab, ...]) -> list[States]:
+    """Each slab's states after the layers, which all slabs pass before the next one's weights are read."""
+    for layer in layers:
+        states = [layer(x, slab.layout) for x, slab in zip(states, slabs, strict=True)]
+    return states
 
 
 def _firsts(layout: AttentionLayout, device: torch.device) -> tuple[AttentionLayout, Tensor]:

@@ -18,7 +18,7 @@ from rerankd.layers.attention.slabs import Slab, in_slabs
 from rerankd.layers.linear import Linear
 from rerankd.layers.norm import RMSNorm
 from rerankd.layers.rotary import Rotary, Rotation
-from rerankd.layers.rows import Rows, add, chosen, columns, plain
+from rerankd.layers.rows import Rows, add, columns, plain
 from rerankd.models.base import Activation, TokenIds, last_tokens
 from rerankd.models.config import Config
 from rerankd.models.vocabulary import answers, is_tied, vocabulary_head
@@ -89,7 +89,7 @@ class Qwen3Layer:
         keys_values = runtime.room(max(slab.key_count for slab in slabs), 2 * kv)
         keys, values = columns(keys_values, slice(kv)), columns(keys_values, slice(kv, 2 * kv))
         queries = runtime.room(max(slab.layout.query_rows for slab in slabs), shape.heads * shape.head_dim)
-        out = x if keep is None else chosen(x, keep)
+        out = x if keep is None else runtime.chosen(x, keep)
         for slab in slabs:
             asking = slice(slab.layout.query_rows)
             for rows, own in runtime.chunks_of(slab.keys, shape.mlp):
@@ -144,6 +144,8 @@ class Qwen3Decoder:
         """x: [T, hidden], which is written over. Returns float32 [documents, hidden]."""
         layout = causal_layout(batch.groups)
         slabs = in_slabs(layout, self.rows_at_once)
+        # Nothing above the last layer reads any row but a document's last.
+        last_slabs = in_slabs(pruned_layout(layout, batch.documents()), self.rows_at_once)
         states = self.runtime.rows(x)
         layers = self.layers[:-1]
         if deepstack is not None:
@@ -155,10 +157,7 @@ class Qwen3Decoder:
         with self.together():
             for layer in layers:
                 states = layer(states, rotation, slabs)
-        # Nothing above the last layer reads any row but a document's last.
-        slabs, keep = in_slabs(pruned_layout(layout, batch.documents()), self.rows_at_once), last_tokens(batch)
-        with self.together():
-            last = self.layers[-1](states, rotation, slabs, keep)
+            last = self.layers[-1](states, rotation, last_slabs, last_tokens(batch))
         return self.norm(plain(last).float())
 
 

@@ -203,6 +203,21 @@ class Kernels:
         self._compute(_tile(*x.shape, *_matrix(x), *_matrix(out)), x, out)
         return out
 
+    def choose(self, x: Rows, rows: Tensor) -> Rows:
+        """The rows of x, of any dtype, whose numbers `rows` (int64, each below len(x)) has, copied."""
+        count, width = len(rows), x.shape[1]
+        out: Rows
+        if isinstance(x, StripRows):
+            out = StripRows.empty(count, width, x.dtype, self._room_of)
+            runs, size = width * x.dtype.itemsize // STRIP_BYTES, STRIP_BYTES
+            from_to = x.at, STRIP_BYTES, x.strip, out.at, STRIP_BYTES, out.strip
+        else:
+            out = torch.empty(count, width, dtype=x.dtype)
+            runs, size = 1, width * x.itemsize
+            from_to = _at(x), size, 0, _at(out), size, 0
+        self._compute(_choose(count, _at(rows), runs, size, *from_to), x, rows, out)
+        return out
+
     def quantize(self, x: Rows) -> Int8Rows:
         """Rows [rows, width] as 8-bit integers, each row over its own range, as 8-bit weights' products read them."""
         rows, width = x.shape
@@ -291,9 +306,9 @@ _MATRIX = Struct("3q")
 """`matrix` of common.h."""
 _CHOSEN = Struct("3q")
 """`chosen` of rows.c."""
-_rms_norm, _norm_rotate, _add_layer_norm, _tile, _quantize, _product, _attention = (
+_rms_norm, _norm_rotate, _add_layer_norm, _tile, _choose, _quantize, _product, _attention = (
     partial(Struct("q" + operands).pack, number)
-    for number, operands in enumerate(("6qd3q", "7qd5q", "8qd4q", "8q", "9q", "18q", "16qd3q"))
+    for number, operands in enumerate(("6qd3q", "7qd5q", "8qd4q", "8q", "10q", "9q", "18q", "16qd3q"))
 )
 """Operations as operations.c reads them: their number, then the struct of operations.h."""
 _NO_MATRIX = (0, 0, 0)

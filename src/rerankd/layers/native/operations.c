@@ -2,7 +2,7 @@
 #if defined(__x86_64__) && defined(__linux__)
 #include "operations.h"
 
-enum { RMS_NORM, NORM_ROTATE, ADD_LAYER_NORM, TILE_ROWS_OF, QUANTIZE, PRODUCT, ATTENTION };
+enum { RMS_NORM, NORM_ROTATE, ADD_LAYER_NORM, TILE_ROWS_OF, CHOOSE, QUANTIZE, PRODUCT, ATTENTION };
 
 /* operations: of each its number, then its operands. Returns 0, or 1 where memory ran out for one, and it ends there. */
 int rerankd_run(int threads, int tiles, int64_t bytes, const char *operations)
@@ -27,6 +27,10 @@ int rerankd_run(int threads, int tiles, int64_t bytes, const char *operations)
         case TILE_ROWS_OF:
             rerankd_tile(threads, o);
             at += sizeof(tile);
+            break;
+        case CHOOSE:
+            rerankd_choose(threads, o);
+            at += sizeof(choose);
             break;
         case QUANTIZE:
             rerankd_quantize(threads, o);

@@ -40,6 +40,17 @@ typedef struct {
     matrix x, out;
 } tile;
 
+/* The rows whose numbers `rows` has, copied; a row is `runs` times `bytes` bytes, and strides count bytes. */
+typedef struct {
+    int64_t count;
+    const int64_t *rows;
+    int64_t runs, bytes;
+    const char *x;
+    int64_t x_row, x_run;
+    char *out;
+    int64_t out_row, out_run;
+} choose;
+
 /* Rows as unsigned 8-bit integers, x = (code - zero) * step, in strips with `strip` bytes between them. Each row has a step
  * and a zero of its own, so that its whole range, lopsided or not, is used. width is a multiple of 64. */
 typedef struct {
@@ -89,6 +100,7 @@ void rerankd_rms_norm(int threads, const rms_norm *o);
 void rerankd_norm_rotate(int threads, const norm_rotate *o);
 void rerankd_add_layer_norm(int threads, const add_layer_norm *o);
 void rerankd_tile(int threads, const tile *o);
+void rerankd_choose(int threads, const choose *o);
 void rerankd_quantize(int threads, const quantize *o);
 /* By tiles, or by the vector unit. */
 void rerankd_product(int threads, int tiles, const product *p);

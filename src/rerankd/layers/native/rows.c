@@ -182,6 +182,14 @@ TARGET void rerankd_tile(int threads, const tile *o)
             _mm512_storeu_si512(run_of(&o->out, i, j), _mm512_loadu_si512(run_of(&o->x, i, j)));
 }
 
+TARGET void rerankd_choose(int threads, const choose *o)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t i = 0; i < o->count; i++)
+        for (int64_t j = 0; j < o->runs; j++)
+            memcpy(o->out + i * o->out_row + j * o->out_run, o->x + o->rows[i] * o->x_row + j * o->x_run, (size_t)o->bytes);
+}
+
 /* bfloat16 values as 16-bit integers of the same order. */
 INLINE __m512i ordered(__m512i x)
 {
