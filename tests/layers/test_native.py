@@ -65,6 +65,17 @@ def test_room_is_used_again_when_nothing_refers_to_it(kernels: Kernels) -> None:
     assert torch.equal(plain(part), expected[10:20])
 
 
+def test_batches_use_the_same_memory_one_after_another(kernels: Kernels) -> None:
+    x, weight = torch.randn(200, 64).bfloat16(), torch.ones(64).bfloat16()
+    places = []
+    for count in (200, 198, 10, 200):
+        with kernels.together():
+            normed = kernels.rms_norm(x[:count], weight, 1e-6)
+            places.append((normed.at, kernels.rms_norm(normed, weight, 1e-6).at))
+        del normed
+    assert set(places[0]) == set(places[1]) == set(places[3])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("width", [40, 64, 320])
 def test_rows_are_chosen_when_they_are_there(kernels: Kernels, width: int, dtype: torch.dtype) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from rerankd.layers.rows import SPARE_ROWS, StripRows, add, columns, plain
+from rerankd.layers.rows import SPARE_ROWS, Room, Rooms, StripRows, add, columns, plain
 
 
 def in_strips(x: Tensor) -> StripRows:
@@ -61,3 +65,33 @@ def test_rows_are_chosen_and_added_to_as_a_tensors_are() -> None:
     add(expected, wanted, addend)
     assert torch.equal(plain(rows), expected)
     assert not torch.equal(expected, x)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["lend", "drop", "trim"]), st.integers(1, 40_000)), max_size=80))
+def test_rooms_keep_no_more_than_was_ever_lent_at_a_time(steps: list[tuple[str, int]]) -> None:
+    rooms, lent, most = Rooms(), list[Room](), 0
+    for step, number in steps:
+        if step == "lend":
+            room = rooms.lend(number)
+            assert number <= room.size < number + max(number / 4, 64)
+            spans = sorted((one.at, one.at + one.size) for one in (*lent, room))
+            assert all(stop <= start for (_, stop), (start, _) in pairwise(spans)), "no two share memory"
+            lent.append(room)
+            most = max(most, sum(one.size for one in lent))
+            del room
+        elif step == "drop" and lent:
+            del lent[number % len(lent)]
+        elif step == "trim":
+            rooms.trim()
+            kept = sum(len(memory) for unused in rooms._free.values() for memory in unused)
+            assert sum(one.size for one in lent) + kept <= most
+
+
+def test_what_was_asked_for_the_longest_ago_is_let_go_of() -> None:
+    rooms = Rooms()
+    for size in (64_000, 640, 6_400):
+        rooms.lend(size)
+    at = rooms.lend(64_000).at
+    rooms.trim()
+    assert [len(unused) for unused in rooms._free.values()] == [0, 0, 1]
+    assert rooms.lend(64_000).at == at

@@ -17,21 +17,64 @@ class Room:
     """Memory of `size` bytes that rows lie in.
 
     at: its address
-    free: memory by size, where this came from and goes to when nothing refers to the room any more; or None
+    rooms: where this came from, and goes back to when nothing refers to the room any more; or None
     """
 
-    __slots__ = ("at", "free", "memory", "size")
+    __slots__ = ("at", "memory", "rooms", "size")
 
-    def __init__(self, size: int, free: dict[int, list[Tensor]] | None = None) -> None:
-        unused = None if free is None else free.setdefault(size, [])
-        self.memory = unused.pop() if unused else torch.empty(size, dtype=torch.uint8)
+    def __init__(self, size: int, rooms: Rooms | None = None) -> None:
+        self.memory = torch.empty(size, dtype=torch.uint8) if rooms is None else rooms.take(size)
         self.at = self.memory.data_ptr()
         self.size = size
-        self.free = free
+        self.rooms = rooms
 
     def __del__(self) -> None:
-        if self.free is not None:
-            self.free[self.size].append(self.memory)
+        if self.rooms is not None:
+            self.rooms.give_back(self.memory)
+
+
+class Rooms:
+    """Memory for one batch's rows after another's.
+
+    Freed in between, large blocks would go back to the kernel, whatever the C library is asked to keep: each thread but
+    the first gets its memory in heaps of 64 MB, and an empty heap goes. Every page then costs a fault again.
+    """
+
+    def __init__(self) -> None:
+        # By size, the one asked for the longest ago first.
+        self._free: dict[int, list[Tensor]] = {}
+        self._lent = self._kept = self._most = 0
+
+    def lend(self, size: int) -> Room:
+        """Room for `size` bytes and up to a quarter more, so that rows that are about as many get the same."""
+        step = 1 << max(size.bit_length() - 3, 6)
+        return Room((size + step - 1) // step * step, self)
+
+    def take(self, size: int) -> Tensor:
+        """uint8 [size]."""
+        unused = self._free[size] = self._free.pop(size, [])
+        self._lent += size
+        self._most = max(self._most, self._lent)
+        if not unused:
+            return torch.empty(size, dtype=torch.uint8)
+        self._kept -= size
+        return unused.pop()
+
+    def give_back(self, memory: Tensor) -> None:
+        size = len(memory)
+        self._free[size].append(memory)
+        self._lent -= size
+        self._kept += size
+
+    def trim(self) -> None:
+        """Let go of what has not been asked for the longest, until there is no more than was ever lent at a time."""
+        for size in list(self._free):
+            unused = self._free[size]
+            while unused and self._lent + self._kept > self._most:
+                unused.pop()
+                self._kept -= size
+            if self._lent + self._kept <= self._most:
+                break
 
 
 class StripRows:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rerankd.layers.attention.layout import AttentionLayout
 from rerankd.layers.rotary import Rotation
-from rerankd.layers.rows import STRIP_BYTES, Room, Rows, StripRows
+from rerankd.layers.rows import STRIP_BYTES, Rooms, Rows, StripRows
 
 _LANES = 16
 _STRIP = 32
@@ -60,16 +60,10 @@ class _Scope:
     def __init__(self) -> None:
         self.operations: list[bytes] = []
         self._used: list[object] = []
-        self._free: dict[int, list[Tensor]] = {}
 
     def note(self, operation: bytes, used: Iterable[object]) -> None:
         self.operations.append(operation)
-        self._used.extend(x for x in used if not (isinstance(x, StripRows) and x.room.free is self._free))
-
-    def room_of(self, size: int) -> Room:
-        # Sizes are rounded up by a quarter at most, so that slabs of about as many rows use the same.
-        step = 1 << max(size.bit_length() - 3, 6)
-        return Room((size + step - 1) // step * step, self._free)
+        self._used.extend(x for x in used if not (isinstance(x, StripRows) and x.room.rooms is not None))
 
 
 class Kernels:
@@ -82,6 +76,7 @@ class Kernels:
         self.library = library
         self.has_tiles = bool(features & HAS_TILES)
         self._scope: _Scope | None = None
+        self._rooms = Rooms()
         for name, arguments in _ARGUMENTS.items():
             getattr(library, f"rerankd_{name}").argtypes = arguments
 
@@ -122,6 +117,7 @@ class Kernels:
         finally:
             self._scope = None
         self._run(b"".join(scope.operations))
+        self._rooms.trim()
 
     def _compute(self, operation: bytes, *used: object) -> None:
         """Compute an operation that reads and writes what is `used`, or note it in the scope of `together`."""
@@ -129,9 +125,6 @@ class Kernels:
             self._run(operation)
         else:
             self._scope.note(operation, used)
-
-    def _room_of(self, size: int) -> Room:
-        return Room(size) if self._scope is None else self._scope.room_of(size)
 
     def _run(self, operations: bytes) -> None:
         if self.library.rerankd_run(torch.get_num_threads(), self.has_tiles, len(operations), operations):
@@ -147,7 +140,7 @@ class Kernels:
     def empty_rows(self, count: int, width: int) -> Rows:
         """Room for bfloat16 rows in the form that products read and write here."""
         if self.fit_strips(width):
-            return StripRows.empty(count, width, room_of=self._room_of)
+            return StripRows.empty(count, width, room_of=self._rooms.lend)
         return torch.empty(count, width, dtype=torch.bfloat16)
 
     def norm_rotate(self, x: Rows, weight: Tensor, eps: float, rotation: Rotation, out: Rows) -> None:
@@ -199,7 +192,7 @@ class Kernels:
         """Rows [rows, width] as bfloat16 weights' products read them."""
         if isinstance(x, StripRows):
             return x
-        out = StripRows.empty(len(x), x.shape[1], room_of=self._room_of)
+        out = StripRows.empty(len(x), x.shape[1], room_of=self._rooms.lend)
         self._compute(_tile(*x.shape, *_matrix(x), *_matrix(out)), x, out)
         return out
 
@@ -208,7 +201,7 @@ class Kernels:
         count, width = len(rows), x.shape[1]
         out: Rows
         if isinstance(x, StripRows):
-            out = StripRows.empty(count, width, x.dtype, self._room_of)
+            out = StripRows.empty(count, width, x.dtype, self._rooms.lend)
             runs, size = width * x.dtype.itemsize // STRIP_BYTES, STRIP_BYTES
             from_to = x.at, STRIP_BYTES, x.strip, out.at, STRIP_BYTES, out.strip
         else:
@@ -221,7 +214,7 @@ class Kernels:
     def quantize(self, x: Rows) -> Int8Rows:
         """Rows [rows, width] as 8-bit integers, each row over its own range, as 8-bit weights' products read them."""
         rows, width = x.shape
-        codes = StripRows.empty(rows, width, torch.uint8, self._room_of)
+        codes = StripRows.empty(rows, width, torch.uint8, self._rooms.lend)
         steps, zeros = torch.empty(rows), torch.empty(rows)
         operation = _quantize(rows, width, *_matrix(x), codes.at, codes.strip, _at(steps), _at(zeros))
         self._compute(operation, x, codes, steps, zeros)
