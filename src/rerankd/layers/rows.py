@@ -23,6 +23,7 @@ class Room:
     __slots__ = ("at", "memory", "rooms", "size")
 
     def __init__(self, size: int, rooms: Rooms | None = None) -> None:
+        self.rooms: Rooms | None = None  # until there is something to give back
         self.memory = torch.empty(size, dtype=torch.uint8) if rooms is None else rooms.take(size)
         self.at = self.memory.data_ptr()
         self.size = size
@@ -53,12 +54,14 @@ class Rooms:
     def take(self, size: int) -> Tensor:
         """uint8 [size]."""
         unused = self._free[size] = self._free.pop(size, [])
+        if unused:
+            memory = unused.pop()
+            self._kept -= size
+        else:
+            memory = torch.empty(size, dtype=torch.uint8)
         self._lent += size
         self._most = max(self._most, self._lent)
-        if not unused:
-            return torch.empty(size, dtype=torch.uint8)
-        self._kept -= size
-        return unused.pop()
+        return memory
 
     def give_back(self, memory: Tensor) -> None:
         size = len(memory)
@@ -67,14 +70,12 @@ class Rooms:
         self._kept += size
 
     def trim(self) -> None:
-        """Let go of what has not been asked for the longest, until there is no more than was ever lent at a time."""
-        for size in list(self._free):
-            unused = self._free[size]
-            while unused and self._lent + self._kept > self._most:
+        """Let go of what has not been asked for the longest, until there is at most a quarter more than was ever lent
+        at a time: by that quarter small batches do not cost large ones theirs."""
+        for size, unused in self._free.items():
+            while unused and self._lent + self._kept > self._most * 5 // 4:
                 unused.pop()
                 self._kept -= size
-            if self._lent + self._kept <= self._most:
-                break
 
 
 class StripRows:
