@@ -110,6 +110,9 @@ class Kernels:
 
         While an operation runs, Python's own code and data fall out of the caches. To call for the next one then takes
         several times as long as to call for both on end, and no core computes anything meanwhile.
+
+        Nothing but these operations may write to rows in this scope: what is lent out may be memory that one of them,
+        not computed yet, still reads.
         """
         scope = self._scope = _Scope()
         try:
