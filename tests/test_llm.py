@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tqdm.auto import tqdm
 
-from rerankd import LLM, InvalidRequest, ModelError, PoolingParams, Reranker, ScoringRequestOutput
+from rerankd import LLM, InvalidRequest, ModelError, PoolingParams, Reranker, ScoringRequestOutput, Truncation
 from tests.references import Pair
 from tests.texts import DOCUMENTS, QUERIES
 
@@ -235,6 +235,27 @@ def test_none_is_taken_and_what_has_no_effect_is_warned_of_once(
         assert scores(llm.score(Q, D, use_tqdm=False, pooling_params=params, tokenization_kwargs=kwargs)) == expected
     for name in ("pooling_params.task", "pooling_params.normalize", "tokenization_kwargs.do_lower_case"):
         assert caplog.text.count(f"no effect here: {name}\n") == 1
+
+
+def test_extra_kwargs_hold_limits_of_texts_and_an_instruction(
+    llm: LLM, reranker: Reranker, caplog: pytest.LogCaptureFixture
+) -> None:
+    extra = {
+        "max_tokens_per_doc": 4,
+        "max_tokens_per_query": 2,
+        "chat_template_kwargs": {"instruction": "Find the opposite", "tone": "kind"},
+        "compressed": True,
+    }
+    limits = Truncation(max_tokens_per_doc=4, max_tokens_per_query=2)
+    expected = reranker.rerank(Q, D, "Find the opposite", truncation=limits).in_request_order()
+    outputs = llm.score(Q, D, pooling_params=PoolingParams(extra_kwargs=extra), use_tqdm=False)
+    assert scores(outputs) == pytest.approx([one.score for one in expected], abs=1e-5)
+    assert [len(output.prompt_token_ids) for output in outputs] == [one.prompt_tokens for one in expected]
+    assert scores(outputs) != pytest.approx(reranker.score([(Q, d) for d in D]), abs=1e-4)
+    assert "no effect here: pooling_params.extra_kwargs.compressed\n" in caplog.text
+    assert "no effect here: pooling_params.extra_kwargs.chat_template_kwargs.tone\n" in caplog.text
+    with pytest.raises(InvalidRequest, match=r"extra_kwargs\.max_tokens_per_doc"):
+        llm.score(Q, D, pooling_params=PoolingParams(extra_kwargs={"max_tokens_per_doc": -1}), use_tqdm=False)
 
 
 def test_a_bar_of_the_callers_own(llm: LLM) -> None:

@@ -141,7 +141,7 @@ class LLM:
         """Score queries against documents, 1:1, 1:N or N:N, in order.
 
         use_tqdm: whether progress is shown, or what makes a bar
-        pooling_params: `use_activation` and `truncate_prompt_tokens` are heard
+        pooling_params: see `PoolingParams`
         lora_request: None, since there are no adapters
         tokenization_kwargs: `truncation`, `max_length`, `truncation_side` and `truncate_prompt_tokens` are heard
         chat_template: Jinja text in place of the model's own prompt
@@ -163,7 +163,7 @@ class LLM:
             raise InvalidRequest("data_1", problem)
         parts = [tuple(documents)] if len(queries) == 1 else [(document,) for document in documents]
         requests = [
-            RerankRequest(query, part, truncation=wanted.truncation, activation=wanted.activation)
+            RerankRequest(query, part, wanted.instruction, truncation=wanted.truncation, activation=wanted.activation)
             for query, part in zip(queries, parts, strict=True)
         ]
         bar = use_tqdm if callable(use_tqdm) else partial(tqdm, disable=not use_tqdm)

@@ -19,6 +19,8 @@ CUT: Mapping[Any, bool] = {
     "do_not_truncate": False,
 }
 """transformers' words for whether what does not fit is cut."""
+INSTRUCTION = ("instruction", "instruct")
+EXTRA = ("max_tokens_per_doc", "max_tokens_per_query", "chat_template_kwargs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,8 @@ class PoolingParams:
     use_activation: False for the model's logits in place of scores; `activation` and `softmax` are its older names
     truncate_prompt_tokens: the longest prompt in tokens; -1 for the model's own limit
     dimensions: of an embedding, which scores are not; None is all that `score` takes
+    extra_kwargs: `max_tokens_per_doc`, `max_tokens_per_query` (0 for no such limit), and `chat_template_kwargs` with an
+        `instruction` or `instruct`
     The others have no effect on a score.
     """
 
@@ -50,22 +54,45 @@ class PoolingParams:
         told = (self.use_activation, self.activation, self.softmax)
         return next((one for one in told if one is not None), True) is not False
 
+    def tokens_per(self, what: str) -> int | None:
+        """The limit of a `doc` or a `query`. Raises InvalidRequest for one that cannot hold."""
+        limit = (self.extra_kwargs or {}).get(f"max_tokens_per_{what}") or 0
+        if not isinstance(limit, int) or limit < 0:
+            name = f"pooling_params.extra_kwargs.max_tokens_per_{what}"
+            raise InvalidRequest(name, f"must be a number of tokens, 0 for no limit, not {limit!r}")
+        return limit or None
+
+    def instruction(self) -> str | None:
+        """What makes a document relevant, if it is told."""
+        told = self._template_kwargs()
+        return next((told[name] for name in INSTRUCTION if told.get(name) is not None), None)
+
     def without_effect(self) -> Iterator[str]:
         """The names of what was given and means nothing for a score. Raises InvalidRequest for `dimensions`."""
         if self.dimensions is not None:
             raise InvalidRequest("pooling_params.dimensions", "is for embeddings; leave it out")
-        heard = {"use_activation", "activation", "softmax", "truncate_prompt_tokens"}
+        heard = {"use_activation", "activation", "softmax", "truncate_prompt_tokens", "extra_kwargs"}
         for field in fields(self):
             if field.name not in heard and getattr(self, field.name) is not None:
                 yield f"pooling_params.{field.name}"
+        for name, value in (self.extra_kwargs or {}).items():
+            if name not in EXTRA and value is not None:
+                yield f"pooling_params.extra_kwargs.{name}"
+        for name in self._template_kwargs():
+            if name not in INSTRUCTION:
+                yield f"pooling_params.extra_kwargs.chat_template_kwargs.{name}"
+
+    def _template_kwargs(self) -> Mapping[str, Any]:
+        return (self.extra_kwargs or {}).get("chat_template_kwargs") or {}
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a call asks of its prompts' length and its scores, and the arguments without effect."""
+    """What a call asks of its prompts and its scores, and the arguments without effect."""
 
     truncation: Truncation
     activation: bool
+    instruction: str | None
     ignored: tuple[str, ...]
 
 
@@ -101,9 +128,15 @@ def asked(
     }
     checked = [_length(name, length, limit) for name, length in lengths.items() if length is not None]
     longest = checked[0] if checked else None
-    truncation = Truncation(max_tokens=None if longest == -1 else longest, allowed=CUT[allowed], side=side)
+    truncation = Truncation(
+        max_tokens=None if longest == -1 else longest,
+        max_tokens_per_doc=params.tokens_per("doc"),
+        max_tokens_per_query=params.tokens_per("query"),
+        allowed=CUT[allowed],
+        side=side,
+    )
     ignored = (*params.without_effect(), *(f"tokenization_kwargs.{name}" for name in told))
-    return Asked(truncation, params.activated(), ignored)
+    return Asked(truncation, params.activated(), params.instruction(), ignored)
 
 
 def no_adapter(lora_request: object) -> None:
