@@ -6,13 +6,14 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm.auto import tqdm
 
-from rerankd import LLM, Reranker
+from rerankd import LLM, InvalidRequest, ModelError, PoolingParams, Reranker, ScoringRequestOutput, Truncation
 from tests.references import Pair
 from tests.texts import DOCUMENTS, QUERIES
 
@@ -86,10 +87,9 @@ def test_outputs_carry_the_whole_prompt_and_ids_of_their_own(llm: LLM, reranker:
 
 def test_a_chat_template_of_a_call(llm: LLM, reranker: Reranker) -> None:
     template = "{{ query[0].text }} -> {{ document[0].text }}"
-    scores = [output.outputs.score for output in llm.score(Q, D, chat_template=template, use_tqdm=False)]
-    assert scores != pytest.approx(reranker.score([(Q, d) for d in D]), abs=1e-3)
-    again = [output.outputs.score for output in llm.score(Q, D, chat_template=template, use_tqdm=False)]
-    assert again == pytest.approx(scores, abs=1e-6)
+    templated = scores(llm.score(Q, D, chat_template=template, use_tqdm=False))
+    assert templated != pytest.approx(reranker.score([(Q, d) for d in D]), abs=1e-3)
+    assert scores(llm.score(Q, D, chat_template=template, use_tqdm=False)) == pytest.approx(templated, abs=1e-6)
 
 
 def test_a_limit_on_tokens_cuts_and_says_so(llm: LLM, caplog: pytest.LogCaptureFixture) -> None:
@@ -116,5 +116,175 @@ def test_what_cannot_be_scored_names_its_argument(llm: LLM, data_1: Any, data_2:
 def test_other_runners_and_arguments(qwen3_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match="'generate' does not score"):
         LLM(str(qwen3_checkpoint), runner="generate")
-    with LLM(str(qwen3_checkpoint), tensor_parallel_size=1, enforce_eager=True):
-        assert "no effect here: enforce_eager, tensor_parallel_size" in caplog.text
+    with LLM(str(qwen3_checkpoint), tensor_parallel_size=1, enforce_eager=True, pooler_config=None, enable_lora=False):
+        assert "no effect here: enable_lora, enforce_eager, tensor_parallel_size" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size 2 cannot be had"),
+        ({"enable_lora": True}, "enable_lora cannot be had: adapters are not supported"),
+        ({"tokenizer": "another/one"}, "tokenizer another/one cannot be had"),
+        ({"hf_overrides": lambda config: config}, "hf_overrides: a function"),
+    ],
+)
+def test_arguments_whose_loss_would_change_something_are_refused(
+    qwen3_checkpoint: Path, arguments: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ValueError, match=problem):
+        LLM(str(qwen3_checkpoint), **arguments)
+    with pytest.raises(ModelError, match="fp8"):
+        LLM(str(qwen3_checkpoint), quantization="fp8")
+
+
+def scores(outputs: list[ScoringRequestOutput]) -> list[float]:
+    return [output.outputs.score for output in outputs]
+
+
+def test_a_chat_template_of_the_model_is_that_of_every_call(qwen3_checkpoint: Path, llm: LLM) -> None:
+    template = "{{ query[0].text }} -> {{ document[0].text }}"
+    with LLM(str(qwen3_checkpoint), dtype="float32", chat_template=template) as templated:
+        expected = scores(llm.score(Q, D, chat_template=template, use_tqdm=False))
+        assert scores(templated.score(Q, D, use_tqdm=False)) == pytest.approx(expected, abs=1e-6)
+        assert expected != pytest.approx(scores(llm.score(Q, D, use_tqdm=False)), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("params", "activated"),
+    [
+        (PoolingParams(), True),
+        (PoolingParams(use_activation=True), True),
+        (PoolingParams(use_activation=False), False),
+        (PoolingParams(activation=False), False),
+        (PoolingParams(softmax=False), False),
+        (PoolingParams(use_activation=True, activation=False), True),
+    ],
+)
+def test_pooling_params_ask_for_scores_or_logits(
+    llm: LLM, reranker: Reranker, params: PoolingParams, activated: bool
+) -> None:
+    expected = [one.score for one in reranker.rerank(Q, D, activation=activated).in_request_order()]
+    assert scores(llm.score(Q, D, pooling_params=params, use_tqdm=False)) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"truncate_prompt_tokens": 100},
+        {"pooling_params": PoolingParams(truncate_prompt_tokens=100)},
+        {"tokenization_kwargs": {"truncate_prompt_tokens": 100}},
+        {"tokenization_kwargs": {"max_length": 100}},
+        {"tokenization_kwargs": {"truncation": True, "max_length": 100}},
+        {"tokenization_kwargs": {"truncation": "longest_first", "max_length": 100, "padding": None}},
+        {"truncate_prompt_tokens": 100, "tokenization_kwargs": {"truncate_prompt_tokens": 90, "max_length": 80}},
+    ],
+)
+def test_each_way_to_limit_a_prompt_does(llm: LLM, arguments: Mapping[str, Any]) -> None:
+    (expected,) = llm.score("q", DOCUMENTS[-1], truncate_prompt_tokens=100, use_tqdm=False)
+    (output,) = llm.score("q", DOCUMENTS[-1], use_tqdm=False, **arguments)
+    assert output.prompt_token_ids == expected.prompt_token_ids
+    assert len(output.prompt_token_ids) == 100
+
+
+def test_a_side_is_heard_and_cutting_can_be_forbidden(llm: LLM) -> None:
+    limit: dict[str, Any] = {"max_length": 100}
+    (right,) = llm.score("q", DOCUMENTS[-1], tokenization_kwargs=limit, use_tqdm=False)
+    (left,) = llm.score("q", DOCUMENTS[-1], tokenization_kwargs={**limit, "truncation_side": "left"}, use_tqdm=False)
+    assert len(left.prompt_token_ids) == len(right.prompt_token_ids) == 100
+    assert left.prompt_token_ids != right.prompt_token_ids
+    forbidden = {"truncation": False}
+    with pytest.raises(InvalidRequest, match=r"documents\[0\]"):
+        llm.score("q", "word " * 50_000, tokenization_kwargs=forbidden, use_tqdm=False)
+    whole = llm.score("q", DOCUMENTS[-1], tokenization_kwargs={**limit, **forbidden}, use_tqdm=False)
+    assert len(whole[0].prompt_token_ids) > 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 10_000_000}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"tokenization_kwargs": {"max_length": "8"}}, "tokenization_kwargs.max_length"),
+        ({"tokenization_kwargs": {"truncation": "only_first"}}, "tokenization_kwargs.truncation"),
+        ({"tokenization_kwargs": {"truncation_side": "middle"}}, "tokenization_kwargs.truncation_side"),
+        ({"pooling_params": PoolingParams(truncate_prompt_tokens=-3)}, "pooling_params.truncate_prompt_tokens"),
+        ({"pooling_params": PoolingParams(dimensions=64)}, "pooling_params.dimensions"),
+        ({"pooling_params": {"use_activation": False}}, "pooling_params"),
+        ({"lora_request": object()}, "lora_request"),
+        ({"lora_request": [None, object()]}, "lora_request"),
+    ],
+)
+def test_what_cannot_hold_is_refused_by_its_name(llm: LLM, arguments: Mapping[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        llm.score(Q, D, use_tqdm=False, **arguments)
+    assert refused.value.field == field
+
+
+def test_none_is_taken_and_what_has_no_effect_is_warned_of_once(
+    llm: LLM, reranker: Reranker, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = pytest.approx(reranker.score([(Q, d) for d in D]), abs=1e-5)
+    nothing: dict[str, Any] = {"lora_request": None, "pooling_params": None, "tokenization_kwargs": None}
+    assert scores(llm.score(Q, D, use_tqdm=False, chat_template=None, **nothing)) == expected
+    assert scores(llm.score(Q, D, use_tqdm=False, lora_request=[None, None, None])) == expected
+    assert "no effect" not in caplog.text
+    params, kwargs = PoolingParams(task="classify", normalize=True), {"do_lower_case": True}
+    for _ in range(2):
+        assert scores(llm.score(Q, D, use_tqdm=False, pooling_params=params, tokenization_kwargs=kwargs)) == expected
+    for name in ("pooling_params.task", "pooling_params.normalize", "tokenization_kwargs.do_lower_case"):
+        assert caplog.text.count(f"no effect here: {name}\n") == 1
+
+
+def test_extra_kwargs_hold_limits_of_texts_and_an_instruction(
+    llm: LLM, reranker: Reranker, caplog: pytest.LogCaptureFixture
+) -> None:
+    extra = {
+        "max_tokens_per_doc": 4,
+        "max_tokens_per_query": 2,
+        "chat_template_kwargs": {"instruction": "Find the opposite", "tone": "kind"},
+        "compressed": True,
+    }
+    limits = Truncation(max_tokens_per_doc=4, max_tokens_per_query=2)
+    expected = reranker.rerank(Q, D, "Find the opposite", truncation=limits).in_request_order()
+    outputs = llm.score(Q, D, pooling_params=PoolingParams(extra_kwargs=extra), use_tqdm=False)
+    assert scores(outputs) == pytest.approx([one.score for one in expected], abs=1e-5)
+    assert [len(output.prompt_token_ids) for output in outputs] == [one.prompt_tokens for one in expected]
+    assert scores(outputs) != pytest.approx(reranker.score([(Q, d) for d in D]), abs=1e-4)
+    assert "no effect here: pooling_params.extra_kwargs.compressed\n" in caplog.text
+    assert "no effect here: pooling_params.extra_kwargs.chat_template_kwargs.tone\n" in caplog.text
+    with pytest.raises(InvalidRequest, match=r"extra_kwargs\.max_tokens_per_doc"):
+        llm.score(Q, D, pooling_params=PoolingParams(extra_kwargs={"max_tokens_per_doc": -1}), use_tqdm=False)
+
+
+def test_a_bar_of_the_callers_own(llm: LLM) -> None:
+    made = []
+
+    def bar(**options: Any) -> tqdm[Any]:
+        made.append(options["desc"])
+        return tqdm(**options, disable=True)
+
+    llm.score(Q, D, use_tqdm=bar)
+    assert made == ["Adding requests", "Processed prompts"]
+
+
+@pytest.mark.parametrize("name", ["encode", "embed", "classify", "reward", "generate", "get_tokenizer"])
+def test_what_is_not_there_says_what_is(llm: LLM, name: str) -> None:
+    assert not hasattr(llm, name)
+    with pytest.raises(AttributeError, match=rf"LLM\.{name}: .*LLM\.score"):
+        getattr(llm, name)
+
+
+def test_modelscope_is_asked_where_vllms_variable_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
+    asked = []
+
+    def resolve(model: str, hub: str, revision: str | None) -> Path:
+        asked.append((model, hub))
+        raise ModelError("not there")
+
+    monkeypatch.setattr("rerankd.reranker.resolve", resolve)
+    with pytest.raises(ModelError):
+        LLM("a/b")
+    assert asked == [("a/b", "modelscope")]

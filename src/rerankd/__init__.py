@@ -18,7 +18,8 @@ from rerankd.core import (
 from rerankd.version import __version__
 
 if TYPE_CHECKING:
-    from rerankd.llm import LLM
+    from rerankd.llm import LLM, ScoringOutput, ScoringRequestOutput
+    from rerankd.pooling import PoolingParams
     from rerankd.reranker import Reranker
 
 __all__ = [
@@ -27,11 +28,14 @@ __all__ = [
     "Chunking",
     "InvalidRequest",
     "ModelError",
+    "PoolingParams",
     "RerankRequest",
     "RerankResult",
     "RerankdError",
     "Reranker",
     "ScoredDocument",
+    "ScoringOutput",
+    "ScoringRequestOutput",
     "Truncation",
     "__version__",
 ]
@@ -43,8 +47,12 @@ def __getattr__(name: str) -> object:
         from rerankd.reranker import Reranker
 
         return Reranker
-    if name == "LLM":
-        from rerankd.llm import LLM
+    if name == "PoolingParams":
+        from rerankd.pooling import PoolingParams
 
-        return LLM
+        return PoolingParams
+    if name in ("LLM", "ScoringOutput", "ScoringRequestOutput"):
+        from rerankd import llm
+
+        return getattr(llm, name)
     raise AttributeError(f"module 'rerankd' has no attribute {name!r}")

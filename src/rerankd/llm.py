@@ -6,19 +6,27 @@ Reference: vLLM's `LLM.score` and the outputs that it returns. What has no meani
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
-from rerankd.core import Content, InvalidRequest, PromptBuilder, RerankRequest, Truncation
+from rerankd.cli.peer import Given, UsageProblem
+from rerankd.cli.variables import VLLM_VARIABLES, modelscope
+from rerankd.cli.vllm_flags import VLLM
+from rerankd.core import Content, InvalidRequest, PromptBuilder, RerankRequest
 from rerankd.media.sizing import Sizing
+from rerankd.media.sources import Access
 from rerankd.options import LoadOptions
+from rerankd.pooling import PoolingParams, asked, no_adapter
 from rerankd.reranker import Reranker, Submitted
 from rerankd.server.dialects.contents import ContentBody, to_content
 from rerankd.server.dialects.processor_kwargs import ProcessorKwargs
@@ -44,6 +52,7 @@ class ScoringRequestOutput:
     """What `LLM.score` gives for one pair, in vLLM's words.
 
     num_cached_tokens: tokens of the prompt that were computed once for several documents
+    error: always None; what goes wrong is raised
     """
 
     request_id: str
@@ -51,19 +60,22 @@ class ScoringRequestOutput:
     prompt_token_ids: list[int]
     num_cached_tokens: int
     finished: bool = True
+    error: None = None
 
 
 class LLM:
     """A reranker under vLLM's offline interface.
 
     runner: "auto" or "pooling"; nothing else scores
-    model, revision, dtype, max_model_len, hf_overrides, device: as in `LoadOptions`
+    model, revision, dtype, quantization, max_model_len, hf_overrides, chat_template, device: as in `LoadOptions`
     max_num_batched_tokens: `LoadOptions.max_batch_tokens`
+    allowed_local_media_path: the only folder that images and videos may be read from; "" or None for any
     mm_processor_kwargs: `min_pixels`, `max_pixels` (or `size`), `fps` and `max_frames` of images and videos
-    Every other argument of vLLM's is accepted, and named in one warning.
+    Every other argument of vLLM's is accepted, and named in one warning, unless its loss would change scores or place
+    (more than one device, adapters, another tokenizer, ...). The variable VLLM_USE_MODELSCOPE is read.
 
-    Raises ModelError where the model cannot be found, read or served, ValueError for another runner and other
-    processor arguments.
+    Raises ModelError where the model cannot be found, read or served, ValueError for another runner, other processor
+    arguments, and arguments that cannot be had.
     """
 
     def __init__(
@@ -73,31 +85,45 @@ class LLM:
         runner: str = "auto",
         revision: str | None = None,
         dtype: str = "auto",
+        quantization: str | None = None,
         max_model_len: int | None = None,
         hf_overrides: Mapping[str, Any] | None = None,
+        chat_template: str | Path | None = None,
         max_num_batched_tokens: int | None = None,
         device: str = "auto",
         mm_processor_kwargs: Mapping[str, Any] | None = None,
-        **ignored: Any,
+        allowed_local_media_path: str | None = None,
+        **others: Any,
     ) -> None:
         if runner not in RUNNERS:
             raise ValueError(f"runner: {runner!r} does not score; give 'pooling', or leave it out")
+        if callable(hf_overrides):
+            raise ValueError("hf_overrides: a function cannot be had; give the entries that it changes")
+        ignored = _judged(model, others)
         if ignored:
-            log.warning("LLM: no effect here: %s", ", ".join(sorted(ignored)))
+            log.warning("LLM: no effect here: %s", ", ".join(ignored))
+        for note in VLLM_VARIABLES.notes(os.environ):
+            log.info("LLM: %s", note)
+        folders = (Path(allowed_local_media_path),) if allowed_local_media_path else None
         self._reranker = Reranker(
             LoadOptions(
                 model=model,
                 revision=revision,
+                hub="modelscope" if modelscope(os.environ) else "huggingface",
                 dtype=dtype,
+                quantization=quantization,
                 max_model_len=max_model_len,
                 hf_overrides=hf_overrides or {},
+                chat_template=chat_template,
                 max_batch_tokens=max_num_batched_tokens,
                 device=device,
+                media_access=Access(folders, allow_private=True),
                 media_sizing=_sizing(mm_processor_kwargs or {}),
             )
         )
         self._templates: dict[str, PromptBuilder] = {}
         self._scored = 0
+        self._warned: set[str] = set()
 
     def score(
         self,
@@ -105,27 +131,46 @@ class LLM:
         data_2: ScoreInput | Sequence[ScoreInput],
         /,
         *,
-        truncate_prompt_tokens: int | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: bool | Callable[..., tqdm[Any]] = True,
+        pooling_params: PoolingParams | None = None,
+        lora_request: object = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
         chat_template: str | None = None,
+        truncate_prompt_tokens: int | None = None,
     ) -> list[ScoringRequestOutput]:
         """Score queries against documents, 1:1, 1:N or N:N, in order.
 
-        truncate_prompt_tokens: the longest prompt in tokens; -1 for the model's own limit
+        use_tqdm: whether progress is shown, or what makes a bar
+        pooling_params: see `PoolingParams`
+        lora_request: None, since there are no adapters
+        tokenization_kwargs: `truncation`, `max_length`, `truncation_side` and `truncate_prompt_tokens` are heard
         chat_template: Jinja text in place of the model's own prompt
+        truncate_prompt_tokens: the longest prompt in tokens; -1 for the model's own limit
+        What has no effect is named in a warning, once.
 
-        Raises InvalidRequest (a ValueError) for lists that do not match and contents that cannot be read.
+        Raises InvalidRequest (a ValueError) for lists that do not match, contents that cannot be read, limits that
+        cannot hold, and an adapter.
         """
+        no_adapter(lora_request)
+        wanted = asked(self._reranker.info.max_model_len, truncate_prompt_tokens, pooling_params, tokenization_kwargs)
+        for name in wanted.ignored:
+            if name not in self._warned:
+                self._warned.add(name)
+                log.warning("LLM: no effect here: %s", name)
         queries, documents = _contents("data_1", data_1), _contents("data_2", data_2)
         if len(queries) not in (1, len(documents)):
             problem = f"has {len(queries)} queries for {len(documents)} documents; give one query, or as many"
             raise InvalidRequest("data_1", problem)
-        truncation = Truncation(max_tokens=None if truncate_prompt_tokens == -1 else truncate_prompt_tokens)
         parts = [tuple(documents)] if len(queries) == 1 else [(document,) for document in documents]
         requests = [
-            RerankRequest(query, part, truncation=truncation) for query, part in zip(queries, parts, strict=True)
+            RerankRequest(query, part, wanted.instruction, truncation=wanted.truncation, activation=wanted.activation)
+            for query, part in zip(queries, parts, strict=True)
         ]
-        return self._score(requests, None if chat_template is None else self._prompts(chat_template), use_tqdm)
+        bar = use_tqdm if callable(use_tqdm) else partial(tqdm, disable=not use_tqdm)
+        return self._score(requests, None if chat_template is None else self._prompts(chat_template), bar)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"LLM.{name}: there is none here; LLM.score scores pairs, and nothing else is done")
 
     def __enter__(self) -> LLM:
         return self
@@ -141,20 +186,20 @@ class LLM:
         return self._templates[chat_template]
 
     def _score(
-        self, requests: Sequence[RerankRequest], prompts: PromptBuilder | None, use_tqdm: bool
+        self, requests: Sequence[RerankRequest], prompts: PromptBuilder | None, progress: Callable[..., tqdm[Any]]
     ) -> list[ScoringRequestOutput]:
         """Submit everything behind one bar, then watch it being scored behind another."""
         total = sum(len(request.documents) for request in requests)
         events: SimpleQueue[int | None] = SimpleQueue()
         submitted: list[Submitted] = []
-        with tqdm(total=total, desc="Adding requests", disable=not use_tqdm) as bar:
+        with progress(total=total, desc="Adding requests") as bar:
             for request in requests:
                 one = self._reranker.submit(request, events.put, prompts)
                 one.logits.add_done_callback(lambda _: events.put(None))
                 submitted.append(one)
                 bar.update(len(request.documents))
         tokens = sum(_prompt_tokens(one) for one in submitted)
-        with tqdm(total=total, desc="Processed prompts", disable=not use_tqdm, postfix=_speed(0.0)) as bar:
+        with progress(total=total, desc="Processed prompts", postfix=_speed(0.0)) as bar:
             start, settled = time.perf_counter(), 0
             while settled < len(submitted):
                 scored = events.get()
@@ -176,6 +221,23 @@ class LLM:
             outputs.append(ScoringRequestOutput(str(self._scored), ScoringOutput(document.score), ids, shared))
             self._scored += 1
         return outputs
+
+
+def _judged(model: str, others: Mapping[str, Any]) -> list[str]:
+    """The names of arguments without effect. Raises ValueError for those that `rerankd serve` refuses as flags."""
+    names = sorted(name for name, value in others.items() if value is not None)
+    flags = {name: name.replace("_", "-") for name in names}
+    switches = {name for name in names if isinstance(others[name], bool)}
+    given = [
+        Given(name, flags[name], None if name in switches else str(others[name]), off=others[name] is False)
+        for name in names
+        if flags[name] in VLLM.flags
+    ]
+    try:
+        list(VLLM.judge(given, str(model)))
+    except UsageProblem as problem:
+        raise ValueError(f"LLM: {problem}") from None
+    return names
 
 
 def _sizing(processor_kwargs: Mapping[str, Any]) -> Sizing:

@@ -51,11 +51,27 @@ def test_every_path_is_behind_the_keys(locked: str, path: str) -> None:
     assert requests.get(locked + path, timeout=30).status_code == 401
 
 
-def test_health_is_open_unless_told_otherwise(locked: str) -> None:
-    assert requests.get(f"{locked}/health", timeout=30).status_code == 200
+PROBES = [
+    ("GET", "/health"),
+    ("HEAD", "/health"),
+    ("GET", "/metrics"),
+    ("GET", "/ping"),
+    ("POST", "/ping"),
+    ("HEAD", "/vllm/ping"),
+    ("GET", "/ready"),
+    ("GET", "/health_generate"),
+    ("GET", "/sglang/health_generate"),
+]
+
+
+def test_probes_are_open_unless_told_otherwise(locked: str) -> None:
+    for method, path in PROBES:
+        assert requests.request(method, locked + path, timeout=30).status_code == 200, path
     with running(FakeReranker(), Settings(names=(MODEL,), keys=KEYS, protect_all=True)) as url:
-        assert requests.get(f"{url}/health", timeout=30).status_code == 401
-        assert requests.get(f"{url}/health", headers={"Authorization": "Bearer zweiter"}, timeout=30).ok
+        for method, path in PROBES:
+            assert requests.request(method, url + path, timeout=30).status_code == 401, path
+            headers = {"Authorization": "Bearer zweiter"}
+            assert requests.request(method, url + path, headers=headers, timeout=30).status_code == 200, path
 
 
 ERRORS = {

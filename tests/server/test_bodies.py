@@ -130,7 +130,7 @@ def test_errors_of_the_router_have_a_dialects_shape(vllm_server: str, path: str,
     response = requests.get(vllm_server + path, timeout=30)
     assert response.status_code == status
     assert code("sglang" if "sglang" in path else "vllm", response) == status
-    assert status != 405 or response.headers["Allow"] == "POST"
+    assert status != 405 or response.headers["Allow"] == "POST, PUT"
 
 
 # What a fuzzer makes of a body: any JSON under the names that mean something, beside any JSON at all.

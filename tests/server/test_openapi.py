@@ -54,7 +54,12 @@ OPERATIONS = [
 EVERY = [one for one in OPERATIONS if one[0] == "vllm"] + [
     one for one in OPERATIONS if one[0] == "sglang" and one[2] in ("/rerank", "/v1/rerank", "/v1/score")
 ]
-POSTS = [(dialect, path) for dialect, method, path in EVERY if method == "post"]
+POSTS = [
+    (dialect, path)
+    for dialect, method, path in EVERY
+    if method == "post" and "requestBody" in DOCUMENTS[dialect]["paths"][path][method]
+]
+CARDS = ("/v1/models", "/v1/models/{model}")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +113,7 @@ def test_each_example_of_an_answer_is_valid(dialect: str, method: str, path: str
     for status, described in operation(dialect, method, path)["responses"].items():
         for kind, content in described.get("content", {}).items():
             examples = [example["value"] for example in content.get("examples", {}).values()]
-            wanted = kind == "application/json" and path != "/v1/models"
+            wanted = kind == "application/json" and path not in CARDS
             assert examples or not wanted, f"no example of {status}"
             for value in examples:
                 check(dialect, content["schema"], value)
@@ -117,9 +122,51 @@ def test_each_example_of_an_answer_is_valid(dialect: str, method: str, path: str
 def test_each_get_is_as_described(urls: dict[str, str]) -> None:
     for dialect, method, path in EVERY:
         if method == "get":
-            response = requests.get(urls[dialect] + path, timeout=30)
+            response = requests.get(urls[dialect] + path.format(model=MODEL), timeout=30)
             assert response.status_code == 200
             as_described(dialect, "get", path, response)
+
+
+def optional(schema: dict[str, Any], schemas: dict[str, Any]) -> Iterator[str]:
+    """Every field that a body may leave out."""
+    for one in schema.get("anyOf", [schema]):
+        body = schemas[one["$ref"].rpartition("/")[2]]
+        yield from (name for name in body["properties"] if name not in body.get("required", ()))
+
+
+def without_the_clock(response: requests.Response) -> Any:
+    answer = response.json()
+    return {name: value for name, value in answer.items() if name != "created"} if isinstance(answer, dict) else answer
+
+
+@pytest.mark.parametrize(("dialect", "path"), POSTS)
+def test_null_in_an_optional_field_is_as_good_as_leaving_it_out(urls: dict[str, str], dialect: str, path: str) -> None:
+    content = operation(dialect, "post", path)["requestBody"]["content"]["application/json"]
+    fields = set(optional(content["schema"], DOCUMENTS[dialect]["components"]["schemas"]))
+    assert fields
+    headers = {"X-Request-Id": "the same"}
+
+    def send(body: dict[str, Any]) -> requests.Response:
+        check(dialect, content["schema"], body)
+        return requests.post(urls[dialect] + path, json=body, headers=headers, timeout=30)
+
+    for example in content["examples"].values():
+        for field in fields:
+            without = {name: value for name, value in example["value"].items() if name != field}
+            # Scores' texts are optional fields of which two are wanted; documents, of another API's body here.
+            if {"text_1", "text_2", "queries", "documents", "query", "items"} & (example["value"].keys() - without):
+                continue
+            left_out, null = send(without), send({**without, field: None})
+            # At the root a field may be all that tells its API: without it, the call is another's.
+            assert null.status_code == left_out.status_code in (200, 404), f"{field}: {null.text}"
+            assert without_the_clock(null) == without_the_clock(left_out), field
+            for header in ("X-Rerankd-Ignored", "X-Rerankd-Truncated"):
+                assert null.headers.get(header) == left_out.headers.get(header), field
+
+
+def test_null_in_a_required_field_is_refused(urls: dict[str, str]) -> None:
+    for body in ({"query": None, "documents": ["a"]}, {"query": "a", "documents": None}):
+        assert requests.post(f"{urls['vllm']}/v1/rerank", json=body, timeout=30).status_code == 400
 
 
 @pytest.fixture(scope="module")
@@ -210,8 +257,9 @@ def test_a_server_with_keys_says_so(protect_all: bool) -> None:
     document = create_app(Decoder(), settings).openapi()
     assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
     assert document["security"] == [{"key": []}]
-    for path in ("/health", "/metrics"):
+    for path in ("/health", "/metrics", "/ping", "/vllm/ping", "/health_generate", "/ready"):
         assert (document["paths"][path]["get"].get("security") == []) is not protect_all
+    assert "security" not in document["paths"]["/version"]["get"]
     assert "security" not in DOCUMENTS["vllm"]
 
 

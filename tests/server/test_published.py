@@ -63,7 +63,7 @@ def locked() -> Iterator[str]:
 
 def send(url: str, route: str, body: Any) -> requests.Response:
     method, path = route.split()
-    return requests.request(method, url + path, json=body if method == "POST" else None, timeout=30)
+    return requests.request(method, url + path, json=None if method == "GET" else body, timeout=30)
 
 
 def accepts(schema: dict[str, Any], answer: Any) -> None:

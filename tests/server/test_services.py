@@ -88,6 +88,14 @@ def test_teis_shape(vllm_server: str) -> None:
     assert requests.get(f"{vllm_server}/info", timeout=30).json() == info
 
 
+def test_llama_cpps_top_n_goes_with_teis_texts(vllm_server: str) -> None:
+    for count in (1, 2, 9, None):
+        response = post(vllm_server, "tei", top_n=count)
+        assert results("tei", response.json()) == ranked()[:count]
+        assert "X-Rerankd-Ignored" not in response.headers
+    assert post(vllm_server, "tei", top_n=0).status_code == 422
+
+
 def test_infinitys_shape(vllm_server: str) -> None:
     answer = post(vllm_server, "infinity").json()
     assert answer.pop("id").startswith("infinity-")

@@ -9,7 +9,8 @@ import pytest
 import requests
 
 from rerankd.core import text_content
-from tests.server.fakes import MODEL, FakeReranker, fake_score
+from rerankd.version import __version__
+from tests.server.fakes import INFO, MODEL, FakeReranker, fake_score
 
 QUERY = "法国首都是哪里？"
 DOCUMENTS = ["法国的首都是巴黎。", "德国的首都是柏林。", "香蕉是黄色的水果。"]
@@ -103,3 +104,17 @@ def test_errors_have_sglangs_shape(sglang_server: str, fields: Mapping[str, Any]
     assert set(error) == {"object", "message", "type", "param", "code"}
     assert (error["object"], error["type"], error["param"], error["code"]) == ("error", "Bad Request", param, 400)
     assert error["message"].startswith(f"{param}: ")
+
+
+def test_put_is_as_good_as_post(vllm_server: str, sglang_server: str) -> None:
+    body = {"query": QUERY, "documents": DOCUMENTS, "request_id": "mine"}
+    for url in (f"{sglang_server}/v1/rerank", f"{vllm_server}/v1/rerank", f"{vllm_server}/sglang/v1/rerank"):
+        response = requests.put(url, json=body, timeout=30)
+        assert (response.status_code, response.json()) == (200, expected(documents=True))
+
+
+def test_what_the_server_says_of_itself(sglang_server: str) -> None:
+    for path in ("/server_info", "/get_server_info", "/sglang/server_info"):
+        info = requests.get(sglang_server + path, timeout=30).json()
+        assert (info["served_model_name"], info["version"]) == (MODEL, __version__)
+        assert (info["context_length"], info["is_embedding"]) == (INFO.max_model_len, True)

@@ -301,3 +301,42 @@ def test_a_missing_field_is_named_with_what_it_is(vllm_server: str, field: str) 
     response = requests.post(f"{vllm_server}/v1/rerank", json=body, timeout=30)
     assert response.status_code == 400
     assert response.json()["error"]["message"].startswith(f"{field}: is required. `{field}` is the ")
+
+
+def test_invocations_are_told_apart_by_their_fields(vllm_server: str, sglang_server: str) -> None:
+    for base in (vllm_server, sglang_server):
+        for path in ("/invocations", "/vllm/invocations"):
+            answer = post(base, path, request_id="mine").json()
+            assert answer == post(base, "/vllm/v1/rerank", request_id="mine").json()
+            assert answer["results"]
+            for body in (
+                {"text_1": QUERY, "text_2": DOCUMENTS},
+                {"data_1": [QUERY] * 3, "data_2": DOCUMENTS},
+                {"queries": QUERY, "documents": DOCUMENTS},
+            ):
+                scored = requests.post(base + path, json={**body, "request_id": "mine"}, timeout=30).json()
+                assert [one["score"] for one in scored["data"]] == [score for _, score in sorted(ranked(DOCUMENTS))]
+                assert scored["id"] == "score-mine"
+
+
+def test_an_invocation_that_is_neither_is_refused(vllm_server: str) -> None:
+    refused = requests.post(f"{vllm_server}/invocations", json={"input": "a"}, timeout=30)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "query")
+
+
+def test_what_answers_a_get_answers_a_head(vllm_server: str) -> None:
+    for path in ("/health", "/ping", "/version", "/v1/models", "/metrics", "/load", "/tei/info", "/docs"):
+        head = requests.head(vllm_server + path, timeout=30)
+        assert (head.status_code, head.content) == (200, b""), path
+    assert requests.head(f"{vllm_server}/nowhere", timeout=30).status_code == 404
+    refused = requests.head(f"{vllm_server}/v1/rerank", timeout=30)
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "POST, PUT")
+
+
+def test_a_model_is_found_by_its_name(vllm_server: str) -> None:
+    listed = requests.get(f"{vllm_server}/v1/models", timeout=30).json()["data"]
+    assert [card["id"] for card in listed] == [MODEL, "short-name"]
+    for card in listed:
+        assert requests.get(f"{vllm_server}/v1/models/{card['id']}", timeout=30).json() == card
+    missing = requests.get(f"{vllm_server}/v1/models/another", timeout=30)
+    assert (missing.status_code, missing.json()["error"]["param"]) == (404, "model")

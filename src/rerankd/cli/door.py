@@ -54,7 +54,9 @@ class Door:
             found += _lines(Path(self.api_key_file))
         for key in found:
             if not key.strip():
-                raise DoorError(f"An API key is empty; give one with --api-key or {KEY_VARIABLE}, or give none.")
+                raise DoorError(
+                    f"An API key is empty; fill or unset --api-key, {KEY_VARIABLE} and VLLM_API_KEY, whichever is set."
+                )
             if not key.isascii():
                 raise DoorError("An API key has a character that is not ASCII; no HTTP header can carry it.")
         return tuple(key.strip() for key in found)
@@ -112,7 +114,7 @@ ApiKeys = Annotated[
     typer.Option("--api-key", metavar="KEY...", help="Keys that clients send as Bearer tokens. Also RERANKD_API_KEY."),
 ]
 ApiKeyFile = Annotated[str | None, typer.Option(help="A file of keys, one a line.")]
-ProtectAll = Annotated[bool, typer.Option("--protect-all", help="/health and /metrics want a key too.")]
+ProtectAll = Annotated[bool, typer.Option("--protect-all", help="Health probes and /metrics want a key too.")]
 Origins = Annotated[
     Any,
     typer.Option("--allowed-origins", parser=strings, metavar="JSON", help="Web pages that may call. [default: none]"),

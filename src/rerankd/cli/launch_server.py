@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -10,6 +11,7 @@ from rerankd.cli import door, options
 from rerankd.cli.options import DialectName, HubName, LogFormatName, LogLevel
 from rerankd.cli.sglang_flags import SGLANG
 from rerankd.cli.start import MEDIA_TIMEOUT, Launch, Media, TracesTo, start
+from rerankd.cli.variables import SGLANG_VARIABLES
 
 
 def launch_server(
@@ -136,5 +138,5 @@ def launch_server(
                 uds=uds,
             ),
         ),
-        list(SGLANG.judge(ctx.obj, model_path or "")),
+        [*SGLANG.judge(ctx.obj, model_path or ""), *SGLANG_VARIABLES.notes(os.environ)],
     )

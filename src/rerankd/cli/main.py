@@ -13,6 +13,7 @@ from rerankd.cli.options import peer_command
 from rerankd.cli.peer import UsageProblem
 from rerankd.cli.serve import serve
 from rerankd.cli.sglang_flags import SGLANG
+from rerankd.cli.variables import SGLANG_VARIABLES, VLLM_VARIABLES
 from rerankd.cli.vllm_flags import VLLM
 from rerankd.version import __version__
 
@@ -25,7 +26,7 @@ def main() -> None:
 def main_launch_server() -> None:
     """`python -m rerankd.launch_server ...`."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(cls=peer_command(SGLANG))(launch_server)
+    app.command(cls=peer_command(SGLANG, SGLANG_VARIABLES))(launch_server)
     _run(app)
 
 
@@ -40,7 +41,7 @@ def _rerankd() -> typer.Typer:
     ) -> None:
         """A rerank engine and server."""
 
-    app.command(cls=peer_command(VLLM))(serve)
+    app.command(cls=peer_command(VLLM, VLLM_VARIABLES))(serve)
     # Its own parser reads what follows: the tools are heavy to import, and seldom wanted.
     forwarded = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
     app.command(context_settings=forwarded)(bench)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from rerankd.cli.peer import Peer, Takes, sort_out
+from rerankd.cli.variables import Variables
 
 
 class HubName(str, Enum):
@@ -56,8 +58,11 @@ def _takes(param: Any) -> Takes:
     return "values" if (param.metavar or "").endswith("...") else "value"
 
 
-def peer_command(peer: Peer) -> type[TyperCommand]:
-    """A command that takes a peer's flags beside its own, and has them as `ctx.obj`, a list of `Given`."""
+def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
+    """A command that takes a peer's flags beside its own, and has them as `ctx.obj`, a list of `Given`.
+
+    What the peer's variables stand for, it takes as if the flag was given first.
+    """
 
     class PeerCommand(TyperCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -68,7 +73,7 @@ def peer_command(peer: Peer) -> type[TyperCommand]:
                 if flag.startswith("-")
             }
             args, ctx.obj = sort_out(args, own, peer)
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, [*variables.arguments(os.environ, args), *args])
 
     return PeerCommand
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from rerankd.cli import door, options
 from rerankd.cli.options import DialectName, HubName, LogFormatName, LogLevel
 from rerankd.cli.start import MEDIA_TIMEOUT, Launch, Media, TracesTo, start
+from rerankd.cli.variables import VLLM_VARIABLES
 from rerankd.cli.vllm_flags import VLLM
 
 
@@ -153,5 +155,5 @@ def serve(
                 uds=uds,
             ),
         ),
-        list(VLLM.judge(ctx.obj, chosen or "")),
+        [*VLLM.judge(ctx.obj, chosen or ""), *VLLM_VARIABLES.notes(os.environ)],
     )

@@ -14,7 +14,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rerankd.server.problems import Problem
 
-OPEN = frozenset({"/health", "/metrics"})
 UNAUTHORIZED = Problem(401, "An API key that this server knows is required, as in `Authorization: Bearer KEY`.")
 
 

@@ -66,8 +66,9 @@ async def answer(
     call: Call[Any] | None = None
     try:
         dialect, endpoint = _claiming(routed, {}, request)
-        sent = {} if endpoint.method == "GET" else await read_json(request, max_body)
-        dialect, endpoint = _claiming(routed, sent, request)
+        sent = await read_json(request, max_body) if endpoint.reads else {}
+        # A null is as good as nothing: clients that write out every field say no API's name with it.
+        dialect, endpoint = _claiming(routed, {name: one for name, one in sent.items() if one is not None}, request)
         call = endpoint.parse(checked(endpoint.body, sent), served)
         if call.id and not request.headers.get("x-request-id"):
             called.rename(call.id)
@@ -127,7 +128,9 @@ def json_response(content: object, status: int, headers: dict[str, str] | None =
 
 
 def _claiming(routed: Sequence[Routed], sent: Mapping[str, Any], request: Request) -> Routed:
-    return next((one for one in routed if one[0].claims(sent, request.headers)), routed[0])
+    dialect, _ = next((one for one in routed if one[0].claims(sent, request.headers)), routed[0])
+    own = [one for one in routed if one[0] is dialect]
+    return next((one for one in own if one[1].claims(sent)), own[0])
 
 
 async def _all(reranker: Answers, call: Call[Any]) -> list[RerankResult]:

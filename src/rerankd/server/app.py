@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette._utils import get_route_path
@@ -15,13 +16,15 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Match, Route
 
 from rerankd.core import EngineLoad
-from rerankd.server.access import OPEN, UNAUTHORIZED, Cors, KeyCheck
+from rerankd.server.access import UNAUTHORIZED, Cors, KeyCheck
 from rerankd.server.answer import Answers, Routed, answer, overloaded, refusal
 from rerankd.server.calls import Calls
 from rerankd.server.dialects import DIALECTS
-from rerankd.server.dialects.base import Dialect, Served
+from rerankd.server.dialects.base import Dialect, Endpoint, Served
+from rerankd.server.dialects.names import not_ours
 from rerankd.server.metrics import Metrics
 from rerankd.server.openapi import NO_KEY, Examples, answers, describe, json_body, refusal_of, responses
 from rerankd.server.problems import Problem
@@ -66,7 +69,7 @@ class Settings:
     max_body: the most bytes of a request's body
     docs: whether /docs and /openapi.json are there
     keys: those that open the server; empty for an open one
-    protect_all: whether /health and /metrics want a key too
+    protect_all: whether health probes and /metrics want a key too
     cors: what browsers are told, if anything
     root_path: what a proxy puts before every path
     max_calls: how many calls are answered at a time, more are refused; None for any number
@@ -121,22 +124,27 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
     served = Served(settings.names, reranker.info, reranker.tokenize, running, reranker.load, settings.max_calls)
     metrics = Metrics(served)
     own = DIALECTS[settings.dialect]
-    examples: dict[str, Examples] = {}
-    for path, routed in _routes(own).items():
+    # Those that need no key say so.
+    told: dict[str, Any] | None = None if settings.protect_all else dict(NO_KEY)
+    probes = {"/health", "/metrics"}
+    examples: dict[tuple[str, str], Examples] = {}
+    for (method, path), routed in _routes(own).items():
         dialect, endpoint = routed[0]
-        examples[path] = answers(routed, served)
+        if endpoint.probe:
+            probes.add(path)
+        examples[method, path] = answers(routed, served)
         handler = _handler(routed, reranker, served, settings.max_body)
         app.add_api_route(
             path,
-            running.counting(handler, routed) if endpoint.method == "POST" else handler,
-            methods=[endpoint.method],
+            running.counting(handler, routed) if endpoint.reads else handler,
+            methods=[method],
             summary=endpoint.summary,
             description=_spoken_here(routed),
             tags=[dialect.name if path.startswith(f"/{dialect.name}/") else "rerank"],
-            operation_id=path.strip("/").replace("/", "_"),
+            operation_id=_operation_id(method, path, endpoint),
             response_class=JSONResponse if endpoint.reply is not None else Response,
             responses=responses(routed),
-            openapi_extra=json_body(routed) if endpoint.method == "POST" else None,
+            openapi_extra=json_body(routed) if endpoint.reads else told if endpoint.probe else None,
         )
     bodies = {endpoint.body for dialect in DIALECTS.values() for endpoint in dialect.endpoints}
     describe(app, bodies, examples, bool(settings.keys))
@@ -144,18 +152,30 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
     created = int(time.time())
 
     locked: dict[int | str, dict[str, Any]] = {401: refusal_of([own], 401)}
-    # Those that need no key say so.
-    open = {"openapi_extra": NO_KEY} if not settings.protect_all else {"responses": locked}
+    open: dict[str, Any] = {"responses": locked} if settings.protect_all else {"openapi_extra": told}
+
+    def card(name: str) -> ModelCard:
+        info = served.info
+        return ModelCard(id=name, created=created, root=info.model, max_model_len=info.max_model_len)
 
     @app.get("/v1/models", tags=["server"], summary="The names that the model answers to", responses=locked)
     async def models() -> ModelList:
-        info = served.info
-        return ModelList(
-            data=[
-                ModelCard(id=name, created=created, root=info.model, max_model_len=info.max_model_len)
-                for name in served.names
-            ]
-        )
+        return ModelList(data=[card(name) for name in served.names])
+
+    missing: dict[str, Any] = {"description": "no model of that name", "model": own.error}
+
+    @app.get(
+        "/v1/models/{model:path}",
+        tags=["server"],
+        summary="One of the names that the model answers to",
+        response_model=ModelCard,
+        responses={**locked, 404: missing},
+    )
+    async def model(model: str, request: Request) -> ModelCard | Response:
+        if model in served.names:
+            return card(model)
+        request.state.called.dialect = own.name
+        return refusal(own, not_ours(model, served))
 
     @app.get("/health", tags=["server"], summary="200 while the server takes requests", response_class=Response, **open)
     async def health() -> Response:
@@ -178,15 +198,45 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
         wanted = f"{request.method} {request.url.path}"
         response = refusal(dialect, Problem(error.status_code, f"{wanted}: {error.detail}. See /docs."))
         response.headers.update(error.headers or {})
+        if error.status_code == 405:  # the error names the methods of one route, where a path may have several
+            response.headers["Allow"] = ", ".join(sorted(_methods(app, request)))
         return response
 
-    _guard(app, settings, own)
+    _answer_heads(app)
+    _guard(app, settings, own, frozenset(probes))
     # Added last, it comes first: it sees what the others refuse.
     app.add_middleware(Calls, metrics=metrics, traces=settings.traces)
     return app
 
 
-def _guard(app: FastAPI, settings: Settings, own: Dialect) -> None:
+def _answer_heads(app: FastAPI) -> None:
+    """Have whatever answers a GET answer a HEAD too (RFC 9110, 9.1); the HTTP server sends no body then."""
+    for route in list(app.routes):
+        if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
+            app.add_api_route(
+                route.path,
+                route.endpoint,
+                methods=["HEAD"],
+                response_model=route.response_model,
+                response_class=route.response_class,
+                include_in_schema=False,
+            )
+
+
+def _methods(app: FastAPI, request: Request) -> set[str]:
+    """The methods that the path of a call has."""
+    routes = [
+        route for route in app.routes if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE
+    ]
+    return {method for route in routes for method in route.methods or ()}
+
+
+def _operation_id(method: str, path: str, endpoint: Endpoint[Any]) -> str:
+    name = path.strip("/").replace("/", "_")
+    return name if method == endpoint.methods[0] else f"{name}_{method.lower()}"
+
+
+def _guard(app: FastAPI, settings: Settings, own: Dialect, probes: frozenset[str]) -> None:
     def refuse(request: Request) -> Response:
         dialect = _spoken(request, own)
         request.state.called.dialect = dialect.name
@@ -196,7 +246,7 @@ def _guard(app: FastAPI, settings: Settings, own: Dialect) -> None:
         app.add_middleware(
             KeyCheck,
             keys=settings.keys,
-            open=frozenset() if settings.protect_all else OPEN,
+            open=frozenset() if settings.protect_all else probes,
             refuse=refuse,
         )
     # Added after it, it comes before it: a browser asks what it may do without a key, and is told why it is refused.
@@ -257,18 +307,19 @@ def _handler(
 
 def _spoken_here(routed: Sequence[Routed]) -> str:
     """What /docs says below a route's summary."""
-    names = [dialect.name for dialect, _ in routed]
+    names = list(dict.fromkeys(dialect.name for dialect, _ in routed))
     if len(names) == 1:
         return f"In the words of {names[0]}, whatever the call holds."
     return f"In the words of {names[0]}, or where a field or a header says so, of {', '.join(names[1:])}."
 
 
-def _routes(own: Dialect) -> dict[str, list[Routed]]:
-    """What each path may mean: below a prefix that dialect's endpoint; at the root every dialect's, `own` first."""
-    routes: dict[str, list[Routed]] = {}
+def _routes(own: Dialect) -> dict[tuple[str, str], list[Routed]]:
+    """What each method and path may mean: below a prefix that dialect's endpoints; at the root all, `own` first."""
+    routes: dict[tuple[str, str], list[Routed]] = {}
     for dialect in sorted(DIALECTS.values(), key=lambda one: one is not own):
         for endpoint in dialect.endpoints:
-            for path in endpoint.paths:
-                routes.setdefault(path, []).append((dialect, endpoint))
-                routes[f"/{dialect.name}{path}"] = [(dialect, endpoint)]
+            for method in endpoint.methods:
+                for path in endpoint.paths:
+                    for place in (path, f"/{dialect.name}{path}"):
+                        routes.setdefault((method, place), []).append((dialect, endpoint))
     return routes

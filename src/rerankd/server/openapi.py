@@ -60,10 +60,12 @@ def json_body(routed: Sequence[Routed]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def describe(app: FastAPI, bodies: Iterable[type[BaseModel]], examples: Mapping[str, Examples], locked: bool) -> None:
+def describe(
+    app: FastAPI, bodies: Iterable[type[BaseModel]], examples: Mapping[tuple[str, str], Examples], locked: bool
+) -> None:
     """Have an app's OpenAPI document hold the schemas of `bodies`, and say whether calls want a key.
 
-    examples: of the answers of each path
+    examples: of the answers of each method and path
     """
     generate = app.openapi
 
@@ -72,8 +74,8 @@ def describe(app: FastAPI, bodies: Iterable[type[BaseModel]], examples: Mapping[
             document = generate()
             _, extra = models_json_schema([(body, "validation") for body in bodies], ref_template=SCHEMAS + "{model}")
             document["components"]["schemas"].update(extra["$defs"])
-            for path, answers in examples.items():
-                (operation,) = document["paths"][path].values()
+            for (method, path), answers in examples.items():
+                operation = document["paths"][path][method.lower()]
                 for status, values in answers.items():
                     # Only here: FastAPI leaves out what is null.
                     operation["responses"][str(status)]["content"]["application/json"]["examples"] = {
@@ -130,7 +132,7 @@ def _answers(endpoint: Endpoint[Any], served: Served) -> dict[str, object]:
     rendered: dict[str, object] = {}
     if endpoint.reply is None:
         return rendered
-    for title, body in endpoint.examples.items() if endpoint.method == "POST" else [("an answer", {})]:
+    for title, body in endpoint.examples.items() if endpoint.reads else [("an answer", {})]:
         try:
             call = endpoint.parse(endpoint.body.model_validate(body), served)
         except Problem:  # an example for models of another kind

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-PROBES = frozenset({"/health", "/metrics"})
+PROBES = frozenset({"/health", "/metrics", "/ping", "/ready"})
 """Asked for every few seconds, and of no interest."""
 
 

@@ -48,7 +48,7 @@ class Served:
 
 
 class Nothing(BaseModel):
-    """The body of a GET."""
+    """The body of an endpoint that reads none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +92,17 @@ class Call(Generic[Body]):
 class Endpoint(Generic[Body]):
     """One operation of an API. It parses and renders; it awaits nothing.
 
-    paths: below the dialect's prefix, and at the root where no dialect that goes first has them
-    body: the request's model, which allows fields of other names; of a GET, one without fields
+    paths: below the dialect's prefix, and at the root where no dialect that goes first has them; two endpoints of a
+        dialect may share one
+    body: the request's model, which allows fields of other names; `Nothing` where no body is read
     reply: the type of the answer, for the OpenAPI document
     parse: raises Problem and InvalidRequest
     render: the answer as JSON-ready data, from the call, its requests' results and the answer's id; None is an
         empty answer. A call that asks for nothing is rendered in a thread of its own.
+    methods: the HTTP methods that it answers; HEAD comes with GET
+    claims: whether a body is this endpoint's, where endpoints of its dialect share a path; the first of them has what
+        none claims
+    probe: whether it says only that the server is well, which needs no key
     id_prefix: what the ids of answers begin with
     examples: bodies that it answers, by what they show
     """
@@ -108,9 +113,16 @@ class Endpoint(Generic[Body]):
     reply: Any
     parse: Callable[[Body, Served], Call[Body]]
     render: Callable[[Call[Body], Sequence[Any], str, Served], object]
-    method: str = "POST"
+    methods: tuple[str, ...] = ("POST",)
+    claims: Callable[[Mapping[str, Any]], bool] = lambda sent: False
+    probe: bool = False
     id_prefix: str = "rerank-"
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> bool:
+        """Whether it reads a body."""
+        return self.body is not Nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from rerankd.core import Content, Image, Part, Text, Video, text_content
 
@@ -18,9 +20,32 @@ AT_LEAST_ONE: dict[str, Any] = {"minItems": 1}
 
 
 class Open(BaseModel):
-    """A model that keeps fields it does not know, so that they can be reported."""
+    """A model that keeps fields it does not know, so that they can be reported, and takes null for a default."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_nulls_out(cls, sent: Any) -> Any:
+        """Clients that write out every field say null where they mean nothing."""
+        if not isinstance(sent, dict):
+            return sent
+        required = {name for name, field in cls.model_fields.items() if field.is_required()}
+        return {name: value for name, value in sent.items() if value is not None or name in required}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        described = handler(schema)
+        model = handler.resolve_ref_schema(described)
+        for name, field in model.get("properties", {}).items():
+            if name not in model.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
+                kept = {
+                    word: field.pop(word) for word in ("title", "description", "default", "examples") if word in field
+                }
+                wanted = dict(field)
+                field.clear()
+                field.update(anyOf=[wanted, {"type": "null"}], **kept)
+        return described
 
     def unknown(self) -> list[str]:
         """The names of the fields it does not know."""

@@ -187,7 +187,7 @@ INFINITY = Dialect(
             reply=InfinityModels,
             parse=lambda body, served: Call(body, ()),
             render=_models,
-            method="GET",
+            methods=("GET",),
         ),
     ),
     error=InfinityError | InfinityValidationError,

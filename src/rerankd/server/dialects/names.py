@@ -9,8 +9,13 @@ from rerankd.server.problems import Problem
 def only_ours(model: str | None, served: Served) -> None:
     """Raises a 404 Problem for a model that is not served."""
     if model and model not in served.names:
-        names = ", ".join(f"`{name}`" for name in served.names)
-        raise Problem(404, f"The model `{model}` does not exist. This server has {names}.", "model")
+        raise not_ours(model, served)
+
+
+def not_ours(model: str, served: Served) -> Problem:
+    """What is said of a model that is not served."""
+    names = ", ".join(f"`{name}`" for name in served.names)
+    return Problem(404, f"The model `{model}` does not exist. This server has {names}.", "model")
 
 
 def ignored_model(model: str | None, served: Served) -> list[str]:

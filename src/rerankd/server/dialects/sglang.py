@@ -14,7 +14,7 @@ from rerankd.server.dialects.chunks import MayCarryChunk
 from rerankd.server.dialects.contents import AT_LEAST_ONE, ContentBody, from_content
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.rerank import RerankBody
-from rerankd.server.dialects.sglang_tools import HEALTH_GENERATE, MODEL_INFO, SCORE
+from rerankd.server.dialects.sglang_tools import HEALTH_GENERATE, MODEL_INFO, READY, SCORE, SERVER_INFO
 from rerankd.server.problems import Problem
 
 
@@ -95,6 +95,7 @@ SGLANG = Dialect(
     endpoints=(
         Endpoint(
             paths=("/v1/rerank", "/rerank"),
+            methods=("POST", "PUT"),
             summary="Rank documents by their relevance to a query (SGLang)",
             body=SglangRerankBody,
             reply=list[SglangResult],
@@ -117,7 +118,9 @@ SGLANG = Dialect(
         ),
         SCORE,
         MODEL_INFO,
+        SERVER_INFO,
         HEALTH_GENERATE,
+        READY,
     ),
     error=SglangError,
     render_error=_render_error,

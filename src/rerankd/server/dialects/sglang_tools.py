@@ -15,6 +15,7 @@ from rerankd.server.dialects.base import Call, Endpoint, Nothing, Served
 from rerankd.server.dialects.contents import Open, by_type
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.problems import Problem
+from rerankd.version import __version__
 
 TextOrIds: TypeAlias = Annotated[
     Annotated[str, Tag("<string>")] | Annotated[list[int], Tag("<ids>")],
@@ -108,6 +109,21 @@ class SglangModelInfo(BaseModel):
     has_image_understanding: bool
 
 
+class SglangServerInfo(BaseModel):
+    """How it is served, in the words of SGLang's flags."""
+
+    model_path: str
+    tokenizer_path: str
+    served_model_name: str
+    device: str
+    dtype: str
+    quantization: str | None
+    context_length: int
+    is_embedding: bool
+    max_queued_requests: int | None
+    version: str
+
+
 def _parse(body: SglangScoreBody, served: Served) -> Call[SglangScoreBody]:
     # As SGLang has it, no items are no error.
     asked = LabelRequest(body.prompts(), Labels(tuple(body.label_token_ids), body.apply_softmax))
@@ -139,6 +155,22 @@ def _model_info(call: Call[Any], results: Sequence[RerankResult], id: str, serve
     }
 
 
+def _server_info(call: Call[Any], results: Sequence[RerankResult], id: str, served: Served) -> object:
+    info = served.info
+    return {
+        "model_path": info.model,
+        "tokenizer_path": info.model,
+        "served_model_name": served.names[0],
+        "device": info.device,
+        "dtype": info.dtype,
+        "quantization": info.quantization,
+        "context_length": info.max_model_len,
+        "is_embedding": info.family != "decoder",
+        "max_queued_requests": served.max_calls,
+        "version": __version__,
+    }
+
+
 SCORE = Endpoint(
     paths=("/v1/score",),
     summary="Probabilities of tokens as a decoder's next one (SGLang)",
@@ -162,7 +194,7 @@ MODEL_INFO = Endpoint(
     reply=SglangModelInfo,
     parse=lambda body, served: Call(body, ()),
     render=_model_info,
-    method="GET",
+    methods=("GET",),
 )
 HEALTH_GENERATE = Endpoint(
     paths=("/health_generate",),
@@ -171,5 +203,25 @@ HEALTH_GENERATE = Endpoint(
     reply=None,
     parse=lambda body, served: Call(body, (RerankRequest(text_content("alive"), (text_content("yes"),)),)),
     render=lambda call, results, id, served: None,
-    method="GET",
+    methods=("GET",),
+    probe=True,
+)
+READY = Endpoint(
+    paths=("/ready",),
+    summary="200 while the server takes requests (SGLang)",
+    body=Nothing,
+    reply=None,
+    parse=lambda body, served: Call(body, ()),
+    render=lambda call, results, id, served: None,
+    methods=("GET",),
+    probe=True,
+)
+SERVER_INFO = Endpoint(
+    paths=("/get_server_info", "/server_info"),
+    summary="How the model is served (SGLang)",
+    body=Nothing,
+    reply=SglangServerInfo,
+    parse=lambda body, served: Call(body, ()),
+    render=_server_info,
+    methods=("GET",),
 )

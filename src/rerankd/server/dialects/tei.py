@@ -32,6 +32,9 @@ class TeiBody(Open):
     truncate: bool | None = Field(
         None, description="false makes a text that does not fit an error; else it is cut, and the answer says so."
     )
+    top_n: int | None = Field(
+        None, ge=1, description="the most ranks, as llama.cpp has it; none for all of them.", examples=[None]
+    )
     truncation_direction: Literal["Left", "left", "Right", "right"] = Field(
         "Right", description="`Right` for a text that does not fit to lose its end, `Left` for its beginning."
     )
@@ -99,7 +102,7 @@ def _parse(body: TeiBody, served: Served) -> Call[TeiBody]:
         body,
         text_content(body.query),
         [text_content(text) for text in body.texts],
-        None,
+        body.top_n,
         words={"documents": "texts"},
         truncation=Truncation(
             allowed=body.truncate is not False, side="left" if body.truncation_direction.lower() == "left" else "right"
@@ -181,7 +184,7 @@ TEI = Dialect(
             reply=TeiInfo,
             parse=lambda body, served: Call(body, ()),
             render=_info,
-            method="GET",
+            methods=("GET",),
         ),
     ),
     error=TeiError,

@@ -15,7 +15,7 @@ from rerankd.server.dialects.contents import AT_LEAST_ONE, from_content
 from rerankd.server.dialects.names import only_ours
 from rerankd.server.dialects.rerank import RerankBody
 from rerankd.server.dialects.vllm_common import Documents, VllmOptions, VllmUsage, as_list, no_use_for
-from rerankd.server.dialects.vllm_score import SCORE
+from rerankd.server.dialects.vllm_score import SCORE, TEXTS
 from rerankd.server.dialects.vllm_tools import LOAD, PING, TOKENIZE, VERSION
 from rerankd.server.problems import Problem
 
@@ -126,7 +126,7 @@ VLLM = Dialect(
     name="vllm",
     endpoints=(
         Endpoint(
-            paths=("/rerank", "/v1/rerank", "/v2/rerank"),
+            paths=("/rerank", "/v1/rerank", "/v2/rerank", "/invocations"),
             summary="Rank documents by their relevance to a query (vLLM)",
             body=VllmRerankBody,
             reply=VllmRerankReply,
@@ -160,5 +160,5 @@ VLLM = Dialect(
     error=VllmError,
     render_error=_render_error,
     errors={**ERRORS, 404: "no model of that name"},
-    claims=lambda sent, headers: bool(sent.keys() & {"text_1", "text_2", "data_1", "data_2", "queries"}),
+    claims=lambda sent, headers: bool(sent.keys() & TEXTS),
 )

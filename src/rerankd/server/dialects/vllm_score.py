@@ -17,6 +17,8 @@ from rerankd.server.dialects.vllm_common import Documents, VllmOptions, VllmUsag
 from rerankd.server.problems import Problem
 
 FORMS = (("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"), ("queries", "items"))
+TEXTS = frozenset({"text_1", "text_2", "data_1", "data_2", "queries"})
+"""What no other body has."""
 
 
 class VllmScoreBody(ScoringBody, VllmOptions):
@@ -133,7 +135,8 @@ def _render(call: Call[VllmScoreBody], results: Sequence[RerankResult], id: str,
 
 
 SCORE = Endpoint(
-    paths=("/score", "/v1/score"),
+    paths=("/score", "/v1/score", "/invocations"),
+    claims=lambda sent: "query" not in sent and bool(sent.keys() & TEXTS),
     summary="Score pairs of texts: one by one, or one against many (vLLM)",
     body=VllmScoreBody,
     reply=VllmScoreReply,

@@ -79,7 +79,7 @@ VERSION = Endpoint(
     reply=VllmVersion,
     parse=_nothing,
     render=lambda call, results, id, served: {"version": __version__},
-    method="GET",
+    methods=("GET",),
 )
 PING = Endpoint(
     paths=("/ping",),
@@ -88,7 +88,8 @@ PING = Endpoint(
     reply=None,
     parse=_nothing,
     render=lambda call, results, id, served: None,
-    method="GET",
+    methods=("GET", "POST"),
+    probe=True,
 )
 LOAD = Endpoint(
     paths=("/load",),
@@ -97,5 +98,5 @@ LOAD = Endpoint(
     reply=VllmLoad,
     parse=_nothing,
     render=lambda call, results, id, served: {"server_load": served.running()},
-    method="GET",
+    methods=("GET",),
 )
