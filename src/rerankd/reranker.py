@@ -41,7 +41,7 @@ from rerankd.engine.device import place, settle
 from rerankd.engine.engine import Engine
 from rerankd.labels import Labelling, SubmittedLabels
 from rerankd.models.base import LanguageModel
-from rerankd.models.config import read_config
+from rerankd.models.config import Config, read_config
 from rerankd.models.hub import resolve
 from rerankd.models.registry import find_architecture
 from rerankd.models.weights import Checkpoint, Weights
@@ -110,7 +110,7 @@ class Reranker:
         weights.finish()
         settle()
         self._activation = loaded.activation
-        self._media = _media_loader(folder, chosen) if architecture.sees else None
+        self._media = _media_loader(folder, config, chosen) if architecture.sees else None
         self._engine = Engine(
             loaded, architecture.family, placement.runtime.device, chosen.max_batch_tokens or placement.batch_tokens
         )
@@ -346,13 +346,22 @@ class Reranker:
         )
 
 
-def _media_loader(folder: Path, options: LoadOptions) -> MediaLoader:
+def _media_loader(folder: Path, config: Config, options: LoadOptions) -> MediaLoader:
     # Imported here, since it brings decoders that a text model has no use for.
     from rerankd.media.loader import MediaLoader
     from rerankd.media.visual import VisionFormat
 
+    form = VisionFormat.from_folder(folder)
+    vision = config.section("vision_config")
+    for key, size, default in (
+        ("patch_size", form.patch_size, 16),
+        ("temporal_patch_size", form.temporal_patch_size, 2),
+        ("spatial_merge_size", form.merge_size, 2),
+    ):
+        if vision.size(key, default) != size:
+            raise vision.wrong(key, f"must be the image processor's own ({size})")
     return MediaLoader(
-        VisionFormat.from_folder(folder),
+        form,
         sizing=options.media_sizing,
         limits=options.media_limits,
         access=options.media_access,

@@ -121,7 +121,6 @@ def test_a_port_in_use_is_one_line(bert_checkpoint: Path) -> None:
 def test_what_is_wrong_with_a_model_is_one_line(bert_checkpoint: Path, tmp_path: Path) -> None:
     assert "/no/such/folder" in one_line(run(*SERVE, "/no/such/folder", "--port", "0"))
     assert "config.json" in one_line(run(*SERVE, str(tmp_path), "--port", "0"))
-    assert "float16" in one_line(run(*SERVE, str(bert_checkpoint), "--port", "0", "--dtype", "half", "--device", "cpu"))
     line = one_line(
         run(*LAUNCH_SERVER, "--model-path", str(bert_checkpoint), "--port", "0", "--chat-template", "x.jinja")
     )
@@ -139,3 +138,12 @@ def test_a_typo_is_one_line() -> None:
     done = run(*SERVE, "--max-modle-len", "3")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "rerankd: error: There is no flag --max-modle-len; did you mean --max-model-len?\n"
+
+
+def test_a_half_that_a_cpu_is_slow_at_is_what_auto_takes(bert_checkpoint: Path) -> None:
+    with launched(SERVE, str(bert_checkpoint), "--dtype", "half", "--device", "cpu") as server:
+        (said,) = [line for line in server.said.splitlines() if " float16 is slow" in line]
+        assert said.startswith("WARNING:")
+        taken = re.search(r"computing in (\w+)", said)
+        assert taken
+        assert f"device=cpu dtype={taken[1]}" in server.said

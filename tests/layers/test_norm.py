@@ -10,7 +10,7 @@ from torch import Tensor
 from rerankd.engine.device import place
 from rerankd.layers.native import Kernels
 from rerankd.layers.norm import LayerNorm, RMSNorm, States
-from rerankd.layers.rotary import Rotary, Rotation, rotate
+from rerankd.layers.rotary import Rope, Rotary, Rotation, rotate
 from rerankd.layers.rows import Rows, columns, plain
 from tests.layers.test_rows import in_strips
 
@@ -52,7 +52,7 @@ def test_norm_and_rotation_of_heads(heads: int, head_dim: int, strips: bool) -> 
     rows, width = 37, heads * head_dim
     product = random(rows, 2 * width).bfloat16()
     weight = (random(head_dim, seed=1) + 2).bfloat16()
-    rotation = Rotary(head_dim, 1e4, torch.device("cpu"), torch.bfloat16)(torch.arange(rows) * 7)
+    rotation = Rotary(Rope(1e4), head_dim, torch.device("cpu"), torch.bfloat16)(torch.arange(rows) * 7)
     sides: Rows = in_strips(product) if strips else product
     norm = RMSNorm(weight, 1e-6, KERNELS)
     for own in (slice(width), slice(width, 2 * width)):

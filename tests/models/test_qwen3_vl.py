@@ -21,6 +21,7 @@ from rerankd.models.registry import find_architecture
 from rerankd.models.weights import Checkpoint, Weights
 
 IMAGE, VIDEO, START, END = 151655, 151656, 151652, 151653
+TOKENS = {"no": 2152, "yes": 9693, "<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO}
 TIME = [27, 16, 13, 15, 6486, 29]  # some text before each pair of frames
 
 
@@ -70,7 +71,7 @@ def load(folder: Path, budget: int) -> Engine:
     config = read_config(folder, {})
     _, architecture = find_architecture(config)
     weights = Weights(Checkpoint(folder), runtime)
-    model = architecture.load(config, weights, {"no": 2152, "yes": 9693}.__getitem__)
+    model = architecture.load(config, weights, TOKENS.__getitem__)
     weights.finish()
     return Engine(model, architecture.family, runtime.device, budget)
 

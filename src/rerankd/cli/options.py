@@ -121,10 +121,10 @@ def json_object(text: str) -> dict[str, Any]:
     """A JSON object."""
     try:
         value = json.loads(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise typer.BadParameter(f"{text!r:.200} is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise typer.BadParameter(f"{text!r} is not a JSON object")
+        raise typer.BadParameter(f"{text!r:.200} is not a JSON object")
     return value
 
 

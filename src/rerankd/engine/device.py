@@ -56,10 +56,11 @@ def place(device: str = "auto", dtype: str = "auto", quantization: str | None = 
     """Choose where and how to run.
 
     device: "auto" (the accelerator that torch finds, else the CPU), or a type of DEVICES, with an index or not
-    dtype: "auto" (bfloat16 on an accelerator or a processor with AVX512-BF16 or AMX, else float32) or a name
+    dtype: "auto" (bfloat16 on an accelerator or a processor with AVX512-BF16 or AMX, else float32) or a name. float16
+        on a CPU stands for "auto": processors multiply it many times slower, and it overflows where bfloat16 does not
     quantization: "int8" for linear maps in 8 bits, on a CPU with VNNI; None for `dtype`
 
-    Raises ModelError for what the machine does not have, and for float16 on a CPU.
+    Raises ModelError for what the machine does not have.
     """
     chosen = _device(device)
     on_cpu = chosen.type == "cpu"
@@ -151,10 +152,12 @@ def _dtype(name: str, on_cpu: bool) -> torch.dtype:
     if name not in DTYPES:
         raise ModelError(f"The dtype {name!r} is unknown; choose auto, {', '.join(DTYPES)}.")
     if name == "float16" and on_cpu:
-        raise ModelError(
-            "float16 on a CPU is refused: processors multiply it many times slower than bfloat16 or float32, "
-            "and it overflows where bfloat16 does not. Use --dtype auto, bfloat16 or float32."
+        chosen = _dtype("auto", on_cpu)
+        log.warning(
+            "float16 is slow on a CPU: computing in %s in its place, as --dtype auto does.",
+            str(chosen).removeprefix("torch."),
         )
+        return chosen
     return DTYPES[name]
 
 

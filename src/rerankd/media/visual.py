@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _IMAGE_CONFIG = "preprocessor_config.json"
 _VIDEO_CONFIG = "video_preprocessor_config.json"
 _BOTH_CONFIG = "processor_config.json"
+_MOST = 4096
+"""No patch has a longer side, and no sample is shifted or scaled by more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,8 @@ class VisionFormat:
         Raises ModelError where they are missing, unreadable, incomplete, or differ between image and video.
         """
         both = _read(folder / _BOTH_CONFIG)
-        image = _read(folder / _IMAGE_CONFIG) or both.get("image_processor", {})
-        video = _read(folder / _VIDEO_CONFIG) or both.get("video_processor", {})
+        image = _read(folder / _IMAGE_CONFIG) or _section(both, "image_processor", folder)
+        video = _read(folder / _VIDEO_CONFIG) or _section(both, "video_processor", folder)
         if not image:
             raise ModelError(f"{folder} has no {_IMAGE_CONFIG}, which says how its vision tower wants pictures")
         form = cls._from_config(image, folder)
@@ -61,19 +63,36 @@ class VisionFormat:
 
     @classmethod
     def _from_config(cls, config: dict[str, Any], folder: Path) -> VisionFormat:
-        try:
-            red, green, blue = (float(value) for value in config["image_mean"])
-            red_std, green_std, blue_std = (float(value) for value in config["image_std"])
-            return cls(
-                patch_size=int(config["patch_size"]),
-                temporal_patch_size=int(config["temporal_patch_size"]),
-                merge_size=int(config["merge_size"]),
-                mean=(red, green, blue),
-                std=(red_std, green_std, blue_std),
-                rescale=float(config.get("rescale_factor", 1 / 255)),
+        def wrong(name: str, rule: str) -> ModelError:
+            return ModelError(
+                f"the image processor's configuration in {folder} is incomplete: `{name}` must be {rule}, "
+                f"not {config.get(name)!r:.60}"
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"the image processor's configuration in {folder} is incomplete ({error!r})") from error
+
+        def size(name: str) -> int:
+            value = config.get(name)
+            if type(value) is not int or not 1 <= value <= _MOST:
+                raise wrong(name, f"a whole number from 1 to {_MOST}")
+            return value
+
+        def colours(name: str, least: float) -> tuple[float, float, float]:
+            value = config.get(name)
+            if not isinstance(value, list) or len(value) != 3 or not all(_is_number(one, least) for one in value):
+                raise wrong(name, f"three numbers, at least {least}")
+            red, green, blue = map(float, value)
+            return red, green, blue
+
+        rescale = config.get("rescale_factor", 1 / 255)
+        if not _is_number(rescale, 1e-6):
+            raise wrong("rescale_factor", "a number more than 0")
+        return cls(
+            patch_size=size("patch_size"),
+            temporal_patch_size=size("temporal_patch_size"),
+            merge_size=size("merge_size"),
+            mean=colours("image_mean", -10.0),
+            std=colours("image_std", 1e-6),
+            rescale=float(rescale),
+        )
 
     def lookup(self) -> npt.NDArray[np.float32]:
         """The model's value for each 8-bit sample, float32 [3, 256].
@@ -163,8 +182,20 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} is not a JSON object")
     return content
+
+
+def _section(config: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    value = config.get(name, {})
+    if not isinstance(value, dict):
+        raise ModelError(f"`{name}` in {folder / _BOTH_CONFIG} must be an object, not {value!r:.60}")
+    return value
+
+
+def _is_number(value: object, least: float) -> bool:
+    """Whether a JSON value is a number that a sample may be shifted or scaled by."""
+    return type(value) in (int, float) and least <= value <= _MOST  # type: ignore[operator]

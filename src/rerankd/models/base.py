@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from rerankd.core import ModelError, PackedBatch
-from rerankd.models.config import Config
+from rerankd.models.config import Config, shown
+from rerankd.models.modules import SETTINGS, read_activation
 
 if TYPE_CHECKING:
     from rerankd.models.vocabulary import VocabularyHead
@@ -55,32 +58,75 @@ def score_rows(logits: Tensor) -> Tensor:
     return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
 
 
+GENERIC = re.compile(r"LABEL_\d+")
+NOT_RELEVANT = {"irrelevant", "notrelevant", "nonrelevant", "unrelated", "no", "false", "0", "nomatch"}
+RELEVANT = {"relevant", "relevance", "related", "yes", "true", "1", "match"}
+PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
+
+
 def label_count(config: Config) -> int:
-    """Labels of a classification head: 1 or 2; anything else does not score relevance."""
-    if config.num_labels not in (1, 2):
+    """Labels of a classification head: 1, or 2 of which the second means relevant; no other head scores relevance."""
+    count = config.num_labels
+    if count not in (1, 2):
         raise ModelError(
-            f"{config.source} describes a classifier of {config.num_labels} labels; a reranker has 1 "
+            f"{config.source} describes a classifier of {count} labels (`id2label`, `num_labels`); a reranker has 1 "
             "(relevance) or 2 (irrelevant, relevant)."
         )
-    return config.num_labels
+    config.require("problem_type", *PROBLEM_TYPES)
+    if count == 2:
+        _expect_relevance(config)
+    return count
 
 
-def declared_activation(config: Config) -> Activation:
+def _expect_relevance(config: Config) -> None:
+    """Refuse two labels that are no answer to whether a document is relevant, such as those of a sentiment."""
+    if config.entries.get("problem_type") == "multi_label_classification":
+        raise ModelError(
+            f"{config.source}: `problem_type` is multi_label_classification, whose 2 labels score two things; a "
+            "reranker has 1 label, or 2 of which one holds."
+        )
+    names = config.label_names
+    if names is None or all(GENERIC.fullmatch(name) for name in names):
+        return
+    first, second = (re.sub(r"[\W_]", "", name).lower() for name in names)
+    if first not in NOT_RELEVANT or second not in RELEVANT:
+        raise ModelError(
+            f"{config.source}: `id2label` names {shown(names[0])} and {shown(names[1])}, which are no scale of "
+            "relevance. If the second one means relevant, say so: --hf-overrides "
+            """'{"id2label": {"0": "irrelevant", "1": "relevant"}}'."""
+        )
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "torch.nn.modules.linear.Identity": "identity",
+    "torch.nn.Identity": "identity",
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.Sigmoid": "sigmoid",
+}
+
+
+def declared_activation(config: Config, labels: int) -> Activation:
     """The activation that a cross-encoder's authors declare for sentence-transformers, else sigmoid.
 
-    `cross-encoder/ms-marco-*` checkpoints declare Identity: their published scores are logits.
+    `cross-encoder/ms-marco-*` checkpoints declare Identity: their published scores are logits. It is declared beside
+    config.json, which comes first, or in it. Of two labels the second one's share is the score, whatever is declared.
     """
     section = config.entries.get("sentence_transformers")
-    name = (section or {}).get("activation_fn") or config.entries.get("sbert_ce_default_activation_function")
-    if label_count(config) == 2 or not name:
+    if section is not None and not isinstance(section, Mapping):
+        raise config.wrong("sentence_transformers", "must be an object")
+    declared = (
+        read_activation(Path(config.source).parent)
+        or (section or {}).get("activation_fn")
+        or config.entries.get("sbert_ce_default_activation_function")
+    )
+    if declared is None or labels == 2:
         return "sigmoid"
-    match str(name).rsplit(".", 1)[-1]:
-        case "Identity":
-            return "identity"
-        case "Sigmoid":
-            return "sigmoid"
-        case other:
-            raise ModelError(f"{config.source} declares the activation {other}; Sigmoid and Identity are known.")
+    if not isinstance(declared, str) or declared not in ACTIVATIONS:
+        raise ModelError(
+            f"{config.source} (or {SETTINGS} beside it) declares the activation {shown(declared)} "
+            "(`activation_fn`, `sbert_ce_default_activation_function`); torch's Sigmoid and Identity are supported."
+        )
+    return ACTIVATIONS[declared]
 
 
 def last_tokens(batch: PackedBatch) -> Tensor:

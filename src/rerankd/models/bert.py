@@ -18,7 +18,7 @@ from rerankd.layers.encoder import EncoderLayer
 from rerankd.layers.linear import Nonlinearity
 from rerankd.layers.norm import States
 from rerankd.models.base import TokenIds, declared_activation, label_count, score_rows
-from rerankd.models.config import Config
+from rerankd.models.config import Config, shown
 from rerankd.models.weights import Weights
 
 GELU: dict[str, Nonlinearity] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -30,16 +30,26 @@ class Encoder:
     def __init__(self, config: Config, weights: Weights, position_offset: int = 0) -> None:
         config.require("position_embedding_type", "absolute", None)
         config.require("is_decoder", False, None)
-        hidden, mlp = config.get("hidden_size", int), config.get("intermediate_size", int)
-        eps = config.get("layer_norm_eps", float, 1e-12)
+        hidden, mlp = config.size("hidden_size"), config.size("intermediate_size")
+        eps = config.epsilon("layer_norm_eps", 1e-12)
         activation = config.get("hidden_act", str, "gelu")
         if activation not in GELU:
-            raise ModelError(f"{config.source}: `hidden_act` is {activation!r}; known are {', '.join(GELU)}.")
+            raise ModelError(f"{config.source}: `hidden_act` is {shown(activation)}; known are {', '.join(GELU)}.")
+        heads, layers = config.size("num_attention_heads"), config.size("num_hidden_layers")
+        words, types = config.size("vocab_size"), config.size("type_vocab_size", 2)
+        most = config.size("max_position_embeddings")
+        if hidden % heads:
+            raise config.wrong("num_attention_heads", f"must divide `hidden_size` ({hidden})")
+        weights.expect_size(config, "hidden_size", hidden, "embeddings.word_embeddings.weight", axis=1)
+        weights.expect_size(config, "vocab_size", words, "embeddings.word_embeddings.weight")
+        weights.expect_size(config, "type_vocab_size", types, "embeddings.token_type_embeddings.weight")
+        weights.expect_size(config, "max_position_embeddings", most, "embeddings.position_embeddings.weight")
+        weights.expect_size(config, "intermediate_size", mlp, "encoder.layer.0.intermediate.dense.weight")
+        weights.expect_count(config, "num_hidden_layers", layers, "encoder.layer")
         embeddings = weights.scope("embeddings")
-        types = config.get("type_vocab_size", int, 2)
-        positions = embeddings.tensor("position_embeddings.weight", config.get("max_position_embeddings", int), hidden)
+        positions = embeddings.tensor("position_embeddings.weight", most, hidden)
         self.embeddings = Embeddings(
-            words=embeddings.tensor("word_embeddings.weight", config.get("vocab_size", int), hidden),
+            words=embeddings.tensor("word_embeddings.weight", words, hidden),
             positions=positions[position_offset:],
             types=embeddings.tensor("token_type_embeddings.weight", types, hidden),
             norm=embeddings.layer_norm("LayerNorm", hidden, eps, torch.float32),
@@ -48,7 +58,7 @@ class Encoder:
         self.mlp = mlp
         self.runtime = weights.runtime
         self.layers = []
-        for i in range(config.get("num_hidden_layers", int)):
+        for i in range(layers):
             layer = weights.scope(f"encoder.layer.{i}")
             attention = layer.scope("attention")
             own = attention.scope("self")
@@ -58,7 +68,7 @@ class Encoder:
             self.layers.append(
                 EncoderLayer(
                     runtime=weights.runtime,
-                    heads=config.get("num_attention_heads", int),
+                    heads=heads,
                     query=own.linear("query", inputs=hidden, outputs=hidden, bias=True, exact=first),
                     key_value=own.linear(
                         "key", "value", inputs=hidden, outputs=(hidden, hidden), bias=True, exact=True
@@ -127,14 +137,15 @@ class BertCrossEncoder:
     """`BertForSequenceClassification`: tanh pooler on `[CLS]`, then the classifier."""
 
     def __init__(self, config: Config, weights: Weights, token_id: TokenIds) -> None:
-        hidden = config.get("hidden_size", int)
+        hidden, labels = config.size("hidden_size"), label_count(config)
         bert = weights.scope("bert")
-        self.activation = declared_activation(config)
+        self.activation = declared_activation(config, labels)
+        weights.expect_size(config, "num_labels", labels, "classifier.weight")
         self.encoder = Encoder(config, bert)
         self.pooler = bert.tensor("pooler.dense.weight", hidden, hidden, dtype=torch.float32)
         self.pooler_bias = bert.tensor("pooler.dense.bias", hidden, dtype=torch.float32)
-        self.classifier = weights.tensor("classifier.weight", label_count(config), hidden, dtype=torch.float32)
-        self.classifier_bias = weights.tensor("classifier.bias", label_count(config), dtype=torch.float32)
+        self.classifier = weights.tensor("classifier.weight", labels, hidden, dtype=torch.float32)
+        self.classifier_bias = weights.tensor("classifier.bias", labels, dtype=torch.float32)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         pooled = F.linear(self.encoder.first_states(batch), self.pooler, self.pooler_bias).tanh()

@@ -7,20 +7,18 @@ Reference: Reimers and Gurevych, 2019, and sentence-transformers' `modules.json`
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rerankd.core import ModelError, PackedBatch, Span
+from rerankd.core import PackedBatch, Span
 from rerankd.models.base import Activation, TokenIds
 from rerankd.models.bert import Encoder
-from rerankd.models.config import Config, read_json, read_json_list
+from rerankd.models.config import Config
+from rerankd.models.modules import read_pooling
 from rerankd.models.weights import Weights
 from rerankd.models.xlm_roberta import position_offset
-
-Pooling = Literal["mean", "cls"]
 
 
 class BiEncoder:
@@ -31,9 +29,9 @@ class BiEncoder:
 
     activation: Activation = "identity"
 
-    def __init__(self, config: Config, weights: Weights, token_id: TokenIds) -> None:
+    def __init__(self, config: Config, weights: Weights, token_id: TokenIds, *, roberta: bool = False) -> None:
+        """roberta: whether positions begin behind the padding id, as in `XLMRobertaModel`"""
         self.pooling = read_pooling(Path(config.source).parent)
-        roberta = config.entries.get("model_type") in ("xlm-roberta", "roberta")
         scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "roberta" if roberta else "bert")
         self.encoder = Encoder(config, scope, position_offset(config) if roberta else 0)
 
@@ -52,22 +50,3 @@ class BiEncoder:
         owner = torch.repeat_interleave(torch.arange(len(spans), device=states.device), lengths)
         sums = torch.zeros(len(spans), states.shape[1], device=states.device)
         return sums.index_add_(0, owner, states) / lengths[:, None]
-
-
-def read_pooling(folder: Path) -> Pooling:
-    """How the folder's `modules.json` pools; ModelError for modules that would change the score and are unknown."""
-    modules = read_json_list(folder / "modules.json")
-    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise ModelError(
-            f"{folder / 'modules.json'} lists {', '.join(kinds)}; supported are Transformer, Pooling and Normalize."
-        )
-    pooling = read_json(folder / str(modules[1].get("path", "")) / "config.json")
-    modes = [key.removeprefix("pooling_mode_") for key, value in pooling.items() if value is True and "mode" in key]
-    mode = pooling.get("pooling_mode") or "+".join(modes)
-    match str(mode).removesuffix("_tokens").removesuffix("_token"):
-        case "mean":
-            return "mean"
-        case "cls":
-            return "cls"
-    raise ModelError(f"{folder} pools by {mode!r}; supported are mean and CLS pooling.")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
+
+from rerankd.core import ModelError
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -31,3 +33,11 @@ def needed_files(files: Sequence[str]) -> list[str]:
         for name in wanted
         if name not in unused and not any(fnmatch.fnmatch(name, pattern) for pattern in UNUSED_FILES)
     ]
+
+
+def inside(folder: Path, name: str, named_by: Path) -> Path:
+    """The path of what `named_by` names in `folder`. ModelError for a name that leads out of it."""
+    path = PurePath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ModelError(f"{named_by} names {name!r}, which lies outside of {folder}; no such file is read.")
+    return folder / path

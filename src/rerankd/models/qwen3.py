@@ -5,8 +5,10 @@ Behaviour reference: `modeling_qwen3.py` in transformers and the scoring script 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +19,16 @@ from rerankd.layers.attention.layout import causal_layout, pruned_layout
 from rerankd.layers.attention.slabs import Slab, in_slabs
 from rerankd.layers.linear import Linear
 from rerankd.layers.norm import RMSNorm
-from rerankd.layers.rotary import Rotary, Rotation
+from rerankd.layers.rotary import Rope, Rotary, Rotation
 from rerankd.layers.rows import Rows, add, columns, plain
-from rerankd.models.base import Activation, TokenIds, last_tokens
+from rerankd.models.answers import answer_tokens, named_tokens
+from rerankd.models.base import Activation, TokenIds, declared_activation, label_count, last_tokens
 from rerankd.models.config import Config
+from rerankd.models.modules import read_logit_score
 from rerankd.models.vocabulary import answers, is_tied, vocabulary_head
 from rerankd.models.weights import Weights
+
+log = logging.getLogger("rerankd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +41,41 @@ class Qwen3Shape:
     mlp: int
     vocabulary: int
     eps: float
-    theta: float
+    rope: Rope
 
     @classmethod
     def of(cls, config: Config) -> Qwen3Shape:
         config.require("hidden_act", "silu")
         config.require("use_sliding_window", False, None)
         config.require("attention_bias", False, None)
-        hidden, heads = config.get("hidden_size", int), config.get("num_attention_heads", int)
-        return cls(
+        hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
+        shape = cls(
             hidden=hidden,
-            layers=config.get("num_hidden_layers", int),
+            layers=config.size("num_hidden_layers"),
             heads=heads,
-            kv_heads=config.get("num_key_value_heads", int, heads),
-            head_dim=config.get("head_dim", int, hidden // heads),
-            mlp=config.get("intermediate_size", int),
-            vocabulary=config.get("vocab_size", int),
-            eps=config.get("rms_norm_eps", float, 1e-6),
-            theta=config.rope_theta(),
+            kv_heads=config.size("num_key_value_heads", heads),
+            head_dim=config.size("head_dim", max(hidden // heads, 1)),
+            mlp=config.size("intermediate_size"),
+            vocabulary=config.size("vocab_size"),
+            eps=config.epsilon("rms_norm_eps", 1e-6),
+            rope=config.rope(),
         )
+        if shape.head_dim % 2:
+            raise config.wrong("head_dim", "must be even")
+        if heads % shape.kv_heads:
+            raise config.wrong("num_key_value_heads", f"must divide `num_attention_heads` ({heads})")
+        return shape
+
+    def expect_in(self, config: Config, weights: Weights) -> None:
+        """Refuse weights of other sizes than the configuration's."""
+        weights.expect_size(config, "hidden_size", self.hidden, "embed_tokens.weight", axis=1)
+        weights.expect_size(config, "vocab_size", self.vocabulary, "embed_tokens.weight")
+        weights.expect_count(config, "num_hidden_layers", self.layers, "layers")
+        layer = weights.scope("layers.0")
+        layer.expect_size(config, "intermediate_size", self.mlp, "mlp.gate_proj.weight")
+        layer.expect_size(config, "head_dim", self.head_dim, "self_attn.q_norm.weight")
+        layer.expect_size(config, "num_attention_heads", self.heads, "self_attn.q_proj.weight", each=self.head_dim)
+        layer.expect_size(config, "num_key_value_heads", self.kv_heads, "self_attn.k_proj.weight", each=self.head_dim)
 
 
 class Qwen3Layer:
@@ -164,15 +186,14 @@ class Qwen3Decoder:
 class Qwen3Reranker:
     """`Qwen3ForCausalLM` by its yes/no logits, `Qwen3ForSequenceClassification` by its score rows."""
 
-    activation: Activation = "sigmoid"
-
     def __init__(self, config: Config, weights: Weights, token_id: TokenIds) -> None:
         shape = Qwen3Shape.of(config)
         runtime = weights.runtime
         base = weights.scope_holding("embed_tokens.weight", "model", "")
-        self.rotary = Rotary(shape.head_dim, shape.theta, runtime.device, runtime.dtype)
+        shape.expect_in(config, base)
+        self.rotary = Rotary(shape.rope, shape.head_dim, runtime.device, runtime.dtype)
         self.decoder = Qwen3Decoder(shape, base)
-        self.head = relevance_head(config, weights, base, shape.hidden, token_id)
+        self.head, self.activation = relevance_head(config, weights, base, shape.hidden, token_id)
         self.vocabulary = vocabulary_head(config, weights, self.decoder.embedding)
 
     def __call__(self, batch: PackedBatch) -> Tensor:
@@ -180,19 +201,44 @@ class Qwen3Reranker:
         return answers(states, self.head, self.vocabulary, batch)
 
 
-def relevance_head(config: Config, weights: Weights, base: Weights, hidden: int, token_id: TokenIds) -> Tensor:
-    """The rows that score a last hidden state: float32 [1, hidden], or [2, hidden] for (no, yes).
+def relevance_head(
+    config: Config, weights: Weights, base: Weights, hidden: int, token_id: TokenIds
+) -> tuple[Tensor, Activation]:
+    """The rows that score a last hidden state, and what makes a score of the logit: float32 [1, hidden], or
+    [2, hidden] for (no, yes).
 
-    A converted checkpoint has them as `score.weight`. An original one has a vocabulary head, of which the two
-    answers' rows are all that is read; `classifier_from_token` names other answers than "no" and "yes".
+    A converted checkpoint has them as `score.weight`. An original one has a vocabulary head, of which the answers'
+    rows are all that is read.
     """
     if "score.weight" in weights:
         labels = weights.height("score.weight")
         if labels not in (1, 2):
             raise ModelError(f"`score.weight` has {labels} rows; a reranker has 1, or 2 for (no, yes).")
-        return weights.tensor("score.weight", labels, hidden, dtype=torch.float32)
-    negative, positive = config.entries.get("classifier_from_token") or ("no", "yes")
-    answers = [token_id(negative), token_id(positive)]
-    if is_tied(config, weights):
-        return base.rows("embed_tokens.weight", answers, hidden)
-    return weights.rows("lm_head.weight", answers, hidden)
+        if config.entries.get("id2label") is not None or config.entries.get("num_labels") is not None:
+            weights.expect_size(config, "num_labels", label_count(config), "score.weight")
+        if read_logit_score(Path(config.source).parent) is not None:
+            raise ModelError(
+                f"{config.source}: the weights have a classifier (`score.weight`), but modules.json lists LogitScore, "
+                "which scores by the vocabulary; take the one away that is not meant."
+            )
+        if named_tokens(config) is not None:
+            log.warning("`classifier_from_token` has no effect: the checkpoint has a classifier of its own.")
+        head = weights.tensor("score.weight", labels, hidden, dtype=torch.float32)
+        return head, declared_activation(config, labels)
+    ids, activation = answer_tokens(config, token_id), declared_activation(config, 1)
+    embedding = base.rows("embed_tokens.weight", ids, hidden)
+    if "lm_head.weight" not in weights:
+        if not is_tied(config, weights):
+            raise ModelError(
+                f"{config.source}: `tie_word_embeddings` is false, but the weights have no `lm_head.weight`."
+            )
+        return embedding, activation
+    rows = weights.rows("lm_head.weight", ids, hidden)
+    if not is_tied(config, weights):
+        return rows, activation
+    if not torch.equal(rows, embedding):
+        raise ModelError(
+            f"{config.source}: `tie_word_embeddings` is true, but `lm_head.weight` is not the embedding; set it to "
+            "false."
+        )
+    return embedding, activation

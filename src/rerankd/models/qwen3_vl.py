@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from rerankd.core import ModelError, PackedBatch, Visual
-from rerankd.layers.rotary import Rotation
-from rerankd.models.base import Activation, TokenIds
-from rerankd.models.config import Config
+from rerankd.layers.rotary import Rotary, Rotation
+from rerankd.models.base import TokenIds
+from rerankd.models.config import Config, shown
 from rerankd.models.qwen3 import Deepstack, Qwen3Decoder, Qwen3Shape, relevance_head
 from rerankd.models.qwen3_vl_vision import Grid, VisionTower
 from rerankd.models.vocabulary import answers, vocabulary_head
@@ -29,19 +29,20 @@ MEMORY_BYTES = 256 << 20
 class Qwen3VLReranker:
     """`Qwen3VLForConditionalGeneration` by its yes/no logits, `Qwen3VLForSequenceClassification` by its score rows."""
 
-    activation: Activation = "sigmoid"
-
     def __init__(self, config: Config, weights: Weights, token_id: TokenIds) -> None:
-        text = config.section("text_config")
+        text, seen = config.section("text_config"), config.section("vision_config")
         shape = Qwen3Shape.of(text)
         base = weights.scope_holding("embed_tokens.weight", "model.language_model", "language_model", "model")
+        shape.expect_in(text, base)
+        if seen.size("out_hidden_size") != shape.hidden:
+            raise seen.wrong("out_hidden_size", f"must be the text's `hidden_size` ({shape.hidden})")
+        self.placeholders = [_placeholder(config, kind, token_id) for kind in ("image", "video")]
         self.decoder = Qwen3Decoder(shape, base)
-        self.head = relevance_head(config, weights, base, shape.hidden, token_id)
+        self.head, self.activation = relevance_head(config, weights, base, shape.hidden, token_id)
         self.vocabulary = vocabulary_head(config, weights, self.decoder.embedding)
         vision = weights.scope_holding("patch_embed.proj.weight", "model.visual", "visual")
-        self.visuals = VisualEncoder(VisionTower(config.section("vision_config"), vision))
+        self.visuals = VisualEncoder(VisionTower(seen, vision))
         self.rotary = InterleavedRotary(text, shape, weights)
-        self.placeholders = [config.get(f"{kind}_token_id", int) for kind in ("image", "video")]
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         x = self.decoder.embed(batch)
@@ -110,21 +111,29 @@ class InterleavedRotary:
     def __init__(self, config: Config, shape: Qwen3Shape, weights: Weights) -> None:
         sections = config.rotary().get("mrope_section")
         half = shape.head_dim // 2
-        if not isinstance(sections, Sequence) or len(sections) != 3 or sum(sections) != half:
+        numbers = sections if isinstance(sections, list) and all(type(number) is int for number in sections) else []
+        if len(numbers) != 3 or sum(numbers) != half or min(numbers) < 0 or max(numbers[1:]) > half // 3:
             raise ModelError(
-                f"{config.source}: `mrope_section` is {sections!r}; three numbers of sum {half} are needed."
+                f"{config.source}: `mrope_section` is {shown(sections)}; three numbers of sum {half} are needed, the "
+                f"last two at most {half // 3}."
             )
-        self.runtime = weights.runtime
-        exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32, device=self.runtime.device) / shape.head_dim
-        self.frequencies = 1.0 / shape.theta**exponents
-        self.dimension = torch.zeros(half, dtype=torch.int64, device=self.runtime.device)
+        runtime = weights.runtime
+        self.rotary = Rotary(shape.rope, shape.head_dim, runtime.device, runtime.dtype)
+        self.dimension = torch.zeros(half, dtype=torch.int64, device=runtime.device)
         for dimension in (1, 2):
-            self.dimension[dimension : sections[dimension] * 3 : 3] = dimension
+            self.dimension[dimension : numbers[dimension] * 3 : 3] = dimension
 
     def __call__(self, positions: Tensor) -> Rotation:
         """positions: int64 [3, T]."""
-        angles = (positions.float()[self.dimension].T.contiguous() * self.frequencies)[:, None]
-        return Rotation(angles.cos().to(self.runtime.dtype), angles.sin().to(self.runtime.dtype))
+        return self.rotary.turn(positions.float()[self.dimension].T.contiguous() * self.rotary.frequencies)
+
+
+def _placeholder(config: Config, kind: str, token_id: TokenIds) -> int:
+    """The id of the tokens in whose place an image or a video is seen, of which prompts are made by name."""
+    found, named = config.size(f"{kind}_token_id", least=0), token_id(f"<|{kind}_pad|>")
+    if found != named:
+        raise config.wrong(f"{kind}_token_id", f"must be {named}, the tokenizer's <|{kind}_pad|>")
+    return found
 
 
 def visual_positions(batch: PackedBatch, is_visual: Sequence[bool], merge: int) -> Tensor:

@@ -5,13 +5,14 @@ Behaviour reference: `Qwen3VLVisionModel` in transformers' `modeling_qwen3_vl.py
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rerankd.core import ModelError, Span
+from rerankd.core import Span
 from rerankd.layers.attention import AttentionLayout
 from rerankd.layers.attention.layout import separate_layout
 from rerankd.layers.norm import LayerNorm
@@ -44,22 +45,50 @@ class VisionShape:
     @classmethod
     def of(cls, config: Config) -> VisionShape:
         config.require("hidden_act", "gelu_pytorch_tanh")
-        positions = config.get("num_position_embeddings", int)
-        if int(positions**0.5) ** 2 != positions:
-            raise ModelError(f"{config.source}: `num_position_embeddings` is {positions}, which is no square.")
+        positions = config.size("num_position_embeddings")
+        if math.isqrt(positions) ** 2 != positions:
+            raise config.wrong("num_position_embeddings", "must be a square")
+        hidden, depth, heads = config.size("hidden_size"), config.size("depth"), config.size("num_heads")
+        # Half of a head's pairs turn by a patch's row, the other half by its column.
+        if hidden % (4 * heads):
+            raise config.wrong("num_heads", f"must divide `hidden_size` ({hidden}) into multiples of 4")
+        layers = config.entries.get("deepstack_visual_indexes") or []
+        if not isinstance(layers, list) or not all(type(layer) is int and 0 <= layer < depth for layer in layers):
+            raise config.wrong("deepstack_visual_indexes", f"must be a list of layers, from 0 to {depth - 1}")
+        if layers != sorted(set(layers)):
+            raise config.wrong("deepstack_visual_indexes", "must rise")
         return cls(
-            hidden=config.get("hidden_size", int),
-            depth=config.get("depth", int),
-            heads=config.get("num_heads", int),
-            mlp=config.get("intermediate_size", int),
-            out=config.get("out_hidden_size", int),
+            hidden=hidden,
+            depth=depth,
+            heads=heads,
+            mlp=config.size("intermediate_size"),
+            out=config.size("out_hidden_size"),
             positions=positions,
-            merge=config.get("spatial_merge_size", int, 2),
-            patch=config.get("patch_size", int, 16),
-            temporal_patch=config.get("temporal_patch_size", int, 2),
-            channels=config.get("in_channels", int, 3),
-            deepstack=tuple(config.entries.get("deepstack_visual_indexes") or ()),
+            merge=config.size("spatial_merge_size", 2),
+            patch=config.size("patch_size", 16),
+            temporal_patch=config.size("temporal_patch_size", 2),
+            channels=config.size("in_channels", 3),
+            deepstack=tuple(layers),
         )
+
+    def expect_in(self, config: Config, weights: Weights) -> None:
+        """Refuse weights of other sizes than the configuration's."""
+        for axis, (key, size) in enumerate(
+            (
+                ("hidden_size", self.hidden),
+                ("in_channels", self.channels),
+                ("temporal_patch_size", self.temporal_patch),
+                ("patch_size", self.patch),
+            )
+        ):
+            weights.expect_size(config, key, size, "patch_embed.proj.weight", axis=axis)
+        weights.expect_size(config, "num_position_embeddings", self.positions, "pos_embed.weight")
+        weights.expect_count(config, "depth", self.depth, "blocks")
+        weights.expect_size(config, "intermediate_size", self.mlp, "blocks.0.mlp.linear_fc1.weight")
+        merger = "merger.linear_fc1.weight"
+        weights.expect_size(config, "spatial_merge_size", self.merge, merger, axis=1, each=self.merge * self.hidden)
+        weights.expect_size(config, "out_hidden_size", self.out, "merger.linear_fc2.weight")
+        weights.expect_count(config, "deepstack_visual_indexes", len(self.deepstack), "deepstack_merger_list")
 
 
 class VisionBlock:
@@ -123,6 +152,7 @@ class VisionTower:
     def __init__(self, config: Config, weights: Weights) -> None:
         self.runtime = weights.runtime
         self.shape = shape = VisionShape.of(config)
+        shape.expect_in(config, weights)
         pixels = (shape.channels, shape.temporal_patch, shape.patch, shape.patch)
         # A convolution whose stride is its kernel is a product with each flattened patch.
         kernel = weights.tensor("patch_embed.proj.weight", shape.hidden, *pixels).flatten(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,8 @@ from rerankd.core import Family, ModelError
 from rerankd.models.base import Model, TokenIds
 from rerankd.models.bert import BertCrossEncoder
 from rerankd.models.bi_encoder import BiEncoder
-from rerankd.models.config import Config
+from rerankd.models.config import Config, shown
+from rerankd.models.modules import expect_modules
 from rerankd.models.qwen3 import Qwen3Reranker
 from rerankd.models.qwen3_vl import Qwen3VLReranker
 from rerankd.models.weights import Weights
@@ -24,31 +26,34 @@ class Architecture:
 
     template: the built-in prompt template of a decoder
     positions: how many tokens a prompt may have by the model's own positions
-    sees: whether it takes images and videos
+    model_types: what config.json may call its `model_type`
+    sees: whether it takes images and videos, as its `vision_config` says
     """
 
     family: Family
     load: Callable[[Config, Weights, TokenIds], Model]
     positions: Callable[[Config], int]
+    model_types: tuple[str, ...]
     template: Literal["qwen3", "qwen3_vl"] | None = None
     sees: bool = False
 
 
 def _plain_positions(config: Config) -> int:
-    return config.get("max_position_embeddings", int)
+    return config.size("max_position_embeddings")
 
 
 def _roberta_positions(config: Config) -> int:
-    return config.get("max_position_embeddings", int) - position_offset(config)
+    return _plain_positions(config) - position_offset(config)
 
 
 def _text_positions(config: Config) -> int:
     return _plain_positions(config.section("text_config"))
 
 
-_QWEN3_VL = Architecture("decoder", Qwen3VLReranker, _text_positions, template="qwen3_vl", sees=True)
-_QWEN3 = Architecture("decoder", Qwen3Reranker, _plain_positions, template="qwen3")
-_ROBERTA = Architecture("cross-encoder", XLMRobertaCrossEncoder, _roberta_positions)
+BERT, ROBERTA = ("bert",), ("roberta", "xlm-roberta")
+_QWEN3_VL = Architecture("decoder", Qwen3VLReranker, _text_positions, ("qwen3_vl",), template="qwen3_vl", sees=True)
+_QWEN3 = Architecture("decoder", Qwen3Reranker, _plain_positions, ("qwen3",), template="qwen3")
+_ROBERTA = Architecture("cross-encoder", XLMRobertaCrossEncoder, _roberta_positions, ROBERTA)
 
 ARCHITECTURES = {
     "Qwen3ForCausalLM": _QWEN3,
@@ -57,22 +62,26 @@ ARCHITECTURES = {
     "Qwen3VLForSequenceClassification": _QWEN3_VL,
     "XLMRobertaForSequenceClassification": _ROBERTA,
     "RobertaForSequenceClassification": _ROBERTA,
-    "BertForSequenceClassification": Architecture("cross-encoder", BertCrossEncoder, _plain_positions),
-    "BertModel": Architecture("bi-encoder", BiEncoder, _plain_positions),
-    "XLMRobertaModel": Architecture("bi-encoder", BiEncoder, _roberta_positions),
+    "BertForSequenceClassification": Architecture("cross-encoder", BertCrossEncoder, _plain_positions, BERT),
+    "BertModel": Architecture("bi-encoder", BiEncoder, _plain_positions, BERT),
+    "XLMRobertaModel": Architecture("bi-encoder", partial(BiEncoder, roberta=True), _roberta_positions, ROBERTA),
 }
 
 
 def find_architecture(config: Config) -> tuple[str, Architecture]:
-    """The name and the entry of the checkpoint's architecture; ModelError with the list of known ones."""
+    """The name and the entry of the checkpoint's architecture; ModelError with the list of known ones.
+
+    ModelError too where its folder says that the checkpoint is for something else than scores of that architecture.
+    """
     for name in config.architectures:
         if name in ARCHITECTURES:
             architecture = ARCHITECTURES[name]
-            if architecture.family == "bi-encoder" and not (Path(config.source).parent / "modules.json").is_file():
-                raise ModelError(
-                    f"{config.source} describes a bare encoder ({name}) and there is no modules.json beside it "
-                    "that says how to pool; a bi-encoder comes as a sentence-transformers folder."
-                )
+            config.require("quantization_config", None)
+            kind = config.entries.get("model_type")
+            if kind is not None and kind not in architecture.model_types:
+                types = " or ".join(architecture.model_types)
+                raise config.wrong("model_type", f"must be {types} for the architecture {name}")
+            expect_modules(name, architecture.family, Path(config.source).parent)
             return name, architecture
-    found = ", ".join(config.architectures) or "no architecture"
-    raise ModelError(f"{config.source} names {found}; supported are {', '.join(ARCHITECTURES)}.")
+    found = ", ".join(map(shown, config.architectures)) or "no architecture"
+    raise ModelError(f"{config.source} names {found} (`architectures`); supported are {', '.join(ARCHITECTURES)}.")

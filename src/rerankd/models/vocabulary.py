@@ -71,8 +71,8 @@ def vocabulary_head(config: Config, weights: Weights, embedding: Tensor) -> Voca
 
 def is_tied(config: Config, weights: Weights) -> bool:
     """Whether the head over the vocabulary is the embedding."""
-    tied = config.entries.get("tie_word_embeddings")
-    return bool(tied) or (tied is None and "lm_head.weight" not in weights)
+    tied = config.flag("tie_word_embeddings")
+    return "lm_head.weight" not in weights if tied is None else tied
 
 
 def answers(states: Tensor, relevance: Tensor, vocabulary: VocabularyHead | None, batch: PackedBatch) -> Tensor:

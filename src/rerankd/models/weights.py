@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,8 @@ from rerankd.core import ModelError
 from rerankd.layers.linear import Linear
 from rerankd.layers.norm import LayerNorm, RMSNorm
 from rerankd.layers.runtime import Runtime
-from rerankd.models.files import PICKLED, SAFETENSORS
+from rerankd.models.config import Config, adapter_error, read_json, shown
+from rerankd.models.files import PICKLED, SAFETENSORS, inside
 
 log = logging.getLogger("rerankd")
 
@@ -113,12 +114,45 @@ class Weights:
         """The tensor `name`, which must have `shape`, in the runtime's dtype unless another is asked for."""
         full = self._prefix + name
         self._expect(full, shape)
+        stored = self._checkpoint.read(full)
+        if not stored.is_floating_point():
+            raise ModelError(
+                f"`{full}` in {self._checkpoint.folder} is stored as {str(stored.dtype).removeprefix('torch.')}; "
+                "quantised weights are not supported, so serve the checkpoint that they were made of."
+            )
         # A copy, since what is read is a view of the file, all of which would stay in memory with it.
-        return self._checkpoint.read(full).to(self.runtime.device, dtype or self.runtime.dtype, copy=True)
+        return stored.to(self.runtime.device, dtype or self.runtime.dtype, copy=True)
 
     def height(self, name: str) -> int:
         """How many rows the stored matrix has, for where the configuration does not say."""
-        return self._checkpoint.shape(self._prefix + name)[0]
+        return (*self._checkpoint.shape(self._prefix + name), 0)[0]
+
+    def expect_size(self, config: Config, key: str, size: int, name: str, axis: int = 0, each: int = 1) -> None:
+        """Refuse a configuration's `size`, its entry `key`, of which the tensor `name` has another along `axis`.
+
+        Before anything is made by that size, which may be any number. A tensor that is missing is another error.
+
+        each: how many rows or columns there are for each of them
+        """
+        if name not in self:
+            return
+        shape = self._checkpoint.shape(self._prefix + name)
+        if axis >= len(shape) or shape[axis] != size * each:
+            raise ModelError(
+                f"{config.source}: `{key}` is {size}, but `{self._prefix}{name}` has shape {list(shape)}; "
+                "they do not belong together."
+            )
+
+    def expect_count(self, config: Config, key: str, count: int, name: str) -> None:
+        """Refuse a configuration's `count`, its entry `key`, of layers `name`.0, `name`.1, ... of which there are
+        more or fewer."""
+        pattern = re.compile(re.escape(f"{self._prefix}{name}.") + r"(\d+)\.")
+        stored = len({match[1] for match in map(pattern.match, self._checkpoint.names) if match})
+        if stored != count:
+            raise ModelError(
+                f"{config.source}: `{key}` is {count}, but the weights have {stored} of `{self._prefix}{name}`; "
+                "they do not belong together."
+            )
 
     def rows(self, name: str, rows: Sequence[int], columns: int) -> Tensor:
         """Some rows of a matrix with `columns` columns, in float32."""
@@ -181,14 +215,13 @@ def _modern(name: str) -> str:
 
 
 def _weight_files(folder: Path) -> list[str]:
+    if (folder / "adapter_config.json").is_file():
+        raise adapter_error(folder)
     for single, index in (SAFETENSORS, PICKLED):
         if (folder / single).is_file():
             return [single]
         if (folder / index).is_file():
-            try:
-                shards = sorted(set(json.loads((folder / index).read_text())["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
-                raise ModelError(f"{folder / index} is not a weight index: {error!r}.") from None
+            shards = _shards(folder / index, Path(single).suffix)
             missing = [shard for shard in shards if not (folder / shard).is_file()]
             if missing:
                 raise ModelError(f"{folder} lacks {', '.join(missing)}, which {index} names.")
@@ -197,13 +230,31 @@ def _weight_files(folder: Path) -> list[str]:
     raise ModelError(f"{folder} holds no weights; expected one of {expected}.")
 
 
+def _shards(index: Path, suffix: str) -> list[str]:
+    """The files that an index names, each of which lies in its folder."""
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise ModelError(f"{index} is not a weight index: `weight_map` must be an object, not {shown(where)}.")
+    for shard in where.values():
+        if not isinstance(shard, str) or not shard.endswith(suffix):
+            raise ModelError(f"{index} is not a weight index: it names {shown(shard)}, which is no {suffix} file.")
+        inside(index.parent, shard, index)
+    return sorted(set(where.values()))
+
+
 def _open(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return safe_open(str(path), framework="pt")
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        # The format before torch 1.6 is no zip file, and cannot be mapped.
+        loaded = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{path} is damaged or cut short: {reason}") from None
     except Exception as error:  # pickle's own errors have no common base
         raise ModelError(f"{path} is not a weight file that can be loaded safely: {type(error).__name__}.") from None
+    tensors = loaded if isinstance(loaded, dict) else {}
+    tensors = {name: value for name, value in tensors.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not tensors:
+        raise ModelError(f"{path} holds no tensors by name, as a state dict does.")
+    return tensors

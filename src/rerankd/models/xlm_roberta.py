@@ -18,16 +18,21 @@ from rerankd.models.weights import Weights
 
 def position_offset(config: Config) -> int:
     """Positions begin behind the padding id."""
-    return config.get("pad_token_id", int, 1) + 1
+    most = config.size("max_position_embeddings", least=3)
+    offset = config.size("pad_token_id", 1, least=0) + 1
+    if offset > most - 2:
+        raise config.wrong("pad_token_id", f"must leave some of the {most} positions (`max_position_embeddings`)")
+    return offset
 
 
 class XLMRobertaCrossEncoder:
     """`XLMRobertaForSequenceClassification`, `RobertaForSequenceClassification`: dense, tanh, out_proj on `<s>`."""
 
     def __init__(self, config: Config, weights: Weights, token_id: TokenIds) -> None:
-        hidden, labels = config.get("hidden_size", int), label_count(config)
+        hidden, labels = config.size("hidden_size"), label_count(config)
         head = weights.scope("classifier")
-        self.activation = declared_activation(config)
+        self.activation = declared_activation(config, labels)
+        head.expect_size(config, "num_labels", labels, "out_proj.weight")
         self.encoder = Encoder(config, weights.scope("roberta"), position_offset(config))
         self.dense = head.tensor("dense.weight", hidden, hidden, dtype=torch.float32)
         self.dense_bias = head.tensor("dense.bias", hidden, dtype=torch.float32)

@@ -52,7 +52,7 @@ class JinjaTemplate:
         special_tokens: `bos_token`, `eos_token`, ... for templates that name them
         """
         try:
-            template = _environment().from_string(_read(source))
+            template = environment().from_string(_read(source))
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(f"The chat template has an error in line {error.lineno}: {error.message}.") from error
         loaded = cls(template, special_tokens, takes_instruction=True)
@@ -91,7 +91,7 @@ def _read(source: str | Path) -> str:
         raise ModelError(f"The chat template {source} cannot be read: {error}.") from error
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     """The environment that transformers, and so vLLM, renders chat templates in."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from rerankd.core import Family, ModelError, PromptBuilder, PromptGroup, RerankRequest, Visuals
 from rerankd.prompts.bi_encoder import BiEncoderPrompts
 from rerankd.prompts.cross_encoder import CrossEncoderPrompts
 from rerankd.prompts.decoder import DecoderPrompts
+from rerankd.prompts.folder_template import folder_instruction
 from rerankd.prompts.jinja import JinjaTemplate
 from rerankd.prompts.templates import QWEN3, QWEN3_VL, Template
-from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer, lower_case, read_json
+from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer, lower_case, read_json, read_length
 from rerankd.prompts.verbatim import VerbatimPrompts
 from rerankd.prompts.visuals import IMAGE, VIDEO, Placeholders
 
@@ -101,6 +102,8 @@ def load_prompts(
         chosen = JinjaTemplate.load(chat_template, tokenizer.special_tokens)
     elif template is not None:
         chosen = BUILT_IN[template]
+        own = folder_instruction(folder, chosen, tokenizer.special_tokens, sees=template == "qwen3_vl")
+        default_instruction = default_instruction or own
     else:
         raise ModelError(f"There is no built-in prompt template for {folder}; give one with a chat template.")
     placeholders = Placeholders(tokenizer) if template == "qwen3_vl" else None
@@ -112,12 +115,20 @@ def load_prompts(
 
 def _bi_encoder(folder: Path, positions: int, max_model_len: int | None) -> LoadedPrompts:
     inner = _encoder_folder(folder)
-    settings: dict[str, Any] = next(filter(None, (read_json(inner / name) for name in SENTENCE_CONFIGS)), {})
+    path, settings = next(
+        ((inner / name, found) for name in SENTENCE_CONFIGS if (found := read_json(inner / name))), (inner, {})
+    )
     tokenizer = load_tokenizer(inner)
+    if settings.get("do_lower_case") not in (None, True, False):
+        raise ModelError(f"{path}: `do_lower_case` must be true or false, not {settings['do_lower_case']!r:.60}.")
     if settings.get("do_lower_case"):
         lower_case(tokenizer.tokenizer)
-    prompts = read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
-    max_tokens = _max_tokens(max_model_len, settings.get("max_seq_length") or tokenizer.max_length, positions)
+    declared = read_length(path, settings, "max_seq_length") or tokenizer.max_length
+    max_tokens = _max_tokens(max_model_len, declared, positions)
+    path = folder / "config_sentence_transformers.json"
+    prompts = read_json(path).get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(prompts.get(n), str | None) for n in ("query", "document")):
+        raise ModelError(f"{path}: `prompts` must be an object of texts, not {prompts!r:.60}.")
     # sentence-transformers' encode_query and encode_document read these two names alone: it fills in both as
     # empty when they are missing, so that neither `passage` nor the default prompt is ever reached.
     builder = BiEncoderPrompts(tokenizer, max_tokens, prompts.get("query") or "", prompts.get("document") or "")
@@ -129,7 +140,7 @@ def _encoder_folder(folder: Path) -> Path:
     path = folder / "modules.json"
     try:
         first: Path = folder / json.loads(path.read_text(encoding="utf-8"))[0]["path"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ModelError(
             f"{path} cannot be read as sentence-transformers' list of modules: {type(error).__name__}: {error}."
         ) from error

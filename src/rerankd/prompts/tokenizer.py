@@ -126,6 +126,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}.") from error
+    except RecursionError:
+        raise ModelError(f"{path} cannot be read: it is nested too deeply.") from None
     if not isinstance(value, dict):
         raise ModelError(f"{path} cannot be read: it holds no JSON object.")
     return value
@@ -137,12 +139,41 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
     Raises ModelError where neither is there or one cannot be read.
     """
     settings = read_json(folder / "tokenizer_config.json")
+    length = _read_settings(folder / "tokenizer_config.json", settings)
     tokenizer = _read_tokenizer(folder, settings)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    length = settings.get("model_max_length")
-    special = {key: _content(value) for key, value in settings.items() if key.endswith("_token") and value}
-    return LoadedTokenizer(tokenizer, int(length) if length else None, special)
+    special = {key: _content(value) for key, value in settings.items() if key.endswith("_token") and _names(value)}
+    return LoadedTokenizer(tokenizer, length, special)
+
+
+def read_length(path: Path, settings: dict[str, Any], name: str) -> int | None:
+    """A number of tokens that `path` sets as `name`; None where it sets none. ModelError for one that is none.
+
+    transformers writes 1e30 for a tokenizer without a limit.
+    """
+    value = settings.get(name)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 1 <= value < float("inf"):
+        raise ModelError(f"{path}: `{name}` must be a number of tokens, at least 1, not {value!r:.60}.")
+    return int(value)
+
+
+def _read_settings(path: Path, settings: dict[str, Any]) -> int | None:
+    """`model_max_length`. ModelError for an entry of tokenizer_config.json of another form than transformers writes."""
+    for name in BERT_SETTINGS:
+        if not isinstance(settings.get(name), bool | None):
+            raise ModelError(f"{path}: `{name}` must be true, false or null, not {settings[name]!r:.60}.")
+    for name in ("unk_token", "sep_token", "cls_token"):
+        if name in settings and settings[name] is not None and not _names(settings[name]):
+            raise ModelError(f"{path}: `{name}` must be a token, not {settings[name]!r:.60}.")
+    return read_length(path, settings, "model_max_length")
+
+
+def _names(token: Any) -> bool:
+    """Whether an entry of tokenizer_config.json is a token."""
+    return isinstance(token.get("content") if isinstance(token, dict) else token, str) and bool(token)
 
 
 def _read_tokenizer(folder: Path, settings: dict[str, Any]) -> Tokenizer:
@@ -180,7 +211,7 @@ def _apply_bert_settings(tokenizer: Tokenizer, settings: dict[str, Any]) -> None
 
 def _bert_tokenizer(vocabulary: Path, settings: dict[str, Any]) -> Tokenizer:
     """What transformers' BertTokenizer makes of a vocab.txt."""
-    names = {name: _content(settings.get(f"{name}_token", f"[{name.upper()}]")) for name in ("unk", "sep", "cls")}
+    names = {name: _content(settings.get(f"{name}_token") or f"[{name.upper()}]") for name in ("unk", "sep", "cls")}
     try:
         words = models.WordPiece.read_file(str(vocabulary))
     except Exception as error:  # The library raises bare Exception.
