@@ -305,6 +305,8 @@ class Reranker:
         places, group = _build(prompts or self._prompts, request, visuals, failed)
         stages.append(Stage("tokenise", began, perf_counter() - began))
         logits = self._engine.submit(group, on_progress and _by_document(group, on_progress), stages)
+        if media is not None:
+            logits.add_done_callback(lambda _: media.release())
         return Submitted(request, group, logits, places, failed, stages)
 
     def _warm_up(self) -> None:

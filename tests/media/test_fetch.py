@@ -14,6 +14,7 @@ import httpcore
 import pytest
 import trustme
 
+from rerankd.media.budget import Budget
 from rerankd.media.fetch import Fetcher, Resolve, default_tls, system_resolver
 from rerankd.media.limits import BadMedia, Limits
 from tests.media.servers import Server, ok, serving, to
@@ -49,7 +50,7 @@ def fetch(
 ) -> bytes:
     async def run() -> bytes:
         async with Fetcher(limits or Limits(), tls or default_tls(), resolve, allow_private) as fetcher:
-            return await fetcher.get(url, max_bytes)
+            return (await fetcher.get(url, max_bytes, Budget(max_bytes, "files"))).data
 
     return asyncio.run(run())
 
@@ -394,9 +395,10 @@ def test_a_connection_checked_for_one_name_is_not_used_for_another(secure: Serve
 
     async def both() -> None:
         async with Fetcher(Limits(), trusting(authority), LOCAL, True) as fetcher:
-            assert await fetcher.get(secure.url("/kept", "pictures.test", "https"), 100) == b"hi"
+            files = Budget(100, "files")
+            assert (await fetcher.get(secure.url("/kept", "pictures.test", "https"), 100, files)).data == b"hi"
             with pytest.raises(BadMedia):
-                await fetcher.get(secure.url("/kept", "other.test", "https"), 100)
+                await fetcher.get(secure.url("/kept", "other.test", "https"), 100, files)
 
     asyncio.run(both())
     assert secure.names == ["pictures.test", "other.test"]

@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import struct
+import threading
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rerankd.media import images
+from rerankd.media.budget import Budget
+from rerankd.media.decoding import Decoding
 from rerankd.media.images import FORMATS, open_image, to_rgb
-from rerankd.media.limits import BadMedia, Limits
+from rerankd.media.limits import BadMedia, Limits, NotRead
+from tests.media import films
 from tests.media.patterns import Pixels, pattern
 
 LIMITS = Limits()
@@ -27,8 +32,12 @@ def encoded(image: PIL.Image.Image, form: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def decoding() -> Decoding:
+    return Decoding(Budget(LIMITS.decode_memory, "decoding"), 60.0, threading.Event())
+
+
 def opened(data: bytes, limits: Limits = LIMITS) -> Pixels:
-    image = open_image(data, limits)
+    image = to_rgb(open_image(data, limits, decoding()).image, limits)
     assert image.mode == "RGB"
     return np.asarray(image)
 
@@ -198,11 +207,131 @@ def test_a_truncated_file_is_refused(form: str) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"hello, I am a text file", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7 ...", b"\0" * 100],
+    [b"", b"hello, I am a text file", b"<html><svg/></html>", b"%PDF-1.7 ...", b"\0" * 100],
 )
 def test_not_an_image(data: bytes) -> None:
-    with pytest.raises(BadMedia, match=r"not an image; JPEG, PNG, WEBP, GIF, BMP, TIFF are read"):
+    with pytest.raises(BadMedia, match=r"not an image; JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF are read"):
         opened(data)
+
+
+def iso(*brands: bytes, more: bytes = b"\0\0\0\x08mdat") -> bytes:
+    """A file of ISO boxes: its brands, the major one first, and what follows."""
+    body = b"ftyp" + brands[0] + b"\0\0\0\0" + b"".join(brands)
+    return (len(body) + 4).to_bytes(4, "big") + body + more
+
+
+MOOV = b"\0\0\0\x08moov"
+
+UNREAD = {
+    "HEIF": [
+        iso(b"heic", b"mif1"),
+        iso(b"mif1", b"heic"),
+        iso(b"heix"),
+        iso(b"isom", b"heic"),
+        iso(b"hevc", b"msf1", more=MOOV),
+        iso(b"msf1", b"hevc", more=MOOV),
+        iso(b"avci"),
+    ],
+    "camera raw": [iso(b"crx ", b"isom", more=MOOV)],
+    "JPEG XL": [b"\xff\x0a\x10", b"\0\0\0\x0cJXL \r\n\x87\n"],
+    "JPEG 2000": [encoded(PIL.Image.new("RGB", (8, 8)), "JPEG2000"), b"\xff\x4f\xff\x51\0"],
+    "icon": [encoded(PIL.Image.new("RGB", (16, 16)), "ICO")],
+    "Photoshop": [b"8BPS\0\1"],
+    "SVG": [
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"<?xml version='1.0'?>\n<!-- drawn --><!DOCTYPE svg><svg/>",
+    ],
+}
+
+
+@pytest.mark.parametrize(("kind", "data"), [(kind, data) for kind, files in UNREAD.items() for data in files])
+def test_pictures_that_are_not_read_say_what_to_do(kind: str, data: bytes) -> None:
+    with pytest.raises(NotRead, match=rf"a kind that is not read \({kind}\); convert it to JPEG or PNG"):
+        opened(data)
+
+
+@pytest.mark.parametrize("brands", [(b"mp42", b"isom"), (b"isom", b"heic"), (b"isom", b"avif"), (b"qt  ",), (b"M4A ",)])
+def test_a_film_may_name_a_pictures_brand(brands: tuple[bytes, ...]) -> None:
+    with pytest.raises(BadMedia, match="this is a video, not an image; send it as a video part"):
+        opened(iso(*brands, more=MOOV))
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_avif_is_a_picture_and_a_sequence_shows_its_first(frames: int) -> None:
+    pictures = [PIL.Image.new("RGB", (64, 48), colour) for colour in ("red", "lime", "blue")][:frames]
+    data = encoded(pictures[0], "AVIF", save_all=frames > 1, append_images=pictures[1:], quality=100)
+    assert data[8:12] == (b"avif" if frames == 1 else b"avis")
+    assert np.abs(opened(data).astype(int) - (255, 0, 0)).max() <= 2
+
+
+def test_avif_with_alpha_and_orientation() -> None:
+    pixels = np.zeros((32, 64, 4), dtype=np.uint8)
+    pixels[:, :32] = (200, 10, 30, 255)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    result = opened(encoded(PIL.Image.fromarray(pixels, "RGBA"), "AVIF", quality=100, exif=exif)).astype(int)
+    assert result.shape == (64, 32, 3)
+    assert np.abs(result[:30] - (200, 10, 30)).max() < 12
+    assert np.abs(result[34:] - 255).max() < 12
+
+
+def test_a_motion_photo_is_its_photo() -> None:
+    still = encoded(PIL.Image.fromarray(pattern(64, 48)), "JPEG")
+    assert np.array_equal(opened(still + films.film(films.MP4)), opened(still))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "L", "1", "CMYK", "I;16"])
+@pytest.mark.parametrize("orientation", [1, *range(2, 9)])
+def test_bands_join_without_a_seam(mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made RGB and turned in bands of three rows, a picture is as it is in one."""
+    if mode == "I;16":
+        image = PIL.Image.fromarray(pattern(31, 17, channels=2).view(np.uint16)[..., 0])
+    else:
+        image = PIL.Image.fromarray(pattern(31, 17, channels=4), "RGBA").convert(mode)
+    image.getexif()[0x0112] = orientation
+    whole = np.asarray(to_rgb(image, LIMITS))
+    monkeypatch.setattr(images, "_BAND_PIXELS", 31 * 3)
+    assert np.array_equal(np.asarray(to_rgb(image, LIMITS)), whole)
+
+
+def test_memory_is_held_for_what_decoding_takes() -> None:
+    """At least a picture as it is stored, and as RGB; decoders that hold more of it are counted with more."""
+    pixels = pattern(100, 50, channels=4)
+    image = PIL.Image.fromarray(pixels, "RGBA").convert("RGB")
+    need = {form: memory(encoded(image, form)) for form in FORMATS}
+    assert need == {"JPEG": 8, "PNG": 8, "WEBP": 16, "GIF": 5, "BMP": 8, "TIFF": 12, "AVIF": 24}
+    assert memory(encoded(image, "JPEG", progressive=True)) == 10
+    assert memory(encoded(image.convert("CMYK"), "JPEG", progressive=True)) == 12
+    assert memory(encoded(image.convert("L"), "PNG")) == 5
+
+
+def memory(data: bytes) -> float:
+    """Bytes a pixel."""
+    opened, need = open_image(data, LIMITS, decoding())
+    return need / (opened.width * opened.height)
+
+
+def test_a_tiff_of_large_tiles_is_counted_with_them() -> None:
+    directory = [(256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (277, 1)]
+    directory += [(322, 50_000), (323, 40_000), (324, 8), (325, 1)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in directory)
+    data = b"II*\0\x08\0\0\0" + struct.pack("<H", len(directory)) + entries + b"\0\0\0\0"
+    assert open_image(data, LIMITS, decoding()).memory > 50_000 * 40_000
+
+
+def test_passes_over_a_large_jpeg_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_SCANNED_PIXELS", 64 * 48 * 20)
+    assert opened(progressive(20)).shape == (48, 64, 3)
+    with pytest.raises(BadMedia, match="more than 20 passes"):
+        opened(progressive(21))
+
+
+def test_errors_tell_nothing_of_a_file() -> None:
+    with pytest.raises(BadMedia) as caught:
+        opened(b"password=hunter2")
+    assert "hunter" not in str(caught.value)
+    assert "password" not in str(caught.value)
+    assert "of 16 bytes" in str(caught.value)
 
 
 def test_formats_beyond_the_list_are_not_even_tried() -> None:

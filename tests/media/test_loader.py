@@ -17,7 +17,7 @@ import pytest
 
 from rerankd.core import Content, Image, InvalidRequest, RerankRequest, Text, Video, text_content
 from rerankd.media import loader as loader_module
-from rerankd.media.limits import Limits
+from rerankd.media.limits import BadMedia, Limits
 from rerankd.media.loader import LoadedMedia, MediaLoader
 from rerankd.media.sizing import Sizing
 from rerankd.media.sources import Access
@@ -209,13 +209,15 @@ def test_the_limit_for_parts() -> None:
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_the_limit_for_what_is_shown(skip: bool) -> None:
-    """96 x 64 pixels are 18,432 bytes; what occurs twice counts once."""
-    second = PIL.Image.new("RGB", (96, 64))
-    what = request((Image(PICTURE),), (Image(PICTURE), Image(second)), (BAD,) if skip else ())
-    assert len(load(what, skip=skip, limits=Limits(shown_bytes=2 * 18_432)).documents[1]) == 2
-    error = refused(what, skip=skip, limits=Limits(shown_bytes=2 * 18_432 - 1))
+    """1152 x 1024 pixels take 3.4 MiB; three eighths of the memory hold eight; what occurs twice counts once."""
+    pictures = [PIL.Image.new("RGB", (1152, 1024), (shade, 0, 0)) for shade in range(8)]
+    parts = [(Image(picture),) for picture in (*pictures, pictures[0])]
+    what = request(*parts, *([(BAD,)] if skip else []))
+    enough = 8 * 1152 * 1024 * 3 * 8 // 3
+    assert len(load(what, skip=skip, limits=Limits(memory=enough)).documents[8]) == 1
+    error = refused(what, skip=skip, limits=Limits(memory=enough - 8))
     assert error.field == "documents"
-    assert "take more than 36,863 bytes together" in error.problem
+    assert "take more than 27.0 MiB together" in error.problem
 
 
 def test_names_are_looked_up_in_threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,31 +281,167 @@ def test_the_first_failure_ends_the_rest(server: Server) -> None:
     assert gone.wait(30)
 
 
-def test_cancelling_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelling_waits_until_the_thread_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of a file is let go when its thread is done with it, and not before."""
     started, seen, release = threading.Event(), threading.Event(), threading.Event()
 
-    def endless(*arguments: Any) -> Any:
-        cancelled = arguments[-1]
+    def stubborn(*arguments: Any) -> Any:
+        decoding = arguments[-2]
         started.set()
-        while not release.wait(0.01):
-            if cancelled():
+        while True:
+            try:
+                decoding.go_on()
+            except BadMedia:
                 seen.set()
+                assert release.wait(30)
+                raise
+
+    monkeypatch.setattr(loader_module, "read_video", stubborn)
+    data = films.film(films.MP4)
+
+    async def run() -> None:
+        with MediaLoader(VisionFormat(), access=OFFLINE) as loader:
+            task = asyncio.create_task(loader.load(request((Video(data_uri(data)),))))
+            assert await asyncio.to_thread(started.wait, 30)
+            for _ in range(2):  # whoever asks twice gets it no sooner
+                task.cancel()
+                assert await asyncio.to_thread(seen.wait, 30)
+                await asyncio.sleep(0)
+            held = loader._memory
+            assert not task.done()
+            assert held.files.held >= len(data)
+            assert held.shown.held > 0
+            release.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (held.files.held, held.decoding.held, held.shown.held) == (0, 0, 0)
+
+    try:
+        asyncio.run(run())
+    finally:
+        release.set()
+
+
+def test_closing_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = threading.Event()
+
+    def endless(*arguments: Any) -> Any:
+        started.set()
+        while True:
+            arguments[-2].go_on()
 
     monkeypatch.setattr(loader_module, "read_video", endless)
 
     async def run() -> None:
-        with MediaLoader(VisionFormat(), access=OFFLINE) as loader:
-            task = asyncio.create_task(loader.load(request((Video(data_uri(films.film(films.MP4))),))))
-            await asyncio.to_thread(started.wait, 30)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
+        loader = MediaLoader(VisionFormat(), access=OFFLINE)
+        task = asyncio.create_task(loader.load(request((Video(data_uri(films.film(films.MP4))),))))
+        assert await asyncio.to_thread(started.wait, 30)
+        loader.close()
+        with pytest.raises(InvalidRequest, match="cancelled"):
+            await task
 
-    try:
-        asyncio.run(run())
-        assert seen.wait(10)
-    finally:
-        release.set()
+    asyncio.run(run())
+
+
+def test_cancelling_while_waiting_for_memory_lets_others_by() -> None:
+    async def run() -> None:
+        with MediaLoader(VisionFormat(), access=OFFLINE) as loader:
+            memory = loader._memory
+            most = {budget: await budget.hold(budget.total) for budget in memory}
+            for budget in (memory.shown, memory.files, memory.decoding):
+                task = asyncio.create_task(loader.load(request((Image(data_uri(png())),))))
+                while not budget._asked:
+                    await asyncio.sleep(0.01)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                most[budget].release()
+                assert budget.held == 0
+            assert len((await loader.load(request((Image(data_uri(png())),)))).documents[0]) == 1
+
+    asyncio.run(run())
+
+
+def test_what_is_shown_counts_until_it_is_released() -> None:
+    async def run() -> None:
+        with MediaLoader(VisionFormat(), access=OFFLINE) as loader:
+            loaded = await loader.load(request((Image(PICTURE),)))
+            assert loader._memory.shown.held == 96 * 64 * 3
+            loaded.release()
+            assert loader._memory.shown.held == 0
+            loaded = await loader.load(request((Image(PICTURE),)))
+            del loaded
+            assert loader._memory.shown.held == 0
+            with pytest.raises(InvalidRequest):
+                await loader.load(request((Image(PICTURE), BAD)))
+            late = Video([PICTURE, PICTURE, "data:,x"])  # all of its frames are counted before the last one fails
+            await loader.load(request((late,)), skip_bad_documents=True)
+            assert [budget.held for budget in loader._memory] == [0, 0, 0]
+
+    asyncio.run(run())
+
+
+def jpeg(seed: int, size: tuple[int, int] = (96, 64)) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pattern(*size, seed)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def frames_uri(*frames: bytes, kind: str = "video/jpeg") -> str:
+    return f"data:{kind};base64," + ",".join(base64.b64encode(frame).decode() for frame in frames)
+
+
+@pytest.mark.parametrize(("count", "max_frames"), [(1, 64), (2, 64), (5, 64), (20, 7)])
+def test_vllms_list_of_jpegs_is_the_list_of_frames(count: int, max_frames: int) -> None:
+    files = [jpeg(seed) for seed in range(count)]
+    pictures = [PIL.Image.open(io.BytesIO(file)) for file in files]
+    parts = [Video(source, max_frames=max_frames) for source in (frames_uri(*files), pictures)]
+    joined, listed = load(request(tuple(parts))).documents[0]
+    assert joined.digest == listed.digest
+    assert joined.seconds == listed.seconds
+    assert joined.seconds[0] == 0.25
+    assert np.array_equal(joined.frames, listed.frames)
+
+
+@pytest.mark.parametrize("kind", ["Video/JPEG", "video/jpeg;charset=binary"])
+def test_vllms_list_in_other_spelling(kind: str) -> None:
+    files = [jpeg(1), jpeg(2)]
+    (loaded,) = load(request((Video(frames_uri(*files, kind=kind)),))).documents[0]
+    assert loaded.seconds == (0.25,)
+
+
+@pytest.mark.parametrize(
+    ("uri", "problem"),
+    [
+        (frames_uri(), "frame 0: the data: URI is empty"),
+        (frames_uri(jpeg(1)) + ",", "frame 1: the data: URI is empty"),
+        (frames_uri(jpeg(1), b"text"), "frame 1: this is not an image"),
+        (frames_uri(jpeg(1), jpeg(1)[:400]), "frame 1: the picture's header is damaged (Truncated File Read)"),
+        (frames_uri(jpeg(1), jpeg(1, (300, 64))), "frame 1 has another shape than frame 0"),
+        (frames_uri(films.film(films.MP4)), "frame 0: this is a video, not an image"),
+        ("data:video/jpeg;base64," + 1200 * ",", "the list holds 1,201 frames, over the limit of 1,200"),
+        (frames_uri(jpeg(1), bytes(1 << 20)), "frame 1: the file is over the limit of 1.0 MiB"),
+        (frames_uri(jpeg(1), jpeg(2), kind="video/png"), "not valid base64"),
+    ],
+)
+def test_vllms_list_that_cannot_be_read(uri: str, problem: str) -> None:
+    error = refused(request((Video(uri),)), limits=Limits(image_bytes=(1 << 20) - 1))
+    assert error.field == "documents[0].content[0]"
+    assert problem in error.problem
+
+
+def test_the_limit_for_listed_frames_is_that_for_seconds() -> None:
+    what = request((Video([PICTURE] * 9),))
+    assert len(load(what, limits=Limits(video_seconds=4.5)).documents[0][0].frames) == 10
+    assert "9 frames, over the limit of 8" in refused(what, limits=Limits(video_seconds=4.0)).problem
+
+
+def test_what_a_server_calls_a_file_is_told_and_nothing_of_it(server: Server) -> None:
+    server.answers["/login"] = ok(b"<html>secret", "Content-Type: text/html; charset=utf-8")
+    for part in (Image(server.url("/login")), Video(server.url("/login"))):
+        error = refused(request((part,)))
+        assert "it is another file, of 12 bytes; its server calls it text/html" in error.problem
+        assert "secret" not in error.problem
 
 
 async def test_blocking_works_within_an_event_loop() -> None:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import re
 import socket
 import ssl
+import time
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
+from typing import NamedTuple, TypeVar
 
 import httpcore
 import httpx
 
 from rerankd.media.addresses import is_public
+from rerankd.media.budget import Budget, Lease
 from rerankd.media.limits import BadMedia, Limits, over_bytes
 from rerankd.version import __version__
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host name and port to numeric addresses; raises OSError where there are none."""
 
+Result = TypeVar("Result")
+
+_MEDIA_TYPE = re.compile(r"[\w.+-]{1,60}/[\w.+-]{1,60}", re.ASCII)
 _REDIRECTS = (301, 302, 303, 307, 308)
 _HEADERS = (
     ("User-Agent", f"rerankd/{__version__}"),
@@ -104,6 +113,28 @@ def default_tls() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
+class Fetched(NamedTuple):
+    """A body, the memory that it is held in, and its content type as its server calls it, None for none."""
+
+    data: bytes
+    held: Lease
+    media_type: str | None
+
+
+class _Clock:
+    """Seconds that are left of some, counted only while something runs within them."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+
+    async def within(self, work: Awaitable[Result]) -> Result:
+        began = time.monotonic()
+        try:
+            return await asyncio.wait_for(work, max(0.0, self._left))
+        finally:
+            self._left -= time.monotonic() - began
+
+
 class Fetcher:
     """Connections for the URLs of one request; an async context manager, used in one event loop.
 
@@ -132,8 +163,8 @@ class Fetcher:
     ) -> None:
         await self._pool.__aexit__(kind, error, trace)
 
-    async def get(self, url: str, max_bytes: int) -> bytes:
-        """The body behind an http(s) URL.
+    async def get(self, url: str, max_bytes: int, memory: Budget) -> Fetched:
+        """The body behind an http(s) URL. Before it is read, as many bytes of `memory` are held as it may have.
 
         Raises BadMedia for a URL that is malformed, not public, not answered with 200 in `Limits.timeout`
         seconds, redirected more than `Limits.redirects` times or to another scheme than http(s) or from
@@ -141,67 +172,83 @@ class Fetcher:
         """
         seconds = self._limits.timeout
         try:
-            return await asyncio.wait_for(self._follow(url, max_bytes), seconds)
+            return await self._follow(url, max_bytes, memory, _Clock(seconds))
         except (asyncio.TimeoutError, httpcore.TimeoutException) as error:
             raise BadMedia(
                 f"the URL was not fetched within {seconds:g} seconds; try again or send a data: URI"
             ) from error
 
-    async def _follow(self, url: str, max_bytes: int) -> bytes:
+    async def _follow(self, url: str, max_bytes: int, memory: Budget, clock: _Clock) -> Fetched:
         here = _parse(url)
         for _ in range(self._limits.redirects + 1):
-            body, target = await self._once(here, max_bytes)
-            if target is None:
-                return body
-            there = _parse(target, base=here)
+            found = await self._once(here, max_bytes, memory, clock)
+            if isinstance(found, Fetched):
+                return found
+            there = _parse(found, base=here)
             if here.scheme == "https" and there.scheme == "http":
                 raise BadMedia("the URL redirects from https to http; use the final URL")
             here = there
         raise BadMedia(f"the URL redirects more than {self._limits.redirects} times; use the final URL")
 
-    async def _once(self, url: httpx.URL, max_bytes: int) -> tuple[bytes, str | None]:
+    async def _once(self, url: httpx.URL, max_bytes: int, memory: Budget, clock: _Clock) -> Fetched | str:
         """A body, or the target of a redirect."""
         seconds = self._limits.timeout
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         timeouts = {"timeout": {"connect": seconds, "read": seconds, "write": seconds, "pool": seconds}}
         try:
-            async with self._pool.stream("GET", target, headers=_HEADERS, extensions=timeouts) as response:
+            async with AsyncExitStack() as exchange:
+                answer = self._pool.stream("GET", target, headers=_HEADERS, extensions=timeouts)
+                response = await clock.within(exchange.enter_async_context(answer))
                 answered = {name.lower().decode(): value.decode("latin-1") for name, value in response.headers}
                 if response.status in _REDIRECTS and "location" in answered:
-                    return b"", answered["location"]
+                    return answered["location"]
                 if response.status != 200:
                     raise BadMedia(f"the URL's server answered {response.status} instead of 200; check the URL")
+                coding = _coding(answered.get("content-encoding", ""))
                 length = answered.get("content-length", "")
-                if length.isdigit() and int(length) > max_bytes:
+                size = int(length) if length.isdigit() else max_bytes
+                if size > max_bytes:
                     raise over_bytes(max_bytes)
-                return await _body(response, answered.get("content-encoding", ""), max_bytes), None
+                held = await memory.hold(max_bytes if coding else size)
+                try:
+                    body = await clock.within(_body(response, coding, max_bytes))
+                except BaseException:
+                    held.release()
+                    raise
         except httpcore.ConnectError as error:  # plain connections have errors of their own
             raise BadMedia(f"no secure connection to {url.host!r} ({error})") from error
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
             raise BadMedia(f"the URL's server broke off or spoke no proper HTTP ({error})") from error
+        held.shrink(len(body))
+        media_type = _MEDIA_TYPE.match(answered.get("content-type", ""))
+        return Fetched(body, held, media_type and media_type[0])
 
 
-async def _body(response: httpcore.Response, encoding: str, max_bytes: int) -> bytes:
-    """The response's body, decoded piece by piece so that a small body cannot unfold into a large one."""
+def _coding(encoding: str) -> str | None:
     coding = encoding.strip().lower()
     if coding not in ("", "identity", "gzip", "x-gzip", "deflate"):
         raise BadMedia(f"the URL's server sent content encoding {coding!r}, which was not asked for")
-    inflate = None if coding in ("", "identity") else zlib.decompressobj(wbits=47)
-    body = bytearray()
+    return None if coding in ("", "identity") else coding
+
+
+async def _body(response: httpcore.Response, coding: str | None, max_bytes: int) -> bytes:
+    """The response's body, decoded piece by piece so that a small body cannot unfold into a large one."""
+    inflate = zlib.decompressobj(wbits=47) if coding else None
+    body = io.BytesIO()
     received = 0
     async for chunk in response.aiter_stream():
         received += len(chunk)
         if inflate is not None:
             try:
-                chunk = inflate.decompress(chunk, max_bytes + 1 - len(body))
+                chunk = inflate.decompress(chunk, max_bytes + 1 - body.tell())
             except zlib.error as error:
                 raise BadMedia("the URL's server sent a body that does not decompress") from error
-        body += chunk
-        if max(len(body), received) > max_bytes:
+        body.write(chunk)
+        if max(body.tell(), received) > max_bytes:
             raise over_bytes(max_bytes)
     if inflate is not None and not inflate.eof:
         raise BadMedia("the URL's server sent a compressed body that is cut short")
-    return bytes(body)
+    return body.getvalue()
 
 
 def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from rerankd.media.images import resize
+from rerankd.media.images import resize, resize_memory
 from rerankd.media.sizing import fit
 
 Pixels = npt.NDArray[np.uint8]
@@ -28,10 +28,18 @@ def shrink(frame: Pixels, factor: int, min_pixels: float, max_pixels: float) -> 
     size = fit(frame.shape[0], frame.shape[1], factor, min_pixels, max_pixels)
     if size == frame.shape[:2]:
         return frame
-    planes = torch.from_numpy(frame).permute(2, 0, 1)[None].to(torch.float32)
-    planes = torch.nn.functional.interpolate(planes, size=size, mode="bicubic", align_corners=False, antialias=True)
-    shrunk: Pixels = planes.clamp(0, 255).round().to(torch.uint8)[0].permute(1, 2, 0).contiguous().numpy()
+    shrunk = np.empty((*size, 3), dtype=np.uint8)
+    # Channel by channel, which gives the same and takes a third of the memory.
+    for channel in range(3):
+        plane = torch.from_numpy(frame[:, :, channel]).to(torch.float32)[None, None]
+        plane = torch.nn.functional.interpolate(plane, size=size, mode="bicubic", align_corners=False, antialias=True)
+        shrunk[:, :, channel] = plane[0, 0].clamp_(0, 255).round_().to(torch.uint8).numpy()
     return shrunk
+
+
+def shrink_memory(height: int, width: int) -> int:
+    """Bytes that `shrink` takes at most for a frame of height x width: one channel in float32, before and halfway."""
+    return 2 * 4 * height * width
 
 
 def listed(image: PIL.Image.Image, factor: int) -> Pixels:
@@ -41,3 +49,10 @@ def listed(image: PIL.Image.Image, factor: int) -> Pixels:
     """
     side = 2 * factor
     return np.array(resize(image, side, _LIST_MIN_TOKENS * side**2, _LIST_MAX_TOKENS * side**2))
+
+
+def listed_memory(image: PIL.Image.Image, factor: int) -> int:
+    """Bytes that `listed` and a `shrink` of its result take at most. Raises as `fit`."""
+    side = 2 * factor
+    resized = resize_memory(image, side, _LIST_MIN_TOKENS * side**2, _LIST_MAX_TOKENS * side**2)
+    return resized + shrink_memory(image.height + side, image.width + side)

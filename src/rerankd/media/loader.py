@@ -5,28 +5,34 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import PIL.Image
 
 from rerankd.core import Content, Image, InvalidRequest, RerankRequest, Text, Video, Visuals, identity
+from rerankd.media.budget import Budget, Lease
+from rerankd.media.decoding import Decoding
 from rerankd.media.fetch import Fetcher, Resolve, default_tls, system_resolver
-from rerankd.media.frames import Pixels, listed, shrink
-from rerankd.media.images import open_image, resize, to_rgb
-from rerankd.media.limits import BadMedia, Limits, megabytes
+from rerankd.media.frames import Pixels, listed, listed_memory, shrink
+from rerankd.media.images import Opened, memory_of, open_image, resize, resize_memory, to_rgb
+from rerankd.media.limits import BadMedia, Limits, NotRead, megabytes
 from rerankd.media.sampling import LIST_FPS, list_indices, timestamps
-from rerankd.media.sizing import LIST_TOTAL_PIXELS, Sizing
-from rerankd.media.sources import Access, is_url, read_local
+from rerankd.media.sizing import FILE_TOTAL_PIXELS, FRAME_PAIR, LIST_TOTAL_PIXELS, Sizing
+from rerankd.media.sources import Access, Frames, is_url, listed_frames, local_size, read_local
 from rerankd.media.videos import read_video
 from rerankd.media.visual import VisionFormat, Visual
 
 _AT_ONCE = 8
-"""Files of one request that are fetched or decoded at the same time: bounds what is held undecoded."""
+"""Files of one request that are fetched or decoded at the same time: leaves room for other requests."""
+_THREADS = 8
+"""Files of all requests that are read from disk, decoded, or ready to be decoded at the same time."""
 _LOOKUPS = 32
 """Host names of all requests that are looked up at the same time."""
 
@@ -38,21 +44,33 @@ class LoadedMedia:
     """A request's images and videos, in the order of their parts.
 
     `failed` holds the error of each document whose media cannot be used, by index; such a document's own
-    entry in `documents` is to be disregarded.
+    entry in `documents` is to be disregarded. `held` is the memory that the visuals are counted in: released when
+    they have been scored, and at the latest when nobody refers to this any more.
     """
 
     query: tuple[Visual, ...]
     documents: tuple[tuple[Visual, ...], ...]
     failed: Mapping[int, InvalidRequest]
+    held: Lease | None = field(default=None, compare=False)
 
     @property
     def visuals(self) -> Visuals:
         """What was read, as prompts take it."""
         return Visuals(self.query, self.documents)
 
+    def release(self) -> None:
+        """Let other requests have the memory."""
+        if self.held is not None:
+            self.held.release()
+
 
 class MediaLoader:
-    """Fetches, decodes and resizes, in threads of its own and beside any event loop; thread-safe."""
+    """Fetches, decodes and resizes, in threads of its own and beside any event loop; thread-safe.
+
+    All requests share `limits.memory`. A request first holds what its visuals may take, all at once; then each of its
+    files holds its size, and then what decoding it takes. Who holds memory for decoding waits for no more, so that
+    everybody gets on.
+    """
 
     def __init__(
         self,
@@ -69,7 +87,13 @@ class MediaLoader:
         self._limits = limits
         self._access = access
         self._tls = default_tls() if tls is None else tls
-        self._threads = ThreadPoolExecutor(thread_name_prefix="rerankd-media")
+        self._memory = _Memory(
+            files=Budget(limits.file_memory, "files"),
+            decoding=Budget(limits.decode_memory, "decoding"),
+            shown=Budget(limits.shown_memory, "what models are shown"),
+        )
+        self._closing = threading.Event()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="rerankd-media")
         self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="rerankd-lookup")
         self._resolve = system_resolver(self._lookups) if resolve is None else resolve
 
@@ -78,7 +102,7 @@ class MediaLoader:
 
         Raises InvalidRequest, with a field such as `documents[3].content[1]`, for media that cannot be used
         and for more parts than the limit. With `skip_bad_documents` a document's bad media are reported in
-        `failed` instead. Cancelling the awaiting task ends the work.
+        `failed` instead. Cancelling the awaiting task ends the work; the task ends when the work has.
         """
         places = _places(request)
         if not places:
@@ -89,21 +113,44 @@ class MediaLoader:
                 f"the request holds {len(places)} images and videos, over the limit of {self._limits.parts}; "
                 "send fewer documents at a time",
             )
-        async with Fetcher(self._limits, self._tls, self._resolve, self._access.allow_private) as fetcher:
-            work = _Work(self._form, self._sizing, self._limits, self._access, fetcher, self._threads)
-            read = work.visual_or_error if skip_bad_documents else work.visual
-            tasks: dict[Hashable, asyncio.Task[Visual | BadMedia]] = {}
-            try:
-                for place in places:
-                    if place.key not in tasks:
-                        tasks[place.key] = asyncio.create_task(read(place.part))
-                await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_EXCEPTION)
-            finally:
-                work.cancelled.set()
-                for task in tasks.values():
-                    task.cancel()
-                await asyncio.gather(*tasks.values(), return_exceptions=True)
-        return _collect(request, places, tasks, skip_bad_documents)
+        held = await self._memory.shown.hold(self._shown_at_most(places))
+        try:
+            async with Fetcher(self._limits, self._tls, self._resolve, self._access.allow_private) as fetcher:
+                work = _Work(
+                    self._form,
+                    self._sizing,
+                    self._limits,
+                    self._access,
+                    fetcher,
+                    self._threads,
+                    self._memory,
+                    self._closing,
+                )
+                read = work.visual_or_error if skip_bad_documents else work.visual
+                tasks: dict[Hashable, asyncio.Task[Visual | BadMedia]] = {}
+                try:
+                    for place in places:
+                        if place.key not in tasks:
+                            tasks[place.key] = asyncio.create_task(read(place.part))
+                    await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_EXCEPTION)
+                finally:
+                    for task in tasks.values():
+                        task.cancel()
+                    await _ended(tasks.values())
+            loaded = _collect(request, places, tasks, skip_bad_documents, held)
+        except BaseException:
+            held.release()
+            raise
+        held.shrink(work.shown)
+        return loaded
+
+    def _shown_at_most(self, places: Sequence[_Place]) -> int:
+        """Bytes that the visuals of a request may take together; more than there are for all is refused later."""
+        most = 0
+        for part in {place.key: place.part for place in places}.values():
+            with suppress(BadMedia):  # which is told of the part, when it is read
+                most += 3 * int(_pixels_at_most(part, self._sizing))
+        return min(most, self._limits.shown_memory)
 
     def load_blocking(self, request: RerankRequest, *, skip_bad_documents: bool = False) -> LoadedMedia:
         """As `load`, from code that may or may not run inside an event loop; blocks it."""
@@ -115,6 +162,7 @@ class MediaLoader:
 
     def close(self) -> None:
         """Let go of the threads; a load that is under way fails."""
+        self._closing.set()
         for threads in (self._threads, self._lookups):
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -125,6 +173,12 @@ class MediaLoader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Memory(NamedTuple):
+    files: Budget
+    decoding: Budget
+    shown: Budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +202,22 @@ def _places(request: RerankRequest) -> list[_Place]:
     ]
 
 
+def _pixels_at_most(part: Image | Video, sizing: Sizing) -> float:
+    """Pixels that a model is shown of a part at most. Raises BadMedia where the part's own values make no sense."""
+    if isinstance(part, Image):
+        return sizing.image_bounds(part)[1]
+    _, frames = sizing.video_sampling(part)
+    total = LIST_TOTAL_PIXELS if isinstance(part.source, (list, tuple)) else FILE_TOTAL_PIXELS
+    frames += frames % FRAME_PAIR
+    return frames * sizing.frame_bounds(frames, total)[1]
+
+
 def _collect(
     request: RerankRequest,
     places: Sequence[_Place],
     tasks: Mapping[Hashable, asyncio.Task[Visual | BadMedia]],
     skip_bad_documents: bool,
+    held: Lease,
 ) -> LoadedMedia:
     query: list[Visual] = []
     documents: list[list[Visual]] = [[] for _ in request.documents]
@@ -171,11 +236,29 @@ def _collect(
             failed.setdefault(place.document, problem)
         else:
             raise found
-    return LoadedMedia(tuple(query), tuple(tuple(visuals) for visuals in documents), failed)
+    return LoadedMedia(tuple(query), tuple(tuple(visuals) for visuals in documents), failed, held)
+
+
+class _File(NamedTuple):
+    """A file's bytes, and what the server that it came from calls it."""
+
+    data: bytes
+    media_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Show(Generic[Result]):
+    """What is made of a decoded picture; `memory` is what that takes, by the picture before it is decoded."""
+
+    make: Callable[[PIL.Image.Image], Result]
+    memory: Callable[[PIL.Image.Image], int]
 
 
 class _Work:
-    """The reading of one request's media: waiting in the event loop, everything else in threads."""
+    """The reading of one request's media: waiting in the event loop, everything else in threads.
+
+    shown: bytes of the visuals so far
+    """
 
     def __init__(
         self,
@@ -185,6 +268,8 @@ class _Work:
         access: Access,
         fetcher: Fetcher,
         threads: ThreadPoolExecutor,
+        memory: _Memory,
+        closing: threading.Event,
     ) -> None:
         self._form = form
         self._sizing = sizing
@@ -192,21 +277,18 @@ class _Work:
         self._access = access
         self._fetcher = fetcher
         self._threads = threads
+        self._memory = memory
+        self._closing = closing
         self._gate = asyncio.Semaphore(_AT_ONCE)
-        self._shown = 0
-        self.cancelled = threading.Event()
+        self._counting = threading.Lock()
+        self.shown = 0
 
     async def visual(self, part: Image | Video) -> Visual:
-        """Raises BadMedia, and InvalidRequest once all that was read is too much together."""
-        visual = await self._read(part)
-        self._shown += visual.frames.nbytes
-        if self._shown > self._limits.shown_bytes:
-            raise InvalidRequest(
-                "documents",
-                f"the request's images and videos take more than {megabytes(self._limits.shown_bytes)} together as the "
-                "model is shown them; send fewer documents at a time, or smaller pictures (max_pixels, max_frames)",
-            )
-        return visual
+        """Raises BadMedia, and InvalidRequest once all that is read is too much together."""
+        if isinstance(part, Image):
+            return await self._image(part)
+        frames = listed_frames(part.source, int(self._limits.video_seconds * LIST_FPS))
+        return await self._video_file(part) if frames is None else await self._frame_list(part, frames)
 
     async def visual_or_error(self, part: Image | Video) -> Visual | BadMedia:
         try:
@@ -214,88 +296,158 @@ class _Work:
         except BadMedia as error:
             return error
 
-    async def _read(self, part: Image | Video) -> Visual:
-        if isinstance(part, Image):
-            return await self._image(part)
-        if isinstance(part.source, (list, tuple)):
-            return await self._frame_list(part, part.source)
-        return await self._video_file(part)
+    @contextmanager
+    def _claim(self, size: int) -> Iterator[None]:
+        """Count `size` bytes among those that are shown, before they are held and unless they fail; in any thread."""
+        with self._counting:
+            self.shown += size
+            fits = self.shown <= self._limits.shown_memory
+        try:
+            if not fits:
+                raise self._too_much()
+            yield
+        except BaseException:
+            with self._counting:
+                self.shown -= size
+            raise
+
+    def _too_much(self) -> InvalidRequest:
+        return InvalidRequest(
+            "documents",
+            f"the request's images and videos take more than {megabytes(self._limits.shown_memory)} together as the "
+            "model is shown them; send fewer documents at a time, or smaller pictures (max_pixels, max_frames)",
+        )
 
     async def _image(self, part: Image) -> Visual:
         low, high = self._sizing.image_bounds(part)
+        factor = self._form.factor
 
         def show(image: PIL.Image.Image) -> Visual:
-            return Visual.of_image(np.array(resize(image, self._form.factor, low, high)), self._form)
+            pixels = np.array(resize(image, factor, low, high))
+            with self._claim(pixels.nbytes):
+                return Visual.of_image(pixels, self._form)
 
-        return await self._picture(part.source, show)
+        return await self._picture(part.source, _Show(show, lambda image: resize_memory(image, factor, low, high)))
 
     async def _video_file(self, part: Video) -> Visual:
         fps, max_frames = self._sizing.video_sampling(part)
-        limit = self._limits.video_bytes
 
-        def show(fetched: bytes | None) -> Visual:
-            data = read_local(part.source, limit, self._access) if fetched is None else fetched
+        def show(file: _File, decoding: Decoding) -> Visual:
             frames, seconds = read_video(
-                data, self._form.factor, self._sizing, fps, max_frames, self._limits, self.cancelled.is_set
+                file.data, self._form.factor, self._sizing, fps, max_frames, self._limits, decoding, self._claim
             )
             return Visual.of_video(frames, seconds, self._form)
 
-        async with self._gate:
-            fetched = await self._fetcher.get(part.source, limit) if is_url(part.source) else None
-            return await self._in_thread(lambda: show(fetched))
+        return await self._from_file(part.source, self._limits.video_bytes, show)
 
-    async def _frame_list(self, part: Video, sources: Sequence[object]) -> Visual:
+    async def _frame_list(self, part: Video, sources: Frames) -> Visual:
         _, max_frames = self._sizing.video_sampling(part)
-        if not sources:
+        if not sources.total:
             raise BadMedia("the list of frames is empty")
-        indices = list_indices(len(sources), max_frames)
+        indices = list_indices(sources.total, max_frames)
         low, high = self._sizing.frame_bounds(len(indices), LIST_TOTAL_PIXELS)
+        factor = self._form.factor
 
-        def show(image: PIL.Image.Image) -> tuple[tuple[int, ...], Pixels]:
-            frame = listed(image, self._form.factor)
-            return frame.shape, shrink(frame, self._form.factor, low, high)
+        def make(image: PIL.Image.Image) -> tuple[tuple[int, ...], Pixels]:
+            frame = listed(image, factor)
+            return frame.shape, shrink(frame, factor, low, high)
+
+        show = _Show(make, lambda image: listed_memory(image, factor))
 
         async def read(index: int) -> tuple[tuple[int, ...], Pixels]:
             try:
-                return await self._picture(sources[index], show)
+                return await self._picture(sources.at(index), show)
             except BadMedia as error:
                 raise BadMedia(f"frame {index}: {error}") from error
 
-        distinct = list(dict.fromkeys(indices))
-        shown = dict(zip(distinct, await _all(read, distinct), strict=True))
-        first = shown[indices[0]][0]
-        for index, (shape, _) in shown.items():
-            if shape != first:
-                raise BadMedia(
-                    f"frame {index} has another shape than frame 0 (near {shape[1]} x {shape[0]} and "
-                    f"{first[1]} x {first[0]}); give all frames of a video one size"
-                )
-        frames = np.stack([shown[index][1] for index in indices])
-        return Visual.of_video(frames, timestamps(range(len(frames)), LIST_FPS), self._form)
+        # The first one tells the size of all, which are counted before they are read.
+        first, frame = await read(indices[0])
+        with self._claim(len(indices) * frame.nbytes):
+            frames = np.empty((len(indices), *frame.shape), dtype=np.uint8)
 
-    async def _picture(self, source: object, show: Callable[[PIL.Image.Image], Result]) -> Result:
-        limit = self._limits.image_bytes
+            def lay(index: int, frame: Pixels) -> None:
+                frames[[at for at, wanted in enumerate(indices) if wanted == index]] = frame
 
-        def read(fetched: bytes | None) -> Result:
-            if isinstance(source, PIL.Image.Image):
-                return show(to_rgb(source, self._limits))
-            data = read_local(source, limit, self._access) if fetched is None else fetched
-            return show(open_image(data, self._limits))
+            async def follow(index: int) -> None:
+                shape, frame = await read(index)
+                if shape != first:
+                    raise BadMedia(
+                        f"frame {index} has another shape than frame 0 (near {shape[1]} x {shape[0]} and "
+                        f"{first[1]} x {first[0]}); give all frames of a video one size"
+                    )
+                lay(index, frame)
 
-        async with self._gate:
-            fetched = await self._fetcher.get(str(source), limit) if is_url(source) else None
-            return await self._in_thread(lambda: read(fetched))
+            lay(indices[0], frame)
+            await _all(follow, list(dict.fromkeys(indices))[1:])
+        return Visual.of_video(frames, timestamps(range(len(indices)), LIST_FPS), self._form)
 
-    async def _in_thread(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    async def _picture(self, source: object, show: _Show[Result]) -> Result:
+        def shown(opened: Opened, decoding: Decoding) -> Result:
+            with decoding.room(opened.memory + show.memory(opened.image)):
+                return show.make(to_rgb(opened.image, self._limits))
+
+        def read(file: _File, decoding: Decoding) -> Result:
+            return shown(open_image(file.data, self._limits, decoding), decoding)
+
+        if isinstance(source, PIL.Image.Image):
+            async with self._gate:
+                self._limits.check_pixels(*source.size)
+                return await self._in_thread(partial(shown, Opened(source, memory_of(source))))
+        return await self._from_file(source, self._limits.image_bytes, read)
+
+    async def _from_file(self, source: object, limit: int, read: Callable[[_File, Decoding], Result]) -> Result:
+        async with self._gate, self._file(source, limit) as file:
+            try:
+                return await self._in_thread(partial(read, file))
+            except NotRead as error:
+                if file.media_type is None:
+                    raise
+                raise NotRead(f"{error}; its server calls it {file.media_type}") from error
+
+    @asynccontextmanager
+    async def _file(self, source: object, limit: int) -> AsyncIterator[_File]:
+        """A file, counted while it is held."""
+        if is_url(source):
+            data, held, media_type = await self._fetcher.get(str(source), limit, self._memory.files)
+        else:
+            size = await self._in_thread(lambda _: local_size(source, self._access))
+            held, media_type = await self._memory.files.hold(min(size, limit)), None
+        try:
+            if not is_url(source):
+                data = await self._in_thread(lambda decoding: read_local(source, limit, self._access, decoding.go_on))
+            yield _File(data, media_type)
+        finally:
+            held.release()
+
+    async def _in_thread(self, work: Callable[[Decoding], Result]) -> Result:
+        """What `work` returns; a task that is cancelled meanwhile ends when the thread has stopped."""
+        decoding = Decoding(self._memory.decoding, self._limits.decode_timeout, self._closing)
+        running = self._threads.submit(work, decoding)
+        waiting = asyncio.wrap_future(running)
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            decoding.cancel()
+            running.cancel()
+            await _ended([waiting])
+            raise
 
 
-async def _all(work: Callable[[int], Awaitable[Result]], items: Sequence[int]) -> list[Result]:
-    """The results in order; the first failure cancels what has not begun."""
+async def _all(work: Callable[[int], Awaitable[None]], items: Sequence[int]) -> None:
+    """The first failure cancels what has not begun."""
     tasks = [asyncio.ensure_future(work(item)) for item in items]
     try:
-        return await asyncio.gather(*tasks)
+        await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _ended(tasks)
+
+
+async def _ended(futures: Iterable[asyncio.Future[Any]]) -> None:
+    """Wait for futures whatever they end with, and whoever asks this task to end sooner: threads hold memory."""
+    left = [future for future in futures if not future.done()]
+    while left:
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait(left)
+        left = [future for future in left if not future.done()]

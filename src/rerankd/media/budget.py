@@ -1,0 +1,99 @@
+"""Memory that all requests share: what is fetched, decoded and shown is counted before it is held."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from concurrent.futures import Future
+
+from rerankd.media.limits import BadMedia, megabytes
+
+
+class Lease:
+    """Bytes of a budget, until they are given back; at the latest when nobody refers to the lease any more."""
+
+    def __init__(self, budget: Budget, amount: int) -> None:
+        self._budget = budget
+        self._amount = amount
+        self._lock = threading.Lock()
+
+    def shrink(self, amount: int) -> None:
+        """Give back what is held beyond `amount` bytes."""
+        with self._lock:
+            surplus = max(0, self._amount - amount)
+            self._amount -= surplus
+        if surplus:
+            self._budget._take_back(surplus)
+
+    def release(self) -> None:
+        """Give back everything; more than once does no harm."""
+        self.shrink(0)
+
+    def __del__(self) -> None:
+        self.release()
+
+
+class Budget:
+    """`total` bytes for one use. Whoever asks first is served first, so that small shares never starve a large one.
+
+    use: what the bytes are for, as errors name it
+    """
+
+    def __init__(self, total: int, use: str) -> None:
+        self.total = total
+        self._use = use
+        self._free = total
+        self._lock = threading.Lock()
+        self._asked: deque[tuple[int, Future[Lease]]] = deque()
+
+    @property
+    def held(self) -> int:
+        """Bytes that are lent at present."""
+        return self.total - self._free
+
+    def ask(self, amount: int) -> Future[Lease]:
+        """A lease of `amount` bytes, when there are as many. Raises BadMedia where there never are."""
+        if amount > self.total:
+            raise BadMedia(
+                f"it takes about {megabytes(amount)} of memory, over the limit of {megabytes(self.total)} for "
+                f"{self._use} of all requests together; send a smaller file or raise the limit on memory for media"
+            )
+        asked: Future[Lease] = Future()
+        with self._lock:
+            self._asked.append((amount, asked))
+        # Who gives up may be the one that all others wait behind.
+        asked.add_done_callback(lambda done: self._serve() if done.cancelled() else None)
+        self._serve()
+        return asked
+
+    async def hold(self, amount: int) -> Lease:
+        """As `ask`, waiting in an event loop."""
+        asked = self.ask(amount)
+        try:
+            return await asyncio.wrap_future(asked)
+        except asyncio.CancelledError:
+            asked.add_done_callback(give_back)
+            raise
+
+    def _take_back(self, amount: int) -> None:
+        with self._lock:
+            self._free += amount
+        self._serve()
+
+    def _serve(self) -> None:
+        served = []
+        with self._lock:
+            while self._asked and (self._asked[0][1].cancelled() or self._asked[0][0] <= self._free):
+                amount, asked = self._asked.popleft()
+                if asked.set_running_or_notify_cancel():
+                    self._free -= amount
+                    served.append((asked, Lease(self, amount)))
+        for asked, lease in served:
+            asked.set_result(lease)
+
+
+def give_back(asked: Future[Lease]) -> None:
+    """Release what was lent to somebody who had given up waiting."""
+    if not asked.cancelled():
+        asked.result().release()

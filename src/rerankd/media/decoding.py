@@ -1,0 +1,78 @@
+"""Work on media in a thread: bounded in time and memory, and ended between slices when nobody waits for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import TimeoutError as NotYet
+from contextlib import contextmanager
+
+from rerankd.media.budget import Budget, give_back
+from rerankd.media.limits import BadMedia
+
+GoOn = Callable[[], None]
+"""`Decoding.go_on`, for code that takes no memory."""
+
+_LOOKS = 0.05
+"""Seconds after which a thread that waits for memory looks whether anybody still wants its work."""
+
+
+class Decoding:
+    """The reading of one file or picture, as the thread sees it that does it.
+
+    Nothing can stop a thread from outside: it asks between slices of its work (`go_on`), and before it takes
+    memory (`room`).
+    """
+
+    def __init__(self, memory: Budget, seconds: float, closing: threading.Event) -> None:
+        self._memory = memory
+        self._seconds = seconds
+        self._closing = closing
+        self._cancelled = threading.Event()
+        self._until: float | None = None
+
+    def cancel(self) -> None:
+        """Let the thread end at the next slice; callable from any thread."""
+        self._cancelled.set()
+
+    def go_on(self) -> None:
+        """Raises BadMedia where nobody waits for the work any more, or where it has taken too long."""
+        now = time.monotonic()
+        if self._cancelled.is_set() or self._closing.is_set():
+            raise BadMedia("reading it was cancelled")
+        if self._until is None:
+            self._until = now + self._seconds
+        if now > self._until:
+            raise BadMedia(
+                f"decoding it takes more than {self._seconds:g} seconds, the limit; send a shorter or smaller file, or "
+                "raise the limit"
+            )
+
+    @contextmanager
+    def room(self, amount: int) -> Iterator[None]:
+        """Hold `amount` bytes of memory meanwhile, once there are as many. Waiting does not count as work.
+
+        Raises BadMedia as `go_on` does, and for more than there ever are.
+        """
+        self.go_on()
+        began = time.monotonic()
+        asked = self._memory.ask(amount)
+        try:
+            while True:
+                try:
+                    lease = asked.result(_LOOKS)
+                    break
+                except NotYet:
+                    if self._cancelled.is_set() or self._closing.is_set():
+                        self.go_on()
+        except BaseException:
+            asked.cancel()
+            asked.add_done_callback(give_back)
+            raise
+        assert self._until is not None
+        self._until += time.monotonic() - began
+        try:
+            yield
+        finally:
+            lease.release()
