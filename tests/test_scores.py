@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import math
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
-from rerankd import InvalidRequest, Reranker
-from rerankd import reranker as reranker_module
+from rerankd import Chunking, InvalidRequest, Reranker
 from rerankd.core import RerankRequest, Text, Truncation, text_content
 from rerankd.engine import device
 from rerankd.layers import runtime
@@ -312,13 +315,54 @@ def test_results_are_sorted_and_cut_to_top_n(reranker: Reranker) -> None:
     assert top.prompt_tokens == whole.prompt_tokens
 
 
-def test_equal_scores_keep_request_order(reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Torch's products may differ in their last bits from row to row; with fewer digits equal documents score the same.
-    sigmoid = reranker_module._sigmoid
-    monkeypatch.setattr(reranker_module, "_sigmoid", lambda logit: round(sigmoid(logit), 4))
-    result = reranker.rerank("same", ["twin", "other words", "twin", "twin"])
-    twins = [document.index for document in result.documents if document.index != 1]
-    assert twins == [0, 2, 3]
+def test_equal_logits_keep_request_order(reranker: Reranker) -> None:
+    request = RerankRequest(text_content("same"), tuple(map(text_content, ["twin", "other words", "twin", "twin"])))
+    submitted = reranker.submit(request)
+    reranker.collect(submitted)
+    # Torch's products may differ in their last bits from row to row.
+    for logits in ([1.0, 5.0, 1.0, 1.0], [400.0, 79.0, 400.0, 400.0], [-0.0, -1.0, 0.0, 0.0]):
+        settled: Future[list[float]] = Future()
+        settled.set_result(logits)
+        result = reranker.collect(dataclasses.replace(submitted, logits=settled))
+        assert [document.index for document in result.documents if document.index != 1] == [0, 2, 3]
+
+
+@pytest.fixture(scope="module")
+def certain_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cross-encoder whose logits are far beyond what a sigmoid tells apart."""
+    folder = checkpoints.bert(tmp_path_factory.mktemp("certain"))
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.weight"] *= 150
+    weights["classifier.bias"] += 230
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_the_order_is_that_of_logits_where_scores_are_all_one(certain_checkpoint: Path) -> None:
+    query, documents = QUERIES[0], DOCUMENTS[:40]
+    model = CrossEncoder(str(certain_checkpoint), device="cpu", activation_fn=torch.nn.Identity())
+    logits = [float(logit) for logit in model.predict([(query, document) for document in documents])]
+    assert min(logits) > 40
+    assert max(logits) - min(logits) > 100
+    expected = sorted(range(len(documents)), key=lambda index: -logits[index])
+    assert expected != sorted(expected)
+    with Reranker(certain_checkpoint, device="cpu", dtype="float32") as reranker:
+        result = reranker.rerank(query, documents)
+        assert {document.score for document in result.documents} == {1.0}
+        assert [document.index for document in result.documents] == expected
+        best = reranker.rerank(query, documents, top_n=3)
+        assert [document.index for document in best.documents] == expected[:3]
+        raw = reranker.rerank(query, documents, top_n=3, activation=False)
+        assert [document.index for document in raw.documents] == expected[:3]
+        # A document is as good as its best chunk, told by logits too.
+        worst, good = documents[expected[-1]], documents[expected[0]]
+        joined = [worst, f"{worst} {good}"]
+        split = reranker.rerank(query, joined, truncation=Truncation(max_tokens_per_doc=8), chunking=Chunking())
+        chunk = split.documents[0].best_chunk
+        assert chunk is not None
+        texts = [one.best_chunk.text if one.best_chunk else joined[one.index] for one in split.documents]
+        alone = reranker.score([(query, text) for text in texts], activation=False)
+        assert alone == sorted(alone, reverse=True)
 
 
 def test_the_shared_prefix_is_computed_once(reranker: Reranker) -> None:
@@ -384,7 +428,7 @@ def test_an_instruction_without_use_is_reported(xlmr_checkpoint: Path, caplog: p
         assert reranker.rerank("q", ["d"], instruction="do").ignored == ("instruction",)
         assert reranker.rerank("q", ["d"]).ignored == ()
         reranker.score([("q", "d")], instruction="do")
-    assert "no use for `instruction`" in caplog.text
+    assert "`instruction` has no effect" in caplog.text
 
 
 @pytest.mark.parametrize(

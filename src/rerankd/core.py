@@ -93,6 +93,8 @@ def text_content(text: str) -> Content:
 
 
 Side: TypeAlias = Literal["left", "right"]
+MAX_CHARACTERS = 2_000_000
+"""Characters of one text at most, unless a model is loaded with another limit: tokenising them takes up to 1.3 GB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +103,14 @@ class Truncation:
 
     `max_tokens` bounds a whole prompt, template included. With `allowed=False` a prompt that does not fit
     is an `InvalidRequest` instead of a shorter prompt. `side` is where a text is cut: "right" loses its end,
-    "left" its beginning.
+    "left" its beginning, None is what the checkpoint's tokenizer says, "right" where it says nothing.
     """
 
     max_tokens: int | None = None
     max_tokens_per_doc: int | None = None
     max_tokens_per_query: int | None = None
     allowed: bool = True
-    side: Side = "right"
+    side: Side | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,8 @@ class Chunking:
     """Have a document that does not fit scored by the best of its parts instead of being cut.
 
     `max_chunks_per_doc` bounds their number (None: as many as there are); what lies beyond them is cut.
-    `overlap_tokens` is how many of a chunk's tokens the next one begins with.
+    `overlap_tokens` is how many of a chunk's tokens the next one begins with, at most half of them: a larger overlap
+    is reported in `RerankResult.ignored`.
     """
 
     max_chunks_per_doc: int | None = None
@@ -212,9 +215,10 @@ def seconds_by_stage(stages: Iterable[Stage]) -> dict[str, float]:
 class RerankResult:
     """The answer to a `RerankRequest`.
 
-    `documents` is sorted by falling score (equal scores keep request order) and cut to `top_n`.
+    `documents` is sorted by falling logit (equal logits keep request order) and cut to `top_n`.
     `prompt_tokens` counts every document's whole prompt, as vLLM does; `computed_tokens` counts what the
-    model was given after prefix sharing. `ignored` names request fields that the model has no use for.
+    model was given after prefix sharing. `ignored` names request fields that have no effect, or less than was asked
+    for. `query_truncated` says that the query was cut to fit, beside one of the documents at least.
     `truncated` holds the indices of all documents that were cut to fit, those beyond `top_n` too. `failed` holds,
     by index, the error of each document that was left out because the request said `on_error="skip"`.
     `scored` counts the documents with those beyond `top_n`; `stages` says what took how long, with a `model` for each
@@ -327,7 +331,8 @@ class PromptGroup:
 
     `chunks[i]` are the chunks that document i was split into, with a suffix each; a document that was not split
     has none, and one suffix. Where no document was split, `chunks` is empty.
-    `truncated[i]` says that document i was cut to fit, `query_truncated` that the query was.
+    `truncated[i]` says that document i was cut to fit, `query_truncated` that the query was in any prompt.
+    `ignored` names request fields that have less effect here than was asked for.
     `labels` are asked of each suffix in place of its relevance.
     """
 
@@ -336,6 +341,7 @@ class PromptGroup:
     truncated: tuple[bool, ...]
     query_truncated: bool = False
     chunks: tuple[tuple[Chunk, ...], ...] = ()
+    ignored: tuple[str, ...] = ()
     labels: Labels | None = None
 
     @property

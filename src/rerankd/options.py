@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rerankd.core import Family
+from rerankd.core import MAX_CHARACTERS, Family
 from rerankd.media.limits import Limits
 from rerankd.media.sizing import Sizing
 from rerankd.media.sources import Access
@@ -21,6 +21,7 @@ class LoadOptions:
     model: a local folder, or an id on `hub`
     quantization: "int8" for 8-bit linear maps on a CPU, None for `dtype`
     max_model_len: tokens in one prompt; None for the model's own limit
+    max_characters: characters of one text (query, document or instruction) at most; a longer one is an error
     max_batch_tokens: tokens in one packed batch; None for the device's own choice
     hf_overrides: entries laid over the checkpoint's config.json
     chat_template: a Jinja file, or Jinja text, in place of the built-in template of a decoder
@@ -36,6 +37,7 @@ class LoadOptions:
     dtype: str = "auto"
     quantization: str | None = None
     max_model_len: int | None = None
+    max_characters: int = MAX_CHARACTERS
     max_batch_tokens: int | None = None
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
     chat_template: str | Path | None = None

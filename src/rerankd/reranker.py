@@ -47,6 +47,7 @@ from rerankd.models.registry import find_architecture
 from rerankd.models.weights import Checkpoint, Weights
 from rerankd.options import LoadOptions, ModelInfo
 from rerankd.prompts import load_prompts
+from rerankd.prompts.limits import too_many_characters
 
 if TYPE_CHECKING:
     from rerankd.media.loader import LoadedMedia, MediaLoader
@@ -102,6 +103,7 @@ class Reranker:
             template=architecture.template,
             positions=architecture.positions(config),
             max_model_len=chosen.max_model_len,
+            max_characters=chosen.max_characters,
             default_instruction=chosen.default_instruction,
         )
         self._prompts = self._load_prompts(chat_template=chosen.chat_template)
@@ -139,7 +141,11 @@ class Reranker:
         """A text's tokens as ids and strings, as the model's own tokenizer has them.
 
         special: whether the tokens that begin and end a prompt are added
+
+        Raises InvalidRequest for a text of too many characters.
         """
+        if len(text) > self._prompts.max_characters:
+            raise too_many_characters("text", len(text), self._prompts.max_characters)
         encoding = self._prompts.tokenizer.tokenizer.encode(text, add_special_tokens=special)
         return list(zip(encoding.ids, encoding.tokens, strict=True))
 
@@ -321,9 +327,11 @@ class Reranker:
         request, group = submitted.request, submitted.group
         activate = _sigmoid if request.activation and self._activation == "sigmoid" else float
         documents = []
+        best_logits = []
         for document, (index, places) in enumerate(zip(submitted.places, group.places(), strict=True)):
             chunks = group.chunks[document] if group.chunks else ()
             best = max(places, key=logits.__getitem__)
+            best_logits.append(logits[best])
             documents.append(
                 ScoredDocument(
                     index=index,
@@ -335,12 +343,14 @@ class Reranker:
                 )
             )
         ignored = ("instruction",) if request.instruction is not None and not self.info.takes_instruction else ()
+        # By logits, since large ones differ where their scores are all rounded to 1.
+        order = sorted(range(len(documents)), key=lambda document: -best_logits[document])
         return RerankResult(
-            documents=tuple(sorted(documents, key=lambda document: -document.score)[: request.top_n]),
+            documents=tuple(documents[document] for document in order[: request.top_n]),
             prompt_tokens=sum(document.prompt_tokens for document in documents),
             computed_tokens=len(group.prefix) + sum(len(suffix) for suffix in group.suffixes),
             query_truncated=group.query_truncated,
-            ignored=ignored,
+            ignored=(*ignored, *group.ignored),
             truncated=tuple(document.index for document in documents if document.truncated),
             failed=submitted.failed,
             scored=len(documents),
@@ -478,7 +488,7 @@ def _scores_in_place(results: Sequence[tuple[RerankResult, list[int]]], count: i
     if cut:
         log.warning("%d of %d pairs were cut to fit, the first of them at %d", len(cut), count, min(cut))
     for name in sorted({name for result, _ in results for name in result.ignored}):
-        log.warning("The model has no use for `%s`; it was ignored", name)
+        log.warning("`%s` has no effect here, or less than was asked for", name)
     return scores
 
 

@@ -15,6 +15,8 @@ from rerankd.core import Chunking, PromptGroup, RerankRequest, Side
 from rerankd.prompts import LoadedPrompts, load_prompts
 from rerankd.prompts.bi_encoder import BiEncoderPrompts
 from rerankd.prompts.chunks import split
+from rerankd.prompts.cross_encoder import CrossEncoderPrompts
+from rerankd.prompts.decoder import DecoderPrompts
 from rerankd.prompts.limits import Limits
 from tests import checkpoints, texts
 from tests.conftest import MakeCheckpoint
@@ -121,6 +123,7 @@ def test_any_document(
     assert chunks[-1].characters[1] == len(document) or side == "right"
     whole_text = (chunks[0].characters[0], chunks[-1].characters[1]) == (0, len(document))
     assert group.truncated == (False, not whole_text)
+    assert group.ignored in ((), ("chunking.overlap_tokens",))
     # Tokens and characters say the same, and no token of a character lies outside its chunk.
     offsets = prompts.tokenizer.offsets(document)
     for chunk in chunks:
@@ -135,7 +138,7 @@ def test_any_document(
         # A character of several tokens is shared whole. A chunk whose text alone takes many more tokens, as one with a
         # special token's string does, may be too short to share as much and still bring something new.
         shortest = min(chunk.tokens[1] - chunk.tokens[0] for chunk in (one, two))
-        assert min(overlap, shortest - 10) <= one.tokens[1] - two.tokens[0] <= overlap + 10
+        assert min(overlap, shortest // 2) - 10 <= one.tokens[1] - two.tokens[0] <= overlap + 10
     # Each chunk's prompt is that of its text.
     alone = prompts.build(request(query, ["short", *(chunk.text for chunk in chunks)]))
     assert whole(group) == whole(alone)
@@ -177,16 +180,31 @@ def test_chunks_that_cannot_be_are_refused(family: str, served: dict[str, Loaded
         (0, 0, None, "max_chunks_per_doc"),
         (-1, 0, None, "max_chunks_per_doc"),
         (None, -1, None, "overlap_tokens"),
-        (None, 30, 30, "overlap_tokens"),
-        (4, 500_000, None, "overlap_tokens"),
     ):
         error = refusal(prompts, chunked("q", ["short"], most, overlap, max_tokens_per_doc=own))
         assert error.field == f"chunking.{field}"
         assert str(most if field == "max_chunks_per_doc" else overlap) in error.problem
-    # What is left beside the query counts as soon as a document needs it.
-    limit = longest(prompts.build(request("q", [""])), prompts) + 20
-    error = refusal(prompts, chunked("q", [LONG], None, limit - 1, max_tokens=limit))
-    assert error.field == "chunking.overlap_tokens"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("side", SIDES)
+def test_chunks_share_half_at_most(family: str, side: Side, served: dict[str, LoadedPrompts]) -> None:
+    prompts = served[family]
+    room = 40
+    limits: dict[str, Any] = {"max_tokens_per_doc": room, "side": side}
+    half = prompts.build(chunked("q", ["short", LONG], None, room // 2, **limits))
+    for asked in (room // 2 + 1, room - 1, room, 80, 500_000):
+        group = prompts.build(chunked("q", ["short", LONG], None, asked, **limits))
+        assert group.ignored == ("chunking.overlap_tokens",)
+        assert len(group.chunks[1]) <= 2 * len(half.chunks[1]) + 2
+        for one, two in itertools.pairwise(group.chunks[1]):
+            first = one if side == "right" else two
+            shared = one.tokens[1] - two.tokens[0]
+            assert 0 < shared <= (first.tokens[1] - first.tokens[0]) // 2 + 10  # a character is shared whole
+    assert prompts.build(chunked("q", ["short", LONG], None, 5, **limits)).ignored == ()
+    # What is not split shares nothing.
+    assert prompts.build(chunked("q", ["short", LONG], 1, 80, **limits)).ignored == ()
+    assert prompts.build(chunked("q", ["short"], None, 500_000, **limits)).ignored == ()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -201,8 +219,15 @@ def test_where_nothing_fits_it_is_cut(family: str, served: dict[str, LoadedPromp
     limit = longest(prompts.build(request("q " * 30, [""])), prompts)
     full = prompts.build(chunked("q " * 30, [LONG], max_tokens=limit))
     assert longest(full, prompts) <= limit
-    if not isinstance(prompts.builder, BiEncoderPrompts):
+    if isinstance(prompts.builder, DecoderPrompts):
         assert (full.chunks, full.truncated) == ((), (True,))
+    elif isinstance(prompts.builder, CrossEncoderPrompts):
+        # Half of it is a chunk's, and the query is cut.
+        assert (full.truncated, full.query_truncated) == ((False,), True)
+        alone = [chunk.text for chunk in full.chunks[0]]
+        assert full.suffixes == prompts.build(request("q " * 30, alone, max_tokens=limit)).suffixes
+        refused = refusal(prompts, chunked("q " * 30, [LONG], max_tokens=limit, allowed=False))
+        assert (refused.field, f"{limit} are allowed" in refused.problem) == ("documents[0]", True)
 
 
 def test_chunks_share_the_prefix_of_a_decoder(qwen3: LoadedPrompts) -> None:

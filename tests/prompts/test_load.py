@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, normalizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from rerankd.core import Family, ModelError, Side
 from rerankd.prompts import load_prompts
@@ -162,23 +164,40 @@ class TestOptions:
 
 @pytest.fixture(scope="module")
 def tokenizers(qwen_folder: Path, xlmr_folder: Path, roberta_folder: Path, minilm_path: Path) -> list[LoadedTokenizer]:
-    return [load_tokenizer(folder) for folder in (qwen_folder, xlmr_folder, roberta_folder, minilm_path)]
+    """Those of the families, and two with what else is published: NFKC, and a pattern that looks farther ahead."""
+    loaded = [load_tokenizer(folder) for folder in (qwen_folder, xlmr_folder, roberta_folder, minilm_path)]
+    normalising, looking = load_tokenizer(xlmr_folder), load_tokenizer(qwen_folder)
+    normalising.tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" {2,}", " ")])
+    pattern = Regex(
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    looking.tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    return [*loaded, normalising, looking]
 
 
 SIDES: tuple[Side, ...] = ("left", "right")
 
 
-class TestLongTexts:
-    """A text far over its limit is read up to a seam only; that must not change a token that is kept."""
+LOOKED_AHEAD_AT = (
+    *("word", "k", "AB", "B", " ", "\n", " ", "\n", "  ", "\r\n", " \n   ", "é", "\u0301", "\u0327", "中文", "😀", "'"),
+    *("'r", "'s", "...", ",", "/", "12", "7", "\u200b", "\u3000", "½", "ﬁ", "\t"),
+)
+"""What normalisers and pre-tokenisers read together with its neighbours."""
 
-    @settings(deadline=None, max_examples=150)
+
+class TestLongTexts:
+    """A text far over its limit is not read to its end; that must not change a token that is kept."""
+
+    @settings(deadline=None, max_examples=400)
     @given(
         text=st.lists(
-            st.sampled_from(
-                ["word", "k", " ", "\n", " ", "\n", "  ", "\r\n", "é", "\u0301", "中文", "😀", "'s", "...", "12"]
-            ),
+            st.sampled_from(LOOKED_AHEAD_AT),
             min_size=40,
-            max_size=150,
+            max_size=250,
         ).map("".join),
         tokens=st.integers(1, 8),
     )
@@ -189,15 +208,32 @@ class TestLongTexts:
             assert text.startswith(start)
             assert text.endswith(end)
             first, last = tokenizer.ids([start, end])
-            assert whole[: len(first)] == first
+            assert whole[: tokens + 1] == first[: tokens + 1]
             assert whole[len(whole) - len(last) :] == last
             assert start == text or len(first) > tokens
             assert end == text or len(last) > tokens
+            # Where its characters are cut, too.
+            assert tokenizer.cut(start, tokens, "right") == tokenizer.cut(text, tokens, "right")
+            assert tokenizer.cut(end, tokens, "left") == tokenizer.cut(text, tokens, "left")
 
     def test_it_is_short(self, tokenizers: list[LoadedTokenizer]) -> None:
         text = texts.words(5000, 1)
         for tokenizer in tokenizers:
             assert max(len(tokenizer.reach(text, 100, side)) for side in SIDES) < 2000
+
+    def test_so_is_its_start_without_white_space(self, tokenizers: list[LoadedTokenizer]) -> None:
+        generator = Random(1)
+        numbers = ",".join(str(generator.randrange(1000)) for _ in range(20_000))
+        letters = base64.b64encode(generator.randbytes(60_000)).decode()
+        qwen, xlmr, roberta, bert, *_ = tokenizers
+        cases = {numbers: (qwen, roberta, bert), letters: (qwen, roberta, bert)}
+        cases |= {"法国的首都是巴黎。" * 6000: (qwen, roberta, bert), "!?.,;:-" * 9000: (bert,), "法" * 60_000: (bert,)}
+        for text, served in cases.items():
+            for tokenizer in served:
+                start = tokenizer.reach(text, 100, "right")
+                assert len(start) <= 3200
+                assert tokenizer.ids([start])[0][:101] == tokenizer.ids([text])[0][:101]
+        assert xlmr.reach(numbers, 100, "right") == numbers  # one word to it
 
     def test_it_is_whole_where_words_do_not_part(self, tokenizers: list[LoadedTokenizer]) -> None:
         tokenizer = Tokenizer.from_str(vocabularies.xlm_roberta())

@@ -111,7 +111,6 @@ def test_every_chunks_tokens_are_billed(url: str) -> None:
     [
         ({"max_chunks_per_doc": 0}, "max_chunks_per_doc"),
         ({"overlap_tokens": -1}, "overlap_tokens"),
-        ({"overlap_tokens": LEN}, "overlap_tokens"),
         ({"overlap_tokens": "x"}, "overlap_tokens"),
     ],
 )
@@ -119,6 +118,23 @@ def test_bad_values_are_named(url: str, api: str, fields: dict[str, Any], name: 
     response = post(url, api, **fields)
     assert response.status_code in (400, 422)
     assert f"{name}: " in response.text
+
+
+@pytest.mark.parametrize("api", PATHS)
+def test_an_overlap_of_more_than_half_a_chunk_is_reduced_and_told(url: str, api: str, reranker: Reranker) -> None:
+    # SiliconFlow's clients always send 80.
+    limits = {"max_tokens_per_doc": 100} if api not in ("cohere v1", "jina") else {}
+    for asked in (80, 10_000) if limits else (10_000,):
+        response = post(url, api, overlap_tokens=asked, **limits)
+        assert response.status_code == 200, response.text
+        assert response.headers["X-Rerankd-Ignored"] == "overlap_tokens"
+        assert "X-Rerankd-Truncated" not in response.headers
+        truncation = Truncation(max_tokens_per_doc=limits.get("max_tokens_per_doc"))
+        half = reranker.rerank(QUERY, DOCUMENTS, truncation=truncation, chunking=Chunking(overlap_tokens=asked))
+        assert half.ignored == ("chunking.overlap_tokens",)
+        rows = {row["index"]: row.get("relevance_score", row.get("score")) for row in ROWS[api](response.json())}
+        assert rows == pytest.approx({one.index: one.score for one in half.documents}, abs=1e-5)
+    assert "X-Rerankd-Ignored" not in post(url, api, overlap_tokens=40, **limits).headers
 
 
 def test_cutting_can_be_forbidden(url: str, expected: RerankResult) -> None:

@@ -54,7 +54,7 @@ def test_a_line_says_what_became_of_a_call(lines: io.StringIO) -> None:
     assert ignored == {
         "level": "info",
         "logger": "rerankd",
-        "message": "'mine': no effect here: unknown",
+        "message": "'mine': no effect here, or less than asked: unknown",
         "request_id": "mine",
     }
     assert 0 < access.pop("seconds") < 30

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from rerankd.core import Chunk, InvalidRequest
-from rerankd.prompts.limits import Limits, overlap_too_large
+from rerankd.prompts.limits import Limits
 
 Run: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """The chunks of a text, at least one, in its order; `whole` says whether they hold all of it."""
+    """The chunks of a text, at least one, in its order.
+
+    whole: whether they hold all of it
+    reduced: whether some share less than `overlap_tokens`, since half a chunk has fewer
+    """
 
     chunks: tuple[Chunk, ...]
     whole: bool
+    reduced: bool
 
 
 def split(
@@ -35,26 +40,26 @@ def split(
     room: the most of those tokens in one chunk
     excess: by how many tokens a chunk is too long by itself; its tokens may differ from those that it has in the text
 
-    A chunk holds whole characters, begins `overlap_tokens` before the one before it ends, and ends where a token does.
-    Chunks begin at the text's start, or for `side="left"` at its end. Raises InvalidRequest for an overlap that does
-    not leave a chunk any new token, and where more chunks would be needed and nothing may be cut.
+    A chunk holds whole characters, begins `overlap_tokens` before the one before it ends, or half of that one's tokens
+    where these are fewer, and ends where a token does. Chunks begin at the text's start, or for `side="left"` at its
+    end. Raises InvalidRequest where more chunks would be needed and nothing may be cut.
     """
     assert limits.chunking is not None
     most, overlap = limits.chunking.max_chunks_per_doc, limits.chunking.overlap_tokens
     if room < 1:
         return None
-    if overlap >= room:
-        raise overlap_too_large(overlap, room)
     tokens, characters = _marks(offsets, len(text))
     last = len(tokens) - 1
     if limits.side == "left":
         mirrored = [tokens[-1] - token for token in reversed(tokens)]
-        found, whole = _runs(
+        found, whole, reduced = _runs(
             mirrored, room, overlap, most, lambda i, j: excess(text[characters[last - j] : characters[last - i]])
         )
         runs = [(last - stop, last - start) for start, stop in reversed(found)]
     else:
-        runs, whole = _runs(tokens, room, overlap, most, lambda i, j: excess(text[characters[i] : characters[j]]))
+        runs, whole, reduced = _runs(
+            tokens, room, overlap, most, lambda i, j: excess(text[characters[i] : characters[j]])
+        )
     if not whole and not limits.may_cut:
         raise InvalidRequest(
             field,
@@ -70,7 +75,12 @@ def split(
         )
         for index, (start, stop) in enumerate(runs)
     ]
-    return Chunks(tuple(chunks), whole) if chunks else None
+    return Chunks(tuple(chunks), whole, reduced) if chunks else None
+
+
+def reduced_overlap(split: Iterable[Chunks | None]) -> tuple[str, ...]:
+    """The request's field for the overlap, where some chunks share less than was asked for."""
+    return ("chunking.overlap_tokens",) if any(one is not None and one.reduced for one in split) else ()
 
 
 def _marks(offsets: Sequence[tuple[int, int]], length: int) -> tuple[list[int], list[int]]:
@@ -89,15 +99,17 @@ def _marks(offsets: Sequence[tuple[int, int]], length: int) -> tuple[list[int], 
 
 def _runs(
     marks: Sequence[int], room: int, overlap: int, most: int | None, excess: Callable[[int, int], int]
-) -> tuple[list[Run], bool]:
-    """Runs of marks, each as long as it can be, and whether they hold everything between the first and last mark.
+) -> tuple[list[Run], bool, bool]:
+    """Runs of marks, each as long as it can be.
+
+    With them, whether they hold everything between the first and last mark, and whether some share less than `overlap`.
 
     marks: ascending places in tokens; room, overlap: in those; excess: of a run, in tokens of its own
     """
     runs: list[Run] = []
     last = len(marks) - 1
     start = reached = 0
-    whole = True
+    whole, reduced = True, False
     while most is None or len(runs) < most:
         stop = bisect_right(marks, marks[start] + room) - 1
         while stop > start and (over := excess(start, stop)) > 0:
@@ -106,8 +118,10 @@ def _runs(
         if stop > reached:
             runs.append((start, stop))
             if stop == last:
-                return runs, whole
-            start, reached = max(start + 1, bisect_right(marks, marks[stop] - overlap) - 1), stop
+                return runs, whole, reduced
+            shared = min(overlap, (marks[stop] - marks[start]) // 2)
+            reduced |= shared < overlap and len(runs) != most
+            start, reached = max(start + 1, bisect_right(marks, marks[stop] - shared) - 1), stop
         elif start < reached:  # nothing new fits behind as much as it shares: let it share less
             start = (start + reached + 1) // 2
         else:  # one character takes more tokens than there is room for, and is left out
@@ -115,4 +129,4 @@ def _runs(
             start = reached = start + 1
             if start == last:
                 break
-    return runs, False
+    return runs, False, reduced

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rerankd.core import Content, InvalidRequest, ModelError, PromptGroup, RerankRequest, Segment, Visual, Visuals
-from rerankd.prompts.chunks import Chunks, split
+from rerankd.prompts.chunks import Chunks, reduced_overlap, split
 from rerankd.prompts.contents import read_text
 from rerankd.prompts.limits import Limits, no_room
 from rerankd.prompts.templates import RenderError, Template
@@ -82,6 +82,7 @@ class DecoderPrompts:
             truncated=tuple(i in cut for i in range(len(seen.documents))),
             query_truncated=texts.query != read.query,
             chunks=tuple(split[i].chunks if i in split else () for i in range(len(seen.documents))) if split else (),
+            ignored=reduced_overlap(split.values()),
         )
 
     def _group(

@@ -26,9 +26,9 @@ class PlainTexts:
             token_id for token_id, token in added.items() if token.special and token.content not in unknown
         }
 
-    def reach(self, text: str, limits: Limits) -> str:
-        """A text as far as it is worth reading; see `LoadedTokenizer.reach`."""
-        return self._loaded.reach(text, limits.reach, limits.side)
+    def reach(self, text: str, tokens: int | None, limits: Limits) -> str:
+        """A text as far as more than `tokens` tokens go, if it may be cut; see `LoadedTokenizer.reach`."""
+        return self._loaded.reach(text, tokens, limits.side) if limits.may_cut else text
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, nothing added; see `LoadedTokenizer.ids`."""

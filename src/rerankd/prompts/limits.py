@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rerankd.core import Chunking, InvalidRequest, RerankRequest, Side
+from rerankd.core import Chunking, Content, InvalidRequest, RerankRequest, Side, Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,11 @@ class Limits:
     chunking: Chunking | None
 
     @classmethod
-    def of(cls, request: RerankRequest, max_tokens: int) -> Limits:
-        """The limits that a request sets, within the model's own. InvalidRequest for those that cannot be."""
+    def of(cls, request: RerankRequest, max_tokens: int, side: Side = "right") -> Limits:
+        """The limits that a request sets, within the model's own. InvalidRequest for those that cannot be.
+
+        side: where a text is cut if the request does not say so
+        """
         truncation, chunking = request.truncation, request.chunking
         for name in ("max_tokens", "max_tokens_per_doc", "max_tokens_per_query"):
             value = getattr(truncation, name)
@@ -32,11 +35,10 @@ class Limits:
                 raise InvalidRequest(
                     f"truncation.{name}", f"must be at least 1, not {value}; leave it out for no limit"
                 )
-        if truncation.side not in ("left", "right"):
+        if truncation.side not in ("left", "right", None):
             raise InvalidRequest("truncation.side", f"must be 'left' or 'right', not {truncation.side!r}")
         asked = truncation.max_tokens
         prompt = max_tokens if asked is None else min(asked, max_tokens)
-        document = truncation.max_tokens_per_doc
         if chunking is not None:
             most = chunking.max_chunks_per_doc
             if most is not None and most < 1:
@@ -45,14 +47,12 @@ class Limits:
                 )
             if chunking.overlap_tokens < 0:
                 raise InvalidRequest("chunking.overlap_tokens", f"must be at least 0, not {chunking.overlap_tokens}")
-            if chunking.overlap_tokens >= (room := min(prompt, document or prompt)):
-                raise overlap_too_large(chunking.overlap_tokens, room)
         return cls(
             prompt=prompt,
-            document=document,
+            document=truncation.max_tokens_per_doc,
             query=truncation.max_tokens_per_query,
             may_cut=truncation.allowed,
-            side=truncation.side,
+            side=truncation.side or side,
             chunking=chunking,
         )
 
@@ -85,19 +85,41 @@ class Limits:
         """
         if limit is None or not self.exceeded(field, what, len(ids) + beside, limit + beside):
             return ids
-        return ids[:limit] if self.side == "right" else ids[:head] + ids[len(ids) - (limit - head) :]
+        return ids[:head] + self.side_of(ids[head:], limit - head)
+
+    def side_of(self, ids: list[int], count: int) -> list[int]:
+        """The `count` ids that are left when the others are cut."""
+        return ids[:count] if self.side == "right" else ids[len(ids) - count :]
 
 
-def no_room(limit: int, needed: int) -> InvalidRequest:
-    """What to raise where a prompt of nothing but the template is too long."""
+def no_room(limit: int, needed: int, least: int = 0) -> InvalidRequest:
+    """What to raise where a prompt of nothing but the template is too long, or leaves less than `least` tokens."""
     return InvalidRequest(
-        "truncation.max_tokens", f"{limit} tokens are allowed, and the prompt without query and document takes {needed}"
+        "truncation.max_tokens",
+        f"{limit} tokens are allowed, and the prompt without query and document takes {needed}; "
+        f"allow at least {needed + least}",
     )
 
 
-def overlap_too_large(overlap: int, room: int) -> InvalidRequest:
-    """What to raise for an overlap as long as a chunk."""
+def check_characters(request: RerankRequest, most: int) -> None:
+    """InvalidRequest for a text of more than `most` characters, which would take its memory before it is cut."""
+
+    def characters(content: Content) -> int:
+        return sum(len(part.text) for part in content if isinstance(part, Text))
+
+    documents = ((f"documents[{i}]", characters(document)) for i, document in enumerate(request.documents))
+    for field, count in (
+        ("query", characters(request.query)),
+        ("instruction", len(request.instruction or "")),
+        *documents,
+    ):
+        if count > most:
+            raise too_many_characters(field, count, most)
+
+
+def too_many_characters(field: str, count: int, most: int) -> InvalidRequest:
+    """What to raise for a text of too many characters."""
     return InvalidRequest(
-        "chunking.overlap_tokens",
-        f"must be less than the {room} tokens that a chunk has room for, not {overlap}",
+        field,
+        f"has {count} characters and max_characters allows {most} in one text; shorten it, or split it into several",
     )

@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from rerankd.core import Family, ModelError, PromptBuilder, PromptGroup, RerankRequest, Visuals
+from rerankd.core import (
+    MAX_CHARACTERS,
+    Family,
+    ModelError,
+    PromptBuilder,
+    PromptGroup,
+    RerankRequest,
+    Visuals,
+)
 from rerankd.prompts.bi_encoder import BiEncoderPrompts
 from rerankd.prompts.cross_encoder import CrossEncoderPrompts
 from rerankd.prompts.decoder import DecoderPrompts
 from rerankd.prompts.folder_template import folder_instruction
 from rerankd.prompts.jinja import JinjaTemplate
+from rerankd.prompts.limits import check_characters
 from rerankd.prompts.templates import QWEN3, QWEN3_VL, Template
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer, lower_case, read_json, read_length
 from rerankd.prompts.verbatim import VerbatimPrompts
@@ -38,10 +47,12 @@ class LoadedPrompts:
     """A checkpoint's prompt builder, with what else its tokenizer knows.
 
     max_tokens: the most tokens that one prompt (of a bi-encoder: one text) may have
+    max_characters: the most characters of one text before it is tokenised
     """
 
     builder: PromptBuilder
     max_tokens: int
+    max_characters: int
     tokenizer: LoadedTokenizer
 
     @property
@@ -50,13 +61,14 @@ class LoadedPrompts:
         return self.builder.takes_instruction
 
     def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
-        """The request's prompts; see `PromptBuilder.build`."""
+        """The request's prompts; see `PromptBuilder.build`. InvalidRequest for a text of too many characters, too."""
+        check_characters(request, self.max_characters)
         return self.builder.build(request, visuals)
 
     def verbatim(self, vocabulary: int, sees: bool) -> VerbatimPrompts:
         """The prompts that a client writes whole, for a model of so many token ids, which sees or does not."""
         visual = {self.token_id(token) for token in (IMAGE, VIDEO)} if sees else frozenset[int]()
-        return VerbatimPrompts(self.tokenizer, self.max_tokens, vocabulary, visual)
+        return VerbatimPrompts(self.tokenizer, self.max_tokens, self.max_characters, vocabulary, visual)
 
     def token_id(self, token: str) -> int:
         """The id of a string that is one token of the vocabulary; ModelError where it is none."""
@@ -70,6 +82,7 @@ def load_prompts(
     positions: int,
     template: TemplateName | None = None,
     max_model_len: int | None = None,
+    max_characters: int = MAX_CHARACTERS,
     chat_template: str | Path | None = None,
     default_instruction: str | None = None,
 ) -> LoadedPrompts:
@@ -81,6 +94,7 @@ def load_prompts(
     max_model_len: tokens in one prompt at most. Without it: what the checkpoint says (a bi-encoder's
         `max_seq_length`, else the tokenizer's `model_max_length`), at most `positions`. It may raise the
         checkpoint's word, as `max_seq_length` does in sentence-transformers, but not `positions`.
+    max_characters: characters of one text at most, before it is cut and tokenised
     chat_template: a Jinja file or Jinja text in place of a decoder's built-in template
     default_instruction: a decoder's instruction where a request brings none; None for the template's own
 
@@ -92,11 +106,11 @@ def load_prompts(
             if value is not None:
                 raise ModelError(f"A {name} was given, but a {family} has no use for one; leave it out.")
     if family == "bi-encoder":
-        return _bi_encoder(folder, positions, max_model_len)
+        return _bi_encoder(folder, positions, max_model_len, max_characters)
     tokenizer = load_tokenizer(folder)
     max_tokens = _max_tokens(max_model_len, tokenizer.max_length, positions)
     if family == "cross-encoder":
-        return LoadedPrompts(CrossEncoderPrompts(tokenizer, max_tokens), max_tokens, tokenizer)
+        return LoadedPrompts(CrossEncoderPrompts(tokenizer, max_tokens), max_tokens, max_characters, tokenizer)
     chosen: Template
     if chat_template is not None:
         chosen = JinjaTemplate.load(chat_template, tokenizer.special_tokens)
@@ -110,10 +124,10 @@ def load_prompts(
     builder = DecoderPrompts(tokenizer, chosen, max_tokens, default_instruction, placeholders)
     if default_instruction is not None and not builder.takes_instruction:
         raise ModelError("A default instruction was given, but the chat template has no place for one; leave it out.")
-    return LoadedPrompts(builder, max_tokens, tokenizer)
+    return LoadedPrompts(builder, max_tokens, max_characters, tokenizer)
 
 
-def _bi_encoder(folder: Path, positions: int, max_model_len: int | None) -> LoadedPrompts:
+def _bi_encoder(folder: Path, positions: int, max_model_len: int | None, max_characters: int) -> LoadedPrompts:
     inner = _encoder_folder(folder)
     path, settings = next(
         ((inner / name, found) for name in SENTENCE_CONFIGS if (found := read_json(inner / name))), (inner, {})
@@ -132,7 +146,7 @@ def _bi_encoder(folder: Path, positions: int, max_model_len: int | None) -> Load
     # sentence-transformers' encode_query and encode_document read these two names alone: it fills in both as
     # empty when they are missing, so that neither `passage` nor the default prompt is ever reached.
     builder = BiEncoderPrompts(tokenizer, max_tokens, prompts.get("query") or "", prompts.get("document") or "")
-    return LoadedPrompts(builder, max_tokens, tokenizer)
+    return LoadedPrompts(builder, max_tokens, max_characters, tokenizer)
 
 
 def _encoder_folder(folder: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,10 @@ _SEAM = re.compile(r"(?<=[A-Za-z\u4e00-\u9fa5])[ \n](?=[A-Za-z\u4e00-\u9fa5])")
 """Between letters that every version of Unicode counts as such."""
 FEW_CHARACTERS = 4096
 """Texts that are sooner read by the calling thread than the library's own threads wake up."""
+SLICE_CHARACTERS = 1 << 18
+"""Texts that are read together at most: a character takes up to 600 bytes while its text is read."""
+UNSETTLED_WORDS = 8
+"""The last words of a start of a text, which what follows may change: normalisers and pre-tokenisers look ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +29,14 @@ class LoadedTokenizer:
 
     max_length: `model_max_length` of tokenizer_config.json, or None where it sets none
     special_tokens: `bos_token`, `eos_token`, ... of tokenizer_config.json
+    side: where sentence-transformers cuts texts: `truncation_side` of tokenizer_config.json, else the direction of the
+        truncation that tokenizer.json carries, else "right"
     """
 
     tokenizer: Tokenizer
     max_length: int | None
     special_tokens: dict[str, str]
+    side: Side = "right"
 
     def token_id(self, token: str) -> int:
         """The id of a string that is one token; ModelError where it is none."""
@@ -38,12 +45,19 @@ class LoadedTokenizer:
             raise ModelError(f"The tokenizer has no token {token!r}, whose logit the score is made of.")
         return int(found)
 
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text as it stands, nothing added; of much text by several threads."""
+    def ids(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        """The token ids of each text as it stands; of much text by several threads, slice by slice.
+
+        special: whether the tokens that begin and end a prompt are added
+        """
         read = self.tokenizer.encode_batch_fast
         if sum(map(len, texts)) <= FEW_CHARACTERS:
-            return [read([text], add_special_tokens=False)[0].ids for text in texts]
-        return [encoding.ids for encoding in read(texts, add_special_tokens=False)]
+            return [read([text], add_special_tokens=special)[0].ids for text in texts]
+        return [
+            encoding.ids
+            for some in _slices(texts, SLICE_CHARACTERS)
+            for encoding in read(some, add_special_tokens=special)
+        ]
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """The characters of `text` where each of its tokens begins (included) and ends (excluded)."""
@@ -53,21 +67,35 @@ class LoadedTokenizer:
     def reach(self, text: str, tokens: int | None, side: Side) -> str:
         """`text`, or what `side` leaves of it when it has more than `tokens` tokens: spares reading a long text.
 
-        What is left has more than `tokens` tokens and the same ones. A text is parted only before the white space
-        between two words, where the pre-tokeniser parts it too, so that nothing beyond can change a token.
+        What is left has more than `tokens` tokens, of which the first `tokens` (for `side="left"` the last) are those
+        of the whole text. It is all of the text where that cannot be told from a part: a text that is one long word to
+        the pre-tokeniser, or of which the end is wanted and that has no white space between letters.
         """
         if tokens is None:
             return text
         length = 8 * tokens  # English takes about five characters a token.
-        while length < len(text) and self._parts_words():
-            seam = _SEAM.search(text, length if side == "right" else len(text) - length)
-            if seam is None:
-                break
-            left = text[: seam.start()] if side == "right" else text[seam.start() :]
-            if len(self.ids([left])[0]) > tokens:
+        while length < len(text):
+            left = self._start(text, length, tokens) if side == "right" else self._end(text, length, tokens)
+            if left is not None:
                 return left
             length *= 4
         return text
+
+    def _start(self, text: str, length: int, tokens: int) -> str | None:
+        """The first `length` characters, if enough words end in them behind the first `tokens` tokens."""
+        start = text[:length]
+        words = self.tokenizer.encode(start, add_special_tokens=False).word_ids
+        return start if len(set(words[tokens:])) > UNSETTLED_WORDS else None
+
+    def _end(self, text: str, length: int, tokens: int) -> str | None:
+        """What follows `length` characters before the end, or less, if it has more than `tokens` tokens.
+
+        The text is parted before the white space between two words, where the pre-tokeniser parts it too, so that
+        nothing before can change a token.
+        """
+        seam = _SEAM.search(text, len(text) - length) if self._parts_words() else None
+        end = text[seam.start() :] if seam else ""
+        return end if len(self.ids([end])[0]) > tokens else None
 
     def _parts_words(self) -> bool:
         parts = self.tokenizer.pre_tokenizer.pre_tokenize_str("ab cd\nef") if self.tokenizer.pre_tokenizer else []
@@ -109,6 +137,17 @@ class AddedTokens:
         return text
 
 
+def _slices(texts: Sequence[str], most: int) -> Iterator[Sequence[str]]:
+    """The texts in their order, some at a time, of at most so many characters together or one text."""
+    start = characters = 0
+    for stop, text in enumerate(texts):
+        if start < stop and characters + len(text) > most:
+            yield texts[start:stop]
+            start, characters = stop, 0
+        characters += len(text)
+    yield texts[start:]
+
+
 def well_formed(text: str) -> str:
     """`text` with each lone surrogate, which no tokenizer can take, as U+FFFD."""
     try:
@@ -141,10 +180,15 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
     settings = read_json(folder / "tokenizer_config.json")
     length = _read_settings(folder / "tokenizer_config.json", settings)
     tokenizer = _read_tokenizer(folder, settings)
+    side = settings.get("truncation_side") or (tokenizer.truncation or {}).get("direction", "right")
+    if side not in ("left", "right"):
+        raise ModelError(
+            f"The truncation_side of {folder / 'tokenizer_config.json'} must be 'left' or 'right', not {side!r}."
+        )
     tokenizer.no_truncation()
     tokenizer.no_padding()
     special = {key: _content(value) for key, value in settings.items() if key.endswith("_token") and _names(value)}
-    return LoadedTokenizer(tokenizer, length, special)
+    return LoadedTokenizer(tokenizer, length, special, side)
 
 
 def read_length(path: Path, settings: dict[str, Any], name: str) -> int | None:

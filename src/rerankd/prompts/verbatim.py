@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 
 from rerankd.core import InvalidRequest, LabelRequest, PromptGroup, Segment
+from rerankd.prompts.limits import too_many_characters
 from rerankd.prompts.tokenizer import LoadedTokenizer, well_formed
 from rerankd.prompts.visuals import common_prefix
 
@@ -12,13 +13,16 @@ from rerankd.prompts.visuals import common_prefix
 class VerbatimPrompts:
     """Tokenises as transformers does: a special token's string in a text is that token."""
 
-    def __init__(self, tokenizer: LoadedTokenizer, max_tokens: int, vocabulary: int, visual: Set[int]) -> None:
-        """max_tokens: in one prompt; vocabulary: how many token ids there are
+    def __init__(
+        self, tokenizer: LoadedTokenizer, max_tokens: int, max_characters: int, vocabulary: int, visual: Set[int]
+    ) -> None:
+        """max_tokens, max_characters: in one prompt; vocabulary: how many token ids there are
 
         visual: those that stand for images and videos in a model that sees
         """
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
+        self._max_characters = max_characters
         self._vocabulary = vocabulary
         self._visual = visual
 
@@ -30,9 +34,12 @@ class VerbatimPrompts:
         if not request.labels.token_ids:
             raise InvalidRequest("labels", "must hold at least one token id")
         self._check_ids("labels", request.labels.token_ids)
+        for i, prompt in enumerate(request.prompts):
+            if isinstance(prompt, str) and len(prompt) > self._max_characters:
+                raise too_many_characters(f"prompts[{i}]", len(prompt), self._max_characters)
         texts = [well_formed(prompt) for prompt in request.prompts if isinstance(prompt, str)]
-        encoded = iter(self._tokenizer.tokenizer.encode_batch_fast(texts))
-        prompts = [list(next(encoded).ids) if isinstance(prompt, str) else list(prompt) for prompt in request.prompts]
+        encoded = iter(self._tokenizer.ids(texts, special=True))
+        prompts = [next(encoded) if isinstance(prompt, str) else list(prompt) for prompt in request.prompts]
         for i, ids in enumerate(prompts):
             self._check(f"prompts[{i}]", ids)
         shared = common_prefix(prompts)

@@ -169,12 +169,12 @@ async def _hang_up(request: Request) -> None:
 
 
 def _reports(call: Call[Any], results: Sequence[RerankResult], id: str) -> dict[str, str]:
-    """Headers that say what was cut to fit, what was left out and which fields had no effect."""
+    """Headers that say what was cut to fit, what was left out and which fields had no effect, or less than asked."""
     headers = {}
     ignored = [*call.ignored, *dict.fromkeys(call.word(name) for result in results for name in result.ignored)]
     if ignored:
         headers["X-Rerankd-Ignored"] = _listed(ignored)
-        log.info("%r: no effect here: %s", id, headers["X-Rerankd-Ignored"])
+        log.info("%r: no effect here, or less than asked: %s", id, headers["X-Rerankd-Ignored"])
     if cut := list(_truncated(call, results)):
         headers["X-Rerankd-Truncated"] = "; ".join(cut)
         log.info("%r: cut to fit: %s", id, headers["X-Rerankd-Truncated"])

@@ -39,8 +39,9 @@ DESCRIPTION = """Scores how relevant each document is to a query.
 
 The routes at the root speak the server's own dialect, or another's where a field or header says so (docs/apis.md has
 the table); every dialect is also below its own prefix.
-Headers of an answer report what was not done as asked: `X-Rerankd-Ignored` names fields that have no effect,
-`X-Rerankd-Truncated` the query or documents that were cut to fit, `X-Rerankd-Failed` documents that were left out."""
+Headers of an answer report what was not done as asked: `X-Rerankd-Ignored` names fields that have no effect, or
+less than was asked, `X-Rerankd-Truncated` the query or documents that were cut to fit, `X-Rerankd-Failed` documents
+that were left out."""
 
 
 class Serves(Answers, Protocol):

@@ -24,7 +24,7 @@ OF_EVERY_ANSWER = {
     "X-Request-Id": {"description": "the call's id: its own `X-Request-Id`, or one that it was given", "schema": TEXT}
 }
 OF_AN_ANSWER = {
-    "X-Rerankd-Ignored": {"description": "fields that have no effect here", "schema": TEXT},
+    "X-Rerankd-Ignored": {"description": "fields that have no effect here, or less than was asked", "schema": TEXT},
     "X-Rerankd-Truncated": {"description": "what was cut to fit", "schema": TEXT},
     "X-Rerankd-Failed": {"description": "documents that were left out, and why", "schema": TEXT},
 }

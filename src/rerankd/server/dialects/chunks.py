@@ -29,7 +29,7 @@ class Chunked(Open):
     overlap_tokens: int | None = Field(
         None,
         ge=0,
-        description="how many of a chunk's tokens the next one begins with, less than a chunk has; without "
+        description="how many of a chunk's tokens the next one begins with, half of them at most; without "
         "`max_chunks_per_doc` a document is split into as many chunks as it takes.",
         examples=[None],
     )

@@ -49,8 +49,8 @@ class ScoringBody(Chunked):
     )
     truncation_side: Side | None = Field(
         None,
-        description="where what does not fit is cut: `right` (or none) loses its end, `left` its beginning. The prompt "
-        "around it stays.",
+        description="where what does not fit is cut: `right` loses its end, `left` its beginning; none is the side of "
+        "the model's tokenizer, nearly always `right`. The prompt around it stays.",
         examples=[None],
     )
     use_activation: bool | None = Field(
@@ -91,7 +91,7 @@ class ScoringBody(Chunked):
                 max_tokens_per_doc=self.max_tokens_per_doc or None,
                 max_tokens_per_query=self.max_tokens_per_query or None,
                 allowed=self.truncation,
-                side=self.truncation_side or "right",
+                side=self.truncation_side,
             ),
             activation=self.use_activation is not False,
             on_error=on_error,

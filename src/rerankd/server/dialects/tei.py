@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from rerankd.core import RerankResult, Truncation, text_content
+from rerankd.core import RerankResult, Side, Truncation, text_content
 from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Nothing, Served
 from rerankd.server.dialects.contents import AT_LEAST_ONE, Open
 from rerankd.server.dialects.ranking import ranking
@@ -36,7 +36,9 @@ class TeiBody(Open):
         None, ge=1, description="the most ranks, as llama.cpp has it; none for all of them.", examples=[None]
     )
     truncation_direction: Literal["Left", "left", "Right", "right"] = Field(
-        "Right", description="`Right` for a text that does not fit to lose its end, `Left` for its beginning."
+        "Right",
+        description="`Right` for a text that does not fit to lose its end, `Left` for its beginning; without it the "
+        "side of the model's tokenizer, which is nearly always `Right`.",
     )
 
 
@@ -104,11 +106,16 @@ def _parse(body: TeiBody, served: Served) -> Call[TeiBody]:
         [text_content(text) for text in body.texts],
         body.top_n,
         words={"documents": "texts"},
-        truncation=Truncation(
-            allowed=body.truncate is not False, side="left" if body.truncation_direction.lower() == "left" else "right"
-        ),
+        truncation=Truncation(allowed=body.truncate is not False, side=_side(body)),
         activation=not body.raw_scores,
     )
+
+
+def _side(body: TeiBody) -> Side | None:
+    """Where texts are cut; the checkpoint's own side where the body does not say."""
+    if "truncation_direction" not in body.model_fields_set:
+        return None
+    return "left" if body.truncation_direction.lower() == "left" else "right"
 
 
 def _render(call: Call[TeiBody], results: Sequence[RerankResult], id: str, served: Served) -> object:

@@ -46,7 +46,7 @@ class VllmLoad(BaseModel):
 
 def _parse(body: VllmTokenizeBody, served: Served) -> Call[VllmTokenizeBody]:
     only_ours(body.model, served)
-    return Call(body, (), tuple(body.unknown()))
+    return Call(body, (), tuple(body.unknown()), fields={"text": "prompt"})
 
 
 def _tokenize(call: Call[VllmTokenizeBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
