@@ -191,12 +191,6 @@ def test_a_document_with_an_image_is_cut(qwen3_vl_checkpoint: Path) -> None:
         assert pictured.best_chunk is not None
         alone = reranker.rerank([image, Text("what")], [pictured.best_chunk.text]).documents[0]
         assert pictured.score == pytest.approx(alone.score, abs=1e-5)
-        # Losing its beginning, a document keeps an image that stands behind it.
-        behind = [Text(texts.words(200, 1)), image]
-        left = reranker.rerank(QUERY, [behind], truncation=Truncation(max_tokens=200, side="left"))
-        assert left.truncated == (0,)
-        with pytest.raises(InvalidRequest, match="images and videos"):
-            reranker.rerank(QUERY, [seen], truncation=Truncation(max_tokens=200, side="left"))
 
 
 def test_a_bad_document_is_left_out_by_its_own_place(reranker: Reranker) -> None:

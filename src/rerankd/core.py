@@ -245,10 +245,13 @@ class LabelRequest:
     """Prompts as they stand, nothing put around them, and the tokens that may come next.
 
     prompts: texts, in which a special token's string is that token, or token ids
+    shared: what each of them begins with, or with `shared_last` ends with: a text for texts, token ids for ids
     """
 
     prompts: tuple[str | tuple[int, ...], ...]
     labels: Labels
+    shared: str | tuple[int, ...] | None = None
+    shared_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from rerankd.prompts.decoder import DecoderPrompts
 from rerankd.prompts.limits import Limits
 from tests import checkpoints, texts
 from tests.conftest import MakeCheckpoint
+from tests.prompts import authors
 from tests.prompts.conftest import refusal, request, whole
 
 FAMILIES = ("qwen3", "qwen3_vl", "jinja", "xlmr", "roberta", "bert", "minilm", "embedder")
@@ -220,7 +221,7 @@ def test_where_nothing_fits_it_is_cut(family: str, served: dict[str, LoadedPromp
     full = prompts.build(chunked("q " * 30, [LONG], max_tokens=limit))
     assert longest(full, prompts) <= limit
     if isinstance(prompts.builder, DecoderPrompts):
-        assert (full.chunks, full.truncated) == ((), (True,))
+        assert (full.query_truncated, full.truncated) == (True, (False,))  # The query makes room.
     elif isinstance(prompts.builder, CrossEncoderPrompts):
         # Half of it is a chunk's, and the query is cut.
         assert (full.truncated, full.query_truncated) == ((False,), True)
@@ -239,9 +240,10 @@ def test_chunks_share_the_prefix_of_a_decoder(qwen3: LoadedPrompts) -> None:
 
 
 def test_a_templated_document_is_split_as_what_is_in_it(qwen3: LoadedPrompts) -> None:
-    end = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    query = f"{authors.BEFORE}<Instruct>: {authors.QWEN3_TASK}\n<Query>: q\n"
+    document = f"<Document>: {LONG}{authors.AFTER}"
     plain = qwen3.build(chunked("q", [LONG], None, 3, max_tokens_per_doc=50))
-    assert qwen3.build(chunked("q", ["<Document>: " + LONG + end], None, 3, max_tokens_per_doc=50)) == plain
+    assert qwen3.build(chunked(query, [document], None, 3, max_tokens_per_doc=50)) == plain
 
 
 def test_tokens_that_stand_for_no_characters_make_no_chunks() -> None:

@@ -148,20 +148,35 @@ class TestTooLong:
         group = qwen3.build(request("q", [document], max_tokens=limit))
         assert whole(group) == [authors.qwen3_ids(qwen_reference, "q", document, max_length=limit)]
 
-    def test_the_query_is_cut_once_and_the_tail_stays(self, qwen3: LoadedPrompts, qwen_reference: Any) -> None:
+    def test_a_query_that_leaves_no_room_is_cut_once(self, qwen3: LoadedPrompts, qwen_reference: Any) -> None:
         documents = [*LONG, "short", ""]
         query = texts.words(300, 9)
-        group = qwen3.build(request(query, documents, max_tokens=120))
+        group = qwen3.build(request(query, documents, max_tokens=200))
         tail = qwen_reference.encode(authors.AFTER)
         assert group.query_truncated
-        assert all(ids[-len(tail) :] == tail and len(ids) <= 120 for ids in whole(group))
-        # Nearly the whole query that fits is there, then the document's tag, and at most a token of each document.
-        assert len(group.prefix) > 120 - len(tail) - 3
-        text = qwen_reference.decode(group.prefix.token_ids)
-        kept = text.split("<Query>: ")[1].split("\n<Document>:")[0]
-        assert query.startswith(kept)
-        assert len(kept) > 100
+        room = 200 - len(authors.qwen3_ids(qwen_reference, "", ""))
+        read = qwen_reference.decode(group.prefix.token_ids).split("<Query>: ")[1].split("\n<Document>:")[0]
+        assert query.startswith(read)
+        assert 0 <= room - room // 4 - len(qwen_reference.encode(read)) <= 1
+        # The rest is the documents', cut as the authors cut them behind such a query.
+        assert whole(group) == [authors.qwen3_ids(qwen_reference, read, d, max_length=200) for d in documents]
+        assert all(ids[-len(tail) :] == tail for ids in whole(group))
+        assert len({tuple(ids) for ids in whole(group)}) == len(documents)
         assert group.truncated == (True,) * len(LONG) + (False, False)
+
+    def test_a_query_that_leaves_a_token_stays(self, qwen3: LoadedPrompts, qwen_reference: Any) -> None:
+        query, documents = texts.words(100, 9), [*LONG, "short"]
+        alone = len(authors.qwen3_ids(qwen_reference, query, ""))
+        for limit in (alone + 1, alone + 2, alone + 20):
+            group = qwen3.build(request(query, documents, max_tokens=limit))
+            assert whole(group) == [
+                authors.qwen3_ids(qwen_reference, query, document, max_length=limit) for document in documents
+            ]
+            assert not group.query_truncated
+        group = qwen3.build(request(query, documents, max_tokens=alone))
+        assert group.query_truncated
+        # Where no document has any text, the query needs to leave no room.
+        assert not qwen3.build(request(query, ["", ""], max_tokens=alone)).query_truncated
 
     def test_a_query_cut_between_the_bytes_of_a_character_loses_the_character(
         self, qwen3: LoadedPrompts, qwen_reference: Any
@@ -220,9 +235,29 @@ class TestTooLong:
         error = refusal(qwen3, request("q", ["d"], max_tokens=needed - 1))
         assert error.field == "truncation.max_tokens"
         assert str(needed) in error.problem
-        bare = qwen3.build(request("many words here", ["and here"], max_tokens=needed))
-        assert len(whole(bare)[0]) == needed
-        assert (bare.truncated, bare.query_truncated) == ((True,), True)
+        assert len(whole(qwen3.build(request("", [""], max_tokens=needed)))[0]) == needed
+        # A query and a document need a token each.
+        for limit in (needed, needed + 1):
+            assert refusal(qwen3, request("many words here", ["and here too"], max_tokens=limit)).field == error.field
+        group = qwen3.build(request("many words here", ["and here too"], max_tokens=needed + 2))
+        assert len(whole(group)[0]) == needed + 2
+        assert (group.truncated, group.query_truncated) == ((True,), True)
+        read = qwen3.tokenizer.tokenizer.decode(whole(group)[0], skip_special_tokens=False)
+        assert "<Query>: many\n<Document>: and here<|im_end|>" in read
+
+    def test_nothing_is_ever_cut_to_nothing(self, qwen3: LoadedPrompts) -> None:
+        needed = len(whole(qwen3.build(request("", [""])))[0])
+        flag = "\U00013000"  # a character of several tokens
+        assert len(qwen3.tokenizer.ids([flag])[0]) > 2
+        asked = request(flag, ["d"], max_tokens=needed + 2)
+        assert refusal(qwen3, asked).field == "query"
+        asked = request("q", ["fits", flag * 9], max_tokens=needed + 2, side="left")
+        assert refusal(qwen3, asked).field == "documents[1]"
+        for side in ("left", "right"):
+            asked = request("q", ["fits", flag], max_tokens_per_doc=2, side=side)
+            assert refusal(qwen3, asked).field == "documents[1]"
+            asked = request(flag, ["d"], max_tokens_per_query=2, side=side)
+            assert refusal(qwen3, asked).field == "query"
 
     def test_an_instruction_that_leaves_no_room_is_named(self, qwen3: LoadedPrompts) -> None:
         assert refusal(qwen3, request("q", ["d"], texts.words(300, 3), max_tokens=100)).field == "instruction"

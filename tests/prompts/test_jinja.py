@@ -217,6 +217,120 @@ class TestRefused:
         assert (error.field, "too bad" in error.problem) == ("documents[1]", True)
 
 
+CLIENTS = Path(__file__).parent.parent / "server" / "clients"
+
+
+class TestDifference:
+    """A template that writes another prompt than the model's authors is used, and the first difference is shown."""
+
+    # As vLLM's own example for Qwen3-Reranker has it: Jinja drops the file's last newline, which the authors' has.
+    SHORT = VLLM_TEXT.removesuffix("\n")
+
+    def said(
+        self, caplog: pytest.LogCaptureFixture, folder: Path, source: str | Path, template: Any, **options: Any
+    ) -> str:
+        caplog.clear()
+        load_prompts(folder, family="decoder", positions=40960, template=template, chat_template=source, **options)
+        return "\n".join(record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+
+    @pytest.mark.parametrize(
+        ("source", "template"),
+        [
+            (CLIENTS / "sglang_qwen3_reranker.jinja", "qwen3"),
+            (CLIENTS / "sglang_qwen3_vl_reranker.jinja", "qwen3_vl"),
+            (CLIENTS / "vllm_qwen3_vl_reranker.jinja", "qwen3_vl"),
+            (VLLM_TEXT, "qwen3"),
+            (VLLM_VL, "qwen3_vl"),
+        ],
+    )
+    def test_the_authors_prompt_is_no_matter(
+        self, source: str | Path, template: str, qwen_folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert not self.said(caplog, qwen_folder, source, template)
+
+    def test_a_lost_newline(
+        self, qwen_folder: Path, qwen3: LoadedPrompts, load: Load, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        asked = request("q", ["d"])
+        assert load(self.SHORT).build(asked) != qwen3.build(asked)
+        said = self.said(caplog, qwen_folder, self.SHORT, "qwen3")
+        assert "Without an instruction, behind 'stant\\n<think>\\n\\n</think>\\n' it has nothing where theirs" in said
+        assert "has '\\n'. The chat template is used" in said
+
+    def test_a_default_instruction_that_differs(self, qwen_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+        other = VLLM_TEXT.replace("retrieve relevant", "find relevant")
+        said = self.said(caplog, qwen_folder, other, "qwen3")
+        assert "it has 'find relevant passages t' where theirs has 'retrieve relevant passag'" in said
+        # It is never used where the server has one.
+        assert not self.said(caplog, qwen_folder, other, "qwen3", default_instruction="Served.")
+
+    def test_only_what_an_instruction_changes(self, qwen_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+        other = VLLM_TEXT.replace("{{ instruction |", "{{ (instruction ~ '!' if instruction) |")
+        said = self.said(caplog, qwen_folder, other, "qwen3")
+        assert "With an instruction, behind" in said
+        assert "it has '!" in said
+
+    def test_a_model_without_a_known_prompt(self, qwen_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+        assert not self.said(caplog, qwen_folder, self.SHORT, None)
+
+    def test_a_template_of_another_kind(self, qwen_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+        said = self.said(caplog, qwen_folder, SGLANG_TEXT, "qwen3")
+        assert said.count("\n") == 0
+        assert "'nswer the query'" in said or "it has '." in said
+        failing = VLLM_TEXT + "{{ raise_exception('no') if '?' in messages[0].content }}"
+        with pytest.raises(ModelError, match="cannot be used"):
+            self.said(caplog, qwen_folder, failing, "qwen3")
+
+
+NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+class TestEndless:
+    """Templates that would go on for ever, or as good as that."""
+
+    @pytest.mark.parametrize(
+        ("source", "said"),
+        [
+            (NESTED, "go on"),
+            ("{% for a in range(99999) %}{% for b in range(99999) if false %}{% endfor %}{% endfor %}", "go on"),
+            ("{% for a in range(99999) %}{% set b = range(99999) | list %}{% endfor %}", "go on"),
+            ("{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}", "go on"),
+            (
+                "{% macro m() %}{{ caller() }}{% endmacro %}"
+                "{% for a in range(99999) recursive %}{% call m() %}{{ loop(range(99999)) }}{% endcall %}{% endfor %}",
+                "",
+            ),
+            ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
+            ("{{ 7 ** (10 ** 9) }}", "too much"),
+            ("{{ 'x' * 10 ** 12 }}", "too much"),
+            ("{{ 10 ** 12 * 'x' }}", "too much"),
+            ("{% set n = namespace(x=7) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}", "too much"),
+            ("{{ lipsum(10 ** 12) }}", "undefined"),
+        ],
+    )
+    def test_at_load(self, source: str, said: str, load: Load) -> None:
+        with pytest.raises(ModelError, match="chat template cannot be used") as caught:
+            load("{{ query }}{{ document }}" + source)
+        assert said in str(caught.value)
+
+    def test_at_render(self, load: Load) -> None:
+        loaded = load("{{ query }}{{ document }}{% if 'bad' in messages[1].content %}" + NESTED + "{% endif %}")
+        error = refusal(loaded, request("q", ["good", "bad"]))
+        assert (error.field, "chat template" in error.problem, "go on" in error.problem) == ("documents[1]", True, True)
+        assert len(loaded.build(request("q", ["good", "better"])).suffixes) == 2
+
+    def test_loops_that_end(self, load: Load, qwen_reference: Any) -> None:
+        source = (
+            "{% for c in messages[0].content if c != ' ' %}{{ c * 2 }}{% endfor %}{{ 2 ** 10 }}{{ 3 * 4 }}{{ 0.5 * 2 }}"
+            "{% macro m(n) %}{% if n %}{{ n }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(3) }}{{ 2 ** 0.5 > 1 }}"
+            "{% for m in messages %}{{ loop.index }}{{ m.content }}{% else %}none{% endfor %}"
+        )
+        expected = qwen_reference.encode("ffiirrsstt1024121.0321True1first2a document")
+        assert whole(load(source + "{{ 'first probe second probe'[:0] }}").build(request("first", ["a document"]))) == [
+            expected
+        ]
+
+
 class TestInstruction:
     def test_a_template_without_one_takes_none(self, load: Load, qwen_folder: Path) -> None:
         loaded = load("{{ query }}|{{ document }}")

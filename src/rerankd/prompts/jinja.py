@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import thread_time
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import nodes
+from jinja2.exceptions import SecurityError
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rerankd.core import ModelError
 from rerankd.prompts.templates import RenderError
+
+SECONDS = 1.0
+"""Processor time that a template may take for one prompt: chat templates take a thousandth of this."""
+LARGEST = 10_000_000
+"""Items or bits that a product or power in a template may have."""
+_STEP = "rerankd_step"
+"""The name of the function that a template calls in every round of a loop and in every macro."""
 
 
 class PartList(list[dict[str, str]]):
@@ -70,9 +82,10 @@ class JinjaTemplate:
         return cls(template, special_tokens, takes_instruction=plain != instructed)
 
     def render(self, instruction: str | None, query: str, document: str) -> str:
-        """The whole prompt; RenderError where the template fails on this query and document."""
+        """The whole prompt; RenderError where the template fails on this query and document, or takes too long."""
         messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
         context: dict[str, Any] = {"query": PartList(query), "document": PartList(document), "messages": messages}
+        context[_STEP] = _watch()
         if instruction:
             messages.append({"role": "system", "content": instruction})
             context |= {"instruction": instruction, "instruct": instruction}
@@ -91,11 +104,60 @@ def _read(source: str | Path) -> str:
         raise ModelError(f"The chat template {source} cannot be read: {error}.") from error
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which templates also end: they call a function from their loops and macros.
+
+    A loop or a macro is what can go on for ever; the rest takes time by the length of its input, but for products and
+    powers, which are bounded.
+    """
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> str:
+        repeated: list[nodes.For | nodes.Macro] = [*source.find_all(nodes.For), *source.find_all(nodes.Macro)]
+        for node in repeated:
+            step = nodes.Call(nodes.Name(_STEP, "load"), [], [], None, None)
+            node.body.insert(0, nodes.ExprStmt(step).set_lineno(node.lineno))
+            if isinstance(node, nodes.For) and node.test is not None:
+                node.test = nodes.And(step, node.test).set_lineno(node.lineno)
+        return super()._generate(source, *args, **options)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """`left * right` or `left ** right`; SecurityError where that is huge."""
+        size = _size(left) * right if operator == "**" else _product(left, right)
+        if isinstance(size, (int, float)) and size > LARGEST:
+            raise SecurityError(f"{operator} makes too much here")
+        return super().call_binop(context, operator, left, right)
+
+
+def _size(value: Any) -> int:
+    """Items of a sequence, bits of a number."""
+    return value.bit_length() if isinstance(value, int) else len(value) if hasattr(value, "__len__") else 0
+
+
+def _product(left: Any, right: Any) -> int:
+    """The size of a product."""
+    if isinstance(left, int) and isinstance(right, int):
+        return _size(left) + _size(right)
+    return max(_size(a) * b for a, b in ((left, right), (right, left), (0, 0)) if isinstance(b, int))
+
+
+def _watch() -> Callable[[], bool]:
+    """A function that raises once this thread has worked for SECONDS more."""
+    end = thread_time() + SECONDS
+
+    def step() -> bool:
+        if thread_time() > end:
+            raise jinja2.TemplateError(f"its loops or macros go on for more than {SECONDS:g} s; bound them")
+        return True
+
+    return step
+
+
 def environment() -> jinja2.Environment:
     """The environment that transformers, and so vLLM, renders chat templates in."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    del environment.globals["lipsum"]  # Text of any length.
     environment.globals["raise_exception"] = _raise_exception
     environment.filters["tojson"] = _to_json
     return environment

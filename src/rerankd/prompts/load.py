@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -22,13 +23,19 @@ from rerankd.prompts.decoder import DecoderPrompts
 from rerankd.prompts.folder_template import folder_instruction
 from rerankd.prompts.jinja import JinjaTemplate
 from rerankd.prompts.limits import check_characters
-from rerankd.prompts.templates import QWEN3, QWEN3_VL, Template
+from rerankd.prompts.sharing import alike
+from rerankd.prompts.templates import QWEN3, QWEN3_VL, RenderError, Template
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer, lower_case, read_json, read_length
 from rerankd.prompts.verbatim import VerbatimPrompts
 from rerankd.prompts.visuals import IMAGE, VIDEO, Placeholders
 
+log = logging.getLogger("rerankd")
+
 TemplateName: TypeAlias = Literal["qwen3", "qwen3_vl"]
 BUILT_IN = {"qwen3": QWEN3, "qwen3_vl": QWEN3_VL}
+
+SHOWN = 24
+"""Characters on each side of a difference that are shown."""
 
 SENTENCE_CONFIGS = (
     "sentence_bert_config.json",
@@ -98,6 +105,8 @@ def load_prompts(
     chat_template: a Jinja file or Jinja text in place of a decoder's built-in template
     default_instruction: a decoder's instruction where a request brings none; None for the template's own
 
+    A chat template that writes another prompt than the built-in one is used, and a warning shows the first difference.
+
     Raises ModelError for files that are missing or unreadable, a template that cannot be used, a limit out of
     range, and a template or instruction for a model that takes none.
     """
@@ -114,6 +123,8 @@ def load_prompts(
     chosen: Template
     if chat_template is not None:
         chosen = JinjaTemplate.load(chat_template, tokenizer.special_tokens)
+        if template is not None:
+            _warn_of_difference(tokenizer, chosen, BUILT_IN[template], default_instruction)
     elif template is not None:
         chosen = BUILT_IN[template]
         own = folder_instruction(folder, chosen, tokenizer.special_tokens, sees=template == "qwen3_vl")
@@ -125,6 +136,31 @@ def load_prompts(
     if default_instruction is not None and not builder.takes_instruction:
         raise ModelError("A default instruction was given, but the chat template has no place for one; leave it out.")
     return LoadedPrompts(builder, max_tokens, max_characters, tokenizer)
+
+
+def _warn_of_difference(
+    tokenizer: LoadedTokenizer, chosen: Template, known: Template, default_instruction: str | None
+) -> None:
+    """Say where a chat template's prompt departs from that of the model's authors, if their token ids do."""
+    for instruction in (default_instruction, "An instruction."):
+        try:
+            texts = [template.render(instruction, "A query?", "A document.") for template in (chosen, known)]
+        except RenderError as error:
+            raise ModelError(f"The chat template cannot be used: {error}.") from error
+        ids = tokenizer.ids(texts)
+        if ids[0] == ids[1]:
+            continue
+        place = alike(*texts)
+        own, theirs = (repr(text[place : place + SHOWN]) if text[place:] else "nothing" for text in texts)
+        log.warning(
+            "The chat template writes another prompt than the one of the model's authors, so that scores differ. %s an "
+            "instruction, behind %r it has %s where theirs has %s. The chat template is used; leave it out for theirs.",
+            "With" if instruction else "Without",
+            texts[0][max(place - SHOWN, 0) : place],
+            own,
+            theirs,
+        )
+        return
 
 
 def _bi_encoder(folder: Path, positions: int, max_model_len: int | None, max_characters: int) -> LoadedPrompts:

@@ -5,12 +5,16 @@ Source: `replace_image_token` and `replace_video_token` of `Qwen3VLProcessor` in
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_left
 from collections.abc import Sequence
 
-from rerankd.core import Content, InvalidRequest, PromptGroup, Segment, Text, Visual
+from rerankd.core import Content, InvalidRequest, PromptGroup, Segment, Side, Text, Visual
+from rerankd.prompts.sharing import SharedIds
 from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
 
 START, END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
+_SPELLED = re.compile(f"({re.escape(START)}(?:{re.escape(IMAGE)}|{re.escape(VIDEO)})*{re.escape(END)})")
 
 
 def spell_visual(visual: Visual) -> str:
@@ -36,6 +40,39 @@ def spell_seen(content: Content, visuals: Sequence[Visual], added: AddedTokens) 
     return "".join([*spelled, added.neutralise(well_formed(text))])
 
 
+class SeenTexts:
+    """Shortens texts around the images and videos that are spelled in them, which stay."""
+
+    def __init__(self, tokenizer: LoadedTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def reach(self, text: str, tokens: int | None, side: Side) -> str:
+        """`LoadedTokenizer.reach` for each text between images and videos."""
+        return "".join(
+            piece if place % 2 else self._tokenizer.reach(piece, tokens, side)
+            for place, piece in enumerate(_SPELLED.split(text))
+        )
+
+    def cut(self, text: str, tokens: int, side: Side) -> str:
+        """`LoadedTokenizer.cut`; images and videos count, and of the texts around them the first go last.
+
+        Where they alone take more than `tokens`, what is left takes more too.
+        """
+        pieces = _SPELLED.split(text)
+        if len(pieces) == 1:
+            return self._tokenizer.cut(text, tokens, side)
+        lengths = [len(ids) for ids in self._tokenizer.ids(pieces)]
+        room = tokens - sum(lengths[1::2])
+        places = range(0, len(pieces), 2)
+        for place in places if side == "right" else reversed(places):
+            if lengths[place] > room:
+                pieces[place] = self._tokenizer.cut(pieces[place], room, side)
+                room = 0
+            else:
+                room -= lengths[place]
+        return "".join(pieces)
+
+
 class Placeholders:
     """Finds the placeholders of images and videos among token ids."""
 
@@ -43,66 +80,56 @@ class Placeholders:
         self._pads = {tokenizer.token_id(IMAGE), tokenizer.token_id(VIDEO)}
         self._end = tokenizer.token_id(END)
 
-    def group(
-        self,
-        prompts: Sequence[list[int]],
-        visuals: Sequence[tuple[Visual, ...]],
-        fields: Sequence[str],
-    ) -> PromptGroup:
+    def group(self, ids: SharedIds, visuals: Sequence[tuple[Visual, ...]], fields: Sequence[str]) -> PromptGroup:
         """The prompts with what all of them share laid once; `visuals` are each prompt's, in its order.
 
         fields: what errors call each prompt
 
         An image is shared where its pixels are the same in all prompts, and wholly or not at all.
-        Raises InvalidRequest for a prompt whose images or videos were cut.
+        Raises InvalidRequest for a prompt in which a template writes images or videos otherwise than once each.
         """
-        keys: dict[tuple[int, bytes], int] = {}
-        keyed = [self._keyed(ids, own, keys, field) for ids, own, field in zip(prompts, visuals, fields, strict=True)]
-        shared = common_prefix(keyed)
+        keyed = self._keyed(ids, visuals, fields)
+        shared = keyed.common()
         inside = 0
-        for key in dict.fromkeys(key for key in (keyed[0] if keyed else []) if key < 0):
-            first = keyed[0].index(key)
-            if first >= shared:
+        first = keyed.prompt(0) if fields else []
+        for key in dict.fromkeys(key for key in first if key < 0):
+            start = first.index(key)
+            if start >= shared:
                 break
-            if key in keyed[0][shared:]:
-                shared = first
+            if key in first[shared:]:
+                shared = start
                 break
             inside += 1
         return PromptGroup(
-            prefix=Segment(prompts[0][:shared], visuals=visuals[0][:inside]) if prompts else Segment([]),
+            prefix=Segment(ids.prompt(0)[:shared], visuals=visuals[0][:inside]) if fields else Segment([]),
             suffixes=tuple(
-                Segment(ids[shared:], visuals=own[inside:]) for ids, own in zip(prompts, visuals, strict=True)
+                Segment(own, visuals=shown[inside:]) for own, shown in zip(ids.behind(shared), visuals, strict=True)
             ),
             truncated=(),
         )
 
-    def _keyed(
-        self, ids: list[int], visuals: Sequence[Visual], keys: dict[tuple[int, bytes], int], field: str
-    ) -> list[int]:
+    def _keyed(self, ids: SharedIds, visuals: Sequence[tuple[Visual, ...]], fields: Sequence[str]) -> SharedIds:
         """`ids` with each placeholder as a negative number that stands for its place in the order and its pixels."""
-        owners = [
-            -1 - keys.setdefault((order, visual.digest), len(keys))
-            for order, visual in enumerate(visuals)
-            for _ in range(visual.tokens_per_step * visual.grid[0])
-        ]
-        places = [place for place, token in enumerate(ids) if token in self._pads]
-        if len(places) != len(owners) or ids.count(self._end) != sum(visual.grid[0] for visual in visuals):
-            raise InvalidRequest(
-                field,
-                f"the images and videos of its prompt take {len(owners)} tokens, which the limit on tokens would cut "
-                "into; send fewer or smaller ones (max_pixels, max_frames), or raise the limit",
-            )
-        keyed = list(ids)
-        for place, owner in zip(places, owners, strict=True):
-            keyed[place] = owner
+        keys: dict[tuple[int, bytes], int] = {}
+        pads = [place for place, token in enumerate(ids.base) if token in self._pads]
+        ends = [place for place, token in enumerate(ids.base) if token == self._end]
+        base = list(ids.base)
+        keyed = SharedIds(base, ids.kept, [])
+        for kept, rest, shown, field in zip(ids.kept, ids.rest, visuals, fields, strict=True):
+            owners = [
+                -1 - keys.setdefault((order, visual.digest), len(keys))
+                for order, visual in enumerate(shown)
+                for _ in range(visual.tokens_per_step * visual.grid[0])
+            ]
+            own = [place for place, token in enumerate(rest) if token in self._pads]
+            before = bisect_left(pads, kept)
+            steps = bisect_left(ends, kept) + rest.count(self._end)
+            if before + len(own) != len(owners) or steps != sum(visual.grid[0] for visual in shown):
+                raise InvalidRequest(field, "the chat template does not write its images and videos once each")
+            # All prompts begin with the same placeholders, if with any: with the query's.
+            for place, owner in zip(pads[:before], owners[:before], strict=True):
+                base[place] = owner
+            keyed.rest.append(list(rest))
+            for place, owner in zip(own, owners[before:], strict=True):
+                keyed.rest[-1][place] = owner
         return keyed
-
-
-def common_prefix(prompts: Sequence[list[int]]) -> int:
-    """How many first tokens all prompts share, at least one less than the shortest has; none of a single one."""
-    if len(prompts) < 2:
-        return 0
-    # All others lie between these two in lexical order, and so share what they share.
-    low, high = min(prompts), max(prompts)
-    most = min(map(len, prompts)) - 1
-    return next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b or i == most), most)

@@ -63,21 +63,19 @@ class SglangScoreBody(Open):
     )
     item_first: bool = Field(False, description="true to put the query behind each item.")
 
-    def prompts(self) -> tuple[str | tuple[int, ...], ...]:
-        """Query and item put together, for each item. Raises Problem for texts beside token ids."""
+    def asked(self) -> LabelRequest:
+        """The items, and the query that is put before or behind each. Raises Problem for texts beside token ids."""
         items = [self.items] if isinstance(self.items, str) else self.items
-        prompts: list[str | tuple[int, ...]] = []
         for index, item in enumerate(items):
-            query = type(item)() if self.query is None else self.query
-            first, second = (item, query) if self.item_first else (query, item)
-            if isinstance(first, str) and isinstance(second, str):
-                prompts.append(first + second)
-            elif isinstance(first, list) and isinstance(second, list):
-                prompts.append((*first, *second))
-            else:
-                kind = "a text, as the query is" if isinstance(query, str) else "a list of token ids, as the query is"
-                raise Problem(400, f"must be {kind}.", f"items[{index}]")
-        return tuple(prompts)
+            if self.query is not None and type(item) is not type(self.query):
+                kind = "a text" if isinstance(self.query, str) else "a list of token ids"
+                raise Problem(400, f"must be {kind}, as the query is.", f"items[{index}]")
+        return LabelRequest(
+            prompts=tuple(item if isinstance(item, str) else tuple(item) for item in items),
+            labels=Labels(tuple(self.label_token_ids), self.apply_softmax),
+            shared=tuple(self.query) if isinstance(self.query, list) else self.query,
+            shared_last=self.item_first,
+        )
 
 
 class SglangUsage(BaseModel):
@@ -126,9 +124,9 @@ class SglangServerInfo(BaseModel):
 
 def _parse(body: SglangScoreBody, served: Served) -> Call[SglangScoreBody]:
     # As SGLang has it, no items are no error.
-    asked = LabelRequest(body.prompts(), Labels(tuple(body.label_token_ids), body.apply_softmax))
     ignored = [*ignored_model(body.model, served), *body.unknown()]
-    return Call(body, (), tuple(ignored), fields={"prompts": "items", "labels": "label_token_ids"}, labels=asked)
+    fields = {"prompts": "items", "labels": "label_token_ids", "shared": "query"}
+    return Call(body, (), tuple(ignored), fields=fields, labels=body.asked())
 
 
 def _render(call: Call[SglangScoreBody], results: Sequence[LabelResult], id: str, served: Served) -> object:

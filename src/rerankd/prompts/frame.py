@@ -1,0 +1,75 @@
+"""What a template writes around the documents of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from rerankd.core import InvalidRequest
+from rerankd.prompts.seams import Seams
+from rerankd.prompts.sharing import Around, SharedIds
+from rerankd.prompts.templates import RenderError, Template
+from rerankd.prompts.tokenizer import LoadedTokenizer
+
+
+class Frame:
+    """A template filled with an instruction and a query: `before` and `after` stand around each document."""
+
+    def __init__(
+        self, tokenizer: LoadedTokenizer, seams: Seams, template: Template, instruction: str | None, query: str
+    ) -> None:
+        """Raises InvalidRequest where the template fails on them."""
+        self._tokenizer = tokenizer
+        self._seams = seams
+        self._template = template
+        self._instruction = instruction
+        self._query = query
+        mark = "\ue000"
+        while mark in query or mark in (instruction or ""):
+            mark += "\ue000"
+        self.before, _, self.after = self._render(mark, "documents").rpartition(mark)
+
+    @cached_property
+    def head(self) -> list[int]:
+        """The ids of what stands before a document, by themselves."""
+        return self._tokenizer.ids([self.before])[0]
+
+    @cached_property
+    def tail(self) -> list[int]:
+        """The ids of what stands behind a document, by themselves."""
+        return self._tokenizer.ids([self.after])[0]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens stand around a document."""
+        return len(self.head) + len(self.tail)
+
+    @cached_property
+    def _around(self) -> Around:
+        return Around(self._tokenizer.ids, self._seams, self.before, self.after)
+
+    def prompts(self, documents: Sequence[str], fields: Sequence[str]) -> SharedIds:
+        """The ids of the documents' prompts, each as if it were tokenised whole.
+
+        fields: what errors call each document
+        """
+        return self._around.ids(map(self._render, documents, fields))
+
+    def length(self, document: str, field: str) -> int:
+        """How many tokens a document's prompt has."""
+        return self.prompts([document], [field]).length(0)
+
+    def is_cuttable(self, document: str, field: str) -> bool:
+        """Whether a document's prompt ends with what stands behind a document."""
+        return self._render(document, field).endswith(self.after)
+
+    def heads(self, documents: Sequence[str], fields: Sequence[str]) -> SharedIds:
+        """The ids of the prompts without `after`, on the same base as `prompts`."""
+        rendered = map(self._render, documents, fields)
+        return self._around.ids(text.removesuffix(self.after) for text in rendered)
+
+    def _render(self, document: str, field: str) -> str:
+        try:
+            return self._template.render(self._instruction, self._query, document)
+        except RenderError as error:
+            raise InvalidRequest(field, f"the chat template fails on it: {error}") from error

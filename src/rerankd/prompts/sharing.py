@@ -1,0 +1,117 @@
+"""Prompts that begin alike: what they share is tokenised once and kept once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rerankd.core import PromptGroup, Segment
+from rerankd.prompts.seams import Seams
+
+_SLICE = 1 << 20
+"""Characters that are tokenised in one go, so that what the tokenizer keeps of them meanwhile is bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedIds:
+    """The token ids of prompts: prompt i is `base[:kept[i]] + rest[i]`."""
+
+    base: list[int]
+    kept: list[int]
+    rest: list[list[int]]
+
+    def length(self, i: int) -> int:
+        """How many tokens prompt i has."""
+        return self.kept[i] + len(self.rest[i])
+
+    def prompt(self, i: int) -> list[int]:
+        """All ids of prompt i."""
+        return self.base[: self.kept[i]] + self.rest[i]
+
+    def put(self, i: int, ids: list[int]) -> None:
+        """Have `ids` as prompt i."""
+        self.kept[i] = alike(self.base, ids)
+        self.rest[i] = ids[self.kept[i] :]
+
+    def common(self) -> int:
+        """How many first tokens all prompts share, at least one less than the shortest has; none of a single one."""
+        if len(self.rest) < 2:
+            return 0
+        least = min(self.kept)
+        return least + _common(self.behind(least))
+
+    def behind(self, start: int) -> list[list[int]]:
+        """What each prompt has from place `start` on."""
+        return [
+            self.base[start:kept] + rest[max(start - kept, 0) :]
+            for kept, rest in zip(self.kept, self.rest, strict=True)
+        ]
+
+    def group(self) -> PromptGroup:
+        """The prompts with what all of them share laid once."""
+        shared = self.common()
+        return PromptGroup(
+            prefix=Segment(self.prompt(0)[:shared] if shared else []),
+            suffixes=tuple(map(Segment, self.behind(shared))),
+            truncated=(),
+        )
+
+
+class Around:
+    """Tokenises texts that mostly begin with `before` and end with `after`.
+
+    What lies before the last seam of `before` and behind the first of `after` is tokenised once. Any text has the ids
+    that it has by itself.
+    """
+
+    def __init__(
+        self, encode: Callable[[Sequence[str]], list[list[int]]], seams: Seams, before: str, after: str = ""
+    ) -> None:
+        """encode: the ids of each of some texts"""
+        self._encode = encode
+        self._before, self._after = before, after
+        self._head, self._tail = before[: seams.last(before)], after[seams.first(after) :]
+        # Without a seam texts are still compared with what they are likely to begin with.
+        self.base, self._end = encode([self._head or before, self._tail])
+
+    def ids(self, texts: Iterable[str]) -> SharedIds:
+        """The ids of each text. No more than a few texts are held at a time."""
+        ids = SharedIds(self.base, [], [])
+        for pending in _slices(self._parted(texts)):
+            for (start, _, stop), own in zip(pending, self._encode([text for _, text, _ in pending]), strict=True):
+                kept = len(self.base) if start else alike(self.base, own)
+                ids.kept.append(kept)
+                ids.rest.append((own if start else own[kept:]) + (self._end if stop else []))
+        return ids
+
+    def _parted(self, texts: Iterable[str]) -> Iterator[tuple[bool, str, bool]]:
+        """Of each text what is its own, and whether it begins and ends as expected."""
+        for text in texts:
+            starts = bool(self._head) and text.startswith(self._before)
+            ends = bool(self._tail) and text.endswith(self._after, len(self._before) if starts else 0)
+            start, stop = len(self._head) if starts else 0, len(text) - len(self._tail) if ends else len(text)
+            yield starts, text[start:stop], ends
+
+
+def _slices(parted: Iterable[tuple[bool, str, bool]]) -> Iterator[list[tuple[bool, str, bool]]]:
+    pending: list[tuple[bool, str, bool]] = []
+    characters = 0
+    for one in parted:
+        pending.append(one)
+        characters += len(one[1])
+        if characters > _SLICE:
+            yield pending
+            pending, characters = [], 0
+    if pending:
+        yield pending
+
+
+def alike(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many first items two sequences share."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _common(prompts: Sequence[list[int]]) -> int:
+    """How many first items all of several lists share, at most one less than the shortest has: -1 for an empty one."""
+    # All others lie between these two in lexical order, and so share what they share.
+    return min(alike(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
