@@ -343,6 +343,11 @@ class PromptGroup:
         """How many numbers a model gives for each suffix."""
         return 1 if self.labels is None else len(self.labels.token_ids)
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted whole."""
+        return len(self.prefix) * len(self.suffixes) + sum(map(len, self.suffixes))
+
     def places(self) -> list[range]:
         """Each document's places among the suffixes."""
         places, start = [], 0

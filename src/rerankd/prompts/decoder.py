@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rerankd import work
 from rerankd.core import Content, InvalidRequest, ModelError, PromptGroup, RerankRequest, Segment, Visual, Visuals
 from rerankd.prompts.chunks import Chunks, split
 from rerankd.prompts.contents import read_text
@@ -181,7 +182,8 @@ class DecoderPrompts:
         try:
             return self._template.render(texts.instruction, texts.query, document)
         except RenderError as error:
-            raise InvalidRequest(field, f"the chat template fails on it: {error}") from error
+            work.refuse(InvalidRequest(field, f"the chat template fails on it: {error}"))
+            return document
 
     def _within_own_limit(self, texts: Texts, limits: Limits) -> Texts:
         """The query cut to the limit that it has by itself."""
@@ -259,7 +261,7 @@ class DecoderPrompts:
         _, tail = self._around_document(texts)
         for i in long:
             if not prompts[i].endswith(tail):
-                raise _uncuttable(texts.fields[i], len(ids[i]), limits)
+                work.refuse(_uncuttable(texts.fields[i], len(ids[i]), limits))
         *heads, end = self._tokenizer.ids([*(prompts[i].removesuffix(tail) for i in long), tail])
         return [(i, head[: limits.prompt - len(end)] + end) for i, head in zip(long, heads, strict=True)]
 
@@ -271,7 +273,8 @@ class DecoderPrompts:
         tokens = len(self._tokenizer.ids([document])[0])
         while len(prompt) > limits.prompt:
             if not document:
-                raise _uncuttable(field, len(prompt), limits)
+                work.refuse(_uncuttable(field, len(prompt), limits))
+                break
             tokens -= len(prompt) - limits.prompt
             document = self._tokenizer.cut(document, tokens, "left")
             prompt = self._tokenizer.ids([self._render_one(texts, document, field)])[0]

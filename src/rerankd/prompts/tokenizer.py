@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from rerankd import work
 from rerankd.core import ModelError, Side
 
 _SEAM = re.compile(r"(?<=[A-Za-z\u4e00-\u9fa5])[ \n](?=[A-Za-z\u4e00-\u9fa5])")
 """Between letters that every version of Unicode counts as such."""
 FEW_CHARACTERS = 4096
 """Texts that are sooner read by the calling thread than the library's own threads wake up."""
+SLICE_CHARACTERS = 1 << 16
+"""Texts that are read between two looks at whether anybody still waits for them; a longer one is read alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +41,26 @@ class LoadedTokenizer:
             raise ModelError(f"The tokenizer has no token {token!r}, whose logit the score is made of.")
         return int(found)
 
-    def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The token ids of each text as it stands, nothing added; of much text by several threads."""
+    def ids(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        """The token ids of each text as it stands; of much text by several threads, slice by slice.
+
+        special: whether the tokens that begin and end a prompt are added; else nothing is
+
+        Raises what `work.check` and `work.check_tokens` raise, between slices.
+        """
         read = self.tokenizer.encode_batch_fast
-        if sum(map(len, texts)) <= FEW_CHARACTERS:
-            return [read([text], add_special_tokens=False)[0].ids for text in texts]
-        return [encoding.ids for encoding in read(texts, add_special_tokens=False)]
+        found: list[list[int]] = []
+        tokens = 0
+        for some in _slices(texts):
+            work.check()
+            if sum(map(len, some)) <= FEW_CHARACTERS:
+                slice_ids = [read([text], add_special_tokens=special)[0].ids for text in some]
+            else:
+                slice_ids = [encoding.ids for encoding in read(some, add_special_tokens=special)]
+            tokens += sum(map(len, slice_ids))
+            work.check_tokens(tokens)
+            found += slice_ids
+        return found
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """The characters of `text` where each of its tokens begins (included) and ends (excluded)."""
@@ -87,6 +104,18 @@ class LoadedTokenizer:
             (_, end), (start, _) = offsets[place - 1], offsets[place]
             text = text[: min(end, start)] if side == "right" else text[max(end, start) :]
         return ""
+
+
+def _slices(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Texts in their order, a few at a time, by how long they are."""
+    start = characters = 0
+    for place, text in enumerate(texts):
+        if place > start and characters + len(text) > SLICE_CHARACTERS:
+            yield texts[start:place]
+            start, characters = place, 0
+        characters += len(text)
+    if start < len(texts):
+        yield texts[start:]
 
 
 class AddedTokens:

@@ -31,8 +31,8 @@ class VerbatimPrompts:
             raise InvalidRequest("labels", "must hold at least one token id")
         self._check_ids("labels", request.labels.token_ids)
         texts = [well_formed(prompt) for prompt in request.prompts if isinstance(prompt, str)]
-        encoded = iter(self._tokenizer.tokenizer.encode_batch_fast(texts))
-        prompts = [list(next(encoded).ids) if isinstance(prompt, str) else list(prompt) for prompt in request.prompts]
+        encoded = iter(self._tokenizer.ids(texts, special=True))
+        prompts = [next(encoded) if isinstance(prompt, str) else list(prompt) for prompt in request.prompts]
         for i, ids in enumerate(prompts):
             self._check(f"prompts[{i}]", ids)
         shared = common_prefix(prompts)

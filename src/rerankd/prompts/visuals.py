@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rerankd import work
 from rerankd.core import Content, InvalidRequest, PromptGroup, Segment, Text, Visual
 from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
 
@@ -87,11 +88,14 @@ class Placeholders:
         ]
         places = [place for place, token in enumerate(ids) if token in self._pads]
         if len(places) != len(owners) or ids.count(self._end) != sum(visual.grid[0] for visual in visuals):
-            raise InvalidRequest(
-                field,
-                f"the images and videos of its prompt take {len(owners)} tokens, which the limit on tokens would cut "
-                "into; send fewer or smaller ones (max_pixels, max_frames), or raise the limit",
+            work.refuse(
+                InvalidRequest(
+                    field,
+                    f"the images and videos of its prompt take {len(owners)} tokens, which the limit on tokens would "
+                    "cut into; send fewer or smaller ones (max_pixels, max_frames), or raise the limit",
+                )
             )
+            return ids
         keyed = list(ids)
         for place, owner in zip(places, owners, strict=True):
             keyed[place] = owner
