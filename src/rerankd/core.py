@@ -26,13 +26,14 @@ class InvalidRequest(RerankdError, ValueError):
     """A request that cannot be answered as it stands.
 
     `field` names the offending request field in the words of `RerankRequest` (`query`, `documents[3]`,
-    `instruction`, `top_n`, ...), so that a dialect can translate it to its own.
+    `instruction`, `top_n`, ...), so that a dialect can translate it to its own. `request` is its place among several.
     """
 
-    def __init__(self, field: str, problem: str) -> None:
+    def __init__(self, field: str, problem: str, request: int = 0) -> None:
         super().__init__(f"{field}: {problem}")
         self.field = field
         self.problem = problem
+        self.request = request
 
 
 class EngineClosed(RerankdError):

@@ -48,7 +48,7 @@ from rerankd.models.registry import find_architecture
 from rerankd.models.weights import Checkpoint, Weights
 from rerankd.options import LoadOptions, ModelInfo
 from rerankd.prompts import load_prompts
-from rerankd.work import Workers, bounded, leaving_out
+from rerankd.work import Workers, all_of, bounded, leaving_out
 
 if TYPE_CHECKING:
     from rerankd.media.loader import LoadedMedia, MediaLoader
@@ -143,7 +143,8 @@ class Reranker:
 
         special: whether the tokens that begin and end a prompt are added
         """
-        encoding = self._prompts.tokenizer.tokenizer.encode(text, add_special_tokens=special)
+        # A batch, since `encode` lets no other thread run.
+        (encoding,) = self._prompts.tokenizer.tokenizer.encode_batch([text], add_special_tokens=special)
         return list(zip(encoding.ids, encoding.tokens, strict=True))
 
     def load(self) -> EngineLoad:
@@ -174,15 +175,45 @@ class Reranker:
 
         Cancelling the awaiting task drops the documents that still wait, and ends the reading of the others.
         """
-        skip = request.on_error == "skip"
+        return (await self.answer_all([request]))[0]
+
+    async def answer_all(self, requests: Sequence[RerankRequest]) -> list[RerankResult]:
+        """`answer` of several requests, in order; all of them are read by one thread, since handing over is dear.
+
+        Raises InvalidRequest for the first that cannot be answered, with its place as `request`.
+        """
+        loaded = await all_of(self._load(request, number) for number, request in enumerate(requests))
+        submitted = await self._workers.run(partial(self._enqueue_all, requests, loaded), _drop_all)
+        logits = await all_of(asyncio.wrap_future(one.logits) for one in submitted)
+        if sum(map(len, logits)) <= SOON_RANKED:
+            return self._rank_all(submitted, logits)
+        return await self._workers.run(partial(self._rank_all, submitted, logits))
+
+    async def _load(self, request: RerankRequest, number: int) -> tuple[LoadedMedia | None, list[Stage]]:
+        """A request's media, and the stage that it took; InvalidRequest with the request's place."""
+        if self._media is None:
+            return None, []
         began = perf_counter()
-        media = await self._media.load(request, skip_bad_documents=skip) if self._media is not None else None
-        stages = [Stage("media", began, perf_counter() - began)] if media is not None else []
-        submitted = await self._workers.run(partial(self._enqueue, request, media, stages=stages), _drop)
-        logits = await asyncio.wrap_future(submitted.logits)
-        if len(logits) <= SOON_RANKED:
-            return self._rank(submitted, logits)
-        return await self._workers.run(partial(self._rank, submitted, logits))
+        try:
+            media = await self._media.load(request, skip_bad_documents=request.on_error == "skip")
+        except InvalidRequest as error:
+            raise InvalidRequest(error.field, error.problem, number) from error
+        return media, [Stage("media", began, perf_counter() - began)]
+
+    def _enqueue_all(
+        self, requests: Sequence[RerankRequest], loaded: Sequence[tuple[LoadedMedia | None, list[Stage]]]
+    ) -> list[Submitted]:
+        submitted: list[Submitted] = []
+        try:
+            for request, (media, stages) in zip(requests, loaded, strict=True):
+                submitted.append(self._enqueue(request, media, stages=stages))
+        except InvalidRequest as error:
+            _drop_all(submitted)
+            raise InvalidRequest(error.field, error.problem, len(submitted)) from error
+        except BaseException:
+            _drop_all(submitted)
+            raise
+        return submitted
 
     async def label(self, request: LabelRequest) -> LabelResult:
         """How probable tokens are as the next one after prompts that are taken as they stand, as SGLang's score has it.
@@ -272,7 +303,7 @@ class Reranker:
         """`score` for an event loop."""
         listed = list(pairs)
         requests = _by_query(listed, instruction, truncation, chunking, activation)
-        results = await asyncio.gather(*(self.answer(request) for request, _ in requests))
+        results = await self.answer_all([request for request, _ in requests])
         return _scores_in_place(list(zip(results, (places for _, places in requests), strict=True)), len(listed))
 
     def close(self) -> None:
@@ -326,6 +357,9 @@ class Reranker:
         except Exception:
             self.close()
             raise
+
+    def _rank_all(self, submitted: Iterable[Submitted], logits: Iterable[list[float]]) -> list[RerankResult]:
+        return [self._rank(one, own) for one, own in zip(submitted, logits, strict=True)]
 
     def _rank(self, submitted: Submitted, logits: list[float]) -> RerankResult:
         request, group = submitted.request, submitted.group
@@ -388,6 +422,11 @@ def _by_document(group: PromptGroup, on_progress: Callable[[int], object]) -> Ca
 def _drop(submitted: Submitted | SubmittedLabels) -> None:
     """Have the engine leave out what nobody waits for."""
     submitted.logits.cancel()
+
+
+def _drop_all(submitted: Iterable[Submitted]) -> None:
+    for one in submitted:
+        _drop(one)
 
 
 def _build(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -135,6 +135,22 @@ class Workers:
         for stopped in running:
             stopped.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def all_of(awaited: Iterable[Awaitable[T]]) -> list[T]:
+    """The results in order. A failure, as a cancelled wait, cancels the others, and is raised once they have ended."""
+    futures = [asyncio.ensure_future(one) for one in awaited]
+    try:
+        if futures:
+            await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for future in futures:
+            future.cancel()
+        await asyncio.gather(*futures, return_exceptions=True)
+    for future in futures:
+        if not future.cancelled():
+            future.result()
+    return [future.result() for future in futures]
 
 
 def _dropped(done: asyncio.Future[T], drop: Callable[[T], object] | None) -> None:

@@ -28,13 +28,15 @@ from rerankd.server.body import LARGE, Bodies, encode_json, parse_json
 from rerankd.server.calls import Called
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
 from rerankd.server.problems import Problem, checked
-from rerankd.work import Workers
+from rerankd.work import Workers, all_of
 
 log = logging.getLogger("rerankd")
 
 HEADER_LIMIT = 2000
-REQUESTS_AT_ONCE = 256
-"""Requests of one call, each of one query, that wait for the engine at the same time."""
+REQUESTS_TOGETHER = 64
+"""Requests of one call, each of one query, that a thread reads on end."""
+READ_AT_ONCE = 4
+"""How often so many wait for the engine at the same time."""
 SOON_RENDERED = 1000
 """Documents whose answer the event loop renders by itself; that of more takes it tens of milliseconds."""
 SHUTTING_DOWN = Problem(503, "The server is shutting down; send the request again.")
@@ -48,12 +50,12 @@ Routed: TypeAlias = tuple[Dialect, Endpoint[Any]]
 class Answers(Protocol):
     """What the server needs of a `Reranker`."""
 
-    async def answer(self, request: RerankRequest) -> RerankResult:
-        """Score a request; cancelling the awaiting task drops what still waits."""
+    async def answer_all(self, requests: Sequence[RerankRequest]) -> list[RerankResult]:
+        """Score requests; cancelling the awaiting task drops what still waits."""
         ...
 
     async def label(self, request: LabelRequest) -> LabelResult:
-        """Find how probable labels are; cancelling as for `answer`."""
+        """Find how probable labels are; cancelling as for `answer_all`."""
         ...
 
 
@@ -211,31 +213,23 @@ def _claiming(routed: Sequence[Routed], sent: Mapping[str, Any], request: Reques
 
 async def _all(reranker: Answers, call: Call[Any]) -> list[RerankResult]:
     """The results of a call's requests in order, so many of them at a time that batches are full."""
-    left = iter(range(len(call.requests)))
-    results: dict[int, RerankResult] = {}
+    starts = range(0, len(call.requests), REQUESTS_TOGETHER)
+    left = iter(starts)
+    results: dict[int, list[RerankResult]] = {}
 
     async def some() -> None:
-        for number in left:
-            results[number] = await _one(reranker, call, number)
+        for start in left:
+            results[start] = await _some(reranker, call, start)
 
-    tasks = [asyncio.ensure_future(some()) for _ in call.requests[:REQUESTS_AT_ONCE]]
+    await all_of(some() for _ in starts[:READ_AT_ONCE])
+    return [result for start in starts for result in results[start]]
+
+
+async def _some(reranker: Answers, call: Call[Any], start: int) -> list[RerankResult]:
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in tasks:
-        if not task.cancelled():
-            task.result()
-    return [results[number] for number in range(len(call.requests))]
-
-
-async def _one(reranker: Answers, call: Call[Any], number: int) -> RerankResult:
-    try:
-        return await reranker.answer(call.requests[number])
+        return await reranker.answer_all(call.requests[start : start + REQUESTS_TOGETHER])
     except InvalidRequest as error:
-        raise InvalidRequest(call.in_body(error.field, number), error.problem) from error
+        raise InvalidRequest(call.in_body(error.field, start + error.request), error.problem) from error
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
