@@ -26,13 +26,14 @@ class InvalidRequest(RerankdError, ValueError):
     """A request that cannot be answered as it stands.
 
     `field` names the offending request field in the words of `RerankRequest` (`query`, `documents[3]`,
-    `instruction`, `top_n`, ...), so that a dialect can translate it to its own.
+    `instruction`, `top_n`, ...), so that a dialect can translate it to its own. `request` is its place among several.
     """
 
-    def __init__(self, field: str, problem: str) -> None:
+    def __init__(self, field: str, problem: str, request: int = 0) -> None:
         super().__init__(f"{field}: {problem}")
         self.field = field
         self.problem = problem
+        self.request = request
 
 
 class EngineClosed(RerankdError):
@@ -351,6 +352,11 @@ class PromptGroup:
     def values(self) -> int:
         """How many numbers a model gives for each suffix."""
         return 1 if self.labels is None else len(self.labels.token_ids)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted whole."""
+        return len(self.prefix) * len(self.suffixes) + sum(map(len, self.suffixes))
 
     def places(self) -> list[range]:
         """Each document's places among the suffixes."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rerankd.core import MAX_CHARACTERS, Family
+from rerankd.limits import RequestLimits
 from rerankd.media.limits import Limits
 from rerankd.media.sizing import Sizing
 from rerankd.media.sources import Access
@@ -26,6 +27,7 @@ class LoadOptions:
     hf_overrides: entries laid over the checkpoint's config.json
     chat_template: a Jinja file, or Jinja text, in place of the built-in template of a decoder
     default_instruction: used where a request brings none; None for the model authors' own
+    request_limits: what one request may hold and grow to; None for no bounds, as a caller has it who owns the machine
     media_access: what images and videos may be read from; a server narrows it, here the caller owns the machine
     media_limits, media_sizing: what they may cost, and how large a model is shown them
     """
@@ -42,6 +44,7 @@ class LoadOptions:
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
     chat_template: str | Path | None = None
     default_instruction: str | None = None
+    request_limits: RequestLimits | None = None
     media_access: Access = Access(local_folders=None, allow_private=True)  # noqa: RUF009 - frozen
     media_limits: Limits = Limits()  # noqa: RUF009 - frozen
     media_sizing: Sizing = Sizing()  # noqa: RUF009 - frozen

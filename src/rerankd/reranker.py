@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
@@ -40,6 +40,7 @@ from rerankd.core import (
 from rerankd.engine.device import place, settle
 from rerankd.engine.engine import Engine
 from rerankd.labels import Labelling, SubmittedLabels
+from rerankd.limits import RequestLimits
 from rerankd.models.base import LanguageModel
 from rerankd.models.config import Config, read_config
 from rerankd.models.hub import resolve
@@ -48,6 +49,7 @@ from rerankd.models.weights import Checkpoint, Weights
 from rerankd.options import LoadOptions, ModelInfo
 from rerankd.prompts import load_prompts
 from rerankd.prompts.limits import too_many_characters
+from rerankd.work import Workers, all_of, bounded, leaving_out
 
 if TYPE_CHECKING:
     from rerankd.media.loader import LoadedMedia, MediaLoader
@@ -56,6 +58,8 @@ log = logging.getLogger("rerankd")
 
 PROGRESS_FROM = 256
 """A blocking call with this many documents or more shows a progress bar, unless it says otherwise."""
+SOON_RANKED = 1000
+"""Logits that an event loop makes a result of by itself; of more a thread does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +77,6 @@ class Submitted:
     places: tuple[int, ...]
     failed: Mapping[int, InvalidRequest]
     stages: list[Stage] = field(default_factory=list)
-
-
-Queued = TypeVar("Queued", Submitted, SubmittedLabels)
 
 
 class Reranker:
@@ -118,7 +119,9 @@ class Reranker:
         )
         vocabulary = loaded.vocabulary if isinstance(loaded, LanguageModel) else None
         verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, architecture.sees)
-        self._labelling = Labelling(self._engine, verbatim)
+        self._limits = chosen.request_limits
+        self._workers = Workers("rerankd-request")
+        self._labelling = Labelling(self._engine, verbatim, self._limits)
         self.info = ModelInfo(
             model=chosen.model,
             path=folder,
@@ -146,7 +149,8 @@ class Reranker:
         """
         if len(text) > self._prompts.max_characters:
             raise too_many_characters("text", len(text), self._prompts.max_characters)
-        encoding = self._prompts.tokenizer.tokenizer.encode(text, add_special_tokens=special)
+        # A batch, since `encode` lets no other thread run.
+        (encoding,) = self._prompts.tokenizer.tokenizer.encode_batch([text], add_special_tokens=special)
         return list(zip(encoding.ids, encoding.tokens, strict=True))
 
     def load(self) -> EngineLoad:
@@ -175,14 +179,47 @@ class Reranker:
     async def answer(self, request: RerankRequest) -> RerankResult:
         """Score a request without blocking the event loop.
 
-        Cancelling the awaiting task drops the documents that still wait.
+        Cancelling the awaiting task drops the documents that still wait, and ends the reading of the others.
         """
-        skip = request.on_error == "skip"
+        return (await self.answer_all([request]))[0]
+
+    async def answer_all(self, requests: Sequence[RerankRequest]) -> list[RerankResult]:
+        """`answer` of several requests, in order; all of them are read by one thread, since handing over is dear.
+
+        Raises InvalidRequest for the first that cannot be answered, with its place as `request`.
+        """
+        loaded = await all_of(self._load(request, number) for number, request in enumerate(requests))
+        submitted = await self._workers.run(partial(self._enqueue_all, requests, loaded), _drop_all)
+        logits = await all_of(asyncio.wrap_future(one.logits) for one in submitted)
+        if sum(map(len, logits)) <= SOON_RANKED:
+            return self._rank_all(submitted, logits)
+        return await self._workers.run(partial(self._rank_all, submitted, logits))
+
+    async def _load(self, request: RerankRequest, number: int) -> tuple[LoadedMedia | None, list[Stage]]:
+        """A request's media, and the stage that it took; InvalidRequest with the request's place."""
+        if self._media is None:
+            return None, []
         began = perf_counter()
-        media = await self._media.load(request, skip_bad_documents=skip) if self._media is not None else None
-        stages = [Stage("media", began, perf_counter() - began)] if media is not None else []
-        submitted = await _enqueued(partial(self._enqueue, request, media, stages=stages))
-        return self._rank(submitted, await asyncio.wrap_future(submitted.logits))
+        try:
+            media = await self._media.load(request, skip_bad_documents=request.on_error == "skip")
+        except InvalidRequest as error:
+            raise InvalidRequest(error.field, error.problem, number) from error
+        return media, [Stage("media", began, perf_counter() - began)]
+
+    def _enqueue_all(
+        self, requests: Sequence[RerankRequest], loaded: Sequence[tuple[LoadedMedia | None, list[Stage]]]
+    ) -> list[Submitted]:
+        submitted: list[Submitted] = []
+        try:
+            for request, (media, stages) in zip(requests, loaded, strict=True):
+                submitted.append(self._enqueue(request, media, stages=stages))
+        except InvalidRequest as error:
+            _drop_all(submitted)
+            raise InvalidRequest(error.field, error.problem, len(submitted)) from error
+        except BaseException:
+            _drop_all(submitted)
+            raise
+        return submitted
 
     async def label(self, request: LabelRequest) -> LabelResult:
         """How probable tokens are as the next one after prompts that are taken as they stand, as SGLang's score has it.
@@ -190,8 +227,11 @@ class Reranker:
         It does not block the event loop; cancelling the awaiting task drops the prompts that still wait.
         Raises InvalidRequest, for a model without a head over its vocabulary too.
         """
-        submitted = await _enqueued(partial(self._labelling.submit, request))
-        return submitted.result(await asyncio.wrap_future(submitted.logits))
+        submitted = await self._workers.run(partial(self._labelling.submit, request), _drop)
+        values = await asyncio.wrap_future(submitted.logits)
+        if len(values) <= SOON_RANKED:
+            return submitted.result(values)
+        return await self._workers.run(partial(submitted.result, values))
 
     def rerank(
         self,
@@ -269,11 +309,12 @@ class Reranker:
         """`score` for an event loop."""
         listed = list(pairs)
         requests = _by_query(listed, instruction, truncation, chunking, activation)
-        results = await asyncio.gather(*(self.answer(request) for request, _ in requests))
+        results = await self.answer_all([request for request, _ in requests])
         return _scores_in_place(list(zip(results, (places for _, places in requests), strict=True)), len(listed))
 
     def close(self) -> None:
         """Stop the engine; requests that still wait fail with EngineClosed."""
+        self._workers.close()
         self._engine.close()
         if self._media is not None:
             self._media.close()
@@ -308,7 +349,9 @@ class Reranker:
         visuals = media.visuals if media is not None else None
         failed = dict(media.failed) if media is not None else {}
         began = perf_counter()
-        places, group = _build(prompts or self._prompts, request, visuals, failed)
+        places, group = _build(prompts or self._prompts, request, visuals, failed, self._limits)
+        if self._limits is not None:
+            self._limits.check("tokens", group.prompt_tokens, "documents")
         stages.append(Stage("tokenise", began, perf_counter() - began))
         logits = self._engine.submit(group, on_progress and _by_document(group, on_progress), stages)
         if media is not None:
@@ -322,6 +365,9 @@ class Reranker:
         except Exception:
             self.close()
             raise
+
+    def _rank_all(self, submitted: Iterable[Submitted], logits: Iterable[list[float]]) -> list[RerankResult]:
+        return [self._rank(one, own) for one, own in zip(submitted, logits, strict=True)]
 
     def _rank(self, submitted: Submitted, logits: list[float]) -> RerankResult:
         request, group = submitted.request, submitted.group
@@ -394,47 +440,42 @@ def _by_document(group: PromptGroup, on_progress: Callable[[int], object]) -> Ca
     return advance
 
 
-async def _enqueued(enqueue: Callable[[], Queued]) -> Queued:
-    """What `enqueue` submits from a thread of its own; the engine drops it when the awaiting task is cancelled."""
-    enqueuing = asyncio.get_running_loop().run_in_executor(None, enqueue)
-    try:
-        return await asyncio.shield(enqueuing)
-    except asyncio.CancelledError:
-        enqueuing.add_done_callback(_drop)
-        raise
+def _drop(submitted: Submitted | SubmittedLabels) -> None:
+    """Have the engine leave out what nobody waits for."""
+    submitted.logits.cancel()
 
 
-def _drop(enqueued: asyncio.Future[Queued]) -> None:
-    """Cancel what was enqueued for a task that no longer waits for it."""
-    if not enqueued.cancelled() and enqueued.exception() is None:
-        enqueued.result().logits.cancel()
+def _drop_all(submitted: Iterable[Submitted]) -> None:
+    for one in submitted:
+        _drop(one)
 
 
 def _build(
-    prompts: PromptBuilder, request: RerankRequest, visuals: Visuals | None, failed: dict[int, InvalidRequest]
+    prompts: PromptBuilder,
+    request: RerankRequest,
+    visuals: Visuals | None,
+    failed: dict[int, InvalidRequest],
+    limits: RequestLimits | None,
 ) -> tuple[tuple[int, ...], PromptGroup]:
     """The prompts of the documents that have not failed, and the indices of those; more of them may go to `failed`."""
 
     def build(places: Sequence[int]) -> PromptGroup:
         part = replace(request, documents=tuple(request.documents[place] for place in places))
         own = visuals and Visuals(visuals.query, tuple(visuals.documents[place] for place in places))
-        return prompts.build(part, own)
+        with bounded(limits):
+            return prompts.build(part, own)
 
     places = [place for place in range(len(request.documents)) if place not in failed]
     if request.on_error == "skip":
-        try:
-            return tuple(places), build(places)
-        except InvalidRequest:
-            # Alone, a document shows whether the error is its own.
-            for place in places:
-                try:
-                    build([place])
-                except InvalidRequest as error:
-                    if not error.field.startswith("documents[0]"):
-                        raise
-                    field = error.field.replace("documents[0]", f"documents[{place}]", 1)
-                    failed[place] = InvalidRequest(field, error.problem)
-            places = [place for place in places if place not in failed]
+        with leaving_out() as found:
+            group = build(places)
+        if not found:
+            return tuple(places), group
+        for index, error in found.items():
+            place = places[index]
+            field = error.field.replace(f"documents[{index}]", f"documents[{place}]", 1)
+            failed[place] = InvalidRequest(field, error.problem)
+        places = [place for place in places if place not in failed]
     return tuple(places), build(places)
 
 

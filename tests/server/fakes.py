@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -75,6 +75,16 @@ class FakeReranker:
     def tokenize(self, text: str, special: bool) -> list[tuple[int, str]]:
         tokens = ["<s>", *text.split(), "</s>"] if special else text.split()
         return [(len(token), token) for token in tokens]
+
+    async def answer_all(self, requests: Sequence[RerankRequest]) -> list[RerankResult]:
+        results = []
+        for number, request in enumerate(requests):
+            try:
+                results.append(await self.answer(request))
+            except InvalidRequest as error:
+                error.request = number
+                raise
+        return results
 
     async def answer(self, request: RerankRequest) -> RerankResult:
         self.requests.append(request)

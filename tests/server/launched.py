@@ -53,8 +53,10 @@ def start(command: Sequence[str], cwd: Path | None = None) -> subprocess.Popen[s
 
 
 @contextmanager
-def launched(program: Sequence[str], *arguments: str, cwd: Path | None = None) -> Iterator[Launched]:
-    """A server that is ready, stopped by Ctrl-C at the end, when it must exit with 0 and no traceback."""
+def launched(
+    program: Sequence[str], *arguments: str, cwd: Path | None = None, exit_code: int = 0
+) -> Iterator[Launched]:
+    """A server that is ready, stopped by Ctrl-C at the end, when it must exit with `exit_code` and no traceback."""
     process = start([*program, *arguments, "--port", "0"], cwd)
     said = ""
     assert process.stdout is not None
@@ -70,7 +72,7 @@ def launched(program: Sequence[str], *arguments: str, cwd: Path | None = None) -
             raise AssertionError(f"it ended before it was ready, with {process.wait()}:\n{said}")
         if process.poll() is None:
             server.stop()
-        assert process.returncode == 0, server.said
+        assert process.returncode == exit_code, server.said
         assert "Traceback" not in server.said
     finally:
         if process.poll() is None:

@@ -212,11 +212,13 @@ def test_many_clients_each_get_their_own(vllm_server: str) -> None:
         list(pool.map(call, range(200)))
 
 
-def test_a_failing_request_cancels_its_siblings() -> None:
+def test_a_failing_request_cancels_its_siblings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call of several requests is answered or refused whole."""
     from rerankd.core import text_content
     from rerankd.server.answer import _all
     from rerankd.server.dialects.base import Call, Nothing
+
+    monkeypatch.setattr("rerankd.server.answer.REQUESTS_TOGETHER", 1)
 
     async def main() -> int:
         reranker = FakeReranker()

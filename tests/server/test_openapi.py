@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -173,13 +174,15 @@ def test_null_in_a_required_field_is_refused(urls: dict[str, str]) -> None:
 def others() -> Iterator[dict[int, dict[str, str]]]:
     """Servers that refuse whatever they are sent with a status."""
     fake = FakeReranker()
-    full, locked = {"max_calls": 1}, {"keys": ("k",)}
+    full, locked, hasty = {"max_calls": 1}, {"keys": ("k",)}, {"body_timeout": 0.1}
     with (
         ThreadPoolExecutor() as pool,
         running(fake, Settings(names=(MODEL,), **full)) as full_vllm,
         running(fake, Settings(names=(MODEL,), dialect="sglang", **full)) as full_sglang,
         running(fake, Settings(names=(MODEL,), **locked)) as locked_vllm,
         running(fake, Settings(names=(MODEL,), dialect="sglang", **locked)) as locked_sglang,
+        running(fake, Settings(names=(MODEL,), **hasty)) as hasty_vllm,
+        running(fake, Settings(names=(MODEL,), dialect="sglang", **hasty)) as hasty_sglang,
     ):
         body = {"query": "wait", "documents": ["a"]}
         calls = [
@@ -189,9 +192,16 @@ def others() -> Iterator[dict[int, dict[str, str]]]:
         yield {
             429: {"vllm": full_vllm, "sglang": full_sglang},
             401: {"vllm": locked_vllm, "sglang": locked_sglang},
+            408: {"vllm": hasty_vllm, "sglang": hasty_sglang},
         }
         fake.gate.set()
         assert [call.result().status_code for call in calls] == [200, 200]
+
+
+def slowly(start: bytes) -> Iterator[bytes]:
+    """The start of a body whose end does not come in time."""
+    yield start
+    time.sleep(0.4)
 
 
 def bad_bodies(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -219,9 +229,10 @@ def test_each_status_that_is_described_is_given_and_no_other(
     for example in content["examples"].values():
         responses.append(requests.post(url, json=example["value"], timeout=30))
         responses += [requests.post(url, json=bad, timeout=30) for bad in bad_bodies(example["value"])]
-        responses += [
-            requests.post(other[dialect] + path, json=example["value"], timeout=30) for other in others.values()
-        ]
+        for status in (429, 401):
+            responses.append(requests.post(others[status][dialect] + path, json=example["value"], timeout=30))
+    headers = {"Content-Type": "application/json"}
+    responses.append(requests.post(others[408][dialect] + path, data=slowly(b"{"), headers=headers, timeout=30))
     for response in responses:
         as_described(dialect, "post", path, response)
     given = {str(response.status_code) for response in responses}

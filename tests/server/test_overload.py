@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -101,8 +102,59 @@ def test_a_client_that_hangs_up_makes_room() -> None:
 
 
 def test_the_flag_sets_the_bound(bert_checkpoint: Path) -> None:
+    long = {"query": "long", "documents": ["word " * 100] * 5000}
     with launched(SERVE, str(bert_checkpoint), "--max-concurrent-requests", "1") as server:
-        waiting = open_call(server.url, QUICK, sent=5)
-        until(lambda: requests.post(f"{server.url}/v1/rerank", json=QUICK, timeout=30).status_code == 429)
+        waiting = open_call(server.url, long)
+        until(lambda: requests.get(f"{server.url}/load", timeout=30).json() == {"server_load": 1})
+        assert requests.post(f"{server.url}/v1/rerank", json=QUICK, timeout=30).status_code == 429
         waiting.close()
         until(lambda: requests.post(f"{server.url}/v1/rerank", json=QUICK, timeout=30).status_code == 200)
+
+
+def test_bodies_that_do_not_arrive_take_no_place() -> None:
+    fake = FakeReranker()
+    with running(fake, Settings(names=(MODEL,), max_calls=1, body_timeout=30)) as url:
+        stalled = [open_call(url, QUICK, sent=5) for _ in range(20)]
+        assert requests.post(f"{url}/v1/rerank", json=QUICK, timeout=30).status_code == 200
+        assert requests.get(f"{url}/load", timeout=30).json() == {"server_load": 0}
+        for connection in stalled:
+            connection.close()
+
+
+def test_a_place_is_taken_when_the_body_is_there() -> None:
+    """Two calls came while there was one place: the second to send its body is refused."""
+    fake = FakeReranker()
+    with running(fake, Settings(names=(MODEL,), max_calls=1)) as url:
+        late = open_call(url, WAIT, sent=5)
+        first = open_call(url, WAIT)
+        assert fake.waiting.wait(30)
+        late.sendall(json.dumps(WAIT).encode()[5:])
+        assert late.recv(100).startswith(b"HTTP/1.1 429 ")
+        fake.gate.set()
+        assert first.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_body_that_does_not_arrive_in_time_is_given_up() -> None:
+    with running(FakeReranker(), Settings(names=(MODEL,), body_timeout=0.2)) as url:
+        connection = open_call(url, QUICK, sent=5)
+        answer = b"".join(iter(lambda: connection.recv(1000), b""))  # until the server closes it
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"--body-timeout" in answer
+
+
+def test_all_bodies_together_are_bounded() -> None:
+    """Those that are being read and those that are being answered; what is let go makes room."""
+    fake = FakeReranker()
+    body = {"query": "wait", "documents": ["a" * 600_000]}
+    with running(fake, Settings(names=(MODEL,), max_body=1 << 20, max_bodies=1 << 20)) as url:
+        answering = open_call(url, body)
+        assert fake.waiting.wait(30)
+        refused = requests.post(f"{url}/v1/rerank", json=body, timeout=30)
+        assert (refused.status_code, int(refused.headers["Retry-After"])) == (429, 1)
+        assert "--max-bodies-mb" in refused.text
+        answering.close()
+        until(lambda: fake.cancelled == 1)
+        reading = open_call(url, body, sent=600_000)
+        until(lambda: requests.post(f"{url}/v1/rerank", json={**body, "query": "a"}, timeout=30).status_code == 429)
+        reading.close()
+        until(lambda: requests.post(f"{url}/v1/rerank", json={**body, "query": "a"}, timeout=30).status_code == 200)

@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 
 from rerankd.cli.peer import Peer, Takes, sort_out
 from rerankd.cli.variables import Variables
+from rerankd.limits import WHAT, LimitName, RequestLimits
 
 
 class HubName(str, Enum):
@@ -50,6 +51,22 @@ class LogFormatName(str, Enum):
 
     text = "text"
     json = "json"
+
+
+LIMITS = RequestLimits()
+
+
+def _limit(name: LimitName) -> Any:
+    return typer.Option(f"--max-request-{name}", min=1, help=f"{WHAT[name][0].upper()}{WHAT[name][1:]} of one request.")
+
+
+MaxValues = Annotated[int, _limit("values")]
+MaxDocuments = Annotated[int, _limit("documents")]
+MaxParts = Annotated[int, _limit("parts")]
+MaxFields = Annotated[int, _limit("fields")]
+MaxLabels = Annotated[int, _limit("labels")]
+MaxChunks = Annotated[int, _limit("chunks")]
+MaxTokens = Annotated[int, _limit("tokens")]
 
 
 def _takes(param: Any) -> Takes:
@@ -141,6 +158,11 @@ Names = Annotated[
 ]
 DialectFlag = Annotated[DialectName, typer.Option(help="Whose API is at the root; all are under /vllm and so on.")]
 MaxBody = Annotated[float, typer.Option("--max-body-mb", min=0.001, help="Megabytes of a request's body.")]
+MaxBodies = Annotated[
+    float,
+    typer.Option("--max-bodies-mb", min=0.001, help="Megabytes of all bodies that are being read or answered."),
+]
+BodyTimeout = Annotated[float, typer.Option(min=0.001, help="Seconds in which a request's body must arrive.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, npu, xpu, mps or auto.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float32, float16 or auto.")]
 Quantization = Annotated[

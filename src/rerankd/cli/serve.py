@@ -12,6 +12,7 @@ from rerankd.cli.options import DialectName, HubName, LogFormatName, LogLevel
 from rerankd.cli.start import MEDIA_TIMEOUT, Launch, Media, TracesTo, start
 from rerankd.cli.variables import VLLM_VARIABLES
 from rerankd.cli.vllm_flags import VLLM
+from rerankd.limits import RequestLimits
 
 
 def serve(
@@ -29,6 +30,15 @@ def serve(
     served_model_name: options.Names = None,
     dialect: options.DialectFlag = DialectName.vllm,
     max_body_mb: options.MaxBody = 64.0,
+    max_bodies_mb: options.MaxBodies = 256.0,
+    body_timeout: options.BodyTimeout = 60.0,
+    max_request_values: options.MaxValues = options.LIMITS.values,
+    max_request_documents: options.MaxDocuments = options.LIMITS.documents,
+    max_request_parts: options.MaxParts = options.LIMITS.parts,
+    max_request_fields: options.MaxFields = options.LIMITS.fields,
+    max_request_labels: options.MaxLabels = options.LIMITS.labels,
+    max_request_chunks: options.MaxChunks = options.LIMITS.chunks,
+    max_request_tokens: options.MaxTokens = options.LIMITS.tokens,
     uvicorn_log_level: Annotated[
         LogLevel,
         typer.Option("--uvicorn-log-level", "--log-level", help="How much is logged."),
@@ -114,6 +124,17 @@ def serve(
             dialect=dialect.value,
             log_level=uvicorn_log_level.value,
             max_body=int(max_body_mb * (1 << 20)),
+            max_bodies=int(max_bodies_mb * (1 << 20)),
+            body_timeout=body_timeout,
+            request_limits=RequestLimits(
+                values=max_request_values,
+                documents=max_request_documents,
+                parts=max_request_parts,
+                fields=max_request_fields,
+                labels=max_request_labels,
+                chunks=max_request_chunks,
+                tokens=max_request_tokens,
+            ),
             log_format=log_format.value,
             max_calls=max_calls,
             traces=TracesTo(otlp_traces_endpoint) if otlp_traces_endpoint else None,

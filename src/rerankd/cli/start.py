@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from rerankd.cli.default_model import default_model
 from rerankd.cli.door import Door
 from rerankd.core import ModelError, RerankdError
+from rerankd.limits import RequestLimits
 from rerankd.version import __version__
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class Launch:
 
     model: None for the default one
     names: what the model is called; empty for `model` itself
-    max_body: bytes
+    max_body, max_bodies: bytes
+    body_timeout: seconds
     shutdown_timeout: seconds that running requests have after a signal
     door: who may call, and how a call comes in
     max_calls: how many calls are answered at a time; None for any number
@@ -96,6 +98,9 @@ class Launch:
     log_format: LogFormat = "text"
     max_calls: int | None = None
     traces: TracesTo | None = None
+    max_bodies: int = 256 << 20
+    body_timeout: float = 60.0
+    request_limits: RequestLimits = RequestLimits()  # noqa: RUF009 - frozen
 
 
 def start(launch: Launch, notes: Iterable[str]) -> None:
@@ -168,6 +173,7 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
             hf_overrides=launch.hf_overrides,
             chat_template=launch.chat_template,
             default_instruction=launch.default_instruction,
+            request_limits=launch.request_limits,
             media_access=Access(launch.media.local_folders, launch.media.allow_private),
             media_limits=Limits(timeout=launch.media.timeout),
             media_sizing=_sizing(launch.media),
@@ -175,16 +181,19 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
         traces = _traces(launch, (names or (model,))[0])
         with Reranker(options) as reranker, closing(traces) if traces else nullcontext():
             settings = Settings(
-                names or (model,),
-                launch.dialect,
-                launch.max_body,
-                launch.docs,
-                keys,
-                door.protect_all,
-                cors,
-                door.root_path.rstrip("/"),
-                launch.max_calls,
-                traces,
+                names=names or (model,),
+                dialect=launch.dialect,
+                max_body=launch.max_body,
+                max_bodies=launch.max_bodies,
+                body_timeout=launch.body_timeout,
+                limits=launch.request_limits,
+                docs=launch.docs,
+                keys=keys,
+                protect_all=door.protect_all,
+                cors=cors,
+                root_path=door.root_path.rstrip("/"),
+                max_calls=launch.max_calls,
+                traces=traces,
             )
             app = create_app(reranker, settings)
             address = listener.getsockname()

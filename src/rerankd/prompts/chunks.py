@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from rerankd import work
 from rerankd.core import Chunk, InvalidRequest
 from rerankd.prompts.limits import Limits
 
@@ -61,10 +62,12 @@ def split(
             tokens, room, overlap, most, lambda i, j: excess(text[characters[i] : characters[j]])
         )
     if not whole and not limits.may_cut:
-        raise InvalidRequest(
-            field,
-            f"takes {tokens[-1]} tokens, and {len(runs)} chunks of up to {room} tokens do not hold all of it; allow "
-            "more chunks, shorten it, or allow truncation",
+        work.refuse(
+            InvalidRequest(
+                field,
+                f"takes {tokens[-1]} tokens, and {len(runs)} chunks of up to {room} tokens do not hold all of it; "
+                "allow more chunks, shorten it, or allow truncation",
+            )
         )
     chunks = [
         Chunk(
@@ -116,6 +119,7 @@ def _runs(
             shorter = bisect_right(marks, marks[stop] - over) - 1
             stop = max(shorter, start + 1) if stop > start + 1 else start
         if stop > reached:
+            work.count("chunks", 1)
             runs.append((start, stop))
             if stop == last:
                 return runs, whole, reduced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rerankd import work
 from rerankd.core import Content, Image, InvalidRequest, Text
 from rerankd.prompts.tokenizer import well_formed
 
@@ -14,8 +15,11 @@ def read_text(content: Content, field: str) -> str:
     for part in content:
         if not isinstance(part, Text):
             kind = "an image" if isinstance(part, Image) else "a video"
-            raise InvalidRequest(
-                field,
-                f"holds {kind}, and this model reads text only; serve a Qwen3-VL-Reranker to score images and videos",
+            work.refuse(
+                InvalidRequest(
+                    field,
+                    f"holds {kind}, and this model reads text only; serve a Qwen3-VL-Reranker to score images and "
+                    "videos",
+                )
             )
     return well_formed("".join(part.text for part in content if isinstance(part, Text)))

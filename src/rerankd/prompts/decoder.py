@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rerankd import work
 from rerankd.core import Content, InvalidRequest, ModelError, PromptGroup, RerankRequest, Visual, Visuals
 from rerankd.prompts.chunks import Chunks, reduced_overlap, split
 from rerankd.prompts.contents import read_text
@@ -242,10 +243,12 @@ class DecoderPrompts:
         """A text cut to its own limit, its images and videos kept; InvalidRequest where nothing of it fits."""
         shorter = _not_nothing(field, text, self._seen.cut(text, limit, limits.side), limit)
         if (tokens := len(self._tokenizer.ids([shorter])[0])) > limit:
-            raise InvalidRequest(
-                field,
-                f"its images and videos take {tokens} tokens and {limit} are allowed; send fewer or smaller ones "
-                "(max_pixels, max_frames), or raise the limit",
+            work.refuse(
+                InvalidRequest(
+                    field,
+                    f"its images and videos take {tokens} tokens and {limit} are allowed; send fewer or smaller ones "
+                    "(max_pixels, max_frames), or raise the limit",
+                )
             )
         return shorter
 
@@ -317,7 +320,7 @@ class DecoderPrompts:
         documents, fields = [texts.documents[i] for i in long], [texts.fields[i] for i in long]
         for i, document, field in zip(long, documents, fields, strict=True):
             if not frame.is_cuttable(document, field):
-                raise _uncuttable(field, ids.length(i), limits)
+                work.refuse(_uncuttable(field, ids.length(i), limits))
         heads = frame.heads(documents, fields)
         cutter = PromptCutter(heads.base, self._special)
         room = limits.prompt - len(frame.tail)
@@ -329,7 +332,8 @@ class DecoderPrompts:
                 shown = self._seen.cut(texts.query, 0, limits.side)
                 needed = self._plain_tokens(self._frame(replace(texts, query=shown)).head) + (shown != texts.query)
                 if plain < needed:
-                    raise _too_much_shown(fields[place], limits.prompt - plain + needed, limits)
+                    work.refuse(_too_much_shown(fields[place], limits.prompt - plain + needed, limits))
+                    continue
                 query_cut = True
             ids.kept[i], rest = cutter.cut(heads, place, room)
             ids.rest[i] = rest + frame.tail
@@ -354,14 +358,16 @@ class DecoderPrompts:
                 ids.kept[i], ids.rest[i] = one.kept[0], one.rest[0]
                 continue
             if not left:
-                raise _uncuttable(field, one.length(0), limits)
+                work.refuse(_uncuttable(field, one.length(0), limits))
+                continue
 
             def excess(query: str, left: str = left, field: str = field) -> int:
                 return self._frame(replace(texts, query=query)).length(left, field) - limits.prompt
 
             query = self._shortened(texts.query, excess, limits)
             if query == self._seen.cut(query, 0, limits.side):
-                raise _too_much_shown(field, one.length(0), limits)
+                work.refuse(_too_much_shown(field, one.length(0), limits))
+                continue
             one = self._frame(replace(texts, query=query)).prompts([left], [field])
             ids.put(i, one.prompt(0))
             query_cut = True
@@ -390,7 +396,9 @@ def _too_much_shown(field: str, tokens: int, limits: Limits) -> InvalidRequest:
 def _not_nothing(field: str, text: str, left: str, room: int) -> str:
     """What is left of a text; InvalidRequest where that is nothing."""
     if text and not left:
-        raise InvalidRequest(
-            field, f"its first character alone does not fit into the room of {room} tokens; raise the limit"
+        work.refuse(
+            InvalidRequest(
+                field, f"its first character alone does not fit into the room of {room} tokens; raise the limit"
+            )
         )
     return left

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tokenizers import Tokenizer
 
+from rerankd import work
 from rerankd.core import Segment
 from rerankd.prompts.chunks import Chunks, split
 from rerankd.prompts.limits import Limits
@@ -80,4 +81,5 @@ class SpecialTokens:
             ids += part
             if self._typed:
                 types += [token_type] * len(part)
+        work.count("tokens", len(ids))
         return Segment(ids, types)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+from rerankd import work
 from rerankd.core import InvalidRequest
 from rerankd.prompts.seams import Seams
 from rerankd.prompts.sharing import Around, SharedIds
@@ -72,4 +73,5 @@ class Frame:
         try:
             return self._template.render(self._instruction, self._query, document)
         except RenderError as error:
-            raise InvalidRequest(field, f"the chat template fails on it: {error}") from error
+            work.refuse(InvalidRequest(field, f"the chat template fails on it: {error}"))
+            return document

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rerankd import work
 from rerankd.core import Chunking, Content, InvalidRequest, RerankRequest, Side, Text
 
 
@@ -70,8 +71,10 @@ class Limits:
     def exceeded(self, field: str, what: str, tokens: int, limit: int) -> bool:
         """Whether `tokens` are more than `limit` and must be cut; InvalidRequest where nothing may be cut."""
         if tokens > limit and not self.may_cut:
-            raise InvalidRequest(
-                field, f"{what} takes {tokens} tokens and {limit} are allowed; shorten it, or allow truncation"
+            work.refuse(
+                InvalidRequest(
+                    field, f"{what} takes {tokens} tokens and {limit} are allowed; shorten it, or allow truncation"
+                )
             )
         return tokens > limit
 

@@ -11,14 +11,18 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from rerankd import work
 from rerankd.core import ModelError, Side
 
 _SEAM = re.compile(r"(?<=[A-Za-z\u4e00-\u9fa5])[ \n](?=[A-Za-z\u4e00-\u9fa5])")
 """Between letters that every version of Unicode counts as such."""
 FEW_CHARACTERS = 4096
 """Texts that are sooner read by the calling thread than the library's own threads wake up."""
-SLICE_CHARACTERS = 1 << 18
-"""Texts that are read together at most: a character takes up to 600 bytes while its text is read."""
+SLICE_CHARACTERS = 1 << 16
+"""Texts that are read between two looks at whether anybody still waits for them; a longer one is read alone.
+
+A character takes up to 600 bytes while its text is read.
+"""
 UNSETTLED_WORDS = 8
 """The last words of a start of a text, which what follows may change: normalisers and pre-tokenisers look ahead."""
 
@@ -48,20 +52,28 @@ class LoadedTokenizer:
     def ids(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """The token ids of each text as it stands; of much text by several threads, slice by slice.
 
-        special: whether the tokens that begin and end a prompt are added
+        special: whether the tokens that begin and end a prompt are added; else nothing is
+
+        Raises what `work.check` and `work.check_tokens` raise, between slices.
         """
         read = self.tokenizer.encode_batch_fast
-        if sum(map(len, texts)) <= FEW_CHARACTERS:
-            return [read([text], add_special_tokens=special)[0].ids for text in texts]
-        return [
-            encoding.ids
-            for some in _slices(texts, SLICE_CHARACTERS)
-            for encoding in read(some, add_special_tokens=special)
-        ]
+        found: list[list[int]] = []
+        tokens = 0
+        for some in _slices(texts, SLICE_CHARACTERS):
+            work.check()
+            if sum(map(len, some)) <= FEW_CHARACTERS:
+                slice_ids = [read([text], add_special_tokens=special)[0].ids for text in some]
+            else:
+                slice_ids = [encoding.ids for encoding in read(some, add_special_tokens=special)]
+            tokens += sum(map(len, slice_ids))
+            work.check_tokens(tokens)
+            found += slice_ids
+        return found
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """The characters of `text` where each of its tokens begins (included) and ends (excluded)."""
-        found: list[tuple[int, int]] = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        # A batch, since `encode` lets no other thread run.
+        found: list[tuple[int, int]] = self.tokenizer.encode_batch([text], add_special_tokens=False)[0].offsets
         return found
 
     def reach(self, text: str, tokens: int | None, side: Side) -> str:

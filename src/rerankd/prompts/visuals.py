@@ -9,6 +9,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from rerankd import work
 from rerankd.core import Content, InvalidRequest, PromptGroup, Segment, Side, Text, Visual
 from rerankd.prompts.sharing import SharedIds
 from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
@@ -125,7 +126,9 @@ class Placeholders:
             before = bisect_left(pads, kept)
             steps = bisect_left(ends, kept) + rest.count(self._end)
             if before + len(own) != len(owners) or steps != sum(visual.grid[0] for visual in shown):
-                raise InvalidRequest(field, "the chat template does not write its images and videos once each")
+                work.refuse(InvalidRequest(field, "the chat template does not write its images and videos once each"))
+                keyed.rest.append(list(rest))
+                continue
             # All prompts begin with the same placeholders, if with any: with the query's.
             for place, owner in zip(pads[:before], owners[:before], strict=True):
                 base[place] = owner

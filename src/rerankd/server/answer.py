@@ -6,7 +6,10 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -21,16 +24,23 @@ from rerankd.core import (
     RerankRequest,
     RerankResult,
 )
-from rerankd.server.body import read_json
+from rerankd.server.body import LARGE, Bodies, encode_json, parse_json
 from rerankd.server.calls import Called
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
 from rerankd.server.problems import Problem, checked
+from rerankd.work import Workers, all_of
 
 log = logging.getLogger("rerankd")
 
 HEADER_LIMIT = 2000
+REQUESTS_TOGETHER = 64
+"""Requests of one call, each of one query, that a thread reads on end."""
+READ_AT_ONCE = 4
+"""How often so many wait for the engine at the same time."""
+SOON_RENDERED = 1000
+"""Documents whose answer the event loop renders by itself; that of more takes it tens of milliseconds."""
 SHUTTING_DOWN = Problem(503, "The server is shutting down; send the request again.")
-OVERLOADED = Problem(429, "The server answers as many calls already as it takes at a time; send this one again later.")
+OVERLOADED = "The server answers as many calls already as it takes at a time; send this one again later."
 RETRY_AFTER = 1
 """Seconds. Nobody is promised a place then; it keeps clients from calling again at once."""
 T = TypeVar("T")
@@ -40,12 +50,12 @@ Routed: TypeAlias = tuple[Dialect, Endpoint[Any]]
 class Answers(Protocol):
     """What the server needs of a `Reranker`."""
 
-    async def answer(self, request: RerankRequest) -> RerankResult:
-        """Score a request; cancelling the awaiting task drops what still waits."""
+    async def answer_all(self, requests: Sequence[RerankRequest]) -> list[RerankResult]:
+        """Score requests; cancelling the awaiting task drops what still waits."""
         ...
 
     async def label(self, request: LabelRequest) -> LabelResult:
-        """Find how probable labels are; cancelling as for `answer`."""
+        """Find how probable labels are; cancelling as for `answer_all`."""
         ...
 
 
@@ -53,78 +63,148 @@ class Gone(Exception):
     """The client hung up before its answer was there."""
 
 
-async def answer(
-    request: Request, routed: Sequence[Routed], reranker: Answers, served: Served, max_body: int
-) -> Response:
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What calls are answered with.
+
+    places: of calls that are answered at a time
+    workers: threads for what would hold up the event loop
+    """
+
+    reranker: Answers
+    served: Served
+    bodies: Bodies
+    places: Places
+    workers: Workers
+
+
+class Places:
+    """The calls that are being answered, from when their bodies are there: `places()`. There may be a limit."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._count = 0
+        self._limit = limit
+
+    def __call__(self) -> int:
+        return self._count
+
+    def check(self) -> None:
+        """Raise a 429 `Problem` where no place is free."""
+        if self._limit is not None and self._count >= self._limit:
+            raise Problem(429, OVERLOADED)
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """A place, until the context ends. Raises as `check`."""
+        self.check()
+        self._count += 1
+        try:
+            yield
+        finally:
+            self._count -= 1
+
+
+async def answer(request: Request, routed: Sequence[Routed], desk: Desk) -> Response:
     """Read, parse, score and render one call; whatever goes wrong is an error in the dialect's shape.
 
     routed: what the path may mean; the first that claims the call answers it, else the first of all
     """
-    dialect, endpoint = routed[0]
     called: Called = request.state.called
-    id = f"{endpoint.id_prefix}{called.id}"
-    call: Call[Any] | None = None
+    exchange = _Exchange(request, routed, desk)
     try:
-        dialect, endpoint = _claiming(routed, {}, request)
-        sent = await read_json(request, max_body) if endpoint.reads else {}
-        # A null is as good as nothing: clients that write out every field say no API's name with it.
-        dialect, endpoint = _claiming(routed, {name: one for name, one in sent.items() if one is not None}, request)
-        call = endpoint.parse(checked(endpoint.body, sent), served)
-        if call.id and not request.headers.get("x-request-id"):
-            called.rename(call.id)
-        id = f"{endpoint.id_prefix}{called.id}"
-        results: list[RerankResult] = []
-        if call.requests:
-            called.results = results = await _while_connected(request, _all(reranker, call))
-            content = endpoint.render(call, results, id, served)
-        elif call.labels is not None:
-            labelled = await _while_connected(request, reranker.label(call.labels))
-            called.results = [labelled]
-            content = endpoint.render(call, [labelled], id, served)
-        else:
-            content = await asyncio.to_thread(endpoint.render, call, results, id, served)
-        return json_response(content, 200, _reports(call, results, id))
+        if not exchange.endpoint.reads:
+            return await _while_connected(request, exchange.answer())
+        # What is refused costs nothing: its body is not read.
+        desk.places.check()
+        async with desk.bodies.read(request) as body:
+            with desk.places.take():
+                return await _while_connected(request, exchange.answer(body))
     except (Gone, ClientDisconnect):
-        log.info("%r: the client hung up", id)
+        log.info("%r: the client hung up", exchange.id)
         return Response(status_code=499)
     except asyncio.CancelledError:  # nothing but the end of the server's patience cancels a call
-        return refusal(dialect, SHUTTING_DOWN)
+        return exchange.refusal(SHUTTING_DOWN)
     except Problem as problem:
-        return refusal(dialect, problem)
+        return exchange.refusal(problem)
     except InvalidRequest as error:
-        field = call.word(error.field) if call else error.field
-        return refusal(dialect, Problem(400, error.problem, field, well_formed=True))
+        field = exchange.call.word(error.field) if exchange.call else error.field
+        return exchange.refusal(Problem(400, error.problem, field, well_formed=True))
     except EngineClosed:
-        return refusal(dialect, SHUTTING_DOWN)
+        return exchange.refusal(SHUTTING_DOWN)
     except EngineError as error:
-        return refusal(dialect, Problem(500, str(error)))
+        return exchange.refusal(Problem(500, str(error)))
     except Exception:
-        log.exception("%r failed", id)
-        return refusal(dialect, Problem(500, f"The server failed on this request; its log says why, under {id}."))
+        log.exception("%r failed", exchange.id)
+        return exchange.refusal(
+            Problem(500, f"The server failed on this request; its log says why, under {exchange.id}.")
+        )
     finally:
-        called.dialect = dialect.name
+        called.dialect = exchange.dialect.name
 
 
-def overloaded(request: Request, routed: Sequence[Routed]) -> Response:
-    """The answer to a call that there is no room for, in the words of the API that it seems to be."""
-    dialect, _ = _claiming(routed, {}, request)
-    request.state.called.dialect = dialect.name
-    response = refusal(dialect, OVERLOADED)
-    response.headers["Retry-After"] = str(RETRY_AFTER)
-    return response
+class _Exchange:
+    """One call on its way to its answer. What takes long of it is done by workers."""
+
+    def __init__(self, request: Request, routed: Sequence[Routed], desk: Desk) -> None:
+        self.request = request
+        self.dialect, self.endpoint = _claiming(routed, {}, request)
+        self.call: Call[Any] | None = None
+        self._routed = routed
+        self._desk = desk
+        self._called: Called = request.state.called
+
+    @property
+    def id(self) -> str:
+        return f"{self.endpoint.id_prefix}{self._called.id}"
+
+    def refusal(self, problem: Problem) -> Response:
+        return refusal(self.dialect, problem)
+
+    async def answer(self, body: bytes | bytearray = b"{}") -> Response:
+        large = len(body) > LARGE
+        call = self.call = await self._maybe_in_thread(large, partial(self._parse, body))
+        if call.id and not self.request.headers.get("x-request-id"):
+            self._called.rename(call.id)
+        results: Sequence[RerankResult | LabelResult] = ()
+        if call.requests:
+            results = await _all(self._desk.reranker, call)
+        elif call.labels is not None:
+            results = [await self._desk.reranker.label(call.labels)]
+        self._called.results = results
+        large = large or sum(result.scored for result in results) > SOON_RENDERED
+        return await self._maybe_in_thread(large, partial(self._render, call, results, large))
+
+    async def _maybe_in_thread(self, large: bool, task: Callable[[], T]) -> T:
+        return await self._desk.workers.run(task) if large else task()
+
+    def _parse(self, body: bytes | bytearray) -> Call[Any]:
+        served = self._desk.served
+        sent = parse_json(body, served.limits)
+        self.dialect, self.endpoint = _claiming(self._routed, sent, self.request)
+        parsed: Call[Any] = self.endpoint.parse(checked(self.endpoint.body, sent, served.limits), served)
+        return parsed
+
+    def _render(self, call: Call[Any], results: Sequence[Any], large: bool) -> Response:
+        content = self.endpoint.render(call, results, self.id, self._desk.served)
+        ranked = [result for result in results if isinstance(result, RerankResult)]
+        return json_response(content, 200, _reports(call, ranked, self.id), large)
 
 
 def refusal(dialect: Dialect, problem: Problem) -> Response:
     """A problem in a dialect's shape."""
-    return json_response(dialect.render_error(problem), dialect.status(problem))
+    response = json_response(dialect.render_error(problem), dialect.status(problem))
+    if problem.status == 429:
+        response.headers["Retry-After"] = str(RETRY_AFTER)
+    if problem.status == 408:
+        response.headers["Connection"] = "close"
+    return response
 
 
-def json_response(content: object, status: int, headers: dict[str, str] | None = None) -> Response:
-    """JSON as it goes over the wire; nothing at all for None."""
+def json_response(content: object, status: int, headers: dict[str, str] | None = None, large: bool = False) -> Response:
+    """JSON as it goes over the wire; nothing at all for None. `large` as `encode_json` has it."""
     if content is None:
         return Response(status_code=status, headers=headers)
-    body = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    return Response(body, status, headers, "application/json")
+    return Response(encode_json(content, large), status, headers, "application/json")
 
 
 def _claiming(routed: Sequence[Routed], sent: Mapping[str, Any], request: Request) -> Routed:
@@ -134,19 +214,24 @@ def _claiming(routed: Sequence[Routed], sent: Mapping[str, Any], request: Reques
 
 
 async def _all(reranker: Answers, call: Call[Any]) -> list[RerankResult]:
-    tasks = [asyncio.ensure_future(_one(reranker, call, number)) for number in range(len(call.requests))]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
+    """The results of a call's requests in order, so many of them at a time that batches are full."""
+    starts = range(0, len(call.requests), REQUESTS_TOGETHER)
+    left = iter(starts)
+    results: dict[int, list[RerankResult]] = {}
+
+    async def some() -> None:
+        for start in left:
+            results[start] = await _some(reranker, call, start)
+
+    await all_of(some() for _ in starts[:READ_AT_ONCE])
+    return [result for start in starts for result in results[start]]
 
 
-async def _one(reranker: Answers, call: Call[Any], number: int) -> RerankResult:
+async def _some(reranker: Answers, call: Call[Any], start: int) -> list[RerankResult]:
     try:
-        return await reranker.answer(call.requests[number])
+        return await reranker.answer_all(call.requests[start : start + REQUESTS_TOGETHER])
     except InvalidRequest as error:
-        raise InvalidRequest(call.in_body(error.field, number), error.problem) from error
+        raise InvalidRequest(call.in_body(error.field, start + error.request), error.problem) from error
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -19,8 +19,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Match, Route
 
 from rerankd.core import EngineLoad
+from rerankd.limits import RequestLimits
 from rerankd.server.access import UNAUTHORIZED, Cors, KeyCheck
-from rerankd.server.answer import Answers, Routed, answer, overloaded, refusal
+from rerankd.server.answer import Answers, Desk, Places, Routed, answer, refusal
+from rerankd.server.body import Bodies
 from rerankd.server.calls import Calls
 from rerankd.server.dialects import DIALECTS
 from rerankd.server.dialects.base import Dialect, Endpoint, Served
@@ -29,12 +31,15 @@ from rerankd.server.metrics import Metrics
 from rerankd.server.openapi import NO_KEY, Examples, answers, describe, json_body, refusal_of, responses
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
+from rerankd.work import Workers
 
 if TYPE_CHECKING:
     from rerankd.options import ModelInfo
     from rerankd.server.tracing import Traces
 
 MEGABYTE = 1 << 20
+CALL_THREADS = 2
+"""Threads that parse large bodies and render large answers. More of them would be no sooner done, and hold more."""
 DESCRIPTION = """Scores how relevant each document is to a query.
 
 The routes at the root speak the server's own dialect, or another's where a field or header says so (docs/apis.md has
@@ -67,7 +72,9 @@ class Settings:
 
     names: what the model is called, the first name first
     dialect: the one at the root
-    max_body: the most bytes of a request's body
+    max_body, max_bodies: the most bytes of a request's body, and of all that are being read or answered
+    body_timeout: seconds in which a body must arrive
+    limits: what one request may hold
     docs: whether /docs and /openapi.json are there
     keys: those that open the server; empty for an open one
     protect_all: whether health probes and /metrics want a key too
@@ -80,6 +87,9 @@ class Settings:
     names: tuple[str, ...]
     dialect: str = "vllm"
     max_body: int = 64 * MEGABYTE
+    max_bodies: int = 256 * MEGABYTE
+    body_timeout: float = 60.0
+    limits: RequestLimits = RequestLimits()  # noqa: RUF009 - frozen
     docs: bool = True
     keys: tuple[str, ...] = ()
     protect_all: bool = False
@@ -121,8 +131,23 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
         openapi_url="/openapi.json" if settings.docs else None,
     )
     app.root_path = settings.root_path
-    running = Running(settings.max_calls)
-    served = Served(settings.names, reranker.info, reranker.tokenize, running, reranker.load, settings.max_calls)
+    places = Places(settings.max_calls)
+    served = Served(
+        settings.names,
+        reranker.info,
+        reranker.tokenize,
+        places,
+        reranker.load,
+        settings.max_calls,
+        settings.limits,
+    )
+    desk = Desk(
+        reranker,
+        served,
+        Bodies(settings.max_body, settings.max_bodies, settings.body_timeout),
+        places,
+        Workers("rerankd-call", CALL_THREADS),
+    )
     metrics = Metrics(served)
     own = DIALECTS[settings.dialect]
     # Those that need no key say so.
@@ -134,10 +159,9 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
         if endpoint.probe:
             probes.add(path)
         examples[method, path] = answers(routed, served)
-        handler = _handler(routed, reranker, served, settings.max_body)
         app.add_api_route(
             path,
-            running.counting(handler, routed) if endpoint.reads else handler,
+            _handler(routed, desk),
             methods=[method],
             summary=endpoint.summary,
             description=_spoken_here(routed),
@@ -269,39 +293,9 @@ def _spoken(request: Request, own: Dialect) -> Dialect:
     return DIALECTS[prefix[0]] if prefix and prefix[0] in DIALECTS else next(claiming, own)
 
 
-class Running:
-    """How many calls are being answered: `running()`. Where there is a limit, calls above it are refused."""
-
-    def __init__(self, limit: int | None) -> None:
-        self._count = 0
-        self._limit = limit
-
-    def __call__(self) -> int:
-        return self._count
-
-    def counting(
-        self, handler: Callable[[Request], Awaitable[Response]], routed: Sequence[Routed]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        """`handler` of what may be any of `routed`, counted while it runs."""
-
-        async def counted(request: Request) -> Response:
-            if self._limit is not None and self._count >= self._limit:
-                # Before its body is read: what is refused must cost nothing.
-                return overloaded(request, routed)
-            self._count += 1
-            try:
-                return await handler(request)
-            finally:
-                self._count -= 1
-
-        return counted
-
-
-def _handler(
-    routed: Sequence[Routed], reranker: Answers, served: Served, max_body: int
-) -> Callable[[Request], Awaitable[Response]]:
+def _handler(routed: Sequence[Routed], desk: Desk) -> Callable[[Request], Awaitable[Response]]:
     async def handler(request: Request) -> Response:
-        return await answer(request, routed, reranker, served, max_body)
+        return await answer(request, routed, desk)
 
     return handler
 

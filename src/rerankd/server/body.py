@@ -1,50 +1,95 @@
-"""From a request's bytes to JSON, within a limit."""
+"""From a request's bytes to JSON, within limits."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import Any
+import math
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]
+from json.scanner import py_make_scanner  # type: ignore[attr-defined]
+from typing import Any, NoReturn
 
 from starlette.requests import Request
 
+from rerankd import work
+from rerankd.limits import RequestLimits
 from rerankd.server.problems import Problem
 
-
-async def read_json(request: Request, limit: int) -> dict[str, Any]:
-    """The JSON object in a request's body, lone surrogates in its strings replaced by U+FFFD.
-
-    limit: the most bytes that are read
-
-    Raises `Problem`: 413 for a body above the limit, 415 for a content type that is not JSON, 400 for bytes
-    that are not a JSON object in UTF-8.
-    """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        got = f"{media_type!r}" if media_type else "none"
-        raise Problem(415, f"The Content-Type must be application/json; this request's is {got}.")
-    return _parse(await _read(request, limit))
+LARGE = 32 << 10
+"""Bytes of a body from which on it is read in a thread: less takes the event loop a few milliseconds at most."""
+VALUES_BETWEEN_CHECKS = 4096
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    too_large = Problem(
-        413,
-        f"The body is larger than the {limit} bytes that this server takes; "
-        "send fewer documents at a time, or start it with a larger --max-body-mb.",
-    )
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
+class Bodies:
+    """The bodies of all calls that are being read or answered: how large each, and all together, may be."""
+
+    def __init__(self, each: int, together: int, seconds: float) -> None:
+        """each, together: bytes; seconds: how long a body may take to arrive"""
+        self._each = each
+        self._together = max(each, together)
+        self._seconds = seconds
+        self._held = 0
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytearray]:
+        """A call's body, which counts as held until the context ends.
+
+        Raises `Problem`: 413 for a body above the limit, 415 for a content type that is not JSON, 408 for one that
+        does not arrive in time, 429 where all bodies together are too large.
+        """
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            got = f"{media_type!r}" if media_type else "none"
+            raise Problem(415, f"The Content-Type must be application/json; this request's is {got}.")
+        body = bytearray()
+        try:
+            await asyncio.wait_for(self._fill(body, request), self._seconds)
+            yield body
+        except asyncio.TimeoutError:
+            raise Problem(
+                408,
+                f"The body did not arrive within {self._seconds:g} seconds; send it faster, or start the server with "
+                "a larger --body-timeout.",
+            ) from None
+        finally:
+            self._held -= len(body)
+
+    async def _fill(self, body: bytearray, request: Request) -> None:
+        too_large = Problem(
+            413,
+            f"The body is larger than the {self._each} bytes that this server takes; "
+            "send fewer documents at a time, or start it with a larger --max-body-mb.",
+        )
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > self._each:
             raise too_large
-    return bytes(body)
+        async for chunk in request.stream():
+            if self._held + len(chunk) > self._together:
+                raise Problem(
+                    429,
+                    f"The bodies of all calls together are larger than the {self._together} bytes that this server "
+                    "holds; send this one again later, or start it with a larger --max-bodies-mb.",
+                )
+            body += chunk
+            self._held += len(chunk)
+            if len(body) > self._each:
+                raise too_large
 
 
-def _parse(body: bytes) -> dict[str, Any]:
+def parse_json(body: bytes | bytearray, limits: RequestLimits) -> dict[str, Any]:
+    """The JSON object that a body holds, lone surrogates in its strings replaced by U+FFFD.
+
+    Raises a 400 `Problem` for bytes that are not a JSON object in UTF-8, for numbers that are not finite, and for
+    more values than the limit.
+    """
     try:
-        sent = _loads(body)
+        decoder = _decoder() if len(body) <= LARGE else _Gradual(limits)
+        sent = decoder.decode(body.decode("utf-8-sig"))
+        if re.search(rb"\\u[dD]", body):
+            sent = _well_formed(sent)
     except UnicodeDecodeError as error:
         raise Problem(400, f"The body is not UTF-8: byte {error.start} does not decode.") from None
     except RecursionError:
@@ -56,10 +101,60 @@ def _parse(body: bytes) -> dict[str, Any]:
     return sent
 
 
-def _loads(body: bytes) -> Any:
-    sent = json.loads(body.decode("utf-8-sig"))
-    if b"\\ud" not in body.lower():
-        return sent
-    # JSON may escape half of a surrogate pair; no tokenizer and no UTF-8 encoder takes such a string.
-    text = json.dumps(sent, ensure_ascii=False)
-    return json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)
+
+
+class _Gradual(json.JSONDecoder):
+    """Decodes in Python, value by value, no more than a limit of them.
+
+    The library's C code would hold up every other thread, the event loop's too, from a body's first byte to its last.
+    """
+
+    def __init__(self, limits: RequestLimits) -> None:
+        super().__init__(parse_float=_finite, parse_constant=_refuse)
+        self._limits = limits
+        self._values = 0
+        self.parse_array = lambda at, scan: JSONArray(at, self._counting(scan))
+        self.parse_object = lambda at, strict, scan, *hooks: JSONObject(at, strict, self._counting(scan), *hooks)
+        self.scan_once = py_make_scanner(self)
+
+    def _counting(self, scan: Callable[[str, int], tuple[Any, int]]) -> Callable[[str, int], tuple[Any, int]]:
+        def counted(text: str, place: int) -> tuple[Any, int]:
+            self._values += 1
+            if self._values > self._limits.values:
+                raise Problem(400, f"The body holds {self._limits.exceeded('values')}.", well_formed=True)
+            if self._values % VALUES_BETWEEN_CHECKS == 0:
+                work.check()
+            return scan(text, place)
+
+        return counted
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else _refuse(number)
+
+
+def _refuse(number: str) -> NoReturn:
+    raise ValueError(f"{number[:20]} is not a finite number")
+
+
+def _well_formed(value: Any) -> Any:
+    """JSON may escape half of a surrogate pair; no tokenizer and no UTF-8 encoder takes such a string."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, list):
+        return [_well_formed(one) for one in value]
+    if isinstance(value, dict):
+        return {_well_formed(name): _well_formed(one) for name, one in value.items()}
+    return value
+
+
+def encode_json(content: object, large: bool = False) -> bytes:
+    """JSON as it goes over the wire. Raises ValueError for numbers that are not finite.
+
+    large: to encode it in Python, piece by piece, as `_Gradual` decodes
+    """
+    encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return ("".join(encoder.iterencode(content)) if large else encoder.encode(content)).encode()

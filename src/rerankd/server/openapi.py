@@ -37,9 +37,10 @@ PROBLEMS = (
     Problem(400, "is 9000 tokens long, the limit is 8192.", "documents[1]", well_formed=True),
     UNAUTHORIZED,
     Problem(404, "The model `other` does not exist.", "model"),
+    Problem(408, "The body did not arrive within 60 seconds."),
     Problem(413, "The body is larger than the 67108864 bytes that this server takes."),
     Problem(415, "The Content-Type must be application/json; this request's is none."),
-    OVERLOADED,
+    Problem(429, OVERLOADED),
     Problem(500, "The model failed on this request."),
     SHUTTING_DOWN,
 )

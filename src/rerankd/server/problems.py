@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
 
 from rerankd.core import RerankdError
+from rerankd.limits import LimitName, RequestLimits
 
 Body = TypeVar("Body", bound=BaseModel)
+OVER_LIMIT = "over_limit"
 
 
 class Problem(RerankdError):
@@ -27,13 +30,33 @@ class Problem(RerankdError):
         self.well_formed = well_formed
 
 
-def checked(body: type[Body], sent: Mapping[str, Any]) -> Body:
+class Counted:
+    """What a body is validated with: how many elements its lists may have. See `dialects.lists`."""
+
+    def __init__(self, limits: RequestLimits) -> None:
+        self._limits = limits
+        self._counts: dict[LimitName, int] = {}
+
+    def one(self, name: LimitName, count: int) -> None:
+        """Refuse a list of `count` elements that is over a limit."""
+        if count > getattr(self._limits, name):
+            raise PydanticCustomError(OVER_LIMIT, "{problem}", {"problem": f"holds {self._limits.exceeded(name)}"})
+
+    def together(self, name: LimitName, count: int) -> None:
+        """The same, of all lists of that name in the body together."""
+        self._counts[name] = self._counts.get(name, 0) + count
+        self.one(name, self._counts[name])
+
+
+def checked(body: type[Body], sent: Mapping[str, Any], limits: RequestLimits) -> Body:
     """`sent` as a `body`. Raises a 400 `Problem` that names the first bad field and says what it takes."""
     try:
-        return body.model_validate(sent)
+        return body.model_validate(sent, context=Counted(limits))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = _path(first["loc"])
+        if first["type"] == OVER_LIMIT:
+            raise Problem(400, _sentence(first["msg"]), where, well_formed=True) from None
         field = body.model_fields.get(where)
         wanted = f" `{where}` is {field.description}" if field and field.description else ""
         problem = "is required." if first["type"] == "missing" else _sentence(first["msg"])

@@ -8,8 +8,10 @@ import os
 import socket
 import ssl
 import stat
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -18,7 +20,8 @@ from fastapi import FastAPI
 from rerankd.core import RerankdError
 
 BACKLOG = 2048
-BACKSTOP_SECONDS = 5
+BACKSTOP_SECONDS = 3
+"""From the end of the grace period until calls that go on are cancelled, and from then to the end of the process."""
 
 
 class ListenError(RerankdError):
@@ -42,7 +45,8 @@ class Lifetime:
 
     ready: called once requests are taken
     close: fails the requests that still wait; may block
-    grace: seconds that running requests have at the end before `close` is called
+    grace: seconds that running requests have at the end before `close` is called; the process ends soon after, whatever
+        runs in it
     """
 
     ready: Callable[[], None]
@@ -96,7 +100,9 @@ def serve(
 ) -> None:
     """Run `app` until SIGINT or SIGTERM; running requests are answered, or refused after the grace period.
 
-    The signal is raised again at the end, for the handler that was there before. Raises ListenError.
+    The signal is raised again at the end, for the handler that was there before. What runs then and does not end, a
+    thread that tokenises or a batch, ends with the process, twice `BACKSTOP_SECONDS` after the grace period. A second
+    signal ends the process at once. Raises ListenError.
     """
     try:
         listener.listen(BACKLOG)
@@ -126,6 +132,15 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._lifetime = lifetime
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            _end(sig)
+        super().handle_exit(sig, frame)
+        # A daemon: it lives until the process ends by itself, and is no reason for it not to.
+        watchdog = threading.Timer(self._lifetime.grace + 2 * BACKSTOP_SECONDS, _end, (sig,))
+        watchdog.daemon = True
+        watchdog.start()
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._lifetime.ready()
@@ -135,6 +150,11 @@ class _Server(uvicorn.Server):
         refusal = loop.call_later(self._lifetime.grace, lambda: loop.run_in_executor(None, self._lifetime.close))
         await super().shutdown(sockets)
         refusal.cancel()
+
+
+def _end(sig: int) -> None:
+    """End the process with the exit code of one that a signal killed, without waiting for any thread."""
+    os._exit(128 + sig)
 
 
 def _ssl_options(tls: Tls | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from pydantic import BaseModel
 
 from rerankd.core import EngineLoad, LabelRequest, RerankRequest
+from rerankd.limits import RequestLimits
 from rerankd.server.problems import Problem
 
 if TYPE_CHECKING:
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
 
 Body = TypeVar("Body", bound=BaseModel)
 ERRORS: Mapping[int, str] = {
-    400: "a missing or wrong field, or a prompt too long where cutting is not allowed",
+    400: "a missing or wrong field, a prompt too long where cutting is not allowed, or more than the server's limits",
     401: "no API key, or a wrong one, where the server wants one",
+    408: "a body that did not arrive in time",
     413: "a body above the server's limit",
     415: "a Content-Type that is not application/json",
-    429: "more calls at a time than the server was told to take",
+    429: "more calls at a time than the server takes, or bodies larger together than it holds",
     500: "a failure of the model or the server",
     503: "the server is shutting down",
 }
@@ -37,6 +39,7 @@ class Served:
     running: how many calls are being answered
     load: how busy the engine is
     max_calls: how many calls are answered at a time; None for any number
+    limits: of one request
     """
 
     names: tuple[str, ...]
@@ -45,6 +48,7 @@ class Served:
     running: Callable[[], int]
     load: Callable[[], EngineLoad]
     max_calls: int | None = None
+    limits: RequestLimits = RequestLimits()  # noqa: RUF009 - frozen
 
 
 class Nothing(BaseModel):
@@ -98,7 +102,7 @@ class Endpoint(Generic[Body]):
     reply: the type of the answer, for the OpenAPI document
     parse: raises Problem and InvalidRequest
     render: the answer as JSON-ready data, from the call, its requests' results and the answer's id; None is an
-        empty answer. A call that asks for nothing is rendered in a thread of its own.
+        empty answer. A large call is parsed and rendered in a thread.
     methods: the HTTP methods that it answers; HEAD comes with GET
     claims: whether a body is this endpoint's, where endpoints of its dialect share a path; the first of them has what
         none claims

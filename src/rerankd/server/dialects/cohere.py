@@ -11,6 +11,7 @@ from rerankd.core import RerankResult, Truncation, text_content
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
 from rerankd.server.dialects.chunks import CHUNKING_WORDS, Chunked, MayCarryChunk
 from rerankd.server.dialects.contents import AT_LEAST_ONE, by_type
+from rerankd.server.dialects.lists import DocumentList, FieldList
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.ranking import ranking
 from rerankd.server.problems import Problem
@@ -41,12 +42,12 @@ class CohereBody(Chunked):
 class CohereV1Body(CohereBody):
     """Cohere's rerank request, v1."""
 
-    documents: list[CohereDocument] = Field(
+    documents: DocumentList[CohereDocument] = Field(
         description="the documents to rank: texts, or objects of fields.",
         json_schema_extra=AT_LEAST_ONE,
         examples=[[{"text": "The giant panda is a bear."}, "hi"]],
     )
-    rank_fields: list[str] | None = Field(
+    rank_fields: FieldList[str] | None = Field(
         None, description="the fields of objects that are read, in their order; none for `text`.", examples=[["text"]]
     )
 
@@ -54,7 +55,7 @@ class CohereV1Body(CohereBody):
 class CohereV2Body(CohereBody):
     """Cohere's rerank request, v2."""
 
-    documents: list[str] = Field(
+    documents: DocumentList[str] = Field(
         description="the documents to rank: texts.",
         examples=[["The giant panda is a bear.", "hi"]],
         json_schema_extra=AT_LEAST_ONE,

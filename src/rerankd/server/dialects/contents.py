@@ -14,6 +14,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from rerankd.core import Content, Image, Part, Text, Video, text_content
+from rerankd.server.dialects.lists import PartList
 
 AT_LEAST_ONE: dict[str, Any] = {"minItems": 1}
 """What the OpenAPI document says of a list that may not be empty; each API refuses an empty one in its own way."""
@@ -119,7 +120,7 @@ PartBody: TypeAlias = Annotated[
         custom_error_message="must be a content part: an object whose `type` is text, image_url or video_url",
     ),
 ]
-Parts: TypeAlias = Annotated[list[PartBody], Field(min_length=1)]
+Parts: TypeAlias = PartList[PartBody]
 
 
 class Message(Open):

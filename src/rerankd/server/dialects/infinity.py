@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from rerankd.core import RerankResult, text_content
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Nothing, Served
 from rerankd.server.dialects.contents import AT_LEAST_ONE, Open
+from rerankd.server.dialects.lists import DocumentList
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.ranking import (
     VALIDATION_ERRORS,
@@ -28,7 +29,7 @@ class InfinityBody(Open):
 
     model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")
     query: str = Field(description="the text to rank documents by.", examples=["what is panda?"])
-    documents: list[str] = Field(
+    documents: DocumentList[str] = Field(
         description="the documents to rank: texts.",
         examples=[["The giant panda is a bear.", "hi"]],
         json_schema_extra=AT_LEAST_ONE,

@@ -11,6 +11,7 @@ from rerankd.core import Content, Image, Part, RerankResult, Text, Truncation
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
 from rerankd.server.dialects.chunks import CHUNKING_WORDS, Chunked, MayCarryChunk
 from rerankd.server.dialects.contents import AT_LEAST_ONE, Open, by_type
+from rerankd.server.dialects.lists import DocumentList
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.ranking import (
     VALIDATION_ERRORS,
@@ -53,7 +54,7 @@ class JinaBody(Chunked):
     query: JinaContent = Field(
         description="the text to rank documents by, or an object with `text` or `image`.", examples=["what is panda?"]
     )
-    documents: list[JinaContent] = Field(
+    documents: DocumentList[JinaContent] = Field(
         description="the documents to rank: texts, or objects with `text` or `image`.",
         json_schema_extra=AT_LEAST_ONE,
         examples=[["hi", {"text": "The giant panda is a bear."}]],

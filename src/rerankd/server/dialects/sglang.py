@@ -12,6 +12,7 @@ from rerankd.core import RerankResult
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
 from rerankd.server.dialects.chunks import MayCarryChunk
 from rerankd.server.dialects.contents import AT_LEAST_ONE, ContentBody, from_content
+from rerankd.server.dialects.lists import DocumentList
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.rerank import RerankBody
 from rerankd.server.dialects.sglang_tools import HEALTH_GENERATE, MODEL_INFO, READY, SCORE, SERVER_INFO
@@ -21,7 +22,7 @@ from rerankd.server.problems import Problem
 class SglangRerankBody(RerankBody):
     """SGLang's rerank request."""
 
-    documents: list[ContentBody] = Field(
+    documents: DocumentList[ContentBody] = Field(
         description="the list of documents to rank: strings, or lists of content parts.",
         json_schema_extra=AT_LEAST_ONE,
         examples=[["The giant panda is a bear.", "hi"]],

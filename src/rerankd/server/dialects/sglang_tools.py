@@ -11,14 +11,18 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from rerankd.core import LabelRequest, LabelResult, Labels, RerankRequest, RerankResult, text_content
+from rerankd.limits import RequestLimits
 from rerankd.server.dialects.base import Call, Endpoint, Nothing, Served
 from rerankd.server.dialects.contents import Open, by_type
+from rerankd.server.dialects.lists import DocumentList, IdList, LabelList
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
 
+CHARACTERS_OF_A_TOKEN = 16
+"""More than texts have on an average: prompts with more characters are refused before they are put together."""
 TextOrIds: TypeAlias = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[list[int], Tag("<ids>")],
+    Annotated[str, Tag("<string>")] | Annotated[IdList[int], Tag("<ids>")],
     Discriminator(
         by_type(string="str", ids="list"),
         custom_error_type="item",
@@ -26,7 +30,7 @@ TextOrIds: TypeAlias = Annotated[
     ),
 ]
 Items: TypeAlias = Annotated[
-    Annotated[str, Tag("<string>")] | Annotated[list[TextOrIds], Tag("<list>")],
+    Annotated[str, Tag("<string>")] | Annotated[DocumentList[TextOrIds], Tag("<list>")],
     Discriminator(
         by_type(string="str", list="list"),
         custom_error_type="items",
@@ -52,7 +56,7 @@ class SglangScoreBody(Open):
         description="what each prompt goes on with: a text or several, or lists of token ids where the query is one.",
         examples=[["The giant panda is a bear. Answer:"]],
     )
-    label_token_ids: list[int] = Field(
+    label_token_ids: LabelList[int] = Field(
         description="the token ids whose probabilities are asked for, such as those of yes and no.",
         examples=[[9693, 2152]],
     )
@@ -63,9 +67,15 @@ class SglangScoreBody(Open):
     )
     item_first: bool = Field(False, description="true to put the query behind each item.")
 
-    def asked(self) -> LabelRequest:
-        """The items, and the query that is put before or behind each. Raises Problem for texts beside token ids."""
+    def asked(self, limits: RequestLimits) -> LabelRequest:
+        """The items, and the query that is put before or behind each.
+
+        Raises Problem for texts beside token ids, and for prompts that are together too long for the limits.
+        """
         items = [self.items] if isinstance(self.items, str) else self.items
+        length = len(self.query or "") * len(items) + sum(map(len, items))
+        if length > limits.tokens * (CHARACTERS_OF_A_TOKEN if isinstance(next(iter(items), ""), str) else 1):
+            raise Problem(400, f"Query and items make {limits.exceeded('tokens')}.", "items", well_formed=True)
         for index, item in enumerate(items):
             if self.query is not None and type(item) is not type(self.query):
                 kind = "a text" if isinstance(self.query, str) else "a list of token ids"
@@ -126,7 +136,7 @@ def _parse(body: SglangScoreBody, served: Served) -> Call[SglangScoreBody]:
     # As SGLang has it, no items are no error.
     ignored = [*ignored_model(body.model, served), *body.unknown()]
     fields = {"prompts": "items", "labels": "label_token_ids", "shared": "query"}
-    return Call(body, (), tuple(ignored), fields=fields, labels=body.asked())
+    return Call(body, (), tuple(ignored), fields=fields, labels=body.asked(served.limits))
 
 
 def _render(call: Call[SglangScoreBody], results: Sequence[LabelResult], id: str, served: Served) -> object:

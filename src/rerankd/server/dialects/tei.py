@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from rerankd.core import RerankResult, Side, Truncation, text_content
 from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Nothing, Served
 from rerankd.server.dialects.contents import AT_LEAST_ONE, Open
+from rerankd.server.dialects.lists import DocumentList
 from rerankd.server.dialects.ranking import ranking
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
@@ -22,7 +23,7 @@ class TeiBody(Open):
     """TEI's rerank request."""
 
     query: str = Field(description="the text to rank texts by.", examples=["what is panda?"])
-    texts: list[str] = Field(
+    texts: DocumentList[str] = Field(
         description="the texts to rank.",
         examples=[["The giant panda is a bear.", "hi"]],
         json_schema_extra=AT_LEAST_ONE,
@@ -139,7 +140,7 @@ def _info(call: Call[Any], results: Sequence[RerankResult], id: str, served: Ser
         "max_input_length": info.max_model_len,
         "max_batch_tokens": ANY_NUMBER,
         "max_batch_requests": None,
-        "max_client_batch_size": ANY_NUMBER,
+        "max_client_batch_size": served.limits.documents,
         "auto_truncate": True,
         "tokenization_workers": 1,
         "version": __version__,
@@ -197,9 +198,9 @@ TEI = Dialect(
     error=TeiError,
     render_error=_render_error,
     errors={
-        **{status: ERRORS[status] for status in (401, 415, 429, 503)},
+        **{status: ERRORS[status] for status in (401, 408, 415, 429, 503)},
         400: "no texts",
-        413: "a text too long where cutting is not allowed, or a body above the server's limit",
+        413: "a text too long where cutting is not allowed, or more than the server's limits",
         422: "a missing or wrong field",
         424: "a failure of the model or the server",
     },

@@ -7,9 +7,10 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from rerankd.server.dialects.contents import ContentBody, Message, Open, by_type
+from rerankd.server.dialects.lists import DocumentList
 
 Documents: TypeAlias = Annotated[
-    Annotated[list[ContentBody], Tag("<list>")]
+    Annotated[DocumentList[ContentBody], Tag("<list>")]
     | Annotated[str, Tag("<string>")]
     | Annotated[Message, Tag("<message>")],
     Discriminator(

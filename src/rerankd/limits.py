@@ -1,0 +1,53 @@
+"""How much one request may hold and grow to, where a server bounds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from rerankd.core import InvalidRequest
+
+LimitName: TypeAlias = Literal["values", "documents", "parts", "fields", "labels", "chunks", "tokens"]
+WHAT: dict[LimitName, str] = {
+    "values": "JSON values",
+    "documents": "documents",
+    "parts": "content parts",
+    "fields": "fields to read of a document",
+    "labels": "labels",
+    "chunks": "chunks",
+    "tokens": "prompt tokens",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """Upper bounds of one request. Each has a flag, `--max-request-` and its name, that errors name.
+
+    values: JSON values in a body, and numbers in an answer
+    documents: documents, pairs or items
+    parts: content parts of the query and of all documents
+    fields: fields that are read of a document that is an object
+    labels: tokens whose probabilities are asked for
+    chunks: chunks that all documents are split into
+    tokens: tokens of all prompts, each counted whole, as `usage` reports them
+    """
+
+    values: int = 1_000_000
+    documents: int = 10_000
+    parts: int = 100_000
+    fields: int = 100
+    labels: int = 1_000
+    chunks: int = 20_000
+    tokens: int = 4_000_000
+
+    def exceeded(self, name: LimitName) -> str:
+        """What an error says of a request that is over a limit."""
+        return (
+            f"more than {getattr(self, name):,} {WHAT[name]} in one request; send less at a time, or start the server "
+            f"with a larger --max-request-{name}"
+        )
+
+    def check(self, name: LimitName, count: int, field: str) -> None:
+        """Raise InvalidRequest, naming `field`, for a count that is over a limit."""
+        if count > getattr(self, name):
+            raise InvalidRequest(field, self.exceeded(name))

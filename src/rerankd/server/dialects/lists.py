@@ -1,0 +1,33 @@
+"""Lists in bodies: their elements are counted before any is looked at, and the first bad one ends the look.
+
+Without that a client that sends a million token ids in place of texts has a million errors made for it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+from pydantic import BeforeValidator, Field, ValidationInfo
+
+from rerankd.limits import LimitName
+from rerankd.server.problems import Counted
+
+T = TypeVar("T")
+
+
+def _at_most(name: LimitName, together: bool = False) -> BeforeValidator:
+    """Refuse lists of more elements than a limit; a body that is validated without limits has none."""
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, list) and isinstance(info.context, Counted):
+            (info.context.together if together else info.context.one)(name, len(value))
+        return value
+
+    return BeforeValidator(check)
+
+
+DocumentList: TypeAlias = Annotated[list[T], Field(fail_fast=True), _at_most("documents")]
+PartList: TypeAlias = Annotated[list[T], Field(min_length=1, fail_fast=True), _at_most("parts", together=True)]
+FieldList: TypeAlias = Annotated[list[T], Field(fail_fast=True), _at_most("fields")]
+LabelList: TypeAlias = Annotated[list[T], Field(fail_fast=True), _at_most("labels")]
+IdList: TypeAlias = Annotated[list[T], Field(fail_fast=True), _at_most("tokens", together=True)]

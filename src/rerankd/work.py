@@ -1,0 +1,158 @@
+"""The work on a request in a thread: it stops when nobody waits for it, and grows to its limits and no further."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from typing import TypeVar
+
+from rerankd.core import EngineClosed, InvalidRequest
+from rerankd.limits import LimitName, RequestLimits
+
+T = TypeVar("T")
+SPARE = 4
+"""Texts may have this many times a request's tokens before they are cut to fit."""
+
+
+class Growth:
+    """How much a request has of what is limited, counted while its prompts are built."""
+
+    def __init__(self, limits: RequestLimits) -> None:
+        self.limits = limits
+        self._counts: dict[LimitName, int] = {}
+
+    def add(self, name: LimitName, count: int) -> None:
+        self._counts[name] = self._counts.get(name, 0) + count
+        self.limits.check(name, self._counts[name], "documents")
+
+
+# Both are of the thread that works on a request: what tokenises and splits texts for it need not hand them on.
+_stopped: ContextVar[threading.Event | None] = ContextVar("stopped", default=None)
+_growth: ContextVar[Growth | None] = ContextVar("growth", default=None)
+_failed: ContextVar[dict[int, InvalidRequest] | None] = ContextVar("failed", default=None)
+
+
+def check() -> None:
+    """Raise EngineClosed where nobody waits any more for what this thread does. Long work calls it between steps."""
+    stopped = _stopped.get()
+    if stopped is not None and stopped.is_set():
+        raise EngineClosed("The engine was closed before this request was answered.")
+
+
+def count(name: LimitName, number: int) -> None:
+    """Add to what this thread's request has of `name`. Raises InvalidRequest above its limit."""
+    if (growth := _growth.get()) is not None:
+        growth.add(name, number)
+
+
+def check_tokens(number: int) -> None:
+    """Raise InvalidRequest for texts that have far more tokens, cut or not, than this thread's request may have."""
+    if (growth := _growth.get()) is not None:
+        growth.limits.check("tokens", number // SPARE, "documents")
+
+
+def refuse(error: InvalidRequest) -> None:
+    """Raise an error, or note the first of a document where `leaving_out` wants the rest to be built all the same."""
+    failed = _failed.get()
+    document = re.match(r"documents\[(\d+)\]", error.field)
+    if failed is None or document is None:
+        raise error
+    failed.setdefault(int(document[1]), error)
+
+
+@contextmanager
+def leaving_out() -> Iterator[dict[int, InvalidRequest]]:
+    """Have `refuse` note the errors of documents, by index, in what is given; what is built of those means nothing."""
+    failed: dict[int, InvalidRequest] = {}
+    token = _failed.set(failed)
+    try:
+        yield failed
+    finally:
+        _failed.reset(token)
+
+
+@contextmanager
+def bounded(limits: RequestLimits | None) -> Iterator[None]:
+    """Count what is done inside as one request's; None for no limits."""
+    token = _growth.set(None if limits is None else Growth(limits))
+    try:
+        yield
+    finally:
+        _growth.reset(token)
+
+
+class Workers:
+    """Threads for the long work of requests, beside any event loop."""
+
+    def __init__(self, name: str, threads: int | None = None) -> None:
+        """threads: None for a few more than there are processors"""
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._lock = threading.Lock()
+        self._running: set[threading.Event] = set()
+        self._closed = False
+
+    async def run(self, task: Callable[[], T], drop: Callable[[T], object] | None = None) -> T:
+        """What `task` returns or raises, done in one of the threads.
+
+        drop: given the result where nobody takes it
+
+        Cancelling the awaiting coroutine drops a task that no thread has begun, and ends another at its next `check`:
+        until then the cancelled coroutine waits, so that its caller knows that nothing of it goes on. Cancelled
+        again, it does not wait. Raises EngineClosed once the threads are closed.
+        """
+        stopped = threading.Event()
+        context = copy_context()
+        context.run(_stopped.set, stopped)
+        with self._lock:
+            if self._closed:
+                raise EngineClosed("The engine is closed.")
+            future: Future[T] = self._threads.submit(context.run, task)
+            self._running.add(stopped)
+        future.add_done_callback(lambda _: self._running.discard(stopped))
+        done = asyncio.wrap_future(future)
+        try:
+            await asyncio.wait([done])
+        except asyncio.CancelledError:
+            stopped.set()
+            if not future.cancel():
+                done.add_done_callback(lambda done: _dropped(done, drop))
+                await asyncio.wait([done])
+            raise
+        if done.cancelled():
+            raise EngineClosed("The engine was closed before this request was answered.")
+        return done.result()
+
+    def close(self) -> None:
+        """Drop what no thread has begun, and ask the rest to stop; does not wait for it."""
+        with self._lock:
+            self._closed = True
+            running = tuple(self._running)
+        for stopped in running:
+            stopped.set()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def all_of(awaited: Iterable[Awaitable[T]]) -> list[T]:
+    """The results in order. A failure, as a cancelled wait, cancels the others, and is raised once they have ended."""
+    futures = [asyncio.ensure_future(one) for one in awaited]
+    try:
+        if futures:
+            await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for future in futures:
+            future.cancel()
+        await asyncio.gather(*futures, return_exceptions=True)
+    for future in futures:
+        if not future.cancelled():
+            future.result()
+    return [future.result() for future in futures]
+
+
+def _dropped(done: asyncio.Future[T], drop: Callable[[T], object] | None) -> None:
+    if not done.cancelled() and done.exception() is None and drop is not None:
+        drop(done.result())

@@ -1,0 +1,162 @@
+"""Work in threads that stops when nobody waits for it, and that grows no further than its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from rerankd import work
+from rerankd.core import EngineClosed, InvalidRequest
+from rerankd.limits import RequestLimits
+from rerankd.work import Workers
+
+
+class Task:
+    """Work that ends when it is told to, or finds that nobody waits for it any more."""
+
+    def __init__(self) -> None:
+        self.began, self.end, self.ended = threading.Event(), threading.Event(), threading.Event()
+
+    def __call__(self) -> str:
+        self.began.set()
+        try:
+            while not self.end.wait(0.01):
+                work.check()
+        finally:
+            self.ended.set()
+        return "done"
+
+
+@pytest.fixture
+async def workers() -> AsyncIterator[Workers]:
+    one = Workers("test", 1)
+    yield one
+    one.close()
+
+
+async def began(task: Task) -> None:
+    assert await asyncio.to_thread(task.began.wait, 30)
+
+
+async def test_what_is_waited_for_is_done(workers: Workers) -> None:
+    task = Task()
+    task.end.set()
+    assert await workers.run(task) == "done"
+
+    def failing() -> None:
+        raise InvalidRequest("query", "is wrong")
+
+    with pytest.raises(InvalidRequest):
+        await workers.run(failing)
+
+
+async def test_cancelling_stops_what_runs_and_waits_until_it_has_stopped(workers: Workers) -> None:
+    task = Task()
+    waiting = asyncio.ensure_future(workers.run(task))
+    await began(task)
+    assert not waiting.done()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert task.ended.is_set()
+
+
+async def test_cancelling_drops_what_has_not_begun(workers: Workers) -> None:
+    first, second = Task(), Task()
+    running, queued = (asyncio.ensure_future(workers.run(task)) for task in (first, second))
+    await began(first)
+    queued.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await queued  # though the thread is busy
+    first.end.set()
+    assert await running == "done"
+    assert not second.began.is_set()
+
+
+async def test_a_result_that_comes_too_late_is_dropped(workers: Workers) -> None:
+    go, dropped = threading.Event(), []
+    waiting = asyncio.ensure_future(workers.run(lambda: go.wait(30) and "late", dropped.append))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert dropped == ["late"]
+
+
+async def test_cancelled_twice_it_does_not_wait(workers: Workers) -> None:
+    go, dropped = threading.Event(), []
+    waiting = asyncio.ensure_future(workers.run(lambda: go.wait(30) and "late", dropped.append))
+    for _ in range(2):
+        await asyncio.sleep(0.05)
+        waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not dropped
+    go.set()
+    while not dropped:
+        await asyncio.sleep(0.01)
+
+
+async def test_closing_ends_what_runs_and_what_waits() -> None:
+    workers = Workers("test", 1)
+    first, second = Task(), Task()
+    calls = [asyncio.ensure_future(workers.run(task)) for task in (first, second)]
+    await began(first)
+    workers.close()
+    for call in calls:
+        with pytest.raises(EngineClosed):
+            await call
+    with pytest.raises(EngineClosed):
+        await workers.run(time.monotonic)
+    assert not second.began.is_set()
+
+
+async def test_a_failure_ends_the_others_first(workers: Workers) -> None:
+    task = Task()
+
+    async def fail() -> str:
+        await began(task)
+        raise InvalidRequest("query", "is wrong")
+
+    with pytest.raises(InvalidRequest):
+        await work.all_of([workers.run(task), fail()])
+    assert task.ended.is_set()
+
+
+def test_nothing_is_counted_outside_and_everything_inside() -> None:
+    limits = RequestLimits(chunks=3, tokens=10)
+    work.count("chunks", 100)
+    work.check_tokens(10**9)
+    work.check()
+    for _ in range(2):
+        with work.bounded(limits):
+            work.count("chunks", 3)
+            work.count("tokens", 10)
+            work.check_tokens(10 * work.SPARE)
+            with pytest.raises(InvalidRequest, match="--max-request-tokens"):
+                work.check_tokens(11 * work.SPARE)
+            with pytest.raises(InvalidRequest, match="--max-request-chunks"):
+                work.count("chunks", 1)
+    with work.bounded(None):
+        work.count("chunks", 100)
+
+
+def test_documents_that_fail_are_noted_where_they_are_left_out() -> None:
+    errors = [InvalidRequest(field, "is wrong") for field in ("documents[3]", "documents[12].content[0]", "query")]
+    for error in errors:
+        with pytest.raises(InvalidRequest):
+            work.refuse(error)
+    with work.leaving_out() as failed:
+        work.refuse(errors[0])
+        work.refuse(InvalidRequest("documents[3]", "is wrong again"))
+        work.refuse(errors[1])
+        with pytest.raises(InvalidRequest):
+            work.refuse(errors[2])
+    assert failed == {3: errors[0], 12: errors[1]}
