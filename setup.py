@@ -1,10 +1,13 @@
 """The one part of the build that pyproject.toml has no settled words for: the C kernels."""
 
 from glob import glob
+from pathlib import Path
+from runpy import run_path
 
 from setuptools import Extension, setup
 
 KERNELS = "src/rerankd/layers/native"
+DIGEST = run_path(f"{KERNELS}/sources.py")["digest"](Path(KERNELS))
 
 setup(
     ext_modules=[
@@ -12,6 +15,8 @@ setup(
             "rerankd.layers.native._kernels",
             sources=sorted(glob(f"{KERNELS}/*.c")),
             depends=sorted(glob(f"{KERNELS}/*.h")),
+            # `Kernels.load` compares this with the sources that lie beside the library.
+            define_macros=[("RERANKD_SOURCES", f'"{DIGEST}"')],
             extra_compile_args=["-O3", "-fopenmp", "-fno-math-errno"],
             extra_link_args=["-fopenmp"],
             # It is loaded by ctypes and knows nothing of Python: one build serves every version.
@@ -19,5 +24,7 @@ setup(
             # Without a C compiler the package installs all the same, and torch's own functions do the work.
             optional=True,
         )
-    ]
+    ],
+    # Always compiled: files' times do not tell which sources a library was compiled from.
+    options={"build_ext": {"force": True}},
 )

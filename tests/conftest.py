@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 
+from rerankd.layers.native import Kernels
 from tests import checkpoints, vocabularies
+from tests.watch import watched
 
 collect_ignore = ["clients"]
 """Real clients have an environment and a command of their own: `make test-clients`."""
 
 MakeCheckpoint: TypeAlias = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def recording_is_watched() -> Iterator[None]:
+    """What torch does to tensors of recorded operations before they are computed is an error in every test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Kernels, "together", watched(Kernels.together))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -102,3 +102,25 @@ def test_room_that_is_not_to_be_had_is_not_counted() -> None:
     with pytest.raises(RuntimeError, match="memory"):
         rooms.lend(1 << 60)
     assert rooms._lent == rooms._most == 0
+
+
+@pytest.mark.parametrize("width", [32, 96])
+def test_a_tensor_of_rows_outlives_their_room(width: int) -> None:
+    rooms, x = Rooms(), torch.randn(9, width).bfloat16()
+    rows = StripRows.empty(9, width, room_of=rooms.lend)
+    rows.copy_(x)
+    copied, strips = plain(rows), rows.strips
+    expected = strips.clone()
+    del rows
+    for _ in range(3):
+        StripRows.empty(9, width, room_of=rooms.lend).copy_(torch.zeros_like(x))
+    assert torch.equal(copied, x)
+    assert torch.equal(strips, expected)
+    assert rooms._lent == 0
+
+
+@pytest.mark.parametrize("width", [32, 96])
+def test_rows_as_a_tensor_are_a_copy(width: int) -> None:
+    rows = in_strips(torch.zeros(9, width).bfloat16())
+    plain(rows).fill_(1)
+    assert not plain(rows).any()

@@ -7,25 +7,41 @@ The library is built with the package where a C compiler is at hand. Where it is
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from struct import Struct
+from threading import Lock, get_ident
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rerankd.core import RerankdError
 from rerankd.layers.attention.layout import AttentionLayout
+from rerankd.layers.native.sources import digest
 from rerankd.layers.rotary import Rotation
-from rerankd.layers.rows import STRIP_BYTES, Rooms, Rows, StripRows
+from rerankd.layers.rows import STRIP_BYTES, Pending, Room, Rooms, Rows, StripRows
 
 _LANES = 16
 _STRIP = 32
 HAS_VECTORS, HAS_TILES = 1, 2
 """What a processor has, as a sum: AVX512 with products of bfloat16 and of 8 bits; AMX."""
 _THEN = (None, "gelu", "gelu_tanh", "gated", "plus")
+_RECORDED = (
+    "These rows belong to operations that are recorded and not computed yet. Read or write them after the scope of "
+    "`Kernels.together`, or inside of it by operations of the kernels."
+)
+_LOST = (
+    "These rows were never computed: the scope of `Kernels.together` that was to write them ended with an error. "
+    "Compute them again, in rows of their own."
+)
+_ONE_THREAD = "Another thread is using these kernels. Load kernels for each thread that computes."
+
+
+class KernelsError(RerankdError):
+    """The compiled kernels do not fit the Python code that calls them."""
 
 
 class Int8Rows(NamedTuple):
@@ -55,19 +71,48 @@ class _Scope:
 
     They are computed in order. So room that one of them was the last to use is free for those that come after it, which
     then find it in the caches: it is lent out again as soon as nothing here refers to it.
+
+    reads, writes: what operations read and write, but for rows in such room
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rooms: Rooms) -> None:
         self.operations: list[bytes] = []
-        self._used: list[object] = []
+        self.reads: list[object] = []
+        self.writes: list[object] = []
+        self.written = Pending(_RECORDED)
+        self._read = Pending(_RECORDED)
+        self._rooms = rooms
+        self._thread = get_ident()
 
-    def note(self, operation: bytes, used: Iterable[object]) -> None:
+    def check_thread(self) -> None:
+        """RuntimeError in another thread than the one that opened the scope."""
+        if get_ident() != self._thread:
+            raise RuntimeError(_ONE_THREAD)
+
+    def record(self, operation: bytes, reads: Sequence[object], writes: Sequence[object]) -> None:
+        self.check_thread()
+        for things, pending, kept in ((reads, self._read, self.reads), (writes, self.written, self.writes)):
+            for x in things:
+                if isinstance(x, StripRows):
+                    room = x.room
+                    if room.pending is not self.written and room.pending is not pending:
+                        if room.pending is not self._read:
+                            x.check()
+                        room.pending = pending
+                    if room.rooms is self._rooms:
+                        continue
+                kept.append(x)
         self.operations.append(operation)
-        self._used.extend(x for x in used if not (isinstance(x, StripRows) and x.room.rooms is not None))
+
+    def close(self, lost: str | None) -> None:
+        """Let go of all. lost: why the rows that operations write have no values; None where these were computed."""
+        self._read.why, self.written.why = None, lost
+        for kept in (self.operations, self.reads, self.writes):
+            kept.clear()
 
 
 class Kernels:
-    """The loaded library, for one thread at a time.
+    """The loaded library, for one thread at a time: RuntimeError where two are seen to use it.
 
     Tensors lie on the CPU, contiguous in their last dimension, in bfloat16 unless noted.
     """
@@ -77,14 +122,21 @@ class Kernels:
         self.has_tiles = bool(features & HAS_TILES)
         self._scope: _Scope | None = None
         self._rooms = Rooms()
+        self._computing = Lock()
+        _check_agreement(library)
         for name, arguments in _ARGUMENTS.items():
             getattr(library, f"rerankd_{name}").argtypes = arguments
 
     @classmethod
     def load(cls) -> Kernels | None:
-        """The library, or None where it was not built or has nothing for this processor."""
+        """The library, or None where it was not built or has nothing for this processor.
+
+        KernelsError for a library that was compiled from other sources than lie beside it, or from ones that this file
+        does not fit.
+        """
         for path in sorted(Path(__file__).parent.glob("_kernels*.so")):
             library = ctypes.CDLL(str(path))
+            _check_sources(library, path)
             features = library.rerankd_features()
             return cls(library, features) if features else None
         return None
@@ -111,39 +163,82 @@ class Kernels:
         While an operation runs, Python's own code and data fall out of the caches. To call for the next one then takes
         several times as long as to call for both on end, and no core computes anything meanwhile.
 
-        Nothing but these operations may write to rows in this scope: what is lent out may be memory that one of them,
-        not computed yet, still reads.
+        Nothing but these operations may read or write in this scope what one of them reads or writes, or rows that are
+        lent out in it, in whose memory there may be what one of them still reads. Rows in strips and functions that
+        compute at once raise RuntimeError. A tensor cannot know: the tests watch torch's own functions for those.
+
+        After an error in the scope, or in computing, rows that an operation was to write raise RuntimeError for good.
+        Scopes do not nest.
         """
-        scope = self._scope = _Scope()
+        scope = self._scope
+        if scope is not None:
+            scope.check_thread()
+            raise RuntimeError("Operations are recorded already: scopes of `Kernels.together` do not nest.")
+        scope = self._scope = _Scope(self._rooms)
+        self._rooms.pending = scope.written
+        lost: str | None = _LOST
         try:
             yield
+            self._run(b"".join(scope.operations))
+            lost = None
         finally:
-            self._scope = None
-        self._run(b"".join(scope.operations))
-        self._rooms.trim()
+            self._scope = self._rooms.pending = None
+            scope.close(lost)
+            self._rooms.trim()
 
-    def _compute(self, operation: bytes, *used: object) -> None:
-        """Compute an operation that reads and writes what is `used`, or note it in the scope of `together`."""
-        if self._scope is None:
-            self._run(operation)
-        else:
-            self._scope.note(operation, used)
+    def _compute(self, operation: bytes, reads: Sequence[object], writes: Sequence[object]) -> None:
+        """Compute an operation that reads and writes these, or record it in the scope of `together`."""
+        scope = self._scope
+        if scope is not None:
+            scope.record(operation, reads, writes)
+            return
+        for x in (*reads, *writes):
+            if isinstance(x, StripRows):
+                x.check()
+        self._run(operation)
 
     def _run(self, operations: bytes) -> None:
-        if self.library.rerankd_run(torch.get_num_threads(), self.has_tiles, len(operations), operations):
+        run, threads = self.library.rerankd_run, torch.get_num_threads()
+        code = self._call(run, threads, self.has_tiles, len(operations), operations)
+        if code == _NO_MEMORY:
             raise MemoryError("No memory for attention over a batch.")
+        if code:
+            raise KernelsError(f"The compiled kernels cannot read a list of operations: {_PROBLEMS[code]}.")
+
+    def _call(self, function: Callable[..., int], *arguments: object) -> int:
+        if not self._computing.acquire(blocking=False):
+            raise RuntimeError(_ONE_THREAD)
+        try:
+            return function(*arguments)
+        finally:
+            self._computing.release()
+
+    def _at_once(self, function: Callable[..., int], *arguments: object) -> int:
+        """A function that computes at once what is called for, and so not while operations are recorded."""
+        if self._scope is not None:
+            raise RuntimeError(
+                f"`{function.__name__}` computes at once, and operations before it are recorded and not computed yet. "
+                "Call for it outside of the scope of `Kernels.together`."
+            )
+        return self._call(function, *arguments)
+
+    def _lend(self, size: int) -> Room:
+        scope = self._scope
+        if scope is not None:
+            scope.check_thread()
+        return self._rooms.lend(size)
 
     def rms_norm(self, x: Rows, weight: Tensor, eps: float) -> Rows:
         """x / sqrt(mean(x^2) + eps) * weight for x [rows, width]."""
         rows, width = x.shape
         out = self.empty_rows(rows, width)
-        self._compute(_rms_norm(rows, width, *_matrix(x), _at(weight), eps, *_matrix(out)), x, weight, out)
+        self._compute(_rms_norm(rows, width, *_matrix(x), _at(weight), eps, *_matrix(out)), (x, weight), (out,))
         return out
 
     def empty_rows(self, count: int, width: int) -> Rows:
         """Room for bfloat16 rows in the form that products read and write here."""
         if self.fit_strips(width):
-            return StripRows.empty(count, width, room_of=self._rooms.lend)
+            return StripRows.empty(count, width, room_of=self._lend)
         return torch.empty(count, width, dtype=torch.bfloat16)
 
     def norm_rotate(self, x: Rows, weight: Tensor, eps: float, rotation: Rotation, out: Rows) -> None:
@@ -157,7 +252,7 @@ class Kernels:
         operation = _norm_rotate(
             rows, width // head_dim, head_dim, *_matrix(x), _at(weight), eps, *angles, *_matrix(out)
         )
-        self._compute(operation, x, weight, rotation, out)
+        self._compute(operation, (x, weight, rotation), (out,))
 
     def add_layer_norm(
         self, x: Tensor, delta: Rows, weight: Tensor, bias: Tensor, eps: float, out: Tensor, rounded: Rows
@@ -165,7 +260,7 @@ class Kernels:
         """LayerNorm of float32 x [rows, width] and bfloat16 delta, by float32 weights: `out` float32 and `rounded`."""
         weights = _at(weight), _at(bias), eps
         operation = _add_layer_norm(*x.shape, _at(x), *_matrix(delta), *weights, _at(out), *_matrix(rounded))
-        self._compute(operation, x, delta, weight, bias, out, rounded)
+        self._compute(operation, (x, delta, weight, bias), (out, rounded))
 
     def embed_layer_norm(
         self,
@@ -181,11 +276,13 @@ class Kernels:
         tables: each with its rows' numbers, int64 [rows], or None for its first row; IndexError where it lacks one
         """
         rows, width = out.shape
+        if isinstance(rounded, StripRows):
+            rounded.check()
         chosen = b"".join(_CHOSEN.pack(_at(table), len(table), _at(numbers)) for table, numbers in tables)
         to = _MATRIX.pack(*_matrix(rounded))
-        failed = self.library.rerankd_embed_layer_norm(
-            torch.get_num_threads(), rows, width, chosen, _at(weight), _at(bias), eps, _at(out), to
-        )
+        to_norm = _at(weight), _at(bias), eps, _at(out)
+        embed = self.library.rerankd_embed_layer_norm
+        failed = self._at_once(embed, torch.get_num_threads(), rows, width, chosen, *to_norm, to)
         if failed:
             raise IndexError(
                 f"A token's number lies outside of the model's tables of {[len(x) for x, _ in tables]} rows."
@@ -195,8 +292,8 @@ class Kernels:
         """Rows [rows, width] as bfloat16 weights' products read them."""
         if isinstance(x, StripRows):
             return x
-        out = StripRows.empty(len(x), x.shape[1], room_of=self._rooms.lend)
-        self._compute(_tile(*x.shape, *_matrix(x), *_matrix(out)), x, out)
+        out = StripRows.empty(len(x), x.shape[1], room_of=self._lend)
+        self._compute(_tile(*x.shape, *_matrix(x), *_matrix(out)), (x,), (out,))
         return out
 
     def choose(self, x: Rows, rows: Tensor) -> Rows:
@@ -204,37 +301,37 @@ class Kernels:
         count, width = len(rows), x.shape[1]
         out: Rows
         if isinstance(x, StripRows):
-            out = StripRows.empty(count, width, x.dtype, self._rooms.lend)
+            out = StripRows.empty(count, width, x.dtype, self._lend)
             runs, size = width * x.dtype.itemsize // STRIP_BYTES, STRIP_BYTES
             from_to = x.at, STRIP_BYTES, x.strip, out.at, STRIP_BYTES, out.strip
         else:
             out = torch.empty(count, width, dtype=x.dtype)
             runs, size = 1, width * x.itemsize
             from_to = _at(x), size, 0, _at(out), size, 0
-        self._compute(_choose(count, _at(rows), runs, size, *from_to), x, rows, out)
+        self._compute(_choose(count, _at(rows), runs, size, *from_to), (x, rows), (out,))
         return out
 
     def quantize(self, x: Rows) -> Int8Rows:
         """Rows [rows, width] as 8-bit integers, each row over its own range, as 8-bit weights' products read them."""
         rows, width = x.shape
-        codes = StripRows.empty(rows, width, torch.uint8, self._rooms.lend)
+        codes = StripRows.empty(rows, width, torch.uint8, self._lend)
         steps, zeros = torch.empty(rows), torch.empty(rows)
         operation = _quantize(rows, width, *_matrix(x), codes.at, codes.strip, _at(steps), _at(zeros))
-        self._compute(operation, x, codes, steps, zeros)
+        self._compute(operation, (x,), (codes, steps, zeros))
         return Int8Rows(codes, steps, zeros)
 
     def pack_bf16(self, weight: Tensor) -> TiledWeight:
         """A bfloat16 weight [outputs, inputs] as `product` reads it."""
         outputs, inputs = weight.shape
         tiles = torch.empty_like(weight)
-        self.library.rerankd_pack_bf16(outputs, inputs, _at(weight), _at(tiles))
+        self._at_once(self.library.rerankd_pack_bf16, outputs, inputs, _at(weight), _at(tiles))
         return TiledWeight(tiles)
 
     def pack_int8(self, weight: Tensor, scales: Tensor) -> TiledWeight:
         """An int8 weight [outputs, inputs] with float32 scales [outputs] as `product` reads it."""
         outputs, inputs = weight.shape
         tiles, sums = torch.empty_like(weight), torch.empty(outputs)
-        self.library.rerankd_pack_int8(outputs, inputs, _at(weight), _at(tiles), _at(sums))
+        self._at_once(self.library.rerankd_pack_int8, outputs, inputs, _at(weight), _at(tiles), _at(sums))
         return TiledWeight(tiles, scales, sums)
 
     def product(
@@ -278,7 +375,7 @@ class Kernels:
             _at(steps),
             _at(zeros),
         )
-        self._compute(operation, x, steps, zeros, weight, bias, addend, out)
+        self._compute(operation, (x, steps, zeros, weight, bias, addend), (out,))
 
     @staticmethod
     def fit_attention(head_dim: int) -> bool:
@@ -294,19 +391,42 @@ class Kernels:
         runs_at, bounds_at = runs.buffer_info()[0], bounds.buffer_info()[0]
         inputs = (*_matrix(q), *_matrix(k), *_matrix(v))
         operation = _attention(len(runs) - 1, runs_at, bounds_at, *heads, *inputs, layout.causal, scale, *_matrix(out))
-        self._compute(operation, q, k, v, runs, bounds, out)
+        self._compute(operation, (q, k, v, runs, bounds), (out,))
         return out
 
 
 _MATRIX = Struct("3q")
 """`matrix` of common.h."""
 _CHOSEN = Struct("3q")
-"""`chosen` of rows.c."""
+"""`chosen` of operations.h."""
+_OPERATIONS = {
+    "rms_norm": "6qd3q",
+    "norm_rotate": "7qd5q",
+    "add_layer_norm": "8qd4q",
+    "tile": "8q",
+    "choose": "10q",
+    "quantize": "9q",
+    "product": "18q",
+    "attention": "16qd3q",
+}
+"""The structs of operations.h, in the order of the operations' numbers."""
 _rms_norm, _norm_rotate, _add_layer_norm, _tile, _choose, _quantize, _product, _attention = (
-    partial(Struct("q" + operands).pack, number)
-    for number, operands in enumerate(("6qd3q", "7qd5q", "8qd4q", "8q", "10q", "9q", "18q", "16qd3q"))
+    partial(Struct("q" + operands).pack, number) for number, operands in enumerate(_OPERATIONS.values())
 )
 """Operations as operations.c reads them: their number, then the struct of operations.h."""
+_ABI = 1
+"""RERANKD_ABI of operations.h."""
+_AGREED = {
+    "abi": _ABI,
+    "matrix": _MATRIX.size,
+    "chosen": _CHOSEN.size,
+    "block": 6 * 8,
+    "then": len(_THEN),
+    **{name: Struct(operands).size for name, operands in _OPERATIONS.items()},
+}
+"""What operations.c and this file have to agree on, in operations.c's order: bytes of a struct, or a number."""
+_NO_MEMORY, _UNKNOWN_OPERATION, _CUT_SHORT = 1, 2, 3
+_PROBLEMS = {_UNKNOWN_OPERATION: "one of them is unknown", _CUT_SHORT: "it ends within one of them"}
 _NO_MATRIX = (0, 0, 0)
 
 _T, _I, _F, _P, _S = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_char_p
@@ -317,6 +437,48 @@ _ARGUMENTS = {
     "pack_int8": (_I, _I, _P, _P, _P),
 }
 """Of each function that Python calls; threads come first."""
+
+
+class _Agreed(ctypes.Structure):
+    """`agreed` of operations.h."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("value", _I))
+
+
+def _check_sources(library: ctypes.CDLL, path: Path) -> None:
+    """KernelsError where C sources lie beside the library, and it was compiled from others."""
+    beside = digest(path.parent)
+    if beside is None:
+        return
+    compiled: bytes | None = None
+    if hasattr(library, "rerankd_sources"):
+        library.rerankd_sources.restype = ctypes.c_char_p
+        compiled = library.rerankd_sources()
+    if compiled != beside.encode():
+        checkouts = (root for root in path.parents if (root / "setup.py").exists() and root / "src" in path.parents)
+        root = next(checkouts, None)
+        command = "pip install --force-reinstall rerankd" if root is None else f"pip install -e {root}"
+        raise KernelsError(
+            f"The compiled kernels {path} were built from other sources than those beside them. "
+            f"Build them again: {command}"
+        )
+
+
+def _check_agreement(library: ctypes.CDLL) -> None:
+    """KernelsError where the library's structs and numbers are not what this file packs."""
+    found: list[tuple[str, int]] = []
+    if hasattr(library, "rerankd_agreed"):
+        library.rerankd_agreed.restype = ctypes.POINTER(_Agreed)
+        library.rerankd_agreed.argtypes = (_I,)
+        while entry := library.rerankd_agreed(len(found)):
+            found.append((entry.contents.name.decode(), entry.contents.value))
+    expected = list(_AGREED.items())
+    if found != expected:
+        differing = sorted({name for name, _ in {*found} ^ {*expected}})
+        raise KernelsError(
+            f"The compiled kernels {library._name} and the Python code that calls them are of different versions; they "
+            f"differ in {', '.join(differing) or 'the order of operations'}. Install rerankd again."
+        )
 
 
 def _matrix(x: Rows) -> tuple[int, int, int]:

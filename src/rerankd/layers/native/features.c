@@ -25,3 +25,10 @@ int rerankd_features(void)
 #else
 int rerankd_features(void) { return 0; }
 #endif
+
+#ifndef RERANKD_SOURCES
+#define RERANKD_SOURCES ""
+#endif
+
+/* The digest of the sources that this was compiled from, as setup.py computed it; empty where another way compiled it. */
+const char *rerankd_sources(void) { return RERANKD_SOURCES; }

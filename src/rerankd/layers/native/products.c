@@ -43,9 +43,6 @@ void rerankd_pack_int8(int64_t outputs, int64_t inputs, const int8_t *weight, in
     }
 }
 
-/* THEN_GATED: silu of the first half of the outputs, times the second half. */
-enum { THEN_NOTHING, THEN_GELU, THEN_GELU_TANH, THEN_GATED, THEN_PLUS };
-
 /* These are read as bfloat16, so reciprocals good to 14 bits do; and none too small for a normal float32, which is slow. */
 INLINE __m512 sigmoid_ps(__m512 x)
 {

@@ -137,9 +137,6 @@ TARGET void rerankd_add_layer_norm(int threads, const add_layer_norm *o)
     }
 }
 
-/* Rows of a table [count, width], by their numbers; without numbers the first. */
-typedef struct { const bf16 *values; int64_t count; const int64_t *numbers; } chosen;
-
 INLINE int64_t number_at(const chosen *table, int64_t i)
 {
     return table->numbers ? table->numbers[i] : 0;
