@@ -203,6 +203,8 @@ def test_an_unknown_quantization_says_which_there_is(
         (["--port", "70000"], "--port"),
         (["--hf-overrides", "{"], "is not JSON"),
         (["--hf-overrides", "[]"], "is not a JSON object"),
+        (["--hf-overrides", "[" * 50_000], "is not JSON"),
+        (["--hf-overrides", "9" * 10_000], "is not JSON"),
         (["--max-model-len", "4x"], "is not a number of tokens"),
         (["--mm-processor-kwargs", '{"min_pixels": 0}'], "min_pixels"),
         (["--mm-processor-kwargs", '{"num_crops": 4}'], "num_crops"),

@@ -92,9 +92,7 @@ def test_a_method_without_tokens_or_unknown_is_refused(qwen3_checkpoint: Path, m
         Reranker(qwen3_checkpoint, device="cpu", hf_overrides={"method": method})
 
 
-def test_tokens_without_effect_are_told_of(
-    qwen3_seq_cls_checkpoint: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_tokens_without_effect_are_told_of(qwen3_seq_cls_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     scores = []
     for overrides in ({}, {"classifier_from_token": ["no", "yes"]}):
         caplog.clear()

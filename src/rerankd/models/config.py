@@ -115,9 +115,11 @@ class Config:
         longer.
         """
         rope = Config(self.rotary(), f"{self.source} (rotary)")
-        for name, value in rope.entries.items():
-            if isinstance(value, Mapping):
-                raise rope.wrong(name, "cannot be for some layers only: it is not supported, and must be one value")
+        if nested := [name for name, value in rope.entries.items() if isinstance(value, Mapping)]:
+            raise ModelError(
+                f"{self.source}: `rope_parameters` (or `rope_scaling`) has values for {shown(nested[0])} alone; only "
+                "one set of values, for all layers, is supported."
+            )
         theta = rope.get("rope_theta", float)
         if not 1 < theta < 1e30:
             raise rope.wrong("rope_theta", "must be more than 1 and less than 1e30")
