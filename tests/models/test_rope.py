@@ -13,6 +13,7 @@ import transformers
 
 from rerankd import Reranker
 from rerankd.core import ModelError, RerankRequest, text_content
+from rerankd.layers.rotary import Linear, Rope, Yarn
 from rerankd.models.config import Config, read_config
 from tests import checkpoints, references
 from tests.conftest import MakeCheckpoint
@@ -62,12 +63,22 @@ def test_scores_equal_transformers(qwen3_checkpoint: Path, tmp_path: Path, scali
             assert reranker.score(PAIRS) == pytest.approx(expected, abs=1e-5)
 
 
-def test_an_override_of_none_takes_a_scaling_away(qwen3_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("keys", ["old", "new"])
+def test_overrides_win_under_either_name(qwen3_checkpoint: Path, tmp_path: Path, keys: str) -> None:
     folder = scaled(qwen3_checkpoint, YARN, tmp_path)
-    for override in ({"rope_scaling": None}, {"rope_scaling": {"rope_type": "default"}}):
-        assert read_config(folder, override).rope() == read_config(qwen3_checkpoint, {}).rope()
-    assert read_config(folder, {"rope_theta": 5e5}).rope().theta == 5e5
-    assert read_config(folder, {"rope_theta": 5e5}).rope().scaling == read_config(folder, {}).rope().scaling
+    if keys == "new":
+        config = json.loads((folder / "config.json").read_text())
+        config["rope_parameters"] = config.pop("rope_scaling") | {"rope_theta": config.pop("rope_theta")}
+        (folder / "config.json").write_text(json.dumps(config))
+    own = read_config(folder, {}).rope()
+    assert own == Rope(1e6, Yarn(4.0, 64))
+    for name in ("rope_scaling", "rope_parameters"):
+        for value in (None, {"rope_type": "default"}):
+            assert read_config(folder, {name: value}).rope() == Rope(1e6)
+        assert read_config(folder, {name: {"factor": 2.0}}).rope() == Rope(1e6, Yarn(2.0, 64))
+        assert read_config(folder, {name: {"type": "linear", "factor": 2}}).rope() == Rope(1e6, Linear(2.0))
+    assert read_config(folder, {"rope_theta": 5e5}).rope() == Rope(5e5, own.scaling)
+    assert read_config(folder, {"rope_parameters": {"rope_theta": 5e5}}).rope() == Rope(5e5, own.scaling)
 
 
 def test_a_vision_models_sections_stay_and_its_frequencies_are_scaled(make_checkpoint: MakeCheckpoint) -> None:

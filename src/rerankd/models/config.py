@@ -117,8 +117,8 @@ class Config:
         rope = Config(self.rotary(), f"{self.source} (rotary)")
         if nested := [name for name, value in rope.entries.items() if isinstance(value, Mapping)]:
             raise ModelError(
-                f"{self.source}: `rope_parameters` (or `rope_scaling`) has values for {shown(nested[0])} alone; one "
-                "rotary embedding for all layers is supported."
+                f"{self.source}: `rope_parameters` (or `rope_scaling`) has values for {shown(nested[0])} alone; only "
+                "one set of values, for all layers, is supported."
             )
         theta = rope.get("rope_theta", float)
         if not 1 < theta < 1e30:
