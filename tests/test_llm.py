@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tqdm.auto import tqdm
 
 from rerankd import LLM, InvalidRequest, ModelError, PoolingParams, Reranker, ScoringRequestOutput, Truncation
@@ -288,3 +289,18 @@ def test_modelscope_is_asked_where_vllms_variable_says_so(monkeypatch: pytest.Mo
     with pytest.raises(ModelError):
         LLM("a/b")
     assert asked == [("a/b", "modelscope")]
+
+
+def test_pictures_come_from_the_allowed_folder_alone(qwen3_vl_checkpoint: Path, tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in" / "a.png", tmp_path / "out" / "a.png"
+    for path in (inside, outside):
+        path.parent.mkdir()
+        Image.new("RGB", (64, 64), (200, 30, 90)).save(path)
+
+    def shown(path: Path) -> dict[str, Any]:
+        return {"content": [{"type": "image_url", "image_url": {"url": path.as_uri()}}]}
+
+    with LLM(str(qwen3_vl_checkpoint), allowed_local_media_path=str(inside.parent)) as llm:
+        assert len(llm.score("a cat", shown(inside), use_tqdm=False)) == 1
+        with pytest.raises(InvalidRequest, match=r"documents\[0\]"):
+            llm.score("a cat", shown(outside), use_tqdm=False)
