@@ -415,3 +415,47 @@ def test_from_http_up_to_https_is_followed(secure: Server, server: Server, autho
     server.answers["/up"] = to(secure.url("/a.png", "pictures.test", "https"))
     url = server.url("/up", "pictures.test")
     assert fetch(url, tls=trusting(authority), resolve=LOCAL) == b"picture"
+
+
+def test_memory_is_held_before_a_body_is_read_and_waiting_for_it_is_no_fetching(server: Server) -> None:
+    server.answers["/a"] = ok(b"x" * 60, "Content-Type: Image/PNG; q=1")
+    server.answers["/chunked"] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+
+    async def run() -> None:
+        files = Budget(100, "files")
+        limits = Limits(timeout=3.0)
+        async with Fetcher(limits, default_tls(), SYSTEM, True) as fetcher:
+            first = await fetcher.get(server.url("/a"), 100, files)
+            assert (len(first.data), files.held, first.media_type) == (60, 60, "Image/PNG")
+            second = asyncio.create_task(fetcher.get(server.url("/a"), 100, files))
+            await asyncio.sleep(3.5)
+            assert not second.done(), "it waits longer than fetching may take"
+            first.held.release()
+            held = (await second).held
+            assert files.held == 60
+            held.release()
+            unknown = await fetcher.get(server.url("/chunked"), 100, files)
+            assert (unknown.data, files.held, unknown.media_type) == (b"hello", 5, None)
+            unknown.held.release()
+            rest = await files.hold(10)
+            third = asyncio.create_task(fetcher.get(server.url("/chunked"), 100, files))
+            while not files._asked:
+                await asyncio.sleep(0.01)
+            third.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await third
+            rest.release()
+        assert files.held == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", ["text/html\x00secret", "a b", "x" * 100 + "/y", ""])
+def test_a_content_type_that_is_none_is_not_passed_on(server: Server, kind: str) -> None:
+    server.answers["/a"] = ok(b"x", f"Content-Type: {kind.replace(chr(0), ' ')}")
+
+    async def run() -> str | None:
+        async with Fetcher(Limits(), default_tls(), SYSTEM, True) as fetcher:
+            return (await fetcher.get(server.url("/a"), 100, Budget(100, "files"))).media_type
+
+    assert asyncio.run(run()) in (None, "text/html")

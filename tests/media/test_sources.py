@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import base64
 import os
+import tracemalloc
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rerankd.media import sources
 from rerankd.media.limits import BadMedia
-from rerankd.media.sources import Access, is_url, read_local
+from rerankd.media.sources import Access, is_url, local_size, read_local
 
 NOWHERE = Access()
 OFFLINE = Access(local_folders=None)
@@ -54,6 +57,48 @@ def test_what_no_encoding_holds_is_no_picture_and_no_crash() -> None:
 def test_data_uris_that_cannot_be_read(uri: str, problem: str) -> None:
     with pytest.raises(BadMedia, match=problem):
         read(uri)
+
+
+@given(st.binary(min_size=1, max_size=300), st.integers(3, 20), st.randoms(use_true_random=False))
+def test_slices_of_any_length_join(data: bytes, length: int, random: Any) -> None:
+    plain = base64.b64encode(data).decode()
+    escaped = "".join(f"%{ord(letter):02x}" if random.random() < 0.3 else letter for letter in plain)
+    spaced = "".join(letter + " " * (random.random() < 0.2) for letter in plain)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_SLICE", length)
+        for payload in (plain, escaped, spaced, plain.rstrip("=")):
+            uri = f"data:;base64,{payload}"
+            assert read(uri) == data
+            assert local_size(uri, NOWHERE) >= len(data)
+        uri = "data:," + "".join(f"%{byte:02X}" for byte in data)
+        assert read(uri) == data
+        assert local_size(uri, NOWHERE) >= len(data)
+
+
+@pytest.mark.parametrize("form", ["data:,", "data:;base64,"])
+def test_escapes_take_no_memory_of_their_own(form: str) -> None:
+    """Three characters each; as one object each they would take 400 MB."""
+    uri = form + "%41" * 8_000_000
+    tracemalloc.start()
+    try:
+        read(uri, max_bytes=1 << 30)
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_reading_is_ended_between_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def go_on() -> None:
+        asked.append(None)
+        if len(asked) == 3:
+            raise BadMedia("cancelled")
+
+    monkeypatch.setattr(sources, "_SLICE", 4)
+    with pytest.raises(BadMedia, match="cancelled"):
+        read_local("data:;base64," + "AAAA" * 100, MUCH, NOWHERE, go_on)
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize("form", ["data:;base64,{plain}", "data:,{percents}"])

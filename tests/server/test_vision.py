@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from rerankd import Reranker
 from rerankd.core import Image, Text, Video
 from rerankd.server.app import Settings
 from tests.media.films import MP4, film
+from tests.media.hostile import large_png, long_gif, resident, write_padded_film
 from tests.media.patterns import pattern
 from tests.media.servers import Server, ok, serving
 from tests.server.fakes import running
@@ -252,6 +255,50 @@ def test_pixels_are_limited_by_part_by_request_and_by_server(
     with launched(SERVE, str(qwen3_vl_checkpoint), *arguments) as narrow:
         assert tokens(narrow, image(url)) == base - 30 + 12
         assert tokens(narrow, image(url, max_pixels=64 * 1024)) == base
+
+
+def video(url: str, **more: Any) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": "see"}, {"type": "video_url", "video_url": {"url": url, **more}}]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux tells it")
+def test_media_that_are_large_once_they_are_read(opened: Launched, folder: Path) -> None:
+    """The server answers, and has its memory back."""
+    shown = folder / "shown"
+    (shown / "large.png").write_bytes(large_png())
+    (shown / "long.gif").write_bytes(long_gif(8000))
+    write_padded_film(shown / "padded.mp4", 250 << 20)
+    assert post(opened, image((shown / "dog.jpeg").as_uri())).status_code == 200
+    before = resident(str(opened.process.pid))
+    # In another size it is another picture, which is read again.
+    pictures = [image((shown / "large.png").as_uri(), max_pixels=tokens * 1024) for tokens in (8, 9, 10)]
+    assert post(opened, *pictures).status_code == 200
+    films = [video((shown / "padded.mp4").as_uri(), max_frames=frames) for frames in (4, 6, 8, 10)]
+    assert post(opened, *films).status_code == 200
+    assert "pixels have to be decoded" in refused(post(opened, video((shown / "long.gif").as_uri())))
+    assert resident(str(opened.process.pid), peak=True) - before < 1200 << 20
+    assert resident(str(opened.process.pid)) - before < 250 << 20
+    assert requests.get(f"{opened.url}/health", timeout=60).status_code == 200
+
+
+def test_vllms_list_of_jpegs(opened: Launched, reranker: Reranker) -> None:
+    files = [jpeg(96, 64, seed) for seed in range(5)]
+    encoded = ",".join(base64.b64encode(file).decode() for file in files)
+    response = post(opened, video(f"data:video/jpeg;base64,{encoded}"))
+    pictures = [PIL.Image.open(io.BytesIO(file)) for file in files]
+    result = reranker.rerank("a dog", ["text", [Text("see"), Video(pictures)]])
+    scores = {one["index"]: one["relevance_score"] for one in response.json()["results"]}
+    assert scores == pytest.approx({one.index: one.score for one in result.documents}, abs=1e-5)
+
+
+def test_an_avif_picture_is_an_image_and_no_video(opened: Launched, reranker: Reranker) -> None:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pattern(96, 64)).save(buffer, "AVIF")
+    uri = "data:image/avif;base64," + base64.b64encode(buffer.getvalue()).decode()
+    scores = {one["index"]: one["relevance_score"] for one in post(opened, image(uri)).json()["results"]}
+    result = reranker.rerank("a dog", ["text", [Text("see"), Image(PIL.Image.open(buffer))]])
+    assert scores == pytest.approx({one.index: one.score for one in result.documents}, abs=1e-5)
+    assert "send it as an image part" in refused(post(opened, video(uri)))
 
 
 def test_a_text_model_says_which_would_see(xlmr_checkpoint: Path) -> None:

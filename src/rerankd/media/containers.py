@@ -115,6 +115,11 @@ def _within(
                 yield from _within(data, path[1:], go_on, *inside)
 
 
+def gif_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a GIF's canvas."""
+    return int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
+
+
 def is_cut_short(data: bytes, container: Container, go_on: GoOn) -> bool:
     """Whether the file ends before it says that it does. `go_on` is asked again and again meanwhile."""
     if container == "mov":

@@ -18,7 +18,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from rerankd.media.containers import Container, container_of, has_film, is_cut_short, iso_picture, iso_samples
+from rerankd.media.containers import Container, container_of, gif_size, has_film, is_cut_short, iso_picture, iso_samples
 from rerankd.media.decoding import Decoding
 from rerankd.media.frames import Pixels, shrink, shrink_memory
 from rerankd.media.images import FORMATS, to_rgb
@@ -96,17 +96,20 @@ def read_video(
             file = _open(data, container, decoding)
         with file:
             stream = _film(file)
-            limits.check_pixels(stream.width, stream.height)
-            stream.codec_context.options = {"max_pixels": str((stream.width + _PADDING) * (stream.height + _PADDING))}
+            width, height = gif_size(data) if container == "gif" else (stream.width, stream.height)
+            if not width * height:
+                raise BadMedia("the video does not say how large its frames are; re-encode it")
+            limits.check_pixels(width, height)
+            stream.codec_context.options = {"max_pixels": str((width + _PADDING) * (height + _PADDING))}
             stream.codec_context.thread_count = _THREADS
             stream.thread_type = "AUTO"
             index = _index(file, stream, limits, decoding)
             indices = file_indices(len(index.times), index.rate, fps, max_frames)
             low, high = sizing.frame_bounds(len(indices), FILE_TOTAL_PIXELS)
-            rows, columns = fit(stream.height, stream.width, factor, low, high)
+            rows, columns = fit(height, width, factor, low, high)
             wanted = [index.times[at] for at in indices]
-            _check_work(index, wanted, stream, limits)
-            with claim(len(indices) * rows * columns * 3), decoding.room(_memory(stream)):
+            _check_work(index, wanted, width * height, limits)
+            with claim(len(indices) * rows * columns * 3), decoding.room(_memory(stream, width, height)):
                 frames = _stacked(
                     (
                         shrink(_to_array(frame, limits), factor, low, high)
@@ -159,17 +162,16 @@ def _check_iso(data: bytes, limits: Limits, decoding: Decoding) -> None:
         raise BadMedia(f"the video lists more than {most:,} samples of picture and sound; send a shorter one")
 
 
-def _memory(stream: VideoStream) -> int:
+def _memory(stream: VideoStream, width: int, height: int) -> int:
     """Bytes that decoding a track takes at most, and showing one frame after the other."""
     context = stream.codec_context
     sample_bytes = context.format.padded_bits_per_pixel / 8 if context.format is not None else _MOST_BYTES
     references = 0 if context.codec.name == "gif" else _REFERENCES
     decoder = sample_bytes * (references + _OWN_FRAMES + _THREADS)
-    area = stream.width * stream.height
-    return int(area * (decoder + _CONVERTED_BYTES)) + shrink_memory(stream.height, stream.width)
+    return int(width * height * (decoder + _CONVERTED_BYTES)) + shrink_memory(height, width)
 
 
-def _check_work(index: _Index, wanted: Sequence[int], stream: VideoStream, limits: Limits) -> None:
+def _check_work(index: _Index, wanted: Sequence[int], pixels: int, limits: Limits) -> None:
     """Raises BadMedia where more pixels than the limit lie on the way to the `wanted` frames."""
     frames, at = 0, 0
     for time in wanted:
@@ -178,7 +180,7 @@ def _check_work(index: _Index, wanted: Sequence[int], stream: VideoStream, limit
         behind = bisect_right(index.times, time)
         frames += max(0, behind - at)
         at = max(at, behind)
-    if frames * stream.width * stream.height > limits.video_pixels:
+    if frames * pixels > limits.video_pixels:
         raise _too_much_work(limits)
 
 
