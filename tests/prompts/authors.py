@@ -34,7 +34,7 @@ def qwen3_vl_ids(
     instruction: str = QWEN3_VL_TASK,
     max_length: int = 10240,
 ) -> list[int]:
-    """Qwen3-VL-Reranker's, of texts: a chat of parts; past max_length plain tokens go, special and last 5 stay."""
+    """Qwen3-VL-Reranker's, of texts: a chat of parts."""
 
     def parts(tag: str, texts: list[str]) -> list[dict[str, str]]:
         return [{"type": "text", "text": text} for text in (tag, *(texts or ["NULL"]))]
@@ -47,14 +47,18 @@ def qwen3_vl_ids(
     ids = tokenizer.apply_chat_template(
         chat, chat_template=VL_CHAT_TEMPLATE, add_generation_prompt=True, return_dict=False
     )
+    return qwen3_vl_cut(ids, max_length)
+
+
+QWEN3_VL_SPECIAL = range(151643, 151657)
+"""The special tokens of the published checkpoints' tokenizer_config.json: <|endoftext|> to <|video_pad|>."""
+
+
+def qwen3_vl_cut(ids: list[int], max_length: int) -> list[int]:
+    """Past max_length plain tokens go, the last ones first; special tokens and the last 5 of all stay."""
     body, end = ids[:-5], ids[-5:]
-    special = set(tokenizer.all_special_ids)
-    plain_room = max_length - sum(token in special for token in body)
-    kept: list[int] = []
-    for token in body:
-        if token in special:
-            kept.append(token)
-        elif plain_room > 0:
-            kept.append(token)
-            plain_room -= 1
-    return kept + end
+    if len(body) <= max_length:
+        return ids
+    plain = [place for place, token in enumerate(body) if token not in QWEN3_VL_SPECIAL]
+    gone = set(plain[max(max_length - (len(body) - len(plain)), 0) :])
+    return [token for place, token in enumerate(body) if place not in gone] + end

@@ -38,7 +38,7 @@ class SharedIds:
         if len(self.rest) < 2:
             return 0
         least = min(self.kept)
-        return least + _common(self.behind(least))
+        return max(least + _common(self.behind(least)), 0)
 
     def behind(self, start: int) -> list[list[int]]:
         """What each prompt has from place `start` on."""

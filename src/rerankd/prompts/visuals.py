@@ -15,7 +15,10 @@ from rerankd.prompts.sharing import SharedIds
 from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
 
 START, END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
-_SPELLED = re.compile(f"({re.escape(START)}(?:{re.escape(IMAGE)}|{re.escape(VIDEO)})*{re.escape(END)})")
+_SPELLED = re.compile(
+    rf"((?:<\d+\.\d seconds>)?{re.escape(START)}(?:{re.escape(IMAGE)}|{re.escape(VIDEO)})*{re.escape(END)})"
+)
+"""An image, or a step of a video with its time. Nothing in neutralised text looks like one."""
 
 
 def spell_visual(visual: Visual) -> str:
