@@ -134,6 +134,8 @@ class TestAround:
         self, before: str, after: str, inside: list[str], others: list[str], qwen: LoadedTokenizer, seams: Seams
     ) -> None:
         listed = [before + text + after for text in inside] + others + [before, after, before + "x", "x" + after]
+        # They have what is tokenised once, and go on otherwise than the text that the seam was found in.
+        listed += [before[: seams.last(before)] + "ing", "ing" + after[seams.first(after) :]]
         around = Around(qwen.ids, seams, before, after)
         for some in (listed, listed[::-1]):
             ids = around.ids(some)
