@@ -375,7 +375,8 @@ def test_what_is_shown_counts_until_it_is_released() -> None:
             with pytest.raises(InvalidRequest):
                 await loader.load(request((Image(PICTURE), BAD)))
             late = Video([PICTURE, PICTURE, "data:,x"])  # all of its frames are counted before the last one fails
-            await loader.load(request((late,)), skip_bad_documents=True)
+            loaded = await loader.load(request((late,)), skip_bad_documents=True)
+            assert list(loaded.failed) == [0]
             assert [budget.held for budget in loader._memory] == [0, 0, 0]
 
     asyncio.run(run())

@@ -75,6 +75,13 @@ def test_slices_of_any_length_join(data: bytes, length: int, random: Any) -> Non
         assert local_size(uri, NOWHERE) >= len(data)
 
 
+def test_nothing_lies_behind_the_padding_whatever_the_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_SLICE", 4)
+    assert read("data:;base64,AAAAAA==") == bytes(4)
+    with pytest.raises(BadMedia, match="not valid base64"):
+        read("data:;base64,AA==BBBB")
+
+
 @pytest.mark.parametrize("form", ["data:,", "data:;base64,"])
 def test_escapes_take_no_memory_of_their_own(form: str) -> None:
     """Three characters each; as one object each they would take 400 MB."""

@@ -395,14 +395,15 @@ def test_key_frames_save_work() -> None:
 
 
 def test_memory_is_held_for_what_a_decoder_takes() -> None:
-    data = film(films.MP4, frames=4, size=(640, 480))
-    with pytest.raises(
-        BadMedia, match=r"it takes about [\d.]+ MiB of memory, over the limit of [\d.]+ MiB for decoding"
-    ):
-        read(data, limits=Limits(memory=videos._PROBE_MEMORY))
     small = Budget(videos._PROBE_MEMORY, "decoding")
+    data = film(films.MP4, frames=4, size=(640, 480))
     assert len(read(data, decoding=Decoding(small, 60.0, threading.Event()))[0]) == 4
     assert small.held == 0
+    data = film(films.MP4, frames=4, size=(1920, 1280))
+    with pytest.raises(
+        BadMedia, match=r"it takes about [\d.]+ MiB of memory, over the limit of 108.0 MiB for decoding"
+    ):
+        read(data, decoding=Decoding(small, 60.0, threading.Event()))
 
 
 def in_fragments(data: bytes) -> bytes:
