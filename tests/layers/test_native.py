@@ -6,6 +6,7 @@ import ctypes
 import shutil
 import struct
 import subprocess
+import weakref
 from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -259,14 +260,22 @@ def test_an_error_gives_memory_back_and_keeps_none_alive(kernels: Kernels) -> No
     own = Kernels(kernels.library, HAS_VECTORS)
     x = own.tile(ROWS)
     lent = own._rooms._lent
+    weights = []
 
     def fail() -> None:
+        weight = torch.ones(64).bfloat16()
+        weights.append(weakref.ref(weight))
         with own.together():
-            norm(own, x)
-            raise KeyError
+            own.rms_norm(x, weight, 1e-6)
+            del weight
+            assert weights[0]() is not None
+            own._compute(struct.pack("q", -1), (), ())
 
-    with pytest.raises(KeyError):
+    # The error is kept, as a log or a debugger keeps one, and with it the frames that it passed.
+    with pytest.raises(KernelsError) as error:
         fail()
+    assert error.traceback
+    assert weights[0]() is None
     assert own._rooms._lent == lent
     at = norm(own, x).at
     with own.together():
