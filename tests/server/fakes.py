@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -53,6 +54,14 @@ def fake_score(query: Content, document: Content) -> float:
 def fake_probability(prompt: str | tuple[int, ...], label: int) -> float:
     """A probability that any change of the prompt or the label changes."""
     return fake_score(text_content(repr(prompt)), text_content(str(label)))
+
+
+def written_out(request: LabelRequest) -> list[Any]:
+    """The whole prompts of a request, what they share put before or behind each."""
+    shared: Any = request.shared
+    if shared is None:
+        return list(request.prompts)
+    return [prompt + shared if request.shared_last else shared + prompt for prompt in request.prompts]
 
 
 class FakeReranker:
@@ -116,12 +125,12 @@ class FakeReranker:
         self.labelled.append(request)
         if self.info.family != "decoder":
             raise InvalidRequest("model", "has no head over its vocabulary")
-        if any(isinstance(prompt, str) and prompt.startswith("break") for prompt in request.prompts):
+        prompts = written_out(request)
+        if any(isinstance(prompt, str) and prompt.startswith("break") for prompt in prompts):
             raise RuntimeError("a secret of the engine room")
         return LabelResult(
             probabilities=tuple(
-                tuple(fake_probability(prompt, label) for label in request.labels.token_ids)
-                for prompt in request.prompts
+                tuple(fake_probability(prompt, label) for label in request.labels.token_ids) for prompt in prompts
             ),
             prompt_tokens=len(request.prompts),
             computed_tokens=0,

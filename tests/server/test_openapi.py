@@ -15,7 +15,7 @@ from jsonschema.exceptions import best_match
 
 from rerankd.core import EngineClosed, LabelRequest, LabelResult, RerankRequest, RerankResult
 from rerankd.server.app import Settings, create_app
-from tests.server.fakes import INFO, MODEL, FakeReranker, running, words
+from tests.server.fakes import INFO, MODEL, FakeReranker, running, words, written_out
 from tests.server.test_clients_that_leave import until
 
 LONG = "word " * (INFO.max_model_len + 1)
@@ -34,7 +34,7 @@ class Decoder(FakeReranker):
         return await super().answer(request)
 
     async def label(self, request: LabelRequest) -> LabelResult:
-        if any(isinstance(prompt, str) and prompt.startswith("close") for prompt in request.prompts):
+        if any(isinstance(prompt, str) and prompt.startswith("close") for prompt in written_out(request)):
             raise EngineClosed("too late")
         return await super().label(request)
 

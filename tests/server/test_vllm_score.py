@@ -14,7 +14,7 @@ from rerankd.core import LabelRequest, Labels, RerankRequest, RerankResult, text
 from rerankd.reranker import Reranker
 from rerankd.server.app import Settings
 from rerankd.version import __version__
-from tests.server.fakes import INFO, MODEL, FakeReranker, fake_probability, fake_score, running
+from tests.server.fakes import INFO, MODEL, FakeReranker, fake_probability, fake_score, running, written_out
 
 PATHS = ["/score", "/v1/score", "/vllm/score", "/vllm/v1/score"]
 FORMS = [("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"), ("queries", "items")]
@@ -157,9 +157,10 @@ def test_sglangs_score_gives_the_labels_probabilities() -> None:
             assert answer.headers["X-Rerankd-Ignored"] == "model"
             assert decoder.labelled[-1].labels == Labels((9, 2), among_themselves=False)
         post(url, **body, item_first=True, apply_softmax=True)
-        assert decoder.labelled[-1] == LabelRequest(("bq", "aq"), Labels((9, 2), among_themselves=True))
+        labels = Labels((9, 2), among_themselves=True)
+        assert decoder.labelled[-1] == LabelRequest(("b", "a"), labels, shared="q", shared_last=True)
         post(url, **{**body, "query": [1, 2], "items": [[3], []]})
-        assert decoder.labelled[-1].prompts == ((1, 2, 3), (1, 2))
+        assert written_out(decoder.labelled[-1]) == [(1, 2, 3), (1, 2)]
         assert requests.get(f"{url}/health_generate", timeout=30).status_code == 200
         # vLLM's own fields are told apart on the route that both have.
         assert post(url, text_1="a", text_2="b").json()["data"][0]["score"] == score("a", "b")
