@@ -6,12 +6,14 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from rerankd import work
-from rerankd.core import EngineClosed, InvalidRequest
+from rerankd.core import EngineClosed, InvalidRequest, RerankRequest, text_content
 from rerankd.limits import RequestLimits
+from rerankd.prompts import load_prompts
 from rerankd.work import Workers
 
 
@@ -160,3 +162,12 @@ def test_documents_that_fail_are_noted_where_they_are_left_out() -> None:
         with pytest.raises(InvalidRequest):
             work.refuse(errors[2])
     assert failed == {3: errors[0], 12: errors[1]}
+
+
+def test_prompts_of_encoders_are_counted_while_they_are_built(minilm_path: Path) -> None:
+    """A long query is copied for each document: it is told before it was copied for all."""
+    prompts = load_prompts(minilm_path, family="cross-encoder", positions=512)
+    request = RerankRequest(text_content("word " * 100), (text_content("a"),) * 1000)
+    with work.bounded(RequestLimits(tokens=1000)), pytest.raises(InvalidRequest, match="tokens"):
+        prompts.build(request)
+    assert prompts.build(request).prompt_tokens > 100_000

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rerankd.prompts import LoadedPrompts, load_prompts
+import pytest
+
+from rerankd import work
+from rerankd.core import EngineClosed, InvalidRequest
+from rerankd.limits import RequestLimits
+from rerankd.prompts import LoadedPrompts, load_prompts, tokenizer
 from rerankd.prompts.tokenizer import FEW_CHARACTERS
 from tests.texts import DOCUMENTS
 
@@ -18,3 +23,29 @@ def test_few_texts_and_many_become_the_same_tokens(qwen3: LoadedPrompts, xlmr_fo
         ids = loaded.tokenizer.ids(many)
         assert ids == [loaded.tokenizer.ids([text])[0] for text in many]
         assert len(set(map(tuple, ids))) == len(set(texts))
+
+
+def test_reading_ends_between_two_slices_when_nobody_waits_for_it(
+    qwen3: LoadedPrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+
+    def look() -> None:
+        looks.append(len(looks))
+        if len(looks) == 3:
+            raise EngineClosed("Nobody waits.")
+
+    monkeypatch.setattr(work, "check", look)
+    monkeypatch.setattr(tokenizer, "SLICE_CHARACTERS", 2 * FEW_CHARACTERS)
+    with pytest.raises(EngineClosed):
+        qwen3.tokenizer.ids(["a word " * FEW_CHARACTERS] * 100)
+    assert len(looks) == 3
+
+
+def test_reading_ends_at_far_more_tokens_than_a_request_may_have(qwen3: LoadedPrompts) -> None:
+    texts = ["a word " * 100] * 10
+    tokens = sum(map(len, qwen3.tokenizer.ids(texts)))
+    with work.bounded(RequestLimits(tokens=tokens // work.SPARE)):
+        qwen3.tokenizer.ids(texts)
+    with work.bounded(RequestLimits(tokens=tokens // work.SPARE - 1)), pytest.raises(InvalidRequest, match="tokens"):
+        qwen3.tokenizer.ids(texts)

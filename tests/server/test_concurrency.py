@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -12,8 +14,9 @@ from typing import Any
 import pytest
 import requests
 
-from rerankd import Reranker
-from rerankd.core import PackedBatch
+from rerankd import Reranker, work
+from rerankd.core import EngineClosed, PackedBatch
+from rerankd.prompts.tokenizer import LoadedTokenizer
 from rerankd.server.app import Settings
 from tests.server.fakes import running
 from tests.server.test_clients_that_leave import open_call, until
@@ -81,3 +84,21 @@ def test_a_client_that_hangs_up_frees_the_engine(bert_checkpoint: Path, monkeypa
             answer = requests.post(f"{url}/v1/rerank", json={"query": "one", "documents": ["a"]}, timeout=60)
             assert answer.status_code == 200
     assert batches[0] == 2
+
+
+async def test_closing_ends_what_is_tokenised(bert_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = threading.Event()
+
+    def endless(self: LoadedTokenizer, texts: Sequence[str]) -> list[list[int]]:
+        began.set()
+        while True:
+            work.check()
+            time.sleep(0.01)
+
+    with Reranker(str(bert_checkpoint), dtype="float32") as reranker:
+        monkeypatch.setattr(LoadedTokenizer, "ids", endless)
+        answer = asyncio.ensure_future(reranker.arerank("a", ["b"]))
+        assert await asyncio.to_thread(began.wait, 30)
+        reranker.close()
+        with pytest.raises(EngineClosed):
+            await asyncio.wait_for(answer, 60)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -113,12 +113,14 @@ async def answer(request: Request, routed: Sequence[Routed], desk: Desk) -> Resp
     exchange = _Exchange(request, routed, desk)
     try:
         if not exchange.endpoint.reads:
+            await exchange.parse(b"{}")
             return await _while_connected(request, exchange.answer())
         # What is refused costs nothing: its body is not read.
         desk.places.check()
         async with desk.bodies.read(request) as body:
             with desk.places.take():
-                return await _while_connected(request, exchange.answer(body))
+                await exchange.parse(body)
+                return await _while_connected(request, exchange.answer())
     except (Gone, ClientDisconnect):
         log.info("%r: the client hung up", exchange.id)
         return Response(status_code=499)
@@ -149,6 +151,7 @@ class _Exchange:
         self.request = request
         self.dialect, self.endpoint = _claiming(routed, {}, request)
         self.call: Call[Any] | None = None
+        self._large = False
         self._routed = routed
         self._desk = desk
         self._called: Called = request.state.called
@@ -160,22 +163,30 @@ class _Exchange:
     def refusal(self, problem: Problem) -> Response:
         return refusal(self.dialect, problem)
 
-    async def answer(self, body: bytes | bytearray = b"{}") -> Response:
-        large = len(body) > LARGE
-        call = self.call = await self._maybe_in_thread(large, partial(self._parse, body))
-        if call.id and not self.request.headers.get("x-request-id"):
-            self._called.rename(call.id)
+    async def parse(self, body: bytes | bytearray) -> None:
+        """Find out what the call asks for, and name it as it asks to be named."""
+        parse = partial(self._parse, body)
+        self._large = len(body) > LARGE
+        if self._large:
+            self.call = await _while_connected(self.request, self._desk.workers.run(parse))
+        else:
+            self.call = parse()
+        if self.call.id and not self.request.headers.get("x-request-id"):
+            self._called.rename(self.call.id)
+
+    async def answer(self) -> Response:
+        """Do what the call asks for, once it is parsed."""
+        call = self.call
+        assert call is not None
         results: Sequence[RerankResult | LabelResult] = ()
         if call.requests:
             results = await _all(self._desk.reranker, call)
         elif call.labels is not None:
             results = [await self._desk.reranker.label(call.labels)]
         self._called.results = results
-        large = large or sum(result.scored for result in results) > SOON_RENDERED
-        return await self._maybe_in_thread(large, partial(self._render, call, results, large))
-
-    async def _maybe_in_thread(self, large: bool, task: Callable[[], T]) -> T:
-        return await self._desk.workers.run(task) if large else task()
+        if self._large or sum(result.scored for result in results) > SOON_RENDERED:
+            return await self._desk.workers.run(partial(self._render, call, results, True))
+        return self._render(call, results, False)
 
     def _parse(self, body: bytes | bytearray) -> Call[Any]:
         served = self._desk.served
