@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from rerankd.core import InvalidRequest
+from rerankd.core import MAX_CHARACTERS, InvalidRequest
 
-LimitName: TypeAlias = Literal["values", "documents", "parts", "fields", "labels", "chunks", "tokens"]
+LimitName: TypeAlias = Literal["values", "documents", "characters", "parts", "fields", "labels", "chunks", "tokens"]
 WHAT: dict[LimitName, str] = {
     "values": "JSON values",
     "documents": "documents",
+    "characters": "characters of one text",
     "parts": "content parts",
     "fields": "fields to read of a document",
     "labels": "labels",
@@ -25,6 +26,7 @@ class RequestLimits:
 
     values: JSON values in a body, and numbers in an answer
     documents: documents, pairs or items
+    characters: characters of the query, of a document, or of the instruction; `LoadOptions.max_characters` enforces it
     parts: content parts of the query and of all documents
     fields: fields that are read of a document that is an object
     labels: tokens whose probabilities are asked for
@@ -34,6 +36,7 @@ class RequestLimits:
 
     values: int = 1_000_000
     documents: int = 10_000
+    characters: int = MAX_CHARACTERS
     parts: int = 100_000
     fields: int = 100
     labels: int = 1_000

@@ -15,6 +15,7 @@ from rerankd.cli import default_model as defaults
 from rerankd.cli import launch_server, main, serve
 from rerankd.cli.options import token_count
 from rerankd.cli.start import Launch, Media, TracesTo
+from rerankd.media.limits import Limits
 
 
 class Started:
@@ -81,7 +82,12 @@ SERVED = Launch(
     chat_template="t.jinja",
     default_instruction="find",
     media=Media(
-        (Path(__file__).parent, Path(__file__).parents[1]), True, 2.5, 4096, 65536, {"max_pixels": 7, "fps": 2.0}
+        (Path(__file__).parent, Path(__file__).parents[1]),
+        True,
+        Limits(timeout=2.5, decode_timeout=7.0, memory=100 << 20),
+        4096,
+        65536,
+        {"max_pixels": 7, "fps": 2.0},
     ),
 )
 SERVE_WORDS = shlex.split(
@@ -90,7 +96,8 @@ SERVE_WORDS = shlex.split(
     "3 --revision main --hub modelscope --device cuda:1 --dtype half --quantization int8 --max-model-len 4K "
     '--max-num-batched-tokens 8k --hf-overrides \'{"architectures":["X"]}\' --chat-template t.jinja '
     f"--default-instruction find --allowed-local-media-path {Path(__file__).parent} --allowed-local-media-path "
-    f"{Path(__file__).parents[1]} --allow-private-media --media-timeout 2.5 --min-pixels 4096 --max-pixels 65536 "
+    f"{Path(__file__).parents[1]} --allow-private-media --media-timeout 2.5 "
+    "--media-decode-timeout 7 --media-memory-mb 100 --min-pixels 4096 --max-pixels 65536 "
     '--mm-processor-kwargs \'{"size":{"longest_edge":7},"fps":2}\''
 )
 

@@ -97,7 +97,7 @@ def test_a_text_of_too_many_characters_is_refused(family: str, qwen3: LoadedProm
     ):
         error = refusal(prompts, asked)
         assert error.field == field
-        assert error.problem.startswith("has 101 characters and max_characters allows 100")
+        assert error.problem.startswith("has 101 characters, and 100 are allowed in one text (--max-request-characters")
     assert prompts.build(request("a" * 100, ["b" * 100] * 3)).suffixes
 
 
@@ -114,6 +114,6 @@ def test_in_every_face(qwen3_checkpoint: Path) -> None:
         assert len(reranker.tokenize("a b")) == 2
         with pytest.raises(InvalidRequest, match=r"prompts\[1\]: has 1004 characters"):
             reranker._labelling.submit(LabelRequest(("a", long), Labels((1, 2))))
-    two_million = pytest.raises(InvalidRequest, match="2000001 characters and max_characters allows 2000000")
+    two_million = pytest.raises(InvalidRequest, match="2000001 characters, and 2000000 are allowed")
     with Reranker(qwen3_checkpoint, device="cpu", dtype="float32") as reranker, two_million:
         reranker.rerank("q", ["a" * 2_000_001])

@@ -10,9 +10,10 @@ import typer
 from rerankd.cli import door, options
 from rerankd.cli.options import DialectName, HubName, LogFormatName, LogLevel
 from rerankd.cli.sglang_flags import SGLANG
-from rerankd.cli.start import MEDIA_TIMEOUT, Launch, Media, TracesTo, start
+from rerankd.cli.start import MEDIA, Launch, Media, TracesTo, start
 from rerankd.cli.variables import SGLANG_VARIABLES
 from rerankd.limits import RequestLimits
+from rerankd.media.limits import Limits
 
 
 def launch_server(
@@ -34,6 +35,7 @@ def launch_server(
     body_timeout: options.BodyTimeout = 60.0,
     max_request_values: options.MaxValues = options.LIMITS.values,
     max_request_documents: options.MaxDocuments = options.LIMITS.documents,
+    max_request_characters: options.MaxCharacters = options.LIMITS.characters,
     max_request_parts: options.MaxParts = options.LIMITS.parts,
     max_request_fields: options.MaxFields = options.LIMITS.fields,
     max_request_labels: options.MaxLabels = options.LIMITS.labels,
@@ -82,7 +84,9 @@ def launch_server(
     default_instruction: options.Instruction = None,
     allowed_local_media_path: options.LocalMedia = None,
     allow_private_media: options.PrivateMedia = False,
-    media_timeout: options.MediaTimeout = MEDIA_TIMEOUT,
+    media_timeout: options.MediaTimeout = MEDIA.timeout,
+    media_decode_timeout: options.MediaDecodeTimeout = MEDIA.decode_timeout,
+    media_memory_mb: options.MediaMemory = MEDIA.memory / (1 << 20),
     min_pixels: options.MinPixels = None,
     max_pixels: options.MaxPixels = None,
     api_key: door.ApiKeys = None,
@@ -115,6 +119,7 @@ def launch_server(
             request_limits=RequestLimits(
                 values=max_request_values,
                 documents=max_request_documents,
+                characters=max_request_characters,
                 parts=max_request_parts,
                 fields=max_request_fields,
                 labels=max_request_labels,
@@ -138,7 +143,11 @@ def launch_server(
             media=Media(
                 tuple(allowed_local_media_path or ()),
                 allow_private_media,
-                media_timeout,
+                Limits(
+                    timeout=media_timeout,
+                    decode_timeout=media_decode_timeout,
+                    memory=int(media_memory_mb * (1 << 20)),
+                ),
                 min_pixels,
                 max_pixels,
             ),

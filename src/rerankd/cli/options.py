@@ -62,6 +62,7 @@ def _limit(name: LimitName) -> Any:
 
 MaxValues = Annotated[int, _limit("values")]
 MaxDocuments = Annotated[int, _limit("documents")]
+MaxCharacters = Annotated[int, _limit("characters")]
 MaxParts = Annotated[int, _limit("parts")]
 MaxFields = Annotated[int, _limit("fields")]
 MaxLabels = Annotated[int, _limit("labels")]
@@ -196,6 +197,10 @@ PrivateMedia = Annotated[
     typer.Option("--allow-private-media", help="Fetch images and videos from private and loopback addresses too."),
 ]
 MediaTimeout = Annotated[float, typer.Option(min=0.001, help="Seconds to fetch one image or video.")]
+MediaDecodeTimeout = Annotated[float, typer.Option(min=0.001, help="Seconds to decode one image or video.")]
+MediaMemory = Annotated[
+    float, typer.Option("--media-memory-mb", min=1, help="Megabytes that the images and videos of all requests take.")
+]
 MinPixels = Annotated[
     int | None, typer.Option(min=1, help="An image is enlarged to as many. [default: the model authors' own]")
 ]

@@ -9,10 +9,11 @@ import typer
 
 from rerankd.cli import door, options
 from rerankd.cli.options import DialectName, HubName, LogFormatName, LogLevel
-from rerankd.cli.start import MEDIA_TIMEOUT, Launch, Media, TracesTo, start
+from rerankd.cli.start import MEDIA, Launch, Media, TracesTo, start
 from rerankd.cli.variables import VLLM_VARIABLES
 from rerankd.cli.vllm_flags import VLLM
 from rerankd.limits import RequestLimits
+from rerankd.media.limits import Limits
 
 
 def serve(
@@ -34,6 +35,7 @@ def serve(
     body_timeout: options.BodyTimeout = 60.0,
     max_request_values: options.MaxValues = options.LIMITS.values,
     max_request_documents: options.MaxDocuments = options.LIMITS.documents,
+    max_request_characters: options.MaxCharacters = options.LIMITS.characters,
     max_request_parts: options.MaxParts = options.LIMITS.parts,
     max_request_fields: options.MaxFields = options.LIMITS.fields,
     max_request_labels: options.MaxLabels = options.LIMITS.labels,
@@ -94,7 +96,9 @@ def serve(
     default_instruction: options.Instruction = None,
     allowed_local_media_path: options.LocalMedia = None,
     allow_private_media: options.PrivateMedia = False,
-    media_timeout: options.MediaTimeout = MEDIA_TIMEOUT,
+    media_timeout: options.MediaTimeout = MEDIA.timeout,
+    media_decode_timeout: options.MediaDecodeTimeout = MEDIA.decode_timeout,
+    media_memory_mb: options.MediaMemory = MEDIA.memory / (1 << 20),
     min_pixels: options.MinPixels = None,
     max_pixels: options.MaxPixels = None,
     mm_processor_kwargs: options.MmProcessorKwargs = None,
@@ -129,6 +133,7 @@ def serve(
             request_limits=RequestLimits(
                 values=max_request_values,
                 documents=max_request_documents,
+                characters=max_request_characters,
                 parts=max_request_parts,
                 fields=max_request_fields,
                 labels=max_request_labels,
@@ -154,7 +159,11 @@ def serve(
             media=Media(
                 tuple(allowed_local_media_path or ()),
                 allow_private_media,
-                media_timeout,
+                Limits(
+                    timeout=media_timeout,
+                    decode_timeout=media_decode_timeout,
+                    memory=int(media_memory_mb * (1 << 20)),
+                ),
                 min_pixels,
                 max_pixels,
                 mm_processor_kwargs or {},

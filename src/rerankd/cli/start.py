@@ -20,6 +20,7 @@ from rerankd.cli.default_model import default_model
 from rerankd.cli.door import Door
 from rerankd.core import ModelError, RerankdError
 from rerankd.limits import RequestLimits
+from rerankd.media.limits import Limits
 from rerankd.version import __version__
 
 if TYPE_CHECKING:
@@ -30,22 +31,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rerankd")
 
-MEDIA_TIMEOUT = 30.0
-"""Seconds; vLLM's are 5 for an image and 30 for a video."""
+MEDIA = Limits()
+"""What media may cost by default. Seconds to fetch one are vLLM's for a video; vLLM has 5 for an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Media:
     """What requests may have images and videos read from, and how large a model is shown them.
 
-    timeout: seconds to fetch one
+    limits: what media may cost
     min_pixels, max_pixels: of an image that says nothing of it; None for what `shown` says
     shown: fields of `media.sizing.Sizing`
     """
 
     local_folders: tuple[Path, ...] = ()
     allow_private: bool = False
-    timeout: float = MEDIA_TIMEOUT
+    limits: Limits = MEDIA
     min_pixels: int | None = None
     max_pixels: int | None = None
     shown: Mapping[str, Any] = field(default_factory=dict)
@@ -155,7 +156,6 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
             model, names = choice.model, names or choice.names
             _say(choice.why, launch)
 
-        from rerankd.media.limits import Limits
         from rerankd.media.sources import Access
         from rerankd.options import LoadOptions
         from rerankd.reranker import Reranker
@@ -174,8 +174,9 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
             chat_template=launch.chat_template,
             default_instruction=launch.default_instruction,
             request_limits=launch.request_limits,
+            max_characters=launch.request_limits.characters,
             media_access=Access(launch.media.local_folders, launch.media.allow_private),
-            media_limits=Limits(timeout=launch.media.timeout),
+            media_limits=launch.media.limits,
             media_sizing=_sizing(launch.media),
         )
         traces = _traces(launch, (names or (model,))[0])

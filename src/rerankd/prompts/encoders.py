@@ -44,12 +44,12 @@ class PlainTexts:
 
     def _neutralised(self, text: str) -> list[int]:
         """For a vocabulary that spells special tokens as pieces, as XLM-R's Unigram model does: part them."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
         spans = [span for span, token in zip(encoding.offsets, encoding.ids, strict=True) if token in self._special]
         for start, end in reversed(spans):
             middle = (start + end) // 2
             text = f"{text[:middle]} {text[middle:]}"
-        parted = self._tokenizer.encode(text, add_special_tokens=False)
+        (parted,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
         return [token for token in parted.ids if token not in self._special]
 
 

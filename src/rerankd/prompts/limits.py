@@ -124,5 +124,6 @@ def too_many_characters(field: str, count: int, most: int) -> InvalidRequest:
     """What to raise for a text of too many characters."""
     return InvalidRequest(
         field,
-        f"has {count} characters and max_characters allows {most} in one text; shorten it, or split it into several",
+        f"has {count} characters, and {most} are allowed in one text (--max-request-characters, in Python "
+        "max_characters); shorten it, or split it into several",
     )

@@ -96,7 +96,8 @@ class LoadedTokenizer:
     def _start(self, text: str, length: int, tokens: int) -> str | None:
         """The first `length` characters, if enough words end in them behind the first `tokens` tokens."""
         start = text[:length]
-        words = self.tokenizer.encode(start, add_special_tokens=False).word_ids
+        # A batch, since `encode` lets no other thread run.
+        words = self.tokenizer.encode_batch([start], add_special_tokens=False)[0].word_ids
         return start if len(set(words[tokens:])) > UNSETTLED_WORDS else None
 
     def _end(self, text: str, length: int, tokens: int) -> str | None:
