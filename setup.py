@@ -6,13 +6,13 @@ from runpy import run_path
 
 from setuptools import Extension, setup
 
-KERNELS = "src/rerankd/layers/native"
+KERNELS = "src/rerankd/backends/cpu/native"
 DIGEST = run_path(f"{KERNELS}/sources.py")["digest"](Path(KERNELS))
 
 setup(
     ext_modules=[
         Extension(
-            "rerankd.layers.native._kernels",
+            "rerankd.backends.cpu.native._kernels",
             sources=sorted(glob(f"{KERNELS}/*.c")),
             depends=sorted(glob(f"{KERNELS}/*.h")),
             # `Kernels.load` compares this with the sources that lie beside the library.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from rerankd.layers.native import Kernels
+from rerankd.backends.cpu.native import Kernels
 
 SOURCE = Path(__file__).parent / "peak.c"
 SUMS = 24

@@ -27,8 +27,8 @@ import PIL.Image
 import torch
 
 from rerankd import Reranker
+from rerankd.backends.select import place
 from rerankd.core import Image
-from rerankd.engine.device import place
 
 ROUNDS = 3
 DOCUMENTS = 20
@@ -63,7 +63,7 @@ def speed(folder: Path, dtype: str = "auto") -> None:
     """Every round has a picture and texts of its own, so that neither engine can remember any."""
     from tests import vision
 
-    chosen = place("cpu", dtype, None).runtime.dtype
+    chosen = place("cpu", dtype).dtype
     processor, model = vision.processor(folder), vision.load(folder, chosen)
 
     def pair_by_pair(query: PIL.Image.Image, texts: list[str]) -> list[float]:

@@ -25,12 +25,13 @@ from typing import Any
 import torch
 
 from benchmarks.peak import peak_rates
+from rerankd.backends.cpu.native import Int8Rows, Kernels, TiledWeight
+from rerankd.backends.cpu.rows import StripRows
 from rerankd.bench.limit import Lengths, gemm_rate, work
+from rerankd.bench.offline import reads_firsts
 from rerankd.bench.workloads import KINDS, Corpus, Workload
 from rerankd.engine.batcher import Slice
-from rerankd.layers.native import Int8Rows, Kernels, TiledWeight
-from rerankd.layers.rows import StripRows
-from rerankd.models.config import read_json
+from rerankd.models.checkpoint.config import read_json
 from rerankd.reranker import Reranker
 
 OPERATIONS = ("rms_norm", "norm_rotate", "add_layer_norm", "tile", "choose", "quantize", "product", "attention")
@@ -61,6 +62,7 @@ def main() -> None:
         for request in requests:
             reranker.rerank(*request, show_progress=False)
         config, family = read_json(reranker.info.path / "config.json"), reranker.info.family
+        firsts = reads_firsts(reranker)
     stats = pstats.Stats(profile)
     rows = sorted(stats.stats.items(), key=lambda row: -row[1][2])  # type: ignore[attr-defined]
     whole = sum(row[1][2] for row in rows)
@@ -73,7 +75,7 @@ def main() -> None:
         return
     idle = seconds["forward"] - seconds["kernels"]
     print(f"no kernel runs: {idle / seconds['forward']:.1%}, {1e3 * idle / len(requests):.3g} ms a request")
-    works = [work(config, family, Lengths.of(result)) for result in results]
+    works = [work(config, family, Lengths.of(result), firsts) for result in results]
     done["bfloat16"] += sum(one.attention for one in works)
     rates = {kind: gemm_rate(works[0], kind) for kind in sorted(done)}
     shares = ", ".join(

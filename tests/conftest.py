@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from rerankd.layers.native import Kernels
+from rerankd.backends.cpu.native import Kernels
 from tests import checkpoints, vocabularies
 from tests.watch import watched
 

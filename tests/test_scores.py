@@ -22,10 +22,9 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from rerankd import Chunking, InvalidRequest, Reranker
+from rerankd.backends.cpu import backend, runtime
+from rerankd.backends.cpu.native import Kernels
 from rerankd.core import RerankRequest, Text, Truncation, text_content
-from rerankd.engine import device
-from rerankd.layers import runtime
-from rerankd.layers.native import Kernels
 from tests import checkpoints, references
 from tests.conftest import MakeCheckpoint
 from tests.references import Pair
@@ -179,9 +178,9 @@ def test_how_many_rows_pass_a_layer_together_does_not_matter(
     with Reranker(folder, device="cpu", dtype=dtype) as reranker:
         whole = reranker.score(pairs)
     monkeypatch.setattr(runtime, "CHUNK_STEP", 32)
-    monkeypatch.setattr(device, "CPU_CHUNK_VALUES", 1)
-    monkeypatch.setattr(device, "TILED_CHUNK_VALUES", 1)
-    assert device.place("cpu", dtype).runtime.rows_at_once(64) == 32
+    monkeypatch.setattr(backend, "CHUNK_VALUES", 1)
+    monkeypatch.setattr(backend, "KERNEL_CHUNK_VALUES", 1)
+    assert backend.CpuBackend(getattr(torch, dtype)).runtime.rows_at_once(64) == 32
     with Reranker(folder, device="cpu", dtype=dtype) as reranker:
         assert largest_difference(reranker.score(pairs), whole) <= (1e-6 if dtype == "float32" else 5e-3)
 

@@ -10,7 +10,7 @@ import torch
 
 from rerankd.core import PromptGroup, Segment
 from rerankd.engine.packing import pack
-from rerankd.models.qwen3_vl import visual_positions
+from rerankd.models.grids import visual_positions
 from tests import vision
 from tests.pairs import Pair, pairs
 
@@ -51,7 +51,7 @@ def test_grids(cases: dict[str, Pair], prompts: list[tuple[Segment, Segment]]) -
 
 
 def test_positions_of_packed_tokens(cases: dict[str, Pair], groups: list[PromptGroup]) -> None:
-    batch = pack(groups, "decoder", torch.device("cpu"))
+    batch = pack(groups, True, torch.device("cpu"))
     pads = torch.tensor([vision.IMAGE, vision.VIDEO])
     positions = visual_positions(batch, torch.isin(batch.token_ids, pads).tolist(), merge=2)
     spans = [(group.prefix, suffix) for group in batch.groups for suffix in group.suffixes]

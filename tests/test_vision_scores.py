@@ -135,7 +135,7 @@ def test_hidden_states_of_every_layer(qwen3_vl_checkpoint: Path, cases: dict[str
         reranker.collect(submitted)  # the engine's own run is over when the layers are replaced
         group = submitted.group
         model = reranker._engine.model
-        decoder = model.decoder  # type: ignore[attr-defined]
+        decoder = model.transformer  # type: ignore[attr-defined]
         ours: list[torch.Tensor] = []
 
         def recorded(layer):  # type: ignore[no-untyped-def]
@@ -143,10 +143,11 @@ def test_hidden_states_of_every_layer(qwen3_vl_checkpoint: Path, cases: dict[str
                 ours.append(x.clone())
                 return layer(x, *rest, **more)
 
+            vars(call).update(vars(layer))
             return call
 
         decoder.layers = [recorded(layer) for layer in decoder.layers]
-        batch = pack([group], "decoder", torch.device("cpu"))
+        batch = pack([group], model.shares_prefix, torch.device("cpu"))
         model(batch)
     assert len(group.prefix.visuals) == 2
     (packed,) = batch.groups

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rerankd.layers.native import Kernels
-from rerankd.layers.rows import StripRows
+from rerankd.backends.cpu.native import Kernels
+from rerankd.backends.cpu.rows import StripRows
 
 Span = tuple[int, int]
 """Addresses: the first byte and the one behind the last."""

@@ -12,7 +12,7 @@ from rerankd.limits import RequestLimits
 from rerankd.media.limits import Limits
 from rerankd.media.sizing import Sizing
 from rerankd.media.sources import Access
-from rerankd.models.hub import Hub
+from rerankd.models.checkpoint.hub import Hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class LoadOptions:
 
     model: a local folder, or an id on `hub`
     quantization: "int8" for 8-bit linear maps on a CPU, None for `dtype`
+    backend: "auto" for the fastest that supports the model; "torch", "cpu" or "cuda" for that one alone, to find faults
     max_model_len: tokens in one prompt; None for the model's own limit
     max_characters: characters of one text (query, document or instruction) at most; a longer one is an error
     max_batch_tokens: tokens in one packed batch; None for the device's own choice
@@ -38,6 +39,7 @@ class LoadOptions:
     device: str = "auto"
     dtype: str = "auto"
     quantization: str | None = None
+    backend: str = "auto"
     max_model_len: int | None = None
     max_characters: int = MAX_CHARACTERS
     max_batch_tokens: int | None = None

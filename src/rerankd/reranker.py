@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from rerankd.backends.select import place
 from rerankd.contents import ContentLike, to_content
 from rerankd.core import (
     Chunking,
@@ -37,15 +38,15 @@ from rerankd.core import (
     Visuals,
     identity,
 )
-from rerankd.engine.device import place, settle
 from rerankd.engine.engine import Engine
 from rerankd.labels import Labelling, SubmittedLabels
 from rerankd.limits import RequestLimits
-from rerankd.models.base import LanguageModel
-from rerankd.models.config import Config, read_config
-from rerankd.models.hub import resolve
+from rerankd.memory import trim_after_load
+from rerankd.models.checkpoint.config import Config, read_config
+from rerankd.models.checkpoint.hub import resolve
+from rerankd.models.checkpoint.weights import Checkpoint, Weights
+from rerankd.models.heads import TokenHead
 from rerankd.models.registry import find_architecture
-from rerankd.models.weights import Checkpoint, Weights
 from rerankd.options import LoadOptions, ModelInfo
 from rerankd.prompts import load_prompts
 from rerankd.prompts.limits import too_many_characters
@@ -91,7 +92,7 @@ class Reranker:
     def __init__(self, model: str | Path | LoadOptions, **options: Any) -> None:
         """model: a folder, a hub id, or all options at once; `options` are the fields of `LoadOptions`."""
         chosen = replace(model, **options) if isinstance(model, LoadOptions) else LoadOptions(str(model), **options)
-        placement = place(chosen.device, chosen.dtype, chosen.quantization)
+        placement = place(chosen.device, chosen.dtype, chosen.quantization, chosen.backend)
         if chosen.max_batch_tokens is not None and chosen.max_batch_tokens < 1:
             raise ModelError(f"The token budget of a batch must be at least 1, not {chosen.max_batch_tokens}.")
         folder = resolve(chosen.model, chosen.hub, chosen.revision)
@@ -108,16 +109,14 @@ class Reranker:
             default_instruction=chosen.default_instruction,
         )
         self._prompts = self._load_prompts(chat_template=chosen.chat_template)
-        weights = Weights(Checkpoint(folder), placement.runtime)
-        loaded = architecture.load(config, weights, self._prompts.token_id)
+        weights = Weights(Checkpoint(folder), placement.device, placement.dtype)
+        loaded = architecture.load(config, weights, self._prompts.token_id, placement)
         weights.finish()
-        settle()
-        self._activation = loaded.activation
+        trim_after_load()
+        self._activation = loaded.head.activation
         self._media = _media_loader(folder, config, chosen) if architecture.sees else None
-        self._engine = Engine(
-            loaded, architecture.family, placement.runtime.device, chosen.max_batch_tokens or placement.batch_tokens
-        )
-        vocabulary = loaded.vocabulary if isinstance(loaded, LanguageModel) else None
+        self._engine = Engine(loaded, placement.device, chosen.max_batch_tokens or placement.batch_tokens)
+        vocabulary = loaded.head.vocabulary if isinstance(loaded.head, TokenHead) else None
         verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, architecture.sees)
         self._limits = chosen.request_limits
         self._workers = Workers("rerankd-request")
@@ -127,7 +126,7 @@ class Reranker:
             path=folder,
             architecture=name,
             family=architecture.family,
-            device=placement.device_name,
+            device=str(placement.device),
             dtype=placement.dtype_name,
             max_model_len=self._prompts.max_tokens,
             takes_instruction=self._prompts.takes_instruction,

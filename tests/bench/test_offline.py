@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 
 from rerankd.bench import limit
 from rerankd.bench.limit import Lengths, Work, gemm_rate, work
-from rerankd.bench.offline import measure
+from rerankd.bench.offline import measure, reads_firsts
 from rerankd.bench.rounds import Round, Summary
 from rerankd.bench.workloads import KINDS, Corpus, Workload
 from rerankd.cli.bench import app
 from rerankd.core import RerankdError, RerankResult
 from rerankd.engine.batcher import Slice
-from rerankd.models.config import read_json
+from rerankd.models.checkpoint.config import read_json
 from rerankd.reranker import Reranker
 
 lengths = st.builds(Lengths, st.integers(1, 9), st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple))
@@ -115,7 +115,8 @@ def test_the_engine_multiplies_no_more_than_that(
         monkeypatch.setattr(engine, "_forward", counted)
         result = reranker.rerank("what is panda?", ["hi", "The giant panda is a bear.", "one two three four five"])
         config, family = read_json(reranker.info.path / "config.json"), reranker.info.family
-    found = work(config, family, Lengths.of(result))
+        firsts = reads_firsts(reranker)
+    found = work(config, family, Lengths.of(result), firsts)
     counts = counter.get_flop_counts()["Global"]
     products = (counts.get(torch.ops.aten.mm, 0) + counts.get(torch.ops.aten.addmm, 0)) // 2
     assert products == found.products + 3 * head_rows * config["hidden_size"]

@@ -76,6 +76,7 @@ SERVED = Launch(
     device="cuda:1",
     dtype="half",
     quantization="int8",
+    backend="torch",
     max_model_len=4096,
     max_batch_tokens=8000,
     hf_overrides={"architectures": ["X"]},
@@ -93,7 +94,8 @@ SERVED = Launch(
 SERVE_WORDS = shlex.split(
     "org/model --served-model-name a b --host 0.0.0.0 --port 9 --dialect sglang --uvicorn-log-level "
     "debug --max-body-mb 0.5 --disable-uvicorn-access-log --disable-fastapi-docs --shutdown-timeout "
-    "3 --revision main --hub modelscope --device cuda:1 --dtype half --quantization int8 --max-model-len 4K "
+    "3 --revision main --hub modelscope --device cuda:1 --dtype half --quantization int8 --backend torch "
+    "--max-model-len 4K "
     '--max-num-batched-tokens 8k --hf-overrides \'{"architectures":["X"]}\' --chat-template t.jinja '
     f"--default-instruction find --allowed-local-media-path {Path(__file__).parent} --allowed-local-media-path "
     f"{Path(__file__).parents[1]} --allow-private-media --media-timeout 2.5 "

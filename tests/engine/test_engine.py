@@ -12,13 +12,12 @@ from torch import Tensor
 
 from rerankd.core import PackedBatch, PromptGroup, Segment
 from rerankd.engine.engine import Engine, EngineClosed, EngineError
-from rerankd.models.base import Activation
 
 
 class SumModel:
     """The logit of a document is the sum of its token ids. A token 666 fails its batch, 667 gives a NaN."""
 
-    activation: Activation = "identity"
+    shares_prefix = True
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -47,7 +46,7 @@ def start(model: SumModel) -> Iterator[Callable[[int], Engine]]:
     engines: list[Engine] = []
 
     def make(budget: int) -> Engine:
-        engines.append(Engine(model, "decoder", torch.device("cpu"), budget))
+        engines.append(Engine(model, torch.device("cpu"), budget))
         return engines[-1]
 
     yield make

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerankd.core import Family, PromptGroup, Segment
+from rerankd.core import PromptGroup, Segment
 from rerankd.engine.batcher import Batcher, Job
 from rerankd.engine.packing import pack
 
@@ -27,15 +27,15 @@ def prompt_groups(draw: st.DrawFn, typed: bool = False) -> PromptGroup:
     return PromptGroup(prefix, suffixes, (False,) * len(suffixes))
 
 
-@given(st.lists(prompt_groups(), min_size=1, max_size=4), st.sampled_from(["decoder", "cross-encoder", "bi-encoder"]))
-def test_spans_hold_the_tokens_and_positions_of_their_segments(groups: list[PromptGroup], family: Family) -> None:
-    batch = pack(groups, family, CPU)
+@given(st.lists(prompt_groups(), min_size=1, max_size=4), st.booleans())
+def test_spans_hold_the_tokens_and_positions_of_their_segments(groups: list[PromptGroup], shares_prefix: bool) -> None:
+    batch = pack(groups, shares_prefix, CPU)
     end = 0
     for group, packed in zip(groups, batch.groups, strict=True):
         for segment, span, first in [
             (group.prefix, packed.prefix, 0),
             *(
-                (suffix, span, len(group.prefix) if family == "decoder" else 0)
+                (suffix, span, len(group.prefix) if shares_prefix else 0)
                 for suffix, span in zip(group.suffixes, packed.suffixes, strict=True)
             ),
         ]:
@@ -50,7 +50,7 @@ def test_spans_hold_the_tokens_and_positions_of_their_segments(groups: list[Prom
 @given(st.lists(prompt_groups(typed=True), min_size=1, max_size=3), prompt_groups())
 def test_token_types_lie_beside_their_tokens(groups: list[PromptGroup], untyped: PromptGroup) -> None:
     laid = [*groups, untyped]
-    batch = pack(laid, "cross-encoder", CPU)
+    batch = pack(laid, False, CPU)
     expected = [
         kind
         for group in laid

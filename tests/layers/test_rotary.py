@@ -11,8 +11,7 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding
 
-from rerankd.layers.rotary import Rotary
-from rerankd.models.config import Config
+from rerankd.models.checkpoint.config import Config
 
 CPU = torch.device("cpu")
 
@@ -54,7 +53,7 @@ def test_frequencies_and_factor_are_transformers(kind: str, head_dim: int) -> No
         else:
             frequencies, factor = ROPE_INIT_FUNCTIONS[kind](theirs, CPU)
         own = Config(entries | {"rope_parameters": rope}, "config.json").rope()
-        assert torch.allclose(own.frequencies(head_dim, CPU), frequencies, rtol=1e-6, atol=0)
+        assert torch.allclose(own.frequencies(head_dim), frequencies, rtol=1e-6, atol=0)
         assert own.attention_factor == pytest.approx(factor, rel=1e-6)
         seen.add((round(float(frequencies.sum()), 4), round(factor, 4)))
     assert len(seen) >= (4 if kind in ("default", "dynamic") else 8)
@@ -66,7 +65,7 @@ def test_a_factor_multiplies_cosines_and_sines() -> None:
     theirs = transformers.Qwen3Config(max_position_embeddings=1024, head_dim=32, rope_parameters=dict(rope))
     positions = torch.tensor([0, 1, 5, 255, 256, 1000])
     cos, sin = Qwen3RotaryEmbedding(theirs)(torch.zeros(1), positions[None])
-    rotation = Rotary(config.rope(), 32, CPU, torch.float32)(positions)
+    rotation = config.rope().rotary(32).rotation(positions, torch.float32)
     # A frequency's last bit counts a thousandfold at position 1,000.
     assert torch.allclose(rotation.cos[:, 0], cos[0, :, :16], atol=2e-4)
     assert torch.allclose(rotation.sin[:, 0], sin[0, :, :16], atol=2e-4)

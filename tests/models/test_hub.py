@@ -16,8 +16,8 @@ from types import ModuleType
 import pytest
 
 from rerankd.core import ModelError
-from rerankd.models.files import needed_files
-from rerankd.models.hub import resolve as resolve_here
+from rerankd.models.checkpoint.files import needed_files
+from rerankd.models.checkpoint.hub import resolve as resolve_here
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -104,7 +104,7 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 def resolve(endpoint: str, home: Path, model: str, *arguments: str, **environment: str) -> tuple[str, str]:
     """In a process of its own, since huggingface_hub reads its environment once: (folder, error)."""
     script = (
-        "import sys; from rerankd.models.hub import resolve; from rerankd.core import ModelError\n"
+        "import sys; from rerankd.models.checkpoint.hub import resolve; from rerankd.core import ModelError\n"
         "try: print(resolve(sys.argv[1], 'huggingface', *sys.argv[2:]))\n"
         "except ModelError as error: print(error, file=sys.stderr); sys.exit(1)"
     )

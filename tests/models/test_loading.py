@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rerankd.backends.select import place
 from rerankd.core import ModelError
-from rerankd.engine.device import place
-from rerankd.layers.rotary import Rope
+from rerankd.layers.scaling import Rope
 from rerankd.models.base import Model
-from rerankd.models.config import Config, read_config
+from rerankd.models.checkpoint.config import Config, read_config
+from rerankd.models.checkpoint.weights import Checkpoint, Weights
 from rerankd.models.registry import ARCHITECTURES, find_architecture
-from rerankd.models.weights import Checkpoint, Weights
 from tests import checkpoints
 from tests.conftest import MakeCheckpoint
 
@@ -27,11 +27,11 @@ TOKENS = {"no": 2152, "yes": 9693, "<|image_pad|>": 151655, "<|video_pad|>": 151
 
 
 def load(folder: Path, **overrides: Any) -> Model:
-    runtime = place("cpu", "float32").runtime
+    placement = place("cpu", "float32")
     config = read_config(folder, overrides)
     _, architecture = find_architecture(config)
-    weights = Weights(Checkpoint(folder), runtime)
-    model = architecture.load(config, weights, TOKENS.__getitem__)
+    weights = Weights(Checkpoint(folder), placement.device, placement.dtype)
+    model = architecture.load(config, weights, TOKENS.__getitem__, placement)
     weights.finish()
     return model
 
@@ -206,11 +206,10 @@ def test_old_names_of_layer_norms_are_read(bert_checkpoint: Path, tmp_path: Path
 def test_a_yes_no_head_reads_two_rows_only(qwen3_untied_checkpoint: Path) -> None:
     model: Any = load(qwen3_untied_checkpoint)
     head = load_file(qwen3_untied_checkpoint / "model.safetensors")["lm_head.weight"]
-    assert torch.equal(model.head, head[[2152, 9693]].float())
+    assert torch.equal(model.head.relevance, head[[2152, 9693]].float())
     large = [
         value
-        for part in (model, model.decoder)
-        for value in vars(part).values()
+        for value in (model.head.relevance, model.transformer.embedding.words)
         if isinstance(value, torch.Tensor) and value.shape[0] > 10000
     ]
     assert len(large) == 1

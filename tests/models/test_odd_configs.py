@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rerankd.backends.select import place
 from rerankd.core import ModelError, PackedBatch, PackedGroup, Span
-from rerankd.engine.device import place
 from rerankd.models.base import Model
-from rerankd.models.config import Config, read_config
+from rerankd.models.checkpoint.config import Config, read_config
+from rerankd.models.checkpoint.weights import Checkpoint, Weights
 from rerankd.models.registry import find_architecture
-from rerankd.models.weights import Checkpoint, Weights
 from tests import checkpoints
 
 TOKENS = {"no": 5, "yes": 9, "maybe": 12, "<|image_pad|>": 20, "<|video_pad|>": 21}
@@ -125,8 +125,8 @@ def load(config: Config) -> Model:
     folder = Path(config.source).parent
     _, architecture = find_architecture(config)
     assert architecture.positions(config) > 0
-    weights = Weights(Checkpoint(folder), place("cpu", "float32").runtime)
-    model = architecture.load(config, weights, token_id)
+    weights = Weights(Checkpoint(folder), torch.device("cpu"), torch.float32)
+    model = architecture.load(config, weights, token_id, place("cpu", "float32"))
     weights.finish()
     return model
 
@@ -141,7 +141,7 @@ def logits(model: Model, name: str) -> tuple[str, Tensor]:
     positions = torch.cat([torch.arange(start, start + len(span)) for span, start in starts])
     batch = PackedBatch(ids, positions, None, (PackedGroup(prefix, spans),))
     with torch.inference_mode():
-        return model.activation, model(batch)
+        return model.head.activation, model(batch)
 
 
 class Watched(dict[str, Any]):
@@ -289,7 +289,7 @@ import json, resource, sys
 from pathlib import Path
 from tests.models.test_odd_configs import HUGE, keys, load, with_entry
 from rerankd.core import ModelError
-from rerankd.models.config import Config, read_config
+from rerankd.models.checkpoint.config import Config, read_config
 folders = json.loads(sys.argv[1])
 for name, folder in folders.items():
     load(read_config(Path(folder), {}))

@@ -12,13 +12,13 @@ import torch
 import transformers
 from torch import Tensor
 
+from rerankd.backends.select import place
 from rerankd.core import PromptGroup, Segment
-from rerankd.engine.device import place
 from rerankd.engine.engine import Engine
-from rerankd.models.config import read_config
-from rerankd.models.qwen3_vl import VisualEncoder
+from rerankd.models.checkpoint.config import read_config
+from rerankd.models.checkpoint.weights import Checkpoint, Weights
 from rerankd.models.registry import find_architecture
-from rerankd.models.weights import Checkpoint, Weights
+from rerankd.models.visual_encoder import VisualEncoder
 
 IMAGE, VIDEO, START, END = 151655, 151656, 151652, 151653
 TOKENS = {"no": 2152, "yes": 9693, "<|image_pad|>": IMAGE, "<|video_pad|>": VIDEO}
@@ -67,13 +67,13 @@ GROUPS = [
 
 
 def load(folder: Path, budget: int) -> Engine:
-    runtime = place("cpu", "float32").runtime
+    placement = place("cpu", "float32")
     config = read_config(folder, {})
     _, architecture = find_architecture(config)
-    weights = Weights(Checkpoint(folder), runtime)
-    model = architecture.load(config, weights, TOKENS.__getitem__)
+    weights = Weights(Checkpoint(folder), placement.device, placement.dtype)
+    model = architecture.load(config, weights, TOKENS.__getitem__, placement)
     weights.finish()
-    return Engine(model, architecture.family, runtime.device, budget)
+    return Engine(model, placement.device, budget)
 
 
 @torch.inference_mode()
@@ -165,7 +165,7 @@ def test_a_long_video_is_encoded_in_parts(qwen3_vl_checkpoint: Path, monkeypatch
     visuals = [Patches((5, 4, 6), 7, VIDEO), WIDE]
     with torch.inference_mode():
         whole = VisualEncoder(encoder.tower)(visuals)
-        monkeypatch.setattr("rerankd.models.qwen3_vl.PATCHES_AT_ONCE", 50)
+        monkeypatch.setattr("rerankd.models.visual_encoder.PATCHES_AT_ONCE", 50)
         lengths: list[int] = []
         tower = encoder.tower
 
@@ -180,7 +180,7 @@ def test_a_long_video_is_encoded_in_parts(qwen3_vl_checkpoint: Path, monkeypatch
 
 
 def test_what_is_remembered_is_bounded(qwen3_vl_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rerankd.models.qwen3_vl.MEMORY_BYTES", 40_000)
+    monkeypatch.setattr("rerankd.models.visual_encoder.MEMORY_BYTES", 40_000)
     engine = load(qwen3_vl_checkpoint, 10_000)
     scored(engine)
     memory = engine.model.visuals._memory  # type: ignore[attr-defined]

@@ -13,8 +13,8 @@ import transformers
 
 from rerankd import Reranker
 from rerankd.core import ModelError, RerankRequest, text_content
-from rerankd.layers.rotary import Linear, Rope, Yarn
-from rerankd.models.config import Config, read_config
+from rerankd.layers.scaling import Linear, Rope, Yarn
+from rerankd.models.checkpoint.config import Config, read_config
 from tests import checkpoints, references
 from tests.conftest import MakeCheckpoint
 from tests.texts import DOCUMENTS, QUERIES

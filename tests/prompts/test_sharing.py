@@ -198,12 +198,12 @@ class TestVerbatim:
 
     @pytest.fixture
     def verbatim(self, qwen: LoadedTokenizer) -> VerbatimPrompts:
-        return VerbatimPrompts(qwen, 100_000, 151_936, set())
+        return VerbatimPrompts(qwen, 100_000, 1_000_000, 151_936, set())
 
     @settings(deadline=None, max_examples=300)
     @given(shared=TEXT, items=st.lists(TEXT, max_size=4), last=st.booleans())
     def test_texts(self, shared: str, items: list[str], last: bool, qwen: LoadedTokenizer) -> None:
-        verbatim = VerbatimPrompts(qwen, 100_000, 151_936, set())
+        verbatim = VerbatimPrompts(qwen, 100_000, 1_000_000, 151_936, set())
         joined = tuple(item + shared if last else shared + item for item in items)
         labels = Labels((1, 2))
         if not all(joined):

@@ -66,8 +66,11 @@ class Work:
         return self.products + self.attention
 
 
-def work(config: Mapping[str, Any], family: Family, lengths: Lengths) -> Work:
-    """What a checkpoint with this config.json has to compute for a request of these lengths."""
+def work(config: Mapping[str, Any], family: Family, lengths: Lengths, reads_firsts: bool = False) -> Work:
+    """What a checkpoint with this config.json has to compute for a request of these lengths.
+
+    reads_firsts: whether a bi-encoder's embedding of a text is its first token's state, else the mean of all states
+    """
     config = config.get("text_config", config)
     rows: dict[Shape, int] = {}
 
@@ -88,7 +91,9 @@ def work(config: Mapping[str, Any], family: Family, lengths: Lengths) -> Work:
         width, key_value, up = hidden, 2 * hidden, inner
         sequences = (lengths.prefix, *lengths.suffixes)
         seen = sum(s * s for s in sequences)
-        if family == "bi-encoder":
+        if family == "bi-encoder" and reads_firsts:
+            read, seen_by_read = 1 + len(lengths.suffixes), every
+        elif family == "bi-encoder":
             # Every row of the last layer goes into the pooled embedding.
             read, seen_by_read = every, seen
         else:

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from rerankd.reranker import Reranker
 
 
+def reads_firsts(reranker: Reranker) -> bool:
+    """Whether a text's embedding is the state of its first token; see `work`."""
+    from rerankd.models.heads import CosineHead
+
+    head = reranker._engine.model.head
+    return isinstance(head, CosineHead) and head.pooling == "cls"
+
+
 def measure(
     reranker: Reranker,
     workload: Workload,
@@ -29,7 +37,7 @@ def measure(
 
     A request of the same shape comes first and counts for nothing: kernels are chosen in it.
     """
-    from rerankd.models.config import read_json
+    from rerankd.models.checkpoint.config import read_json
 
     info = reranker.info
     config = read_json(info.path / "config.json")
@@ -43,7 +51,7 @@ def measure(
             start = time.perf_counter()
             results.append(reranker.rerank(query, documents, show_progress=False))
             seconds.append(time.perf_counter() - start)
-        works = [work(config, info.family, Lengths.of(result)) for result in results]
+        works = [work(config, info.family, Lengths.of(result), reads_firsts(reranker)) for result in results]
         return Round(
             seconds=tuple(seconds),
             documents=workload.documents * len(requests),

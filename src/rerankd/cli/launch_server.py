@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rerankd.cli import door, options
-from rerankd.cli.options import DialectName, HubName, LogFormatName, LogLevel
+from rerankd.cli.options import BackendName, DialectName, HubName, LogFormatName, LogLevel
 from rerankd.cli.sglang_flags import SGLANG
 from rerankd.cli.start import MEDIA, Launch, Media, TracesTo, start
 from rerankd.cli.variables import SGLANG_VARIABLES
@@ -64,6 +64,7 @@ def launch_server(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     quantization: options.Quantization = None,
+    backend: options.BackendFlag = BackendName.auto,
     context_length: Annotated[
         int | None,
         typer.Option(
@@ -135,6 +136,7 @@ def launch_server(
             device=device,
             dtype=dtype,
             quantization=quantization,
+            backend=backend.value,
             max_model_len=context_length,
             max_batch_tokens=max_prefill_tokens,
             hf_overrides=json_model_override_args or {},

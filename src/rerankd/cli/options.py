@@ -46,6 +46,15 @@ class LogLevel(str, Enum):
     trace = "trace"
 
 
+class BackendName(str, Enum):
+    """Backends; `backends.select` holds what they are."""
+
+    auto = "auto"
+    torch = "torch"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class LogFormatName(str, Enum):
     """The formats of logs; `server.logs` holds what they mean."""
 
@@ -171,6 +180,9 @@ Quantization = Annotated[
     typer.Option(
         "--quantization", "-q", parser=quantization, metavar="int8", help="8-bit products. [default: the dtype's]"
     ),
+]
+BackendFlag = Annotated[
+    BackendName, typer.Option("--backend", help="Code that runs the model; auto takes the fastest. For finding faults.")
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on its hub.")]
 HubFlag = Annotated[HubName, typer.Option("--hub", help="Where a model's id is looked up.")]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rerankd.cli import door, options
-from rerankd.cli.options import DialectName, HubName, LogFormatName, LogLevel
+from rerankd.cli.options import BackendName, DialectName, HubName, LogFormatName, LogLevel
 from rerankd.cli.start import MEDIA, Launch, Media, TracesTo, start
 from rerankd.cli.variables import VLLM_VARIABLES
 from rerankd.cli.vllm_flags import VLLM
@@ -76,6 +76,7 @@ def serve(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     quantization: options.Quantization = None,
+    backend: options.BackendFlag = BackendName.auto,
     max_model_len: Annotated[
         int | None,
         typer.Option(
@@ -151,6 +152,7 @@ def serve(
             device=device,
             dtype=dtype,
             quantization=quantization,
+            backend=backend.value,
             max_model_len=max_model_len,
             max_batch_tokens=max_num_batched_tokens,
             hf_overrides=hf_overrides or {},

@@ -89,6 +89,7 @@ class Launch:
     device: str = "auto"
     dtype: str = "auto"
     quantization: str | None = None
+    backend: str = "auto"
     max_model_len: int | None = None
     max_batch_tokens: int | None = None
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -168,6 +169,7 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
             device=launch.device,
             dtype=launch.dtype,
             quantization=launch.quantization,
+            backend=launch.backend,
             max_model_len=launch.max_model_len,
             max_batch_tokens=launch.max_batch_tokens,
             hf_overrides=launch.hf_overrides,

@@ -28,7 +28,7 @@ class Job:
     logits: list[float] = field(default_factory=list)
 
     def take(self, budget: int) -> Slice | None:
-        """The next documents that fit into `budget` tokens together with the prefix; None where none does."""
+        """The next documents that fit into `budget` tokens beside the prefix; None where none does."""
         cost, stop = len(self.group.prefix), self.taken
         for suffix in self.group.suffixes[self.taken :]:
             if cost + len(suffix) > budget:

@@ -11,20 +11,23 @@ from time import perf_counter
 
 import torch
 
-from rerankd.core import EngineClosed, EngineError, EngineLoad, Family, PromptGroup, Stage
+from rerankd.core import EngineClosed, EngineError, EngineLoad, PromptGroup, Stage
 from rerankd.engine.batcher import Batcher, Job, Slice
 from rerankd.engine.packing import pack
+from rerankd.memory import Trimmer
 from rerankd.models.base import Model
 
 log = logging.getLogger("rerankd")
+
+IDLE_SECONDS = 2.0
+"""After so long without a request, and again after as long, the engine looks whether memory can be given back."""
 
 
 class Engine:
     """Scores prompt groups with one model. `submit` may be called from any thread."""
 
-    def __init__(self, model: Model, family: Family, device: torch.device, batch_tokens: int) -> None:
+    def __init__(self, model: Model, device: torch.device, batch_tokens: int) -> None:
         self.model = model
-        self.family = family
         self.device = device
         self._batcher = Batcher(batch_tokens)
         self._wake = threading.Condition()
@@ -74,14 +77,17 @@ class Engine:
             self._worker.join()
 
     def _run(self) -> None:
+        trimmer = Trimmer()
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._closed or bool(self._batcher))
+                awake = self._wake.wait_for(lambda: self._closed or bool(self._batcher), IDLE_SECONDS)
                 if self._closed:
                     return
                 batch = self._batcher.next_batch()
             if batch:
                 self._score(batch)
+            elif not awake:
+                trimmer.look()
 
     def _score(self, batch: list[Slice]) -> None:
         began = perf_counter()
@@ -108,7 +114,7 @@ class Engine:
 
     def _forward(self, batch: list[Slice]) -> list[float]:
         with torch.inference_mode():
-            packed = pack([piece.group for piece in batch], self.family, self.device)
+            packed = pack([piece.group for piece in batch], self.model.shares_prefix, self.device)
             logits: list[float] = self.model(packed).tolist()
         return logits
 

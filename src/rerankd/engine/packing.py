@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rerankd.core import Family, PackedBatch, PackedGroup, PromptGroup, Segment, Span, Visual
+from rerankd.core import PackedBatch, PackedGroup, PromptGroup, Segment, Span, Visual
 
 
-def pack(groups: Sequence[PromptGroup], family: Family, device: torch.device) -> PackedBatch:
+def pack(groups: Sequence[PromptGroup], shares_prefix: bool, device: torch.device) -> PackedBatch:
     """`[P][D1]...[DN]` of each group, group after group: see `PackedBatch` for shapes.
 
-    In a decoder a suffix's positions continue from its prefix; in an encoder every segment is a sequence of
-    its own and starts at 0.
+    Where the suffixes share the prefix, their positions continue from it; else every segment is a sequence of its own
+    and starts at 0.
     """
     token_ids, positions, token_types = array("q"), array("q"), array("q")
     visuals: list[Visual] = []
@@ -31,7 +31,7 @@ def pack(groups: Sequence[PromptGroup], family: Family, device: torch.device) ->
 
     for group in groups:
         prefix = lay(group.prefix, 0)
-        first = len(prefix) if family == "decoder" else 0
+        first = len(prefix) if shares_prefix else 0
         packed.append(PackedGroup(prefix, tuple(lay(suffix, first) for suffix in group.suffixes), group.labels))
     return PackedBatch(
         token_ids=_tensor(token_ids, device),

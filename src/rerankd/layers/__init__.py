@@ -1,1 +1,1 @@
-"""What models are built of: attention over packed segments, linear maps, norms, rotary positions."""
+"""What a transformer is, as data: layer specifications, rotary arithmetic, and which packed rows attend to which."""

@@ -1,150 +1,69 @@
-"""Rotary position embedding (Su et al., 2021), in the half-split form that the Qwen family uses, and its scalings.
-
-Behaviour reference of the scalings: `modeling_rope_utils.py` in transformers.
-"""
+"""Rotary position embedding (Su et al., 2021), in the half-split form: value i of a head turns with value i + half."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
 class Rotation(NamedTuple):
-    """The angles of packed rows: cosines and sines [rows, 1, head_dim / 2], in the model's dtype."""
+    """The angles of packed rows: cosines and sines [rows, 1, pairs]."""
 
     cos: Tensor
     sin: Tensor
 
     def rows(self, rows: slice | Tensor) -> Rotation:
+        """The angles of some rows."""
         return Rotation(self.cos[rows], self.sin[rows])
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
-    """Positions divided by `factor` (Chen et al., 2023)."""
+class Rotary:
+    """How positions turn the first 2 * pairs values of each head.
 
-    factor: float
-
-
-@dataclass(frozen=True, slots=True)
-class Llama3:
-    """Long wavelengths divided by `factor`, short ones left, those between interpolated (Llama 3.1)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_positions: int
-
-
-@dataclass(frozen=True, slots=True)
-class Yarn:
-    """YaRN (Peng et al., 2023): frequencies between two numbers of rotations go from left alone to divided by `factor`.
-
-    attention_factor: what cosines and sines are multiplied by; None for the paper's own
-    mscale: `mscale` and `mscale_all_dim`, from which DeepSeek derives that factor
-    beta_fast, beta_slow: rotations in `original_positions` positions between which the ramp lies
-    truncate: whether the ramp begins and ends at whole dimensions
+    frequencies: the angle of each pair at position 1
+    axes: of positions with several coordinates, the one that turns each pair; empty for plain positions
+    factor: what cosines and sines are multiplied by (the attention factor of YaRN; Peng et al., 2023)
     """
 
-    factor: float
-    original_positions: int
-    attention_factor: float | None = None
-    mscale: tuple[float, float] | None = None
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
+    frequencies: tuple[float, ...]
+    axes: tuple[int, ...] = ()
+    factor: float = 1.0
+
+    @classmethod
+    def plain(cls, width: int, theta: float, axes: tuple[int, ...] = ()) -> Rotary:
+        """theta ** (-2i / width) for each pair i of `width` values."""
+        return cls(geometric(width, theta), axes)
+
+    def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        """The rotation, in `dtype`, of int64 positions [rows], or [coordinates, rows]; angles are float32."""
+        frequencies = torch.tensor(self.frequencies, dtype=torch.float32, device=positions.device)
+        if self.axes:
+            by_pair = positions.float()[torch.tensor(self.axes, device=positions.device)].T.contiguous()
+        else:
+            by_pair = positions.float()[:, None]
+        angles = (by_pair * frequencies)[:, None]
+        return Rotation((angles.cos() * self.factor).to(dtype), (angles.sin() * self.factor).to(dtype))
 
 
-Scaling: TypeAlias = Linear | Llama3 | Yarn
-
-
-@dataclass(frozen=True, slots=True)
-class Rope:
-    """A rotary embedding: theta^(-2i/head_dim) for each pair i of a head, scaled or not."""
-
-    theta: float
-    scaling: Scaling | None = None
-
-    def frequencies(self, head_dim: int, device: torch.device) -> Tensor:
-        """Radians a position of each pair, float32 [head_dim / 2]."""
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-        plain = 1.0 / self.theta**exponents
-        match self.scaling:
-            case None:
-                return plain
-            case Linear(factor):
-                return plain / factor
-            case Llama3() as scaling:
-                return _llama3(plain, scaling)
-            case Yarn() as scaling:
-                return _yarn(plain, scaling, self.theta)
-
-    @property
-    def attention_factor(self) -> float:
-        """What cosines and sines are multiplied by."""
-        if not isinstance(self.scaling, Yarn):
-            return 1.0
-        yarn = self.scaling
-        if yarn.attention_factor is not None:
-            return yarn.attention_factor
-        if yarn.mscale is not None:
-            own, all_dims = yarn.mscale
-            return _mscale(yarn.factor, own) / _mscale(yarn.factor, all_dims)
-        return _mscale(yarn.factor, 1.0)
-
-
-class Rotary:
-    """A rotary embedding turned by rows' positions."""
-
-    def __init__(self, rope: Rope, head_dim: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.frequencies = rope.frequencies(head_dim, device)
-        self.factor = rope.attention_factor
-        self.dtype = dtype
-
-    def __call__(self, positions: Tensor) -> Rotation:
-        """The rotation for int64 positions [rows]."""
-        return self.turn(torch.outer(positions.float(), self.frequencies))
-
-    def turn(self, angles: Tensor) -> Rotation:
-        """The rotation by float32 angles [rows, head_dim / 2]."""
-        angles = angles[:, None]
-        return Rotation((angles.cos() * self.factor).to(self.dtype), (angles.sin() * self.factor).to(self.dtype))
+def geometric(width: int, theta: float) -> tuple[float, ...]:
+    """theta ** (-2i / width), i from 0 to width / 2, in float32 as the references compute it."""
+    exponents = torch.arange(0, width, 2, dtype=torch.float32) / width
+    frequencies: list[float] = (1.0 / theta**exponents).tolist()
+    return tuple(frequencies)
 
 
 def rotate(x: Tensor, rotation: Rotation, out: Tensor) -> None:
-    """Write x [rows, heads, head_dim] turned by `rotation` into `out` of the same shape."""
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
+    """Write x [rows, heads, head_dim] turned by `rotation` into `out` of the same shape.
+
+    Values beyond the pairs of `rotation` are copied.
+    """
+    half = rotation.cos.shape[-1]
+    first, second = x[..., :half], x[..., half : 2 * half]
     torch.mul(first, rotation.cos, out=out[..., :half]).addcmul_(second, rotation.sin, value=-1)
-    torch.mul(second, rotation.cos, out=out[..., half:]).addcmul_(first, rotation.sin)
-
-
-def _mscale(factor: float, mscale: float) -> float:
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
-
-
-def _llama3(plain: Tensor, scaling: Llama3) -> Tensor:
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    rotations = scaling.original_positions * plain / (2 * math.pi)
-    share = ((rotations - low) / (high - low)).clamp(0, 1)
-    return (1 - share) * plain / scaling.factor + share * plain
-
-
-def _yarn(plain: Tensor, scaling: Yarn, theta: float) -> Tensor:
-    pairs = len(plain)
-
-    def pair_of(rotations: float) -> float:
-        """The pair, counted from 0 and not whole, that turns so many times in the original positions."""
-        return pairs * math.log(scaling.original_positions / (rotations * 2 * math.pi)) / math.log(theta)
-
-    first, last = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)
-    if scaling.truncate:
-        first, last = math.floor(first), math.ceil(last)
-    first, last = max(first, 0), min(last, 2 * pairs - 1)
-    width = last - first or 0.001
-    ramp = ((torch.arange(pairs, dtype=torch.float32, device=plain.device) - first) / width).clamp(0, 1)
-    return plain / scaling.factor * ramp + plain * (1 - ramp)
+    torch.mul(second, rotation.cos, out=out[..., half : 2 * half]).addcmul_(first, rotation.sin)
+    if 2 * half < x.shape[-1]:
+        out[..., 2 * half :] = x[..., 2 * half :]

@@ -8,6 +8,10 @@ from collections import deque
 from concurrent.futures import Future
 
 from rerankd.media.limits import BadMedia, megabytes
+from rerankd.memory import trim_memory
+
+LARGE = 64 << 20
+"""Bytes that go back to the kernel when they are given back at a time."""
 
 
 class Lease:
@@ -77,6 +81,9 @@ class Budget:
             raise
 
     def _take_back(self, amount: int) -> None:
+        if amount >= LARGE:
+            # Else the memory would stay in the heap of this thread, where no other thread can use it.
+            trim_memory()
         with self._lock:
             self._free += amount
         self._serve()

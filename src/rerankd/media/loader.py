@@ -21,7 +21,6 @@ from rerankd.media.budget import Budget, Lease
 from rerankd.media.decoding import Decoding
 from rerankd.media.fetch import Fetcher, Resolve, default_tls, system_resolver
 from rerankd.media.frames import Pixels, listed, listed_memory, shrink
-from rerankd.media.heap import return_freed_blocks
 from rerankd.media.images import Opened, memory_of, open_image, resize, resize_memory, to_rgb
 from rerankd.media.limits import BadMedia, Limits, NotRead, megabytes
 from rerankd.media.sampling import LIST_FPS, list_indices, timestamps
@@ -93,7 +92,6 @@ class MediaLoader:
             decoding=Budget(limits.decode_memory, "decoding"),
             shown=Budget(limits.shown_memory, "what models are shown"),
         )
-        return_freed_blocks()
         self._closing = threading.Event()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="rerankd-media")
         self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="rerankd-lookup")

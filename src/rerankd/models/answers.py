@@ -1,4 +1,4 @@
-"""Which tokens' logits make a decoder's score, by the overrides that vLLM knows or by a sentence-transformers folder.
+"""The head of a decoder: which tokens' logits make its score, by overrides, by its folder, or by its own classifier.
 
 Reference: `SequenceClassificationConfig` and `seq_cls_model_loader` in vLLM's `model_executor/models/adapters.py`, and
 `LogitScore` in sentence-transformers.
@@ -6,17 +6,78 @@ Reference: `SequenceClassificationConfig` and `seq_cls_model_loader` in vLLM's `
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from rerankd.core import ModelError
 from rerankd.models.base import TokenIds
-from rerankd.models.config import Config
-from rerankd.models.modules import read_logit_score
+from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.modules import read_logit_score
+from rerankd.models.checkpoint.weights import Weights
+from rerankd.models.heads import Activation, TokenHead
+from rerankd.models.labels import declared_activation, label_count
+from rerankd.models.stack import Stack
+from rerankd.models.vocabulary import is_tied, vocabulary_head
+
+log = logging.getLogger("rerankd")
 
 METHODS = {"from_2_way_softmax": 2, "no_post_processing": 1}
 """vLLM's names of the two ways to score, and how many tokens each takes for one score."""
+
+
+def token_head(config: Config, weights: Weights, base: Weights, stack: Stack, token_id: TokenIds) -> TokenHead:
+    """The head of a decoder whose layers and embedding, `stack`, lie below `base`."""
+    assert stack.embedding is not None
+    relevance, activation = relevance_head(config, weights, base, stack.spec.hidden, token_id)
+    return TokenHead(relevance, vocabulary_head(config, weights, stack.embedding.words), activation)
+
+
+def relevance_head(
+    config: Config, weights: Weights, base: Weights, hidden: int, token_id: TokenIds
+) -> tuple[Tensor, Activation]:
+    """The rows that score a last hidden state, and what makes a score of the logit: float32 [1, hidden], or
+    [2, hidden] for (no, yes).
+
+    A converted checkpoint has them as `score.weight`. An original one has a vocabulary head, of which the answers'
+    rows are all that is read.
+    """
+    if "score.weight" in weights:
+        labels = weights.height("score.weight")
+        if labels not in (1, 2):
+            raise ModelError(f"`score.weight` has {labels} rows; a reranker has 1, or 2 for (no, yes).")
+        if config.entries.get("id2label") is not None or config.entries.get("num_labels") is not None:
+            weights.expect_size(config, "num_labels", label_count(config), "score.weight")
+        if read_logit_score(Path(config.source).parent) is not None:
+            raise ModelError(
+                f"{config.source}: the weights have a classifier (`score.weight`), but modules.json lists LogitScore, "
+                "which scores by the vocabulary; take the one away that is not meant."
+            )
+        if named_tokens(config) is not None:
+            log.warning("`classifier_from_token` has no effect: the checkpoint has a classifier of its own.")
+        head = weights.tensor("score.weight", labels, hidden, dtype=torch.float32)
+        return head, declared_activation(config, labels)
+    ids, activation = answer_tokens(config, token_id), declared_activation(config, 1)
+    embedding = base.rows("embed_tokens.weight", ids, hidden)
+    if "lm_head.weight" not in weights:
+        if not is_tied(config, weights):
+            raise ModelError(
+                f"{config.source}: `tie_word_embeddings` is false, but the weights have no `lm_head.weight`."
+            )
+        return embedding, activation
+    rows = weights.rows("lm_head.weight", ids, hidden)
+    if not is_tied(config, weights):
+        return rows, activation
+    if not torch.equal(rows, embedding):
+        raise ModelError(
+            f"{config.source}: `tie_word_embeddings` is true, but `lm_head.weight` is not the embedding; set it to "
+            "false."
+        )
+    return embedding, activation
 
 
 def answer_tokens(config: Config, token_id: TokenIds) -> tuple[int, ...]:

@@ -1,23 +1,19 @@
-"""What the engine knows of a model, and the two heads that several families share."""
+"""A model as the engine knows it: a transformer over packed tokens, and a head."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
-import torch
 from torch import Tensor
 
-from rerankd.core import ModelError, PackedBatch
-from rerankd.models.config import Config, shown
-from rerankd.models.modules import SETTINGS, read_activation
+from rerankd.core import PackedBatch
+from rerankd.layers.layout import AttentionLayout, causal_layout, separate_layout
+from rerankd.layers.spec import TransformerSpec
+from rerankd.layers.transformer import Tokens, Transformer
+from rerankd.models.heads import Head
 
-if TYPE_CHECKING:
-    from rerankd.models.vocabulary import VocabularyHead
-
-Activation: TypeAlias = Literal["sigmoid", "identity"]
 TokenIds: TypeAlias = Callable[[str], int]
 """The id of a string that is one token of the checkpoint's tokenizer; ModelError where it is none."""
 
@@ -25,110 +21,50 @@ TokenIds: TypeAlias = Callable[[str], int]
 class Model(Protocol):
     """A loaded model. It holds no state between calls.
 
-    activation: what turns a logit into a score
+    shares_prefix: whether the documents of a group continue its prefix, else each is a sequence of its own
     """
 
-    activation: Activation
+    @property
+    def head(self) -> Head: ...
+
+    @property
+    def shares_prefix(self) -> bool: ...
 
     def __call__(self, batch: PackedBatch) -> Tensor:
-        """float32 logits [documents], in the order of `batch.documents()`.
-
-        A document of a group with labels, which a decoder alone may be given, has their log-probabilities there in
-        place of one logit.
-        """
+        """float32 logits, in the order of `batch.documents()`; see `Head`."""
         ...
 
 
-@runtime_checkable
-class LanguageModel(Model, Protocol):
-    """A model that may be asked for labels.
+@dataclass(frozen=True, slots=True)
+class TextModel:
+    """A model that reads nothing but tokens."""
 
-    vocabulary: its head over all tokens; None where the checkpoint has none
-    """
+    spec: TransformerSpec
+    transformer: Transformer
+    head: Head
 
-    vocabulary: VocabularyHead | None
+    @property
+    def shares_prefix(self) -> bool:
+        """See `Model`."""
+        return self.spec.causal
 
-
-def score_rows(logits: Tensor) -> Tensor:
-    """One logit a document from a head of 1 or 2 labels: [documents, labels] -> [documents].
-
-    The sigmoid of a difference is the softmax of a pair, so the second of two labels (relevant, yes) needs no
-    case of its own further on.
-    """
-    return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
-
-
-GENERIC = re.compile(r"LABEL_\d+")
-NOT_RELEVANT = {"irrelevant", "notrelevant", "nonrelevant", "unrelated", "no", "false", "0", "nomatch"}
-RELEVANT = {"relevant", "relevance", "related", "yes", "true", "1", "match"}
-PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
-
-
-def label_count(config: Config) -> int:
-    """Labels of a classification head: 1, or 2 of which the second means relevant; no other head scores relevance."""
-    count = config.num_labels
-    if count not in (1, 2):
-        raise ModelError(
-            f"{config.source} describes a classifier of {count} labels (`id2label`, `num_labels`); a reranker has 1 "
-            "(relevance) or 2 (irrelevant, relevant)."
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        """See `Model`."""
+        rotates = any(layer.rotary is not None for layer in self.spec.layers)
+        states = self.transformer(
+            tokens_of(batch), layout_of(batch, self.spec), batch.positions if rotates else None, self.head.rows(batch)
         )
-    config.require("problem_type", *PROBLEM_TYPES)
-    if count == 2:
-        _expect_relevance(config)
-    return count
+        return self.head(states, batch)
 
 
-def _expect_relevance(config: Config) -> None:
-    """Refuse two labels that are no answer to whether a document is relevant, such as those of a sentiment."""
-    if config.entries.get("problem_type") == "multi_label_classification":
-        raise ModelError(
-            f"{config.source}: `problem_type` is multi_label_classification, whose 2 labels score two things; a "
-            "reranker has 1 label, or 2 of which one holds."
-        )
-    names = config.label_names
-    if names is None or all(GENERIC.fullmatch(name) for name in names):
-        return
-    first, second = (re.sub(r"[\W_]", "", name).lower() for name in names)
-    if first not in NOT_RELEVANT or second not in RELEVANT:
-        raise ModelError(
-            f"{config.source}: `id2label` names {shown(names[0])} and {shown(names[1])}, which are no scale of "
-            "relevance. If the second one means relevant, say so: --hf-overrides "
-            """'{"id2label": {"0": "irrelevant", "1": "relevant"}}'."""
-        )
+def tokens_of(batch: PackedBatch) -> Tokens:
+    """The tokens of a batch."""
+    return Tokens(batch.token_ids, batch.positions, batch.token_types)
 
 
-ACTIVATIONS: dict[str, Activation] = {
-    "torch.nn.modules.linear.Identity": "identity",
-    "torch.nn.Identity": "identity",
-    "torch.nn.modules.activation.Sigmoid": "sigmoid",
-    "torch.nn.Sigmoid": "sigmoid",
-}
-
-
-def declared_activation(config: Config, labels: int) -> Activation:
-    """The activation that a cross-encoder's authors declare for sentence-transformers, else sigmoid.
-
-    `cross-encoder/ms-marco-*` checkpoints declare Identity: their published scores are logits. It is declared beside
-    config.json, which comes first, or in it. Of two labels the second one's share is the score, whatever is declared.
-    """
-    section = config.entries.get("sentence_transformers")
-    if section is not None and not isinstance(section, Mapping):
-        raise config.wrong("sentence_transformers", "must be an object")
-    declared = (
-        read_activation(Path(config.source).parent)
-        or (section or {}).get("activation_fn")
-        or config.entries.get("sbert_ce_default_activation_function")
-    )
-    if declared is None or labels == 2:
-        return "sigmoid"
-    if not isinstance(declared, str) or declared not in ACTIVATIONS:
-        raise ModelError(
-            f"{config.source} (or {SETTINGS} beside it) declares the activation {shown(declared)} "
-            "(`activation_fn`, `sbert_ce_default_activation_function`); torch's Sigmoid and Identity are supported."
-        )
-    return ACTIVATIONS[declared]
-
-
-def last_tokens(batch: PackedBatch) -> Tensor:
-    """The row of every document's last token, int64 [documents]."""
-    return torch.tensor([span.stop - 1 for span in batch.documents()], device=batch.token_ids.device)
+def layout_of(batch: PackedBatch, spec: TransformerSpec) -> AttentionLayout:
+    """Which rows of a batch attend to which."""
+    if spec.causal:
+        return causal_layout(batch.groups)
+    spans = [span for group in batch.groups for span in (group.prefix, *group.suffixes) if len(span)]
+    return separate_layout(spans)

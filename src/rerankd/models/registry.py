@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from rerankd.core import Family, ModelError
+from rerankd.layers.transformer import Executor
 from rerankd.models.base import Model, TokenIds
-from rerankd.models.bert import BertCrossEncoder
-from rerankd.models.bi_encoder import BiEncoder
-from rerankd.models.config import Config, shown
-from rerankd.models.modules import expect_modules
-from rerankd.models.qwen3 import Qwen3Reranker
-from rerankd.models.qwen3_vl import Qwen3VLReranker
-from rerankd.models.weights import Weights
-from rerankd.models.xlm_roberta import XLMRobertaCrossEncoder, position_offset
+from rerankd.models.bert import bert_bi_encoder, bert_cross_encoder
+from rerankd.models.checkpoint.config import Config, shown
+from rerankd.models.checkpoint.modules import expect_modules
+from rerankd.models.checkpoint.weights import Weights
+from rerankd.models.qwen3 import qwen3_reranker
+from rerankd.models.qwen3_vl import qwen3_vl_reranker
+from rerankd.models.roberta import first_position, roberta_bi_encoder, roberta_cross_encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class Architecture:
     """
 
     family: Family
-    load: Callable[[Config, Weights, TokenIds], Model]
+    load: Callable[[Config, Weights, TokenIds, Executor], Model]
     positions: Callable[[Config], int]
     model_types: tuple[str, ...]
     template: Literal["qwen3", "qwen3_vl"] | None = None
@@ -43,7 +42,7 @@ def _plain_positions(config: Config) -> int:
 
 
 def _roberta_positions(config: Config) -> int:
-    return _plain_positions(config) - position_offset(config)
+    return _plain_positions(config) - first_position(config)
 
 
 def _text_positions(config: Config) -> int:
@@ -51,9 +50,9 @@ def _text_positions(config: Config) -> int:
 
 
 BERT, ROBERTA = ("bert",), ("roberta", "xlm-roberta")
-_QWEN3_VL = Architecture("decoder", Qwen3VLReranker, _text_positions, ("qwen3_vl",), template="qwen3_vl", sees=True)
-_QWEN3 = Architecture("decoder", Qwen3Reranker, _plain_positions, ("qwen3",), template="qwen3")
-_ROBERTA = Architecture("cross-encoder", XLMRobertaCrossEncoder, _roberta_positions, ROBERTA)
+_QWEN3_VL = Architecture("decoder", qwen3_vl_reranker, _text_positions, ("qwen3_vl",), template="qwen3_vl", sees=True)
+_QWEN3 = Architecture("decoder", qwen3_reranker, _plain_positions, ("qwen3",), template="qwen3")
+_ROBERTA = Architecture("cross-encoder", roberta_cross_encoder, _roberta_positions, ROBERTA)
 
 ARCHITECTURES = {
     "Qwen3ForCausalLM": _QWEN3,
@@ -62,9 +61,9 @@ ARCHITECTURES = {
     "Qwen3VLForSequenceClassification": _QWEN3_VL,
     "XLMRobertaForSequenceClassification": _ROBERTA,
     "RobertaForSequenceClassification": _ROBERTA,
-    "BertForSequenceClassification": Architecture("cross-encoder", BertCrossEncoder, _plain_positions, BERT),
-    "BertModel": Architecture("bi-encoder", BiEncoder, _plain_positions, BERT),
-    "XLMRobertaModel": Architecture("bi-encoder", partial(BiEncoder, roberta=True), _roberta_positions, ROBERTA),
+    "BertForSequenceClassification": Architecture("cross-encoder", bert_cross_encoder, _plain_positions, BERT),
+    "BertModel": Architecture("bi-encoder", bert_bi_encoder, _plain_positions, BERT),
+    "XLMRobertaModel": Architecture("bi-encoder", roberta_bi_encoder, _roberta_positions, ROBERTA),
 }
 
 

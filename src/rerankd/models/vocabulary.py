@@ -8,10 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rerankd.core import Labels, PackedBatch
-from rerankd.models.base import score_rows
-from rerankd.models.config import Config
-from rerankd.models.weights import Weights
+from rerankd.core import Labels
+from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.weights import Weights
 
 ROWS_AT_ONCE = 8192
 """Rows of the head that are in float32 at a time."""
@@ -73,20 +72,3 @@ def is_tied(config: Config, weights: Weights) -> bool:
     """Whether the head over the vocabulary is the embedding."""
     tied = config.flag("tie_word_embeddings")
     return "lm_head.weight" not in weights if tied is None else tied
-
-
-def answers(states: Tensor, relevance: Tensor, vocabulary: VocabularyHead | None, batch: PackedBatch) -> Tensor:
-    """What is asked of each document's last state, as `Model` gives it.
-
-    states: float32 [documents, hidden]; relevance: the rows that score one, see `score_rows`
-    """
-    logits = score_rows(states @ relevance.T)
-    groups = batch.groups
-    asked = [group.labels for group in groups if group.labels is not None]
-    if not asked or vocabulary is None:
-        return logits
-    sizes = [len(group.suffixes) for group in groups]
-    own = zip(torch.split(states, sizes), groups, strict=True)
-    found = iter(vocabulary.log_probabilities([part for part, group in own if group.labels is not None], asked))
-    scored = zip(torch.split(logits, sizes), groups, strict=True)
-    return torch.cat([part if group.labels is None else next(found).flatten() for part, group in scored])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rerankd import work
 from rerankd.core import Chunking, Content, InvalidRequest, RerankRequest, Side, Text
@@ -104,20 +104,26 @@ def no_room(limit: int, needed: int, least: int = 0) -> InvalidRequest:
     )
 
 
-def check_characters(request: RerankRequest, most: int) -> None:
-    """InvalidRequest for a text of more than `most` characters, which would take its memory before it is cut."""
+def within_characters(request: RerankRequest, most: int) -> RerankRequest:
+    """The request, whose texts have at most so many characters each: a longer one would take its memory before it is cut.
+
+    Raises InvalidRequest for others. A document that is left out for it is empty in the result.
+    """
 
     def characters(content: Content) -> int:
         return sum(len(part.text) for part in content if isinstance(part, Text))
 
-    documents = ((f"documents[{i}]", characters(document)) for i, document in enumerate(request.documents))
-    for field, count in (
-        ("query", characters(request.query)),
-        ("instruction", len(request.instruction or "")),
-        *documents,
-    ):
+    for field, count in (("query", characters(request.query)), ("instruction", len(request.instruction or ""))):
         if count > most:
             raise too_many_characters(field, count, most)
+    counts = [characters(document) for document in request.documents]
+    if max(counts, default=0) <= most:
+        return request
+    for i, count in enumerate(counts):
+        if count > most:
+            work.refuse(too_many_characters(f"documents[{i}]", count, most))
+    kept = tuple(() if n > most else document for n, document in zip(counts, request.documents, strict=True))
+    return replace(request, documents=kept)
 
 
 def too_many_characters(field: str, count: int, most: int) -> InvalidRequest:

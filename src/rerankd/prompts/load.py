@@ -22,7 +22,7 @@ from rerankd.prompts.cross_encoder import CrossEncoderPrompts
 from rerankd.prompts.decoder import DecoderPrompts
 from rerankd.prompts.folder_template import folder_instruction
 from rerankd.prompts.jinja import JinjaTemplate
-from rerankd.prompts.limits import check_characters
+from rerankd.prompts.limits import within_characters
 from rerankd.prompts.sharing import alike
 from rerankd.prompts.templates import QWEN3, QWEN3_VL, RenderError, Template
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer, lower_case, read_json, read_length
@@ -69,8 +69,7 @@ class LoadedPrompts:
 
     def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
         """The request's prompts; see `PromptBuilder.build`. InvalidRequest for a text of too many characters, too."""
-        check_characters(request, self.max_characters)
-        return self.builder.build(request, visuals)
+        return self.builder.build(within_characters(request, self.max_characters), visuals)
 
     def verbatim(self, vocabulary: int, sees: bool) -> VerbatimPrompts:
         """The prompts that a client writes whole, for a model of so many token ids, which sees or does not."""

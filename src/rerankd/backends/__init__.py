@@ -1,0 +1,1 @@
+"""How a transformer runs: `base` is the protocol, `select` chooses, and each folder is a backend."""

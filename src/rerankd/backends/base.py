@@ -1,0 +1,22 @@
+"""The protocol of backends: one way to run transformers on one device in one dtype."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from rerankd.layers.spec import TransformerSpec
+from rerankd.layers.transformer import Executor
+
+
+class Backend(Executor, Protocol):
+    """An `Executor` that says what it cannot run.
+
+    name: as `--backend` and the ready line have it
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def supports(self, spec: TransformerSpec) -> str | None:
+        """None, or what the backend lacks to run it: words that complete "the backend does not support ..."."""
+        ...

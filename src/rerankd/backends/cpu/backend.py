@@ -1,0 +1,112 @@
+"""The backend of CPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from rerankd.backends.cpu.linear import DenseLinear, bfloat16_linear, int8_linear
+from rerankd.backends.cpu.native import Kernels
+from rerankd.backends.cpu.rows import plain
+from rerankd.backends.cpu.runtime import MakeLinear, Runtime
+from rerankd.backends.cpu.transformer import PostNormTransformer, PreNormTransformer
+from rerankd.core import ModelError
+from rerankd.layers.spec import Activation, Affine, LayerSpec, TransformerSpec, TransformerWeights
+from rerankd.layers.transformer import Projection, Transformer
+
+# Enough rows for a GEMM to earn its weight's way into the cache; few enough for the rows between two to stay there.
+CHUNK_VALUES = 1 << 21
+# The project's own GEMMs keep to the cache by themselves: so many rows, for each thread, that calls are few and that a
+# weight need not come from memory often; few enough for rows that wait to stay in the third-level cache.
+KERNEL_CHUNK_VALUES = 3 << 21
+
+
+class CpuBackend:
+    """A `Backend` for bfloat16 and float32 on a CPU, with linear layers in 8 bits if asked for."""
+
+    name: Final = "cpu"
+    device: Final = torch.device("cpu")
+
+    def __init__(self, dtype: torch.dtype, quantization: str | None = None) -> None:
+        """quantization: "int8", or None for `dtype`. Raises ModelError where the processor cannot."""
+        self.dtype = dtype
+        kernels = Kernels.load() if dtype == torch.bfloat16 else None
+        self.runtime = Runtime(
+            dtype=dtype,
+            kernels=kernels,
+            linear=_linear(quantization, dtype, kernels),
+            exact_linear=_linear(None, dtype, kernels),
+            chunk_values=CHUNK_VALUES if kernels is None else KERNEL_CHUNK_VALUES * torch.get_num_threads(),
+        )
+
+    def supports(self, spec: TransformerSpec) -> str | None:
+        """See `Backend.supports`."""
+        return next(filter(None, map(_lacking, dict.fromkeys(spec.layers))), None)
+
+    def transformer(self, spec: TransformerSpec, weights: TransformerWeights) -> Transformer:
+        """See `Executor.transformer`."""
+        if spec.layers[0].placement == "post":
+            return PostNormTransformer(spec, weights, self.runtime)
+        return PreNormTransformer(spec, weights, self.runtime)
+
+    def projection(self, weights: Affine, activation: Activation | None = None) -> Projection:
+        """See `Executor.projection`."""
+        linear = self.runtime.linear(weights.weight, weights.bias)
+        outputs, inputs = weights.weight.shape
+
+        def project(x: Tensor) -> Tensor:
+            out = x.new_empty(len(x), outputs)
+            for rows in self.runtime.chunks(len(x), max(inputs, outputs)):
+                out[rows] = plain(linear(x[rows]) if activation is None else linear.then(x[rows], activation))
+            return out
+
+        return project
+
+
+def _lacking(spec: LayerSpec) -> str | None:
+    """What the backend lacks to run a layer."""
+    if spec.window is not None:
+        return "attention windows"
+    if spec.attention_bias is not None:
+        return f"{spec.attention_bias} attention"
+    if spec.rotary is not None and 2 * len(spec.rotary.frequencies) != spec.head_dim:
+        return "partial rotation"
+    if spec.qk_norm is not None and spec.qk_norm.kind != "rms":
+        return "a LayerNorm of queries and keys"
+    if spec.gated and spec.activation != "silu":
+        return f"a gated MLP with {spec.activation}"
+    if not spec.gated and spec.activation not in ("gelu", "gelu_tanh"):
+        return f"an MLP with {spec.activation}"
+    if spec.placement == "post":
+        if spec.gated or spec.rotary is not None or spec.qk_norm is not None or spec.causal:
+            return "rotation, gating or causal attention in a post-norm layer"
+        if spec.norm.kind != "layer":
+            return "RMSNorm in a post-norm layer"
+    return None
+
+
+def _linear(quantization: str | None, dtype: torch.dtype, kernels: Kernels | None) -> MakeLinear:
+    if quantization is None:
+        if dtype == torch.bfloat16 and _onednn_multiplies_bfloat16():
+            return partial(bfloat16_linear, kernels=kernels)
+        return DenseLinear
+    if quantization != "int8":
+        raise ModelError(f"The quantization {quantization!r} is unknown; choose int8, or none by leaving it out.")
+    if not _has_vnni():
+        # Without VNNI oneDNN adds pairs of products in 16 bits, where they saturate.
+        raise ModelError("int8 needs a processor with VNNI, whose 8-bit products are exact; this one has none.")
+    return partial(int8_linear, kernels=kernels)
+
+
+def _has_vnni() -> bool:
+    supported: Callable[[], bool] = getattr(torch.cpu, "_is_vnni_supported", bool)
+    return supported()
+
+
+def _onednn_multiplies_bfloat16() -> bool:
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)
+    return bool(torch._C._has_mkldnn) and bool(supported())

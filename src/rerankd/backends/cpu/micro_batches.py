@@ -1,0 +1,98 @@
+"""A layout cut into micro-batches: documents that go through a layer together, so that rows stay in the caches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rerankd.core import Span
+from rerankd.layers.layout import AttentionLayout, Block
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Some of a layout's blocks, with all rows that only these blocks need.
+
+    Layers compute one micro-batch after another and reuse one buffer for keys and values. The first `kept` rows of that
+    buffer are left over from the micro-batch before: the shared prefix of documents that are cut apart.
+
+    keys: the packed rows whose keys and values are computed
+    queries: the query rows
+    kept: rows at the front of the buffer that are there already
+    key_count: rows of the buffer, kept ones included
+    layout: the blocks, with query rows counted from `queries.start` and key rows from the front of the buffer
+    """
+
+    keys: slice
+    queries: slice
+    kept: int
+    key_count: int
+    layout: AttentionLayout
+
+
+def in_micro_batches(layout: AttentionLayout, rows: int | None) -> tuple[MicroBatch, ...]:
+    """The layout in micro-batches of at most `rows` packed rows (None: any number); a longer document has its own.
+
+    The documents of one prefix are cut apart only in micro-batches that begin with the prefix: only the front of the
+    buffer is kept.
+    """
+    found: list[MicroBatch] = []
+    blocks = layout.blocks
+    first, end = 0, 0
+    while first < len(blocks):
+        start, kept = _start(blocks[first], end)
+        stop = first + 1
+        while stop < len(blocks) and (
+            rows is None or blocks[stop].own.stop - start <= rows or _inseparable(blocks[stop - 1], blocks[stop])
+        ):
+            stop += 1
+        if stop < len(blocks):
+            stop = _before_cut_prefix(blocks, start, stop)
+        end = blocks[stop - 1].own.stop
+        found.append(_micro_batch(layout, blocks[first:stop], start, end, kept))
+        first = stop
+    return tuple(found)
+
+
+def _inseparable(block: Block, after: Block) -> bool:
+    """Whether a cut between the two would go through a document or a prefix, of which only some rows are queries."""
+    end = block.own.stop
+    return after.own.start < end or after.shared.start < end < after.shared.stop
+
+
+def _before_cut_prefix(blocks: Sequence[Block], start: int, stop: int) -> int:
+    """`stop`, or the first block of the documents whose prefix would be left behind in the middle of a micro-batch."""
+    shared = blocks[stop].shared
+    if start < shared.start < blocks[stop - 1].own.stop:
+        while blocks[stop - 1].own.stop > shared.start:
+            stop -= 1
+    return stop
+
+
+def _start(block: Block, end: int) -> tuple[int, int]:
+    """The first row from `end` on that a block needs, and how many of the rows before stay in the buffer for it."""
+    if len(block.shared) and block.shared.start >= end:
+        return block.shared.start, 0
+    return max(block.own.start, end), len(block.shared)
+
+
+def _micro_batch(layout: AttentionLayout, blocks: Sequence[Block], start: int, end: int, kept: int) -> MicroBatch:
+    first_query = blocks[0].query.start
+
+    def moved(span: Span) -> Span:
+        by = kept - start
+        return Span(span.start + by, span.stop + by)
+
+    def placed(block: Block) -> Block:
+        query = Span(block.query.start - first_query, block.query.stop - first_query)
+        is_kept = block.shared.start < start
+        shared = Span(0, len(block.shared)) if is_kept else moved(block.shared)
+        return Block(query, shared, moved(block.own), block.first)
+
+    return MicroBatch(
+        keys=slice(start, end),
+        queries=slice(first_query, blocks[-1].query.stop),
+        kept=kept,
+        key_count=kept + end - start,
+        layout=AttentionLayout(tuple(map(placed, blocks)), layout.causal),
+    )

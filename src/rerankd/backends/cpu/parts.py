@@ -1,0 +1,53 @@
+"""What a layer is made of: its linear maps and norms, found by looking into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from enum import Enum
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from rerankd.backends.cpu.native import Kernels
+from rerankd.backends.cpu.runtime import Part, Runtime
+
+_WITHOUT_PARTS = (Tensor, Runtime, Kernels, str, bytes, int, float, type(None), torch.dtype, torch.device, Enum)
+_FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial, type)
+
+
+def parts_of(layer: object) -> Iterator[Part]:
+    """Every map and norm of a layer, each once: all that has `kernels`, in attributes, sequences and mappings.
+
+    TypeError for a function that is no part's own: it may compute with torch, and nobody can tell.
+    """
+    return _parts(layer, type(layer).__name__, set(), False)
+
+
+def _parts(value: object, name: str, seen: set[int], in_part: bool) -> Iterator[Part]:
+    if isinstance(value, _WITHOUT_PARTS) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, _FUNCTIONS):
+        if in_part:
+            return
+        raise TypeError(f"{name} is a function: whether kernels compute it cannot be told. Make it a part.")
+    is_part = hasattr(value, "kernels")
+    if is_part:
+        yield cast(Part, value)
+    for inner, held in _held(value, name):
+        yield from _parts(held, inner, seen, in_part or is_part)
+
+
+def _held(value: object, name: str) -> Iterator[tuple[str, object]]:
+    """What a value holds, and how to name each."""
+    if isinstance(value, Mapping):
+        yield from ((f"{name}[{key!r}]", held) for key, held in value.items())
+    elif isinstance(value, (Sequence, Set)):
+        yield from ((f"{name}[{i}]", held) for i, held in enumerate(value))
+    else:
+        slots = (slot for kind in type(value).__mro__ for slot in getattr(kind, "__slots__", ()))
+        attributes = [*slots, *getattr(value, "__dict__", ())]
+        yield from ((f"{name}.{one}", getattr(value, one)) for one in attributes if hasattr(value, one))

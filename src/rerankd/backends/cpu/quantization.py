@@ -1,0 +1,22 @@
+"""Which linear layers of a model 8 bits would cost too much precision."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Literal, TypeAlias
+
+from rerankd.layers.spec import LayerSpec
+
+LinearName: TypeAlias = Literal["query", "key_value", "out", "up", "down"]
+ALL: frozenset[LinearName] = frozenset({"query", "key_value", "out", "up", "down"})
+
+
+def quantized(spec: LayerSpec, index: int) -> Set[LinearName]:
+    """The linear layers of layer `index` that int8 quantises.
+
+    8 bits cost the most where the error of every token reaches all others: in keys and values. In an encoder they cost
+    much in the output of attention too, and in the first layer, on which all others build.
+    """
+    if spec.placement == "post":
+        return frozenset() if index == 0 else ALL - {"key_value", "out"}
+    return ALL - {"key_value"} if spec.causal else ALL

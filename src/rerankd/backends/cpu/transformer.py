@@ -1,0 +1,213 @@
+"""Transformers on a CPU: weights prepared for the kernels, and layers run one after another over micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from rerankd.backends.cpu.embedding import NormedEmbedding
+from rerankd.backends.cpu.linear import Linear
+from rerankd.backends.cpu.micro_batches import MicroBatch, in_micro_batches
+from rerankd.backends.cpu.norm import HeadTurn, LayerNorm, NoNorm, PlainLayerNorm, RMSNorm, RowNorm, States
+from rerankd.backends.cpu.parts import parts_of
+from rerankd.backends.cpu.post_norm import PostNormLayer
+from rerankd.backends.cpu.pre_norm import PreNormLayer
+from rerankd.backends.cpu.quantization import LinearName, quantized
+from rerankd.backends.cpu.rows import add, plain
+from rerankd.backends.cpu.runtime import Runtime
+from rerankd.backends.torch.transformer import embed, norm, rotations_of
+from rerankd.layers.layout import AttentionLayout, kept_layout
+from rerankd.layers.spec import Affine, LayerSpec, LayerWeights, Norm, TransformerSpec, TransformerWeights
+from rerankd.layers.transformer import Additions, Tokens
+
+AnyLayer: TypeAlias = PostNormLayer | PreNormLayer
+
+
+class PostNormTransformer:
+    """A `Transformer` of "post" layers: an encoder."""
+
+    def __init__(self, spec: TransformerSpec, weights: TransformerWeights, runtime: Runtime) -> None:
+        self.spec = spec
+        self.runtime = runtime
+        assert weights.embedding is not None, "an encoder reads tokens"
+        self.embedding = NormedEmbedding(spec, weights.embedding, runtime.kernels)
+        self.layers = [
+            post_norm_layer(own, read, runtime, i)
+            for i, (own, read) in enumerate(zip(spec.layers, weights.layers(), strict=True))
+        ]
+        self.together = runtime.together(
+            spec.layers[0].head_dim, *(part for layer in self.layers for part in parts_of(layer))
+        )
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        """See `Transformer.embed`."""
+        return embed(tokens, self.embedding.weights, self.spec).to(self.runtime.dtype)
+
+    def __call__(
+        self,
+        x: Tokens | Tensor,
+        layout: AttentionLayout,
+        positions: Tensor | None = None,
+        keep: Sequence[int] | None = None,
+        additions: Additions | None = None,
+    ) -> Tensor:
+        """See `Transformer`."""
+        assert additions is None, "nothing is added to the states of an encoder"
+        batches = in_micro_batches(layout, self.runtime.rows_at_once(self.spec.layers[0].mlp))
+        states = [self._first(x, batch.keys) for batch in batches]
+        last = [(batch.layout, None) for batch in batches] if keep is None else list(_kept(batches, keep))
+        with self.together():
+            for layer in self.layers[:-1]:
+                states = [layer(own, batch.layout) for own, batch in zip(states, batches, strict=True)]
+            final = self.layers[-1]
+            states = [final(own, own_layout, rows) for own, (own_layout, rows) in zip(states, last, strict=True)]
+        return torch.cat([own.exact for own in states]) if states else torch.empty(0, self.spec.hidden)
+
+    def _first(self, x: Tokens | Tensor, rows: slice) -> States:
+        if isinstance(x, Tensor):
+            return States.of(x[rows].float(), self.runtime)
+        out = States.empty(rows.stop - rows.start, self.spec.hidden, self.runtime)
+        self.embedding(x, rows, out)
+        return out
+
+
+class PreNormTransformer:
+    """A `Transformer` of "pre" layers: a decoder, or a vision tower."""
+
+    def __init__(self, spec: TransformerSpec, weights: TransformerWeights, runtime: Runtime) -> None:
+        self.spec = spec
+        self.runtime = runtime
+        self.embedding = weights.embedding
+        self.final_norm = weights.final_norm
+        self.layers = [
+            pre_norm_layer(own, read, runtime, i)
+            for i, (own, read) in enumerate(zip(spec.layers, weights.layers(), strict=True))
+        ]
+        self.together = runtime.together(
+            spec.layers[0].head_dim, *(part for layer in self.layers for part in parts_of(layer))
+        )
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        """See `Transformer.embed`."""
+        assert self.embedding is not None, "this transformer has no embedding"
+        return embed(tokens, self.embedding, self.spec).to(self.runtime.dtype)
+
+    def __call__(
+        self,
+        x: Tokens | Tensor,
+        layout: AttentionLayout,
+        positions: Tensor | None = None,
+        keep: Sequence[int] | None = None,
+        additions: Additions | None = None,
+    ) -> Tensor:
+        """See `Transformer`."""
+        if isinstance(x, Tokens):
+            x = self.embed(x)
+        rows_at_once = self.runtime.rows_at_once(self.spec.layers[0].mlp)
+        batches = in_micro_batches(layout, rows_at_once)
+        last, rows = batches, None
+        if keep is not None:
+            # Nothing above the last layer reads any other row.
+            last = in_micro_batches(kept_layout(layout, keep), rows_at_once)
+            rows = torch.tensor(keep, dtype=torch.int64)
+        rotations = rotations_of(self.spec, positions, self.runtime.dtype)
+        states = self.runtime.rows(x.to(self.runtime.dtype)) if self._recorded else x.to(self.runtime.dtype)
+        layers = self.layers[:-1]
+        if additions is not None:
+            for layer, features in zip(layers, additions.features, strict=False):
+                with self.together():
+                    states = layer(states, rotations.get(layer.spec.rotary), batches)
+                add(states, additions.rows, features.to(self.runtime.dtype))
+            layers = layers[len(additions.features) :]
+        with self.together():
+            for layer in layers:
+                states = layer(states, rotations.get(layer.spec.rotary), batches)
+            states = self.layers[-1](states, rotations.get(self.layers[-1].spec.rotary), last, rows)
+        exact = plain(states).float()
+        return exact if self.spec.final_norm is None else norm(exact, self.spec.final_norm, self.final_norm)
+
+    @property
+    def _recorded(self) -> bool:
+        """Whether kernels pass on rows between layers, which then are in blocks."""
+        return self.layers[0].attention_norm.kernels is not None
+
+
+def post_norm_layer(spec: LayerSpec, weights: LayerWeights, runtime: Runtime, index: int) -> PostNormLayer:
+    """The layer, with its weights prepared."""
+    linear = _linears(spec, weights, runtime, index)
+    assert weights.attention_norm is not None, 'a "post" layer has a norm behind its attention'
+    return PostNormLayer(
+        spec=spec,
+        runtime=runtime,
+        query=linear["query"],
+        key_value=linear["key_value"],
+        attention_out=linear["out"],
+        attention_norm=_layer_norm(spec.norm, weights.attention_norm, runtime),
+        up=linear["up"],
+        down=linear["down"],
+        out_norm=_layer_norm(spec.norm, weights.mlp_norm, runtime),
+    )
+
+
+def pre_norm_layer(spec: LayerSpec, weights: LayerWeights, runtime: Runtime, index: int) -> PreNormLayer:
+    """The layer, with its weights prepared."""
+    linear = _linears(spec, weights, runtime, index)
+    return PreNormLayer(
+        spec=spec,
+        runtime=runtime,
+        query=linear["query"],
+        key_value=linear["key_value"],
+        out=linear["out"],
+        up=linear["up"],
+        down=linear["down"],
+        query_turn=_head_turn(spec, weights.query_norm, runtime),
+        key_turn=_head_turn(spec, weights.key_norm, runtime),
+        attention_norm=_row_norm(spec.norm, weights.attention_norm, runtime),
+        mlp_norm=_row_norm(spec.norm, weights.mlp_norm, runtime),
+    )
+
+
+def _linears(spec: LayerSpec, weights: LayerWeights, runtime: Runtime, index: int) -> dict[LinearName, Linear]:
+    names = quantized(spec, index)
+    own: dict[LinearName, Affine] = {
+        "query": weights.query,
+        "key_value": weights.key_value,
+        "out": weights.out,
+        "up": weights.up,
+        "down": weights.down,
+    }
+    return {
+        name: (runtime.linear if name in names else runtime.exact_linear)(affine.weight, affine.bias)
+        for name, affine in own.items()
+    }
+
+
+def _layer_norm(spec: Norm, weights: Affine, runtime: Runtime) -> LayerNorm:
+    bias = torch.zeros_like(weights.weight) if weights.bias is None else weights.bias
+    return LayerNorm(weights.weight, bias, spec.eps, runtime.kernels)
+
+
+def _row_norm(spec: Norm, weights: Affine | None, runtime: Runtime) -> RowNorm:
+    if weights is None:
+        return NoNorm()
+    weight = weights.weight.to(runtime.dtype)
+    if spec.kind == "rms":
+        return RMSNorm(weight, spec.eps, runtime.kernels)
+    return PlainLayerNorm(weight, None if weights.bias is None else weights.bias.to(runtime.dtype), spec.eps)
+
+
+def _head_turn(spec: LayerSpec, weights: Affine | None, runtime: Runtime) -> HeadTurn:
+    normed = None
+    if spec.qk_norm is not None and weights is not None:
+        normed = RMSNorm(weights.weight.to(runtime.dtype), spec.qk_norm.eps, runtime.kernels)
+    return HeadTurn(spec.head_dim, normed, spec.rotary is not None)
+
+
+def _kept(batches: Sequence[MicroBatch], keep: Sequence[int]) -> Iterator[tuple[AttentionLayout, Tensor]]:
+    """Of each micro-batch the layout of its kept rows, and these rows."""
+    for batch in batches:
+        own = [row - batch.keys.start for row in keep if batch.keys.start <= row < batch.keys.stop]
+        yield kept_layout(batch.layout, own), torch.tensor(own, dtype=torch.int64)

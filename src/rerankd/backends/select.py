@@ -1,0 +1,172 @@
+"""Where a model runs, in which dtype, and by which backend. The only module that names device types."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from rerankd.backends.base import Backend
+from rerankd.backends.torch.backend import TorchBackend
+from rerankd.core import ModelError
+from rerankd.layers.spec import Activation, Affine, TransformerSpec, TransformerWeights
+from rerankd.layers.transformer import Projection, Transformer
+from rerankd.memory import keep_freed_memory
+
+log = logging.getLogger("rerankd")
+
+DEVICES = ("cpu", "cuda", "npu", "xpu", "mps")
+BACKENDS = ("auto", "torch", "cpu", "cuda")
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+DTYPE_ALIASES = {"half": "float16", "float": "float32", "bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
+
+# Enough to share a prefix among many documents; small enough that another request need not wait for long.
+CPU_BATCH_TOKENS = 8192
+ACCELERATOR_BATCH_TOKENS = 32768
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A device, a dtype, and the backends that run there.
+
+    backends: in the order in which they are asked whether they support a specification
+    batch_tokens: the default token budget of a batch
+    may_fall_back: whether another backend than the first may run a model
+    """
+
+    backends: tuple[Backend, ...]
+    batch_tokens: int
+    may_fall_back: bool = True
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors lie."""
+        return self.backends[0].device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights and of the input of GEMMs."""
+        return self.backends[0].dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype without "torch."."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def transformer(self, spec: TransformerSpec, weights: TransformerWeights) -> Transformer:
+        """A transformer by the first backend that supports it. ModelError, with each reason, where none does."""
+        reasons: list[str] = []
+        for backend in self.backends:
+            reason = backend.supports(spec)
+            if reason is None:
+                if reasons:
+                    log.info("The backend %s runs the model: %s", backend.name, "; ".join(reasons))
+                return backend.transformer(spec, weights)
+            reasons.append(f"the backend {backend.name} does not support {reason}")
+            if not self.may_fall_back:
+                break
+        raise ModelError(f"The model cannot run as asked: {'; '.join(reasons)}.")
+
+    def projection(self, weights: Affine, activation: Activation | None = None) -> Projection:
+        """See `Executor.projection`."""
+        return self.backends[0].projection(weights, activation)
+
+
+def place(
+    device: str = "auto", dtype: str = "auto", quantization: str | None = None, backend: str = "auto"
+) -> Placement:
+    """Choose where and how to run.
+
+    device: "auto" (the accelerator that torch finds, else the CPU), or a type of DEVICES, with an index or not
+    dtype: "auto" (bfloat16 on an accelerator or a processor with AVX512-BF16 or AMX, else float32) or a name. float16
+        on a CPU stands for "auto": processors multiply it many times slower, and it overflows where bfloat16 does not
+    quantization: "int8" for linear layers in 8 bits, on a CPU with VNNI; None for `dtype`
+    backend: "auto", or one of BACKENDS that alone may run the model
+
+    Raises ModelError for what the machine does not have.
+    """
+    if backend not in BACKENDS:
+        raise ModelError(f"The backend {backend!r} is unknown; choose {', '.join(BACKENDS)}.")
+    chosen = _device(device)
+    on_cpu = chosen.type == "cpu"
+    chosen_dtype = _dtype(dtype, on_cpu)
+    if backend not in ("auto", "torch", chosen.type):
+        raise ModelError(f"The backend {backend} does not run on the device {chosen}; choose auto or torch.")
+    if on_cpu:
+        keep_freed_memory()
+    return Placement(
+        backends=_backends(chosen, chosen_dtype, quantization, backend),
+        batch_tokens=CPU_BATCH_TOKENS if on_cpu else ACCELERATOR_BATCH_TOKENS,
+        may_fall_back=backend == "auto" and quantization is None,
+    )
+
+
+def _backends(device: torch.device, dtype: torch.dtype, quantization: str | None, backend: str) -> tuple[Backend, ...]:
+    plain = TorchBackend(device, dtype)
+    if quantization is not None and (device.type != "cpu" or backend == "torch"):
+        raise ModelError(
+            f"{quantization} is for the backend cpu; leave the quantization out on an accelerator and with the backend "
+            "torch, or choose --device cpu."
+        )
+    if backend == "torch":
+        return (plain,)
+    if device.type == "cpu":
+        from rerankd.backends.cpu.backend import CpuBackend
+
+        return CpuBackend(dtype, quantization), plain
+    if device.type == "cuda":
+        from rerankd.backends.cuda.backend import cuda_backend
+
+        return cuda_backend(device, dtype), plain
+    return (plain,)
+
+
+def _device(name: str) -> torch.device:
+    kind = name.partition(":")[0]
+    if kind == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    if kind not in DEVICES:
+        raise ModelError(f"The device {name!r} is unknown; choose auto, {', '.join(DEVICES)}.")
+    if kind == "npu":
+        _import_npu()
+    if kind != "cpu" and not _available(kind):
+        raise ModelError(f"The device {name!r} was asked for, but torch {torch.__version__} finds none here.")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"The device {name!r} is not one that torch knows: {error}.") from None
+
+
+def _available(kind: str) -> bool:
+    backend = getattr(torch, kind, None) or getattr(torch.backends, kind, None)
+    return backend is not None and bool(backend.is_available())
+
+
+def _import_npu() -> None:
+    try:
+        __import__("torch_npu")
+    except ImportError:
+        raise ModelError("The device 'npu' needs the package torch_npu, which is not installed.") from None
+
+
+def _dtype(name: str, on_cpu: bool) -> torch.dtype:
+    name = DTYPE_ALIASES.get(name, name)
+    if name == "auto":
+        return torch.bfloat16 if not on_cpu or _cpu_multiplies_bfloat16() else torch.float32
+    if name not in DTYPES:
+        raise ModelError(f"The dtype {name!r} is unknown; choose auto, {', '.join(DTYPES)}.")
+    if name == "float16" and on_cpu:
+        chosen = _dtype("auto", on_cpu)
+        log.warning(
+            "float16 is slow on a CPU: computing in %s in its place, as --dtype auto does.",
+            str(chosen).removeprefix("torch."),
+        )
+        return chosen
+    return DTYPES[name]
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    # torch has no public name for these two questions; without them the answer is the safe one.
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)

@@ -1,0 +1,84 @@
+"""Which packed rows attend to which: the layout that every attention reads."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from rerankd.core import PackedGroup, Span
+
+NOTHING = Span(0, 0)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A run of query rows, and the key rows that it sees: all of `shared`, then `own`.
+
+    In a causal layout the last query row sees all of `own`, the row before it all but the last key, and so on: a query
+    run shorter than `own` is aligned to its end.
+
+    first: the place of the first query row among the keys that the block sees
+    """
+
+    query: Span
+    shared: Span
+    own: Span
+    first: int
+
+    @property
+    def keys(self) -> int:
+        """How many keys the block sees in all."""
+        return len(self.shared) + len(self.own)
+
+
+@dataclass(frozen=True)
+class AttentionLayout:
+    """The blocks of one packed batch. Their query runs follow one another and cover every query row."""
+
+    blocks: tuple[Block, ...]
+    causal: bool
+    _derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def query_rows(self) -> int:
+        """How many query rows there are."""
+        return self.blocks[-1].query.stop if self.blocks else 0
+
+    def derived(self, make: Callable[[AttentionLayout], T]) -> T:
+        """`make(self)`: a backend's own form of the layout, made once for all layers that read it."""
+        if make not in self._derived:
+            self._derived[make] = make(self)
+        found: T = self._derived[make]
+        return found
+
+
+def causal_layout(groups: Sequence[PackedGroup]) -> AttentionLayout:
+    """A decoder's layout: a prefix sees itself; a suffix sees its prefix and itself; all causally."""
+    blocks = []
+    for group in groups:
+        if len(group.prefix):
+            blocks.append(Block(group.prefix, NOTHING, group.prefix, 0))
+        blocks.extend(Block(suffix, group.prefix, suffix, len(group.prefix)) for suffix in group.suffixes)
+    return AttentionLayout(tuple(blocks), causal=True)
+
+
+def separate_layout(spans: Sequence[Span]) -> AttentionLayout:
+    """An encoder's layout: every span sees itself, in both directions, and nothing else."""
+    return AttentionLayout(tuple(Block(span, NOTHING, span, 0) for span in spans), causal=False)
+
+
+def kept_layout(layout: AttentionLayout, rows: Sequence[int]) -> AttentionLayout:
+    """The layout of a last layer in which only `rows` are queries, in that order; their keys stay as they were.
+
+    rows: packed rows of `layout` whose query rows are its key rows, as in the layouts above; ascending
+    """
+    starts = [block.query.start for block in layout.blocks]
+    blocks = []
+    for i, row in enumerate(rows):
+        block = layout.blocks[bisect_right(starts, row) - 1]
+        own = Span(block.own.start, row + 1) if layout.causal else block.own
+        blocks.append(Block(Span(i, i + 1), block.shared, own, block.first + row - block.query.start))
+    return AttentionLayout(tuple(blocks), layout.causal)

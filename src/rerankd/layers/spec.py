@@ -1,0 +1,161 @@
+"""What a transformer layer is, as data. A model file fills it in; a backend runs it.
+
+Shapes below: H is the hidden width, A is heads * head_dim, K is kv_heads * head_dim, M is the width of the MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, TypeAlias
+
+from torch import Tensor
+
+from rerankd.layers.rotary import Rotary
+
+Activation: TypeAlias = Literal["gelu", "gelu_tanh", "silu", "relu"]
+AttentionBias: TypeAlias = Literal["alibi", "disentangled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A normalisation over the last dimension: LayerNorm (Ba et al., 2016) or RMSNorm (Zhang and Sennrich, 2019).
+
+    offset: what is added to the stored weight; 1 for checkpoints that store the weight minus 1 (Gemma)
+    """
+
+    kind: Literal["layer", "rms"]
+    eps: float
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One transformer layer: self-attention, then an MLP, each with a residual connection.
+
+    placement: "pre" for x + f(norm(x)), "post" for norm(x + f(x))
+    attention_norm: whether the attention of a "pre" layer has a norm (layer 0 of ModernBERT has none)
+    gated: whether the MLP is down(activation(gate(x)) * up(x)) (Shazeer, 2020), else down(activation(up(x)))
+    qk_norm: the norm of each head's query and key
+    rotary: how positions turn queries and keys; None for no rotation
+    window: how many positions back a row sees, and in a bidirectional layer as many ahead; None for all
+    attention_bias: what is added to attention logits: "alibi" (Press et al., 2022), "disentangled" (He et al., 2021)
+    scale: the factor of attention logits; None for head_dim ** -0.5
+    qkv_bias, out_bias, mlp_bias: whether these linear layers have biases
+    """
+
+    hidden: int
+    heads: int
+    head_dim: int
+    mlp: int
+    norm: Norm
+    placement: Literal["pre", "post"]
+    activation: Activation
+    causal: bool
+    kv_heads: int | None = None
+    gated: bool = False
+    attention_norm: bool = True
+    qk_norm: Norm | None = None
+    rotary: Rotary | None = None
+    window: int | None = None
+    attention_bias: AttentionBias | None = None
+    scale: float | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+
+    @property
+    def query_width(self) -> int:
+        """A."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """K."""
+        return (self.kv_heads or self.heads) * self.head_dim
+
+    @property
+    def softmax_scale(self) -> float:
+        """The factor of attention logits."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerSpec:
+    """A stack of layers of one width, and the norm behind the last of them.
+
+    embedding_norm: the norm of the summed embeddings, if the model has one
+    embedding_scale: the factor of word embeddings (Gemma: the root of the hidden width)
+    """
+
+    layers: tuple[LayerSpec, ...]
+    final_norm: Norm | None = None
+    embedding_norm: Norm | None = None
+    embedding_scale: float = 1.0
+
+    @property
+    def hidden(self) -> int:
+        """H."""
+        return self.layers[0].hidden
+
+    @property
+    def causal(self) -> bool:
+        """Whether a row sees only rows before it: then the documents of a request can share a prefix."""
+        return self.layers[0].causal
+
+
+class Affine(NamedTuple):
+    """Weight and bias of a linear layer ([out, in], [out]) or of a norm ([width] each)."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """The weights of one layer. Linear weights are in the backend's dtype, norms are float32.
+
+    query: [A, H]; key_value: [2K, H], keys first; out: [H, A]
+    up: [M, H], or [2M, H] with the gate first; down: [H, M]
+    attention_norm: None where the layer has none; query_norm, key_norm: [head_dim]
+    """
+
+    query: Affine
+    key_value: Affine
+    out: Affine
+    up: Affine
+    down: Affine
+    attention_norm: Affine | None
+    mlp_norm: Affine
+    query_norm: Affine | None = None
+    key_norm: Affine | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingWeights:
+    """The tables of the first layer's input, which is the norm of their rows' sum.
+
+    words: [vocabulary, H]; positions: [positions, H]; types: [token types, H]; all in the backend's dtype
+    norm: float32
+    """
+
+    words: Tensor
+    positions: Tensor | None = None
+    types: Tensor | None = None
+    norm: Affine | None = None
+
+
+class TransformerWeights(Protocol):
+    """The weights of a `TransformerSpec`."""
+
+    @property
+    def embedding(self) -> EmbeddingWeights | None:
+        """None for a transformer whose input is no tokens."""
+        ...
+
+    @property
+    def final_norm(self) -> Affine | None: ...
+
+    def layers(self) -> Iterable[LayerWeights]:
+        """Layer after layer, each read when it is asked for: loading needs little more memory than the model."""
+        ...

@@ -1,0 +1,79 @@
+"""What a model asks of the machine that it runs on: functions of packed rows, made of specifications and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from rerankd.layers.layout import AttentionLayout
+from rerankd.layers.spec import Activation, Affine, TransformerSpec, TransformerWeights
+
+Projection: TypeAlias = Callable[[Tensor], Tensor]
+"""[rows, in] -> [rows, out], in the executor's dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Packed tokens: int64 [T] each. Without `types` all tokens are of type 0."""
+
+    ids: Tensor
+    positions: Tensor
+    types: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Additions:
+    """What is added to some rows after each of the first layers (deepstack; Meng et al., 2024).
+
+    rows: int64 [n]; features: [n, hidden] for each layer
+    """
+
+    rows: Tensor
+    features: Sequence[Tensor]
+
+
+class Transformer(Protocol):
+    """A loaded stack of layers. It holds no state between calls."""
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        """The first layer's input: [T, hidden] in the executor's dtype. IndexError where a table lacks a row."""
+        ...
+
+    def __call__(
+        self,
+        x: Tokens | Tensor,
+        layout: AttentionLayout,
+        positions: Tensor | None = None,
+        keep: Sequence[int] | None = None,
+        additions: Additions | None = None,
+    ) -> Tensor:
+        """The last states, behind the final norm: float32 [T, hidden], or [len(keep), hidden].
+
+        x: tokens, or the first layer's input [T, hidden], which may be written over
+        positions: what rotary angles are of, int64 [T] or [coordinates, T]; None for a spec without rotation
+        keep: the rows whose last states are asked for, ascending; the last layer computes no other. None for all
+        additions: to at most all layers but the last
+        """
+        ...
+
+
+class Executor(Protocol):
+    """Where the transformers of one model run, and in which dtype."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def transformer(self, spec: TransformerSpec, weights: TransformerWeights) -> Transformer:
+        """The layers, with their weights prepared. ModelError for a specification that nothing here can run."""
+        ...
+
+    def projection(self, weights: Affine, activation: Activation | None = None) -> Projection:
+        """A linear layer outside of a transformer (patch embedding, merger), with the activation behind it."""
+        ...

@@ -1,0 +1,73 @@
+"""Memory of the process: kept between batches, and given back to the kernel when nothing needs it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from contextlib import suppress
+
+_ON_LINUX = platform.system() == "Linux"
+SLACK_BYTES = 256 << 20
+"""What a process may hold beyond the last mark before it is trimmed."""
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large blocks for the next use instead of returning each to the kernel.
+
+    A forward pass frees and asks for the same large tensors over and over; the page faults cost 20 % of it.
+    """
+    if not _ON_LINUX:
+        return
+    with suppress(AttributeError, OSError):  # not glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        mallopt(m_mmap_threshold, 2**31 - 1)
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def trim_memory() -> None:
+    """Give freed memory back to the kernel once, `keep_freed_memory` or not."""
+    if _ON_LINUX:
+        with suppress(AttributeError, OSError):  # not glibc
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def trim_after_load() -> None:
+    """Give back the memory and the threads that loading a model took; call it on the thread that has loaded.
+
+    The OpenMP threads that wait for this thread's next parallel region end. The engine's thread has a team of its own.
+    With two teams there are more threads than cores, and GNU's OpenMP then lets all of them sleep between regions: each
+    operation costs a wake-up.
+    """
+    trim_memory()
+    if _ON_LINUX:
+        with suppress(OSError, AttributeError):  # another OpenMP, or none
+            ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOLOAD).omp_pause_resource_all(1)
+
+
+def resident_bytes() -> int:
+    """The resident memory of this process; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+class Trimmer:
+    """Trims the process when it idles and holds much more than it did when it last idled.
+
+    Pictures, long texts and large bodies take memory that glibc would keep for good.
+    """
+
+    def __init__(self) -> None:
+        self._mark = 0
+
+    def look(self) -> None:
+        """Trim if there is reason to. Call it while nothing is computed."""
+        held = resident_bytes()
+        if self._mark and held > self._mark:
+            trim_memory()
+            held = resident_bytes()
+        self._mark = held + SLACK_BYTES

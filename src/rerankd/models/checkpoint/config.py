@@ -1,0 +1,263 @@
+"""A checkpoint's config.json, with the keys of old and new transformers releases read alike."""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from rerankd.core import ModelError
+from rerankd.layers.scaling import Linear, Llama3, Rope, Scaling, Yarn
+
+T = TypeVar("T", int, float, str, bool)
+
+MOST = 2**31 - 1
+"""No size or count of a model is larger."""
+ROTARY_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Typed access to a configuration; a missing or mistyped entry is a ModelError that names it."""
+
+    entries: Mapping[str, Any]
+    source: str
+
+    def get(self, name: str, kind: type[T], default: T | None = None) -> T:
+        """The entry `name`, which must be of `kind`; a float may be written as an integer, and is finite."""
+        value = self.entries.get(name, default)
+        if value is None:
+            raise ModelError(f"{self.source} has no `{name}`, which this architecture needs.")
+        if kind is float and type(value) is int and abs(value) <= 2**53:
+            value = float(value)
+        if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
+            raise self.wrong(name, f"must be {kind.__name__}")
+        return value
+
+    def size(self, name: str, default: int | None = None, least: int = 1) -> int:
+        """A size, a count or an id: an integer from `least` on; null counts as missing where there is a default."""
+        value = default if default is not None and self.entries.get(name) is None else self.get(name, int)
+        if not least <= value <= MOST:
+            raise self.wrong(name, f"must be an integer from {least} to {MOST}")
+        return value
+
+    def epsilon(self, name: str, default: float) -> float:
+        """What a norm adds to the variance."""
+        value = self.get(name, float, default)
+        if not 0 <= value < 1:
+            raise self.wrong(name, "must be at least 0 and less than 1")
+        return value
+
+    def flag(self, name: str) -> bool | None:
+        """True, false, or None where the entry is null or missing."""
+        return None if self.entries.get(name) is None else self.get(name, bool)
+
+    def section(self, name: str) -> Config:
+        """A nested configuration, such as `text_config`."""
+        value = self.entries.get(name)
+        if value is None:
+            raise ModelError(f"{self.source} has no section `{name}`, which this architecture needs.")
+        if not isinstance(value, Mapping):
+            raise self.wrong(name, "must be an object")
+        return Config(value, f"{self.source} ({name})")
+
+    def require(self, name: str, *allowed: Any) -> None:
+        """Refuse a configuration that asks for something this implementation would silently not do."""
+        value = self.entries.get(name, allowed[0])
+        if value not in allowed:
+            choices = " or ".join(repr(choice) for choice in allowed)
+            raise ModelError(f"{self.source}: `{name}` is {shown(value)}; only {choices} is supported.")
+
+    def wrong(self, name: str, rule: str) -> ModelError:
+        """What to raise for an entry that breaks `rule`."""
+        return ModelError(f"{self.source}: `{name}` {rule}, not {shown(self.entries.get(name))}.")
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        names = self.entries.get("architectures")
+        if names is None:
+            return ()
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+            raise self.wrong("architectures", "must be a list of class names")
+        return tuple(names)
+
+    @property
+    def label_names(self) -> tuple[str, ...] | None:
+        """The names of a classification head's labels in their order; None where the configuration has none."""
+        labels = self.entries.get("id2label")
+        if labels is None:
+            return None
+        names = {str(key): name for key, name in labels.items()} if isinstance(labels, Mapping) else {}
+        keys = [str(i) for i in range(len(names))]
+        if not names or set(names) != set(keys) or not all(isinstance(name, str) for name in names.values()):
+            raise self.wrong("id2label", 'must be an object of names such as {"0": "LABEL_0"}')
+        return tuple(names[key] for key in keys)
+
+    @property
+    def num_labels(self) -> int:
+        """Rows of a classification head, as transformers derives it."""
+        names = self.label_names
+        return self.size("num_labels", 2) if names is None else len(names)
+
+    def rotary(self) -> Mapping[str, Any]:
+        """Rotary parameters, from `rope_parameters` or from `rope_theta` and `rope_scaling`."""
+        return {"rope_type": "default"} | _rotary(self)
+
+    def rope(self) -> Rope:
+        """The rotary embedding that the configuration describes; ModelError for a scaling that is not supported.
+
+        As transformers has it. `dynamic` scaling changes nothing up to `max_position_embeddings`, and no prompt is
+        longer.
+        """
+        rope = Config(self.rotary(), f"{self.source} (rotary)")
+        if nested := [name for name, value in rope.entries.items() if isinstance(value, Mapping)]:
+            raise ModelError(
+                f"{self.source}: `rope_parameters` (or `rope_scaling`) has values for {shown(nested[0])} alone; only "
+                "one set of values, for all layers, is supported."
+            )
+        theta = rope.get("rope_theta", float)
+        if not 1 < theta < 1e30:
+            raise rope.wrong("rope_theta", "must be more than 1 and less than 1e30")
+        partial = rope.entries.get("partial_rotary_factor", self.entries.get("partial_rotary_factor"))
+        if partial not in (None, 1):
+            raise ModelError(f"{self.source}: `partial_rotary_factor` is {shown(partial)}; only 1 is supported.")
+        return Rope(theta, self._scaling(rope, rope.get("rope_type", str)))
+
+    def _scaling(self, rope: Config, kind: str) -> Scaling | None:
+        def positive(name: str, default: float | None = None) -> float:
+            value = default if default is not None and rope.entries.get(name) is None else rope.get(name, float)
+            if value <= 0:
+                raise rope.wrong(name, "must be more than 0")
+            return value
+
+        def original() -> int:
+            if self.entries.get("original_max_position_embeddings") is not None:
+                return self.size("original_max_position_embeddings")
+            return rope.size("original_max_position_embeddings", self.size("max_position_embeddings"))
+
+        match kind:
+            case "default" | "mrope":
+                return None
+            case "dynamic":
+                positive("factor")
+                return None
+            case "linear":
+                return Linear(positive("factor"))
+            case "llama3":
+                low, high = positive("low_freq_factor"), positive("high_freq_factor")
+                if low >= high:
+                    raise rope.wrong("low_freq_factor", f"must be less than `high_freq_factor` ({high})")
+                return Llama3(positive("factor"), low, high, original())
+            case "yarn":
+                before = original()
+                factor = positive("factor", self.size("max_position_embeddings") / before)
+                given = rope.entries.get("attention_factor") is not None
+                mscale = [positive(name) for name in ("mscale", "mscale_all_dim") if rope.entries.get(name) is not None]
+                return Yarn(
+                    factor=factor,
+                    original_positions=before,
+                    attention_factor=positive("attention_factor") if given else None,
+                    mscale=(mscale[0], mscale[1]) if len(mscale) == 2 else None,
+                    beta_fast=positive("beta_fast", 32.0),
+                    beta_slow=positive("beta_slow", 1.0),
+                    truncate=rope.flag("truncate") is not False,
+                )
+        raise ModelError(
+            f"{self.source}: `rope_type` is {shown(kind)}, a scaling that is not supported; default, linear, dynamic, "
+            "yarn and llama3 are."
+        )
+
+
+def read_config(folder: Path, overrides: Mapping[str, Any]) -> Config:
+    """config.json of `folder`, with `overrides` laid over its entries (nested sections are merged)."""
+    path = folder / "config.json"
+    if not path.is_file() and (folder / "adapter_config.json").is_file():
+        raise adapter_error(folder)
+    entries = read_json(path)
+    try:
+        return Config(_merged(entries, overrides, str(path)), str(path))
+    except RecursionError:
+        raise ModelError(f"The overrides of {path} are nested too deeply.") from None
+
+
+def adapter_error(folder: Path) -> ModelError:
+    """What to raise for an adapter's folder: its weights alone are no model."""
+    return ModelError(
+        f"{folder} holds a PEFT adapter (adapter_config.json), which is not supported; merge it into its base model "
+        "(merge_and_unload, then save_pretrained) and serve that folder."
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file that a checkpoint must have."""
+    value = read_any_json(path)
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} must hold a JSON object.")
+    return value
+
+
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    """A JSON list of objects from a file that a checkpoint must have."""
+    value = read_any_json(path)
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ModelError(f"{path} must hold a JSON list of objects.")
+    return value
+
+
+def read_any_json(path: Path) -> Any:
+    """What a JSON file that a checkpoint must have holds."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path.parent} has no {path.name}; is it a model folder?") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}.") from None
+    except RecursionError:
+        raise ModelError(f"{path} cannot be read: it is nested too deeply.") from None
+
+
+def shown(value: Any) -> str:
+    """A value as an error names it: on one line, and not all of a long one."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 60
+    return short.repr(value)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any], source: str) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        nested = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = _merged(below, value, source) if nested else value  # type: ignore[arg-type]
+    if "num_labels" in over and "id2label" not in over:
+        # The names say how many labels there are, so those of another number would win.
+        merged.pop("id2label", None)
+    if any(key in over for key in ROTARY_KEYS):
+        rope = _rotary(Config(base, source)) | _rotary(Config(over, "The override"), null={"rope_type": "default"})
+        merged = {key: value for key, value in merged.items() if key not in ROTARY_KEYS}
+        merged["rope_parameters"] = rope
+    return merged
+
+
+def _rotary(config: Config, null: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """The rotary parameters that a configuration states, by the names of transformers 5.
+
+    null: those that a section stands for which is null
+    """
+    parts: dict[str, Any] = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        section = config.entries.get(name, {})
+        if section is not None and not isinstance(section, Mapping):
+            raise config.wrong(name, "must be an object or null")
+        part = dict(null if section is None else section)
+        if "type" in part:
+            part.setdefault("rope_type", part.pop("type"))
+        parts |= part
+    if "rope_theta" in config.entries:
+        parts.setdefault("rope_theta", config.entries["rope_theta"])
+    return parts

@@ -1,0 +1,94 @@
+"""From a model's name to a folder on disk: a local folder as it is, or the files needed from a hub."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+from rerankd.core import ModelError
+from rerankd.models.checkpoint.files import SMALL_FILES, UNUSED_FILES, needed_files
+
+log = logging.getLogger("rerankd")
+
+Hub = Literal["huggingface", "modelscope"]
+
+
+def resolve(model: str, hub: Hub = "huggingface", revision: str | None = None) -> Path:
+    """The folder that holds `model`, downloaded first if it is an id on `hub`.
+
+    The environment of huggingface_hub applies (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
+    Raises ModelError for a model that is neither a folder nor to be had from the hub.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise ModelError(f"{model} is a file; give the model's folder or its id on a hub.")
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+        raise ModelError(f"There is no folder {model}.")
+    return _from_modelscope(model, revision) if hub == "modelscope" else _from_hugging_face(model, revision)
+
+
+def _from_hugging_face(model: str, revision: str | None) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        files = [file.rfilename for file in HfApi().model_info(model, revision=revision).siblings or ()]
+        log.info("Fetching %s", model)
+        return Path(snapshot_download(model, revision=revision, allow_patterns=needed_files(files)))
+    except GatedRepoError:
+        raise ModelError(f"{model} is gated on the hub: accept its terms there, then set HF_TOKEN.") from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"{model} is neither a local folder nor a model on the hub (a private one needs HF_TOKEN)."
+        ) from None
+    except RevisionNotFoundError:
+        raise ModelError(f"{model} has no revision {revision!r} on the hub.") from None
+    except HFValidationError:
+        raise ModelError(f"{model!r} is neither a local folder nor a model id such as 'owner/name'.") from None
+    except HfHubHTTPError as error:
+        raise ModelError(f"The hub refused {model}: {_first_line(error)}") from None
+    except Exception as error:  # the HTTP client's own errors; offline mode is one too
+        reason = _first_line(error)
+    # Which files the repository has is not known now, so either form of the weights may be the cached one.
+    for form in ("*.safetensors", "*.bin"):
+        try:
+            folder = snapshot_download(
+                model,
+                revision=revision,
+                local_files_only=True,
+                allow_patterns=[*SMALL_FILES, form],
+                ignore_patterns=list(UNUSED_FILES),
+            )
+        except LocalEntryNotFoundError:
+            continue
+        log.warning("The hub was not reached (%s); using the cached copy of %s.", reason, model)
+        return Path(folder)
+    raise ModelError(f"The hub cannot be reached ({reason}) and {model} is not in the local cache.")
+
+
+def _from_modelscope(model: str, revision: str | None) -> Path:
+    try:
+        from modelscope import HubApi, snapshot_download
+    except ImportError:
+        raise ModelError("--hub modelscope needs an extra package: pip install 'rerankd[modelscope]'.") from None
+    try:
+        listed = HubApi().get_model_files(model, revision=revision, recursive=True)
+        files = [str(entry["Path"]) for entry in listed if entry.get("Type") != "tree"]
+        return Path(snapshot_download(model, revision=revision, allow_patterns=needed_files(files)))
+    except Exception as error:  # modelscope's errors have no common base
+        raise ModelError(f"ModelScope did not give {model}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,139 @@
+"""The chain of modules that a sentence-transformers folder lists, and whether a model can be served with it.
+
+Reference: `modules.json` and its files as sentence-transformers writes and reads them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rerankd.core import Family, ModelError
+from rerankd.models.checkpoint.config import Config, read_json, read_json_list, shown
+from rerankd.models.checkpoint.files import inside
+
+PATH = "modules.json"
+SETTINGS = "config_sentence_transformers.json"
+TASKS = {"classifier": ("sequence-classification",), "language model": ("text-generation", "any-to-any")}
+Pooling = Literal["mean", "cls"]
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A step of the chain: the name of its class, with the package where that is not sentence-transformers' own, and
+    the folder of its files."""
+
+    kind: str
+    folder: Path
+
+
+def read_modules(folder: Path) -> tuple[Module, ...] | None:
+    """The modules of the folder in their order; None where it lists none. ModelError for a list that cannot be read."""
+    path = folder / PATH
+    if not path.is_file():
+        return None
+    modules = []
+    for listed in read_json_list(path):
+        kind, where = listed.get("type"), listed.get("path", "")
+        if not isinstance(kind, str) or not isinstance(where, str):
+            raise ModelError(f"{path} lists {shown(listed)}; a module has a `type` and a `path`, which are strings.")
+        own = kind.startswith("sentence_transformers.")
+        modules.append(Module(kind.rsplit(".", 1)[-1] if own else shown(kind), inside(folder, where, path)))
+    if not modules:
+        raise ModelError(f"{path} lists no modules.")
+    return tuple(modules)
+
+
+def expect_modules(name: str, family: Family, folder: Path) -> None:
+    """Refuse a folder whose modules make another score, or another thing, of the architecture `name` than is served.
+
+    Without modules.json a checkpoint is what its architecture says, and only a bi-encoder needs one.
+    """
+    modules = read_modules(folder)
+    if family == "bi-encoder":
+        if modules is None:
+            raise ModelError(
+                f"{folder / 'config.json'} describes a bare encoder ({name}) and there is no {PATH} beside it "
+                "that says how to pool; a bi-encoder comes as a sentence-transformers folder."
+            )
+        read_pooling(folder)
+        return
+    if modules is None:
+        return
+    kinds = [module.kind for module in modules]
+    said = f"{folder / PATH} lists {', '.join(kinds)}"
+    if "Pooling" in kinds and not {"Dense", "LogitScore"} & set(kinds):
+        raise ModelError(
+            f"{said}, so this is an embedding model, which is not supported over {name}; serve a reranker, or an "
+            "embedding model over BertModel or XLMRobertaModel."
+        )
+    classifier = "LogitScore" not in kinds and name.endswith("ForSequenceClassification")
+    expected = ["Transformer"] if classifier or family == "cross-encoder" else ["Transformer", "LogitScore"]
+    if kinds != expected:
+        raise ModelError(f"{said}; a reranker over {name} is supported with {' and '.join(expected)} alone.")
+    if modules[0].folder != folder:
+        raise ModelError(
+            f"{folder / PATH} has its Transformer in {modules[0].folder}; only one in {folder} is supported."
+        )
+    _expect_task(folder, TASKS["classifier" if classifier else "language model"])
+    if family == "cross-encoder":
+        _expect_no_prompt(folder)
+
+
+def read_pooling(folder: Path) -> Pooling:
+    """How the folder's `modules.json` pools; ModelError for modules that would change the score and are unknown."""
+    modules = read_modules(folder) or ()
+    kinds = [module.kind for module in modules]
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise ModelError(f"{folder / PATH} lists {', '.join(kinds)}; supported are Transformer, Pooling and Normalize.")
+    path = modules[1].folder / "config.json"
+    pooling = read_json(path)
+    modes = [key.removeprefix("pooling_mode_") for key, value in pooling.items() if value is True and "mode" in key]
+    mode = pooling.get("pooling_mode") or "+".join(modes)
+    if pooling.get("include_prompt", True) is not True:
+        raise ModelError(f"{path}: `include_prompt` is {shown(pooling['include_prompt'])}; only true is supported.")
+    match str(mode).removesuffix("_tokens").removesuffix("_token"):
+        case "mean":
+            return "mean"
+        case "cls":
+            return "cls"
+    raise ModelError(f"{path} pools by {shown(mode)}; supported are mean and CLS pooling.")
+
+
+def read_logit_score(folder: Path) -> tuple[int, ...] | None:
+    """The ids of the tokens whose logits score, (false, true) or (true,); None where no LogitScore is listed."""
+    for module in read_modules(folder) or ():
+        if module.kind == "LogitScore":
+            path = module.folder / "config.json"
+            config = Config(read_json(path), str(path))
+            config.require("module_input_name", "causal_logits")
+            true = config.size("true_token_id", least=0)
+            if config.entries.get("false_token_id") is None:
+                return (true,)
+            return config.size("false_token_id", least=0), true
+    return None
+
+
+def read_activation(folder: Path) -> object:
+    """The activation that a cross-encoder's folder declares beside its config.json; None for none."""
+    path = folder / SETTINGS
+    return read_json(path).get("activation_fn") if path.is_file() else None
+
+
+def _expect_task(folder: Path, tasks: tuple[str, ...]) -> None:
+    path = folder / "sentence_bert_config.json"
+    task = read_json(path).get("transformer_task") if path.is_file() else None
+    if task is not None and task not in tasks:
+        raise ModelError(f"{path}: `transformer_task` is {shown(task)}; only {' or '.join(tasks)} is supported here.")
+
+
+def _expect_no_prompt(folder: Path) -> None:
+    path = folder / SETTINGS
+    if not path.is_file():
+        return
+    name = read_json(path).get("default_prompt_name")
+    if name is not None:
+        raise ModelError(
+            f"{path}: `default_prompt_name` is {shown(name)}; a prompt before a cross-encoder's texts is not supported."
+        )

@@ -1,0 +1,250 @@
+"""A checkpoint's tensors: read one at a time, checked against the shape that the model expects, put in place."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rerankd.core import ModelError
+from rerankd.layers.spec import Affine, Norm
+from rerankd.models.checkpoint.config import Config, adapter_error, read_json, shown
+from rerankd.models.checkpoint.files import PICKLED, SAFETENSORS, inside
+
+log = logging.getLogger("rerankd")
+
+MAPPED_BYTES = 64 << 20
+"""What is read of a file before it is opened anew: pages that were read count as memory until the file is let go."""
+
+
+class Checkpoint:
+    """The tensors of a model folder by name, single or sharded, `.safetensors` or `.bin`; nothing is read ahead.
+
+    Raises ModelError for missing, truncated or unreadable files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, Any] = {}
+        self._mapped: dict[str, int] = {}
+        self._where: dict[str, tuple[str, str]] = {}
+        for file in _weight_files(folder):
+            self._files[file] = _open(folder / file)
+            for stored in self._files[file].keys():  # noqa: SIM118 - safe_open is no mapping
+                self._where[_modern(stored)] = (file, stored)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._where)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        file, stored = self._locate(name)
+        source = self._files[file]
+        return tuple(source[stored].shape if isinstance(source, dict) else source.get_slice(stored).get_shape())
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor, on the CPU, as stored."""
+        file, stored = self._locate(name)
+        source = self._files[file]
+        if isinstance(source, dict):
+            return cast(Tensor, source[stored])
+        tensor: Tensor = source.get_tensor(stored)
+        self._mapped[file] = self._mapped.get(file, 0) + tensor.nbytes
+        if self._mapped[file] > MAPPED_BYTES:
+            self._files[file], self._mapped[file] = _open(self.folder / file), 0
+        return tensor
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
+        """Some rows of a matrix, without reading the rest of it: [len(rows), columns]."""
+        file, stored = self._locate(name)
+        source = self._files[file]
+        matrix = source[stored] if isinstance(source, dict) else source.get_slice(stored)
+        return torch.cat([matrix[row : row + 1] for row in rows])
+
+    def _locate(self, name: str) -> tuple[str, str]:
+        try:
+            return self._where[name]
+        except KeyError:
+            near = difflib.get_close_matches(name, self._where, n=1)
+            hint = f" (the nearest name there is `{near[0]}`)" if near else ""
+            raise ModelError(f"The weights in {self.folder} have no tensor `{name}`{hint}.") from None
+
+
+class Weights:
+    """A view of a checkpoint below a name prefix, that hands out what layers are made of.
+
+    Every tensor is converted to `dtype` on `device` as it is read, so that loading needs little more memory than the
+    model. `finish` complains of tensors that were left unread.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, prefix: str = "") -> None:
+        self.device = device
+        self.dtype = dtype
+        self._checkpoint = checkpoint
+        self._prefix = prefix
+        self._read: set[str] = set()
+
+    def scope(self, name: str) -> Weights:
+        """The tensors below `name`."""
+        inner = Weights(self._checkpoint, self.device, self.dtype, f"{self._prefix}{name}.")
+        inner._read = self._read
+        return inner
+
+    def scope_holding(self, name: str, *scopes: str) -> Weights:
+        """Whichever of `scopes` ("" for this one) holds the tensor `name`; the first where none does."""
+        for scope in scopes:
+            candidate = self.scope(scope) if scope else self
+            if name in candidate:
+                return candidate
+        return self.scope(scopes[0]) if scopes[0] else self
+
+    def __contains__(self, name: str) -> bool:
+        return self._prefix + name in self._checkpoint.names
+
+    def tensor(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor `name`, which must have `shape`, in the view's dtype unless another is asked for."""
+        full = self._prefix + name
+        self._expect(full, shape)
+        stored = self._checkpoint.read(full)
+        if not stored.is_floating_point():
+            raise ModelError(
+                f"`{full}` in {self._checkpoint.folder} is stored as {str(stored.dtype).removeprefix('torch.')}; "
+                "quantised weights are not supported, so serve the checkpoint that they were made of."
+            )
+        # A copy, since what is read is a view of the file, all of which would stay in memory with it.
+        return stored.to(self.device, dtype or self.dtype, copy=True)
+
+    def height(self, name: str) -> int:
+        """How many rows the stored matrix has, for where the configuration does not say."""
+        return (*self._checkpoint.shape(self._prefix + name), 0)[0]
+
+    def expect_size(self, config: Config, key: str, size: int, name: str, axis: int = 0, each: int = 1) -> None:
+        """Refuse a configuration's `size`, its entry `key`, of which the tensor `name` has another along `axis`.
+
+        Before anything is made by that size, which may be any number. A tensor that is missing is another error.
+
+        each: how many rows or columns there are for each of them
+        """
+        if name not in self:
+            return
+        shape = self._checkpoint.shape(self._prefix + name)
+        if axis >= len(shape) or shape[axis] != size * each:
+            raise ModelError(
+                f"{config.source}: `{key}` is {size}, but `{self._prefix}{name}` has shape {list(shape)}; "
+                "they are not of one model."
+            )
+
+    def expect_count(self, config: Config, key: str, count: int, name: str) -> None:
+        """Refuse a configuration's `count`, its entry `key`, of layers `name`.0, `name`.1, ... of which there are
+        more or fewer."""
+        pattern = re.compile(re.escape(f"{self._prefix}{name}.") + r"(\d+)\.")
+        stored = len({match[1] for match in map(pattern.match, self._checkpoint.names) if match})
+        if stored != count:
+            raise ModelError(
+                f"{config.source}: `{key}` is {count}, but the weights have {stored} of `{self._prefix}{name}`; "
+                "they are not of one model."
+            )
+
+    def rows(self, name: str, rows: Sequence[int], columns: int) -> Tensor:
+        """Some rows of a matrix with `columns` columns, in float32."""
+        full = self._prefix + name
+        height = self.height(name)
+        self._expect(full, (height, columns))
+        if max(rows) >= height:
+            raise ModelError(f"`{full}` has {height} rows; the answer tokens {list(rows)} lie beyond them.")
+        return self._checkpoint.read_rows(full, rows).to(self.device, torch.float32)
+
+    def affine(self, name: str, outputs: int, inputs: int, bias: bool, dtype: torch.dtype | None = None) -> Affine:
+        """A linear layer."""
+        weight = self.tensor(f"{name}.weight", outputs, inputs, dtype=dtype)
+        return Affine(weight, self.tensor(f"{name}.bias", outputs, dtype=dtype) if bias else None)
+
+    def norm(self, name: str, width: int, norm: Norm) -> Affine:
+        """The float32 weights of a norm. A LayerNorm may be stored without a bias."""
+        weight = self.tensor(f"{name}.weight", width, dtype=torch.float32)
+        has_bias = norm.kind == "layer" and f"{name}.bias" in self
+        bias = self.tensor(f"{name}.bias", width, dtype=torch.float32) if has_bias else None
+        return Affine(weight + norm.offset if norm.offset else weight, bias)
+
+    def finish(self) -> None:
+        """Complain of tensors that nothing asked for.
+
+        One inside a stack of layers means that the configuration does not describe these weights (a layer
+        too few, a bias that would be left out), so that is a ModelError; others are only logged.
+        """
+        unread = sorted(self._checkpoint.names - self._read)
+        in_layers = [name for name in unread if re.search(r"\b(layers?|blocks)\.\d+\.(?!.*(inv_freq|_ids)$)", name)]
+        if in_layers:
+            raise ModelError(
+                f"config.json does not describe the weights in {self._checkpoint.folder}: "
+                f"it has no place for `{in_layers[0]}`" + (f" and {len(in_layers) - 1} more." if in_layers[1:] else ".")
+            )
+        if unread:
+            log.info("Not needed for scoring and left unread: %s", ", ".join(unread))
+
+    def _expect(self, full: str, shape: tuple[int, ...]) -> None:
+        stored = self._checkpoint.shape(full)
+        self._read.add(full)
+        if stored != shape:
+            raise ModelError(
+                f"`{full}` in {self._checkpoint.folder} has shape {list(stored)}; config.json asks for {list(shape)}."
+            )
+
+
+def _modern(name: str) -> str:
+    """Names of weights written by the TensorFlow converters of early BERT checkpoints, made today's."""
+    return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
+
+
+def _weight_files(folder: Path) -> list[str]:
+    if (folder / "adapter_config.json").is_file():
+        raise adapter_error(folder)
+    for single, index in (SAFETENSORS, PICKLED):
+        if (folder / single).is_file():
+            return [single]
+        if (folder / index).is_file():
+            shards = _shards(folder / index, Path(single).suffix)
+            missing = [shard for shard in shards if not (folder / shard).is_file()]
+            if missing:
+                raise ModelError(f"{folder} lacks {', '.join(missing)}, which {index} names.")
+            return shards
+    expected = ", ".join((*SAFETENSORS, *PICKLED))
+    raise ModelError(f"{folder} holds no weights; expected one of {expected}.")
+
+
+def _shards(index: Path, suffix: str) -> list[str]:
+    """The files that an index names, each of which lies in its folder."""
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where:
+        raise ModelError(f"{index} is not a weight index: `weight_map` must be an object, not {shown(where)}.")
+    for shard in where.values():
+        if not isinstance(shard, str) or not shard.endswith(suffix):
+            raise ModelError(f"{index} is not a weight index: it names {shown(shard)}, which is no {suffix} file.")
+        inside(index.parent, shard, index)
+    return sorted(set(where.values()))
+
+
+def _open(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return safe_open(str(path), framework="pt")
+        # The format before torch 1.6 is no zip file, and cannot be mapped.
+        loaded = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{path} is damaged or cut short: {reason}") from None
+    except Exception as error:  # pickle's own errors have no common base
+        raise ModelError(f"{path} is not a weight file that can be loaded safely: {type(error).__name__}.") from None
+    tensors = loaded if isinstance(loaded, dict) else {}
+    tensors = {name: value for name, value in tensors.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not tensors:
+        raise ModelError(f"{path} holds no tensors by name, as a state dict does.")
+    return tensors

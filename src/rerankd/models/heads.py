@@ -1,0 +1,130 @@
+"""What is read off the last states of a model, and how it becomes one number for each document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rerankd.core import PackedBatch, Span
+from rerankd.layers.spec import Affine
+from rerankd.models.vocabulary import VocabularyHead
+
+Activation: TypeAlias = Literal["sigmoid", "identity"]
+"""What turns a logit into a score."""
+Pooling: TypeAlias = Literal["mean", "cls"]
+
+
+class Head(Protocol):
+    """The last step of a model.
+
+    activation: what turns a logit into a score
+    """
+
+    @property
+    def activation(self) -> Activation: ...
+
+    def rows(self, batch: PackedBatch) -> list[int] | None:
+        """The packed rows whose last states the head reads, ascending; None for all."""
+        ...
+
+    def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
+        """float32 logits of the documents in their order, from the states of `rows`: float32 [rows, hidden]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierHead:
+    """A classifier of the first token of each pair: out(tanh(dense(x))), of 1 label or of 2.
+
+    dense: the pooler of BERT, the dense layer of RoBERTa's classification head; all float32
+    """
+
+    dense: Affine
+    out: Affine
+    activation: Activation
+
+    def rows(self, batch: PackedBatch) -> list[int]:
+        """The first token of each document."""
+        return [span.start for span in batch.documents()]
+
+    def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
+        """See `Head`."""
+        return one_logit(F.linear(F.linear(states, *self.dense).tanh(), *self.out))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHead:
+    """A decoder's last token: the logit of an answer, or the difference of two, or the label tokens that a group asks.
+
+    relevance: float32 [1, hidden], or [2, hidden] for (no, yes)
+    vocabulary: the head over all tokens; None where the checkpoint has none
+    """
+
+    relevance: Tensor
+    vocabulary: VocabularyHead | None
+    activation: Activation
+
+    def rows(self, batch: PackedBatch) -> list[int]:
+        """The last token of each document."""
+        return [span.stop - 1 for span in batch.documents()]
+
+    def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
+        """See `Head`. A group with labels has their log-probabilities in place of one logit, prompt after prompt."""
+        logits = one_logit(states @ self.relevance.T)
+        asked = [group.labels for group in batch.groups if group.labels is not None]
+        if not asked or self.vocabulary is None:
+            return logits
+        sizes = [len(group.suffixes) for group in batch.groups]
+        own = zip(torch.split(states, sizes), batch.groups, strict=True)
+        labelled = [part for part, group in own if group.labels is not None]
+        found = iter(self.vocabulary.log_probabilities(labelled, asked))
+        scored = zip(torch.split(logits, sizes), batch.groups, strict=True)
+        return torch.cat([part if group.labels is None else next(found).flatten() for part, group in scored])
+
+
+@dataclass(frozen=True, slots=True)
+class CosineHead:
+    """The cosine of the pooled states of a document and of its group's prefix, which is the query.
+
+    Reference: Reimers and Gurevych, 2019.
+    """
+
+    pooling: Pooling
+    activation: Activation = "identity"
+
+    def rows(self, batch: PackedBatch) -> list[int] | None:
+        """The first token of each text where that is its embedding, else all."""
+        return [span.start for span in _texts(batch)] if self.pooling == "cls" else None
+
+    def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
+        """See `Head`."""
+        embeddings = states if self.pooling == "cls" else _means(states, _texts(batch))
+        embeddings = F.normalize(embeddings, dim=-1)
+        sizes = [1 + len(group.suffixes) for group in batch.groups]
+        return torch.cat([own[1:] @ own[0] for own in torch.split(embeddings, sizes)])
+
+
+def one_logit(logits: Tensor) -> Tensor:
+    """One logit a document from a head of 1 or 2 labels: [documents, labels] -> [documents].
+
+    The sigmoid of a difference is the softmax of a pair, so the second of two labels (relevant, yes) needs no
+    case of its own further on.
+    """
+    return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+
+
+def _texts(batch: PackedBatch) -> list[Span]:
+    return [span for group in batch.groups for span in (group.prefix, *group.suffixes)]
+
+
+def _means(states: Tensor, spans: Sequence[Span]) -> Tensor:
+    """The mean of the rows of each span: float32 [spans, hidden]."""
+    lengths = torch.tensor([len(span) for span in spans], device=states.device)
+    owner = torch.repeat_interleave(torch.arange(len(spans), device=states.device), lengths)
+    sums = torch.zeros(len(spans), states.shape[1], device=states.device)
+    return sums.index_add_(0, owner, states) / lengths[:, None]

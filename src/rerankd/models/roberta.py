@@ -1,0 +1,33 @@
+"""RoBERTa (Liu et al., 2019) and XLM-R (Conneau et al., 2019): BERT with other names and positions; BGE rerankers.
+
+Behaviour reference: `modeling_xlm_roberta.py` in transformers. The two differ in their tokenizers only.
+"""
+
+from __future__ import annotations
+
+from rerankd.layers.transformer import Executor
+from rerankd.models.base import TextModel, TokenIds
+from rerankd.models.bert import bi_encoder, cross_encoder, encoder
+from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.weights import Weights
+
+
+def first_position(config: Config) -> int:
+    """The row of the position table where positions begin: behind the padding id."""
+    most = config.size("max_position_embeddings", least=3)
+    first = config.size("pad_token_id", 1, least=0) + 1
+    if first > most - 2:
+        raise config.wrong("pad_token_id", f"must leave some of the {most} positions (`max_position_embeddings`)")
+    return first
+
+
+def roberta_cross_encoder(config: Config, weights: Weights, token_id: TokenIds, executor: Executor) -> TextModel:
+    """`XLMRobertaForSequenceClassification`, `RobertaForSequenceClassification`: dense, tanh, out_proj on `<s>`."""
+    stack = encoder(config, weights.scope("roberta"), first_position(config))
+    return cross_encoder(config, weights, executor, stack, "classifier.dense", "classifier.out_proj")
+
+
+def roberta_bi_encoder(config: Config, weights: Weights, token_id: TokenIds, executor: Executor) -> TextModel:
+    """`XLMRobertaModel` in a sentence-transformers folder."""
+    scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "roberta")
+    return bi_encoder(config, executor, encoder(config, scope, first_position(config)))

@@ -1,0 +1,270 @@
+"""Linear maps against the arithmetic that they stand for: plain, packed, and in 8 bits by each backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rerankd.backends.cpu.linear import DenseLinear, Linear, PackedLinear, bfloat16_linear, int8_linear
+from rerankd.backends.cpu.rows import plain
+from rerankd.backends.torch.transformer import activate
+from rerankd.layers.spec import Activation
+from tests.backends.cpu.test_rows import in_strips
+from tests.backends.cpu.units import UNITS, kernels_by, threads
+
+Make = Callable[[Tensor, Tensor | None], Linear]
+
+
+def by(unit: str, make: Callable[..., Linear]) -> Make:
+    """`make` with the kernels of a unit, which are looked for when a test runs."""
+    return lambda weight, bias: make(weight, bias, kernels_by(unit))
+
+
+INT8 = [
+    pytest.param((torch.float32, partial(int8_linear, kernels=None)), id="float32"),
+    pytest.param((torch.bfloat16, partial(int8_linear, kernels=None)), id="bfloat16"),
+    *(pytest.param((torch.bfloat16, by(unit, int8_linear)), id=unit) for unit in UNITS),
+]
+
+
+def matrix(rows: int, columns: int, seed: int) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def by_definition(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Rows over their range in 255 steps, channels scaled to 127, both rounded; multiplied exactly; all in float64."""
+    x, weight = x.double(), weight.double()
+    low, high = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
+    steps = (high - low) / 255
+    zeros = (-low / steps).round()
+    codes = ((x / steps).round() + zeros).clamp(0, 255)
+    channels = weight.abs().amax(1, keepdim=True) / 127
+    product = (codes - zeros) @ (weight / channels).round().T
+    return product * steps * channels.T + (0 if bias is None else bias.double())
+
+
+@pytest.mark.parametrize("backend", INT8)
+def test_a_row_that_is_not_a_number_stays_one_in_8_bits_and_no_other_does(
+    backend: tuple[torch.dtype, Make],
+) -> None:
+    dtype, make = backend
+    x = matrix(19, 64, 1).to(dtype)
+    x[3, 40], x[11, 0], x[18, 63] = float("nan"), -float("nan"), float("inf")
+    y = make(matrix(32, 64, 2).to(dtype), None)(x)
+    lost = torch.zeros(19, dtype=torch.bool)
+    lost[[3, 11, 18]] = True
+    assert torch.equal(~y.isfinite().any(1), lost)
+
+
+@pytest.mark.parametrize("backend", INT8)
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("rows", [1, 7, 16, 17, 33, 300])
+def test_int8_product_is_the_one_defined(backend: tuple[torch.dtype, Make], biased: bool, rows: int) -> None:
+    dtype, make = backend
+    # Rows and columns of unlike sizes, and a range that is lopsided, so that a wrong zero or scale shows.
+    x = ((matrix(rows, 192, 1) + 1.5) * torch.arange(1, rows + 1)[:, None]).to(dtype)
+    weight = (matrix(96, 192, 2) * torch.linspace(0.1, 3, 96)[:, None]).to(dtype)
+    bias = (matrix(1, 96, 3)[0] * 50).to(dtype) if biased else None
+    result = make(weight, bias)(x)
+    assert result.dtype == dtype
+    expected = by_definition(x, weight, bias)
+    # A value that lies between two codes may fall to either: one step times one weight.
+    slack = (x.double().amax(1) - x.double().amin(1).clamp(max=0))[:, None] / 255 * weight.double().abs().amax(1) * 3
+    rounding = expected.abs() * (1e-5 if dtype == torch.float32 else 2**-8)
+    assert ((result.double() - expected).abs() <= slack + rounding + 1e-4).all()
+    assert (result.double() - expected).abs().mean() <= 0.25 * slack.mean() + rounding.mean()
+
+
+@pytest.mark.parametrize("backend", INT8)
+def test_int8_lies_near_the_exact_product(backend: tuple[torch.dtype, Make]) -> None:
+    dtype, make = backend
+    x, weight = matrix(40, 256, 1).to(dtype), matrix(64, 256, 2).to(dtype)
+    exact = F.linear(x.float(), weight.float())
+    assert (make(weight, None)(x).float() - exact).abs().max() < 0.025 * exact.abs().max()
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_own_and_onednn_int8_agree_on_several_threads(unit: str) -> None:
+    x, weight = matrix(700, 128, 1).bfloat16(), matrix(160, 128, 2).bfloat16()
+    with threads(3):
+        own = int8_linear(weight, None, kernels_by(unit))(x)
+    torch.testing.assert_close(own, int8_linear(weight, None, None)(x), rtol=0.02, atol=0.3)
+
+
+MAKERS: list[tuple[torch.dtype, Make, float]] = [
+    (torch.float32, DenseLinear, 1e-5),
+    (torch.bfloat16, DenseLinear, 0.05),
+    (torch.bfloat16, PackedLinear, 0.05),
+    *((torch.bfloat16, by(unit, bfloat16_linear), 0.05) for unit in UNITS),
+    (torch.float32, partial(int8_linear, kernels=None), 0.1),
+    (torch.bfloat16, partial(int8_linear, kernels=None), 0.1),
+    *((torch.bfloat16, by(unit, int8_linear), 0.1) for unit in UNITS),
+]
+
+
+@pytest.mark.parametrize(("dtype", "make", "near"), MAKERS)
+@pytest.mark.parametrize("then", ["gelu", "gelu_tanh"])
+@pytest.mark.parametrize("biased", [True, False])
+def test_what_follows_a_product(dtype: torch.dtype, make: Make, near: float, then: Activation, biased: bool) -> None:
+    x, weight = matrix(35, 128, 1).to(dtype), (matrix(64, 128, 2) * 0.2).to(dtype)
+    bias = matrix(1, 64, 3)[0].to(dtype) if biased else None
+    linear = make(weight, bias)
+    exact = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    assert exact.abs().max() > 6  # far out on both sides of the nonlinearities
+    product = linear(x).float()
+    torch.testing.assert_close(product, exact, rtol=near, atol=near)
+    result = plain(linear.then(x, then))
+    assert result.dtype == dtype
+    rounding = 1e-6 if dtype == torch.float32 else 2**-6
+    torch.testing.assert_close(result.float(), activate(product, then), rtol=rounding, atol=rounding)
+    gated = plain(linear.gated(x)).float()
+    torch.testing.assert_close(gated, F.silu(product[:, :32]) * product[:, 32:], rtol=2 * rounding, atol=2 * rounding)
+    addend = matrix(35, 64, 4).to(dtype)
+    plus = linear.plus(x, addend).float()
+    torch.testing.assert_close(plus, product + addend.float(), rtol=rounding, atol=2 * rounding)
+    # Into a part of a wider tensor, as a layer does.
+    wide = torch.full((35, 96), 7.0, dtype=dtype)
+    linear(x, out=wide[:, 32:])
+    assert torch.equal(wide[:, 32:].float(), product)
+    linear.plus(x, addend, out=wide[:, :64])
+    assert torch.equal(wide[:, :64].float(), plus)
+    assert torch.equal(wide[:, 64:].float(), product[:, 32:])
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(("then", "near"), [("gelu", 1.5e-5), ("gelu_tanh", 1e-4)])
+def test_nonlinearities_of_all_values_there_are(unit: str, then: Activation, near: float) -> None:
+    # Every bfloat16 between 1e-9 and 64 and its negative, through a map that leaves it as it is.
+    bits = torch.arange(0x3089, 0x4281, dtype=torch.int16)
+    positive = torch.cat([bits, torch.zeros(-len(bits) % 32, dtype=torch.int16)]).view(torch.bfloat16)
+    x = torch.cat([positive, -positive]).view(-1, 64)
+    y = plain(bfloat16_linear(torch.eye(64).bfloat16(), None, kernels_by(unit)).then(x, then)).double()
+    exact = F.gelu(x.double(), approximate="none" if then == "gelu" else "tanh")
+    assert ((y - exact).abs() <= near + exact.abs() * 2**-8).all()
+
+
+@pytest.mark.parametrize("make", [make for dtype, make, _ in MAKERS if dtype == torch.bfloat16])
+def test_maps_read_and_write_strips_as_they_do_others(make: Make) -> None:
+    x = matrix(77, 128, 1).bfloat16()
+    strips = in_strips(x)
+    linear = make(matrix(64, 128, 2).bfloat16(), None)
+    assert torch.equal(linear(strips), linear(x))
+    assert torch.equal(linear(strips[31:70]), linear(x[31:70]))
+    assert torch.equal(plain(linear.gated(strips)), plain(linear.gated(x)))
+    # Into a part of the columns, and over what is added.
+    wide, addend = in_strips(torch.full((77, 96), 7.0).bfloat16()), matrix(77, 64, 3).bfloat16()
+    linear(strips, out=wide.columns(slice(32, 96)))
+    assert torch.equal(plain(wide)[:, 32:], plain(linear(x)))
+    assert plain(wide)[:, :32].eq(7).all()
+    total = in_strips(addend)
+    linear.plus(strips, total, out=total)
+    assert torch.equal(plain(total), plain(linear.plus(x, addend)))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("crew", [1, 3])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [
+        (1, 64, 32),
+        (16, 128, 96),
+        (17, 64, 32),
+        (300, 192, 160),
+        # Few rows and many columns, which the threads share out.
+        (70, 128, 416),
+        # More inputs than the first-level cache takes of two panels, in runs of unlike lengths; rows in several blocks.
+        (49, 1088, 64),
+        (1100, 576, 64),
+        (400, 4160, 64),
+    ],
+)
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("make", [bfloat16_linear, int8_linear])
+def test_own_products_of_many_shapes(
+    unit: str, crew: int, rows: int, inputs: int, outputs: int, biased: bool, make: Callable[..., Linear]
+) -> None:
+    # Rows that lie apart, and tensors that hold what is not a number where nothing may be read.
+    x = torch.full((rows, inputs + 64), float("nan"), dtype=torch.bfloat16)[:, :inputs]
+    x.copy_(matrix(rows, inputs, 1))
+    weight = matrix(outputs, inputs, 2).bfloat16()
+    bias = matrix(1, outputs, 3)[0].bfloat16() if biased else None
+    addend = matrix(rows, outputs, 4).bfloat16()
+    with threads(crew):
+        linear = make(weight, bias, kernels_by(unit))
+        result, plus, gated = linear(x), linear.plus(x, addend), plain(linear.gated(x))
+    near = {"rtol": 2**-7, "atol": 1e-2}
+    expected = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
+    if make is int8_linear:
+        # A value that lies between two codes may fall to either.
+        near["atol"], expected = 0.75, by_definition(x, weight, bias).float()
+        assert (result.float() - expected).abs().mean() < 0.02 + 2**-8 * expected.abs().mean()
+    torch.testing.assert_close(result.float(), expected, **near)
+    torch.testing.assert_close(plus.float(), expected + addend, **near)
+    a, b = expected.chunk(2, 1)
+    # An error of a moves silu(a) by 1.1 times as much, and that counts b times; one of b counts silu(a) times.
+    slack = near["atol"] * (1.1 * b.abs() + F.silu(a).abs() + near["atol"]) + 2**-6 * (F.silu(a) * b).abs()
+    assert ((gated.float() - F.silu(a) * b).abs() <= slack).all()
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_rows_and_weights_of_two_kinds_are_refused(unit: str) -> None:
+    kernels = kernels_by(unit)
+    x, weight = matrix(4, 64, 1).bfloat16(), kernels.pack_bf16(matrix(32, 64, 2).bfloat16())
+    out = torch.empty(4, 32, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="do not fit"):
+        kernels.product(kernels.quantize(x), weight, None, out)
+    with pytest.raises(ValueError, match="do not fit"):
+        kernels.product(kernels.tile(matrix(4, 128, 1).bfloat16()), weight, None, out)
+    with pytest.raises(ValueError, match=r"\[4, 32\] cannot be written to rows of \[5, 32\]"):
+        kernels.product(kernels.tile(x), weight, None, torch.empty(5, 32, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_shapes_that_fill_no_strips_take_another_way(unit: str) -> None:
+    x, weight = matrix(9, 72, 1).bfloat16(), matrix(40, 72, 2).bfloat16()
+    for make in (bfloat16_linear, int8_linear):
+        result = make(weight, None, kernels_by(unit))(x).float()
+        torch.testing.assert_close(result, x.float() @ weight.float().T, rtol=0.05, atol=0.5)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_fused_nonlinearities_are_torchs_to_bfloat16(unit: str) -> None:
+    # A weight that picks one input each makes the product exact, whatever the input.
+    x = torch.linspace(-12, 12, 64 * 64).view(64, 64).bfloat16()
+    linear = int8_linear(torch.eye(64).bfloat16(), None, kernels_by(unit))
+    product = linear(x).float()
+    nonlinearities: tuple[Activation, ...] = ("gelu", "gelu_tanh")
+    for then in nonlinearities:
+        torch.testing.assert_close(plain(linear.then(x, then)).float(), activate(product, then), rtol=2**-7, atol=2e-4)
+
+
+@pytest.mark.parametrize("backend", INT8)
+def test_an_outlier_costs_its_own_row_only(backend: tuple[torch.dtype, Make]) -> None:
+    dtype, make = backend
+    x, weight = matrix(8, 256, 1), matrix(32, 256, 2)
+    x[3, 5] = 400.0
+    exact = F.linear(x, weight)
+    error = (make(weight.to(dtype), None)(x.to(dtype)).float() - exact).abs()
+    assert error[torch.arange(8) != 3].max() < 0.8
+    assert error[torch.arange(8) != 3].mean() < 0.02 * exact.abs().mean() + 0.15
+
+
+@pytest.mark.parametrize("backend", INT8)
+def test_the_largest_value_of_a_row_does_not_wrap_round(backend: tuple[torch.dtype, Make]) -> None:
+    dtype, make = backend
+    x = torch.linspace(0.01, 1000, 512).to(dtype)[:, None] * F.one_hot(torch.arange(512) % 64, 64).to(dtype)
+    weight = torch.eye(64, dtype=dtype)
+    torch.testing.assert_close(make(weight, None)(x), x, rtol=0.02, atol=0)
+    torch.testing.assert_close(make(weight, None)(-x), -x, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("backend", INT8)
+def test_a_row_of_zeros_stays_zero(backend: tuple[torch.dtype, Make]) -> None:
+    dtype, make = backend
+    assert make(matrix(32, 64, 1).to(dtype), None)(torch.zeros(3, 64, dtype=dtype)).abs().max() == 0
+    assert make(torch.zeros(32, 64, dtype=dtype), None)(matrix(3, 64, 1).to(dtype)).abs().max() == 0

@@ -1,0 +1,510 @@
+"""When the kernels compute what is called for, and what they refuse."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import struct
+import subprocess
+import weakref
+from array import array
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from rerankd.backends.cpu import native
+from rerankd.backends.cpu.native import HAS_VECTORS, Kernels, KernelsError
+from rerankd.backends.cpu.rows import StripRows, plain
+from rerankd.backends.select import place
+from rerankd.core import RerankdError
+
+KERNELS = Kernels.load()
+SOURCES = Path(native.__file__).parent
+
+
+@pytest.fixture
+def kernels() -> Kernels:
+    if KERNELS is None:
+        pytest.skip("no kernels were built, or none for this processor")
+    return KERNELS
+
+
+def test_operations_called_for_together_are_computed_at_the_end_in_order(kernels: Kernels) -> None:
+    x, weight, zeros = torch.randn(40, 64), torch.randn(64), torch.zeros(40, 64).bfloat16()
+    outs = torch.zeros(2, 40, 64)
+    rounded = torch.zeros(40, 64).bfloat16()
+    with kernels.together():
+        kernels.add_layer_norm(x, zeros, weight, weight, 1e-5, outs[0], rounded)
+        kernels.add_layer_norm(outs[0], rounded, weight, weight, 1e-5, outs[1], rounded)
+        outs_before = ctypes.string_at(outs.data_ptr(), outs.nbytes)
+    assert not any(outs_before)
+    first = torch.nn.functional.layer_norm(x, (64,), weight, weight, 1e-5)
+    second = torch.nn.functional.layer_norm(first + first.bfloat16(), (64,), weight, weight, 1e-5)
+    torch.testing.assert_close(outs, torch.stack([first, second]), rtol=1e-2, atol=1e-2)
+
+
+def test_what_was_called_for_before_an_error_is_never_computed(kernels: Kernels) -> None:
+    x, weight, zeros = torch.randn(4, 64), torch.ones(64), torch.zeros(4, 64).bfloat16()
+    out = torch.zeros(4, 64)
+
+    def fail() -> None:
+        with kernels.together():
+            kernels.add_layer_norm(x, zeros, weight, weight, 1e-5, out, zeros)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    with kernels.together():
+        pass
+    assert not out.any()
+    kernels.add_layer_norm(x, zeros, weight, weight, 1e-5, out, zeros)
+    assert out.any()
+
+
+def test_room_is_used_again_when_nothing_refers_to_it(kernels: Kernels) -> None:
+    x, weight = torch.randn(40, 64).bfloat16(), torch.ones(64).bfloat16()
+    outside = kernels.empty_rows(40, 64)
+    with kernels.together():
+        first = kernels.rms_norm(x, weight, 1e-6)
+        kept = kernels.rms_norm(first, weight, 1e-6)
+        part = kept[10:20]
+        freed = first.at
+        del first, kept
+        other = kernels.empty_rows(40, 64)
+        assert other.at == freed
+        assert kernels.empty_rows(40, 64).at not in (part.at - 10 * 64, other.at, outside.at)
+    expected = plain(kernels.rms_norm(kernels.rms_norm(x, weight, 1e-6), weight, 1e-6))
+    assert torch.equal(plain(part), expected[10:20])
+
+
+def test_batches_use_the_same_memory_one_after_another(kernels: Kernels) -> None:
+    x, weight = torch.randn(200, 64).bfloat16(), torch.ones(64).bfloat16()
+    places = []
+    for count in (200, 198, 10, 200):
+        with kernels.together():
+            normed = kernels.rms_norm(x[:count], weight, 1e-6)
+            places.append((normed.at, kernels.rms_norm(normed, weight, 1e-6).at))
+        del normed
+    assert set(places[0]) == set(places[1]) == set(places[3])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("width", [40, 64, 320])
+def test_rows_are_chosen_when_they_are_there(kernels: Kernels, width: int, dtype: torch.dtype) -> None:
+    x, rows = torch.randn(200, width).to(dtype), torch.tensor([199, 0, 7, 7, *range(20, 150, 3)])
+    backwards = torch.arange(199, -1, -1)
+    with kernels.together():
+        chosen = kernels.choose(kernels.choose(x, backwards), 199 - rows)
+    assert torch.equal(plain(chosen), x[rows])
+    assert kernels.choose(x, rows[:0]).shape == (0, width)
+
+
+def test_rows_in_strips_are_chosen_when_they_are_there(kernels: Kernels) -> None:
+    x, weight = torch.randn(200, 320).bfloat16(), torch.ones(320).bfloat16()
+    rows = torch.tensor([199, 0, 7, 7, *range(20, 150, 3)])
+    with kernels.together():
+        normed = kernels.rms_norm(x, weight, 1e-6)
+        chosen = kernels.choose(normed[1:200], rows - 1 + (rows == 0))
+        again = kernels.rms_norm(chosen, weight, 1e-6)
+    expected = plain(normed)[rows + (rows == 0)]
+    assert torch.equal(plain(chosen), expected)
+    assert torch.equal(plain(again), plain(kernels.rms_norm(expected, weight, 1e-6)))
+
+
+def test_what_is_used_stays_in_memory_until_it_is_computed(kernels: Kernels) -> None:
+    weight = torch.ones(64).bfloat16()
+    with kernels.together():
+        before = kernels.rms_norm(torch.randn(40, 64).bfloat16(), weight, 1e-6)
+    expected = plain(kernels.rms_norm(before, weight, 1e-6))
+    out = kernels.empty_rows(40, 64)
+    eye = kernels.pack_bf16(torch.eye(64).bfloat16())
+    with kernels.together():
+        kernels.product(before, eye, None, out)
+        last = kernels.rms_norm(out, weight, 1e-6)
+        size = before.room.size
+        del before, eye
+        # What takes its place, were it free.
+        taken = [torch.full((size,), 255, dtype=torch.uint8) for _ in range(64)]
+    torch.testing.assert_close(plain(last), expected, rtol=1e-2, atol=1e-2)
+    assert len(taken) == 64
+
+
+def norm(kernels: Kernels, x: Tensor | StripRows) -> StripRows:
+    normed = kernels.rms_norm(x, torch.ones(x.shape[1]).bfloat16(), 1e-6)
+    assert isinstance(normed, StripRows)
+    return normed
+
+
+ROWS = torch.randn(40, 64).bfloat16()
+USES: dict[str, Callable[[StripRows], object]] = {
+    "strips": lambda rows: rows.strips,
+    "tensor": lambda rows: rows.tensor(),
+    "plain": plain,
+    "copy_": lambda rows: rows.copy_(ROWS[: len(rows)]),
+    "add_": lambda rows: rows.add_(torch.tensor([1]), ROWS[:1]),
+    "a part": lambda rows: plain(rows[1:5]),
+    "columns": lambda rows: plain(rows.columns(slice(32, 64))),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
+def test_rows_of_recorded_operations_are_not_to_be_used(kernels: Kernels, use: Callable[[StripRows], object]) -> None:
+    own = StripRows.empty(40, 64)
+    own.copy_(ROWS)
+    lent, early = kernels.tile(ROWS), kernels.empty_rows(40, 64)
+    assert isinstance(early, StripRows)
+    eye = kernels.pack_bf16(torch.eye(64).bfloat16())
+    with kernels.together():
+        normed = norm(kernels, own)
+        kernels.product(lent, eye, None, early)
+        fresh = cast(StripRows, kernels.empty_rows(40, 64))
+        for rows in (normed, own, lent, early, fresh):
+            with pytest.raises(RuntimeError, match="recorded and not computed yet"):
+                use(rows)
+    assert torch.equal(plain(own), ROWS)
+    assert torch.equal(plain(early), ROWS)
+    torch.testing.assert_close(plain(normed), plain(norm(kernels, ROWS)))
+    for rows in (normed, own, lent, early, fresh):
+        use(rows)
+
+
+def test_a_repeated_input_does_not_hide_that_rows_are_read_too_early(kernels: Kernels) -> None:
+    for _ in range(2):
+        with kernels.together():
+            normed = norm(kernels, ROWS)
+            with pytest.raises(RuntimeError, match="after the scope"):
+                plain(normed)
+        del normed
+
+
+TENSOR_USES: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "read": lambda x, out: out.sum(),
+    "read a part": lambda x, out: out[3:5, 2].sum(),
+    "copy": lambda x, out: torch.empty_like(out).copy_(out),
+    "tolist": lambda x, out: out.tolist(),
+    "numpy": lambda x, out: out.numpy(),
+    "print": lambda x, out: str(out),
+    "write": lambda x, out: out.zero_(),
+    "write an input": lambda x, out: x[3].add_(1),
+    "cast": lambda x, out: out.double(),
+}
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("use", TENSOR_USES.values(), ids=TENSOR_USES.keys())
+def test_tensors_of_recorded_operations_are_watched(
+    kernels: Kernels, use: Callable[[Tensor, Tensor], object], inference: bool
+) -> None:
+    with torch.inference_mode(inference):
+        x, weight, out = torch.randn(40, 64), torch.ones(64), torch.zeros(40, 64)
+        delta, rounded = torch.zeros(40, 64).bfloat16(), torch.zeros(40, 64).bfloat16()
+        with kernels.together():
+            kernels.add_layer_norm(x, delta, weight, weight, 1e-5, out, rounded)
+            with pytest.raises(RuntimeError, match="an operation has yet to"):
+                use(x, out)
+            # What reads an input, or no value at all, is right.
+            assert (x[1:3].sum() + weight.sum()).isfinite()
+            assert torch.empty_like(out[2:9].view(-1, 32)).shape == (14, 32)
+        use(x, out)
+
+
+def test_nothing_is_computed_at_once_while_operations_are_recorded(kernels: Kernels) -> None:
+    table, numbers, ones = torch.randn(5, 64).bfloat16(), torch.tensor([1, 2]), torch.ones(64)
+    tables = ((table, numbers), (table, None), (table, None))
+    out, rounded = torch.zeros(2, 64), torch.zeros(2, 64).bfloat16()
+    calls: list[Callable[[], object]] = [
+        lambda: kernels.embed_layer_norm(tables, ones, ones, 1e-5, out, rounded),
+        lambda: kernels.pack_bf16(ROWS[:32]),
+        lambda: kernels.pack_int8(torch.ones(32, 64, dtype=torch.int8), torch.ones(32)),
+    ]
+    with kernels.together():
+        for call in calls:
+            with pytest.raises(RuntimeError, match=r"rerankd_(embed_layer_norm|pack_\w+)` computes at once"):
+                call()
+    assert not out.any()
+    for call in calls:
+        call()
+    assert out.any()
+
+
+def test_rows_that_an_error_left_uncomputed_are_refused(kernels: Kernels) -> None:
+    source = kernels.tile(ROWS)
+
+    def fail() -> None:
+        with kernels.together():
+            kept.append(norm(kernels, source))
+            raise KeyError
+
+    kept: list[StripRows] = []
+    with pytest.raises(KeyError):
+        fail()
+    uses: list[Callable[[StripRows], object]] = [plain, lambda rows: norm(kernels, rows), lambda rows: rows.copy_(ROWS)]
+    for use in uses:
+        with pytest.raises(RuntimeError, match="never computed"):
+            use(kept[0][3:9])
+    with kernels.together(), pytest.raises(RuntimeError, match="never computed"):
+        norm(kernels, kept[0])
+    # What was only read is as it was, and the kernels work.
+    assert torch.equal(plain(source), ROWS)
+    assert torch.equal(plain(norm(kernels, source)), plain(norm(kernels, ROWS)))
+
+
+def test_an_error_gives_memory_back_and_keeps_none_alive(kernels: Kernels) -> None:
+    own = Kernels(kernels.library, HAS_VECTORS)
+    x = own.tile(ROWS)
+    lent = own._rooms._lent
+    weights = []
+
+    def fail() -> None:
+        weight = torch.ones(64).bfloat16()
+        weights.append(weakref.ref(weight))
+        with own.together():
+            own.rms_norm(x, weight, 1e-6)
+            del weight
+            assert weights[0]() is not None
+            own._compute(struct.pack("q", -1), (), ())
+
+    # The error is kept, as a log or a debugger keeps one, and with it the frames that it passed.
+    with pytest.raises(KernelsError) as error:
+        fail()
+    assert error.traceback
+    assert weights[0]() is None
+    assert own._rooms._lent == lent
+    at = norm(own, x).at
+    with own.together():
+        assert norm(own, x).at == at
+
+
+def test_memory_that_runs_out_half_way_leaves_no_rows_to_be_read(kernels: Kernels) -> None:
+    runs, bounds, out = array("q", [0, 1]), array("q", [0, 1, 0, 0, 0, 1 << 42]), torch.zeros(1, 32).bfloat16()
+    place_of = (out.data_ptr(), 32, 32)
+    too_large = native._attention(
+        1, runs.buffer_info()[0], bounds.buffer_info()[0], 1, 1, 32, *place_of * 3, False, 1.0, *place_of
+    )
+
+    def run_out() -> None:
+        with kernels.together():
+            kept.append(norm(kernels, ROWS))
+            kernels._compute(too_large, (), (out,))
+            kept.append(norm(kernels, kept[0]))
+
+    kept: list[StripRows] = []
+    with pytest.raises(MemoryError):
+        run_out()
+    for rows in kept:
+        with pytest.raises(RuntimeError, match="never computed"):
+            plain(rows)
+    assert plain(norm(kernels, ROWS)).isfinite().all()
+
+
+def test_scopes_do_not_nest(kernels: Kernels) -> None:
+    with kernels.together():
+        normed = norm(kernels, ROWS)
+        with pytest.raises(RuntimeError, match="do not nest"), kernels.together():
+            pass
+    assert torch.equal(plain(normed), plain(norm(kernels, ROWS)))
+
+
+def test_another_thread_is_refused_while_operations_are_recorded(kernels: Kernels) -> None:
+    def open_scope() -> None:
+        with kernels.together():
+            pass
+
+    calls: list[Callable[[], object]] = [
+        open_scope,
+        lambda: norm(kernels, ROWS),
+        lambda: kernels.empty_rows(40, 64),
+        lambda: kernels.choose(torch.zeros(4, 40), torch.tensor([1])),
+    ]
+    with ThreadPoolExecutor(1) as pool:
+        with kernels.together():
+            normed = norm(kernels, ROWS)
+            for call in calls:
+                with pytest.raises(RuntimeError, match="Another thread"):
+                    pool.submit(call).result()
+            with pytest.raises(RuntimeError, match="not computed yet"):
+                pool.submit(plain, normed).result()
+        assert torch.equal(pool.submit(plain, normed).result(), plain(norm(kernels, ROWS)))
+        for call in calls:
+            pool.submit(call).result()
+
+
+def test_another_thread_is_refused_while_operations_are_computed(kernels: Kernels) -> None:
+    own = Kernels(kernels.library, HAS_VECTORS)
+    begun, go_on = Event(), Event()
+
+    def slow(*arguments: object) -> int:
+        begun.set()
+        assert go_on.wait(60)
+        return 0
+
+    own.library = cast(ctypes.CDLL, SimpleNamespace(rerankd_run=slow, rerankd_pack_bf16=slow))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(norm, own, ROWS)
+        assert begun.wait(60)
+        for call in (lambda: norm(own, ROWS), lambda: own.pack_bf16(ROWS)):
+            with pytest.raises(RuntimeError, match="Another thread"):
+                call()
+        go_on.set()
+        running.result()
+    norm(own, ROWS)
+
+
+def test_rows_of_other_kernels_are_held_and_refused_as_ones_own_are(kernels: Kernels) -> None:
+    other = Kernels(kernels.library, HAS_VECTORS)
+    expected = plain(norm(kernels, ROWS))
+    with kernels.together():
+        early = norm(kernels, ROWS)
+        with pytest.raises(RuntimeError, match="not computed yet"):
+            norm(other, early)
+        theirs = other.tile(ROWS)
+        normed = norm(kernels, theirs)
+        del theirs
+        # Their memory is not lent on before it was read.
+        assert plain(norm(other, torch.zeros(40, 64).bfloat16())).eq(0).all()
+    assert torch.equal(plain(normed), expected)
+
+
+def test_an_unknown_or_cut_operation_is_an_error_and_nothing_is_computed(kernels: Kernels) -> None:
+    x, out = torch.randn(4, 64).bfloat16(), torch.zeros(4, 64).bfloat16()
+    weight = torch.ones(64).bfloat16()
+    good = native._rms_norm(4, 64, x.data_ptr(), 64, 32, weight.data_ptr(), 1e-6, out.data_ptr(), 64, 32)
+    product = native._product(1, 1, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, len(native._THEN), 0, 0, 0, 0)
+    for bad, problem in (
+        (struct.pack("q", len(native._OPERATIONS)), "unknown"),
+        (struct.pack("q", -1), "unknown"),
+        (product, "unknown"),
+        (good[:-8], "ends within"),
+        (good[:8], "ends within"),
+        (b"1234", "ends within"),
+    ):
+        with pytest.raises(KernelsError, match=problem):
+            kernels._run(good + bad)
+        assert not out.any()
+    kernels._run(good + good)
+    assert out.any()
+
+
+def test_structs_and_numbers_of_other_versions_are_refused(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    agreed = native._AGREED
+    swapped = {**{name: agreed[name] for name in ("abi", "matrix", "chosen", "block", "then", "norm_rotate")}, **agreed}
+    for changed, named in (
+        ({**agreed, "abi": agreed["abi"] + 1}, "differ in abi"),
+        ({**agreed, "product": agreed["product"] + 8}, "differ in product"),
+        ({**agreed, "another": 8}, "differ in another"),
+        (swapped, "the order of operations"),
+    ):
+        monkeypatch.setattr(native, "_AGREED", changed)
+        with pytest.raises(KernelsError, match=named):
+            Kernels(kernels.library, HAS_VECTORS)
+    monkeypatch.undo()
+    with pytest.raises(KernelsError, match="differ in abi, add_layer_norm"):
+        Kernels(ctypes.CDLL(None), HAS_VECTORS)
+
+
+@pytest.fixture
+def compiler() -> str:
+    found = shutil.which("gcc")
+    if found is None:
+        pytest.skip("no gcc")
+    return found
+
+
+def changed_sources(folder: Path, old: str, new: str) -> None:
+    """Copies of the C files with another `operations.h`."""
+    for file in (*SOURCES.glob("*.c"), *SOURCES.glob("*.h")):
+        text = file.read_text()
+        if file.name == "operations.h":
+            assert old in text
+            text = text.replace(old, new)
+        (folder / file.name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("matrix x, out;\n} tile;", "matrix out, x;\n} tile;", "tile.x"),
+        ("} quantize;", "int64_t more; } quantize;", "quantize"),
+        ("float *steps, *zeros;", "float *steps; int32_t zeros;", "quantize.zeros"),
+        ("double eps;\n    matrix out;\n} rms_norm;", "int64_t eps;\n    matrix out;\n} rms_norm;", "rms_norm.eps"),
+    ],
+)
+def test_a_struct_that_changes_does_not_compile_unnoticed(
+    kernels: Kernels, compiler: str, tmp_path: Path, old: str, new: str, named: str
+) -> None:
+    changed_sources(tmp_path, old, new)
+    command = [compiler, "-fsyntax-only", "-fopenmp", tmp_path / "operations.c"]
+    compiled = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "static assertion failed" in compiled.stderr
+    assert f'"{named}"' in compiled.stderr
+
+
+def test_a_library_with_another_struct_is_refused(kernels: Kernels, compiler: str, tmp_path: Path) -> None:
+    changed_sources(tmp_path, "} tile;", "int64_t more;\n} tile;")
+    header, rest = tmp_path / "operations.h", tmp_path / "rest.c"
+    header.write_text(header.read_text().replace("LENGTH(tile, 8)", "LENGTH(tile, 9)"))
+    rest.write_text("".join(f"int rerankd_{name}(void) {{ return 0; }}\n" for name in native._OPERATIONS))
+    command = [compiler, "-shared", "-fPIC", tmp_path / "operations.c", rest, "-o", tmp_path / "changed.so"]
+    subprocess.run(command, check=True)
+    with pytest.raises(KernelsError, match="differ in tile"):
+        Kernels(ctypes.CDLL(str(tmp_path / "changed.so")), HAS_VECTORS)
+
+
+@pytest.fixture
+def installed(kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the library and the sources that it was compiled from, from which kernels are loaded."""
+    folder = tmp_path / "src" / "native"
+    folder.mkdir(parents=True)
+    for file in (*SOURCES.glob("*.c"), *SOURCES.glob("*.h"), *SOURCES.glob("_kernels*.so")):
+        shutil.copy(file, folder)
+    monkeypatch.setattr(native, "__file__", str(folder / "__init__.py"))
+    assert Kernels.load() is not None
+    return folder
+
+
+@pytest.mark.parametrize("file", ["rows.c", "common.h", "added.h"])
+def test_a_library_of_other_sources_is_refused_with_the_command_that_builds_it(installed: Path, file: str) -> None:
+    with (installed / file).open("a") as text:
+        text.write("/* more */\n")
+    with pytest.raises(KernelsError, match=r"other sources.*Build them again: pip install --force-reinstall rerankd"):
+        Kernels.load()
+    checkout = installed.parents[1]
+    (checkout / "setup.py").touch()
+    with pytest.raises(RerankdError, match=f"pip install -e {checkout}$"):
+        place("cpu", "bfloat16")
+
+
+def test_a_library_without_sources_beside_it_is_loaded(installed: Path) -> None:
+    for file in (*installed.glob("*.c"), *installed.glob("*.h")):
+        file.unlink()
+    assert Kernels.load() is not None
+
+
+def test_a_library_that_does_not_say_its_sources_is_refused(installed: Path, compiler: str) -> None:
+    (library,) = installed.glob("_kernels*.so")
+    library.unlink()
+    # Of another name, since a file that was loaded once is not loaded again.
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", installed / "_kernels.other.so"],
+        input=b"int rerankd_features(void) { return 1; }",
+        check=True,
+    )
+    with pytest.raises(KernelsError, match="other sources"):
+        Kernels.load()
+    for file in (*installed.glob("*.c"), *installed.glob("*.h")):
+        file.unlink()
+    with pytest.raises(KernelsError, match="of different versions"):
+        Kernels.load()
+
+
+def test_no_library_is_no_kernels(installed: Path) -> None:
+    for library in installed.glob("_kernels*.so"):
+        library.unlink()
+    assert Kernels.load() is None

@@ -1,0 +1,293 @@
+"""Every backend against the float32 reference, and the reference against the definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rerankd.backends.cpu import runs as runs_module
+from rerankd.backends.cpu.rows import Rows, columns, plain
+from rerankd.backends.cuda import attention as varlen
+from rerankd.backends.torch import buckets
+from rerankd.backends.torch.attention import Attention, alibi_slopes, sdpa_attention
+from rerankd.backends.torch.reference import bias, reference_attention
+from rerankd.core import PackedGroup, Span
+from rerankd.layers.layout import AttentionLayout, causal_layout, kept_layout, separate_layout
+from tests.backends.cpu.test_rows import in_strips
+from tests.backends.cpu.units import UNITS, kernels_by
+
+
+@st.composite
+def packed_groups(draw: st.DrawFn, longest: int = 7) -> list[PackedGroup]:
+    groups, row = [], 0
+    for _ in range(draw(st.integers(1, 3))):
+        lengths = [draw(st.integers(0, longest - 2)), *draw(st.lists(st.integers(1, longest), min_size=1, max_size=4))]
+        spans = []
+        for length in lengths:
+            spans.append(Span(row, row + length))
+            row += length
+        groups.append(PackedGroup(spans[0], tuple(spans[1:])))
+    return groups
+
+
+def tensors(rows: int, keys: int, heads: int, kv_heads: int, head_dim: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(rows, heads, head_dim, generator=generator),
+        torch.randn(keys, kv_heads, head_dim, generator=generator),
+        torch.randn(keys, kv_heads, head_dim, generator=generator),
+    )
+
+
+def own_attention(
+    unit: str, q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float, strips: bool = True
+) -> Tensor:
+    """By a unit's kernel, with keys and values as a product leaves them: side by side, their rows apart."""
+    queries: Rows = q.flatten(1)
+    sides: Rows = torch.cat([k.flatten(1), v.flatten(1)], 1)
+    if strips:
+        queries, sides = in_strips(queries), in_strips(sides)
+    width = sides.shape[1] // 2
+    keys, values = columns(sides, slice(width)), columns(sides, slice(width, 2 * width))
+    return plain(kernels_by(unit).attention(queries, keys, values, q.shape[2], layout, scale))
+
+
+def visible(layout: AttentionLayout, keys: int, window: int | None = None) -> Tensor:
+    """Which of `keys` packed rows each query row sees: bool [query rows, keys]."""
+    return bias(layout, keys, window, ())[0].isfinite()
+
+
+def documents(groups: list[PackedGroup]) -> list[Span]:
+    return [suffix for group in groups for suffix in group.suffixes]
+
+
+def total(groups: list[PackedGroup]) -> int:
+    return groups[-1].suffixes[-1].stop
+
+
+def flash_varlen_on_cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> Tensor:
+    """The documented arithmetic of torch's varlen_attn: sequences by cumulative lengths, causal from the end."""
+    assert window_size in ((-1, -1), (-1, 0))
+    assert enable_gqa or q.shape[1] == k.shape[1]
+    out = torch.full_like(q, float("nan"))
+    bounds_q, bounds_k = cu_seq_q.tolist(), cu_seq_k.tolist()
+    assert max_q == max(b - a for a, b in pairwise(bounds_q))
+    assert max_k == max(b - a for a, b in pairwise(bounds_k))
+    assert (bounds_q[-1], bounds_k[-1]) == (len(q), len(k))
+    for (a, b), (c, d) in zip(pairwise(bounds_q), pairwise(bounds_k), strict=True):
+        keys = k[c:d].repeat_interleave(q.shape[1] // k.shape[1], 1)
+        values = v[c:d].repeat_interleave(q.shape[1] // k.shape[1], 1)
+        logits = torch.einsum("qhd,khd->hqk", q[a:b], keys) * scale
+        if window_size[1] == 0:
+            ahead = torch.arange(d - c)[None, :] > torch.arange(b - a)[:, None] + (d - c) - (b - a)
+            logits = logits.masked_fill(ahead, float("-inf"))
+        out[a:b] = torch.einsum("hqk,khd->qhd", logits.softmax(-1), values)
+    return out
+
+
+@pytest.fixture(params=["sdpa", "sdpa-padded", "sdpa-single", "varlen"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Attention:
+    if request.param.startswith("sdpa"):
+        # Blocks of any sizes in one bucket; or no two blocks in one.
+        if request.param == "sdpa-padded":
+            monkeypatch.setattr(buckets, "PADDING", 1000)
+        elif request.param == "sdpa-single":
+            monkeypatch.setattr(buckets, "ELEMENTS", 0)
+        return sdpa_attention
+    monkeypatch.setattr(varlen, "varlen_attn", flash_varlen_on_cpu)
+    return varlen.varlen_attention
+
+
+LAYOUTS: list[Callable[[list[PackedGroup]], AttentionLayout]] = [
+    causal_layout,
+    lambda groups: separate_layout([s for g in groups for s in (g.prefix, *g.suffixes) if len(s)]),
+    lambda groups: kept_layout(causal_layout(groups), [span.stop - 1 for span in documents(groups)]),
+    lambda groups: kept_layout(separate_layout(documents(groups)), [span.start for span in documents(groups)]),
+]
+
+
+@pytest.mark.parametrize("layout_of", LAYOUTS, ids=["causal", "separate", "pruned-causal", "pruned-separate"])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
+def test_backends_agree_with_the_reference(
+    backend: Attention, layout_of: Callable[[list[PackedGroup]], AttentionLayout], heads: tuple[int, int]
+) -> None:
+    @settings(max_examples=25, deadline=None)
+    @given(packed_groups())
+    def check(groups: list[PackedGroup]) -> None:
+        layout = layout_of(groups)
+        q, k, v = tensors(layout.query_rows, total(groups), *heads)
+        expected = reference_attention(q, k, v, layout, 0.3)
+        torch.testing.assert_close(backend(q, k, v, layout, 0.3), expected, rtol=1e-5, atol=1e-6)
+
+    check()
+
+
+@pytest.mark.parametrize("layout_of", LAYOUTS, ids=["causal", "separate", "pruned-causal", "pruned-separate"])
+@pytest.mark.parametrize("window", [None, 0, 2, 100])
+@pytest.mark.parametrize("slopes", [(), (0.5, 0.25)])
+def test_windows_and_alibi_agree_with_the_reference(
+    backend: Attention,
+    layout_of: Callable[[list[PackedGroup]], AttentionLayout],
+    window: int | None,
+    slopes: tuple[float, ...],
+) -> None:
+    @settings(max_examples=10, deadline=None)
+    @given(packed_groups())
+    def check(groups: list[PackedGroup]) -> None:
+        layout = layout_of(groups)
+        q, k, v = tensors(layout.query_rows, total(groups), 2, 1)
+        expected = reference_attention(q, k, v, layout, 0.3, window, slopes)
+        torch.testing.assert_close(backend(q, k, v, layout, 0.3, window, slopes), expected, rtol=1e-5, atol=1e-6)
+
+    check()
+
+
+@given(packed_groups(), st.integers(0, 4), st.data())
+def test_any_kept_rows_see_what_they_saw(groups: list[PackedGroup], window: int, data: st.DataObject) -> None:
+    spans = [span for group in groups for span in (group.prefix, *group.suffixes) if len(span)]
+    for layout in (causal_layout(groups), separate_layout(spans)):
+        rows = sorted(data.draw(st.sets(st.integers(0, total(groups) - 1), min_size=1)))
+        for seen in (None, window):
+            whole = visible(layout, total(groups), seen)
+            assert torch.equal(visible(kept_layout(layout, rows), total(groups), seen), whole[rows])
+
+
+@pytest.mark.parametrize(
+    ("heads", "expected"),
+    [(1, [2**-8]), (4, [2**-2, 2**-4, 2**-6, 2**-8]), (6, [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3])],
+)
+def test_alibi_slopes_are_the_published_ones(heads: int, expected: list[float]) -> None:
+    assert alibi_slopes(heads) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("layout_of", LAYOUTS, ids=["causal", "separate", "pruned-causal", "pruned-separate"])
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "own_per_shared"), [((4, 2), 64, 0), ((3, 3), 32, 1000), ((2, 1), 128, 1)]
+)
+def test_own_attention_agrees_with_the_reference(
+    unit: str,
+    layout_of: Callable[[list[PackedGroup]], AttentionLayout],
+    heads: tuple[int, int],
+    head_dim: int,
+    own_per_shared: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runs_module, "OWN_PER_SHARED", own_per_shared)
+
+    @settings(max_examples=25, deadline=None)
+    @given(packed_groups(longest=70))
+    def check(groups: list[PackedGroup]) -> None:
+        layout = layout_of(groups)
+        q, k, v = (x.bfloat16() for x in tensors(layout.query_rows, total(groups), *heads, head_dim=head_dim))
+        scale = 3 * head_dim**-0.5
+        expected = plain(reference_attention(q, k, v, layout, scale)).float()
+        for strips in (True, False):
+            attended = own_attention(unit, q, k, v, layout, scale, strips)
+            torch.testing.assert_close(attended.float(), expected, rtol=0.02, atol=0.02)
+
+    check()
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("loud", ["prefix", "document"])
+def test_own_attention_bears_logits_that_lie_far_apart(unit: str, loud: str) -> None:
+    group = PackedGroup(Span(0, 40), (Span(40, 75), Span(75, 115)))
+    layout = causal_layout([group])
+    q, k, v = (x.bfloat16() for x in tensors(115, 115, 2, 1, head_dim=32))
+    k[:40] *= 60 if loud == "prefix" else 1
+    k[40:] *= 60 if loud == "document" else 1
+    expected = plain(reference_attention(q, k, v, layout, 1.0)).float()
+    torch.testing.assert_close(own_attention(unit, q, k, v, layout, 1.0).float(), expected, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_own_attention_keeps_what_is_not_a_number(unit: str) -> None:
+    layout = separate_layout([Span(0, 40), Span(40, 80)])
+    q, k, v = (x.bfloat16() for x in tensors(80, 80, 2, 2, head_dim=32))
+    k[3, 0, 5] = float("nan")
+    attended = own_attention(unit, q, k, v, layout, 0.2).view(q.shape)
+    assert attended[:40, 0].isnan().all()
+    assert not attended[40:].isnan().any()
+    assert not attended[:, 1].isnan().any()
+
+
+@given(packed_groups())
+def test_runs_hold_every_block_once_with_one_shared_span(groups: list[PackedGroup]) -> None:
+    layout = causal_layout(groups)
+    runs, bounds = (numbers.tolist() for numbers in layout.derived(runs_module.runs_of))
+    blocks = [bounds[i : i + 6] for i in range(0, len(bounds), 6)]
+    assert (runs[0], runs[-1]) == (0, len(layout.blocks))
+    assert all(start < stop for start, stop in pairwise(runs))
+    for start, stop in pairwise(runs):
+        assert len({tuple(block[2:4]) for block in blocks[start:stop]}) == 1
+    assert [Span(*block[:2]) for block in blocks] == [block.query for block in layout.blocks]
+
+
+@given(packed_groups())
+def test_a_decoder_row_sees_its_prefix_and_its_own_past(groups: list[PackedGroup]) -> None:
+    seen = visible(causal_layout(groups), total(groups))
+    for group in groups:
+        for span in (group.prefix, *group.suffixes):
+            for row in range(span.start, span.stop):
+                expected = set(range(span.start, row + 1)) | set(
+                    range(group.prefix.start, min(row + 1, group.prefix.stop))
+                )
+                assert set(seen[row].nonzero()[:, 0].tolist()) == expected
+
+
+@given(packed_groups())
+def test_a_pruned_row_sees_what_the_last_row_of_its_document_saw(groups: list[PackedGroup]) -> None:
+    full = causal_layout(groups)
+    spans = documents(groups)
+    rows = [span.stop - 1 for span in spans]
+    assert torch.equal(visible(kept_layout(full, rows), total(groups)), visible(full, total(groups))[rows])
+
+
+def test_reference_is_plain_softmax_attention() -> None:
+    q, k, v = tensors(5, 5, 2, 2)
+    layout = separate_layout([Span(0, 5)])
+    expected = torch.einsum("hqk,khd->qhd", (torch.einsum("qhd,khd->hqk", q, k) * 0.5).softmax(-1), v)
+    torch.testing.assert_close(reference_attention(q, k, v, layout, 0.5), expected.flatten(1))
+
+
+@given(packed_groups())
+def test_buckets_hold_every_block_once(groups: list[PackedGroup]) -> None:
+    layout = causal_layout(groups)
+    held = [block for bucket in layout.derived(buckets.in_buckets) for block in bucket.blocks]
+    assert sorted(held, key=lambda block: block.query.start) == list(layout.blocks)
+
+
+def test_documents_of_one_length_are_one_call_without_a_copy() -> None:
+    layout = separate_layout([Span(i, i + 5) for i in range(0, 40, 5)])
+    (bucket,) = layout.derived(buckets.in_buckets)
+    assert bucket.query_rows == bucket.key_rows == slice(0, 40)
+    assert bucket.mask(torch.zeros(1), None, ()) is None
+
+
+def test_padding_is_bounded() -> None:
+    lengths = [100, 101, 105, 200, 210, 400]
+    spans, row = [], 0
+    for length in lengths:
+        spans.append(Span(row, row + length))
+        row += length
+    for bucket in separate_layout(spans).derived(buckets.in_buckets):
+        assert bucket.queries * bucket.keys <= 1.25 * min(len(b.query) * b.keys for b in bucket.blocks)

@@ -1,0 +1,43 @@
+"""Freed memory stays for the next batch, and goes back to the kernel when the engine idles."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+BLOCKS = """
+import ctypes, sys, time
+from rerankd.memory import Trimmer, keep_freed_memory, resident_bytes
+
+keep_freed_memory()
+trimmer = Trimmer()
+trimmer.look()
+before = resident_bytes()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+blocks = [libc.malloc(4 << 20) for _ in range(150)]
+for block in blocks:
+    ctypes.memset(block, 1, 4 << 20)
+held = resident_bytes() - before
+for block in blocks[:-1]:  # the last one keeps the heap's top where it is
+    libc.free(block)
+kept = resident_bytes() - before
+trimmer.look()
+left = resident_bytes() - before
+print(held >> 20, kept >> 20, left >> 20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heaps")
+def test_memory_that_is_freed_is_kept_until_a_look_finds_much_of_it() -> None:
+    code = [sys.executable, "-c", textwrap.dedent(BLOCKS)]
+    output = subprocess.run(code, check=True, capture_output=True, text=True).stdout
+    held, kept, left = map(int, output.split())
+    assert held > 500
+    assert kept > 500
+    assert left < 100
