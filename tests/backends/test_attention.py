@@ -291,3 +291,11 @@ def test_padding_is_bounded() -> None:
         row += length
     for bucket in separate_layout(spans).derived(buckets.in_buckets):
         assert bucket.queries * bucket.keys <= 1.25 * min(len(b.query) * b.keys for b in bucket.blocks)
+
+
+def test_copies_of_a_long_prefix_are_bounded() -> None:
+    documents = [Span(40_000 + i, 40_001 + i) for i in range(500)]
+    layout = causal_layout([PackedGroup(Span(0, 40_000), tuple(documents))])
+    found = layout.derived(buckets.in_buckets)
+    assert sum(len(bucket.blocks) for bucket in found) == 501
+    assert max(len(bucket.blocks) * bucket.keys for bucket in found) <= buckets.GATHERED

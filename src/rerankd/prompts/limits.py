@@ -105,9 +105,9 @@ def no_room(limit: int, needed: int, least: int = 0) -> InvalidRequest:
 
 
 def within_characters(request: RerankRequest, most: int) -> RerankRequest:
-    """The request, whose texts have at most so many characters each: a longer one would take its memory before it is cut.
+    """The request, whose texts have at most `most` characters each: a longer one takes memory before it is cut.
 
-    Raises InvalidRequest for others. A document that is left out for it is empty in the result.
+    Raises InvalidRequest for others. A document that is left out for its length is empty in the result.
     """
 
     def characters(content: Content) -> int:

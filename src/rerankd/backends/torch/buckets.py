@@ -16,7 +16,9 @@ from rerankd.layers.layout import AttentionLayout, Block
 PADDING = 1.25
 """A bucket's largest block has at most this many times the queries x keys of its smallest."""
 ELEMENTS = 1 << 22
-"""Queries x keys of a bucket at most, unless one block alone has more: bounds its mask and its gathered keys."""
+"""Queries x keys of a bucket at most, unless one block alone has more: bounds its mask."""
+GATHERED = 1 << 16
+"""Keys of all blocks of a bucket at most, unless one block alone has more: each block gets a copy of shared keys."""
 
 MaskKey: TypeAlias = "tuple[torch.dtype, torch.device, int | None, tuple[float, ...]]"
 
@@ -114,7 +116,9 @@ def _alike(blocks: Sequence[Block]) -> Iterator[list[Block]]:
         size = len(block.query) * block.keys
         if bucket:
             padded = max(queries, len(block.query)) * bucket[0].keys
-            if padded > PADDING * min(smallest, size) or padded * (len(bucket) + 1) > ELEMENTS:
+            count = len(bucket) + 1
+            too_many = padded * count > ELEMENTS or bucket[0].keys * count > GATHERED
+            if too_many or padded > PADDING * min(smallest, size):
                 yield bucket
                 bucket = []
         smallest = min(smallest, size) if bucket else size
