@@ -124,9 +124,9 @@ def test_other_runners_and_arguments(qwen3_checkpoint: Path, caplog: pytest.LogC
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size 2 cannot be had"),
-        ({"enable_lora": True}, "enable_lora cannot be had: adapters are not supported"),
-        ({"tokenizer": "another/one"}, "tokenizer another/one cannot be had"),
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size 2 is not supported"),
+        ({"enable_lora": True}, "enable_lora is not supported: adapters are not supported"),
+        ({"tokenizer": "another/one"}, "tokenizer another/one is not supported"),
         ({"hf_overrides": lambda config: config}, "hf_overrides: a function"),
     ],
 )

@@ -75,7 +75,7 @@ class LLM:
     (more than one device, adapters, another tokenizer, ...). The variable VLLM_USE_MODELSCOPE is read.
 
     Raises ModelError where the model cannot be found, read or served, ValueError for another runner, other processor
-    arguments, and arguments that cannot be had.
+    arguments, and arguments that are not supported.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class LLM:
         if runner not in RUNNERS:
             raise ValueError(f"runner: {runner!r} does not score; give 'pooling', or leave it out")
         if callable(hf_overrides):
-            raise ValueError("hf_overrides: a function cannot be had; give the entries that it changes")
+            raise ValueError("hf_overrides: a function is not supported; give the entries that it changes")
         ignored = _judged(model, others)
         if ignored:
             log.warning("LLM: no effect here: %s", ", ".join(ignored))

@@ -201,7 +201,7 @@ def test_an_unknown_quantization_says_which_there_is(
     monkeypatch: pytest.MonkeyPatch, started: Started, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "serve", "org/model", "--quantization", "fp8") == 2
-    assert "'fp8' cannot be had; int8 can" in " ".join(capsys.readouterr().err.split())
+    assert "'fp8' is not supported; use int8" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

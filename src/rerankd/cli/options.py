@@ -124,7 +124,7 @@ def quantization(text: str) -> str | None:
     if text.lower() in ("none", "null"):
         return None
     if text != "int8":
-        raise typer.BadParameter(f"{text!r} cannot be had; int8 can, or none by leaving it out")
+        raise typer.BadParameter(f"{text!r} is not supported; use int8, or leave the flag out")
     return text
 
 
@@ -192,7 +192,7 @@ Template = Annotated[
 ]
 Instruction = Annotated[
     str | None,
-    typer.Option(help="For requests that bring none. [default: the model authors' own]"),
+    typer.Option(help="Instruction for requests without one. [default: the model authors' own]"),
 ]
 LocalMedia = Annotated[
     list[Path] | None,

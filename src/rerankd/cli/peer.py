@@ -1,4 +1,4 @@
-"""Flags of the programs that rerankd replaces: those without effect here, and those that cannot be had."""
+"""Flags of the programs that rerankd replaces: those without effect here, and those that are not supported."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class Peer:
                 yield f"{one.flag} is {self.name}'s and has no effect here: {verdict}."
             elif not one.off and one.value not in [value.format(model=model) for value in verdict.harmless]:
                 shown = one.flag if one.value is None else f"{one.flag} {one.value}"
-                raise UsageProblem(f"{shown} cannot be had: {verdict.why}.")
+                raise UsageProblem(f"{shown} is not supported: {verdict.why}.")
 
 
 def sort_out(args: Sequence[str], own: Mapping[str, Takes], peer: Peer) -> tuple[list[str], list[Given]]:

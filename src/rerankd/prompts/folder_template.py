@@ -23,7 +23,7 @@ INSTRUCTIONS = [None, "Find what contradicts the query"]
 
 
 def folder_instruction(folder: Path, built_in: Template, special_tokens: dict[str, str], sees: bool) -> str | None:
-    """The instruction that a sentence-transformers folder sets for requests that bring none; None for the template's.
+    """The instruction that a sentence-transformers folder sets for requests without one; None for the template's.
 
     Raises ModelError where sentence-transformers would write another prompt than `built_in`, and so score otherwise. A
     template that leaves texts out is one for chats: it makes no prompt of a pair there either.

@@ -34,7 +34,7 @@ log = logging.getLogger("rerankd")
 
 HEADER_LIMIT = 2000
 REQUESTS_TOGETHER = 64
-"""Requests of one call, each of one query, that a thread reads on end."""
+"""Requests of one call, each of one query, that a thread reads one after another."""
 READ_AT_ONCE = 4
 """How often so many wait for the engine at the same time."""
 SOON_RENDERED = 1000

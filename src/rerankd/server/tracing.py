@@ -30,7 +30,7 @@ PROBES = frozenset({"/health", "/metrics", "/ping", "/ready"})
 
 
 class TracingError(RerankdError):
-    """Traces were asked for and cannot be had; `str()` of it says what to do."""
+    """Traces were asked for and are not supported here; `str()` of it says what to do."""
 
 
 class Traces:

@@ -18,7 +18,7 @@ def resolve(model: str, hub: Hub = "huggingface", revision: str | None = None) -
     """The folder that holds `model`, downloaded first if it is an id on `hub`.
 
     The environment of huggingface_hub applies (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
-    Raises ModelError for a model that is neither a folder nor to be had from the hub.
+    Raises ModelError for a model that is neither a folder nor on the hub.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
