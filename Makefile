@@ -4,7 +4,15 @@ PORT ?= 8000
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip
 
-.PHONY: serve test test-clients lint check clean
+.PHONY: help serve test test-clients lint check clean
+
+help:
+	@echo "make serve         a server with a small embedded model (PORT=8000)"
+	@echo "make test          ruff, mypy and all tests"
+	@echo "make lint          ruff and mypy"
+	@echo "make check         all tests"
+	@echo "make test-clients  tests with the published clients, in a venv of their own"
+	@echo "make clean         removes venvs, builds and caches"
 
 serve: $(VENV)/.serve
 	$(VENV)/bin/rerankd serve --port $(PORT)
