@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -80,18 +81,23 @@ def flash_varlen_on_cpu(
     max_q: int,
     max_k: int,
     *,
+    return_aux: varlen.AuxRequest,
     scale: float,
     window_size: tuple[int, int],
     enable_gqa: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """The documented arithmetic of torch's varlen_attn: sequences by cumulative lengths, causal from the end."""
+    assert return_aux.lse
     assert window_size in ((-1, -1), (-1, 0))
-    assert enable_gqa or q.shape[1] == k.shape[1]
+    assert enable_gqa == (q.shape[1] != k.shape[1])
     out = torch.full_like(q, float("nan"))
+    sums = torch.full((q.shape[1], len(q)), float("nan"))
     bounds_q, bounds_k = cu_seq_q.tolist(), cu_seq_k.tolist()
     assert max_q == max(b - a for a, b in pairwise(bounds_q))
     assert max_k == max(b - a for a, b in pairwise(bounds_k))
-    assert (bounds_q[-1], bounds_k[-1]) == (len(q), len(k))
+    # Keys behind the last sequence are no sequence's.
+    assert bounds_q[-1] == len(q)
+    assert bounds_k[-1] <= len(k)
     for (a, b), (c, d) in zip(pairwise(bounds_q), pairwise(bounds_k), strict=True):
         keys = k[c:d].repeat_interleave(q.shape[1] // k.shape[1], 1)
         values = v[c:d].repeat_interleave(q.shape[1] // k.shape[1], 1)
@@ -100,10 +106,20 @@ def flash_varlen_on_cpu(
             ahead = torch.arange(d - c)[None, :] > torch.arange(b - a)[:, None] + (d - c) - (b - a)
             logits = logits.masked_fill(ahead, float("-inf"))
         out[a:b] = torch.einsum("hqk,khd->qhd", logits.softmax(-1), values)
-    return out
+        sums[:, a:b] = logits.logsumexp(-1)
+    return out, sums
 
 
-@pytest.fixture(params=["sdpa", "sdpa-padded", "sdpa-single", "varlen"])
+def older_flash_varlen_on_cpu(*arguments: Tensor | int, **more: Any) -> tuple[Tensor, Tensor]:
+    """The same of torch 2.11, which is not told of fewer key heads, and, if it gave them so, rows before heads."""
+    q, k = arguments[0], arguments[1]
+    assert isinstance(q, Tensor)
+    assert isinstance(k, Tensor)
+    out, sums = flash_varlen_on_cpu(*arguments, enable_gqa=q.shape[1] != k.shape[1], **more)  # type: ignore[arg-type]
+    return out, sums if sums.shape[0] == sums.shape[1] else sums.T
+
+
+@pytest.fixture(params=["sdpa", "sdpa-padded", "sdpa-single", "varlen", "varlen of torch 2.11"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Attention:
     if request.param.startswith("sdpa"):
         # Blocks of any sizes in one bucket; or no two blocks in one.
@@ -112,7 +128,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         elif request.param == "sdpa-single":
             monkeypatch.setattr(buckets, "ELEMENTS", 0)
         return sdpa_attention
-    monkeypatch.setattr(varlen, "varlen_attn", flash_varlen_on_cpu)
+    flash = flash_varlen_on_cpu if request.param == "varlen" else older_flash_varlen_on_cpu
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", flash)
     return varlen.varlen_attention
 
 
