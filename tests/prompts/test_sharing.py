@@ -260,8 +260,12 @@ with Reranker(sys.argv[1], device="cpu", dtype="float32", max_model_len=300) as 
     resource.setrlimit(resource.RLIMIT_AS, (size + 500_000_000,) * 2)
     result = short.rerank(query, documents, show_progress=False)
     assert result.query_truncated and result.scored == 2000, result
-    scores = {document.score for document in result.documents}
-    assert len(scores) == len(set(documents)), len(scores)
+    scores = {}
+    for document in result.documents:
+        scores.setdefault(documents[document.index], []).append(document.score)
+    # Equal documents of several batches differ in their last digits.
+    assert max(max(own) - min(own) for own in scores.values()) < 1e-6
+    assert len({round(own[0], 6) for own in scores.values()}) > len(scores) * 0.9, scores
     whole = short._load_prompts(chat_template=None, max_model_len=40960)
     template = "Q: {{ query }}\\nDocument: {{ document }}\\nAnswer:"
     for prompts in (whole, short._load_prompts(chat_template=template, max_model_len=40960)):

@@ -74,6 +74,7 @@ def test_a_client_that_hangs_up_frees_the_engine(bert_checkpoint: Path, monkeypa
             assert go.wait(60)
             return model(batch)
 
+        vars(gated)["shares_prefix"] = model.shares_prefix
         monkeypatch.setattr(reranker._engine, "model", gated)
         with running(reranker, Settings(names=("model",))) as url:
             connection = open_call(url, {"query": "many", "documents": ["of words " * 20] * 50})
