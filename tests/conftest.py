@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,6 +12,9 @@ import pytest
 from rerankd.backends.cpu.native import Kernels
 from tests import checkpoints, vocabularies
 from tests.watch import watched
+
+# Kernels for GPUs run in an interpreter. Triton reads this when a kernel is defined.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 collect_ignore = ["clients"]
 """Real clients have an environment and a command of their own: `make test-clients`."""

@@ -4,5 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:-${OUT:-.}}
+export PYTHONPATH=src PYTHONUNBUFFERED=1
 nvidia-smi --query-gpu=name,memory.used,utilization.gpu --format=csv
-PYTHONPATH=src python -m benchmarks.gpu.check --output "$out/gpu.json"
+small=qwen3-0.6b,bge-v2-m3,minilm-l6
+python3 -m benchmarks.gpu.check --output "$out/small.json" --models $small \
+    --steps limits,attention,speed,profile,scores,kernels,parity
+python3 -m benchmarks.gpu.check --output "$out/large.json" --models qwen3-8b,qwen3-4b --steps limits,speed
+python3 -m benchmarks.gpu.check --output "$out/peers.json" --models $small --steps peers
+python3 -m benchmarks.gpu.check --output "$out/fp8.json" --models qwen3-8b --steps limits,fp8

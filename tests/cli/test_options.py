@@ -200,8 +200,8 @@ def test_launch_server_takes_every_flag(monkeypatch: pytest.MonkeyPatch, started
 def test_an_unknown_quantization_says_which_there_is(
     monkeypatch: pytest.MonkeyPatch, started: Started, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "serve", "org/model", "--quantization", "fp8") == 2
-    assert "'fp8' is not supported; use int8" in " ".join(capsys.readouterr().err.split())
+    assert run(monkeypatch, "serve", "org/model", "--quantization", "awq") == 2
+    assert "'awq' is not supported; use int8 or fp8" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ log = logging.getLogger("rerankd")
 
 DEVICES = ("cpu", "cuda", "npu", "xpu", "mps")
 BACKENDS = ("auto", "torch", "cpu", "cuda")
+QUANTIZATIONS = {"int8": "cpu", "fp8": "cuda"}
+"""The backend of each."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 DTYPE_ALIASES = {"half": "float16", "float": "float32", "bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}
 
@@ -81,7 +83,8 @@ def place(
     device: "auto" (the accelerator that torch finds, else the CPU), or a type of DEVICES, with an index or not
     dtype: "auto" (bfloat16 on an accelerator or a processor with AVX512-BF16 or AMX, else float32) or a name. float16
         on a CPU stands for "auto": processors multiply it many times slower, and it overflows where bfloat16 does not
-    quantization: "int8" for linear layers in 8 bits, on a CPU with VNNI; None for `dtype`
+    quantization: None for linear layers in `dtype`; "int8" for 8-bit integers, on a CPU with VNNI; "fp8" for 8-bit
+        floats, on a CUDA device of compute capability 8.9 (Ada, Hopper) or later, with Triton
     backend: "auto", or one of BACKENDS that alone may run the model
 
     Raises ModelError for what the machine does not have.
@@ -104,11 +107,8 @@ def place(
 
 def _backends(device: torch.device, dtype: torch.dtype, quantization: str | None, backend: str) -> tuple[Backend, ...]:
     plain = TorchBackend(device, dtype)
-    if quantization is not None and (device.type != "cpu" or backend == "torch"):
-        raise ModelError(
-            f"{quantization} is for the backend cpu; leave the quantization out on an accelerator and with the backend "
-            "torch, or choose --device cpu."
-        )
+    if quantization is not None:
+        _expect_quantization(quantization, device, backend)
     if backend == "torch":
         return (plain,)
     if device.type == "cpu":
@@ -118,8 +118,23 @@ def _backends(device: torch.device, dtype: torch.dtype, quantization: str | None
     if device.type == "cuda":
         from rerankd.backends.cuda.backend import cuda_backend
 
-        return cuda_backend(device, dtype), plain
+        return cuda_backend(device, dtype, quantization), plain
     return (plain,)
+
+
+def _expect_quantization(quantization: str, device: torch.device, backend: str) -> None:
+    if quantization not in QUANTIZATIONS:
+        raise ModelError(f"The quantization {quantization!r} is unknown; choose {', '.join(QUANTIZATIONS)}.")
+    wanted = QUANTIZATIONS[quantization]
+    if device.type != wanted or backend == "torch":
+        raise ModelError(
+            f"{quantization} is for the backend {wanted}; leave the quantization out, or choose --device {wanted} and "
+            f"--backend {wanted}."
+        )
+    if quantization == "fp8":
+        from rerankd.backends.cuda.backend import expect_fp8
+
+        expect_fp8(device)
 
 
 def _device(name: str) -> torch.device:

@@ -200,7 +200,7 @@ def offline(
     seed: Annotated[int, typer.Option(help="Chooses the documents.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, npu, xpu, mps or auto.")] = "auto",
     dtype: Annotated[str, typer.Option(help="bfloat16, float32, float16 or auto.")] = "auto",
-    quantization: Annotated[str | None, typer.Option(help="int8, or none by leaving it out.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="int8 or fp8, or none by leaving it out.")] = None,
     max_num_batched_tokens: Annotated[
         int | None, typer.Option("--max-num-batched-tokens", "--max-batch-tokens", help="Tokens in one batch.")
     ] = None,

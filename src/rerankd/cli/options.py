@@ -120,11 +120,11 @@ def token_count(text: str) -> int | None:
 
 
 def quantization(text: str) -> str | None:
-    """int8, or a way to say none."""
+    """int8, fp8, or a way to say none."""
     if text.lower() in ("none", "null"):
         return None
-    if text != "int8":
-        raise typer.BadParameter(f"{text!r} is not supported; use int8, or leave the flag out")
+    if text not in ("int8", "fp8"):
+        raise typer.BadParameter(f"{text!r} is not supported; use int8 or fp8, or leave the flag out")
     return text
 
 
@@ -178,7 +178,11 @@ Dtype = Annotated[str, typer.Option(help="bfloat16, float32, float16 or auto.")]
 Quantization = Annotated[
     str | None,
     typer.Option(
-        "--quantization", "-q", parser=quantization, metavar="int8", help="8-bit products. [default: the dtype's]"
+        "--quantization",
+        "-q",
+        parser=quantization,
+        metavar="int8|fp8",
+        help="8-bit products: int8 on a CPU, fp8 on a CUDA device. [default: the dtype's]",
     ),
 ]
 BackendFlag = Annotated[

@@ -145,7 +145,7 @@ def embed(tokens: Tokens, weights: EmbeddingWeights, spec: TransformerSpec) -> T
     x = F.embedding(tokens.ids, weights.words)
     if spec.embedding_scale != 1.0:
         # The references round the factor to the dtype of the embedding first.
-        x = x * torch.tensor(spec.embedding_scale, dtype=x.dtype, device=x.device)
+        x = x * torch.tensor(spec.embedding_scale, dtype=x.dtype).item()
     if weights.positions is not None:
         x = x.float() + F.embedding(tokens.positions, weights.positions)
     if weights.types is not None:

@@ -1,0 +1,125 @@
+"""Models of the sizes that people use, with random weights made where they run: no checkpoint and no tokenizer."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import Tensor
+
+from rerankd.backends.select import Placement
+from rerankd.models.base import Model
+from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.weights import Checkpoint, Weights
+from rerankd.models.registry import find_architecture
+
+VOCABULARY = 32000
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's name, its class in transformers, and its configuration."""
+
+    name: str
+    architecture: str
+    config: Callable[[], Any]
+
+
+def qwen3(hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int, mlp: int) -> Any:
+    return transformers.Qwen3Config(
+        vocab_size=VOCABULARY, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, head_dim=head_dim, intermediate_size=mlp, max_position_embeddings=40960,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+def roberta(hidden: int, layers: int, heads: int, mlp: int) -> Any:
+    return transformers.XLMRobertaConfig(
+        vocab_size=VOCABULARY, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        intermediate_size=mlp, max_position_embeddings=8194, type_vocab_size=1, num_labels=1,
+    )  # fmt: skip
+
+
+def bert(hidden: int, layers: int, heads: int, mlp: int) -> Any:
+    return transformers.BertConfig(
+        vocab_size=VOCABULARY, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        intermediate_size=mlp, num_labels=1,
+    )  # fmt: skip
+
+
+DECODER, ENCODER, BERT = "Qwen3ForCausalLM", "XLMRobertaForSequenceClassification", "BertForSequenceClassification"
+SMALL = [
+    Shape("qwen3-small", DECODER, lambda: qwen3(128, 3, 4, 2, 32, 256)),
+    Shape("xlmr-small", ENCODER, lambda: roberta(128, 3, 4, 256)),
+]
+FULL = [
+    Shape("qwen3-0.6b", DECODER, lambda: qwen3(1024, 28, 16, 8, 128, 3072)),
+    Shape("bge-v2-m3", ENCODER, lambda: roberta(1024, 24, 16, 4096)),
+    Shape("minilm-l6", BERT, lambda: bert(384, 6, 12, 1536)),
+    Shape("qwen3-4b", DECODER, lambda: qwen3(2560, 36, 32, 8, 128, 9728)),
+    Shape("qwen3-8b", DECODER, lambda: qwen3(4096, 36, 32, 8, 128, 12288)),
+]
+
+
+class RandomCheckpoint:
+    """What `Checkpoint` is for a folder, for tensors drawn by their names: the same on every call."""
+
+    folder = Path("random")
+
+    def __init__(self, shape: Shape, device: torch.device) -> None:
+        config = shape.config()
+        config.architectures = [shape.architecture]
+        with torch.device("meta"):
+            model = getattr(transformers, shape.architecture)(config)
+        self.config = Config({**config.to_dict(), "architectures": [shape.architecture]}, "random/config.json")
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        self._shapes.pop("lm_head.weight", None)
+        self._device = device
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def read(self, name: str) -> Tensor:
+        """Wide enough that scores spread; bfloat16, so that every dtype starts from the same numbers."""
+        shape = self._shapes[name]
+        generator = torch.Generator(self._device).manual_seed(zlib.crc32(name.encode()))
+        drawn = torch.randn(shape, generator=generator, device=self._device)
+        if "norm" in name.lower() and name.endswith("weight"):
+            drawn = 1 + drawn / 10
+        elif len(shape) == 1:
+            drawn = drawn / 10
+        else:
+            drawn = drawn * (0.02 if "embed" in name else 1.5 / math.sqrt(shape[1]))
+        return drawn.to(torch.bfloat16)
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
+        return self.read(name)[list(rows)]
+
+
+def load(shape: Shape, placement: Placement, seeds: torch.device | None = None) -> Model:
+    """The model where it is placed. seeds: the device that draws its numbers; each kind draws its own"""
+    checkpoint = RandomCheckpoint(shape, seeds or placement.device)
+    _, architecture = find_architecture(checkpoint.config)
+    weights = Weights(cast(Checkpoint, checkpoint), placement.device, placement.dtype)
+    return architecture.load(checkpoint.config, weights, {"no": 100, "yes": 200}.__getitem__, placement)
+
+
+def gemm_operations(shape: Shape) -> int:
+    """Multiply-adds, times two, of all linear layers for one token."""
+    config = shape.config()
+    hidden, mlp, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    head_dim = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    attention = hidden * head_dim * (2 * config.num_attention_heads + 2 * kv_heads)
+    gated = 3 if shape.architecture == DECODER else 2
+    return 2 * int(layers) * int(attention + gated * hidden * mlp)

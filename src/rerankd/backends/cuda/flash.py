@@ -1,0 +1,131 @@
+"""Attention over the packed layout: one kernel in Triton (after FlashAttention-2; Dao, 2023).
+
+A program takes some query rows, which may belong to several documents, and one head. Keys of a shared prefix are read
+in place, and not copied for every document. Keys of other documents are hidden by each row's own range.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rerankd.backends.cuda.tiles import Tiles
+
+LOG2_E = 1.4426950408889634
+
+
+def flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float, window: int | None, slopes: Tensor | None
+) -> Tensor:
+    """softmax(q k^T * scale + bias) v over the rows that `tiles` join: [query rows, heads * head_dim].
+
+    q: [query rows, heads, head_dim]; k, v: [rows, kv_heads, head_dim]; only the last dimension must be contiguous, and
+    heads must lie side by side
+    window: how far from its own place a row sees; None for all
+    slopes: of ALiBi, float32 [heads]
+    """
+    exact = q.dtype == torch.float32
+    wide = q.shape[2] > 128
+    keys, warps, stages = 32 if exact or wide else 64, 8 if tiles.queries >= 128 else 4, 2 if exact or wide else 3
+    return launch(q, k, v, tiles, scale, window, slopes, keys, warps, stages)
+
+
+def launch(
+    q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float, window: int | None, slopes: Tensor | None,
+    keys: int, warps: int, stages: int,
+) -> Tensor:  # fmt: skip
+    """`flash_attention` by programs that read `keys` keys at a time."""
+    rows, heads, head_dim = q.shape
+    out = torch.empty((rows, heads * head_dim), dtype=q.dtype, device=q.device)
+    exact = q.dtype == torch.float32
+    width = max(16, triton.next_power_of_2(head_dim))
+    _attention_kernel[(heads, len(tiles.table))](
+        q, k, v, out, tiles.table, tiles.first, tiles.stop, tiles.place, slopes,
+        scale * LOG2_E, q.stride(0), k.stride(0), v.stride(0), heads * head_dim,
+        group=heads // k.shape[1], head_dim=head_dim, width=width, queries=tiles.queries, keys=keys,
+        window=-1 if window is None else window, shared=tiles.shared, biased=slopes is not None, exact=exact,
+        num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _seen(
+    q, total, most, weighted, k_ptr, v_ptr, key, valid, distance, slope, k_stride, v_stride, column, scale,
+    head_dim: tl.constexpr, window: tl.constexpr, biased: tl.constexpr, exact: tl.constexpr,
+):  # fmt: skip
+    """One step of the online softmax, over the keys `key`; `valid` [queries, keys] says which row sees which."""
+    inside = column < head_dim
+    # Rows that hold no key are read as zeros by the mask of columns and hidden by `valid`.
+    k = tl.load(k_ptr + key.to(tl.int64)[None, :] * k_stride + column[:, None], mask=inside[:, None], other=0.0)
+    logits = tl.dot(q, k, input_precision="ieee" if exact else None) * scale
+    if biased:
+        logits -= slope * tl.abs(distance).to(tl.float32)
+    if window >= 0:
+        valid = valid & (tl.abs(distance) <= window)
+    # No infinity: a row that has seen no key yet would subtract one from itself. Its weights of the first keys are
+    # undone by the first key that it sees.
+    logits = tl.where(valid, logits, -1.0e30)
+    above = tl.maximum(most, tl.max(logits, axis=1))
+    weights = tl.exp2(logits - above[:, None])
+    fade = tl.exp2(most - above)
+    v = tl.load(v_ptr + key.to(tl.int64)[:, None] * v_stride + column[None, :], mask=inside[None, :], other=0.0)
+    weighted = weighted * fade[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee" if exact else None)
+    return total * fade + tl.sum(weights, axis=1), above, weighted
+
+
+@triton.jit
+def _attention_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, table_ptr, first_ptr, stop_ptr, place_ptr, slopes_ptr,
+    scale, q_stride, k_stride, v_stride, out_stride,
+    group: tl.constexpr, head_dim: tl.constexpr, width: tl.constexpr, queries: tl.constexpr, keys: tl.constexpr,
+    window: tl.constexpr, shared: tl.constexpr, biased: tl.constexpr, exact: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(0)
+    table = table_ptr + tl.program_id(1) * 6
+    row_first = tl.load(table)
+    row_stop = tl.load(table + 1)
+    if row_first < row_stop:
+        own_first = tl.load(table + 2)
+        own_stop = tl.load(table + 3)
+        shared_first = tl.load(table + 4)
+        shared_stop = tl.load(table + 5)
+        row = row_first + tl.arange(0, queries)
+        here = row < row_stop
+        column = tl.arange(0, width)
+        first = tl.load(first_ptr + row, mask=here, other=0)
+        stop = tl.load(stop_ptr + row, mask=here, other=0)
+        place = tl.load(place_ptr + row, mask=here, other=0)
+        slope = 0.0
+        if biased:
+            slope = tl.load(slopes_ptr + head) * 1.4426950408889634
+        q_place = q_ptr + row.to(tl.int64)[:, None] * q_stride + head * head_dim + column[None, :]
+        q = tl.load(q_place, mask=here[:, None] & (column < head_dim)[None, :], other=0.0)
+        k_head = k_ptr + (head // group) * head_dim
+        v_head = v_ptr + (head // group) * head_dim
+        total = tl.zeros((queries,), dtype=tl.float32)
+        most = tl.full((queries,), -1.0e30, dtype=tl.float32)
+        weighted = tl.zeros((queries, width), dtype=tl.float32)
+        if shared:
+            for start in range(shared_first, shared_stop, keys):
+                key = start + tl.arange(0, keys)
+                valid = (key < shared_stop)[None, :] & here[:, None]
+                distance = place[:, None] - (key - shared_first)[None, :]
+                total, most, weighted = _seen(
+                    q, total, most, weighted, k_head, v_head, tl.minimum(key, shared_stop - 1), valid, distance, slope,
+                    k_stride, v_stride, column, scale, head_dim, window, biased, exact,
+                )  # fmt: skip
+        before = shared_stop - shared_first
+        for start in range(own_first, own_stop, keys):
+            key = start + tl.arange(0, keys)
+            valid = (key[None, :] >= first[:, None]) & (key[None, :] < stop[:, None])
+            distance = place[:, None] - (before + key[None, :] - first[:, None])
+            total, most, weighted = _seen(
+                q, total, most, weighted, k_head, v_head, tl.minimum(key, own_stop - 1), valid, distance, slope,
+                k_stride, v_stride, column, scale, head_dim, window, biased, exact,
+            )  # fmt: skip
+        out = out_ptr + row.to(tl.int64)[:, None] * out_stride + head * head_dim + column[None, :]
+        attended = weighted / total[:, None]
+        tl.store(out, attended.to(out_ptr.dtype.element_ty), mask=here[:, None] & (column < head_dim)[None, :])

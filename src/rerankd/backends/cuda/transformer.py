@@ -1,0 +1,193 @@
+"""Transformer layers on a GPU: GEMMs by cuBLAS, everything between them by fused kernels, attention by one kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from rerankd.backends.cuda.flash import flash_attention
+from rerankd.backends.cuda.graphs import Graphs, Inputs, Recorder
+from rerankd.backends.cuda.kernels import add_norm, gated, norm_sum, turn_heads
+from rerankd.backends.cuda.linear import linear, stacked
+from rerankd.backends.cuda.tiles import Tiles, Tiling
+from rerankd.backends.torch.attention import alibi_slopes
+from rerankd.backends.torch.transformer import activate, embed
+from rerankd.layers.layout import AttentionLayout, kept_layout
+from rerankd.layers.rotary import Rotary, Rotation
+from rerankd.layers.spec import LayerSpec, LayerWeights, TransformerSpec, TransformerWeights
+from rerankd.layers.transformer import Additions, Tokens
+
+
+class Layer:
+    """One layer with its weights as the GEMMs take them: query, key and value as one."""
+
+    def __init__(self, spec: LayerSpec, weights: LayerWeights, device: torch.device, fp8: bool) -> None:
+        self.spec = spec
+        self.qkv = linear(stacked(weights.query, weights.key_value), fp8)
+        cut = spec.query_width
+        self.query, self.key_value = self.qkv.rows(0, cut), self.qkv.rows(cut, None)
+        self.out, self.up, self.down = (linear(part, fp8) for part in (weights.out, weights.up, weights.down))
+        self.attention_norm, self.mlp_norm = weights.attention_norm, weights.mlp_norm
+        self.query_norm, self.key_norm = weights.query_norm, weights.key_norm
+        self.slopes = None
+        if spec.attention_bias == "alibi":
+            self.slopes = torch.tensor(alibi_slopes(spec.heads), dtype=torch.float32, device=device)
+
+    def attend(self, x: Tensor, tiles: Tiles, rotation: Rotation | None, keep: Tensor | None) -> Tensor:
+        """Attention and its output projection: [T, hidden], or the rows `keep`, which `tiles` then have for queries."""
+        spec, cut = self.spec, self.spec.query_width
+        if keep is None:
+            qkv = self.qkv(x)
+            queries, keys_values = qkv[:, :cut], qkv[:, cut:]
+        else:
+            queries, keys_values = self.query(x.index_select(0, keep)), self.key_value(x)
+        if rotation is not None or spec.qk_norm is not None:
+            kv_heads = spec.kv_heads or spec.heads
+            own = rotation if keep is None or rotation is None else rotation.rows(keep)
+            turn_heads(queries, spec.heads, spec.head_dim, own, spec.qk_norm, self.query_norm)
+            turn_heads(keys_values, kv_heads, spec.head_dim, rotation, spec.qk_norm, self.key_norm)
+        keys, values = keys_values[:, : spec.kv_width], keys_values[:, spec.kv_width :]
+        q, k, v = (part.view(len(part), -1, spec.head_dim) for part in (queries, keys, values))
+        return self.out(flash_attention(q, k, v, tiles, spec.softmax_scale, spec.window, self.slopes))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """The MLP."""
+        inner = self.up(x)
+        inner = gated(inner, self.spec.activation) if self.spec.gated else activate(inner, self.spec.activation)
+        return self.down(inner)
+
+
+class Angles:
+    """A rotary embedding with its constants on the device, where a recorded forward must find them."""
+
+    def __init__(self, rotary: Rotary, device: torch.device) -> None:
+        self.frequencies = torch.tensor(rotary.frequencies, dtype=torch.float32, device=device)
+        self.axes = torch.tensor(rotary.axes, device=device) if rotary.axes else None
+        self.factor = rotary.factor
+
+    def __call__(self, positions: Tensor) -> Rotation:
+        """As `Rotary.rotation`, in float32."""
+        places = positions.float()
+        by_pair = places[:, None] if self.axes is None else places.index_select(0, self.axes).T
+        angles = (by_pair * self.frequencies)[:, None]
+        return Rotation(angles.cos() * self.factor, angles.sin() * self.factor)
+
+
+Rotations: TypeAlias = "dict[Rotary | None, Rotation]"
+
+
+@dataclass(slots=True)
+class Batch:
+    """What all layers of one forward read.
+
+    last: the tiles of a last layer that computes only the rows `keep`
+    """
+
+    tiles: Tiles
+    keep: Tensor | None
+    last: Tiles | None
+    additions: Additions | None = None
+
+
+class CudaTransformer:
+    """A `Transformer` of fused kernels. States between layers are in the dtype of the weights."""
+
+    def __init__(
+        self,
+        spec: TransformerSpec,
+        weights: TransformerWeights,
+        device: torch.device,
+        dtype: torch.dtype,
+        fp8: bool = False,
+        record: Recorder | None = None,
+    ) -> None:
+        """record: how forwards of small batches are recorded; None for not at all"""
+        self.spec, self.device, self.dtype = spec, device, dtype
+        self.embedding, self.final_norm = weights.embedding, weights.final_norm
+        self.layers = [Layer(own, read, device, fp8) for own, read in zip(spec.layers, weights.layers(), strict=True)]
+        self.angles = {layer.rotary: Angles(layer.rotary, device) for layer in spec.layers if layer.rotary is not None}
+        self.graphs = None if record is None else Graphs(self.padded, device, record)
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        """See `Transformer.embed`."""
+        assert self.embedding is not None, "this transformer has no embedding"
+        return embed(tokens, self.embedding, self.spec).to(self.dtype)
+
+    def __call__(
+        self,
+        x: Tokens | Tensor,
+        layout: AttentionLayout,
+        positions: Tensor | None = None,
+        keep: Sequence[int] | None = None,
+        additions: Additions | None = None,
+    ) -> Tensor:
+        """See `Transformer`."""
+        if isinstance(x, Tokens) and additions is None and self.graphs is not None:
+            replayed = self.graphs(x, layout, positions, keep)
+            if replayed is not None:
+                return replayed
+        tiling = Tiling(self.device)
+        kept, last = None, None
+        if keep is not None:
+            kept = torch.tensor(keep, dtype=torch.int64)
+            kept = (kept.pin_memory() if self.device.type == "cuda" else kept).to(self.device, non_blocking=True)
+            last = tiling(kept_layout(layout, keep))
+        return self._run(x, positions, Batch(layout.derived(tiling), kept, last, additions))
+
+    def padded(self, inputs: Inputs) -> Tensor:
+        """The last states of padded inputs, by work on the device alone."""
+        (form, values), (last_form, last_values) = inputs.tiles(), inputs.last()
+        last = None if inputs.keep is None else last_form.on(last_values)
+        return self._run(inputs.tokens, inputs.positions, Batch(form.on(values), inputs.keep, last))
+
+    def _run(self, x: Tokens | Tensor, positions: Tensor | None, batch: Batch) -> Tensor:
+        assert positions is not None or not self.angles, "rotation needs positions"
+        rotations: Rotations = {rotary: angles(cast(Tensor, positions)) for rotary, angles in self.angles.items()}
+        states = self.embed(x) if isinstance(x, Tokens) else x.to(self.dtype)
+        post = self.spec.layers[0].placement == "post"
+        return (self._post if post else self._pre)(states, rotations, batch)
+
+    def _pre(self, states: Tensor, rotations: Rotations, batch: Batch) -> Tensor:
+        delta: Tensor | None = None
+        for i, layer in enumerate(self.layers):
+            spec, rotation = layer.spec, rotations.get(layer.spec.rotary)
+            keep, tiles = self._of(i, batch)
+            if layer.attention_norm is not None:
+                states, normed = add_norm(states, delta, spec.norm, layer.attention_norm, self.dtype)
+            else:
+                states = states if delta is None else states + delta
+                normed = states
+            delta = layer.attend(normed, tiles, rotation, keep)
+            if keep is not None:
+                states = states.index_select(0, keep)
+            states, normed = add_norm(states, delta, spec.norm, layer.mlp_norm, self.dtype)
+            delta = layer.mlp(normed)
+            if batch.additions is not None and i < len(batch.additions.features):
+                delta.index_add_(0, batch.additions.rows, batch.additions.features[i].to(delta.dtype))
+        if self.spec.final_norm is None:
+            return (states if delta is None else states + delta).float()
+        assert self.final_norm is not None, "the norm has no weights"
+        return add_norm(states, delta, self.spec.final_norm, self.final_norm, torch.float32)[1]
+
+    def _post(self, states: Tensor, rotations: Rotations, batch: Batch) -> Tensor:
+        inputs = states
+        for i, layer in enumerate(self.layers):
+            spec = layer.spec
+            keep, tiles = self._of(i, batch)
+            assert layer.attention_norm is not None, "a post-norm layer has two norms"
+            delta = layer.attend(inputs, tiles, rotations.get(spec.rotary), keep)
+            if keep is not None:
+                states = states.index_select(0, keep)
+            states, inputs = norm_sum(states, delta, spec.norm, layer.attention_norm, self.dtype)
+            states, inputs = norm_sum(states, layer.mlp(inputs), spec.norm, layer.mlp_norm, self.dtype)
+        return states.float()
+
+    def _of(self, i: int, batch: Batch) -> tuple[Tensor | None, Tiles]:
+        """The rows that layer i computes, None for all, and its tiles."""
+        if batch.last is None or i < len(self.layers) - 1:
+            return None, batch.tiles
+        return batch.keep, batch.last

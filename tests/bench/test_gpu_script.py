@@ -1,0 +1,42 @@
+"""The script for a machine with a GPU runs from end to end on the CPU, in tiny shapes: its time there is precious."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_step_runs(tmp_path: Path) -> None:
+    figures = tmp_path / "gpu.json"
+    words = [sys.executable, "-m", "benchmarks.gpu.check", "--device", "cpu", "--small", "--output", str(figures)]
+    done = subprocess.run(
+        words,
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(figures.read_text())
+    assert not [figure for figure in found if "failed" in figure], done.stderr
+    assert {figure.get("step") for figure in found} >= {"parity", "attention", "scores", "speed", "profile", "peers"}
+    scores = [figure for figure in found if figure.get("step") == "scores" and figure["path"] != "plain"]
+    assert scores
+    assert all(figure["error"] < 1e-5 < figure["spread"] for figure in scores)
+
+
+def test_the_shell_script_names_steps_and_models_that_exist() -> None:
+    from benchmarks.gpu.check import STEPS
+    from benchmarks.gpu.shapes import FULL
+
+    lines = (ROOT / "benchmarks/gpu/run.sh").read_text().split()
+    steps = [lines[i + 1] for i, word in enumerate(lines) if word == "--steps"]
+    assert {step for group in steps for step in group.split(",")} <= STEPS.keys()
+    named = {name for word in lines for name in word.removeprefix("small=").split(",")}
+    assert {shape.name for shape in FULL} <= named
