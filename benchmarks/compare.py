@@ -24,10 +24,10 @@ from typing import Any
 
 from benchmarks.checkpoints import checkpoint
 from benchmarks.engines import Engine, Spec
-from rerankd.bench.limit import Lengths, Work, gemm_rate, work
+from rerankd.bench.limit import Kind, Lengths, Work, gemm_rate, work
 from rerankd.bench.rounds import Round, Spread, Summary
 from rerankd.bench.workloads import KINDS, Corpus, Workload
-from rerankd.core import Family, RerankdError
+from rerankd.core import RerankdError
 
 CASES = (
     "qwen3-0.6b/uniform:32",
@@ -67,14 +67,14 @@ def turn(engine: Engine, requests: Sequence[tuple[str, list[str]]]) -> Turn:
 def run_case(engines: Sequence[Engine], model: Path, workload: Workload, rounds: int, corpus: Corpus) -> dict[str, Any]:
     """One checkpoint and workload through all engines; the first engine is rerankd, whose token counts are used."""
     config = json.loads((model / "config.json").read_text())
-    family: Family = "decoder" if "Qwen3" in config["architectures"][0] else "cross-encoder"
+    way = Kind(shares_prefix="Qwen3" in config["architectures"][0])
     kinds = {str(engine.about["dtype"]) for engine in engines}
 
     def requests() -> list[tuple[str, list[str]]]:
         return [corpus.request(workload) for _ in range(KINDS[workload.kind].requests)]
 
     def works(lengths: Sequence[Lengths]) -> list[Work]:
-        return [work(config, family, one) for one in lengths]
+        return [work(config, way, one) for one in lengths]
 
     def rates(one: Work) -> dict[str, float]:
         return {kind: gemm_rate(one, kind, seconds=GEMM_SECONDS) for kind in sorted(kinds)}

@@ -27,8 +27,7 @@ import torch
 from benchmarks.peak import peak_rates
 from rerankd.backends.cpu.native import Int8Rows, Kernels, TiledWeight
 from rerankd.backends.cpu.rows import StripRows
-from rerankd.bench.limit import Lengths, gemm_rate, work
-from rerankd.bench.offline import reads_firsts
+from rerankd.bench.limit import Kind, Lengths, gemm_rate, work
 from rerankd.bench.workloads import KINDS, Corpus, Workload
 from rerankd.engine.batcher import Slice
 from rerankd.models.checkpoint.config import read_json
@@ -47,9 +46,9 @@ def main() -> None:
     seconds: Counter[str] = Counter()
     with Reranker(model, quantization=quantization[0] if quantization else None) as reranker:
         engine = reranker._engine
-        kind = Workload.parse(workload)
-        reranker.rerank(*corpus.request(kind), show_progress=False)
-        requests = [corpus.request(kind) for _ in range(ROUNDS * KINDS[kind.kind].requests)]
+        chosen = Workload.parse(workload)
+        reranker.rerank(*corpus.request(chosen), show_progress=False)
+        requests = [corpus.request(chosen) for _ in range(ROUNDS * KINDS[chosen.kind].requests)]
         forward, run, embed = engine._forward, Kernels._run, Kernels.embed_layer_norm
         engine._forward = _timed(forward, seconds, "forward")  # type: ignore[method-assign]
         Kernels._run = _timed(run, seconds, "kernels")  # type: ignore[method-assign]
@@ -61,8 +60,7 @@ def main() -> None:
         Kernels.product = _counted(Kernels.product, done)  # type: ignore[method-assign]
         for request in requests:
             reranker.rerank(*request, show_progress=False)
-        config, family = read_json(reranker.info.path / "config.json"), reranker.info.family
-        firsts = reads_firsts(reranker)
+        config, kind = read_json(reranker.info.path / "config.json"), Kind.of(reranker)
     stats = pstats.Stats(profile)
     rows = sorted(stats.stats.items(), key=lambda row: -row[1][2])  # type: ignore[attr-defined]
     whole = sum(row[1][2] for row in rows)
@@ -75,7 +73,7 @@ def main() -> None:
         return
     idle = seconds["forward"] - seconds["kernels"]
     print(f"no kernel runs: {idle / seconds['forward']:.1%}, {1e3 * idle / len(requests):.3g} ms a request")
-    works = [work(config, family, Lengths.of(result), firsts) for result in results]
+    works = [work(config, kind, Lengths.of(result)) for result in results]
     done["bfloat16"] += sum(one.attention for one in works)
     rates = {kind: gemm_rate(works[0], kind) for kind in sorted(done)}
     shares = ", ".join(

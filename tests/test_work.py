@@ -13,6 +13,7 @@ import pytest
 from rerankd import work
 from rerankd.core import EngineClosed, InvalidRequest, RerankRequest, text_content
 from rerankd.limits import RequestLimits
+from rerankd.models.recipes.encoders import CROSS_ENCODER
 from rerankd.prompts import load_prompts
 from rerankd.work import Workers
 
@@ -166,7 +167,7 @@ def test_documents_that_fail_are_noted_where_they_are_left_out() -> None:
 
 def test_prompts_of_encoders_are_counted_while_they_are_built(minilm_path: Path) -> None:
     """A long query is copied for each document: it is told before it was copied for all."""
-    prompts = load_prompts(minilm_path, family="cross-encoder", positions=512)
+    prompts = load_prompts(minilm_path, recipe=CROSS_ENCODER, positions=512)
     request = RerankRequest(text_content("word " * 100), (text_content("a"),) * 1000)
     with work.bounded(RequestLimits(tokens=1000)), pytest.raises(InvalidRequest, match="tokens"):
         prompts.build(request)

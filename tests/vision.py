@@ -19,6 +19,7 @@ from rerankd.core import Content, Image, Part, PromptGroup, RerankRequest, Text,
 from rerankd.media.loader import MediaLoader
 from rerankd.media.sources import Access
 from rerankd.media.visual import VisionFormat
+from rerankd.models.recipes.qwen3 import QWEN3_VL_RERANKER
 from rerankd.prompts import load_prompts
 from tests.checkpoints import NO, YES
 from tests.media.golden.cases import FOLDER
@@ -62,7 +63,7 @@ def by_query(cases: Iterable[Pair]) -> list[RerankRequest]:
 
 def groups(folder: Path, cases: Iterable[Pair]) -> list[PromptGroup]:
     """The prompts of `by_query(cases)`, without a model."""
-    prompts = load_prompts(folder, family="decoder", positions=262144, template="qwen3_vl")
+    prompts = load_prompts(folder, recipe=QWEN3_VL_RERANKER, positions=262144)
     with MediaLoader(VisionFormat.from_folder(folder), access=Access(local_folders=None)) as loader:
         return [prompts.build(request, loader.load_blocking(request).visuals) for request in by_query(cases)]
 

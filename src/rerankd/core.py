@@ -376,10 +376,6 @@ class Visuals:
     documents: tuple[tuple[Visual, ...], ...]
 
 
-Family: TypeAlias = Literal["decoder", "cross-encoder", "bi-encoder"]
-"""How a model scores: by its yes/no logits, by a head over the pair, or by the cosine of two embeddings."""
-
-
 class PromptBuilder(Protocol):
     """Turns a request into token ids. Implementations are thread-safe and hold no request state."""
 

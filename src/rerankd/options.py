@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rerankd.core import MAX_CHARACTERS, Family
+from rerankd.core import MAX_CHARACTERS
 from rerankd.limits import RequestLimits
 from rerankd.media.limits import Limits
 from rerankd.media.sizing import Sizing
@@ -59,7 +59,7 @@ class ModelInfo:
     model: str
     path: Path
     architecture: str
-    family: Family
+    family: str
     device: str
     dtype: str
     max_model_len: int

@@ -46,6 +46,7 @@ from rerankd.models.checkpoint.config import Config, read_config
 from rerankd.models.checkpoint.hub import resolve
 from rerankd.models.checkpoint.weights import Checkpoint, Weights
 from rerankd.models.heads import TokenHead
+from rerankd.models.recipes.choose import choose_recipe
 from rerankd.models.registry import find_architecture
 from rerankd.options import LoadOptions, ModelInfo
 from rerankd.prompts import load_prompts
@@ -98,11 +99,11 @@ class Reranker:
         folder = resolve(chosen.model, chosen.hub, chosen.revision)
         config = read_config(folder, chosen.hf_overrides)
         name, architecture = find_architecture(config)
+        recipe = choose_recipe(config, name, architecture)
         self._load_prompts = partial(
             load_prompts,
             folder,
-            family=architecture.family,
-            template=architecture.template,
+            recipe=recipe,
             positions=architecture.positions(config),
             max_model_len=chosen.max_model_len,
             max_characters=chosen.max_characters,
@@ -110,14 +111,14 @@ class Reranker:
         )
         self._prompts = self._load_prompts(chat_template=chosen.chat_template)
         weights = Weights(Checkpoint(folder), placement.device, placement.dtype)
-        loaded = architecture.load(config, weights, self._prompts.token_id, placement)
+        loaded = architecture.load(config, weights, self._prompts.token_id, placement, recipe)
         weights.finish()
         trim_after_load()
         self._activation = loaded.head.activation
-        self._media = _media_loader(folder, config, chosen) if architecture.sees else None
+        self._media = _media_loader(folder, config, chosen) if recipe.sees else None
         self._engine = Engine(loaded, placement.device, chosen.max_batch_tokens or placement.batch_tokens)
         vocabulary = loaded.head.vocabulary if isinstance(loaded.head, TokenHead) else None
-        verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, architecture.sees)
+        verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, recipe.sees)
         self._limits = chosen.request_limits
         self._workers = Workers("rerankd-request")
         self._labelling = Labelling(self._engine, verbatim, self._limits)
@@ -125,12 +126,12 @@ class Reranker:
             model=chosen.model,
             path=folder,
             architecture=name,
-            family=architecture.family,
+            family=recipe.family,
             device=str(placement.device),
             dtype=placement.dtype_name,
             max_model_len=self._prompts.max_tokens,
             takes_instruction=self._prompts.takes_instruction,
-            sees=architecture.sees,
+            sees=recipe.sees,
             quantization=chosen.quantization,
         )
         self._warm_up()

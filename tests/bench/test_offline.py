@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from rerankd.bench import limit
-from rerankd.bench.limit import Lengths, Work, gemm_rate, work
-from rerankd.bench.offline import measure, reads_firsts
+from rerankd.bench.limit import Kind, Lengths, Work, gemm_rate, work
+from rerankd.bench.offline import measure
 from rerankd.bench.rounds import Round, Summary
 from rerankd.bench.workloads import KINDS, Corpus, Workload
 from rerankd.cli.bench import app
@@ -53,7 +53,7 @@ def test_a_decoders_work_is_its_weights_and_its_mask(request: Lengths) -> None:
     )
     layer = transformers.Qwen3ForCausalLM(config).model.layers[0]
     tokens, documents = request.computed, len(request.suffixes)
-    found = work(config.to_dict(), "decoder", request)
+    found = work(config.to_dict(), Kind(shares_prefix=True), request)
     for_every_row = weights(layer, "k_proj", "v_proj")
     assert found.products == 2 * tokens * weights(layer) + tokens * for_every_row + documents * (
         weights(layer) - for_every_row
@@ -68,18 +68,18 @@ def test_a_decoders_work_is_its_weights_and_its_mask(request: Lengths) -> None:
 
 
 @settings(deadline=None)
-@given(lengths, st.sampled_from(["cross-encoder", "bi-encoder"]))
-def test_an_encoders_work_is_its_weights_and_its_pairs(request: Lengths, family: Any) -> None:
-    if family == "cross-encoder":
+@given(lengths, st.booleans())
+def test_an_encoders_work_is_its_weights_and_its_pairs(request: Lengths, pairs: bool) -> None:
+    if pairs:
         request = Lengths(0, request.suffixes)
     config = transformers.BertConfig(
         vocab_size=9, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4
     )
     layer = transformers.BertModel(config).encoder.layer[0]
     tokens, documents = request.computed, len(request.suffixes)
-    found = work(config.to_dict(), family, request)
+    found = work(config.to_dict(), Kind(shares_prefix=False, pairs=pairs), request)
     squares = sum(n * n for n in (request.prefix, *request.suffixes))
-    if family == "bi-encoder":
+    if not pairs:
         assert found.products == 3 * tokens * weights(layer)
         assert found.attention == 2 * 24 * 3 * squares
     else:
@@ -114,9 +114,8 @@ def test_the_engine_multiplies_no_more_than_that(
 
         monkeypatch.setattr(engine, "_forward", counted)
         result = reranker.rerank("what is panda?", ["hi", "The giant panda is a bear.", "one two three four five"])
-        config, family = read_json(reranker.info.path / "config.json"), reranker.info.family
-        firsts = reads_firsts(reranker)
-    found = work(config, family, Lengths.of(result), firsts)
+        config, kind = read_json(reranker.info.path / "config.json"), Kind.of(reranker)
+    found = work(config, kind, Lengths.of(result))
     counts = counter.get_flop_counts()["Global"]
     products = (counts.get(torch.ops.aten.mm, 0) + counts.get(torch.ops.aten.addmm, 0)) // 2
     assert products == found.products + 3 * head_rows * config["hidden_size"]
@@ -233,7 +232,8 @@ def test_every_round_is_cold_and_counted(qwen3_checkpoint: Path, monkeypatch: py
         assert one.documents == 3 * requests
         assert one.tokens == sum(result.prompt_tokens for result in results)
         config = json.loads((qwen3_checkpoint / "config.json").read_text())
-        assert one.multiply_adds == sum(work(config, "decoder", Lengths.of(result)).multiply_adds for result in results)
+        works = [work(config, Kind.of(reranker), Lengths.of(result)) for result in results]
+        assert one.multiply_adds == sum(each.multiply_adds for each in works)
         assert Lengths.of(results[0]).prefix > 50, "the template and the query are shared"
 
 

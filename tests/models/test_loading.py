@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ def load(folder: Path, **overrides: Any) -> Model:
     config = read_config(folder, overrides)
     _, architecture = find_architecture(config)
     weights = Weights(Checkpoint(folder), placement.device, placement.dtype)
-    model = architecture.load(config, weights, TOKENS.__getitem__, placement)
+    model = architecture.load(config, weights, TOKENS.__getitem__, placement, architecture.recipes[0])
     weights.finish()
     return model
 
@@ -69,6 +71,16 @@ def test_unknown_architecture_lists_what_is_supported(folder: Path) -> None:
     message = reason(folder, architectures=["LlamaForCausalLM"])
     assert "LlamaForCausalLM" in message
     assert all(name in message for name in ARCHITECTURES)
+
+
+def test_a_familys_module_is_imported_when_its_architecture_is_asked_for() -> None:
+    code = (
+        "import sys; from rerankd.models.registry import ARCHITECTURES, architecture;"
+        "ours = lambda: {m for m in sys.modules if m in ('rerankd.models.bert', 'rerankd.models.qwen3_vl')};"
+        "assert not ours(); architecture('BertModel'); assert ours() == {'rerankd.models.bert'};"
+        "assert all(map(architecture, ARCHITECTURES))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_no_weights(folder: Path) -> None:

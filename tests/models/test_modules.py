@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from rerankd import Reranker
 from rerankd.core import ModelError
-from rerankd.prompts.templates import QWEN3
+from rerankd.models.recipes.qwen3 import QWEN3_RERANKER
 from tests import checkpoints
 from tests.conftest import MakeCheckpoint
 from tests.references import QWEN3_INSTRUCTION
@@ -175,7 +175,8 @@ def test_a_structured_template_is_rendered_as_there(qwen3_checkpoint: Path, tmp_
 
 
 def test_the_test_template_is_the_built_in_prompt() -> None:
-    assert QWEN3.default_instruction == QWEN3_INSTRUCTION
+    assert QWEN3_RERANKER.template is not None
+    assert QWEN3_RERANKER.template.default_instruction == QWEN3_INSTRUCTION
 
 
 @pytest.mark.parametrize("head", ["lm", "one-row"])

@@ -126,7 +126,7 @@ def load(config: Config) -> Model:
     _, architecture = find_architecture(config)
     assert architecture.positions(config) > 0
     weights = Weights(Checkpoint(folder), torch.device("cpu"), torch.float32)
-    model = architecture.load(config, weights, token_id, place("cpu", "float32"))
+    model = architecture.load(config, weights, token_id, place("cpu", "float32"), architecture.recipes[0])
     weights.finish()
     return model
 

@@ -71,7 +71,7 @@ def load(folder: Path, budget: int) -> Engine:
     config = read_config(folder, {})
     _, architecture = find_architecture(config)
     weights = Weights(Checkpoint(folder), placement.device, placement.dtype)
-    model = architecture.load(config, weights, TOKENS.__getitem__, placement)
+    model = architecture.load(config, weights, TOKENS.__getitem__, placement, architecture.recipes[0])
     weights.finish()
     return Engine(model, placement.device, budget)
 

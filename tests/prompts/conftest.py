@@ -10,6 +10,7 @@ import pytest
 import transformers
 
 from rerankd.core import InvalidRequest, PromptBuilder, PromptGroup, RerankRequest, Truncation, text_content
+from rerankd.models.recipes.qwen3 import QWEN3_RERANKER, QWEN3_VL_RERANKER
 from rerankd.prompts import LoadedPrompts, load_prompts
 from tests import checkpoints, vocabularies
 
@@ -29,12 +30,12 @@ def qwen_reference(qwen_folder: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def qwen3(qwen_folder: Path) -> LoadedPrompts:
-    return load_prompts(qwen_folder, family="decoder", positions=40960, template="qwen3")
+    return load_prompts(qwen_folder, recipe=QWEN3_RERANKER, positions=40960)
 
 
 @pytest.fixture(scope="session")
 def qwen3_vl(qwen_folder: Path) -> LoadedPrompts:
-    return load_prompts(qwen_folder, family="decoder", positions=262144, template="qwen3_vl")
+    return load_prompts(qwen_folder, recipe=QWEN3_VL_RERANKER, positions=262144)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer
 from transformers.modeling_outputs import BaseModelOutput
 
+from rerankd.models.recipes.encoders import BI_ENCODER
 from rerankd.prompts import LoadedPrompts, load_prompts
 from tests import checkpoints, texts
 from tests.conftest import MakeCheckpoint
@@ -51,7 +52,7 @@ def reference_ids(
 
 
 def check(folder: Path, positions: int, monkeypatch: pytest.MonkeyPatch) -> LoadedPrompts:
-    loaded = load_prompts(folder, family="bi-encoder", positions=positions)
+    loaded = load_prompts(folder, recipe=BI_ENCODER, positions=positions)
     query, documents = reference_ids(folder, monkeypatch)
     given = [*texts.DOCUMENTS, *LONG, ""]
     expected = documents(given)
@@ -78,7 +79,7 @@ def test_prompts_are_put_before_texts(make_checkpoint: MakeCheckpoint, monkeypat
     loaded = check(folder, 1024, monkeypatch)
     assert loaded.max_tokens == 100
     plain = make_checkpoint(checkpoints.xlmr_embedder, max_seq_length=100)
-    without = load_prompts(plain, family="bi-encoder", positions=1024)
+    without = load_prompts(plain, recipe=BI_ENCODER, positions=1024)
     assert loaded.build(request("q", ["d"])) == without.build(request("query: q", ["passage: d"]))
 
 
@@ -103,7 +104,7 @@ def test_lower_casing_is_the_folders_word(
 
 
 def test_limits(minilm_path: Path) -> None:
-    loaded = load_prompts(minilm_path, family="bi-encoder", positions=512)
+    loaded = load_prompts(minilm_path, recipe=BI_ENCODER, positions=512)
     long = "word " * 50
     group = loaded.build(request(long, ["one", long], max_tokens=10))
     assert [len(group.prefix), *map(len, group.suffixes)] == [10, 3, 10]
@@ -118,7 +119,7 @@ def test_limits(minilm_path: Path) -> None:
 def test_a_documents_own_limit_leaves_its_prompt(make_checkpoint: MakeCheckpoint) -> None:
     prompts = {"query": "query: ", "document": "passage: "}
     loaded = load_prompts(
-        make_checkpoint(checkpoints.xlmr_embedder, prompts=prompts), family="bi-encoder", positions=1024
+        make_checkpoint(checkpoints.xlmr_embedder, prompts=prompts), recipe=BI_ENCODER, positions=1024
     )
     limited = loaded.build(request("one two", ["one two"], max_tokens_per_doc=1, max_tokens_per_query=1))
     short = loaded.build(request("one", ["one"]))
@@ -127,7 +128,7 @@ def test_a_documents_own_limit_leaves_its_prompt(make_checkpoint: MakeCheckpoint
 
 
 def test_a_text_can_lose_its_beginning(minilm_path: Path, make_checkpoint: MakeCheckpoint) -> None:
-    loaded = load_prompts(minilm_path, family="bi-encoder", positions=512, max_model_len=64)
+    loaded = load_prompts(minilm_path, recipe=BI_ENCODER, positions=512, max_model_len=64)
     reference = AutoTokenizer.from_pretrained(minilm_path, truncation_side="left")
     documents = [*texts.DOCUMENTS, *LONG]
     group = loaded.build(request(LONG[0], documents, side="left"))
@@ -137,7 +138,7 @@ def test_a_text_can_lose_its_beginning(minilm_path: Path, make_checkpoint: MakeC
     # The prompt before a text stays.
     prompts = {"query": "query: ", "document": "passage: "}
     prompted = load_prompts(
-        make_checkpoint(checkpoints.xlmr_embedder, prompts=prompts), family="bi-encoder", positions=1024
+        make_checkpoint(checkpoints.xlmr_embedder, prompts=prompts), recipe=BI_ENCODER, positions=1024
     )
     long = " ".join(["one"] * 5000)
     limited = prompted.build(request("three two one", [long], max_tokens=20, max_tokens_per_query=1, side="left"))

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerankd.core import Chunking, PromptGroup, RerankRequest, Side
+from rerankd.models.recipes.encoders import BI_ENCODER, CROSS_ENCODER
+from rerankd.models.recipes.qwen3 import QWEN3_RERANKER
 from rerankd.prompts import LoadedPrompts, load_prompts
 from rerankd.prompts.bi_encoder import BiEncoderPrompts
 from rerankd.prompts.chunks import split
@@ -63,12 +65,12 @@ def served(
     return {
         "qwen3": qwen3,
         "qwen3_vl": qwen3_vl,
-        "jinja": load_prompts(qwen_folder, family="decoder", positions=40960, template="qwen3", chat_template=TEMPLATE),
-        "xlmr": load_prompts(xlmr_folder, family="cross-encoder", positions=512),
-        "roberta": load_prompts(roberta_folder, family="cross-encoder", positions=512),
-        "bert": load_prompts(minilm_path, family="cross-encoder", positions=512),
-        "minilm": load_prompts(minilm_path, family="bi-encoder", positions=512),
-        "embedder": load_prompts(embedder, family="bi-encoder", positions=512),
+        "jinja": load_prompts(qwen_folder, recipe=QWEN3_RERANKER, positions=40960, chat_template=TEMPLATE),
+        "xlmr": load_prompts(xlmr_folder, recipe=CROSS_ENCODER, positions=512),
+        "roberta": load_prompts(roberta_folder, recipe=CROSS_ENCODER, positions=512),
+        "bert": load_prompts(minilm_path, recipe=CROSS_ENCODER, positions=512),
+        "minilm": load_prompts(minilm_path, recipe=BI_ENCODER, positions=512),
+        "embedder": load_prompts(embedder, recipe=BI_ENCODER, positions=512),
     }
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerankd.core import Image, RerankRequest, Side, Text, text_content
+from rerankd.models.recipes.encoders import CROSS_ENCODER
 from rerankd.prompts import LoadedPrompts, load_prompts
 from rerankd.prompts.cross_encoder import longest_first
 from tests import texts
@@ -29,7 +30,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def prompts(folder: Path) -> LoadedPrompts:
-    return load_prompts(folder, family="cross-encoder", positions=POSITIONS)
+    return load_prompts(folder, recipe=CROSS_ENCODER, positions=POSITIONS)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerankd.core import Image, RerankRequest, Text, Video, text_content
+from rerankd.models.recipes.qwen3 import QWEN3_RERANKER
 from rerankd.prompts import LoadedPrompts, load_prompts
 from tests import texts
 from tests.prompts import authors
@@ -186,7 +187,7 @@ class TestTooLong:
             assert "\ufffd" not in qwen_reference.decode(whole(group)[0])
 
     def test_the_models_own_limit_holds(self, qwen_folder: Any, qwen_reference: Any) -> None:
-        small = load_prompts(qwen_folder, family="decoder", positions=40960, template="qwen3", max_model_len=100)
+        small = load_prompts(qwen_folder, recipe=QWEN3_RERANKER, positions=40960, max_model_len=100)
         expected = [authors.qwen3_ids(qwen_reference, "q", LONG[0], max_length=100)]
         assert small.max_tokens == 100
         assert whole(small.build(request("q", LONG[:1]))) == expected
@@ -308,7 +309,7 @@ class TestLosingTheBeginning:
 
     def test_another_template(self, qwen_folder: Any, qwen_reference: Any) -> None:
         template = "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}Answer:"
-        served = load_prompts(qwen_folder, family="decoder", positions=40960, template="qwen3", chat_template=template)
+        served = load_prompts(qwen_folder, recipe=QWEN3_RERANKER, positions=40960, chat_template=template)
         document = texts.words(400, 2)
         group = served.build(request("q", [document], max_tokens=60, side="left"))
         text = qwen_reference.decode(whole(group)[0])

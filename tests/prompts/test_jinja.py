@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import pytest
 
 from rerankd.core import ModelError
+from rerankd.models.recipes.qwen3 import QWEN3_RERANKER, QWEN3_VL_RERANKER
+from rerankd.models.recipes.recipe import Recipe
 from rerankd.prompts import LoadedPrompts, load_prompts
 from rerankd.prompts.decoder import DecoderPrompts
 from rerankd.prompts.jinja import JinjaTemplate
@@ -16,6 +18,7 @@ from tests import texts
 from tests.prompts import authors
 from tests.prompts.conftest import refusal, request, whole
 
+UNKNOWN = Recipe("unknown", family="decoder", answers=("no", "yes"))
 OPENING = f"<|im_start|>system\n{authors.JUDGE}<|im_end|>\n<|im_start|>user\n"
 
 # As vLLM's guide to Qwen3-VL-Reranker has it: messages by role, and a blank line at the end of the file.
@@ -227,59 +230,59 @@ class TestDifference:
     SHORT = VLLM_TEXT.removesuffix("\n")
 
     def said(
-        self, caplog: pytest.LogCaptureFixture, folder: Path, source: str | Path, template: Any, **options: Any
+        self, caplog: pytest.LogCaptureFixture, folder: Path, source: str | Path, recipe: Recipe, **options: Any
     ) -> str:
         caplog.clear()
-        load_prompts(folder, family="decoder", positions=40960, template=template, chat_template=source, **options)
+        load_prompts(folder, recipe=recipe, positions=40960, chat_template=source, **options)
         return "\n".join(record.getMessage() for record in caplog.records if record.levelname == "WARNING")
 
     @pytest.mark.parametrize(
-        ("source", "template"),
+        ("source", "recipe"),
         [
-            (CLIENTS / "sglang_qwen3_reranker.jinja", "qwen3"),
-            (CLIENTS / "sglang_qwen3_vl_reranker.jinja", "qwen3_vl"),
-            (CLIENTS / "vllm_qwen3_vl_reranker.jinja", "qwen3_vl"),
-            (VLLM_TEXT, "qwen3"),
-            (VLLM_VL, "qwen3_vl"),
+            (CLIENTS / "sglang_qwen3_reranker.jinja", QWEN3_RERANKER),
+            (CLIENTS / "sglang_qwen3_vl_reranker.jinja", QWEN3_VL_RERANKER),
+            (CLIENTS / "vllm_qwen3_vl_reranker.jinja", QWEN3_VL_RERANKER),
+            (VLLM_TEXT, QWEN3_RERANKER),
+            (VLLM_VL, QWEN3_VL_RERANKER),
         ],
     )
     def test_the_authors_prompt_is_no_matter(
-        self, source: str | Path, template: str, qwen_folder: Path, caplog: pytest.LogCaptureFixture
+        self, source: str | Path, recipe: Recipe, qwen_folder: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        assert not self.said(caplog, qwen_folder, source, template)
+        assert not self.said(caplog, qwen_folder, source, recipe)
 
     def test_a_lost_newline(
         self, qwen_folder: Path, qwen3: LoadedPrompts, load: Load, caplog: pytest.LogCaptureFixture
     ) -> None:
         asked = request("q", ["d"])
         assert load(self.SHORT).build(asked) != qwen3.build(asked)
-        said = self.said(caplog, qwen_folder, self.SHORT, "qwen3")
+        said = self.said(caplog, qwen_folder, self.SHORT, QWEN3_RERANKER)
         assert "Without an instruction, behind 'stant\\n<think>\\n\\n</think>\\n' it has nothing where theirs" in said
         assert "has '\\n'. The chat template is used" in said
 
     def test_a_default_instruction_that_differs(self, qwen_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
         other = VLLM_TEXT.replace("retrieve relevant", "find relevant")
-        said = self.said(caplog, qwen_folder, other, "qwen3")
+        said = self.said(caplog, qwen_folder, other, QWEN3_RERANKER)
         assert "it has 'find relevant passages t' where theirs has 'retrieve relevant passag'" in said
         # It is never used where the server has one.
-        assert not self.said(caplog, qwen_folder, other, "qwen3", default_instruction="Served.")
+        assert not self.said(caplog, qwen_folder, other, QWEN3_RERANKER, default_instruction="Served.")
 
     def test_only_what_an_instruction_changes(self, qwen_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
         other = VLLM_TEXT.replace("{{ instruction |", "{{ (instruction ~ '!' if instruction) |")
-        said = self.said(caplog, qwen_folder, other, "qwen3")
+        said = self.said(caplog, qwen_folder, other, QWEN3_RERANKER)
         assert "With an instruction, behind" in said
         assert "it has '!" in said
 
     def test_a_model_without_a_known_prompt(self, qwen_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-        assert not self.said(caplog, qwen_folder, self.SHORT, None)
+        assert not self.said(caplog, qwen_folder, self.SHORT, UNKNOWN)
 
     def test_a_template_of_another_kind(self, qwen_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-        said = self.said(caplog, qwen_folder, SGLANG_TEXT, "qwen3")
+        said = self.said(caplog, qwen_folder, SGLANG_TEXT, QWEN3_RERANKER)
         assert said.count("\n") == 0
         assert "'nswer the query'" in said or "it has '." in said
         failing = VLLM_TEXT + "{{ raise_exception('no') if '?' in messages[0].content }}"
         with pytest.raises(ModelError, match="cannot be used"):
-            self.said(caplog, qwen_folder, failing, "qwen3")
+            self.said(caplog, qwen_folder, failing, QWEN3_RERANKER)
 
 
 NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
@@ -339,7 +342,7 @@ class TestInstruction:
         with pytest.raises(ModelError, match="default instruction"):
             load_prompts(
                 qwen_folder,
-                family="decoder",
+                recipe=UNKNOWN,
                 positions=40960,
                 chat_template="{{ query }}|{{ document }}",
                 default_instruction="i",
@@ -348,7 +351,7 @@ class TestInstruction:
     def test_a_default_one_is_used_where_a_request_brings_none(self, load: Load, qwen_folder: Path) -> None:
         plain = load(SGLANG_TEXT)
         served = load_prompts(
-            qwen_folder, family="decoder", positions=40960, chat_template=SGLANG_TEXT, default_instruction="served"
+            qwen_folder, recipe=UNKNOWN, positions=40960, chat_template=SGLANG_TEXT, default_instruction="served"
         )
         assert served.takes_instruction
         assert served.build(request("q", ["d"])) == plain.build(request("q", ["d"], "served"))

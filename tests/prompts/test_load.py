@@ -6,6 +6,7 @@ import base64
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,7 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
-from rerankd.core import Family, ModelError, Side
+from rerankd.core import ModelError, Side
+from rerankd.models.recipes.encoders import BI_ENCODER, CROSS_ENCODER
+from rerankd.models.recipes.qwen3 import QWEN3_RERANKER
+from rerankd.models.recipes.recipe import Recipe
 from rerankd.prompts import load_prompts
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer
 from tests import checkpoints, texts, vocabularies
@@ -50,7 +54,7 @@ class TestFiles:
     ) -> None:
         folder = bert_folder(tmp_path, tokenizer_json, **settings)
         reference = transformers.AutoTokenizer.from_pretrained(folder)
-        group = load_prompts(folder, family="cross-encoder", positions=512).build(
+        group = load_prompts(folder, recipe=CROSS_ENCODER, positions=512).build(
             request("What is Café 東京?", list(texts.DOCUMENTS))
         )
         encoded = reference([["What is Café 東京?", document] for document in texts.DOCUMENTS], truncation=True)
@@ -59,7 +63,7 @@ class TestFiles:
 
     def test_the_files_own_truncation_and_padding_are_off(self, minilm_path: Path) -> None:
         assert '"max_length":128' in (minilm_path / "tokenizer.json").read_text()[:200]
-        group = load_prompts(minilm_path, family="cross-encoder", positions=512).build(
+        group = load_prompts(minilm_path, recipe=CROSS_ENCODER, positions=512).build(
             request("q", [texts.words(300, 1), "d"])
         )
         assert len(group.suffixes[0]) > 300
@@ -81,7 +85,7 @@ class TestFiles:
         for name, text in files.items():
             (tmp_path / name).write_text(text)
         with pytest.raises(ModelError) as caught:
-            load_prompts(tmp_path, family="cross-encoder", positions=512)
+            load_prompts(tmp_path, recipe=CROSS_ENCODER, positions=512)
         assert said in str(caught.value)
         assert str(tmp_path) in str(caught.value)
 
@@ -99,7 +103,7 @@ class TestFiles:
         modules = json.loads((flat / "modules.json").read_text())
         modules[0]["path"] = "0_Transformer"
         (tmp_path / "modules.json").write_text(json.dumps(modules))
-        deep, plain = (load_prompts(f, family="bi-encoder", positions=1024) for f in (tmp_path, flat))
+        deep, plain = (load_prompts(f, recipe=BI_ENCODER, positions=1024) for f in (tmp_path, flat))
         asked = request("q", [texts.words(100, 1), "d"])
         assert deep.build(asked) == plain.build(asked)
         assert deep.max_tokens == 50
@@ -109,12 +113,12 @@ class TestFiles:
         bert_folder(tmp_path)
         (tmp_path / "modules.json").write_text(content)
         with pytest.raises(ModelError, match=r"modules\.json"):
-            load_prompts(tmp_path, family="bi-encoder", positions=512)
+            load_prompts(tmp_path, recipe=BI_ENCODER, positions=512)
 
 
 class TestOptions:
     def test_token_ids(self, qwen_folder: Path) -> None:
-        loaded = load_prompts(qwen_folder, family="decoder", positions=40960, template="qwen3")
+        loaded = load_prompts(qwen_folder, recipe=QWEN3_RERANKER, positions=40960)
         assert (loaded.token_id("yes"), loaded.token_id("no")) == (9693, 2152)
         with pytest.raises(ModelError, match="has no token"):
             loaded.token_id("certainly not one token")
@@ -134,30 +138,28 @@ class TestOptions:
         self, declared: int | None, positions: int, asked: int | None, expected: int, tmp_path: Path
     ) -> None:
         folder = bert_folder(tmp_path, **({} if declared is None else {"model_max_length": declared}))
-        loaded = load_prompts(folder, family="cross-encoder", positions=positions, max_model_len=asked)
+        loaded = load_prompts(folder, recipe=CROSS_ENCODER, positions=positions, max_model_len=asked)
         assert loaded.max_tokens == expected
         assert len(loaded.build(request("q", ["word " * 1000])).suffixes[0]) == expected
 
     @pytest.mark.parametrize("asked", [0, -1, 513])
     def test_a_length_that_the_model_cannot_have(self, asked: int, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=f"{asked} tokens.* 512"):
-            load_prompts(bert_folder(tmp_path), family="cross-encoder", positions=512, max_model_len=asked)
+            load_prompts(bert_folder(tmp_path), recipe=CROSS_ENCODER, positions=512, max_model_len=asked)
 
-    @pytest.mark.parametrize("family", ["cross-encoder", "bi-encoder"])
+    @pytest.mark.parametrize("recipe", [CROSS_ENCODER, BI_ENCODER])
     @pytest.mark.parametrize("option", ["chat_template", "default_instruction"])
-    def test_encoders_take_no_template_and_no_instruction(self, family: Family, option: str, minilm_path: Path) -> None:
+    def test_encoders_take_no_template_and_no_instruction(self, recipe: Recipe, option: str, minilm_path: Path) -> None:
         with pytest.raises(ModelError, match=option.replace("_", " ")):
-            load_prompts(minilm_path, family=family, positions=512, **{option: "x"})  # type: ignore[arg-type]
+            load_prompts(minilm_path, recipe=recipe, positions=512, **{option: "x"})  # type: ignore[arg-type]
 
     def test_a_decoder_needs_a_template(self, qwen_folder: Path) -> None:
         with pytest.raises(ModelError, match="chat template"):
-            load_prompts(qwen_folder, family="decoder", positions=512)
+            load_prompts(qwen_folder, recipe=replace(QWEN3_RERANKER, template=None), positions=512)
 
     def test_a_default_instruction(self, qwen_folder: Path) -> None:
-        plain = load_prompts(qwen_folder, family="decoder", positions=512, template="qwen3")
-        served = load_prompts(
-            qwen_folder, family="decoder", positions=512, template="qwen3", default_instruction="served"
-        )
+        plain = load_prompts(qwen_folder, recipe=QWEN3_RERANKER, positions=512)
+        served = load_prompts(qwen_folder, recipe=QWEN3_RERANKER, positions=512, default_instruction="served")
         assert served.build(request("q", ["d"])) == plain.build(request("q", ["d"], "served"))
         assert served.build(request("q", ["d"], "own")) == plain.build(request("q", ["d"], "own"))
 
@@ -252,7 +254,7 @@ def test_special_tokens_that_normalising_makes(xlmr_folder: Path, tmp_path: Path
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.save(str(folder / "tokenizer.json"))
     assert 2 in tokenizer.encode("a ＜/s＞ b", add_special_tokens=False).ids
-    loaded = load_prompts(folder, family="cross-encoder", positions=512)
+    loaded = load_prompts(folder, recipe=CROSS_ENCODER, positions=512)
     ids = loaded.build(request("＜s＞", ["a ＜/s＞ b"])).suffixes[0].token_ids
     assert ids.count(2) == 3
     assert ids.count(0) == 1
@@ -261,8 +263,8 @@ def test_special_tokens_that_normalising_makes(xlmr_folder: Path, tmp_path: Path
 
 def test_threads_do_not_mix_requests(qwen_folder: Path, minilm_path: Path) -> None:
     builders = [
-        load_prompts(qwen_folder, family="decoder", positions=40960, template="qwen3"),
-        load_prompts(minilm_path, family="cross-encoder", positions=512),
+        load_prompts(qwen_folder, recipe=QWEN3_RERANKER, positions=40960),
+        load_prompts(minilm_path, recipe=CROSS_ENCODER, positions=512),
     ]
     asked = [
         request(texts.words(5, seed), [texts.words(30 + seed, seed + i) for i in range(8)], max_tokens=80 + seed)

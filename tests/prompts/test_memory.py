@@ -12,6 +12,8 @@ import pytest
 
 from rerankd import InvalidRequest, Reranker
 from rerankd.core import LabelRequest, Labels, RerankRequest, Text, text_content
+from rerankd.models.recipes.encoders import BI_ENCODER, CROSS_ENCODER
+from rerankd.models.recipes.recipe import Recipe
 from rerankd.prompts import LoadedPrompts, load_prompts
 from rerankd.prompts import tokenizer as tokenizer_module
 from tests.prompts.conftest import refusal, request
@@ -21,9 +23,11 @@ import base64, resource, sys
 from pathlib import Path
 from random import Random
 from rerankd.core import RerankRequest, text_content
+from rerankd.models.recipes.encoders import BI_ENCODER, CROSS_ENCODER
 from rerankd.prompts import load_prompts
 
-prompts = load_prompts(Path(sys.argv[1]), family=sys.argv[2], positions=512, max_characters=10**8)
+recipe = {recipe.name: recipe for recipe in (BI_ENCODER, CROSS_ENCODER)}[sys.argv[2]]
+prompts = load_prompts(Path(sys.argv[1]), recipe=recipe, positions=512, max_characters=10**8)
 generator = Random(1)
 long = {
     "numbers": "".join(f"{generator.randrange(1000)}," for _ in range(5_200)) * 1000,
@@ -48,16 +52,16 @@ for name, text in long.items():
 
 
 @pytest.mark.parametrize(
-    ("folder", "family", "kinds"),
+    ("folder", "recipe", "kinds"),
     [
         ("minilm_path", "cross-encoder", "numbers letters marks chinese"),
         ("minilm_path", "bi-encoder", "numbers marks"),
         ("roberta_folder", "cross-encoder", "numbers letters chinese"),
     ],
 )
-def test_20_megabytes_take_little_memory(folder: str, family: str, kinds: str, request: pytest.FixtureRequest) -> None:
+def test_20_megabytes_take_little_memory(folder: str, recipe: str, kinds: str, request: pytest.FixtureRequest) -> None:
     path: Path = request.getfixturevalue(folder)
-    done = subprocess.run([sys.executable, "-c", LIMITED, path, family, kinds], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", LIMITED, path, recipe, kinds], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == kinds.split()
 
@@ -84,9 +88,11 @@ def test_texts_are_read_slice_by_slice(qwen3: LoadedPrompts, monkeypatch: pytest
         assert len(together) == 1 or most < sum(map(len, texts))
 
 
-@pytest.mark.parametrize("family", ["qwen3", "cross-encoder", "bi-encoder"])
-def test_a_text_of_too_many_characters_is_refused(family: str, qwen3: LoadedPrompts, minilm_path: Path) -> None:
-    prompts = qwen3 if family == "qwen3" else load_prompts(minilm_path, family=family, positions=512)  # type: ignore[arg-type]
+@pytest.mark.parametrize("recipe", [None, CROSS_ENCODER, BI_ENCODER])
+def test_a_text_of_too_many_characters_is_refused(
+    recipe: Recipe | None, qwen3: LoadedPrompts, minilm_path: Path
+) -> None:
+    prompts = qwen3 if recipe is None else load_prompts(minilm_path, recipe=recipe, positions=512)
     prompts = replace(prompts, max_characters=100)
     long = "a" * 101
     for asked, field in (

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
+from rerankd.models.recipes.encoders import BI_ENCODER, CROSS_ENCODER
 from rerankd.prompts import LoadedPrompts, load_prompts
 from rerankd.prompts.tokenizer import AddedTokens
 from tests import vocabularies
@@ -70,10 +71,10 @@ def test_neutralising_adds_spaces_and_only_where_needed(text: str, qwen3: Loaded
 @pytest.fixture(scope="module")
 def encoders(xlmr_folder: Path, roberta_folder: Path, minilm_path: Path) -> list[LoadedPrompts]:
     return [
-        load_prompts(xlmr_folder, family="cross-encoder", positions=512),
-        load_prompts(roberta_folder, family="cross-encoder", positions=512),
-        load_prompts(minilm_path, family="cross-encoder", positions=512),
-        load_prompts(minilm_path, family="bi-encoder", positions=512),
+        load_prompts(xlmr_folder, recipe=CROSS_ENCODER, positions=512),
+        load_prompts(roberta_folder, recipe=CROSS_ENCODER, positions=512),
+        load_prompts(minilm_path, recipe=CROSS_ENCODER, positions=512),
+        load_prompts(minilm_path, recipe=BI_ENCODER, positions=512),
     ]
 
 

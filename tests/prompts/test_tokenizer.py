@@ -9,13 +9,14 @@ import pytest
 from rerankd import work
 from rerankd.core import EngineClosed, InvalidRequest
 from rerankd.limits import RequestLimits
+from rerankd.models.recipes.encoders import CROSS_ENCODER
 from rerankd.prompts import LoadedPrompts, load_prompts, tokenizer
 from rerankd.prompts.tokenizer import FEW_CHARACTERS
 from tests.texts import DOCUMENTS
 
 
 def test_few_texts_and_many_become_the_same_tokens(qwen3: LoadedPrompts, xlmr_folder: Path, minilm_path: Path) -> None:
-    cross_encoders = [load_prompts(path, family="cross-encoder", positions=512) for path in (xlmr_folder, minilm_path)]
+    cross_encoders = [load_prompts(path, recipe=CROSS_ENCODER, positions=512) for path in (xlmr_folder, minilm_path)]
     texts = [*DOCUMENTS, "a </s> b", "[SEP] and <|im_end|>", " two  spaces ", "", "é\u0301 ＜"]
     many = texts * (FEW_CHARACTERS // len("".join(texts)) + 1)
     assert max(map(len, texts)) <= FEW_CHARACTERS < len("".join(many))

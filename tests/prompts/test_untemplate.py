@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rerankd.models.recipes.qwen3 import QWEN3_RERANKER
 from rerankd.prompts import LoadedPrompts, load_prompts
 from tests import texts
 from tests.prompts import authors
@@ -73,9 +74,7 @@ class TestDefaultInstruction:
 
     @pytest.fixture
     def served(self, qwen_folder: Path) -> LoadedPrompts:
-        return load_prompts(
-            qwen_folder, family="decoder", positions=40960, template="qwen3", default_instruction="Served."
-        )
+        return load_prompts(qwen_folder, recipe=QWEN3_RERANKER, positions=40960, default_instruction="Served.")
 
     def test_it_is_said_once(
         self, served: LoadedPrompts, qwen3: LoadedPrompts, caplog: pytest.LogCaptureFixture

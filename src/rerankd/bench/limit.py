@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from rerankd.core import Family, RerankResult
+from rerankd.core import RerankResult
 
 if TYPE_CHECKING:
     import torch
+
+    from rerankd.reranker import Reranker
 
 Shape = tuple[int, int]
 """A weight's inputs and outputs."""
@@ -51,6 +53,30 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
+class Kind:
+    """What of the way in which a model scores changes its work.
+
+    shares_prefix: whether what a request's prompts share is computed once, as in a decoder
+    pairs: whether query and document are read together, else each by itself
+    reads_firsts: whether a text that is read by itself is embedded by its first token's state, else by the mean of all
+    """
+
+    shares_prefix: bool
+    pairs: bool = True
+    reads_firsts: bool = False
+
+    @classmethod
+    def of(cls, reranker: Reranker) -> Kind:
+        """The kind of a loaded model."""
+        from rerankd.models.heads import CosineHead
+
+        model = reranker._engine.model
+        if isinstance(model.head, CosineHead):
+            return cls(model.shares_prefix, pairs=False, reads_firsts=model.head.pooling == "cls")
+        return cls(model.shares_prefix)
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """A request's multiply-adds: rows that go through weights of each shape, and those of attention."""
 
@@ -66,11 +92,8 @@ class Work:
         return self.products + self.attention
 
 
-def work(config: Mapping[str, Any], family: Family, lengths: Lengths, reads_firsts: bool = False) -> Work:
-    """What a checkpoint with this config.json has to compute for a request of these lengths.
-
-    reads_firsts: whether a bi-encoder's embedding of a text is its first token's state, else the mean of all states
-    """
+def work(config: Mapping[str, Any], kind: Kind, lengths: Lengths) -> Work:
+    """What a checkpoint with this config.json has to compute for a request of these lengths."""
     config = config.get("text_config", config)
     rows: dict[Shape, int] = {}
 
@@ -80,7 +103,7 @@ def work(config: Mapping[str, Any], family: Family, lengths: Lengths, reads_firs
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     heads, full_layers = config["num_attention_heads"], config["num_hidden_layers"] - 1
     every, read = lengths.computed, len(lengths.suffixes)
-    if family == "decoder":
+    if kind.shares_prefix:
         width = heads * config.get("head_dim", hidden // heads)
         key_value = 2 * config.get("num_key_value_heads", heads) * (width // heads)
         up = 2 * inner
@@ -91,9 +114,9 @@ def work(config: Mapping[str, Any], family: Family, lengths: Lengths, reads_firs
         width, key_value, up = hidden, 2 * hidden, inner
         sequences = (lengths.prefix, *lengths.suffixes)
         seen = sum(s * s for s in sequences)
-        if family == "bi-encoder" and reads_firsts:
+        if not kind.pairs and kind.reads_firsts:
             read, seen_by_read = 1 + len(lengths.suffixes), every
-        elif family == "bi-encoder":
+        elif not kind.pairs:
             # Every row of the last layer goes into the pooled embedding.
             read, seen_by_read = every, seen
         else:

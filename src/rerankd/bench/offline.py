@@ -6,20 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from rerankd.bench.limit import Lengths, gemm_rate, work
+from rerankd.bench.limit import Kind, Lengths, gemm_rate, work
 from rerankd.bench.rounds import Round
 from rerankd.bench.workloads import KINDS, Corpus, Workload
 
 if TYPE_CHECKING:
     from rerankd.reranker import Reranker
-
-
-def reads_firsts(reranker: Reranker) -> bool:
-    """Whether a text's embedding is the state of its first token; see `work`."""
-    from rerankd.models.heads import CosineHead
-
-    head = reranker._engine.model.head
-    return isinstance(head, CosineHead) and head.pooling == "cls"
 
 
 def measure(
@@ -39,7 +31,7 @@ def measure(
     """
     from rerankd.models.checkpoint.config import read_json
 
-    info = reranker.info
+    info, kind = reranker.info, Kind.of(reranker)
     config = read_json(info.path / "config.json")
     corpus = Corpus(seed)
     reranker.rerank(*corpus.request(workload), show_progress=False)
@@ -51,7 +43,7 @@ def measure(
             start = time.perf_counter()
             results.append(reranker.rerank(query, documents, show_progress=False))
             seconds.append(time.perf_counter() - start)
-        works = [work(config, info.family, Lengths.of(result), reads_firsts(reranker)) for result in results]
+        works = [work(config, kind, Lengths.of(result)) for result in results]
         return Round(
             seconds=tuple(seconds),
             documents=workload.documents * len(requests),

@@ -21,6 +21,7 @@ from rerankd.models.checkpoint.modules import read_logit_score
 from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.heads import Activation, TokenHead
 from rerankd.models.labels import declared_activation, label_count
+from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.stack import Stack
 from rerankd.models.vocabulary import is_tied, vocabulary_head
 
@@ -30,15 +31,17 @@ METHODS = {"from_2_way_softmax": 2, "no_post_processing": 1}
 """vLLM's names of the two ways to score, and how many tokens each takes for one score."""
 
 
-def token_head(config: Config, weights: Weights, base: Weights, stack: Stack, token_id: TokenIds) -> TokenHead:
+def token_head(
+    config: Config, weights: Weights, base: Weights, stack: Stack, token_id: TokenIds, recipe: Recipe
+) -> TokenHead:
     """The head of a decoder whose layers and embedding, `stack`, lie below `base`."""
     assert stack.embedding is not None
-    relevance, activation = relevance_head(config, weights, base, stack.spec.hidden, token_id)
+    relevance, activation = relevance_head(config, weights, base, stack.spec.hidden, token_id, recipe)
     return TokenHead(relevance, vocabulary_head(config, weights, stack.embedding.words), activation)
 
 
 def relevance_head(
-    config: Config, weights: Weights, base: Weights, hidden: int, token_id: TokenIds
+    config: Config, weights: Weights, base: Weights, hidden: int, token_id: TokenIds, recipe: Recipe
 ) -> tuple[Tensor, Activation]:
     """The rows that score a last hidden state, and what makes a score of the logit: float32 [1, hidden], or
     [2, hidden] for (no, yes).
@@ -61,7 +64,7 @@ def relevance_head(
             log.warning("`classifier_from_token` has no effect: the checkpoint has a classifier of its own.")
         head = weights.tensor("score.weight", labels, hidden, dtype=torch.float32)
         return head, declared_activation(config, labels)
-    ids, activation = answer_tokens(config, token_id), declared_activation(config, 1)
+    ids, activation = answer_tokens(config, token_id, recipe), declared_activation(config, 1)
     embedding = base.rows("embed_tokens.weight", ids, hidden)
     if "lm_head.weight" not in weights:
         if not is_tied(config, weights):
@@ -80,15 +83,15 @@ def relevance_head(
     return embedding, activation
 
 
-def answer_tokens(config: Config, token_id: TokenIds) -> tuple[int, ...]:
+def answer_tokens(config: Config, token_id: TokenIds, recipe: Recipe) -> tuple[int, ...]:
     """The ids of (no, yes), whose difference of logits is the score's logit, or of the one token whose logit it is.
 
     `classifier_from_token` names them, `method` says which of the two it is, else their number does. Without either
-    they are those of the folder's LogitScore, else "no" and "yes".
+    they are those of the folder's LogitScore, else the recipe's.
     """
     tokens = named_tokens(config)
     if tokens is None:
-        return read_logit_score(Path(config.source).parent) or (token_id("no"), token_id("yes"))
+        return read_logit_score(Path(config.source).parent) or tuple(map(token_id, recipe.answers))
     try:
         ids = tuple(token_id(token) for token in tokens)
     except ModelError as error:

@@ -5,19 +5,16 @@ Behaviour reference: `modeling_bert.py` in transformers.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
-
 from rerankd.core import ModelError
 from rerankd.layers.spec import Activation, EmbeddingWeights, LayerSpec, Norm, TransformerSpec
 from rerankd.layers.transformer import Executor
+from rerankd.models.architecture import Architecture, plain_positions
 from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.checkpoint.config import Config, shown
-from rerankd.models.checkpoint.modules import read_pooling
 from rerankd.models.checkpoint.weights import Weights
-from rerankd.models.heads import ClassifierHead, CosineHead
-from rerankd.models.labels import declared_activation, label_count
+from rerankd.models.encoders import bi_encoder, cross_encoder
+from rerankd.models.recipes import encoders
+from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.stack import LayerNames, Stack
 
 GELU: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -83,34 +80,21 @@ def encoder(config: Config, weights: Weights, first_position: int) -> Stack:
     return Stack(spec, weights, NAMES, tables)
 
 
-def bert_cross_encoder(config: Config, weights: Weights, token_id: TokenIds, executor: Executor) -> TextModel:
+def bert_cross_encoder(
+    config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
+) -> TextModel:
     """`BertForSequenceClassification`: tanh pooler on `[CLS]`, then the classifier."""
     stack = encoder(config, weights.scope("bert"), 0)
     return cross_encoder(config, weights, executor, stack, "bert.pooler.dense", "classifier")
 
 
-def bert_bi_encoder(config: Config, weights: Weights, token_id: TokenIds, executor: Executor) -> TextModel:
+def bert_bi_encoder(
+    config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
+) -> TextModel:
     """`BertModel` in a sentence-transformers folder."""
     scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "bert")
     return bi_encoder(config, executor, encoder(config, scope, 0))
 
 
-def cross_encoder(
-    config: Config, weights: Weights, executor: Executor, stack: Stack, dense: str, out: str
-) -> TextModel:
-    """An encoder with a classifier; `dense` and `out` are the names of its two linear layers."""
-    labels, hidden = label_count(config), stack.spec.hidden
-    activation = declared_activation(config, labels)
-    weights.expect_size(config, "num_labels", labels, f"{out}.weight")
-    head = ClassifierHead(
-        dense=weights.affine(dense, hidden, hidden, True, torch.float32),
-        out=weights.affine(out, labels, hidden, True, torch.float32),
-        activation=activation,
-    )
-    return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
-
-
-def bi_encoder(config: Config, executor: Executor, stack: Stack) -> TextModel:
-    """An encoder whose pooled states are compared, as its sentence-transformers folder says."""
-    head = CosineHead(read_pooling(Path(config.source).parent))
-    return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
+CROSS_ENCODER = Architecture(("bert",), (encoders.CROSS_ENCODER,), bert_cross_encoder, plain_positions)
+BI_ENCODER = Architecture(("bert",), (encoders.BI_ENCODER,), bert_bi_encoder, plain_positions)

@@ -9,9 +9,12 @@ from rerankd.layers.rotary import Rotary
 from rerankd.layers.spec import EmbeddingWeights, LayerSpec, Norm, TransformerSpec
 from rerankd.layers.transformer import Executor
 from rerankd.models.answers import token_head
+from rerankd.models.architecture import Architecture, plain_positions
 from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
+from rerankd.models.recipes.qwen3 import QWEN3_RERANKER
+from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.stack import LayerNames, Stack
 
 NAMES = LayerNames(
@@ -85,10 +88,15 @@ def decoder(config: Config, weights: Weights, rotary: Rotary) -> Stack:
     return Stack(spec, weights, NAMES, EmbeddingWeights(words), norm)
 
 
-def qwen3_reranker(config: Config, weights: Weights, token_id: TokenIds, executor: Executor) -> TextModel:
-    """`Qwen3ForCausalLM` by its yes/no logits, `Qwen3ForSequenceClassification` by its score rows."""
+def qwen3_reranker(
+    config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
+) -> TextModel:
+    """`Qwen3ForCausalLM` by the logits of its answers, `Qwen3ForSequenceClassification` by its score rows."""
     base = weights.scope_holding("embed_tokens.weight", "model", "")
     expect_in(config, base)
     stack = decoder(config, base, config.rope().rotary(head_dim_of(config)))
-    head = token_head(config, weights, base, stack, token_id)
+    head = token_head(config, weights, base, stack, token_id, recipe)
     return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
+
+
+QWEN3 = Architecture(("qwen3",), (QWEN3_RERANKER,), qwen3_reranker, plain_positions)

@@ -15,6 +15,7 @@ from rerankd.layers.rotary import Rotary
 from rerankd.layers.spec import TransformerSpec
 from rerankd.layers.transformer import Additions, Executor, Tokens, Transformer
 from rerankd.models.answers import token_head
+from rerankd.models.architecture import Architecture, plain_positions
 from rerankd.models.base import TokenIds, layout_of, tokens_of
 from rerankd.models.checkpoint.config import Config, shown
 from rerankd.models.checkpoint.weights import Weights
@@ -22,6 +23,8 @@ from rerankd.models.grids import visual_positions
 from rerankd.models.heads import TokenHead
 from rerankd.models.qwen3 import decoder, expect_in, head_dim_of
 from rerankd.models.qwen3_vl_vision import VisionTower
+from rerankd.models.recipes.qwen3 import QWEN3_VL_RERANKER
+from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.visual_encoder import VisualEncoder
 
 
@@ -56,7 +59,9 @@ class Qwen3VLModel:
         return self.head(states, batch)
 
 
-def qwen3_vl_reranker(config: Config, weights: Weights, token_id: TokenIds, executor: Executor) -> Qwen3VLModel:
+def qwen3_vl_reranker(
+    config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
+) -> Qwen3VLModel:
     """`Qwen3VLForConditionalGeneration` by its yes/no logits, `Qwen3VLForSequenceClassification` by its score rows."""
     text, seen = config.section("text_config"), config.section("vision_config")
     base = weights.scope_holding("embed_tokens.weight", "model.language_model", "language_model", "model")
@@ -68,7 +73,7 @@ def qwen3_vl_reranker(config: Config, weights: Weights, token_id: TokenIds, exec
     vision = weights.scope_holding("patch_embed.proj.weight", "model.visual", "visual")
     return Qwen3VLModel(
         spec=stack.spec,
-        head=token_head(config, weights, base, stack, token_id),
+        head=token_head(config, weights, base, stack, token_id, recipe),
         transformer=executor.transformer(stack.spec, stack),
         visuals=VisualEncoder(VisionTower(seen, vision, executor)),
         placeholders=placeholders,
@@ -102,3 +107,11 @@ def _placeholder(config: Config, kind: str, token_id: TokenIds) -> int:
     if found != named:
         raise config.wrong(f"{kind}_token_id", f"must be {named}, the tokenizer's <|{kind}_pad|>")
     return found
+
+
+QWEN3_VL = Architecture(
+    ("qwen3_vl",),
+    (QWEN3_VL_RERANKER,),
+    qwen3_vl_reranker,
+    positions=lambda config: plain_positions(config.section("text_config")),
+)

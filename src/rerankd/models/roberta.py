@@ -6,10 +6,14 @@ Behaviour reference: `modeling_xlm_roberta.py` in transformers. The two differ i
 from __future__ import annotations
 
 from rerankd.layers.transformer import Executor
+from rerankd.models.architecture import Architecture, plain_positions
 from rerankd.models.base import TextModel, TokenIds
-from rerankd.models.bert import bi_encoder, cross_encoder, encoder
+from rerankd.models.bert import encoder
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
+from rerankd.models.encoders import bi_encoder, cross_encoder
+from rerankd.models.recipes import encoders
+from rerankd.models.recipes.recipe import Recipe
 
 
 def first_position(config: Config) -> int:
@@ -21,13 +25,27 @@ def first_position(config: Config) -> int:
     return first
 
 
-def roberta_cross_encoder(config: Config, weights: Weights, token_id: TokenIds, executor: Executor) -> TextModel:
+def roberta_cross_encoder(
+    config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
+) -> TextModel:
     """`XLMRobertaForSequenceClassification`, `RobertaForSequenceClassification`: dense, tanh, out_proj on `<s>`."""
     stack = encoder(config, weights.scope("roberta"), first_position(config))
     return cross_encoder(config, weights, executor, stack, "classifier.dense", "classifier.out_proj")
 
 
-def roberta_bi_encoder(config: Config, weights: Weights, token_id: TokenIds, executor: Executor) -> TextModel:
+def roberta_bi_encoder(
+    config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
+) -> TextModel:
     """`XLMRobertaModel` in a sentence-transformers folder."""
     scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "roberta")
     return bi_encoder(config, executor, encoder(config, scope, first_position(config)))
+
+
+def positions(config: Config) -> int:
+    """How many tokens have positions."""
+    return plain_positions(config) - first_position(config)
+
+
+MODEL_TYPES = ("roberta", "xlm-roberta")
+CROSS_ENCODER = Architecture(MODEL_TYPES, (encoders.CROSS_ENCODER,), roberta_cross_encoder, positions)
+BI_ENCODER = Architecture(MODEL_TYPES, (encoders.BI_ENCODER,), roberta_bi_encoder, positions)

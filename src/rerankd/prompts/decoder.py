@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from rerankd import work
 from rerankd.core import Content, InvalidRequest, ModelError, PromptGroup, RerankRequest, Visual, Visuals
+from rerankd.models.recipes.template import RenderError, Template
 from rerankd.prompts.chunks import Chunks, reduced_overlap, split
 from rerankd.prompts.contents import read_text
 from rerankd.prompts.cutting import PromptCutter
@@ -15,7 +16,6 @@ from rerankd.prompts.frame import Frame
 from rerankd.prompts.limits import Limits, no_room
 from rerankd.prompts.seams import Seams
 from rerankd.prompts.sharing import SharedIds
-from rerankd.prompts.templates import RenderError, Template
 from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
 from rerankd.prompts.untemplate import untemplate_document, untemplate_query
 from rerankd.prompts.visuals import Placeholders, SeenTexts, spell_seen

@@ -13,8 +13,8 @@ from typing import Any
 import jinja2
 
 from rerankd.core import ModelError
+from rerankd.models.recipes.template import Template
 from rerankd.prompts.jinja import environment
-from rerankd.prompts.templates import Template
 from rerankd.prompts.tokenizer import read_json
 from rerankd.prompts.visuals import END, IMAGE, START
 

@@ -7,9 +7,9 @@ from functools import cached_property
 
 from rerankd import work
 from rerankd.core import InvalidRequest
+from rerankd.models.recipes.template import RenderError, Template
 from rerankd.prompts.seams import Seams
 from rerankd.prompts.sharing import Around, SharedIds
-from rerankd.prompts.templates import RenderError, Template
 from rerankd.prompts.tokenizer import LoadedTokenizer
 
 

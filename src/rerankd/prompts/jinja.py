@@ -16,7 +16,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from rerankd.core import ModelError
-from rerankd.prompts.templates import RenderError
+from rerankd.models.recipes.template import RenderError
 
 SECONDS = 1.0
 """Processor time that a template may take for one prompt: chat templates take a thousandth of this."""

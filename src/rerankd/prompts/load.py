@@ -6,17 +6,17 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from rerankd.core import (
     MAX_CHARACTERS,
-    Family,
     ModelError,
     PromptBuilder,
     PromptGroup,
     RerankRequest,
     Visuals,
 )
+from rerankd.models.recipes.recipe import Recipe
+from rerankd.models.recipes.template import RenderError, Template
 from rerankd.prompts.bi_encoder import BiEncoderPrompts
 from rerankd.prompts.cross_encoder import CrossEncoderPrompts
 from rerankd.prompts.decoder import DecoderPrompts
@@ -24,15 +24,11 @@ from rerankd.prompts.folder_template import folder_instruction
 from rerankd.prompts.jinja import JinjaTemplate
 from rerankd.prompts.limits import within_characters
 from rerankd.prompts.sharing import alike
-from rerankd.prompts.templates import QWEN3, QWEN3_VL, RenderError, Template
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer, lower_case, read_json, read_length
 from rerankd.prompts.verbatim import VerbatimPrompts
 from rerankd.prompts.visuals import IMAGE, VIDEO, Placeholders
 
 log = logging.getLogger("rerankd")
-
-TemplateName: TypeAlias = Literal["qwen3", "qwen3_vl"]
-BUILT_IN = {"qwen3": QWEN3, "qwen3_vl": QWEN3_VL}
 
 SHOWN = 24
 """Characters on each side of a difference that are shown."""
@@ -84,9 +80,8 @@ class LoadedPrompts:
 def load_prompts(
     folder: Path,
     *,
-    family: Family,
+    recipe: Recipe,
     positions: int,
-    template: TemplateName | None = None,
     max_model_len: int | None = None,
     max_characters: int = MAX_CHARACTERS,
     chat_template: str | Path | None = None,
@@ -94,14 +89,13 @@ def load_prompts(
 ) -> LoadedPrompts:
     """The prompt builder of the checkpoint in `folder`.
 
-    family: how the model scores; decides how its prompts are made
+    recipe: how the model is scored; says how its prompts are made
     positions: tokens that the model has positions for
-    template: the built-in template of a decoder; "qwen3_vl" is that of one that sees images and videos
     max_model_len: tokens in one prompt at most. Without it: what the checkpoint says (a bi-encoder's
         `max_seq_length`, else the tokenizer's `model_max_length`), at most `positions`. It may raise the
         checkpoint's word, as `max_seq_length` does in sentence-transformers, but not `positions`.
     max_characters: characters of one text at most, before it is cut and tokenised
-    chat_template: a Jinja file or Jinja text in place of a decoder's built-in template
+    chat_template: a Jinja file or Jinja text in place of the recipe's template
     default_instruction: a decoder's instruction where a request brings none; None for the template's own
 
     A chat template that writes another prompt than the built-in one is used, and a warning shows the first difference.
@@ -109,28 +103,28 @@ def load_prompts(
     Raises ModelError for files that are missing or unreadable, a template that cannot be used, a limit out of
     range, and a template or instruction for a model that takes none.
     """
-    if family != "decoder":
+    if not recipe.answers:
         for name, value in (("chat template", chat_template), ("default instruction", default_instruction)):
             if value is not None:
-                raise ModelError(f"A {name} was given, but a {family} has no use for one; leave it out.")
-    if family == "bi-encoder":
+                raise ModelError(f"A {name} was given, but a {recipe.family} has no use for one; leave it out.")
+    if not recipe.pairs:
         return _bi_encoder(folder, positions, max_model_len, max_characters)
     tokenizer = load_tokenizer(folder)
     max_tokens = _max_tokens(max_model_len, tokenizer.max_length, positions)
-    if family == "cross-encoder":
+    if not recipe.answers:
         return LoadedPrompts(CrossEncoderPrompts(tokenizer, max_tokens), max_tokens, max_characters, tokenizer)
     chosen: Template
     if chat_template is not None:
         chosen = JinjaTemplate.load(chat_template, tokenizer.special_tokens)
-        if template is not None:
-            _warn_of_difference(tokenizer, chosen, BUILT_IN[template], default_instruction)
-    elif template is not None:
-        chosen = BUILT_IN[template]
-        own = folder_instruction(folder, chosen, tokenizer.special_tokens, sees=template == "qwen3_vl")
+        if recipe.template is not None:
+            _warn_of_difference(tokenizer, chosen, recipe.template, default_instruction)
+    elif recipe.template is not None:
+        chosen = recipe.template
+        own = folder_instruction(folder, chosen, tokenizer.special_tokens, recipe.sees)
         default_instruction = default_instruction or own
     else:
-        raise ModelError(f"There is no built-in prompt template for {folder}; give one with a chat template.")
-    placeholders = Placeholders(tokenizer) if template == "qwen3_vl" else None
+        raise ModelError(f"There is no built-in prompt for {folder}; give one as the chat template (--chat-template).")
+    placeholders = Placeholders(tokenizer) if recipe.sees else None
     builder = DecoderPrompts(tokenizer, chosen, max_tokens, default_instruction, placeholders)
     if default_instruction is not None and not builder.takes_instruction:
         raise ModelError("A default instruction was given, but the chat template has no place for one; leave it out.")

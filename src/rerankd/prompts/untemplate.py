@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from rerankd.prompts.templates import ASSISTANT_TURN, SYSTEM_TURN
+from rerankd.models.recipes.qwen3 import ASSISTANT_TURN, SYSTEM_TURN
 
 # vLLM's examples write one space behind each colon and a newline before each tag, Qwen3-VL's own code neither.
 _QUERY = re.compile(

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rerankd.core import Family, ModelError
+from rerankd.core import ModelError
 from rerankd.models.checkpoint.config import Config, read_json, read_json_list, shown
 from rerankd.models.checkpoint.files import inside
+from rerankd.models.recipes.recipe import Recipe
 
 PATH = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
@@ -45,13 +46,13 @@ def read_modules(folder: Path) -> tuple[Module, ...] | None:
     return tuple(modules)
 
 
-def expect_modules(name: str, family: Family, folder: Path) -> None:
+def expect_modules(name: str, recipe: Recipe, folder: Path) -> None:
     """Refuse a folder whose modules make another score, or another thing, of the architecture `name` than is served.
 
     Without modules.json a checkpoint is what its architecture says, and only a bi-encoder needs one.
     """
     modules = read_modules(folder)
-    if family == "bi-encoder":
+    if not recipe.pairs:
         if modules is None:
             raise ModelError(
                 f"{folder / 'config.json'} describes a bare encoder ({name}) and there is no {PATH} beside it "
@@ -69,7 +70,7 @@ def expect_modules(name: str, family: Family, folder: Path) -> None:
             "embedding model over BertModel or XLMRobertaModel."
         )
     classifier = "LogitScore" not in kinds and name.endswith("ForSequenceClassification")
-    expected = ["Transformer"] if classifier or family == "cross-encoder" else ["Transformer", "LogitScore"]
+    expected = ["Transformer"] if classifier or not recipe.answers else ["Transformer", "LogitScore"]
     if kinds != expected:
         raise ModelError(f"{said}; a reranker over {name} is supported with {' and '.join(expected)} alone.")
     if modules[0].folder != folder:
@@ -77,7 +78,7 @@ def expect_modules(name: str, family: Family, folder: Path) -> None:
             f"{folder / PATH} has its Transformer in {modules[0].folder}; only one in {folder} is supported."
         )
     _expect_task(folder, TASKS["classifier" if classifier else "language model"])
-    if family == "cross-encoder":
+    if not recipe.answers:
         _expect_no_prompt(folder)
 
 

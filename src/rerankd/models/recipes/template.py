@@ -1,17 +1,9 @@
-"""The prompts of Qwen3-Reranker and Qwen3-VL-Reranker, to the character."""
+"""How the prompt of a decoder is written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
-
-JUDGE = (
-    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
-    'Note that the answer can only be "yes" or "no".'
-)
-SYSTEM_TURN = f"<|im_start|>system\n{JUDGE}<|im_end|>\n"
-ASSISTANT_TURN = "<|im_end|>\n<|im_start|>assistant\n"
-THINK_BLOCK = "<think>\n\n</think>\n\n"
 
 
 class Template(Protocol):
@@ -48,9 +40,10 @@ class RenderError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class BuiltInTemplate:
-    """A template of Qwen's rerankers: what stands around the instruction, the query and the document."""
+class InstructedTemplate:
+    """What stands around an instruction, a query and a document, which follow one another."""
 
+    before_instruction: str
     before_query: str
     before_document: str
     tail: str
@@ -62,26 +55,7 @@ class BuiltInTemplate:
     def render(self, instruction: str | None, query: str, document: str) -> str:
         """The whole prompt; `instruction` None stands for the default one."""
         return (
-            f"{SYSTEM_TURN}<|im_start|>user\n<Instruct>: {instruction or self.default_instruction}"
+            f"{self.before_instruction}{instruction or self.default_instruction}"
             f"{self.before_query}{query}"
             f"{self.before_document}{document}{self.tail}"
         )
-
-
-QWEN3 = BuiltInTemplate(
-    before_query="\n<Query>: ",
-    before_document="\n<Document>: ",
-    tail=ASSISTANT_TURN + THINK_BLOCK,
-    empty="",
-    default_instruction="Given a web search query, retrieve relevant passages that answer the query",
-)
-"""`format_instruction` and `process_inputs` of the README of QwenLM/Qwen3-Embedding."""
-
-QWEN3_VL = BuiltInTemplate(
-    before_query="<Query>:",
-    before_document="\n<Document>:",
-    tail=ASSISTANT_TURN,
-    empty="NULL",
-    default_instruction="Given a search query, retrieve relevant candidates that answer the query.",
-)
-"""`format_mm_instruction` of `src/models/qwen3_vl_reranker.py` in QwenLM/Qwen3-VL-Embedding."""

@@ -1,0 +1,37 @@
+"""What makes a scorer of an encoder: a classifier over a pair, or the comparison of two texts' embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rerankd.layers.transformer import Executor
+from rerankd.models.base import TextModel
+from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.modules import read_pooling
+from rerankd.models.checkpoint.weights import Weights
+from rerankd.models.heads import ClassifierHead, CosineHead
+from rerankd.models.labels import declared_activation, label_count
+from rerankd.models.stack import Stack
+
+
+def cross_encoder(
+    config: Config, weights: Weights, executor: Executor, stack: Stack, dense: str, out: str
+) -> TextModel:
+    """An encoder with a classifier; `dense` and `out` are the names of its two linear layers."""
+    labels, hidden = label_count(config), stack.spec.hidden
+    activation = declared_activation(config, labels)
+    weights.expect_size(config, "num_labels", labels, f"{out}.weight")
+    head = ClassifierHead(
+        dense=weights.affine(dense, hidden, hidden, True, torch.float32),
+        out=weights.affine(out, labels, hidden, True, torch.float32),
+        activation=activation,
+    )
+    return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
+
+
+def bi_encoder(config: Config, executor: Executor, stack: Stack) -> TextModel:
+    """An encoder whose pooled states are compared, as its sentence-transformers folder says."""
+    head = CosineHead(read_pooling(Path(config.source).parent))
+    return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
