@@ -67,7 +67,7 @@ class LLM:
     """A reranker under vLLM's offline interface.
 
     runner: "auto" or "pooling"; nothing else scores
-    model, revision, dtype, quantization, max_model_len, hf_overrides, chat_template, device: as in `LoadOptions`
+    model, revision, dtype, quantization, max_model_len, hf_overrides, recipe, chat_template, device: of `LoadOptions`
     max_num_batched_tokens: `LoadOptions.max_batch_tokens`
     allowed_local_media_path: the only folder that images and videos may be read from; "" or None for any
     mm_processor_kwargs: `min_pixels`, `max_pixels` (or `size`), `fps` and `max_frames` of images and videos
@@ -88,6 +88,7 @@ class LLM:
         quantization: str | None = None,
         max_model_len: int | None = None,
         hf_overrides: Mapping[str, Any] | None = None,
+        recipe: str | None = None,
         chat_template: str | Path | None = None,
         max_num_batched_tokens: int | None = None,
         device: str = "auto",
@@ -114,6 +115,7 @@ class LLM:
                 quantization=quantization,
                 max_model_len=max_model_len,
                 hf_overrides=hf_overrides or {},
+                recipe=recipe,
                 chat_template=chat_template,
                 max_batch_tokens=max_num_batched_tokens,
                 device=device,

@@ -26,6 +26,7 @@ class LoadOptions:
     max_characters: characters of one text (query, document or instruction) at most; a longer one is an error
     max_batch_tokens: tokens in one packed batch; None for the device's own choice
     hf_overrides: entries laid over the checkpoint's config.json
+    recipe: how the model is scored, by name (docs/models.md); None for what its folder says
     chat_template: a Jinja file, or Jinja text, in place of the built-in template of a decoder
     default_instruction: used where a request brings none; None for the model authors' own
     request_limits: what one request may hold and grow to; None for no bounds, as a caller has it who owns the machine
@@ -44,6 +45,7 @@ class LoadOptions:
     max_characters: int = MAX_CHARACTERS
     max_batch_tokens: int | None = None
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str | None = None
     chat_template: str | Path | None = None
     default_instruction: str | None = None
     request_limits: RequestLimits | None = None

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from rerankd.backends.select import place
 from rerankd.contents import ContentLike, to_content
 from rerankd.core import (
     Chunking,
@@ -26,7 +25,6 @@ from rerankd.core import (
     InvalidRequest,
     LabelRequest,
     LabelResult,
-    ModelError,
     OnError,
     PromptBuilder,
     PromptGroup,
@@ -41,20 +39,14 @@ from rerankd.core import (
 from rerankd.engine.engine import Engine
 from rerankd.labels import Labelling, SubmittedLabels
 from rerankd.limits import RequestLimits
-from rerankd.memory import trim_after_load
-from rerankd.models.checkpoint.config import Config, read_config
-from rerankd.models.checkpoint.hub import resolve
-from rerankd.models.checkpoint.weights import Checkpoint, Weights
+from rerankd.loading import plan
 from rerankd.models.heads import TokenHead
-from rerankd.models.recipes.choose import choose_recipe
-from rerankd.models.registry import find_architecture
-from rerankd.options import LoadOptions, ModelInfo
-from rerankd.prompts import load_prompts
+from rerankd.options import LoadOptions
 from rerankd.prompts.limits import too_many_characters
 from rerankd.work import Workers, all_of, bounded, leaving_out
 
 if TYPE_CHECKING:
-    from rerankd.media.loader import LoadedMedia, MediaLoader
+    from rerankd.media.loader import LoadedMedia
 
 log = logging.getLogger("rerankd")
 
@@ -93,47 +85,20 @@ class Reranker:
     def __init__(self, model: str | Path | LoadOptions, **options: Any) -> None:
         """model: a folder, a hub id, or all options at once; `options` are the fields of `LoadOptions`."""
         chosen = replace(model, **options) if isinstance(model, LoadOptions) else LoadOptions(str(model), **options)
-        placement = place(chosen.device, chosen.dtype, chosen.quantization, chosen.backend)
-        if chosen.max_batch_tokens is not None and chosen.max_batch_tokens < 1:
-            raise ModelError(f"The token budget of a batch must be at least 1, not {chosen.max_batch_tokens}.")
-        folder = resolve(chosen.model, chosen.hub, chosen.revision)
-        config = read_config(folder, chosen.hf_overrides)
-        name, architecture = find_architecture(config)
-        recipe = choose_recipe(config, name, architecture)
-        self._load_prompts = partial(
-            load_prompts,
-            folder,
-            recipe=recipe,
-            positions=architecture.positions(config),
-            max_model_len=chosen.max_model_len,
-            max_characters=chosen.max_characters,
-            default_instruction=chosen.default_instruction,
-        )
-        self._prompts = self._load_prompts(chat_template=chosen.chat_template)
-        weights = Weights(Checkpoint(folder), placement.device, placement.dtype)
-        loaded = architecture.load(config, weights, self._prompts.token_id, placement, recipe)
-        weights.finish()
-        trim_after_load()
+        planned = plan(chosen)
+        self.info = planned.info()
+        self._prompts, self._load_prompts = planned.prompts, planned.load_prompts
+        loaded = planned.load()
         self._activation = loaded.head.activation
-        self._media = _media_loader(folder, config, chosen) if recipe.sees else None
-        self._engine = Engine(loaded, placement.device, chosen.max_batch_tokens or placement.batch_tokens)
+        self._media = planned.media_loader()
+        self._engine = Engine(
+            loaded, planned.placement.device, chosen.max_batch_tokens or planned.placement.batch_tokens
+        )
         vocabulary = loaded.head.vocabulary if isinstance(loaded.head, TokenHead) else None
-        verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, recipe.sees)
+        verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, self.info.sees)
         self._limits = chosen.request_limits
         self._workers = Workers("rerankd-request")
         self._labelling = Labelling(self._engine, verbatim, self._limits)
-        self.info = ModelInfo(
-            model=chosen.model,
-            path=folder,
-            architecture=name,
-            family=recipe.family,
-            device=str(placement.device),
-            dtype=placement.dtype_name,
-            max_model_len=self._prompts.max_tokens,
-            takes_instruction=self._prompts.takes_instruction,
-            sees=recipe.sees,
-            quantization=chosen.quantization,
-        )
         self._warm_up()
 
     def prompts(self, chat_template: str | Path) -> PromptBuilder:
@@ -402,28 +367,6 @@ class Reranker:
             scored=len(documents),
             stages=tuple(submitted.stages),
         )
-
-
-def _media_loader(folder: Path, config: Config, options: LoadOptions) -> MediaLoader:
-    # Imported here, since it brings decoders that a text model has no use for.
-    from rerankd.media.loader import MediaLoader
-    from rerankd.media.visual import VisionFormat
-
-    form = VisionFormat.from_folder(folder)
-    vision = config.section("vision_config")
-    for key, size, default in (
-        ("patch_size", form.patch_size, 16),
-        ("temporal_patch_size", form.temporal_patch_size, 2),
-        ("spatial_merge_size", form.merge_size, 2),
-    ):
-        if vision.size(key, default) != size:
-            raise vision.wrong(key, f"must be the image processor's own ({size})")
-    return MediaLoader(
-        form,
-        sizing=options.media_sizing,
-        limits=options.media_limits,
-        access=options.media_access,
-    )
 
 
 def _by_document(group: PromptGroup, on_progress: Callable[[int], object]) -> Callable[[int], object]:

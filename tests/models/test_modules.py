@@ -147,17 +147,32 @@ def test_a_template_for_chats_makes_no_pairs_there_and_the_built_in_prompt_is_us
 OTHER = TEMPLATE.replace("<Query>: ", "<Query>:")
 
 
-@pytest.mark.parametrize("template", [OTHER, TEMPLATE.replace(QWEN3_INSTRUCTION, "Another"), None])
-def test_another_prompt_is_refused_unless_it_is_given(
-    qwen3_checkpoint: Path, tmp_path: Path, template: str | None
+@pytest.mark.parametrize("template", [OTHER, TEMPLATE.replace(QWEN3_INSTRUCTION, "Another")])
+@pytest.mark.parametrize("prompt", [None, "Find what contradicts the query"])
+def test_another_prompt_is_written_by_the_folders_own_template(
+    qwen3_checkpoint: Path, tmp_path: Path, template: str, prompt: str | None
 ) -> None:
-    model = language_model(qwen3_checkpoint, tmp_path, template=template)
+    own = {} if prompt is None else {"prompts": {"find": prompt}, "default_prompt_name": "find"}
+    model = language_model(qwen3_checkpoint, tmp_path, template=template, **own)
     folder = saved(model, tmp_path / "model")
+    with Reranker(qwen3_checkpoint, device="cpu", dtype="float32") as reranker:
+        built_in = reranker.score(PAIRS, prompt)
+    expected = scores(model)
+    if prompt is None or template == OTHER:
+        assert max(abs(a - b) for a, b in zip(expected, built_in, strict=True)) > 1e-4
+    expect_scores(folder, expected)
+    with Reranker(folder, device="cpu", dtype="float32") as reranker:
+        asked = reranker.score(PAIRS, "Another instruction")
+    assert asked == pytest.approx(
+        [float(model.predict([pair], prompt="Another instruction")[0]) for pair in PAIRS], abs=1e-5
+    )
+
+
+def test_pairs_without_a_prompt_are_refused_unless_it_is_given(qwen3_checkpoint: Path, tmp_path: Path) -> None:
+    folder = saved(language_model(qwen3_checkpoint, tmp_path, template=None), tmp_path / "model")
     assert "--chat-template" in reason(folder)
-    given = template or "{{ query }}{{ document }}"
-    (tmp_path / "given.jinja").write_text(given)
-    if template is not None:
-        expect_scores(folder, scores(model), chat_template=tmp_path / "given.jinja")
+    (tmp_path / "given.jinja").write_text("{{ query }}{{ document }}")
+    Reranker(folder, device="cpu", dtype="float32", chat_template=tmp_path / "given.jinja").close()
 
 
 @pytest.mark.parametrize("structured", [False, True])
@@ -287,11 +302,6 @@ def test_odd_files_of_a_yes_no_reranker(
 def yes_no_folder(qwen3_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     to = tmp_path_factory.mktemp("yes-no")
     return saved(language_model(qwen3_checkpoint, to), to / "model")
-
-
-def test_a_prompt_before_a_cross_encoders_texts_is_refused(bert_checkpoint: Path, tmp_path: Path) -> None:
-    model = CrossEncoder(str(bert_checkpoint), device="cpu", prompts={"a": "find: "}, default_prompt_name="a")
-    assert "default_prompt_name" in reason(saved(model, tmp_path / "model"))
 
 
 def test_a_classifier_with_a_logit_score_is_refused(

@@ -56,19 +56,27 @@ class Placement:
         """The dtype without "torch."."""
         return str(self.dtype).removeprefix("torch.")
 
-    def transformer(self, spec: TransformerSpec, weights: TransformerWeights) -> Transformer:
-        """A transformer by the first backend that supports it. ModelError, with each reason, where none does."""
+    def backend_for(self, spec: TransformerSpec) -> tuple[Backend, list[str]]:
+        """The first backend that supports a specification, and why those before it do not.
+
+        Raises ModelError, with each reason, where none does.
+        """
         reasons: list[str] = []
         for backend in self.backends:
             reason = backend.supports(spec)
             if reason is None:
-                if reasons:
-                    log.info("The backend %s runs the model: %s", backend.name, "; ".join(reasons))
-                return backend.transformer(spec, weights)
+                return backend, reasons
             reasons.append(f"the backend {backend.name} does not support {reason}")
             if not self.may_fall_back:
                 break
         raise ModelError(f"The model cannot run as asked: {'; '.join(reasons)}.")
+
+    def transformer(self, spec: TransformerSpec, weights: TransformerWeights) -> Transformer:
+        """A transformer by `backend_for(spec)`."""
+        backend, reasons = self.backend_for(spec)
+        if reasons:
+            log.info("The backend %s runs the model: %s", backend.name, "; ".join(reasons))
+        return backend.transformer(spec, weights)
 
     def projection(self, weights: Affine, activation: Activation | None = None) -> Projection:
         """See `Executor.projection`."""

@@ -81,6 +81,7 @@ def launch_server(
             parser=options.json_object, metavar="JSON", help="Entries laid over the model's config.json; seldom needed."
         ),
     ] = None,
+    recipe: options.Recipe = None,
     chat_template: options.Template = None,
     default_instruction: options.Instruction = None,
     allowed_local_media_path: options.LocalMedia = None,
@@ -140,6 +141,7 @@ def launch_server(
             max_model_len=context_length,
             max_batch_tokens=max_prefill_tokens,
             hf_overrides=json_model_override_args or {},
+            recipe=recipe,
             chat_template=chat_template,
             default_instruction=default_instruction,
             media=Media(

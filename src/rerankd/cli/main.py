@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from rerankd.cli.inspect import inspect
 from rerankd.cli.launch_server import launch_server
 from rerankd.cli.options import peer_command
 from rerankd.cli.peer import UsageProblem
@@ -42,6 +43,7 @@ def _rerankd() -> typer.Typer:
         """A rerank engine and server."""
 
     app.command(cls=peer_command(VLLM, VLLM_VARIABLES))(serve)
+    app.command()(inspect)
     # Its own parser reads what follows: the tools are heavy to import, and seldom wanted.
     forwarded = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
     app.command(context_settings=forwarded)(bench)

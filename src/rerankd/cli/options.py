@@ -190,6 +190,18 @@ BackendFlag = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on its hub.")]
 HubFlag = Annotated[HubName, typer.Option("--hub", help="Where a model's id is looked up.")]
+MaxModelLen = Annotated[
+    int | None,
+    typer.Option(parser=token_count, metavar="TOKENS", help="Tokens of one prompt. [default: the model's limit]"),
+]
+HfOverrides = Annotated[
+    dict[str, object] | None,
+    typer.Option(parser=json_object, metavar="JSON", help="Entries laid over the model's config.json; seldom needed."),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(help="How the model is scored: a name of docs/models.md. [default: what its folder says]"),
+]
 Template = Annotated[
     str | None,
     typer.Option(help="A Jinja file in place of the model's built-in prompt."),

@@ -77,22 +77,13 @@ def serve(
     dtype: options.Dtype = "auto",
     quantization: options.Quantization = None,
     backend: options.BackendFlag = BackendName.auto,
-    max_model_len: Annotated[
-        int | None,
-        typer.Option(
-            parser=options.token_count, metavar="TOKENS", help="Tokens of one prompt. [default: the model's limit]"
-        ),
-    ] = None,
+    max_model_len: options.MaxModelLen = None,
     max_num_batched_tokens: Annotated[
         int | None,
         typer.Option(parser=options.token_count, metavar="TOKENS", help="Tokens of one batch. [default: the device's]"),
     ] = None,
-    hf_overrides: Annotated[
-        dict[str, object] | None,
-        typer.Option(
-            parser=options.json_object, metavar="JSON", help="Entries laid over the model's config.json; seldom needed."
-        ),
-    ] = None,
+    hf_overrides: options.HfOverrides = None,
+    recipe: options.Recipe = None,
     chat_template: options.Template = None,
     default_instruction: options.Instruction = None,
     allowed_local_media_path: options.LocalMedia = None,
@@ -156,6 +147,7 @@ def serve(
             max_model_len=max_model_len,
             max_batch_tokens=max_num_batched_tokens,
             hf_overrides=hf_overrides or {},
+            recipe=recipe,
             chat_template=chat_template,
             default_instruction=default_instruction,
             media=Media(

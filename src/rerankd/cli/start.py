@@ -93,6 +93,7 @@ class Launch:
     max_model_len: int | None = None
     max_batch_tokens: int | None = None
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str | None = None
     chat_template: str | None = None
     default_instruction: str | None = None
     media: Media = field(default_factory=Media)
@@ -173,6 +174,7 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
             max_model_len=launch.max_model_len,
             max_batch_tokens=launch.max_batch_tokens,
             hf_overrides=launch.hf_overrides,
+            recipe=launch.recipe,
             chat_template=launch.chat_template,
             default_instruction=launch.default_instruction,
             request_limits=launch.request_limits,

@@ -17,8 +17,9 @@ from torch import Tensor
 from rerankd.core import ModelError
 from rerankd.models.base import TokenIds
 from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.files import SAFETENSORS
 from rerankd.models.checkpoint.modules import read_logit_score
-from rerankd.models.checkpoint.weights import Weights
+from rerankd.models.checkpoint.weights import Checkpoint, Weights
 from rerankd.models.heads import Activation, TokenHead
 from rerankd.models.labels import declared_activation, label_count
 from rerankd.models.recipes.recipe import Recipe
@@ -121,6 +122,21 @@ def named_tokens(config: Config) -> tuple[str, ...] | None:
         reason = "`is_original_qwen3_reranker`" if original else f"the `method` {method}"
         raise config.wrong("classifier_from_token", f"must be {('one token', 'two tokens')[needed - 1]} for {reason}")
     return tuple(tokens)
+
+
+def has_classifier(folder: Path, name: str) -> bool:
+    """Whether a decoder of the architecture `name` has a classifier of its own, as far as its folder says.
+
+    Only safetensors say so without being read; of others the name of the class does.
+    """
+    if any((folder / name).is_file() for name in SAFETENSORS):
+        return "score.weight" in Checkpoint(folder).names
+    return name.endswith("ForSequenceClassification")
+
+
+def is_original_qwen3(config: Config) -> bool:
+    """Whether the configuration says, in vLLM's words, that it is a Qwen3-Reranker as published."""
+    return _by_top_or_text(config).flag("is_original_qwen3_reranker") is True
 
 
 def _by_top_or_text(config: Config) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from rerankd.layers.spec import TransformerSpec
 from rerankd.layers.transformer import Executor
 from rerankd.models.base import Model, TokenIds
 from rerankd.models.checkpoint.config import Config
@@ -19,12 +20,14 @@ class Architecture:
     model_types: what config.json may call its `model_type`
     recipes: those that are known for it
     positions: how many tokens a prompt may have by the model's own positions
+    spec: what its layers are
     """
 
     model_types: tuple[str, ...]
     recipes: tuple[Recipe, ...]
     load: Callable[[Config, Weights, TokenIds, Executor, Recipe], Model]
     positions: Callable[[Config], int]
+    spec: Callable[[Config], TransformerSpec]
 
 
 def plain_positions(config: Config) -> int:

@@ -96,5 +96,5 @@ def bert_bi_encoder(
     return bi_encoder(config, executor, encoder(config, scope, 0))
 
 
-CROSS_ENCODER = Architecture(("bert",), (encoders.CROSS_ENCODER,), bert_cross_encoder, plain_positions)
-BI_ENCODER = Architecture(("bert",), (encoders.BI_ENCODER,), bert_bi_encoder, plain_positions)
+CROSS_ENCODER = Architecture(("bert",), (encoders.CROSS_ENCODER,), bert_cross_encoder, plain_positions, spec_of)
+BI_ENCODER = Architecture(("bert",), (encoders.BI_ENCODER,), bert_bi_encoder, plain_positions, spec_of)

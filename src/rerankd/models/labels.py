@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rerankd.core import ModelError
 from rerankd.models.checkpoint.config import Config, shown
-from rerankd.models.checkpoint.modules import SETTINGS, read_activation
+from rerankd.models.checkpoint.sentence_transformers import SETTINGS, read_settings
 from rerankd.models.heads import Activation
 
 GENERIC = re.compile(r"LABEL_\d+")
@@ -62,16 +62,17 @@ def declared_activation(config: Config, labels: int) -> Activation:
     """The activation that a cross-encoder's authors declare for sentence-transformers, else sigmoid.
 
     `cross-encoder/ms-marco-*` checkpoints declare Identity: their published scores are logits. It is declared beside
-    config.json, which comes first, or in it. Of two labels the second one's share is the score, whatever is declared.
+    config.json, which comes first, or in it, where the older name counts only without the newer one. Of two labels the
+    second one's share is the score, whatever is declared.
     """
     section = config.entries.get("sentence_transformers")
     if section is not None and not isinstance(section, Mapping):
         raise config.wrong("sentence_transformers", "must be an object")
-    declared = (
-        read_activation(Path(config.source).parent)
-        or (section or {}).get("activation_fn")
-        or config.entries.get("sbert_ce_default_activation_function")
-    )
+    declared = read_settings(Path(config.source).parent, "CrossEncoder").activation
+    if declared is None and "activation_fn" in (section or {}):
+        declared = (section or {})["activation_fn"]
+    elif declared is None:
+        declared = config.entries.get("sbert_ce_default_activation_function")
     if declared is None or labels == 2:
         return "sigmoid"
     if not isinstance(declared, str) or declared not in ACTIVATIONS:

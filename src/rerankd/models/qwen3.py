@@ -39,6 +39,11 @@ def head_dim_of(config: Config) -> int:
     return head_dim
 
 
+def rotary_of(config: Config) -> Rotary:
+    """The rotation of the heads."""
+    return config.rope().rotary(head_dim_of(config))
+
+
 def spec_of(config: Config, rotary: Rotary) -> TransformerSpec:
     """The decoder that a configuration describes, whose heads are turned by `rotary`."""
     config.require("hidden_act", "silu")
@@ -94,9 +99,15 @@ def qwen3_reranker(
     """`Qwen3ForCausalLM` by the logits of its answers, `Qwen3ForSequenceClassification` by its score rows."""
     base = weights.scope_holding("embed_tokens.weight", "model", "")
     expect_in(config, base)
-    stack = decoder(config, base, config.rope().rotary(head_dim_of(config)))
+    stack = decoder(config, base, rotary_of(config))
     head = token_head(config, weights, base, stack, token_id, recipe)
     return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
 
 
-QWEN3 = Architecture(("qwen3",), (QWEN3_RERANKER,), qwen3_reranker, plain_positions)
+QWEN3 = Architecture(
+    ("qwen3",),
+    (QWEN3_RERANKER,),
+    qwen3_reranker,
+    plain_positions,
+    spec=lambda config: spec_of(config, rotary_of(config)),
+)

@@ -21,7 +21,7 @@ from rerankd.models.checkpoint.config import Config, shown
 from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.grids import visual_positions
 from rerankd.models.heads import TokenHead
-from rerankd.models.qwen3 import decoder, expect_in, head_dim_of
+from rerankd.models.qwen3 import decoder, expect_in, head_dim_of, spec_of
 from rerankd.models.qwen3_vl_vision import VisionTower
 from rerankd.models.recipes.qwen3 import QWEN3_VL_RERANKER
 from rerankd.models.recipes.recipe import Recipe
@@ -114,4 +114,5 @@ QWEN3_VL = Architecture(
     (QWEN3_VL_RERANKER,),
     qwen3_vl_reranker,
     positions=lambda config: plain_positions(config.section("text_config")),
+    spec=lambda config: spec_of(text := config.section("text_config"), interleaved_rotary(text)),
 )

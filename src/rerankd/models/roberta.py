@@ -8,7 +8,7 @@ from __future__ import annotations
 from rerankd.layers.transformer import Executor
 from rerankd.models.architecture import Architecture, plain_positions
 from rerankd.models.base import TextModel, TokenIds
-from rerankd.models.bert import encoder
+from rerankd.models.bert import encoder, spec_of
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.encoders import bi_encoder, cross_encoder
@@ -47,5 +47,5 @@ def positions(config: Config) -> int:
 
 
 MODEL_TYPES = ("roberta", "xlm-roberta")
-CROSS_ENCODER = Architecture(MODEL_TYPES, (encoders.CROSS_ENCODER,), roberta_cross_encoder, positions)
-BI_ENCODER = Architecture(MODEL_TYPES, (encoders.BI_ENCODER,), roberta_bi_encoder, positions)
+CROSS_ENCODER = Architecture(MODEL_TYPES, (encoders.CROSS_ENCODER,), roberta_cross_encoder, positions, spec_of)
+BI_ENCODER = Architecture(MODEL_TYPES, (encoders.BI_ENCODER,), roberta_bi_encoder, positions, spec_of)

@@ -47,11 +47,13 @@ class CrossEncoderPrompts:
 
     takes_instruction = False
 
-    def __init__(self, tokenizer: LoadedTokenizer, max_tokens: int) -> None:
+    def __init__(self, tokenizer: LoadedTokenizer, max_tokens: int, query_prompt: str = "") -> None:
+        """query_prompt: what each query begins with; cut with it where it does not fit."""
         self._special = SpecialTokens(tokenizer.tokenizer, pair=True)
         self._plain = PlainTexts(tokenizer)
         self._max_tokens = max_tokens
         self._side = tokenizer.side
+        self._query_prompt = query_prompt
 
     def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
         """The request's pairs, with an empty prefix. See `PromptBuilder.build`."""
@@ -61,7 +63,7 @@ class CrossEncoderPrompts:
         if room < 2:  # a query or a document of nothing would have a score that means nothing
             raise no_room(limits.prompt, special, 2)
         texts = [read_text(document, f"documents[{i}]") for i, document in enumerate(request.documents)]
-        query, *documents = self._read(read_text(request.query, "query"), texts, limits)
+        query, *documents = self._read(self._query_prompt + read_text(request.query, "query"), texts, limits)
         query_ids = limits.cut("query", "it", query.ids, limits.query)
         limits.exceeded("query", "the prompt without any document", len(query_ids) + special, limits.prompt)
         query_truncated = len(query_ids) < len(query.ids)

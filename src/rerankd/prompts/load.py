@@ -15,16 +15,24 @@ from rerankd.core import (
     RerankRequest,
     Visuals,
 )
+from rerankd.models.checkpoint.sentence_transformers import (
+    MODULES,
+    Kind,
+    counts,
+    declared_length,
+    read_settings,
+    transformer_settings,
+)
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.recipes.template import RenderError, Template
 from rerankd.prompts.bi_encoder import BiEncoderPrompts
 from rerankd.prompts.cross_encoder import CrossEncoderPrompts
 from rerankd.prompts.decoder import DecoderPrompts
-from rerankd.prompts.folder_template import folder_instruction
+from rerankd.prompts.folder_template import folder_template
 from rerankd.prompts.jinja import JinjaTemplate
 from rerankd.prompts.limits import within_characters
 from rerankd.prompts.sharing import alike
-from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer, lower_case, read_json, read_length
+from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer, lower_case
 from rerankd.prompts.verbatim import VerbatimPrompts
 from rerankd.prompts.visuals import IMAGE, VIDEO, Placeholders
 
@@ -33,17 +41,6 @@ log = logging.getLogger("rerankd")
 SHOWN = 24
 """Characters on each side of a difference that are shown."""
 
-SENTENCE_CONFIGS = (
-    "sentence_bert_config.json",
-    "sentence_roberta_config.json",
-    "sentence_distilbert_config.json",
-    "sentence_camembert_config.json",
-    "sentence_albert_config.json",
-    "sentence_xlm-roberta_config.json",
-    "sentence_xlnet_config.json",
-)
-"""Where sentence-transformers keeps `max_seq_length`, in the order in which it looks."""
-
 
 @dataclass(frozen=True, slots=True)
 class LoadedPrompts:
@@ -51,12 +48,16 @@ class LoadedPrompts:
 
     max_tokens: the most tokens that one prompt (of a bi-encoder: one text) may have
     max_characters: the most characters of one text before it is tokenised
+    template: by which a decoder's prompts are written; None for an encoder
+    default_instruction: of a decoder, for requests without one; None where its template sees to that
     """
 
     builder: PromptBuilder
     max_tokens: int
     max_characters: int
     tokenizer: LoadedTokenizer
+    template: Template | None = None
+    default_instruction: str | None = None
 
     @property
     def takes_instruction(self) -> bool:
@@ -86,17 +87,19 @@ def load_prompts(
     max_characters: int = MAX_CHARACTERS,
     chat_template: str | Path | None = None,
     default_instruction: str | None = None,
+    tokenizer: LoadedTokenizer | None = None,
 ) -> LoadedPrompts:
     """The prompt builder of the checkpoint in `folder`.
 
     recipe: how the model is scored; says how its prompts are made
     positions: tokens that the model has positions for
-    max_model_len: tokens in one prompt at most. Without it: what the checkpoint says (a bi-encoder's
-        `max_seq_length`, else the tokenizer's `model_max_length`), at most `positions`. It may raise the
-        checkpoint's word, as `max_seq_length` does in sentence-transformers, but not `positions`.
+    max_model_len: tokens in one prompt at most. Without it: what the checkpoint says (sentence-transformers' settings,
+        else the tokenizer's `model_max_length`), at most `positions`. It may raise the checkpoint's word, as
+        `max_seq_length` does in sentence-transformers, but not `positions`.
     max_characters: characters of one text at most, before it is cut and tokenised
     chat_template: a Jinja file or Jinja text in place of the recipe's template
     default_instruction: a decoder's instruction where a request brings none; None for the template's own
+    tokenizer: a decoder's, where it is loaded already
 
     A chat template that writes another prompt than the built-in one is used, and a warning shows the first difference.
 
@@ -107,28 +110,29 @@ def load_prompts(
         for name, value in (("chat template", chat_template), ("default instruction", default_instruction)):
             if value is not None:
                 raise ModelError(f"A {name} was given, but a {recipe.family} has no use for one; leave it out.")
-    if not recipe.pairs:
-        return _bi_encoder(folder, positions, max_model_len, max_characters)
-    tokenizer = load_tokenizer(folder)
-    max_tokens = _max_tokens(max_model_len, tokenizer.max_length, positions)
     if not recipe.answers:
-        return LoadedPrompts(CrossEncoderPrompts(tokenizer, max_tokens), max_tokens, max_characters, tokenizer)
-    chosen: Template
+        return _encoder(folder, recipe, positions, max_model_len, max_characters)
+    tokenizer = tokenizer or load_tokenizer(folder)
+    settings = read_settings(folder, "CrossEncoder")
+    declared = _declared_length(folder, folder, "CrossEncoder") or tokenizer.max_length
+    max_tokens = _max_tokens(max_model_len, declared, positions)
+    chosen = recipe.template
     if chat_template is not None:
         chosen = JinjaTemplate.load(chat_template, tokenizer.special_tokens)
         if recipe.template is not None:
             _warn_of_difference(tokenizer, chosen, recipe.template, default_instruction)
-    elif recipe.template is not None:
-        chosen = recipe.template
-        own = folder_instruction(folder, chosen, tokenizer.special_tokens, recipe.sees)
+    elif (folder / MODULES).is_file():
+        own = settings.default_prompt
+        chosen = folder_template(folder, recipe.template, tokenizer.special_tokens, own, recipe.sees)
         default_instruction = default_instruction or own
-    else:
+    if chosen is None:
         raise ModelError(f"There is no built-in prompt for {folder}; give one as the chat template (--chat-template).")
     placeholders = Placeholders(tokenizer) if recipe.sees else None
     builder = DecoderPrompts(tokenizer, chosen, max_tokens, default_instruction, placeholders)
     if default_instruction is not None and not builder.takes_instruction:
         raise ModelError("A default instruction was given, but the chat template has no place for one; leave it out.")
-    return LoadedPrompts(builder, max_tokens, max_characters, tokenizer)
+    default_instruction = default_instruction or chosen.default_instruction
+    return LoadedPrompts(builder, max_tokens, max_characters, tokenizer, chosen, default_instruction)
 
 
 def _warn_of_difference(
@@ -156,26 +160,34 @@ def _warn_of_difference(
         return
 
 
-def _bi_encoder(folder: Path, positions: int, max_model_len: int | None, max_characters: int) -> LoadedPrompts:
-    inner = _encoder_folder(folder)
-    path, settings = next(
-        ((inner / name, found) for name in SENTENCE_CONFIGS if (found := read_json(inner / name))), (inner, {})
-    )
+def _encoder(
+    folder: Path, recipe: Recipe, positions: int, max_model_len: int | None, max_characters: int
+) -> LoadedPrompts:
+    """The prompts of a model that reads texts without a template."""
+    inner = folder if recipe.pairs else _encoder_folder(folder)
+    kind: Kind = "CrossEncoder" if recipe.pairs else "SentenceTransformer"
     tokenizer = load_tokenizer(inner)
-    if settings.get("do_lower_case") not in (None, True, False):
-        raise ModelError(f"{path}: `do_lower_case` must be true or false, not {settings['do_lower_case']!r:.60}.")
-    if settings.get("do_lower_case"):
-        lower_case(tokenizer.tokenizer)
-    declared = read_length(path, settings, "max_seq_length") or tokenizer.max_length
-    max_tokens = _max_tokens(max_model_len, declared, positions)
-    path = folder / "config_sentence_transformers.json"
-    prompts = read_json(path).get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(prompts.get(n), str | None) for n in ("query", "document")):
-        raise ModelError(f"{path}: `prompts` must be an object of texts, not {prompts!r:.60}.")
-    # sentence-transformers' encode_query and encode_document read these two names alone: it fills in both as
-    # empty when they are missing, so that neither `passage` nor the default prompt is ever reached.
-    builder = BiEncoderPrompts(tokenizer, max_tokens, prompts.get("query") or "", prompts.get("document") or "")
+    if counts(folder, kind):
+        path, own = transformer_settings(inner)
+        if own.get("do_lower_case") not in (None, True, False):
+            raise ModelError(f"{path}: `do_lower_case` must be true or false, not {own['do_lower_case']!r:.60}.")
+        if own.get("do_lower_case"):
+            lower_case(tokenizer.tokenizer)
+    max_tokens = _max_tokens(max_model_len, _declared_length(folder, inner, kind) or tokenizer.max_length, positions)
+    settings = read_settings(folder, kind)
+    builder: PromptBuilder
+    if recipe.pairs:
+        builder = CrossEncoderPrompts(tokenizer, max_tokens, settings.default_prompt or "")
+    else:
+        # sentence-transformers' encode_query and encode_document read these two names alone: it fills in both as
+        # empty when they are missing, so that neither `passage` nor the default prompt is ever reached.
+        query, document = (settings.prompts.get(name) or "" for name in ("query", "document"))
+        builder = BiEncoderPrompts(tokenizer, max_tokens, query, document)
     return LoadedPrompts(builder, max_tokens, max_characters, tokenizer)
+
+
+def _declared_length(folder: Path, inner: Path, kind: Kind) -> int | None:
+    return declared_length(inner) if counts(folder, kind) else None
 
 
 def _encoder_folder(folder: Path) -> Path:

@@ -14,10 +14,13 @@ SMALL_FILES = ("*.json", "*.jinja", "vocab.txt", "merges.txt")
 UNUSED_FILES = ("onnx/*", "openvino/*", "checkpoint-*", "trainer_state.json", "data_config.json")
 
 
-def needed_files(files: Sequence[str]) -> list[str]:
-    """Which of a repository's files a model is loaded from: one form of the weights, and no other framework's."""
+def needed_files(files: Sequence[str], weights: bool = True) -> list[str]:
+    """Which of a repository's files a model is loaded from: one form of the weights, and no other framework's.
+
+    weights: whether they are needed
+    """
     wanted = [name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in SMALL_FILES)]
-    for single, index in (SAFETENSORS, PICKLED):
+    for single, index in (SAFETENSORS, PICKLED) if weights else ():
         suffix = Path(single).suffix
         if single in files:
             wanted.append(single)

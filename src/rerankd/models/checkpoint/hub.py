@@ -14,8 +14,10 @@ log = logging.getLogger("rerankd")
 Hub = Literal["huggingface", "modelscope"]
 
 
-def resolve(model: str, hub: Hub = "huggingface", revision: str | None = None) -> Path:
+def resolve(model: str, hub: Hub = "huggingface", revision: str | None = None, weights: bool = True) -> Path:
     """The folder that holds `model`, downloaded first if it is an id on `hub`.
+
+    weights: whether they are needed
 
     The environment of huggingface_hub applies (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
     Raises ModelError for a model that is neither a folder nor on the hub.
@@ -27,10 +29,11 @@ def resolve(model: str, hub: Hub = "huggingface", revision: str | None = None) -
         raise ModelError(f"{model} is a file; give the model's folder or its id on a hub.")
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ModelError(f"There is no folder {model}.")
-    return _from_modelscope(model, revision) if hub == "modelscope" else _from_hugging_face(model, revision)
+    fetch = _from_modelscope if hub == "modelscope" else _from_hugging_face
+    return fetch(model, revision, weights)
 
 
-def _from_hugging_face(model: str, revision: str | None) -> Path:
+def _from_hugging_face(model: str, revision: str | None, weights: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -44,7 +47,7 @@ def _from_hugging_face(model: str, revision: str | None) -> Path:
     try:
         files = [file.rfilename for file in HfApi().model_info(model, revision=revision).siblings or ()]
         log.info("Fetching %s", model)
-        return Path(snapshot_download(model, revision=revision, allow_patterns=needed_files(files)))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=needed_files(files, weights)))
     except GatedRepoError:
         raise ModelError(f"{model} is gated on the hub: accept its terms there, then set HF_TOKEN.") from None
     except RepositoryNotFoundError:
@@ -76,7 +79,7 @@ def _from_hugging_face(model: str, revision: str | None) -> Path:
     raise ModelError(f"The hub cannot be reached ({reason}) and {model} is not in the local cache.")
 
 
-def _from_modelscope(model: str, revision: str | None) -> Path:
+def _from_modelscope(model: str, revision: str | None, weights: bool) -> Path:
     try:
         from modelscope import HubApi, snapshot_download
     except ImportError:
@@ -84,7 +87,7 @@ def _from_modelscope(model: str, revision: str | None) -> Path:
     try:
         listed = HubApi().get_model_files(model, revision=revision, recursive=True)
         files = [str(entry["Path"]) for entry in listed if entry.get("Type") != "tree"]
-        return Path(snapshot_download(model, revision=revision, allow_patterns=needed_files(files)))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=needed_files(files, weights)))
     except Exception as error:  # modelscope's errors have no common base
         raise ModelError(f"ModelScope did not give {model}: {_first_line(error)}") from None
 

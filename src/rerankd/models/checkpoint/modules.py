@@ -12,10 +12,9 @@ from typing import Literal
 from rerankd.core import ModelError
 from rerankd.models.checkpoint.config import Config, read_json, read_json_list, shown
 from rerankd.models.checkpoint.files import inside
+from rerankd.models.checkpoint.sentence_transformers import MODULES, transformer_settings
 from rerankd.models.recipes.recipe import Recipe
 
-PATH = "modules.json"
-SETTINGS = "config_sentence_transformers.json"
 TASKS = {"classifier": ("sequence-classification",), "language model": ("text-generation", "any-to-any")}
 Pooling = Literal["mean", "cls"]
 
@@ -31,7 +30,7 @@ class Module:
 
 def read_modules(folder: Path) -> tuple[Module, ...] | None:
     """The modules of the folder in their order; None where it lists none. ModelError for a list that cannot be read."""
-    path = folder / PATH
+    path = folder / MODULES
     if not path.is_file():
         return None
     modules = []
@@ -46,24 +45,25 @@ def read_modules(folder: Path) -> tuple[Module, ...] | None:
     return tuple(modules)
 
 
-def expect_modules(name: str, recipe: Recipe, folder: Path) -> None:
-    """Refuse a folder whose modules make another score, or another thing, of the architecture `name` than is served.
+def expect_modules(name: str, recipe: Recipe, folder: Path) -> bool:
+    """Whether the modules say how a decoder's prompt is written. Without modules.json they do not.
 
-    Without modules.json a checkpoint is what its architecture says, and only a bi-encoder needs one.
+    Raises ModelError for modules that make another score, or another thing, of the architecture `name` than is served,
+    and for a bi-encoder without any.
     """
     modules = read_modules(folder)
     if not recipe.pairs:
         if modules is None:
             raise ModelError(
-                f"{folder / 'config.json'} describes a bare encoder ({name}) and there is no {PATH} beside it "
+                f"{folder / 'config.json'} describes a bare encoder ({name}) and there is no {MODULES} beside it "
                 "that says how to pool; a bi-encoder comes as a sentence-transformers folder."
             )
         read_pooling(folder)
-        return
+        return False
     if modules is None:
-        return
+        return False
     kinds = [module.kind for module in modules]
-    said = f"{folder / PATH} lists {', '.join(kinds)}"
+    said = f"{folder / MODULES} lists {', '.join(kinds)}"
     if "Pooling" in kinds and not {"Dense", "LogitScore"} & set(kinds):
         raise ModelError(
             f"{said}, so this is an embedding model, which is not supported over {name}; serve a reranker, or an "
@@ -75,11 +75,10 @@ def expect_modules(name: str, recipe: Recipe, folder: Path) -> None:
         raise ModelError(f"{said}; a reranker over {name} is supported with {' and '.join(expected)} alone.")
     if modules[0].folder != folder:
         raise ModelError(
-            f"{folder / PATH} has its Transformer in {modules[0].folder}; only one in {folder} is supported."
+            f"{folder / MODULES} has its Transformer in {modules[0].folder}; only one in {folder} is supported."
         )
     _expect_task(folder, TASKS["classifier" if classifier else "language model"])
-    if not recipe.answers:
-        _expect_no_prompt(folder)
+    return bool(recipe.answers)
 
 
 def read_pooling(folder: Path) -> Pooling:
@@ -87,7 +86,9 @@ def read_pooling(folder: Path) -> Pooling:
     modules = read_modules(folder) or ()
     kinds = [module.kind for module in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise ModelError(f"{folder / PATH} lists {', '.join(kinds)}; supported are Transformer, Pooling and Normalize.")
+        raise ModelError(
+            f"{folder / MODULES} lists {', '.join(kinds)}; supported are Transformer, Pooling and Normalize."
+        )
     path = modules[1].folder / "config.json"
     pooling = read_json(path)
     modes = [key.removeprefix("pooling_mode_") for key, value in pooling.items() if value is True and "mode" in key]
@@ -116,25 +117,8 @@ def read_logit_score(folder: Path) -> tuple[int, ...] | None:
     return None
 
 
-def read_activation(folder: Path) -> object:
-    """The activation that a cross-encoder's folder declares beside its config.json; None for none."""
-    path = folder / SETTINGS
-    return read_json(path).get("activation_fn") if path.is_file() else None
-
-
 def _expect_task(folder: Path, tasks: tuple[str, ...]) -> None:
-    path = folder / "sentence_bert_config.json"
-    task = read_json(path).get("transformer_task") if path.is_file() else None
+    path, settings = transformer_settings(folder)
+    task = settings.get("transformer_task")
     if task is not None and task not in tasks:
         raise ModelError(f"{path}: `transformer_task` is {shown(task)}; only {' or '.join(tasks)} is supported here.")
-
-
-def _expect_no_prompt(folder: Path) -> None:
-    path = folder / SETTINGS
-    if not path.is_file():
-        return
-    name = read_json(path).get("default_prompt_name")
-    if name is not None:
-        raise ModelError(
-            f"{path}: `default_prompt_name` is {shown(name)}; a prompt before a cross-encoder's texts is not supported."
-        )

@@ -1,17 +1,105 @@
-"""Which recipe a checkpoint is scored by."""
+"""Which recipe a checkpoint is scored by: the user's word, a sentence-transformers chain, or what the folder says.
+
+A decoder's class says nothing of what it was trained for, so that one that no rule is known for is refused.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from rerankd.core import ModelError
+from rerankd.models.answers import is_original_qwen3, named_tokens
 from rerankd.models.architecture import Architecture
-from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.config import shown
 from rerankd.models.checkpoint.modules import expect_modules
+from rerankd.models.recipes.evidence import Evidence
+from rerankd.models.recipes.known import RECIPES
 from rerankd.models.recipes.recipe import Recipe
 
+OTHERS = ("zerank", "ctxl[-_]rerank", "jina[-_]reranker", "mxbai[-_]rerank", "qwen3[-_](vl[-_])?(embedding|guard)")
+"""Names of models that share an architecture with a reranker that is served, and have another rule, or none."""
 
-def choose_recipe(config: Config, name: str, architecture: Architecture) -> Recipe:
-    """The recipe of a checkpoint of the architecture `name`; ModelError where its folder is for something else."""
-    recipe = architecture.recipes[0]
-    expect_modules(name, recipe, Path(config.source).parent)
-    return recipe
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A recipe, and in a clause why it is chosen.
+
+    certain: whether nothing of it is assumed for want of a word
+    """
+
+    recipe: Recipe
+    why: str
+    certain: bool = True
+
+
+def choose_recipe(
+    name: str, architecture: Architecture, evidence: Evidence, asked: str | None, has_template: bool
+) -> Choice:
+    """The recipe of a checkpoint of the architecture `name`.
+
+    asked: the recipe that the user names
+    has_template: whether the user gives a chat template
+
+    Raises ModelError for a checkpoint that no rule is known for, one whose folder is for something else, and a recipe
+    that is unknown or for other models.
+    """
+    recipes = architecture.recipes
+    chained = expect_modules(name, recipes[0], evidence.folder)
+    if asked is not None:
+        return Choice(_by_name(asked, name, recipes), f"--recipe says {asked}")
+    if not recipes[0].answers:
+        return Choice(recipes[0], f"it is the one for {name}")
+    found = _recognised(recipes, evidence)
+    if chained:
+        # Its prompt is what its chat template writes, and known only where the model is.
+        chain = found.recipe if found else replace(recipes[0], name="sentence-transformers", template=None)
+        return Choice(chain, "modules.json lists a chain of sentence-transformers, which scores so")
+    if is_original_qwen3(evidence.config):
+        return Choice(recipes[0], "`is_original_qwen3_reranker` is true")
+    if found:
+        return found
+    tokens = named_tokens(evidence.config)
+    if has_template:
+        given = replace(recipes[0], name="chat-template", template=None)
+        if tokens is not None:
+            return Choice(given, "a chat template and `classifier_from_token` are given")
+        answers = " and ".join(map(shown, given.answers))
+        return Choice(given, f"a chat template is given; the answers are taken to be {answers}", certain=False)
+    if tokens is not None:
+        said = f"`classifier_from_token` is given; the prompt is taken to be that of {recipes[0].name}"
+        return Choice(recipes[0], said, certain=False)
+    raise _unknown(name, recipes, evidence)
+
+
+def _by_name(asked: str, name: str, recipes: Sequence[Recipe]) -> Recipe:
+    for recipe in recipes:
+        if recipe.name == asked:
+            return recipe
+    known = ", ".join(recipe.name for recipe in recipes)
+    if asked not in RECIPES:
+        raise ModelError(f"There is no recipe {shown(asked)}; for {name} there are {known}.")
+    raise ModelError(f"The recipe {asked} is not for {name}; choose {known}, or leave --recipe out.")
+
+
+def _recognised(recipes: Sequence[Recipe], evidence: Evidence) -> Choice | None:
+    for recipe in recipes:
+        if recipe.models is not None and (why := evidence.named(recipe.models)):
+            return Choice(recipe, why)
+    if any(map(evidence.named, OTHERS)):
+        return None
+    for recipe in recipes:
+        if why := recipe.recognised(evidence):
+            return Choice(recipe, why)
+    return None
+
+
+def _unknown(name: str, recipes: Sequence[Recipe], evidence: Evidence) -> ModelError:
+    other = next(filter(None, map(evidence.named, OTHERS)), None)
+    said = f" ({other})" if other else ""
+    known = " or ".join(recipe.name for recipe in recipes)
+    return ModelError(
+        f"{evidence.config.source}: {name} is the class of chat models too, and nothing in the folder says that this "
+        f"is a reranker whose rule is known{said}. Name its recipe (--recipe {known}), or give the prompt of another "
+        """reranker with --chat-template and its answers with --hf-overrides '{"classifier_from_token": [...]}'."""
+    )

@@ -1,9 +1,14 @@
-"""Qwen3-Reranker and Qwen3-VL-Reranker: their prompts, to the character, and their answers."""
+"""Qwen3-Reranker and Qwen3-VL-Reranker: their prompts, to the character, and how their folders are known."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.recipes.template import InstructedTemplate
+
+if TYPE_CHECKING:
+    from rerankd.models.recipes.evidence import Evidence
 
 JUDGE = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
@@ -12,7 +17,34 @@ JUDGE = (
 SYSTEM_TURN = f"<|im_start|>system\n{JUDGE}<|im_end|>\n"
 ASSISTANT_TURN = "<|im_end|>\n<|im_start|>assistant\n"
 THINK_BLOCK = "<think>\n\n</think>\n\n"
-ANSWERS = ("no", "yes")
+ANSWERS, ANSWER_IDS = ("no", "yes"), (2152, 9693)
+VOCABULARY = 151_669
+"""Rows of Qwen3-Reranker's embedding, one for each token. Qwen's chat models have 151,936."""
+SIZES = ((1024, 28), (2560, 36), (4096, 36))
+"""`hidden_size` and `num_hidden_layers` of the published Qwen3-Rerankers."""
+
+
+def _is_qwen3(evidence: Evidence) -> str | None:
+    entries = evidence.config.entries
+    if evidence.logit_score == ANSWER_IDS:
+        return 'its LogitScore reads "yes" and "no"'
+    if entries.get("vocab_size") != VOCABULARY or evidence.appends():
+        return None
+    said = f"its vocabulary has {VOCABULARY:,} tokens, as Qwen3-Reranker's has and chat models' have not"
+    if (entries.get("hidden_size"), entries.get("num_hidden_layers")) in SIZES:
+        return f"{said}, and its sizes are those of a Qwen3-Reranker"
+    return None if evidence.chat_template else f"{said}, and it has no chat template"
+
+
+def _is_qwen3_vl(evidence: Evidence) -> str | None:
+    if evidence.logit_score == ANSWER_IDS:
+        return 'its LogitScore reads "yes" and "no"'
+    if (evidence.folder / "scripts" / "qwen3_vl_reranker.py").is_file():
+        return "it holds the authors' scripts/qwen3_vl_reranker.py"
+    if evidence.samples or evidence.appends() or "tool" in (evidence.chat_template or ""):
+        return None
+    return "its chat template has no tools, and generation_config.json no sampling, which chat models have"
+
 
 QWEN3_RERANKER = Recipe(
     "qwen3-reranker",
@@ -26,6 +58,8 @@ QWEN3_RERANKER = Recipe(
         empty="",
         default_instruction="Given a web search query, retrieve relevant passages that answer the query",
     ),
+    models="qwen3[-_]reranker",
+    recognised=_is_qwen3,
 )
 """`format_instruction` and `process_inputs` of the README of QwenLM/Qwen3-Embedding."""
 
@@ -42,5 +76,7 @@ QWEN3_VL_RERANKER = Recipe(
         default_instruction="Given a search query, retrieve relevant candidates that answer the query.",
     ),
     sees=True,
+    models="qwen3[-_]vl[-_]reranker",
+    recognised=_is_qwen3_vl,
 )
 """`format_mm_instruction` of `src/models/qwen3_vl_reranker.py` in QwenLM/Qwen3-VL-Embedding."""

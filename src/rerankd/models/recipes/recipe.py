@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rerankd.models.recipes.template import Template
+
+if TYPE_CHECKING:
+    from rerankd.models.recipes.evidence import Evidence
+
+
+def nothing_known(evidence: Evidence) -> str | None:
+    """A recipe for no model in particular."""
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +28,8 @@ class Recipe:
         for a model that is no decoder
     template: how a decoder's prompt is written; None where nothing is known of it
     sees: whether its prompts may hold images and videos
+    models: a regular expression for the models' names, whose case does not matter; None for no model in particular
+    recognised: says in a clause why a folder without such a name holds one of the models; None where it may not
     """
 
     name: str
@@ -26,3 +38,5 @@ class Recipe:
     answers: tuple[str, ...] = ()
     template: Template | None = None
     sees: bool = False
+    models: str | None = None
+    recognised: Callable[[Evidence], str | None] = nothing_known

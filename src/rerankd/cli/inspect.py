@@ -1,0 +1,85 @@
+"""`rerankd inspect`: how a model would be scored, without reading its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rerankd.cli import options
+from rerankd.cli.options import BackendName, HubName
+from rerankd.core import RerankdError
+
+if TYPE_CHECKING:
+    from rerankd.inspection import Inspection
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or an id on the hub.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    revision: options.Revision = None,
+    hub: options.HubFlag = HubName.huggingface,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    quantization: options.Quantization = None,
+    backend: options.BackendFlag = BackendName.auto,
+    max_model_len: options.MaxModelLen = None,
+    hf_overrides: options.HfOverrides = None,
+    recipe: options.Recipe = None,
+    chat_template: options.Template = None,
+    default_instruction: options.Instruction = None,
+) -> None:
+    """Print how a model would be scored, and why, without reading its weights."""
+    from rerankd.inspection import inspect as look
+    from rerankd.loading import plan
+    from rerankd.options import LoadOptions
+
+    chosen = LoadOptions(
+        model=model,
+        revision=revision,
+        hub=hub.value,
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        backend=backend.value,
+        max_model_len=max_model_len,
+        hf_overrides=hf_overrides or {},
+        recipe=recipe,
+        chat_template=chat_template,
+        default_instruction=default_instruction,
+    )
+    try:
+        found = look(plan(chosen, weights=False))
+    except RerankdError as error:
+        print(f"rerankd: error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print(json.dumps(dataclasses.asdict(found), ensure_ascii=False, indent=2) if as_json else _text(found))
+
+
+def _text(found: Inspection) -> str:
+    limit = f"{found.max_tokens} tokens of one prompt (positions: {found.positions})"
+    precision = found.dtype + (f", {found.quantization} products" if found.quantization else "")
+    lines = {
+        "model": found.model,
+        "folder": found.folder,
+        "architecture": found.architecture,
+        "recipe": f"{found.recipe}: {found.why}",
+        "head": found.head,
+        "tokens": ", ".join(f"{name!r} is {token}" for name, token in found.tokens.items()),
+        "activation": found.activation,
+        "template": found.template,
+        "instruction": found.default_instruction,
+        "limit": limit,
+        "device": found.device,
+        "dtype": precision,
+        "backend": found.backend,
+    }
+    shown = [f"{name + ':':<14}{value}" for name, value in lines.items() if value]
+    for prompt in found.prompts:
+        shown += ["prompt:", *(f"    {line}" for line in prompt.split("\n"))]
+    if found.not_understood:
+        shown += ["not understood:", *(f"    {one}" for one in found.not_understood)]
+    return "\n".join(shown)

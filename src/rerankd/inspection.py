@@ -1,0 +1,158 @@
+"""What would be done with a model, said without reading its weights."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rerankd.core import RerankRequest, text_content
+from rerankd.loading import Plan
+from rerankd.models.answers import answer_tokens, has_classifier
+from rerankd.models.checkpoint.config import read_json
+from rerankd.models.checkpoint.files import PICKLED, SAFETENSORS
+from rerankd.models.checkpoint.modules import read_modules, read_pooling
+from rerankd.models.checkpoint.sentence_transformers import (
+    MODULES,
+    SETTINGS,
+    TRANSFORMER,
+    counts,
+    transformer_settings,
+)
+from rerankd.models.labels import declared_activation, label_count
+
+QUERY, DOCUMENT = "what is panda?", "The giant panda is a bear."
+FILES = (
+    *("config.json", "generation_config.json", "chat_template.jin*", "chat_template.json", "configuration.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.*"),
+    *("merges.txt", "*.model", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
+    *("model*.safetensors", "pytorch_model*.bin", SAFETENSORS[1], PICKLED[1], MODULES, SETTINGS, *TRANSFORMER),
+    *("README*", "LICENSE*", "NOTICE*", "*.md", "*.png", "*.jpg", ".*"),
+)
+"""Files of a folder that are read, or that have no say in a score."""
+SETTING_NAMES = {
+    *("__version__", "model_type", "prompts", "default_prompt_name", "activation_fn", "similarity_fn_name"),
+    *("requirements", "keep_in_fp32_modules"),
+}
+TRANSFORMER_NAMES = {
+    *("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "processing_kwargs"),
+    *("processor_kwargs", "tokenizer_args", "module_output_name", "method_output_name", "unpad_inputs"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """How a model is going to be scored.
+
+    why: a clause that says why it is the recipe
+    tokens: the ids of a decoder's answers, or empty
+    template: what writes a decoder's prompt; None for an encoder
+    prompts: those of an example, with their special tokens: the texts that the model reads
+    max_tokens, positions: of one prompt, and by the model's own positions
+    backend: with reasons against those that come before it
+    not_understood: what in the folder is not read, or has no effect
+    """
+
+    model: str
+    folder: str
+    architecture: str
+    recipe: str
+    why: str
+    head: str
+    tokens: dict[str, int]
+    activation: str
+    template: str | None
+    default_instruction: str | None
+    prompts: tuple[str, ...]
+    max_tokens: int
+    positions: int
+    device: str
+    dtype: str
+    quantization: str | None
+    backend: str
+    not_understood: tuple[str, ...]
+
+
+def inspect(plan: Plan) -> Inspection:
+    """Look a plan over. Raises ModelError for what loading would refuse before it reads weights."""
+    head, tokens, activation = _head(plan)
+    backend, reasons = plan.placement.backend_for(plan.architecture.spec(plan.config))
+    return Inspection(
+        model=plan.options.model,
+        folder=str(plan.folder),
+        architecture=plan.name,
+        recipe=plan.choice.recipe.name,
+        why=plan.choice.why,
+        head=head,
+        tokens=tokens,
+        activation=activation,
+        template=_template(plan),
+        default_instruction=plan.prompts.default_instruction,
+        prompts=_example(plan),
+        max_tokens=plan.prompts.max_tokens,
+        positions=plan.architecture.positions(plan.config),
+        device=str(plan.placement.device),
+        dtype=plan.placement.dtype_name,
+        quantization=plan.options.quantization,
+        backend="; ".join([backend.name, *reasons]),
+        not_understood=tuple(_not_understood(plan)),
+    )
+
+
+def _head(plan: Plan) -> tuple[str, dict[str, int], str]:
+    """The head in words, the ids of its tokens, and its activation."""
+    config, recipe, prompts = plan.config, plan.choice.recipe, plan.prompts
+    if not recipe.pairs:
+        return f"cosine of embeddings by {read_pooling(plan.folder)} pooling", {}, "identity"
+    if not recipe.answers or has_classifier(plan.folder, plan.name):
+        labels = label_count(config)
+        said = "1 label" if labels == 1 else "2 labels: the share of the second"
+        return f"classifier of {said}", {}, declared_activation(config, labels)
+    ids = answer_tokens(config, prompts.token_id, recipe)
+    names = [prompts.tokenizer.tokenizer.id_to_token(token) or str(token) for token in ids]
+    said = f"logit of {names[0]!r}" if len(ids) == 1 else f"logit of {names[1]!r} minus logit of {names[0]!r}"
+    return said, dict(zip(names, ids, strict=True)), declared_activation(config, 1)
+
+
+def _template(plan: Plan) -> str | None:
+    if plan.prompts.template is None:
+        return None
+    if plan.options.chat_template is not None:
+        return "--chat-template"
+    built_in = plan.prompts.template is plan.choice.recipe.template
+    return f"built in for {plan.choice.recipe.name}" if built_in else "the folder's chat template"
+
+
+def _example(plan: Plan) -> tuple[str, ...]:
+    group = plan.prompts.build(RerankRequest(text_content(QUERY), (text_content(DOCUMENT),)))
+    parts = [group.prefix.token_ids, group.suffixes[0].token_ids]
+    whole = [parts[0] + parts[1]] if plan.choice.recipe.pairs else parts
+    tokenizer = plan.prompts.tokenizer.tokenizer
+    return tuple(tokenizer.decode(ids, skip_special_tokens=False) for ids in whole)
+
+
+def _not_understood(plan: Plan) -> Iterator[str]:
+    folder, recipe = plan.folder, plan.choice.recipe
+    modules = read_modules(folder) or ()
+    known = {module.folder for module in modules}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path not in known and path.name[:1] != ".":
+            yield f"{path.name}/: not read"
+        elif path.is_file() and not any(fnmatch.fnmatch(path.name, pattern) for pattern in FILES):
+            yield f"{path.name}: not read{' and not run' if path.suffix == '.py' else ''}"
+    if "auto_map" in plan.config.entries:
+        yield "config.json: `auto_map` names code of the folder's own, which is not run"
+    kind = "CrossEncoder" if recipe.pairs else "SentenceTransformer"
+    if (folder / SETTINGS).is_file():
+        if counts(folder, "CrossEncoder" if recipe.pairs else "SentenceTransformer"):
+            yield from _unknown(SETTINGS, set(read_json(folder / SETTINGS)) - SETTING_NAMES)
+        else:
+            yield f"{SETTINGS}: not read, for want of {MODULES} or since its `model_type` is not {kind}"
+    if modules:
+        path, settings = transformer_settings(modules[0].folder)
+        yield from _unknown(path.name, set(settings) - TRANSFORMER_NAMES)
+
+
+def _unknown(file: str, names: set[str]) -> Iterator[str]:
+    for name in sorted(names):
+        yield f"{file}: `{name}` has no effect"

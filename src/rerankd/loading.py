@@ -1,0 +1,142 @@
+"""From options to a loaded model: first the plan, for which no weights are read, then the model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rerankd.backends.select import Placement, place
+from rerankd.core import ModelError
+from rerankd.memory import trim_after_load
+from rerankd.models.architecture import Architecture
+from rerankd.models.base import Model
+from rerankd.models.checkpoint.config import Config, read_config
+from rerankd.models.checkpoint.hub import resolve
+from rerankd.models.checkpoint.weights import Checkpoint, Weights
+from rerankd.models.recipes.choose import Choice, choose_recipe
+from rerankd.models.recipes.evidence import Evidence
+from rerankd.models.registry import find_architecture
+from rerankd.options import LoadOptions, ModelInfo
+from rerankd.prompts import LoadedPrompts, load_prompts
+from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from rerankd.media.loader import MediaLoader
+
+log = logging.getLogger("rerankd")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a model is going to be loaded and scored.
+
+    name: of the architecture
+    load_prompts: `prompts.load_prompts`, given everything but the chat template
+    """
+
+    options: LoadOptions
+    placement: Placement
+    folder: Path
+    config: Config
+    name: str
+    architecture: Architecture
+    choice: Choice
+    load_prompts: Callable[..., LoadedPrompts]
+    prompts: LoadedPrompts
+
+    def info(self) -> ModelInfo:
+        """What ready lines and answers say of the model."""
+        recipe = self.choice.recipe
+        return ModelInfo(
+            model=self.options.model,
+            path=self.folder,
+            architecture=self.name,
+            family=recipe.family,
+            device=str(self.placement.device),
+            dtype=self.placement.dtype_name,
+            max_model_len=self.prompts.max_tokens,
+            takes_instruction=self.prompts.takes_instruction,
+            sees=recipe.sees,
+            quantization=self.options.quantization,
+        )
+
+    def load(self) -> Model:
+        """Read the weights. Raises ModelError for those that are missing or do not fit the configuration."""
+        weights = Weights(Checkpoint(self.folder), self.placement.device, self.placement.dtype)
+        model = self.architecture.load(self.config, weights, self.prompts.token_id, self.placement, self.choice.recipe)
+        weights.finish()
+        trim_after_load()
+        return model
+
+    def media_loader(self) -> MediaLoader | None:
+        """What reads the images and videos of requests; None for a model that reads text only."""
+        if not self.choice.recipe.sees:
+            return None
+        # Imported here, since it brings decoders that a text model has no use for.
+        from rerankd.media.loader import MediaLoader
+        from rerankd.media.visual import VisionFormat
+
+        form = VisionFormat.from_folder(self.folder)
+        vision = self.config.section("vision_config")
+        for key, size, default in (
+            ("patch_size", form.patch_size, 16),
+            ("temporal_patch_size", form.temporal_patch_size, 2),
+            ("spatial_merge_size", form.merge_size, 2),
+        ):
+            if vision.size(key, default) != size:
+                raise vision.wrong(key, f"must be the image processor's own ({size})")
+        return MediaLoader(
+            form,
+            sizing=self.options.media_sizing,
+            limits=self.options.media_limits,
+            access=self.options.media_access,
+        )
+
+
+def plan(options: LoadOptions, weights: bool = True) -> Plan:
+    """Find the model, and how it is scored.
+
+    weights: whether a model from a hub is fetched with them
+
+    Raises ModelError where it cannot be found, read or scored."""
+    placement = place(options.device, options.dtype, options.quantization, options.backend)
+    if options.max_batch_tokens is not None and options.max_batch_tokens < 1:
+        raise ModelError(f"The token budget of a batch must be at least 1, not {options.max_batch_tokens}.")
+    folder = resolve(options.model, options.hub, options.revision, weights)
+    config = read_config(folder, options.hf_overrides)
+    name, architecture = find_architecture(config)
+    tokenizer = cache(lambda: load_tokenizer(folder))
+    evidence = Evidence(config, options.model, lambda: _appends(tokenizer()))
+    choice = choose_recipe(name, architecture, evidence, options.recipe, options.chat_template is not None)
+    say = log.info if choice.certain else log.warning
+    say("%s is scored by the recipe %s: %s", options.model, choice.recipe.name, choice.why)
+    prompts = partial(
+        load_prompts,
+        folder,
+        recipe=choice.recipe,
+        positions=architecture.positions(config),
+        max_model_len=options.max_model_len,
+        max_characters=options.max_characters,
+        default_instruction=options.default_instruction,
+        tokenizer=tokenizer() if choice.recipe.answers else None,
+    )
+    return Plan(
+        options=options,
+        placement=placement,
+        folder=folder,
+        config=config,
+        name=name,
+        architecture=architecture,
+        choice=choice,
+        load_prompts=prompts,
+        prompts=prompts(chat_template=options.chat_template),
+    )
+
+
+def _appends(loaded: LoadedTokenizer) -> bool:
+    """Whether a tokenizer puts tokens of its own around a text, as those of embedding models do."""
+    return loaded.ids(["a"], special=True) != loaded.ids(["a"])

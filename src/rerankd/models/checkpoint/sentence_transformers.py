@@ -1,0 +1,111 @@
+"""What a sentence-transformers folder says beside its modules: activation, prompts, the length of a text.
+
+Reference: `_parse_model_config` of `base/model.py` and `cross_encoder/model.py`, and `load_config` of
+`base/modules/transformer.py`, in sentence-transformers 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from rerankd.core import ModelError
+from rerankd.models.checkpoint.config import MOST, read_json, shown
+
+Kind: TypeAlias = Literal["CrossEncoder", "SentenceTransformer"]
+"""As what a folder is read."""
+MODULES = "modules.json"
+SETTINGS = "config_sentence_transformers.json"
+TRANSFORMER = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
+"""Where the settings of a folder's transformer are, in the order in which sentence-transformers looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A folder's settings; empty for a folder without modules.json, of which sentence-transformers reads none.
+
+    activation: what SETTINGS names; None for nothing
+    prompts: texts that are put before a text, by name
+    default_prompt: of a cross-encoder, what each query, or a decoder's system turn, begins with; None for nothing
+    """
+
+    activation: object = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+
+
+def counts(folder: Path, kind: Kind) -> bool:
+    """Whether the settings of a folder count for a model of `kind`.
+
+    sentence-transformers reads none of a folder without modules.json, nor of one that was saved as another kind, of
+    which it takes the weights alone.
+    """
+    path = folder / SETTINGS
+    if not (folder / MODULES).is_file():
+        return False
+    saved: object = (read_json(path) if path.is_file() else {}).get("model_type", "SentenceTransformer")
+    return saved == kind
+
+
+def read_settings(folder: Path, kind: Kind) -> Settings:
+    """The settings of a folder that is read as a model of `kind`. ModelError for a file that cannot be read."""
+    path = folder / SETTINGS
+    if not path.is_file() or not counts(folder, kind):
+        return Settings()
+    settings = read_json(path)
+    found = settings.get("prompts") or {}
+    if not isinstance(found, dict) or not all(isinstance(text, str | None) for text in found.values()):
+        raise ModelError(f"{path}: `prompts` must be an object of texts, not {shown(found)}.")
+    prompts = {name: text for name, text in found.items() if text}
+    name = settings.get("default_prompt_name")
+    if name is not None and (not isinstance(name, str) or name not in found):
+        raise ModelError(f"{path}: `default_prompt_name` must be one of `prompts`, not {shown(name)}.")
+    return Settings(settings.get("activation_fn"), prompts, prompts.get(name) if name is not None else None)
+
+
+def transformer_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The settings of the transformer in `folder`, and their file; empty where there are none."""
+    for name in TRANSFORMER:
+        if (folder / name).is_file() and (settings := read_json(folder / name)):
+            return folder / name, settings
+    return folder / TRANSFORMER[0], {}
+
+
+def declared_length(folder: Path) -> int | None:
+    """How many tokens the settings of the transformer in `folder` let a text, or a prompt, have; None for no word.
+
+    `processing_kwargs` comes first, then the tokenizer's own arguments, then `max_seq_length`.
+    """
+    path, settings = transformer_settings(folder)
+    processing = section(settings, "processing_kwargs", path)
+    for owner, name in (
+        (section(processing, "chat_template", path), "max_length"),
+        (section(processing, "text", path), "max_length"),
+        (section(settings, "processor_kwargs", path) or section(settings, "tokenizer_args", path), "model_max_length"),
+        (settings, "max_seq_length"),
+    ):
+        value = owner.get(name)
+        if value is None:
+            continue
+        if type(value) not in (int, float) or not 1 <= value < float("inf"):
+            raise ModelError(f"{path}: `{name}` must be a number of tokens, at least 1, not {shown(value)}.")
+        return min(int(value), MOST)
+    return None
+
+
+def section(settings: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """An object among the settings; empty where there is none."""
+    value = settings.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise ModelError(f"{path}: `{name}` must be an object, not {shown(value)}.")
+    return value or {}

@@ -1,0 +1,105 @@
+"""What a folder says of who made its model and for what, beside the architecture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rerankd.core import ModelError
+from rerankd.models.checkpoint.config import Config, read_json
+from rerankd.models.checkpoint.modules import read_logit_score
+
+CARD_CHARACTERS = 20_000
+"""How much of a model's card is read for its heading."""
+CACHED = re.compile(r"models--.+--.+")
+"""A model's folder in the cache of huggingface_hub."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The names and files of a checkpoint, each read when it is asked for.
+
+    model: what the user called it
+    appends: whether its tokenizer puts tokens of its own around a text
+    """
+
+    config: Config
+    model: str
+    appends: Callable[[], bool]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.source).parent
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """What the model is called, and by whom: the user, the folder's path, config.json, the heading of its card."""
+        found = [(Path(self.model).name, "its name"), (self.folder.name, "its folder's name")]
+        found += [(part, "its folder's name") for part in self.folder.absolute().parts if CACHED.fullmatch(part)]
+        if isinstance(path := self.config.entries.get("_name_or_path"), str) and path:
+            found.append((Path(path).name, "`_name_or_path` in config.json"))
+        if heading := _heading(self.folder / "README.md"):
+            found.append((heading, "the heading of README.md"))
+        names: dict[str, str] = {}
+        for name, owner in found:
+            names.setdefault(name, owner)
+        return names
+
+    def named(self, pattern: str) -> str | None:
+        """Who calls the model by a name that holds `pattern`, in words; None where nobody does."""
+        for name, owner in self.names.items():
+            if re.search(rf"(?<![a-z0-9]){pattern}", name, re.IGNORECASE):
+                return f"{owner} is {name[:80]!r}"
+        return None
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The text of the folder's chat template; None where it has none."""
+        return chat_template(self.folder)[0]
+
+    @cached_property
+    def logit_score(self) -> tuple[int, ...] | None:
+        """The ids of its LogitScore, (false, true) or (true,); None where it has none."""
+        return read_logit_score(self.folder)
+
+    @cached_property
+    def samples(self) -> bool:
+        """Whether generation_config.json is of a model that writes texts."""
+        path = self.folder / "generation_config.json"
+        try:
+            return path.is_file() and read_json(path).get("do_sample") is True
+        except ModelError:  # it has no say in scores
+            return False
+
+
+def chat_template(folder: Path) -> tuple[str | None, Path]:
+    """The text of a folder's chat template, as transformers finds it, and its file; None where it has none."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8"), path
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path} cannot be read: {error}.") from None
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        path = folder / name
+        found: Any = read_json(path).get("chat_template") if path.is_file() else None
+        if isinstance(found, list):
+            named = {str(one.get("name")): one.get("template") for one in found if isinstance(one, dict)}
+            found = named.get("default")
+        if isinstance(found, str):
+            return found, path
+    return None, path
+
+
+def _heading(path: Path) -> str | None:
+    try:
+        with path.open(encoding="utf-8") as card:
+            text = card.read(CARD_CHARACTERS)
+    except (OSError, ValueError):
+        return None
+    found = re.search(r"^#[ \t]+(\S.*?)[ \t]*$", text, re.MULTILINE)
+    return found[1] if found else None
