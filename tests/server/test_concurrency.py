@@ -103,3 +103,30 @@ async def test_closing_ends_what_is_tokenised(bert_checkpoint: Path, monkeypatch
         reranker.close()
         with pytest.raises(EngineClosed):
             await asyncio.wait_for(answer, 60)
+
+
+def test_a_short_request_waits_for_two_batches_at_most(bert_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch in hand, and its own: whatever else waits."""
+    long = {"query": "many", "documents": ["of words " * 20] * 20}
+    with Reranker(str(bert_checkpoint), dtype="float32", max_batch_tokens=256) as reranker:
+        model, batches = reranker._engine.model, threading.Semaphore(0)
+
+        def gated(batch: PackedBatch) -> Any:
+            assert batches.acquire(timeout=60)
+            return model(batch)
+
+        vars(gated)["shares_prefix"] = model.shares_prefix
+        monkeypatch.setattr(reranker._engine, "model", gated)
+        with running(reranker, Settings(names=("model",))) as url, ThreadPoolExecutor(21) as pool:
+            calls = [pool.submit(requests.post, f"{url}/v1/rerank", json=long, timeout=120) for _ in range(20)]
+            until(lambda: reranker.load().waiting > 380)
+            waiting = reranker.load().waiting
+            short = pool.submit(
+                requests.post, f"{url}/v1/rerank", json={"query": "one", "documents": ["a"]}, timeout=60
+            )
+            until(lambda: reranker.load().waiting == waiting + 1)
+            batches.release(2)
+            assert short.result(60).status_code == 200
+            assert not any(call.done() for call in calls)
+            batches.release(1000)
+            assert {call.result().status_code for call in calls} == {200}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from heapq import heapify, heappop, heappush
+from itertools import count, islice
 from time import perf_counter
 
 from rerankd.core import PromptGroup, Stage
+
+STALE = 64
+"""So many entries of jobs that have left may lie in the heap beside as many as there are jobs."""
 
 
 @dataclass(eq=False)
@@ -17,6 +22,7 @@ class Job:
 
     on_progress: called from the worker thread with the number of documents that a batch has just scored
     stages: how long the job waited for its first batch (`queue`) and each of its batches took (`model`)
+    cost: tokens to compute for the documents that no batch has taken, the prefix included
     """
 
     group: PromptGroup
@@ -26,16 +32,24 @@ class Job:
     queued: float = field(default_factory=perf_counter)
     taken: int = 0
     logits: list[float] = field(default_factory=list)
+    cost: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cost = len(self.group.prefix) + sum(map(len, self.group.suffixes))
 
     def take(self, budget: int) -> Slice | None:
         """The next documents that fit into `budget` tokens beside the prefix; None where none does."""
         cost, stop = len(self.group.prefix), self.taken
-        for suffix in self.group.suffixes[self.taken :]:
+        for suffix in islice(self.group.suffixes, self.taken, None):
             if cost + len(suffix) > budget:
                 break
             cost += len(suffix)
             stop += 1
         return self._cut(stop, cost) if stop > self.taken else None
+
+    def take_all(self) -> Slice:
+        """All documents that no batch has taken."""
+        return self._cut(len(self.group.suffixes), self.cost)
 
     def take_one(self) -> Slice:
         """The next document, whatever its length."""
@@ -43,10 +57,12 @@ class Job:
 
     @property
     def waiting(self) -> bool:
-        return self.taken < len(self.group.suffixes)
+        """Whether a document waits for a batch, and somebody for the answer."""
+        return self.taken < len(self.group.suffixes) and not self.future.done()
 
     def _cut(self, stop: int, cost: int) -> Slice:
         start, self.taken = self.taken, stop
+        self.cost -= cost - len(self.group.prefix)
         return Slice(self, replace(self.group, suffixes=self.group.suffixes[start:stop]), cost)
 
 
@@ -60,54 +76,115 @@ class Slice:
 
 
 class Batcher:
-    """Jobs in order of arrival. Not thread-safe: the engine holds its lock around every call."""
+    """Which documents are scored next. Not thread-safe: the engine holds its lock around every call.
+
+    Half of each batch is for the jobs with the least left to compute, as far as they fit into it whole; the rest goes
+    to jobs in order of arrival. So
+
+    - a job is whole in the next batch if it fits into half of one together with all that are as short or shorter,
+      however much waits before it;
+    - a job is done no later than if all that came before it had half of every batch, whatever comes after it: nothing
+      that keeps coming can starve it;
+    - a long job is cut only where a batch ends, and its prefix is computed once a batch at most.
+
+    budget: tokens of a batch; it may be changed at any time
+    documents, tokens: documents that no batch has taken, and the tokens to compute for them
+    """
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self._jobs: deque[Job] = deque()
+        self.documents = 0
+        self.tokens = 0
+        self._arrivals = count()
+        self._jobs: OrderedDict[Job, int] = OrderedDict()  # in order of arrival, with its number
+        # By cost and arrival. An entry is passed over when its job has left the queue, or costs less by now.
+        self._shortest: list[tuple[int, int, Job]] = []
 
     def add(self, job: Job) -> None:
-        self._jobs.append(job)
+        """Put a job at the end of the queue."""
+        self._jobs[job] = next(self._arrivals)
+        self._count(job, 1)
+        self._push(job)
+
+    def drop(self, job: Job) -> None:
+        """Take a job out of the queue, if it is there."""
+        if job in self._jobs:
+            self._count(job, -1)
+            self._remove(job)
 
     def __bool__(self) -> bool:
         return bool(self._jobs)
 
-    def next_batch(self) -> list[Slice]:
-        """Take documents up to the token budget, from as many jobs as fit; cancelled jobs are dropped.
+    def __len__(self) -> int:
+        """How many jobs have documents that no batch has taken."""
+        return len(self._jobs)
 
-        A job that does not fit whole gives what fits and goes to the back, so that a long request delays a
-        short one by a batch at most. Documents have half the budget at least, whatever their prefix takes. One that
-        is longer still makes a batch of its own.
+    def next_batch(self) -> list[Slice]:
+        """Take documents up to the token budget; jobs that nobody waits for are dropped.
+
+        The first job in order of arrival gives one document at least, and documents of half the tokens that are left to
+        it, whatever its prefix takes: a long prefix (a query with pictures) is computed once for many documents, and
+        not again and again for the few that it leaves room for. Only there is a batch larger than the budget.
         """
-        batch: list[Slice] = []
-        used = 0
-        for _ in range(len(self._jobs)):
-            job = self._jobs.popleft()
+        batch = self._take_shortest(self.budget // 2)
+        room = self.budget - sum(piece.cost for piece in batch)
+        first = True
+        while self._jobs:
+            job = next(iter(self._jobs))
             if job.future.done():
+                self.drop(job)
                 continue
-            if batch:
-                piece = job.take(self.budget - used)
+            self._count(job, -1)
+            piece = job.take(max(room, len(job.group.prefix) + room // 2) if first else room)
+            if first and piece is None:
+                piece = job.take_one()
+            if job.waiting:
+                self._count(job, 1)
+                self._push(job)
             else:
-                # A long prefix (a query with pictures) is computed once for many documents, and not again and again
-                # for the few that it leaves room for.
-                room = max(self.budget, len(job.group.prefix) + self.budget // 2)
-                piece = job.take(room) or job.take_one()
+                self._remove(job)
             if piece is None:
-                self._jobs.appendleft(job)
                 break
             batch.append(piece)
-            used += piece.cost
+            room -= piece.cost
+            first = False
             if job.waiting:
-                self._jobs.append(job)
                 break
         return batch
-
-    def waiting(self) -> int:
-        """Documents that no batch has taken."""
-        return sum(len(job.group.suffixes) - job.taken for job in self._jobs if not job.future.done())
 
     def drain(self) -> list[Job]:
         """Every waiting job; none waits afterwards."""
         jobs = list(self._jobs)
-        self._jobs.clear()
+        for job in jobs:
+            self.drop(job)
         return jobs
+
+    def _take_shortest(self, room: int) -> list[Slice]:
+        batch: list[Slice] = []
+        while self._shortest:
+            cost, arrival, job = self._shortest[0]
+            if self._jobs.get(job) != arrival or cost != job.cost:
+                heappop(self._shortest)
+            elif job.future.done():
+                self.drop(job)
+            elif cost > room:
+                break
+            else:
+                self._count(job, -1)
+                self._remove(job)
+                batch.append(job.take_all())
+                room -= cost
+        return batch
+
+    def _count(self, job: Job, sign: int) -> None:
+        self.documents += sign * (len(job.group.suffixes) - job.taken)
+        self.tokens += sign * job.cost
+
+    def _push(self, job: Job) -> None:
+        heappush(self._shortest, (job.cost, self._jobs[job], job))
+
+    def _remove(self, job: Job) -> None:
+        del self._jobs[job]
+        if len(self._shortest) > 2 * len(self._jobs) + STALE:
+            self._shortest = [(one.cost, arrival, one) for one, arrival in self._jobs.items()]
+            heapify(self._shortest)

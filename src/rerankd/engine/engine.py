@@ -39,7 +39,7 @@ class Engine:
     def load(self) -> EngineLoad:
         """How busy it is, and what it has done."""
         with self._wake:
-            return EngineLoad(self._batcher.waiting(), self._batches, self._tokens, self._seconds)
+            return EngineLoad(self._batcher.documents, self._batches, self._tokens, self._seconds)
 
     def submit(
         self,
@@ -63,6 +63,7 @@ class Engine:
                 raise EngineClosed("The engine is closed.")
             self._batcher.add(job)
             self._wake.notify()
+        job.future.add_done_callback(lambda _: self._leave(job))
         return job.future
 
     def close(self) -> None:
@@ -75,6 +76,10 @@ class Engine:
             _fail(job, EngineClosed("The engine was closed before this request was answered."))
         if threading.current_thread() is not self._worker:
             self._worker.join()
+
+    def _leave(self, job: Job) -> None:
+        with self._wake:
+            self._batcher.drop(job)
 
     def _run(self) -> None:
         trimmer = Trimmer()
