@@ -40,8 +40,16 @@ class EngineClosed(RerankdError):
     """The engine was closed before the request was answered."""
 
 
+class EngineDead(EngineClosed):
+    """The engine has failed for good: no request is answered any more. The cause is chained where there is one."""
+
+
 class EngineError(RerankdError):
-    """The model failed on the batch that carried the request; the cause is chained."""
+    """The model failed on the request; the cause is chained."""
+
+
+class OutOfMemory(EngineError):
+    """One document alone is more than fits into memory; `str()` of it says how large it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,12 +284,17 @@ class EngineLoad:
 
     waiting: documents that no batch has taken
     batches, tokens, seconds: batches computed, the tokens in them, and how long the model took
+    waiting_requests, waiting_tokens: requests of which a document waits, and tokens to compute for what waits
+    rate: tokens a second of the last batches; 0 before the first
     """
 
     waiting: int
     batches: int
     tokens: int
     seconds: float
+    waiting_requests: int = 0
+    waiting_tokens: int = 0
+    rate: float = 0.0
 
 
 class Visual(Protocol):

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 
 import pytest
 import torch
 from torch import Tensor
 
-from rerankd.core import PackedBatch, PromptGroup, Segment
-from rerankd.engine.engine import Engine, EngineClosed, EngineError
+from rerankd.core import EngineClosed, EngineDead, EngineError, PackedBatch, PromptGroup, Segment
+from rerankd.engine import engine as engines
+from rerankd.engine import watchdog
+from rerankd.engine.engine import Engine
 
 
 class SumModel:
-    """The logit of a document is the sum of its token ids. A token 666 fails its batch, 667 gives a NaN."""
+    """The logit of a document is the sum of its token ids. A token 666 fails its batch, 667 gives a NaN.
+
+    fault: raised by every batch, once it is there
+    """
 
     shares_prefix = True
 
@@ -24,12 +30,15 @@ class SumModel:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
+        self.fault: BaseException | None = None
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         self.entered.set()
         assert self.gate.wait(30)
         ids = batch.token_ids.tolist()
         self.batches.append(ids)
+        if self.fault:
+            raise self.fault
         if 666 in ids:
             raise RuntimeError("the beast")
         sums = torch.tensor([float(sum(ids[span.start : span.stop])) for span in batch.documents()])
@@ -78,6 +87,21 @@ def test_requests_share_a_batch_and_keep_their_own_results(model: SumModel, star
     assert first.result(30) == [5.0]
     assert [future.result(30) for future in rest] == [[10.0 * i, 10.0 * i + 1] for i in range(1, 6)]
     assert len(model.batches) == 2
+
+
+def test_a_request_that_fails_takes_no_other_with_it(model: SumModel, start: Callable[[int], Engine]) -> None:
+    engine = start(100)
+    model.gate.clear()
+    first = engine.submit(group(5))
+    assert model.entered.wait(30)
+    futures = [engine.submit(group(d)) for d in (7, 666, 8, 667, 9)]
+    model.gate.set()
+    assert first.result(30) == [5.0]
+    assert [futures[i].result(30) for i in (0, 2, 4)] == [[7.0], [8.0], [9.0]]
+    for i, text in ((1, "the beast"), (3, "not finite")):
+        with pytest.raises(EngineError, match=text):
+            futures[i].result(30)
+    assert max(map(len, model.batches)) == 10
 
 
 def test_a_failing_batch_fails_its_requests_only(model: SumModel, start: Callable[[int], Engine]) -> None:
@@ -155,3 +179,130 @@ def test_a_cancelled_future_stays_cancelled(model: SumModel, start: Callable[[in
     with pytest.raises(CancelledError):
         future.result(30)
     assert engine.submit(group(4)).result(30) == [4.0]
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "PROBE_SECONDS", 0.01)
+
+
+def dead(engine: Engine) -> EngineDead:
+    """What a request gets from an engine that has failed."""
+    with pytest.raises(EngineDead) as raised:
+        engine.submit(group(1)).result(30)
+    assert engine.failure is not None
+    return raised.value
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("fault", [RuntimeError("device-side assert"), torch.OutOfMemoryError("CUDA out of memory.")])
+def test_an_engine_whose_batches_all_fail_is_given_up(
+    model: SumModel, start: Callable[[int], Engine], fault: Exception
+) -> None:
+    engine = start(4)
+    assert engine.submit(group(1)).result(30) == [1.0]
+    assert engine.failure is None
+    model.gate.clear()
+    model.entered.clear()
+    futures = [engine.submit(group(d)) for d in (2, 3, 4, 5)]
+    assert model.entered.wait(30)
+    model.fault = fault
+    model.gate.set()
+    failures = [future.exception(30) for future in futures]
+    assert {type(failure) for failure in failures[2:]} == {EngineDead}
+    assert dead(engine).__cause__ is fault
+    engine.close()
+
+
+@pytest.mark.usefixtures("soon")
+def test_requests_that_fail_do_not_end_an_engine_that_works(model: SumModel, start: Callable[[int], Engine]) -> None:
+    engine = start(4)
+    assert engine.submit(group(1)).result(30) == [1.0]
+    for token in (666, 667) * 5:
+        with pytest.raises(EngineError):
+            engine.submit(group(token)).result(30)
+    assert engine.failure is None
+    assert engine.submit(group(2)).result(30) == [2.0]
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_fault_that_passes_does_not_end_the_engine(model: SumModel, start: Callable[[int], Engine]) -> None:
+    engine = start(4)
+    assert engine.submit(group(1)).result(30) == [1.0]
+    original, left = engine._logits, [2]
+
+    def failing(groups: Sequence[PromptGroup]) -> list[float]:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise RuntimeError("passing")
+        return original(groups)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "_logits", failing)
+        with pytest.raises(EngineError, match="passing"):
+            engine.submit(group(2)).result(30)
+        assert engine.submit(group(3)).result(30) == [3.0]
+    assert engine.failure is None
+
+
+def test_an_engine_whose_thread_ends_answers_nobody_for_ever(model: SumModel, start: Callable[[int], Engine]) -> None:
+    engine = start(2)
+    model.gate.clear()
+    futures = [engine.submit(group(d)) for d in (1, 2, 3)]
+    assert model.entered.wait(30)
+    model.fault = SystemExit()
+    model.gate.set()
+    assert {type(future.exception(30)) for future in futures} == {EngineDead}
+    assert isinstance(dead(engine).__cause__, SystemExit)
+    engine.close()
+
+
+def test_a_batch_that_does_not_end_is_given_up(model: SumModel) -> None:
+    engine = Engine(model, torch.device("cpu"), 2, timeout=0.2)
+    try:
+        assert engine.submit(group(1)).result(30) == [1.0]
+        model.gate.clear()
+        futures = [engine.submit(group(d)) for d in (1, 2, 3)]
+        assert {type(future.exception(30)) for future in futures} == {EngineDead}
+        dead(engine)
+        engine.close()  # does not wait for the batch
+        assert engine._worker.is_alive()
+    finally:
+        model.gate.set()
+
+
+def test_a_slow_machine_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second for the two tokens of the first batch lets ten tokens have a hundred seconds."""
+    now, looks, hung = [0.0], [0], threading.Event()
+
+    def clock() -> float:
+        looks[0] += 1
+        return now[0]
+
+    def looked() -> None:
+        seen = looks[0]
+        while looks[0] < seen + 3:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(watchdog, "monotonic", clock)
+    dog = watchdog.Watchdog(5, lambda seconds: hung.set())
+    with dog.watching(2):
+        now[0] += 1
+    with dog.watching(10):
+        now[0] += 99
+        looked()
+        assert not hung.is_set()
+        now[0] += 2
+        assert hung.wait(30)
+
+
+def test_a_thread_that_is_gone_is_noticed(model: SumModel, start: Callable[[int], Engine]) -> None:
+    engine = start(2)
+    with engine._wake:
+        engine._closed = True
+        engine._wake.notify()
+    engine._worker.join(30)
+    engine._closed = False
+    waiting = engine.submit(group(1))
+    assert isinstance(engine.failure, EngineDead)
+    assert isinstance(waiting.exception(30), EngineDead)

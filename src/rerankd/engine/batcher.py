@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -10,7 +11,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count, islice
 from time import perf_counter
 
-from rerankd.core import PromptGroup, Stage
+from rerankd.core import PromptGroup, Segment, Stage
 
 STALE = 64
 """So many entries of jobs that have left may lie in the heap beside as many as there are jobs."""
@@ -33,6 +34,7 @@ class Job:
     taken: int = 0
     logits: list[float] = field(default_factory=list)
     cost: int = field(init=False)
+    _claim: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.cost = len(self.group.prefix) + sum(map(len, self.group.suffixes))
@@ -58,7 +60,22 @@ class Job:
     @property
     def waiting(self) -> bool:
         """Whether a document waits for a batch, and somebody for the answer."""
-        return self.taken < len(self.group.suffixes) and not self.future.done()
+        return self.taken < len(self.group.suffixes) and self.waited_for
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether there is no answer yet, and somebody who waits for it."""
+        return not self.future.done()
+
+    def finish(self) -> None:
+        """Answer with the logits, unless it is answered or cancelled already."""
+        if self._claim.acquire(blocking=False) and self.future.set_running_or_notify_cancel():
+            self.future.set_result(self.logits)
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error, unless it is answered or cancelled already."""
+        if self._claim.acquire(blocking=False) and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
 
     def _cut(self, stop: int, cost: int) -> Slice:
         start, self.taken = self.taken, stop
@@ -73,6 +90,15 @@ class Slice:
     job: Job
     group: PromptGroup
     cost: int
+
+    def split(self, documents: int) -> tuple[Slice | None, Slice | None]:
+        """The first documents, and the rest; None for none."""
+        suffixes = self.group.suffixes
+        return self._of(suffixes[:documents]), self._of(suffixes[documents:])
+
+    def _of(self, suffixes: tuple[Segment, ...]) -> Slice | None:
+        cost = len(self.group.prefix) + sum(map(len, suffixes))
+        return Slice(self.job, replace(self.group, suffixes=suffixes), cost) if suffixes else None
 
 
 class Batcher:
@@ -131,7 +157,7 @@ class Batcher:
         first = True
         while self._jobs:
             job = next(iter(self._jobs))
-            if job.future.done():
+            if not job.waited_for:
                 self.drop(job)
                 continue
             self._count(job, -1)
@@ -165,7 +191,7 @@ class Batcher:
             cost, arrival, job = self._shortest[0]
             if self._jobs.get(job) != arrival or cost != job.cost:
                 heappop(self._shortest)
-            elif job.future.done():
+            elif not job.waited_for:
                 self.drop(job)
             elif cost > room:
                 break

@@ -5,41 +5,78 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from time import perf_counter
 
 import torch
 
-from rerankd.core import EngineClosed, EngineError, EngineLoad, PromptGroup, Stage
+from rerankd.core import EngineClosed, EngineDead, EngineError, EngineLoad, PromptGroup, Stage
 from rerankd.engine.batcher import Batcher, Job, Slice
 from rerankd.engine.packing import pack
-from rerankd.memory import Trimmer
+from rerankd.engine.retries import NOT_FINITE, Budget, scored
+from rerankd.engine.watchdog import Watchdog
+from rerankd.memory import Trimmer, trim_memory
 from rerankd.models.base import Model
 
 log = logging.getLogger("rerankd")
 
 IDLE_SECONDS = 2.0
 """After so long without a request, and again after as long, the engine looks whether memory can be given back."""
+RATED_BATCHES = 32
+"""The last batches, of which the engine's speed is told."""
+PROBES = 3
+"""How often the model must fail on prompts that it scored once, before the engine is given up."""
+PROBE_SECONDS = 0.5
+"""Between two of them: memory that another program took may be free again."""
 
 
 class Engine:
     """Scores prompt groups with one model. `submit` may be called from any thread."""
 
-    def __init__(self, model: Model, device: torch.device, batch_tokens: int) -> None:
+    def __init__(self, model: Model, device: torch.device, batch_tokens: int, timeout: float | None = None) -> None:
+        """timeout: seconds after which a batch is given up, and the engine with it; a slow machine has more. None for
+        any time
+        """
         self.model = model
         self.device = device
+        self._budget = Budget(batch_tokens)
         self._batcher = Batcher(batch_tokens)
         self._wake = threading.Condition()
         self._closed = False
+        self._dead: EngineDead | None = None
+        self._hung = False
+        self._in_hand: list[Slice] = []
+        self._known: PromptGroup | None = None
         self._batches, self._tokens, self._seconds = 0, 0, 0.0
+        self._last: deque[tuple[int, float]] = deque(maxlen=RATED_BATCHES)
+        self._watchdog = None if timeout is None else Watchdog(timeout, self._give_up)
         self._worker = threading.Thread(target=self._run, name="rerankd-engine", daemon=True)
         self._worker.start()
 
     def load(self) -> EngineLoad:
         """How busy it is, and what it has done."""
         with self._wake:
-            return EngineLoad(self._batcher.documents, self._batches, self._tokens, self._seconds)
+            tokens, seconds = (sum(values) for values in zip(*self._last, strict=True)) if self._last else (0, 0.0)
+            return EngineLoad(
+                waiting=self._batcher.documents,
+                batches=self._batches,
+                tokens=self._tokens,
+                seconds=self._seconds,
+                waiting_requests=len(self._batcher),
+                waiting_tokens=self._batcher.tokens,
+                rate=tokens / seconds if seconds else 0.0,
+            )
+
+    @property
+    def failure(self) -> EngineDead | None:
+        """Why no request is answered any more; None while requests are, and after `close`."""
+        if self._dead is None and not self._closed and not self._worker.is_alive():
+            self._die(EngineDead("The engine's thread is gone."))
+        return self._dead
 
     def submit(
         self,
@@ -48,7 +85,7 @@ class Engine:
         stages: list[Stage] | None = None,
     ) -> Future[list[float]]:
         """Queue a group. The future gives its suffixes' logits in order (`group.values` of each), or EngineError, or
-        EngineClosed.
+        EngineClosed, or EngineDead.
 
         stages: get, before the future is done, the time spent waiting (`queue`) and in each batch (`model`)
 
@@ -59,6 +96,8 @@ class Engine:
             job.future.set_result([])
             return job.future
         with self._wake:
+            if self._dead:
+                raise _again(self._dead)
             if self._closed:
                 raise EngineClosed("The engine is closed.")
             self._batcher.add(job)
@@ -67,84 +106,150 @@ class Engine:
         return job.future
 
     def close(self) -> None:
-        """Finish the batch in hand, fail what still waits with EngineClosed, and stop the worker."""
+        """Finish the batch in hand, fail what still waits with EngineClosed, and stop the worker.
+
+        A batch that will not end is not waited for: its thread ends with the process.
+        """
         with self._wake:
             self._closed = True
             waiting = self._batcher.drain()
             self._wake.notify()
         for job in waiting:
-            _fail(job, EngineClosed("The engine was closed before this request was answered."))
-        if threading.current_thread() is not self._worker:
+            job.fail(EngineClosed("The engine was closed before this request was answered."))
+        if self._watchdog:
+            # It looks on while the last batch is waited for.
+            while self._worker.is_alive() and not self._hung and threading.current_thread() is not self._worker:
+                self._worker.join(0.1)
+            self._watchdog.close()
+        elif threading.current_thread() is not self._worker:
             self._worker.join()
 
     def _leave(self, job: Job) -> None:
         with self._wake:
             self._batcher.drop(job)
 
+    def _give_up(self, seconds: float) -> None:
+        """The batch in hand hangs."""
+        self._hung = True
+        log.critical("A batch did not end in %.0f seconds; the engine is given up", seconds)
+        self._die(EngineDead(f"A batch did not end in {seconds:.0f} seconds."))
+
+    def _die(self, error: EngineDead) -> None:
+        """Fail whatever waits; nothing is taken any more."""
+        with self._wake:
+            self._dead = self._dead or error
+            self._closed = True
+            jobs = [*self._batcher.drain(), *(piece.job for piece in self._in_hand)]
+            self._wake.notify()
+        for job in jobs:
+            job.fail(_again(self._dead))
+
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:  # whatever it is, nobody must wait for a thread that is gone
+            log.critical("The engine has failed and is given up", exc_info=True)
+            dead = error if isinstance(error, EngineDead) else EngineDead("The engine's thread failed.")
+            dead.__cause__ = dead.__cause__ or (None if dead is error else error)
+            self._die(dead)
+
+    def _serve(self) -> None:
         trimmer = Trimmer()
         while True:
             with self._wake:
                 awake = self._wake.wait_for(lambda: self._closed or bool(self._batcher), IDLE_SECONDS)
                 if self._closed:
                     return
-                batch = self._batcher.next_batch()
+                self._batcher.budget = self._budget.tokens
+                batch = self._in_hand = self._batcher.next_batch()
             if batch:
                 self._score(batch)
+                self._in_hand = []
             elif not awake:
                 trimmer.look()
 
-    def _score(self, batch: list[Slice]) -> None:
+    def _score(self, batch: Sequence[Slice]) -> None:
         began = perf_counter()
         for piece in batch:
             if not piece.job.logits:
                 piece.job.stages.append(Stage("queue", piece.job.queued, began - piece.job.queued))
-        try:
-            logits = self._forward(batch)
-        except Exception as error:
-            log.exception("A batch of %d requests failed", len(batch))
-            for piece in batch:
-                _fail(piece.job, _caused(EngineError(f"The model failed on this request: {error}"), error))
+        good = failed = 0
+        for piece, outcome in scored(batch, self._forward, self._budget, self._free):
+            if isinstance(outcome, EngineError):
+                failed += 1
+                piece.job.fail(outcome)
+            else:
+                good += 1
+                self._known = self._known or piece.group
+                self._deliver(piece.job, outcome)
+        if failed and not good:
+            self._probe()
+
+    def _probe(self) -> None:
+        """Score again what was scored once. Raises EngineDead where that fails: no request is at fault then."""
+        if self._known is None:
             return
+        for left in reversed(range(PROBES)):
+            try:
+                if all(map(math.isfinite, self._logits([self._known]))):
+                    return
+                raise EngineError(NOT_FINITE)
+            except Exception as error:
+                log.exception("The model fails on prompts that it scored before")
+                if not left:
+                    raise EngineDead("The model fails on prompts that it scored before.") from error
+            self._free()
+            time.sleep(PROBE_SECONDS)
+
+    def _forward(self, batch: Sequence[Slice]) -> list[list[float]]:
+        tokens = sum(piece.cost for piece in batch)
+        began = perf_counter()
+        logits = self._logits([piece.group for piece in batch])
         took = perf_counter() - began
         with self._wake:
             self._batches += 1
-            self._tokens += sum(piece.cost for piece in batch)
+            self._tokens += tokens
             self._seconds += took
+            self._last.append((tokens, took))
+        own = []
         for piece in batch:
             piece.job.stages.append(Stage("model", began, took))
             count = len(piece.group.suffixes) * piece.group.values
-            own, logits = logits[:count], logits[count:]
-            self._deliver(piece.job, own)
+            own.append(logits[:count])
+            logits = logits[count:]
+        return own
 
-    def _forward(self, batch: list[Slice]) -> list[float]:
-        with torch.inference_mode():
-            packed = pack([piece.group for piece in batch], self.model.shares_prefix, self.device)
+    def _logits(self, groups: Sequence[PromptGroup]) -> list[float]:
+        packed = pack(groups, self.model.shares_prefix, self.device)
+        with (
+            self._watchdog.watching(len(packed.token_ids)) if self._watchdog else nullcontext(),
+            torch.inference_mode(),
+        ):
             logits: list[float] = self.model(packed).tolist()
         return logits
 
+    def _free(self) -> None:
+        if self.device.type == "cpu":
+            trim_memory()
+        else:
+            torch.get_device_module(self.device).empty_cache()
+
     def _deliver(self, job: Job, logits: list[float]) -> None:
-        if job.future.done():
-            return
-        if not all(math.isfinite(logit) for logit in logits):
-            _fail(job, EngineError("The model's logits are not finite numbers; its weights or dtype are at fault."))
+        if not job.waited_for:
             return
         job.logits.extend(logits)
         if job.on_progress:
             try:
                 job.on_progress(len(logits) // job.group.values)
             except Exception as error:  # a caller's own code must not end the loop
-                _fail(job, error)
+                job.fail(error)
                 return
-        if len(job.logits) == len(job.group.suffixes) * job.group.values and job.future.set_running_or_notify_cancel():
-            job.future.set_result(job.logits)
+        if len(job.logits) == len(job.group.suffixes) * job.group.values:
+            job.finish()
 
 
-def _fail(job: Job, error: Exception) -> None:
-    if not job.future.done() and job.future.set_running_or_notify_cancel():
-        job.future.set_exception(error)
-
-
-def _caused(error: Exception, cause: Exception) -> Exception:
-    error.__cause__ = cause
+def _again(dead: EngineDead) -> EngineDead:
+    """The same error for another request: one that is raised in several threads mixes up their tracebacks."""
+    error = EngineDead(str(dead))
+    error.__cause__ = dead.__cause__
     return error

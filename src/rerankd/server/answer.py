@@ -17,10 +17,11 @@ from starlette.responses import Response
 
 from rerankd.core import (
     EngineClosed,
-    EngineError,
+    EngineDead,
     InvalidRequest,
     LabelRequest,
     LabelResult,
+    OutOfMemory,
     RerankRequest,
     RerankResult,
 )
@@ -39,6 +40,7 @@ READ_AT_ONCE = 4
 """How often so many wait for the engine at the same time."""
 SOON_RENDERED = 1000
 """Documents whose answer the event loop renders by itself; that of more takes it tens of milliseconds."""
+ENGINE_DEAD = Problem(503, "The engine has failed and the server ends; send the request again.")
 SHUTTING_DOWN = Problem(503, "The server is shutting down; send the request again.")
 OVERLOADED = "The server answers as many calls already as it takes at a time; send this one again later."
 RETRY_AFTER = 1
@@ -131,9 +133,12 @@ async def answer(request: Request, routed: Sequence[Routed], desk: Desk) -> Resp
     except InvalidRequest as error:
         field = exchange.call.word(error.field) if exchange.call else error.field
         return exchange.refusal(Problem(400, error.problem, field, well_formed=True))
+    except EngineDead:
+        return exchange.refusal(ENGINE_DEAD)
     except EngineClosed:
         return exchange.refusal(SHUTTING_DOWN)
-    except EngineError as error:
+    except OutOfMemory as error:
+        log.error("%r: %s", exchange.id, error)
         return exchange.refusal(Problem(500, str(error)))
     except Exception:
         log.exception("%r failed", exchange.id)

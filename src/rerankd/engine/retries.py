@@ -1,0 +1,136 @@
+"""A batch that fails, taken apart until it is known whose the failure is."""
+
+from __future__ import annotations
+
+import logging
+import math
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import torch
+
+from rerankd.core import EngineError, OutOfMemory
+from rerankd.engine.batcher import Slice
+
+log = logging.getLogger("rerankd")
+
+Forward: TypeAlias = Callable[[Sequence[Slice]], Sequence[list[float]]]
+"""Each slice's logits."""
+NOT_FINITE = "The model's logits are not finite numbers; its weights or dtype are at fault."
+WITHOUT_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What the errors of torch's allocators say that are no `OutOfMemoryError`."""
+
+
+class Budget:
+    """The tokens of a batch: fewer for a while after memory ran out."""
+
+    BATCHES = 32
+    """After so many batches that fit, the budget is doubled, until it is whole again."""
+    PARTS = 16
+    """It never becomes smaller than this part of the whole."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self._whole = tokens
+        self._fitted = 0
+
+    def ran_out(self, tokens: int) -> None:
+        """So many tokens did not fit."""
+        self._fitted = 0
+        self.tokens = max(min(self.tokens, tokens // 2), self._whole // self.PARTS, 1)
+
+    def fitted(self) -> None:
+        """A batch did."""
+        if self.tokens < self._whole:
+            self._fitted += 1
+            if self._fitted == self.BATCHES:
+                self._fitted = 0
+                self.tokens = min(self.tokens * 2, self._whole)
+
+
+def scored(
+    batch: Sequence[Slice], forward: Forward, budget: Budget, free: Callable[[], object]
+) -> Iterator[tuple[Slice, list[float] | EngineError]]:
+    """Score a batch: its slices, or parts of these in order, each with its documents' logits or the error of its own.
+
+    free: gives back the memory that nothing needs
+
+    Where memory runs out, half of the documents are tried, then the other half, and so on down to one document. Where
+    anything else goes wrong, half of the requests: a request that fails beside others is tried alone. Logits that are
+    not finite are an error of the request that has them. What nobody waits for any more is left out.
+    """
+    parts = [list(batch)]
+    while parts:
+        part = [piece for piece in parts.pop() if piece.job.waited_for]
+        if not part:
+            continue
+        try:
+            logits = forward(part)
+        except Exception as error:
+            # Its frames hold the tensors of the whole batch.
+            traceback.clear_frames(error.__traceback__)
+            if _out_of_memory(error):
+                budget.ran_out(sum(piece.cost for piece in part))
+                halves = _documents_halved(part)
+                failure: EngineError = _too_large(part)
+            else:
+                halves = _requests_halved(part)
+                failure = EngineError(f"The model failed on this request: {error}")
+            failure.__cause__ = error
+            if halves:
+                log.warning("A batch of %d requests failed and is tried by halves: %r", len(part), error)
+        else:
+            budget.fitted()
+            finite = [all(map(math.isfinite, own)) for own in logits]
+            again = []
+            for piece, own, good in zip(part, logits, finite, strict=True):
+                if good:
+                    yield piece, own
+                elif len(part) > 1:
+                    again.append([piece])
+                else:
+                    yield piece, EngineError(NOT_FINITE)
+            parts += reversed(again)
+            continue
+        free()
+        if halves:
+            parts += reversed(halves)
+        else:
+            yield part[0], failure
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in WITHOUT_MEMORY)
+
+
+def _too_large(part: Sequence[Slice]) -> OutOfMemory:
+    return OutOfMemory(
+        f"A document whose prompt has {sum(piece.cost for piece in part)} tokens does not fit into the memory that the "
+        "model's device has left, not even alone; send a shorter one, or have a smaller --max-model-len cut it."
+    )
+
+
+def _requests_halved(part: Sequence[Slice]) -> list[list[Slice]]:
+    """The requests in two halves; nothing for one request."""
+    middle = (len(part) + 1) // 2
+    return [list(part[:middle]), list(part[middle:])] if len(part) > 1 else []
+
+
+def _documents_halved(part: Sequence[Slice]) -> list[list[Slice]]:
+    """The documents in two halves, a request in both of them where it must be; nothing for one document."""
+    count = sum(len(piece.group.suffixes) for piece in part)
+    if count < 2:
+        return []
+    first: list[Slice] = []
+    second: list[Slice] = []
+    left = (count + 1) // 2
+    for piece in part:
+        own = min(left, len(piece.group.suffixes))
+        left -= own
+        before, after = piece.split(own)
+        first += [before] if before else []
+        second += [after] if after else []
+    return [first, second]

@@ -1,0 +1,121 @@
+"""An engine that fails, behind a server on real sockets: whose request it is, what they are told, and who else is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import torch
+from torch import Tensor
+
+from rerankd import Reranker
+from rerankd.core import PackedBatch
+from rerankd.server.app import Settings
+from tests.server.fakes import running
+from tests.server.test_clients_that_leave import until
+
+QUICK = {"query": "quick", "documents": ["a"]}
+BAD = {"query": "bad", "documents": ["a", "word " * 50, "b"]}
+OTHERS = [{"query": f"query {number}", "documents": ["a b", f"document {number}"]} for number in range(6)]
+
+
+class Faulty:
+    """A model that does as `fault` says with a batch that holds a long document; else it scores."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.shares_prefix = model.shares_prefix
+        self.fault: Callable[[Tensor, int], Tensor] = lambda logits, place: logits
+        self.gate = threading.Event()
+        self.gate.set()
+        self.sizes: list[int] = []
+
+    def __call__(self, batch: PackedBatch) -> Tensor:
+        assert self.gate.wait(60)
+        documents = batch.documents()
+        self.sizes.append(len(documents))
+        logits: Tensor = self.model(batch)
+        long = [place for place, span in enumerate(documents) if len(span) > 40]
+        return self.fault(logits, long[0]) if long else logits
+
+
+@pytest.fixture(scope="module")
+def server(bert_checkpoint: Path) -> Iterator[tuple[str, Reranker, Faulty]]:
+    with Reranker(str(bert_checkpoint), dtype="float32") as reranker:
+        faulty = Faulty(reranker._engine.model)
+        reranker._engine.model = faulty  # type: ignore[assignment]
+        with running(reranker, Settings(names=("model",))) as url:
+            yield url, reranker, faulty
+
+
+def together(server: tuple[str, Reranker, Faulty], path: str) -> tuple[requests.Response, list[Any]]:
+    """The answers to a bad request, and to those that share its batch."""
+    url, reranker, faulty = server
+
+    def call(body: dict[str, Any], path: str = "/v1/rerank") -> requests.Response:
+        return requests.post(url + path, json=body, timeout=120)
+
+    alone = [call(body).json()["results"] for body in OTHERS]
+    faulty.gate.clear()
+    with ThreadPoolExecutor(20) as pool:
+        first = pool.submit(call, QUICK)
+        until(lambda: reranker.load().waiting == 0 and not first.done() and len(reranker._engine._in_hand) == 1)
+        bad = pool.submit(call, BAD if path != "/tei/rerank" else {"query": "bad", "texts": BAD["documents"]}, path)
+        others = [pool.submit(call, body) for body in OTHERS]
+        until(lambda: reranker.load().waiting == 3 + 2 * len(OTHERS))
+        faulty.sizes.clear()
+        faulty.gate.set()
+        answers = [other.result() for other in others]
+    assert [answer.status_code for answer in answers] == [200] * len(OTHERS)
+    for answer, own in zip(answers, alone, strict=True):
+        assert [one["index"] for one in answer.json()["results"]] == [one["index"] for one in own]
+        for one, other in zip(answer.json()["results"], own, strict=True):
+            assert one["relevance_score"] == pytest.approx(other["relevance_score"], abs=1e-5)
+    assert max(faulty.sizes) == 3 + 2 * len(OTHERS)
+    return bad.result(), faulty.sizes
+
+
+def raising(error: Callable[[], Exception]) -> Callable[[Tensor, int], Tensor]:
+    def fault(logits: Tensor, place: int) -> Tensor:
+        raise error()
+
+    return fault
+
+
+def not_a_number(logits: Tensor, place: int) -> Tensor:
+    logits[place] = float("nan")
+    return logits
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/cohere/v2/rerank", "/tei/rerank"])
+def test_who_makes_the_model_raise_is_told_an_id_and_the_others_their_scores(
+    server: tuple[str, Reranker, Faulty], path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server[2].fault = raising(lambda: RuntimeError("a secret of the model"))
+    answer, _ = together(server, path)
+    assert answer.status_code == (424 if path == "/tei/rerank" else 500)
+    assert "secret" not in answer.text
+    assert answer.headers["X-Request-Id"] in answer.text
+    (said,) = [record for record in caplog.records if answer.headers["X-Request-Id"] in record.getMessage()]
+    assert said.exc_text is not None
+    assert "a secret of the model" in said.exc_text
+
+
+def test_a_logit_that_is_no_number_fails_its_own_request(server: tuple[str, Reranker, Faulty]) -> None:
+    server[2].fault = not_a_number
+    answer, _ = together(server, "/v1/rerank")
+    assert answer.status_code == 500
+
+
+def test_a_document_that_does_not_fit_into_memory_is_told_so(server: tuple[str, Reranker, Faulty]) -> None:
+    server[2].fault = raising(lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    answer, sizes = together(server, "/v1/rerank")
+    assert answer.status_code == 500
+    assert "does not fit into the memory" in answer.json()["error"]["message"]
+    assert 1 in sizes
+    assert requests.get(f"{server[0]}/health", timeout=30).status_code == 200
