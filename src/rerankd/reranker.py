@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from rerankd.contents import ContentLike, to_content
 from rerankd.core import (
     Chunking,
+    EngineDead,
     EngineLoad,
     InvalidRequest,
     LabelRequest,
@@ -92,7 +93,10 @@ class Reranker:
         self._activation = loaded.head.activation
         self._media = planned.media_loader()
         self._engine = Engine(
-            loaded, planned.placement.device, chosen.max_batch_tokens or planned.placement.batch_tokens
+            loaded,
+            planned.placement.device,
+            chosen.max_batch_tokens or planned.placement.batch_tokens,
+            chosen.engine_timeout,
         )
         vocabulary = loaded.head.vocabulary if isinstance(loaded.head, TokenHead) else None
         verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, self.info.sees)
@@ -122,6 +126,11 @@ class Reranker:
         """How busy the engine is, and what it has done since the start."""
         return self._engine.load()
 
+    @property
+    def failure(self) -> EngineDead | None:
+        """Why no request is answered any more; None while requests are."""
+        return self._engine.failure
+
     def submit(
         self,
         request: RerankRequest,
@@ -138,7 +147,7 @@ class Reranker:
         return self._enqueue(request, media, on_progress, prompts)
 
     def collect(self, submitted: Submitted) -> RerankResult:
-        """Wait for a submitted request and rank its documents. Raises EngineError, EngineClosed."""
+        """Wait for a submitted request and rank its documents. Raises EngineError, EngineClosed, EngineDead."""
         return self._rank(submitted, submitted.logits.result())
 
     async def answer(self, request: RerankRequest) -> RerankResult:

@@ -14,6 +14,7 @@ import uvicorn
 
 from rerankd.core import (
     Content,
+    EngineDead,
     EngineLoad,
     InvalidRequest,
     LabelRequest,
@@ -72,6 +73,7 @@ class FakeReranker:
 
     def __init__(self) -> None:
         self.info = INFO
+        self.failure: EngineDead | None = None
         self.gate = threading.Event()
         self.waiting = threading.Event()
         self.cancelled = 0

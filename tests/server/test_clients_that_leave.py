@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-import uvicorn
 
 from rerankd.core import EngineClosed, RerankRequest, RerankResult
 from rerankd.server.app import Settings, create_app
@@ -94,50 +93,46 @@ class ClosableReranker(FakeReranker):
 
 
 @contextmanager
-def ending(reranker: ClosableReranker, grace: float) -> Iterator[tuple[str, Callable[[], None]]]:
+def ending(reranker: ClosableReranker, seconds: float) -> Iterator[tuple[str, Callable[[], None]]]:
     """A server as the commands run it: its URL, and what stands for a signal. It must be gone at the end."""
-    servers: list[uvicorn.Server] = []
-    startup = uvicorn.Server.startup
-
-    async def remembered(self: uvicorn.Server, sockets: Any = None) -> None:
-        servers.append(self)
-        await startup(self, sockets)
-
-    def end() -> None:
-        servers[0].should_exit = True
+    settings = Settings(names=(MODEL,))
 
     listener = bind("127.0.0.1", 0)
     ready = threading.Event()
-    app = create_app(reranker, Settings(names=(MODEL,)))
-    lifetime = Lifetime(ready.set, reranker.close, grace)
+    app = create_app(reranker, settings)
+    lifetime = Lifetime(ready.set, reranker.close, seconds, settings.draining)
     quiet = {"version": 1, "disable_existing_loggers": False}
     thread = threading.Thread(target=serve, args=(app, listener, lifetime, quiet))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uvicorn.Server, "startup", remembered)
-        thread.start()
-        assert ready.wait(30)
+    thread.start()
+    assert ready.wait(30)
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", end
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", settings.draining.set
     finally:
-        end()
+        settings.draining.set()
         thread.join(60)
         assert not thread.is_alive()
 
 
 def test_running_requests_are_answered_at_the_end() -> None:
     reranker = ClosableReranker()
-    with ending(reranker, grace=30) as (url, end), ThreadPoolExecutor() as pool:
+    with ending(reranker, seconds=30) as (url, end), ThreadPoolExecutor() as pool:
         answer = pool.submit(requests.post, f"{url}/v1/rerank", json=WAIT, timeout=30)
         assert reranker.waiting.wait(30)
+        assert requests.get(f"{url}/ready", timeout=30).status_code == 200
         end()
-        until(lambda: refuses_connections(url))
+        for path, status in (("/ready", 503), ("/ping", 503), ("/health", 200), ("/metrics", 200)):
+            assert requests.get(url + path, timeout=30).status_code == status
+        refused = requests.post(f"{url}/cohere/v2/rerank", json=QUICK, timeout=30)
+        assert (refused.status_code, list(refused.json())) == (503, ["message"])
+        assert int(refused.headers["Retry-After"]) > 0
         reranker.gate.set()
         assert answer.result().status_code == 200
+        until(lambda: refuses_connections(url))
 
 
 def test_requests_that_take_too_long_are_refused_at_the_end() -> None:
     reranker = ClosableReranker()
-    with ending(reranker, grace=0.1) as (url, end), ThreadPoolExecutor() as pool:
+    with ending(reranker, seconds=0.1) as (url, end), ThreadPoolExecutor() as pool:
         answer = pool.submit(requests.post, f"{url}/v1/rerank", json=WAIT, timeout=30)
         assert reranker.waiting.wait(30)
         end()
@@ -149,11 +144,8 @@ def test_requests_that_take_too_long_are_refused_at_the_end() -> None:
     assert "shutting down" in response.json()["error"]["message"]
 
 
-def test_a_stalled_upload_does_not_keep_the_server(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("rerankd.server.run.BACKSTOP_SECONDS", 1)
-    with ending(ClosableReranker(), grace=0) as (url, end):
+def test_a_stalled_upload_does_not_keep_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    with ending(ClosableReranker(), seconds=0) as (url, end):
         connection = open_call(url, QUICK, sent=10)
         time.sleep(0.2)
         end()
@@ -190,7 +182,7 @@ def test_an_address_taken_while_the_model_loaded_is_said_in_one_line() -> None:
     with bind("127.0.0.1", 0) as ours, bind("127.0.0.1", ours.getsockname()[1]) as theirs:
         theirs.listen()
         app = create_app(FakeReranker(), Settings(names=(MODEL,)))
-        lifetime = Lifetime(lambda: None, lambda: None, 1)
+        lifetime = Lifetime(lambda: None, lambda: None, 1, threading.Event())
         with pytest.raises(ListenError, match="another program listens there"):
             serve(app, ours, lifetime, {"version": 1, "disable_existing_loggers": False})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from rerankd import Reranker
-from rerankd.core import PackedBatch
+from rerankd.core import EngineDead, PackedBatch
 from rerankd.server.app import Settings
-from tests.server.fakes import running
+from tests.server.fakes import MODEL, FakeReranker, running
+from tests.server.launched import launched
 from tests.server.test_clients_that_leave import until
 
 QUICK = {"query": "quick", "documents": ["a"]}
@@ -119,3 +121,79 @@ def test_a_document_that_does_not_fit_into_memory_is_told_so(server: tuple[str, 
     assert "does not fit into the memory" in answer.json()["error"]["message"]
     assert 1 in sizes
     assert requests.get(f"{server[0]}/health", timeout=30).status_code == 200
+
+
+PATHS = {
+    "/v1/rerank": {"error": {"message": ..., "type": "ServiceUnavailableError", "param": None, "code": 503}},
+    "/cohere/v2/rerank": {"message": ...},
+    "/tei/rerank": {"error": ..., "error_type": "Unhealthy"},
+    "/jina/v1/rerank": {"detail": ...},
+}
+
+
+def without_message(body: Any) -> Any:
+    """A body with `...` for its sentence."""
+    if isinstance(body, dict):
+        return {name: without_message(value) for name, value in body.items()}
+    return ... if isinstance(body, str) and body.startswith("The engine has failed") else body
+
+
+def test_a_dead_engine_is_told_to_probes_and_to_each_api_in_its_words() -> None:
+    fake = FakeReranker()
+    with running(fake, Settings(names=(MODEL,))) as url:
+        for path in ("/health", "/ready", "/ping"):
+            assert requests.get(url + path, timeout=30).status_code == 200
+        fake.failure = EngineDead("its thread is gone")
+        for path in ("/health", "/ready", "/ping"):
+            assert requests.get(url + path, timeout=30).status_code == 503
+            assert requests.head(url + path, timeout=30).status_code == 503
+        for path, shape in PATHS.items():
+            answer = requests.post(url + path, json={**QUICK, "texts": ["a"]}, timeout=30)
+            assert answer.status_code == 503
+            assert without_message(answer.json()) == shape
+            assert int(answer.headers["Retry-After"]) > 0
+
+
+FAULTY = """
+import sys, time
+from rerankd.cli.main import main
+from rerankd.engine.engine import Engine
+
+logits = Engine._logits
+
+def faulty(self, groups):
+    if any(len(group.suffixes) == 3 for group in groups) or vars(self).get("broken"):
+        {fault}
+    return logits(self, groups)
+
+Engine._logits = faulty
+sys.argv[0] = "rerankd"
+main()
+"""
+FAULTS = {
+    "its thread ends": "raise SystemExit",
+    "all its batches fail": "self.broken = True; raise RuntimeError('device-side assert')",
+    "a batch hangs": """
+        with self._watchdog.watching(1):
+            time.sleep(3600)""",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_server_whose_engine_fails_answers_503_and_exits_with_1(bert_checkpoint: Path, fault: str) -> None:
+    program = ("-c", FAULTY.format(fault=FAULTS[fault]), "serve")
+    flags = ("--disable-uvicorn-access-log", "--engine-timeout", "1", "--log-level", "critical")
+    with launched(program, str(bert_checkpoint), *flags, exit_code=1) as server, ThreadPoolExecutor(20) as pool:
+
+        def call(documents: int) -> requests.Response:
+            body = {"query": "a", "documents": ["b"] * documents}
+            return requests.post(f"{server.url}/v1/rerank", json=body, timeout=60)
+
+        assert call(1).status_code == 200
+        bad = pool.submit(call, 3)
+        waiting = [pool.submit(call, 2) for _ in range(10)]
+        assert bad.result().status_code == 503
+        for one in waiting:
+            with suppress(requests.ConnectionError):  # it may come when the server has gone
+                assert one.result().status_code in (200, 503)
+        assert server.process.wait(30) == 1

@@ -225,7 +225,7 @@ def test_a_signal_ends_the_server_whatever_runs(bert_checkpoint: Path) -> None:
 
 
 def test_work_in_hand_is_refused_after_the_grace_period(bert_checkpoint: Path) -> None:
-    with launched(("-c", LOOKING, "serve"), str(bert_checkpoint), QUIET, "--shutdown-timeout", "1") as server:
+    with launched(("-c", LOOKING, "serve"), str(bert_checkpoint), QUIET, "--shutdown-timeout", "5") as server:
         client = open_call(server.url, WAITED_FOR)
         until(lambda: calls_of(server) == 1)
         server.process.send_signal(signal.SIGTERM)

@@ -59,6 +59,8 @@ def launch_server(
         str,
         typer.Option("--otlp-traces-endpoint", "--oltp-traces-endpoint", help="Takes OTLP over gRPC."),
     ] = "localhost:4317",
+    engine_timeout: options.EngineTimeout = 300.0,
+    shutdown_timeout: options.ShutdownTimeout = 10.0,
     revision: options.Revision = None,
     hub: options.HubFlag = HubName.huggingface,
     device: options.Device = "auto",
@@ -132,6 +134,8 @@ def launch_server(
             max_calls=max_calls,
             # SGLang's endpoint is a bare host and port, called without TLS.
             traces=TracesTo(otlp_traces_endpoint, {"insecure": True}) if enable_trace else None,
+            shutdown_timeout=shutdown_timeout,
+            engine_timeout=engine_timeout,
             revision=revision,
             hub=hub.value,
             device=device,

@@ -173,6 +173,18 @@ MaxBodies = Annotated[
     typer.Option("--max-bodies-mb", min=0.001, help="Megabytes of all bodies that are being read or answered."),
 ]
 BodyTimeout = Annotated[float, typer.Option(min=0.001, help="Seconds in which a request's body must arrive.")]
+ShutdownTimeout = Annotated[
+    float, typer.Option(min=0, help="Seconds from Ctrl-C or SIGTERM to the end; requests in flight have most of them.")
+]
+EngineTimeout = Annotated[
+    float,
+    typer.Option(
+        "--engine-timeout",
+        "--watchdog-timeout",
+        min=0,
+        help="Seconds until a batch that does not end ends the server; a slow machine has more. 0 for never.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, npu, xpu, mps or auto.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float32, float16 or auto.")]
 Quantization = Annotated[

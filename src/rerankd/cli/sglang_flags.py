@@ -197,7 +197,7 @@ _IGNORED = {
         msprobe-dump-config= otlp-service-name=
         prompt-tokens-buckets=+ show-time-cost soft-watchdog-timeout=
         tokenizer-metrics-allowed-custom-labels=+ tokenizer-metrics-custom-labels-header= trace-modules=
-        uvicorn-access-log-exclude-prefixes=+ watchdog-timeout=
+        uvicorn-access-log-exclude-prefixes=+
     """,
 }
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from rerankd.cli.default_model import default_model
 from rerankd.cli.door import Door
-from rerankd.core import ModelError, RerankdError
+from rerankd.core import EngineDead, ModelError, RerankdError
 from rerankd.limits import RequestLimits
 from rerankd.media.limits import Limits
 from rerankd.version import __version__
@@ -68,7 +68,8 @@ class Launch:
     names: what the model is called; empty for `model` itself
     max_body, max_bodies: bytes
     body_timeout: seconds
-    shutdown_timeout: seconds that running requests have after a signal
+    shutdown_timeout: seconds from a signal to the end of the process
+    engine_timeout: seconds that a batch may take; 0 for any time
     door: who may call, and how a call comes in
     max_calls: how many calls are answered at a time; None for any number
     traces: None for what the environment asks for
@@ -84,6 +85,7 @@ class Launch:
     access_log: bool = True
     docs: bool = True
     shutdown_timeout: float = 10.0
+    engine_timeout: float = 300.0
     revision: str | None = None
     hub: Literal["huggingface", "modelscope"] = "huggingface"
     device: str = "auto"
@@ -107,7 +109,7 @@ class Launch:
 
 
 def start(launch: Launch, notes: Iterable[str]) -> None:
-    """Serve until a signal ends it. An error that a user can act on is one line on stderr, and exit code 1.
+    """Serve until a signal ends it, or the engine fails. An error is one line on stderr, and exit code 1.
 
     notes: lines to log first
     """
@@ -121,6 +123,11 @@ def start(launch: Launch, notes: Iterable[str]) -> None:
     logging.captureWarnings(in_json)
     try:
         _start(launch, notes, logs)
+    except EngineDead as error:
+        _say(f"The engine has failed: {error}", launch, error=True)
+        logging.shutdown()
+        # Nothing is torn down around a batch that may still run.
+        os._exit(1)
     except RerankdError as error:
         _say(str(error), launch, error=True)
         sys.exit(1)
@@ -173,6 +180,7 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
             backend=launch.backend,
             max_model_len=launch.max_model_len,
             max_batch_tokens=launch.max_batch_tokens,
+            engine_timeout=launch.engine_timeout or None,
             hf_overrides=launch.hf_overrides,
             recipe=launch.recipe,
             chat_template=launch.chat_template,
@@ -208,7 +216,9 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
                 said = _ready(url, settings.names[0], reranker.info, door, bool(keys))
                 _say(said if launch.log_format == "text" else said.partition("\n")[0], launch, url=url)
 
-            lifetime = Lifetime(ready, reranker.close, launch.shutdown_timeout)
+            lifetime = Lifetime(
+                ready, reranker.close, launch.shutdown_timeout, settings.draining, lambda: reranker.failure
+            )
             serve(app, listener, lifetime, logs, tls)
 
 

@@ -173,17 +173,19 @@ class Engine:
         for piece in batch:
             if not piece.job.logits:
                 piece.job.stages.append(Stage("queue", piece.job.queued, began - piece.job.queued))
-        good = failed = 0
+        good = False
+        failed: list[tuple[Job, EngineError]] = []
         for piece, outcome in scored(batch, self._forward, self._budget, self._free):
             if isinstance(outcome, EngineError):
-                failed += 1
-                piece.job.fail(outcome)
+                failed.append((piece.job, outcome))
             else:
-                good += 1
+                good = True
                 self._known = self._known or piece.group
                 self._deliver(piece.job, outcome)
         if failed and not good:
             self._probe()
+        for job, error in failed:
+            job.fail(error)
 
     def _probe(self) -> None:
         """Score again what was scored once. Raises EngineDead where that fails: no request is at fault then."""

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 
 from rerankd.core import EngineError, OutOfMemory
-from rerankd.engine.batcher import Slice
+from rerankd.engine.batcher import Job, Slice
 
 log = logging.getLogger("rerankd")
 
@@ -61,8 +61,9 @@ def scored(
     not finite are an error of the request that has them. What nobody waits for any more is left out.
     """
     parts = [list(batch)]
+    failed: set[Job] = set()
     while parts:
-        part = [piece for piece in parts.pop() if piece.job.waited_for]
+        part = [piece for piece in parts.pop() if piece.job.waited_for and piece.job not in failed]
         if not part:
             continue
         try:
@@ -90,6 +91,7 @@ def scored(
                 elif len(part) > 1:
                     again.append([piece])
                 else:
+                    failed.add(piece.job)
                     yield piece, EngineError(NOT_FINITE)
             parts += reversed(again)
             continue
@@ -97,6 +99,7 @@ def scored(
         if halves:
             parts += reversed(halves)
         else:
+            failed.add(part[0].job)
             yield part[0], failure
 
 

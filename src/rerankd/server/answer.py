@@ -118,6 +118,8 @@ async def answer(request: Request, routed: Sequence[Routed], desk: Desk) -> Resp
             await exchange.parse(b"{}")
             return await _while_connected(request, exchange.answer())
         # What is refused costs nothing: its body is not read.
+        if unready := desk.served.unready():
+            raise unready
         desk.places.check()
         async with desk.bodies.read(request) as body:
             with desk.places.take():
@@ -211,9 +213,9 @@ class _Exchange:
 def refusal(dialect: Dialect, problem: Problem) -> Response:
     """A problem in a dialect's shape."""
     response = json_response(dialect.render_error(problem), dialect.status(problem))
-    if problem.status == 429:
+    if problem.status in (429, 503):
         response.headers["Retry-After"] = str(RETRY_AFTER)
-    if problem.status == 408:
+    if problem.status in (408, 503):
         response.headers["Connection"] = "close"
     return response
 

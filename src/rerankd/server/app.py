@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI
@@ -18,10 +19,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Match, Route
 
-from rerankd.core import EngineLoad
+from rerankd.core import EngineDead, EngineLoad
 from rerankd.limits import RequestLimits
 from rerankd.server.access import UNAUTHORIZED, Cors, KeyCheck
-from rerankd.server.answer import Answers, Desk, Places, Routed, answer, refusal
+from rerankd.server.answer import ENGINE_DEAD, SHUTTING_DOWN, Answers, Desk, Places, Routed, answer, refusal
 from rerankd.server.body import Bodies
 from rerankd.server.calls import Calls
 from rerankd.server.dialects import DIALECTS
@@ -57,6 +58,11 @@ class Serves(Answers, Protocol):
         """What was loaded."""
         ...
 
+    @property
+    def failure(self) -> EngineDead | None:
+        """Why the engine answers no more; None while it does."""
+        ...
+
     def load(self) -> EngineLoad:
         """How busy the engine is."""
         ...
@@ -82,6 +88,7 @@ class Settings:
     root_path: what a proxy puts before every path
     max_calls: how many calls are answered at a time, more are refused; None for any number
     traces: what makes spans of calls, if anything
+    draining: set by whoever ends the server when new calls are to be refused
     """
 
     names: tuple[str, ...]
@@ -97,6 +104,7 @@ class Settings:
     root_path: str = ""
     max_calls: int | None = None
     traces: Traces | None = None
+    draining: threading.Event = field(default_factory=threading.Event)
 
 
 class ModelCard(BaseModel):
@@ -132,12 +140,19 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
     )
     app.root_path = settings.root_path
     places = Places(settings.max_calls)
+
+    def unready() -> Problem | None:
+        if reranker.failure:
+            return ENGINE_DEAD
+        return SHUTTING_DOWN if settings.draining.is_set() else None
+
     served = Served(
         settings.names,
         reranker.info,
         reranker.tokenize,
         places,
         reranker.load,
+        unready,
         settings.max_calls,
         settings.limits,
     )
@@ -202,9 +217,9 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
         request.state.called.dialect = own.name
         return refusal(own, not_ours(model, served))
 
-    @app.get("/health", tags=["server"], summary="200 while the server takes requests", response_class=Response, **open)
+    @app.get("/health", tags=["server"], summary="503 once the engine has failed", response_class=Response, **open)
     async def health() -> Response:
-        return Response()
+        return Response(status_code=503 if reranker.failure else 200)
 
     @app.get(
         "/metrics",

@@ -31,6 +31,7 @@ OF_AN_ANSWER = {
 OF_A_STATUS = {
     401: {"WWW-Authenticate": {"description": "`Bearer`", "schema": TEXT}},
     429: {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer"}}},
+    503: {"Retry-After": {"description": "seconds to wait", "schema": {"type": "integer"}}},
 }
 PROBLEMS = (
     Problem(400, "is required.", "query"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import socket
 import ssl
 import stat
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
@@ -17,11 +17,14 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from rerankd.core import RerankdError
+from rerankd.core import EngineDead, RerankdError
 
 BACKLOG = 2048
-BACKSTOP_SECONDS = 3
-"""From the end of the grace period until calls that go on are cancelled, and from then to the end of the process."""
+REFUSED, CANCELLED = 0.8, 0.9
+"""Parts of the time that a server has to end: requests in flight are answered until the first, then what waits is
+refused; at the second, calls that go on all the same are cancelled."""
+LEAST_SECONDS = 1.0
+"""That time is never shorter, for refusals to be sent."""
 
 
 class ListenError(RerankdError):
@@ -45,13 +48,17 @@ class Lifetime:
 
     ready: called once requests are taken
     close: fails the requests that still wait; may block
-    grace: seconds that running requests have at the end before `close` is called; the process ends soon after, whatever
-        runs in it
+    seconds: from a signal to the end of the process, whatever runs in it; requests in flight are answered in the first
+        of them, see REFUSED
+    draining: is set when no new requests are taken any more
+    failure: why the engine will answer no more; None while it does
     """
 
     ready: Callable[[], None]
     close: Callable[[], None]
-    grace: float
+    seconds: float
+    draining: threading.Event
+    failure: Callable[[], EngineDead | None] = lambda: None
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -98,11 +105,14 @@ def serve(
     log_config: dict[str, Any],
     tls: Tls | None = None,
 ) -> None:
-    """Run `app` until SIGINT or SIGTERM; running requests are answered, or refused after the grace period.
+    """Run `app` until SIGINT or SIGTERM, or until its engine fails.
 
-    The signal is raised again at the end, for the handler that was there before. What runs then and does not end, a
-    thread that tokenises or a batch, ends with the process, twice `BACKSTOP_SECONDS` after the grace period. A second
-    signal ends the process at once. Raises ListenError.
+    Requests in flight are answered then, or refused when most of `lifetime.seconds` are over; new ones are refused, by
+    the app that looks at `lifetime.draining`. As soon as nothing is in flight, the port is closed. The signal is raised
+    again at the end, for the handler that was there before. What runs then and does not end, a thread that tokenises or
+    a batch, ends with the process when the seconds are over. A second signal ends the process at once.
+
+    Raises ListenError, and the engine's failure.
     """
     try:
         listener.listen(BACKLOG)
@@ -117,44 +127,82 @@ def serve(
         lifespan="off",
         ws="none",
         backlog=BACKLOG,
-        timeout_graceful_shutdown=int(lifetime.grace) + BACKSTOP_SECONDS,
         **_ssl_options(tls),
     )
     try:
         config.load()
     except OSError as error:
         raise ListenError(f"HTTPS cannot be served with these --ssl files: {error}.") from None
-    _Server(config, lifetime).run(sockets=[listener])
+    server = Server(config, lifetime)
+    server.run(sockets=[listener])
+    if server.failure:
+        raise server.failure
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends as `serve` says."""
+
     def __init__(self, config: uvicorn.Config, lifetime: Lifetime) -> None:
         super().__init__(config)
+        self.failure: EngineDead | None = None
         self._lifetime = lifetime
+        self._seconds = max(lifetime.seconds, LEAST_SECONDS)
+        self._drains_since: float | None = None
+        self._closed = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
-            _end(sig)
-        super().handle_exit(sig, frame)
-        # A daemon: it lives until the process ends by itself, and is no reason for it not to.
-        watchdog = threading.Timer(self._lifetime.grace + 2 * BACKSTOP_SECONDS, _end, (sig,))
-        watchdog.daemon = True
-        watchdog.start()
+        """Of a signal's handler."""
+        if self._lifetime.draining.is_set():
+            _end(128 + sig)
+        self._captured_signals.append(sig)
+        self._end_in_time(128 + sig)
+        self.drain()
+
+    def drain(self) -> None:
+        """Take no new requests, and end when those in flight are answered."""
+        self._lifetime.draining.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Also says that the server is ready."""
         await super().startup(sockets)
         self._lifetime.ready()
 
+    async def on_tick(self, counter: int) -> bool:
+        """Whether it is time to close the port, asked ten times a second."""
+        await super().on_tick(counter)
+        if self.failure is None and (failure := self._lifetime.failure()):
+            self.failure = failure
+            self._end_in_time(1)
+            self.drain()
+        if not self._lifetime.draining.is_set():
+            return False
+        if self._drains_since is None:
+            self._drains_since = time.monotonic()
+        waited = time.monotonic() - self._drains_since
+        if waited >= min(self._lifetime.seconds, REFUSED * self._seconds) and not self._closed:
+            self._closed = True
+            # A daemon: a batch that does not end keeps nobody.
+            threading.Thread(target=self._lifetime.close, name="rerankd-close", daemon=True).start()
+        return not self.server_state.tasks or waited >= CANCELLED * self._seconds
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        refusal = loop.call_later(self._lifetime.grace, lambda: loop.run_in_executor(None, self._lifetime.close))
+        """Close the port and all connections, and cancel the calls that have not ended."""
+        waited = time.monotonic() - (self._drains_since or time.monotonic())
+        left = max(CANCELLED * self._seconds - waited, 0)
+        # It is declared an int, and handed to `asyncio.wait_for`.
+        self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]
         await super().shutdown(sockets)
-        refusal.cancel()
+
+    def _end_in_time(self, code: int) -> None:
+        # A daemon: it lives until the process ends by itself, and is no reason for it not to.
+        backstop = threading.Timer(self._seconds, _end, (code,))
+        backstop.daemon = True
+        backstop.start()
 
 
-def _end(sig: int) -> None:
-    """End the process with the exit code of one that a signal killed, without waiting for any thread."""
-    os._exit(128 + sig)
+def _end(code: int) -> None:
+    """End the process without waiting for any thread."""
+    os._exit(code)
 
 
 def _ssl_options(tls: Tls | None) -> dict[str, Any]:

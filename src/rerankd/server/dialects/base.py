@@ -26,7 +26,7 @@ ERRORS: Mapping[int, str] = {
     415: "a Content-Type that is not application/json",
     429: "more calls at a time than the server takes, or bodies larger together than it holds",
     500: "a failure of the model or the server",
-    503: "the server is shutting down",
+    503: "the server is shutting down, or its engine has failed",
 }
 
 
@@ -38,6 +38,7 @@ class Served:
     tokenize: a text's token ids and strings, with special tokens where the flag says so; it takes its time
     running: how many calls are being answered
     load: how busy the engine is
+    unready: why no call is answered now; None while calls are
     max_calls: how many calls are answered at a time; None for any number
     limits: of one request
     """
@@ -47,6 +48,7 @@ class Served:
     tokenize: Callable[[str, bool], list[tuple[int, str]]]
     running: Callable[[], int]
     load: Callable[[], EngineLoad]
+    unready: Callable[[], Problem | None] = lambda: None
     max_calls: int | None = None
     limits: RequestLimits = RequestLimits()  # noqa: RUF009 - frozen
 
@@ -90,6 +92,13 @@ class Call(Generic[Body]):
         """The caller's word for a field of `RerankRequest`, as in `documents[3]` or `top_n`."""
         head = name.partition("[")[0].partition(".")[0]
         return self.fields.get(name) or self.fields.get(head, head) + name[len(head) :]
+
+
+def ready(body: Body, served: Served) -> Call[Body]:
+    """`parse` of an endpoint that says whether calls are answered. Raises the 503 Problem that they would get."""
+    if unready := served.unready():
+        raise unready
+    return Call(body, ())
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from rerankd.core import LabelRequest, LabelResult, Labels, RerankRequest, RerankResult, text_content
 from rerankd.limits import RequestLimits
-from rerankd.server.dialects.base import Call, Endpoint, Nothing, Served
+from rerankd.server.dialects.base import Call, Endpoint, Nothing, Served, ready
 from rerankd.server.dialects.contents import Open, by_type
 from rerankd.server.dialects.lists import DocumentList, IdList, LabelList
 from rerankd.server.dialects.names import ignored_model
@@ -219,7 +219,7 @@ READY = Endpoint(
     summary="200 while the server takes requests (SGLang)",
     body=Nothing,
     reply=None,
-    parse=lambda body, served: Call(body, ()),
+    parse=ready,
     render=lambda call, results, id, served: None,
     methods=("GET",),
     probe=True,

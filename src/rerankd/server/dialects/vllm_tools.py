@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult
-from rerankd.server.dialects.base import Call, Endpoint, Nothing, Served
+from rerankd.server.dialects.base import Call, Endpoint, Nothing, Served, ready
 from rerankd.server.dialects.contents import Open
 from rerankd.server.dialects.names import only_ours
 from rerankd.version import __version__
@@ -86,7 +86,7 @@ PING = Endpoint(
     summary="200 while the server takes requests (vLLM, as SageMaker asks)",
     body=Nothing,
     reply=None,
-    parse=_nothing,
+    parse=ready,
     render=lambda call, results, id, served: None,
     methods=("GET", "POST"),
     probe=True,
