@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
-from typer.core import TyperCommand
 
+from rerankd.cli.options import lists_command
 from rerankd.core import RerankdError
 
 app = typer.Typer(
@@ -26,25 +26,7 @@ def bench() -> None:
     """Measure any rerank server, or this machine at a model."""
 
 
-LISTS = ("--header", "--metadata")
-
-
-class ListsCommand(TyperCommand):
-    """Takes `--header A=1 B=2` as argparse does, beside `--header A=1 --header B=2`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        spread: list[str] = []
-        option = None
-        for argument in args:
-            if argument.startswith("-"):
-                option = argument if argument in LISTS else None
-            elif option and spread[-1] != option:
-                spread.append(option)
-            spread.append(argument)
-        return super().parse_args(ctx, spread)
-
-
-@app.command(cls=ListsCommand)
+@app.command(cls=lists_command("--header", "--metadata"))
 def serve(
     backend: Annotated[
         Literal["vllm-rerank", "sglang", "tei", "infinity", "cohere"], typer.Option(help="The API to speak.")

@@ -10,8 +10,9 @@ import typer
 
 from rerankd.cli.inspect import inspect
 from rerankd.cli.launch_server import launch_server
-from rerankd.cli.options import peer_command
+from rerankd.cli.options import lists_command, peer_command
 from rerankd.cli.peer import UsageProblem
+from rerankd.cli.rank import rank, run_batch
 from rerankd.cli.serve import serve
 from rerankd.cli.sglang_flags import SGLANG
 from rerankd.cli.variables import SGLANG_VARIABLES, VLLM_VARIABLES
@@ -44,6 +45,8 @@ def _rerankd() -> typer.Typer:
 
     app.command(cls=peer_command(VLLM, VLLM_VARIABLES))(serve)
     app.command()(inspect)
+    app.command(cls=lists_command("--run"))(rank)
+    app.command("run-batch", cls=peer_command(VLLM, VLLM_VARIABLES))(run_batch)
     # Its own parser reads what follows: the tools are heavy to import, and seldom wanted.
     forwarded = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
     app.command(context_settings=forwarded)(bench)

@@ -105,6 +105,24 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
     return PeerCommand
 
 
+def lists_command(*flags: str) -> type[TyperCommand]:
+    """A command that takes `--header A=1 B=2` as argparse does, beside `--header A=1 --header B=2`."""
+
+    class ListsCommand(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            spread: list[str] = []
+            option = None
+            for argument in args:
+                if argument.startswith("-") and argument != "-":
+                    option = argument if argument in flags else None
+                elif option and spread[-1] != option:
+                    spread.append(option)
+                spread.append(argument)
+            return super().parse_args(ctx, spread)
+
+    return ListsCommand
+
+
 def token_count(text: str) -> int | None:
     """vLLM's human-readable integers: 4096, 4k (4,000), 4K (4,096), 25.6k; -1 or auto for the default."""
     if text in ("auto", "-1"):

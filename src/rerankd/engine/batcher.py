@@ -107,7 +107,7 @@ class Batcher:
     Half of each batch is for the jobs with the least left to compute, as far as they fit into it whole; the rest goes
     to jobs in order of arrival. So
 
-    - a job is whole in the next batch if it fits into half of one together with all that are as short or shorter,
+    - a job is whole in the next batch if it fits into half of one beside all that are as short or shorter,
       however much waits before it;
     - a job is done no later than if all that came before it had half of every batch, whatever comes after it: nothing
       that keeps coming can starve it;

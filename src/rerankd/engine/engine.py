@@ -7,9 +7,9 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from time import perf_counter
 
 import torch
@@ -104,6 +104,15 @@ class Engine:
             self._wake.notify()
         job.future.add_done_callback(lambda _: self._leave(job))
         return job.future
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Have the groups that this thread submits inside wait for each other.
+
+        No batch is taken until the context ends, so that an idle engine packs the same groups into the same batches.
+        """
+        with self._wake:
+            yield
 
     def close(self) -> None:
         """Finish the batch in hand, fail what still waits with EngineClosed, and stop the worker.

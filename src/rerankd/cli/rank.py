@@ -1,0 +1,288 @@
+"""`rerankd rank` and `rerankd run-batch`. Heavy imports wait until a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from rerankd.cli import door, options
+from rerankd.cli.options import BackendName, DialectName, HubName
+from rerankd.cli.variables import VLLM_VARIABLES
+from rerankd.cli.vllm_flags import VLLM
+from rerankd.core import RerankdError
+
+MaxModelLen = Annotated[
+    int | None,
+    typer.Option(
+        parser=options.token_count, metavar="TOKENS", help="Tokens of one prompt. [default: the model's limit]"
+    ),
+]
+MaxBatchTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-num-batched-tokens",
+        "--max-batch-tokens",
+        parser=options.token_count,
+        metavar="TOKENS",
+        help="Tokens of one batch. [default: the device's]",
+    ),
+]
+Overrides = Annotated[
+    dict[str, object] | None,
+    typer.Option(
+        parser=options.json_object, metavar="JSON", help="Entries laid over the model's config.json; seldom needed."
+    ),
+]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="List bad lines and go on, instead of stopping at one.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Begin anew, whatever is there of the output.")]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progress bar.")]
+Queries = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Queries: TSV (id, text), JSONL, CSV or Parquet, or a BEIR folder.")
+]
+Corpus = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Documents, in the same forms. .gz and .zst are read too, and - is stdin."),
+]
+Runs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--run", metavar="FILE...", help="First-stage runs; of several the ranks are fused. [default: all documents]"
+    ),
+]
+TopK = Annotated[int | None, typer.Option(min=1, help="Documents of each query to score, the first of the run.")]
+Dataset = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="A BEIR folder, in place of --queries and --corpus.")
+]
+
+
+def rank(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL", help="A folder or an id on the hub; with --server the name that is sent."),
+    ] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Argument(metavar="PAIRS", help="A file with {query, documents} on each line, or a pair a row."),
+    ] = None,
+    queries: Queries = None,
+    corpus: Corpus = None,
+    run: Runs = None,
+    dataset: Dataset = None,
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help="Where rankings go; - is stdout.")
+    ] = "-",
+    format: Annotated[
+        Literal["trec", "jsonl", "csv", "parquet"] | None, typer.Option(help="[default: as the output's suffix says]")
+    ] = None,
+    top_k: TopK = None,
+    top_n: Annotated[int | None, typer.Option(min=1, help="Documents of each query to write, the best.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Leave out documents of a lower score.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="What makes a document relevant.")] = None,
+    tag: Annotated[
+        str | None, typer.Option(help="The last column of a TREC run. [default: the model and dtype]")
+    ] = None,
+    skip_bad: SkipBad = False,
+    restart: Restart = False,
+    no_progress: NoProgress = False,
+    server: Annotated[
+        str | None, typer.Option(metavar="URL", help="Ask this server instead of loading a model.")
+    ] = None,
+    api: Annotated[DialectName, typer.Option(help="With --server: the API that it speaks.")] = DialectName.vllm,
+    api_key: Annotated[
+        str | None, typer.Option(envvar=door.KEY_VARIABLE, help="With --server: sent as a Bearer token.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="With --server: requests in flight.")] = 8,
+    request_documents: Annotated[
+        int, typer.Option(min=1, help="With --server: documents in a request at most.")
+    ] = 1000,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    quantization: options.Quantization = None,
+    backend: options.BackendFlag = BackendName.auto,
+    max_model_len: MaxModelLen = None,
+    max_num_batched_tokens: MaxBatchTokens = None,
+    hf_overrides: Overrides = None,
+    chat_template: options.Template = None,
+    revision: options.Revision = None,
+    hub: options.HubFlag = HubName.huggingface,
+) -> None:
+    """Score the documents of many queries, from files to files.
+
+    rerankd rank MODEL --queries queries.tsv --corpus corpus.jsonl --run bm25.trec --top-k 100 -o out.trec
+
+    rerankd rank MODEL pairs.jsonl -o out.jsonl
+    """
+    with told_in_one_line(output):
+        if server is not None and pairs is None and model is not None and (queries or dataset) is None:
+            # The model's name is not needed there: what stands alone is the file.
+            model, pairs = None, model
+        from rerankd.rank.files import BadLines
+        from rerankd.rank.rank import Output, rank
+        from rerankd.rank.runs import output_format
+        from rerankd.rank.scoring import Scorer, Wanted
+
+        form = output_format(output, format)
+        bad = BadLines(skip_bad)
+        wanted = Wanted(top_n, min_score, instruction, skip_bad)
+        source = source_of(pairs, queries, corpus, run, dataset, top_k, bad)
+        shown = not no_progress
+
+        def do(scorer: Scorer, name: str, about: dict[str, Any]) -> None:
+            to = Output(output, form, tag or name.replace(" ", "_"))
+            typer.echo(str(rank(source, scorer, wanted, to, about, bad, restart=restart, progress=shown)), err=True)
+
+        if server is not None:
+            from rerankd.rank.remote import RemoteScorer
+
+            remote = RemoteScorer(server, api.value, model, api_key, concurrency, request_documents)
+            try:
+                if instruction is not None and not remote.takes_instruction:
+                    raise RerankdError(f"--instruction: the API {api.value} has no field for one; try --api vllm.")
+                name = remote.model or server
+                do(remote, name, {"server": server, "api": api.value, "model": remote.model, "top_k": top_k})
+            finally:
+                remote.close()
+            return
+        from rerankd.rank.local import LocalScorer
+        from rerankd.reranker import Reranker
+
+        loaded: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "quantization": quantization,
+            "backend": backend.value,
+            "max_model_len": max_model_len,
+            "max_batch_tokens": max_num_batched_tokens,
+            "hf_overrides": hf_overrides or {},
+            "chat_template": chat_template,
+            "revision": revision,
+            "hub": hub.value,
+        }
+        with Reranker(chosen(model), **loaded) as reranker:
+            info = reranker.info
+            if instruction is not None and not info.takes_instruction:
+                raise RerankdError(f"--instruction: {info.model} takes none; leave it out.")
+            precision = info.quantization or info.dtype
+            about = {**loaded, "model": info.model, "device": info.device, "dtype": info.dtype, "top_k": top_k}
+            do(LocalScorer(reranker), f"{Path(info.model).name}@{precision}", about)
+
+
+def run_batch(
+    ctx: typer.Context,
+    input_file: Annotated[str, typer.Option("--input-file", "-i", metavar="FILE", help="Requests, one a line.")],
+    output_file: Annotated[str, typer.Option("--output-file", "-o", metavar="FILE", help="Answers, in their order.")],
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A folder or an id on the hub. [default: the embedded model]")
+    ] = None,
+    served_model_name: options.Names = None,
+    skip_bad: SkipBad = False,
+    restart: Restart = False,
+    no_progress: NoProgress = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    quantization: options.Quantization = None,
+    backend: options.BackendFlag = BackendName.auto,
+    max_model_len: MaxModelLen = None,
+    max_num_batched_tokens: MaxBatchTokens = None,
+    hf_overrides: Overrides = None,
+    chat_template: options.Template = None,
+    default_instruction: options.Instruction = None,
+    revision: options.Revision = None,
+    hub: options.HubFlag = HubName.huggingface,
+) -> None:
+    """Answer a file of requests in vLLM's and OpenAI's batch format, with vLLM's flags."""
+    with told_in_one_line(output_file):
+        from rerankd.rank.batch import run_batch
+        from rerankd.rank.files import BadLines
+        from rerankd.reranker import Reranker
+
+        for note in [*VLLM.judge(ctx.obj, model or ""), *VLLM_VARIABLES.notes(os.environ)]:
+            typer.echo(note, err=True)
+        name = chosen(model)
+        with Reranker(
+            name,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            backend=backend.value,
+            max_model_len=max_model_len,
+            max_batch_tokens=max_num_batched_tokens,
+            hf_overrides=hf_overrides or {},
+            chat_template=chat_template,
+            default_instruction=default_instruction,
+            revision=revision,
+            hub=hub.value,
+        ) as reranker:
+            names = tuple(served_model_name or ([model] if model else default_names()))
+            bad = BadLines(skip_bad)
+            answered, failed = run_batch(
+                reranker, names, input_file, output_file, bad, restart=restart, progress=not no_progress
+            )
+        left_out = f"; {bad.count:,} lines were left out" if bad.count else ""
+        typer.echo(f"{answered:,} requests, {failed:,} of them failed{left_out}", err=True)
+
+
+def source_of(
+    pairs: str | None,
+    queries: str | None,
+    corpus: str | None,
+    runs: list[str] | None,
+    dataset: str | None,
+    top_k: int | None,
+    bad: Any,
+) -> Any:
+    """What options say is to be ranked. Raises RerankdError for options that do not go together."""
+    from rerankd.rank.queries import Collection, Pairs
+
+    if pairs is not None:
+        if queries or corpus or runs or dataset:
+            raise RerankdError(
+                f"{pairs} brings its own queries and documents; leave out --queries, --corpus and --run."
+            )
+        return Pairs(pairs, top_k, bad)
+    queries, corpus = queries or dataset, corpus or dataset
+    if queries is None or corpus is None:
+        raise RerankdError("Give a file of pairs, or --queries and --corpus, or --dataset.")
+    return Collection(queries, corpus, runs or (), top_k, bad)
+
+
+def chosen(model: str | None) -> str:
+    """The model, or the default one where none is named."""
+    if model is not None:
+        return model
+    from rerankd.cli.default_model import default_model
+
+    choice = default_model()
+    typer.echo(choice.why.replace("serving", "taking"), err=True)
+    return choice.model
+
+
+def default_names() -> tuple[str, ...]:
+    """What the default model is called."""
+    from rerankd.cli.default_model import default_model
+
+    return default_model().names
+
+
+@contextmanager
+def told_in_one_line(output: str) -> Iterator[None]:
+    """An error that a user can act on is one line on stderr, and exit code 1; Ctrl-C says how to go on, with 130."""
+    try:
+        yield
+    except RerankdError as error:
+        print(f"rerankd: error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except BrokenPipeError:
+        # Whoever read standard output has gone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        kept = "" if output == "-" else f" What is finished is in {output}.part; the same command goes on from there."
+        print(f"\nrerankd: stopped.{kept}", file=sys.stderr)
+        raise typer.Exit(130) from None

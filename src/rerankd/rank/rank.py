@@ -1,0 +1,170 @@
+"""`rerankd rank`: score what files hold, keep what is finished, and write the rankings at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+from tqdm import tqdm
+
+from rerankd.core import RerankdError
+from rerankd.rank.files import BadLines, FileProblem
+from rerankd.rank.journal import Journal
+from rerankd.rank.queries import Queries
+from rerankd.rank.runs import Ranked, Ranking, check_ids, write_rankings
+from rerankd.rank.scoring import Found, Scorer, Wanted, in_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where rankings go. `tag` is the last column of a TREC run."""
+
+    path: str
+    format: str
+    tag: str
+
+
+@dataclass
+class Summary:
+    """What was done. `kept` counts documents that an earlier run had finished; seconds are this run's own."""
+
+    queries: int = 0
+    documents: int = 0
+    kept: int = 0
+    truncated: int = 0
+    bad: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        done = self.documents - self.kept
+        text = f"{self.queries:,} queries, {self.documents:,} documents"
+        if self.kept:
+            text += f", {self.kept:,} of them from before"
+        text += f"; {self.seconds:.1f} s, {done / max(self.seconds, 1e-9):,.1f} documents/s"
+        if self.truncated:
+            text += f"; {self.truncated:,} documents were cut to fit"
+        return text + (f"; {self.bad:,} left out" if self.bad else "")
+
+
+class Progress:
+    """A bar over documents, or over the file where nothing counts them, with documents/s and the time that is left."""
+
+    def __init__(self, queries: Queries, shown: bool) -> None:
+        self._queries, self.documents, self._began = queries, 0, perf_counter()
+        total = queries.documents
+        if total is not None:
+            self._bar = tqdm(total=total, unit="doc", disable=not shown, smoothing=0.05)
+        else:
+            form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+            self._bar = tqdm(total=1000, bar_format=form, disable=not shown, smoothing=0.05)
+        self._by_file = total is None
+
+    def add(self, documents: int) -> None:
+        """Count documents that were scored; called from any thread."""
+        self.documents += documents
+        if not self._by_file:
+            self._bar.update(documents)
+            return
+        rate = self.documents / max(perf_counter() - self._began, 1e-9)
+        self._bar.set_postfix_str(f"{self.documents:,} documents, {rate:,.1f} documents/s", refresh=False)
+        if (fraction := self._queries.fraction) is not None:
+            self._bar.update(int(1000 * fraction) - self._bar.n)
+
+    def kept(self, documents: int) -> None:
+        """Count documents that were scored before: they say nothing of how fast it goes."""
+        if not self._by_file and not self._bar.disable:
+            self._bar.initial += documents
+            self._bar.n += documents
+            self._bar.refresh()
+
+    def tell(self, text: str) -> None:
+        """A line above the bar."""
+        tqdm.write(text, file=sys.stderr)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+
+def rank(
+    queries: Queries,
+    scorer: Scorer,
+    wanted: Wanted,
+    output: Output,
+    about: Mapping[str, Any],
+    bad: BadLines,
+    *,
+    restart: bool = False,
+    progress: bool = True,
+) -> Summary:
+    """Rank every query and write the output. A run that was stopped goes on where its journal ends.
+
+    about: what the model is and how it is asked; a journal of something else is not gone on with
+
+    Raises RerankdError; what was finished until then is kept.
+    """
+    summary, began = Summary(), perf_counter()
+    told = {**about, **queries.digests, **asdict(wanted), "block": scorer.block_documents}
+    with Journal(output.path, told, restart) as journal, Progress(queries, progress) as bar:
+        if len(journal):
+            bar.tell(f"Going on with {journal.path}")
+        bad.tell = bar.tell
+
+        def left() -> Iterator[Any]:
+            for block in in_blocks(queries, scorer.block_documents):
+                for query in block.queries:
+                    check_ids(query.id, (), output.format)
+                known = journal.digest(block.number)
+                if known is None:
+                    yield block
+                elif known != block.digest:
+                    raise FileProblem(
+                        f"{block.queries[0].where}, or a line behind it, has changed since {journal.path} was written; "
+                        "give another output, or --restart to begin anew."
+                    )
+                else:
+                    summary.kept += block.documents
+                    bar.kept(block.documents)
+
+        for block, found in scorer.score(left(), wanted, bar.add):
+            for one in found:
+                _report(one, bad)
+            rankings = [None if one.error else one.ranking() for one in found]
+            for ranking in filter(None, rankings):
+                check_ids(ranking.query, (document.id for document in ranking.results), output.format)
+            journal.add(block.number, block.digest, [ranking and _packed(ranking) for ranking in rankings])
+        write_rankings(output.path, output.format, _counted(journal, summary), output.tag)
+        journal.finish()
+    summary.bad, summary.seconds = bad.count, perf_counter() - began
+    return summary
+
+
+def _report(found: Found, bad: BadLines) -> None:
+    if found.error is not None:
+        bad.add(found.error)
+    for problem in found.failed.values():
+        bad.add(RerankdError(problem))
+
+
+def _packed(ranking: Ranking) -> list[Any]:
+    results = [[one.id, one.index, one.score, one.truncated] for one in ranking.results]
+    return [ranking.query, results, ranking.scored, ranking.query_truncated, dict(ranking.failed)]
+
+
+def _counted(journal: Journal, summary: Summary) -> Iterator[Ranking]:
+    """The rankings that a journal holds, counted as they pass."""
+    for block in journal.results():
+        for packed in block:
+            if packed is None:
+                continue
+            query, results, scored, query_truncated, failed = packed
+            ranking = Ranking(query, tuple(Ranked(*one) for one in results), scored, query_truncated, failed)
+            summary.queries += 1
+            summary.documents += scored
+            summary.truncated += sum(bool(one.truncated) for one in ranking.results)
+            yield ranking

@@ -1,0 +1,166 @@
+"""Rows of TSV, CSV, JSONL and Parquet files as dictionaries, each with the number of its line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rerankd.rank.files import COMPRESSIONS, STANDARD, BadLine, BadLines, FileProblem, Source, needed
+
+CELL_LIMIT = (1 << 31) - 1
+ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What a file's columns mean.
+
+    names: for each meaning, the names that a header may have for it
+    positions: the meanings of columns without a header, for each number of columns
+    """
+
+    names: Mapping[str, Sequence[str]]
+    positions: Mapping[int, Sequence[str]]
+
+    def meaning(self, header: str) -> str | None:
+        """The meaning of a column, by its header."""
+        word = header.strip().lower().replace("-", "_")
+        return next((meaning for meaning, names in self.names.items() if word in names), None)
+
+    def read(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The cells of a row by meaning, those without one left out."""
+        return {meaning: value for name, value in row.items() if (meaning := self.meaning(name)) and value is not None}
+
+
+def rows(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a file by its suffix; without one JSONL where it begins with `{`, else TSV.
+
+    JSONL rows are whole objects, under their own names. Raises FileProblem.
+    """
+    if source.format == "parquet":
+        yield from _parquet(source, columns)
+    elif source.format == "csv":
+        yield from _csv(source, columns, bad)
+    else:
+        yield from _lines(source, columns, bad)
+
+
+def _lines(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
+    form = {"json": "jsonl", "jsonl": "jsonl", "ndjson": "jsonl", "tsv": "tsv"}.get(source.format)
+    named: list[str | None] | None = None
+    first = True
+    for number, raw in source.lines():
+        if not raw.strip():
+            continue
+        try:
+            text = decoded(source, number, raw.removeprefix(b"\xef\xbb\xbf") if first else raw)
+            form = form or ("jsonl" if text.lstrip().startswith("{") else "tsv")
+            if form == "jsonl":
+                yield number, json_object(source, number, text)
+            else:
+                cells = text.split("\t")
+                if first and any(columns.meaning(cell) for cell in cells):
+                    named = [columns.meaning(cell) for cell in cells]
+                else:
+                    yield number, _row(source, number, cells, named, columns)
+        except BadLine as problem:
+            bad.add(problem)
+        first = False
+
+
+def _row(
+    source: Source, number: int, cells: Sequence[str], named: Sequence[str | None] | None, columns: Columns
+) -> dict[str, Any]:
+    meanings = named or columns.positions.get(len(cells))
+    if meanings is None:
+        wanted = " or ".join(", ".join(one) for one in columns.positions.values())
+        raise BadLine(source.name, number, f"has {len(cells)} columns; without a header they are {wanted}.")
+    if len(cells) != len(meanings):
+        raise BadLine(source.name, number, f"has {len(cells)} columns, the header {len(meanings)}.")
+    return {meaning: cell for meaning, cell in zip(meanings, cells, strict=True) if meaning}
+
+
+def _csv(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(CELL_LIMIT)
+
+    def lines() -> Iterator[str]:
+        # The ends of lines stay: a cell in quotes may hold some.
+        with source.open() as stream:
+            for line in stream:
+                source.update(line)
+                yield line.decode("utf-8", "surrogateescape")
+
+    reader = csv.reader(lines(), strict=True)
+    named: list[str | None] | None = None
+    number = 1
+    while True:
+        try:
+            cells = next(reader, None)
+            if cells is None:
+                return
+            if not cells:
+                continue
+            for cell in cells:
+                if not cell.isascii():
+                    decoded(source, number, cell.encode("utf-8", "surrogateescape"))
+            if named is None:
+                cells[0] = cells[0].removeprefix("\ufeff")
+                named = [columns.meaning(cell) for cell in cells]
+                if not any(named):
+                    words = ", ".join(names[0] for names in columns.names.values())
+                    raise FileProblem(f"{source.name}: a CSV file begins with a header, of {words}.")
+            else:
+                yield number, _row(source, number, cells, named, columns)
+        except csv.Error as error:
+            bad.add(BadLine(source.name, number, f"is not CSV: {error}."))
+        except BadLine as problem:
+            bad.add(problem)
+        finally:
+            number = reader.line_num + 1
+
+
+def _parquet(source: Source, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
+    if source.path == STANDARD:
+        raise FileProblem("standard input cannot be Parquet; give a file.")
+    if source.path.lower().endswith(COMPRESSIONS):
+        raise FileProblem(f"{source.path}: Parquet files are read as they are; decompress it first.")
+    parquet = needed("pyarrow.parquet", "Parquet files")
+    number = 0
+    with source.open() as stream:
+        try:
+            file = parquet.ParquetFile(stream)
+        except Exception as error:
+            raise FileProblem(f"{source.name} is not a Parquet file: {error}.") from error
+        wanted = [name for name in file.schema_arrow.names if columns.meaning(name)]
+        if not wanted:
+            words = ", ".join(names[0] for names in columns.names.values())
+            raise FileProblem(f"{source.name} has none of the columns {words}.")
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=wanted):
+            for row in batch.to_pylist():
+                number += 1
+                source.update(repr(row).encode("utf-8", "surrogatepass"))
+                yield number, columns.read(row)
+
+
+def decoded(source: Source, number: int, raw: bytes) -> str:
+    """A line as text. Raises BadLine."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise BadLine(source.name, number, f"is not UTF-8: byte {error.start} does not decode.") from None
+
+
+def json_object(source: Source, number: int, text: str) -> dict[str, Any]:
+    """A line's JSON object. Raises BadLine."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise BadLine(source.name, number, "is nested too deeply.") from None
+    except ValueError as error:
+        raise BadLine(source.name, number, f"is not JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise BadLine(source.name, number, "is not a JSON object.")
+    return value

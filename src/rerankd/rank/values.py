@@ -1,0 +1,99 @@
+"""Queries and documents as JSON values: what files hold and what servers are sent."""
+
+from __future__ import annotations
+
+import base64
+import mimetypes
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from pydantic import TypeAdapter, ValidationError
+
+from rerankd import contents
+from rerankd.core import Content, Image, InvalidRequest, Part, Text, Video
+from rerankd.server.dialects.contents import ContentBody
+from rerankd.server.dialects.contents import to_content as of_body
+
+_BODY: TypeAdapter[ContentBody] = TypeAdapter(ContentBody)
+REMOTE = ("http:", "https:", "data:")
+
+
+def to_content(value: Any, field: str) -> Content:
+    """The content of a JSON value: a text, the authors' `{"text", "image", "video"}`, or content parts.
+
+    Raises InvalidRequest, naming `field`.
+    """
+    if isinstance(value, str):
+        return (Text(well_formed(value)),)
+    if isinstance(value, dict) and "content" not in value:
+        return contents.to_content(value, field)
+    try:
+        return of_body(_BODY.validate_python(value))
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]["msg"]
+        wanted = "give a text, an object of text, image and video, or a list of parts"
+        raise InvalidRequest(field, f"{problem}; {wanted}") from None
+
+
+def is_text(content: Content) -> bool:
+    """Whether nothing but text is in it."""
+    return all(isinstance(part, Text) for part in content)
+
+
+def plain_text(content: Content, field: str) -> str:
+    """The text of a content. Raises InvalidRequest for pictures and videos."""
+    if not is_text(content):
+        raise InvalidRequest(field, "holds an image or a video, which this API does not take; use --api vllm")
+    return "\n".join(part.text for part in content if isinstance(part, Text))
+
+
+def sendable(content: Content, field: str) -> Content:
+    """The content with files of this machine as `data:` URLs. Raises InvalidRequest for a file that cannot be read."""
+    return tuple(_sendable(part, field) for part in content)
+
+
+def parts(content: Content) -> str | list[dict[str, Any]]:
+    """A content in a body of vLLM's or SGLang's API: a string where one text is all."""
+    if len(content) == 1 and isinstance(content[0], Text):
+        return content[0].text
+    return [_part(part) for part in content]
+
+
+def _part(part: Part) -> dict[str, Any]:
+    if isinstance(part, Text):
+        return {"type": "text", "text": part.text}
+    kind, limits = (
+        ("image_url", {"min_pixels": part.min_pixels, "max_pixels": part.max_pixels})
+        if isinstance(part, Image)
+        else ("video_url", {"fps": part.fps, "max_frames": part.max_frames})
+    )
+    return {"type": kind, kind: {"url": part.source, **{name: one for name, one in limits.items() if one is not None}}}
+
+
+def _sendable(part: Part, field: str) -> Part:
+    if isinstance(part, Text):
+        return part
+    source = part.source
+    if not isinstance(source, (str, os.PathLike)):
+        raise InvalidRequest(field, "holds a video as a list of pictures, which no API takes; give one file")
+    if isinstance(source, str) and source.startswith(REMOTE):
+        return part
+    name = str(source)
+    path = Path(url2pathname(urlsplit(name).path)) if name.startswith("file:") else Path(name)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(field, f"{path} cannot be read: {error.strerror}") from None
+    kind = mimetypes.guess_type(path.name)[0] or ("image/png" if isinstance(part, Image) else "video/mp4")
+    url = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    if isinstance(part, Image):
+        return Image(url, part.min_pixels, part.max_pixels)
+    return Video(url, part.fps, part.max_frames)
+
+
+def well_formed(text: str) -> str:
+    """JSON may escape half of a surrogate pair, which no tokenizer takes; U+FFFD stands for it."""
+    return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
