@@ -111,7 +111,8 @@ def load(shape: Shape, placement: Placement, seeds: torch.device | None = None) 
     checkpoint = RandomCheckpoint(shape, seeds or placement.device)
     _, architecture = find_architecture(checkpoint.config)
     weights = Weights(cast(Checkpoint, checkpoint), placement.device, placement.dtype)
-    return architecture.load(checkpoint.config, weights, {"no": 100, "yes": 200}.__getitem__, placement)
+    answers = {"no": 100, "yes": 200}.__getitem__
+    return architecture.load(checkpoint.config, weights, answers, placement, architecture.recipes[0])
 
 
 def gemm_operations(shape: Shape) -> int:

@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rerankd.layers.relative import Disentangled
 from rerankd.layers.spec import (
     Affine,
     EmbeddingWeights,
     LayerSpec,
     LayerWeights,
     Norm,
+    RelativeWeights,
     TransformerSpec,
 )
 
@@ -60,7 +62,15 @@ class RandomWeights:
             mlp_norm=self._norm(spec.norm, spec.hidden, seed + 7),
             query_norm=qk and self._norm(qk, spec.head_dim, seed + 8),
             key_norm=qk and self._norm(qk, spec.head_dim, seed + 9),
+            relative=self._relative(spec, seed + 20),
         )
+
+    def _relative(self, spec: LayerSpec, seed: int) -> RelativeWeights | None:
+        if not isinstance(spec.attention_bias, Disentangled):
+            return None
+        rows = 2 * spec.attention_bias.span
+        keys, queries = (draw(rows, spec.query_width, seed=seed + i).to(self.dtype) for i in range(2))
+        return RelativeWeights(keys, queries)
 
     def _linear(self, outputs: int, inputs: int, bias: bool, seed: int) -> Affine:
         weight = (draw(outputs, inputs, seed=seed) * 1.5 / math.sqrt(inputs)).to(self.dtype)
@@ -142,11 +152,28 @@ def _attention(x: Tensor, spec: LayerSpec, layer: LayerWeights) -> Tensor:
             for j in range(len(x)):
                 if (spec.causal and j > i) or (spec.window is not None and abs(i - j) > spec.window):
                     logits[i, j] = float("-inf")
+                elif isinstance(spec.attention_bias, Disentangled):
+                    assert layer.relative is not None
+                    row = _row(i - j, spec.attention_bias)
+                    own = slice(head * spec.head_dim, (head + 1) * spec.head_dim)
+                    scale = spec.scale or spec.head_dim**-0.5
+                    for table, side in ((layer.relative.keys, queries[i]), (layer.relative.queries, keys[j])):
+                        assert table is not None
+                        logits[i, j] += table[row, own].double() @ side[head] * scale
                 elif spec.attention_bias == "alibi":
                     assert spec.heads == 4
                     logits[i, j] -= [1 / 4, 1 / 16, 1 / 64, 1 / 256][head] * abs(i - j)
         heads.append(logits.softmax(-1) @ values[:, head // group])
     return _linear(torch.cat(heads, -1), layer.out)
+
+
+def _row(distance: int, form: Disentangled) -> int:
+    """Half of the rows before and behind are for one distance each, the others for ever more of them."""
+    near, bucket = form.span // 2, distance
+    if form.farthest is not None and abs(distance) > near:
+        steps = math.ceil(math.log(abs(distance) / near) / math.log((form.farthest - 1) / near) * (near - 1))
+        bucket = (near + steps) * (1 if distance > 0 else -1)
+    return min(max(bucket + form.span, 0), 2 * form.span - 1)
 
 
 def _mlp(x: Tensor, spec: LayerSpec, layer: LayerWeights) -> Tensor:

@@ -15,6 +15,7 @@ from rerankd.backends.select import place
 from rerankd.backends.torch.backend import TorchBackend
 from rerankd.core import ModelError, PackedGroup, Span
 from rerankd.layers.layout import AttentionLayout, causal_layout, separate_layout
+from rerankd.layers.relative import Disentangled
 from rerankd.layers.rotary import Rotary
 from rerankd.layers.spec import LayerSpec, Norm, TransformerSpec
 from rerankd.layers.transformer import Additions, Tokens
@@ -61,6 +62,8 @@ SPECS = {
     ),
     "sliding-decoder": shapes(QWEN, window=4),
     "jina-bert": shapes(BERT, heads=4, head_dim=16, attention_bias="alibi", gated=True, mlp_bias=True),
+    "deberta": shapes(BERT, attention_bias=Disentangled(8, 40), scale=0.1),
+    "deberta-plain": shapes(BERT, attention_bias=Disentangled(5)),
     "new-bert": shapes(BERT, rotary=Rotary.plain(32, 1e4), gated=True),
     "partial-rotary": shapes(QWEN, rotary=Rotary.plain(16, 1e4)),
     "yarn-factor": shapes(QWEN, rotary=replace(Rotary.plain(32, 1e4), factor=1.3)),
@@ -177,10 +180,10 @@ def test_additions_reach_the_layers_behind(dtype: torch.dtype) -> None:
     torch.testing.assert_close(results[0], results[1], rtol=NEAR[dtype] * 3, atol=NEAR[dtype] * 3)
 
 
-def test_an_unknown_bias_is_refused_with_each_reason() -> None:
-    spec = shapes(BERT, attention_bias="disentangled")
-    with pytest.raises(ModelError, match=r"backend cpu does not support disentangled.*backend torch does not support"):
-        place("cpu", "float32").transformer(spec, RandomWeights(spec))
+def test_what_a_chosen_backend_lacks_is_named() -> None:
+    spec = SPECS["deberta"]
+    with pytest.raises(ModelError, match="backend cpu does not support disentangled attention"):
+        place("cpu", "float32", backend="cpu").transformer(spec, RandomWeights(spec))
 
 
 def test_a_chosen_backend_alone_runs_the_model() -> None:

@@ -111,7 +111,7 @@ def test_a_vision_models_sections_stay_and_its_frequencies_are_scaled(make_check
     ("rope", "said"),
     [
         ({"rope_type": "longrope", "factor": 4.0}, "longrope"),
-        ({"rope_type": "ntk"}, "ntk"),
+        ({"rope_type": "longrope"}, "longrope"),
         ({"rope_type": "yarn", "factor": 0}, "factor"),
         ({"rope_type": "yarn", "factor": "4"}, "factor"),
         ({"rope_type": "linear"}, "factor"),

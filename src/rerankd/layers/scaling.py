@@ -51,7 +51,17 @@ class Yarn:
     truncate: bool = True
 
 
-Scaling: TypeAlias = Linear | Llama3 | Yarn
+@dataclass(frozen=True, slots=True)
+class Ntk:
+    """A base of `factor` times as much, and frequencies divided by factor^(2 / width) (kexue.fm/archives/9706).
+
+    Behaviour reference: `NTKScalingRotaryEmbedding` of mGTE's authors.
+    """
+
+    factor: float
+
+
+Scaling: TypeAlias = Linear | Llama3 | Yarn | Ntk
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,9 @@ class Rope:
                 return _llama3(plain, scaling)
             case Yarn() as scaling:
                 return _yarn(plain, scaling, self.theta)
+            case Ntk(factor):
+                divisor: float = factor ** (2 / width)
+                return torch.tensor(geometric(width, self.theta * factor)) / divisor
 
     @property
     def attention_factor(self) -> float:

@@ -11,10 +11,11 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
+from rerankd.layers.relative import Disentangled
 from rerankd.layers.rotary import Rotary
 
 Activation: TypeAlias = Literal["gelu", "gelu_tanh", "silu", "relu"]
-AttentionBias: TypeAlias = Literal["alibi", "disentangled"]
+AttentionBias: TypeAlias = Literal["alibi"] | Disentangled
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class LayerSpec:
     qk_norm: the norm of each head's query and key
     rotary: how positions turn queries and keys; None for no rotation
     window: how many positions back a row sees, and in a bidirectional layer as many ahead; None for all
-    attention_bias: what is added to attention logits: "alibi" (Press et al., 2022), "disentangled" (He et al., 2021)
+    attention_bias: what is added to attention logits: "alibi" (Press et al., 2022), or what distance adds
     scale: the factor of attention logits; None for head_dim ** -0.5
     qkv_bias, out_bias, mlp_bias: whether these linear layers have biases
     """
@@ -111,6 +112,16 @@ class Affine(NamedTuple):
     bias: Tensor | None = None
 
 
+class RelativeWeights(NamedTuple):
+    """The tables of disentangled attention, in the backend's dtype, None where a model has none.
+
+    keys: [2 * span, A], which queries are multiplied with; queries: [2 * span, A], with which keys are
+    """
+
+    keys: Tensor | None
+    queries: Tensor | None
+
+
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
     """The weights of one layer. Linear weights are in the backend's dtype, norms are float32.
@@ -129,6 +140,7 @@ class LayerWeights:
     mlp_norm: Affine
     query_norm: Affine | None = None
     key_norm: Affine | None = None
+    relative: RelativeWeights | None = None
 
 
 @dataclass(frozen=True, slots=True)

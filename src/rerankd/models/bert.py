@@ -56,10 +56,17 @@ def spec_of(config: Config) -> TransformerSpec:
     return TransformerSpec((layer,) * config.size("num_hidden_layers"), embedding_norm=norm)
 
 
-def encoder(config: Config, weights: Weights, first_position: int) -> Stack:
+def encoder(
+    config: Config,
+    weights: Weights,
+    first_position: int,
+    names: LayerNames = NAMES,
+    embedding_norm: str = "embeddings.LayerNorm",
+) -> Stack:
     """The weights of the encoder. Positions begin at row `first_position` of their table."""
     # Before anything is made by these sizes, which may be any numbers.
-    weights.expect_count(config, "num_hidden_layers", config.size("num_hidden_layers"), "encoder.layer")
+    layers = config.size("num_hidden_layers")
+    weights.expect_count(config, "num_hidden_layers", layers, names.layer.removesuffix(".{}"))
     spec = spec_of(config)
     words, types = config.size("vocab_size"), config.size("type_vocab_size", 2)
     most = config.size("max_position_embeddings")
@@ -68,16 +75,16 @@ def encoder(config: Config, weights: Weights, first_position: int) -> Stack:
     embeddings.expect_size(config, "vocab_size", words, "word_embeddings.weight")
     embeddings.expect_size(config, "type_vocab_size", types, "token_type_embeddings.weight")
     embeddings.expect_size(config, "max_position_embeddings", most, "position_embeddings.weight")
-    mlp = "encoder.layer.0.intermediate.dense.weight"
+    mlp = f"{names.layer.format(0)}.{names.up[0]}.weight"
     weights.expect_size(config, "intermediate_size", spec.layers[0].mlp, mlp)
     assert spec.embedding_norm is not None
     tables = EmbeddingWeights(
         words=embeddings.tensor("word_embeddings.weight", words, spec.hidden),
         positions=embeddings.tensor("position_embeddings.weight", most, spec.hidden)[first_position:],
         types=embeddings.tensor("token_type_embeddings.weight", types, spec.hidden),
-        norm=embeddings.norm("LayerNorm", spec.hidden, spec.embedding_norm),
+        norm=weights.norm(embedding_norm, spec.hidden, spec.embedding_norm),
     )
-    return Stack(spec, weights, NAMES, tables)
+    return Stack(spec, weights, names, tables)
 
 
 def bert_cross_encoder(

@@ -6,20 +6,25 @@ from pathlib import Path
 
 import torch
 
+from rerankd.core import ModelError
 from rerankd.layers.transformer import Executor
 from rerankd.models.base import TextModel
-from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.config import Config, shown
 from rerankd.models.checkpoint.modules import read_pooling
 from rerankd.models.checkpoint.weights import Weights
-from rerankd.models.heads import ClassifierHead, CosineHead
+from rerankd.models.heads import BETWEEN, ClassifierHead, CosineHead
 from rerankd.models.labels import declared_activation, label_count
 from rerankd.models.stack import Stack
 
 
 def cross_encoder(
-    config: Config, weights: Weights, executor: Executor, stack: Stack, dense: str, out: str
+    config: Config, weights: Weights, executor: Executor, stack: Stack, dense: str, out: str, between: str = "tanh"
 ) -> TextModel:
-    """An encoder with a classifier; `dense` and `out` are the names of its two linear layers."""
+    """An encoder with a classifier: `dense` and `out` name its two linear layers, `between` what is between them."""
+    if between not in BETWEEN:
+        raise ModelError(
+            f"{config.source}: the classifier's activation is {shown(between)}; known: {', '.join(BETWEEN)}."
+        )
     labels, hidden = label_count(config), stack.spec.hidden
     activation = declared_activation(config, labels)
     weights.expect_size(config, "num_labels", labels, f"{out}.weight")
@@ -27,6 +32,7 @@ def cross_encoder(
         dense=weights.affine(dense, hidden, hidden, True, torch.float32),
         out=weights.affine(out, labels, hidden, True, torch.float32),
         activation=activation,
+        between=between,
     )
     return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, TypeAlias
 
 import torch
@@ -37,16 +38,28 @@ class Head(Protocol):
         ...
 
 
+BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": torch.relu,
+    "silu": F.silu,
+}
+"""What may stand between the two linear layers of a classifier, by the names of configurations."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClassifierHead:
-    """A classifier of the first token of each pair: out(tanh(dense(x))), of 1 label or of 2.
+    """A classifier of the first token of each pair: out(f(dense(x))), of 1 label or of 2.
 
     dense: the pooler of BERT, the dense layer of RoBERTa's classification head; all float32
+    between: f, a key of BETWEEN
     """
 
     dense: Affine
     out: Affine
     activation: Activation
+    between: str = "tanh"
 
     def rows(self, batch: PackedBatch) -> list[int]:
         """The first token of each document."""
@@ -54,7 +67,7 @@ class ClassifierHead:
 
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
         """See `Head`."""
-        return one_logit(F.linear(F.linear(states, *self.dense).tanh(), *self.out))
+        return one_logit(F.linear(BETWEEN[self.between](F.linear(states, *self.dense)), *self.out))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,13 @@ ARCHITECTURES = {
     "Qwen3VLForSequenceClassification": "qwen3_vl.QWEN3_VL",
     "XLMRobertaForSequenceClassification": "roberta.CROSS_ENCODER",
     "RobertaForSequenceClassification": "roberta.CROSS_ENCODER",
+    "CamembertForSequenceClassification": "roberta.CROSS_ENCODER",
     "BertForSequenceClassification": "bert.CROSS_ENCODER",
+    "ElectraForSequenceClassification": "electra.CROSS_ENCODER",
+    "DistilBertForSequenceClassification": "distilbert.CROSS_ENCODER",
+    "DebertaV2ForSequenceClassification": "deberta_v2.CROSS_ENCODER",
+    "NewForSequenceClassification": "gte.CROSS_ENCODER",
+    "GteForSequenceClassification": "gte.CROSS_ENCODER",
     "BertModel": "bert.BI_ENCODER",
     "XLMRobertaModel": "roberta.BI_ENCODER",
 }

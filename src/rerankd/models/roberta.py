@@ -1,4 +1,5 @@
-"""RoBERTa (Liu et al., 2019) and XLM-R (Conneau et al., 2019): BERT with other names and positions; BGE rerankers.
+"""RoBERTa (Liu et al., 2019) and XLM-R (Conneau et al., 2019): BERT with other names and positions; BGE
+rerankers, and jina-reranker-v2.
 
 Behaviour reference: `modeling_xlm_roberta.py` in transformers. The two differ in their tokenizers only.
 """
@@ -14,6 +15,18 @@ from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.encoders import bi_encoder, cross_encoder
 from rerankd.models.recipes import encoders
 from rerankd.models.recipes.recipe import Recipe
+from rerankd.models.stack import LayerNames
+
+FLASH_NAMES = LayerNames(
+    layer="encoder.layers.{}",
+    qkv=("mixer.Wqkv",),
+    out="mixer.out_proj",
+    up=("mlp.fc1",),
+    down="mlp.fc2",
+    attention_norm="norm1",
+    mlp_norm="norm2",
+)
+"""Names of the same layers in jina-reranker-v2, after its authors' code for flash attention."""
 
 
 def first_position(config: Config) -> int:
@@ -29,7 +42,11 @@ def roberta_cross_encoder(
     config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
 ) -> TextModel:
     """`XLMRobertaForSequenceClassification`, `RobertaForSequenceClassification`: dense, tanh, out_proj on `<s>`."""
-    stack = encoder(config, weights.scope("roberta"), first_position(config))
+    own = weights.scope("roberta")
+    if "emb_ln.weight" in own:
+        stack = encoder(config, own, first_position(config), FLASH_NAMES, "emb_ln")
+    else:
+        stack = encoder(config, own, first_position(config))
     return cross_encoder(config, weights, executor, stack, "classifier.dense", "classifier.out_proj")
 
 
@@ -46,6 +63,6 @@ def positions(config: Config) -> int:
     return plain_positions(config) - first_position(config)
 
 
-MODEL_TYPES = ("roberta", "xlm-roberta")
+MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
 CROSS_ENCODER = Architecture(MODEL_TYPES, (encoders.CROSS_ENCODER,), roberta_cross_encoder, positions, spec_of)
 BI_ENCODER = Architecture(MODEL_TYPES, (encoders.BI_ENCODER,), roberta_bi_encoder, positions, spec_of)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
-from rerankd.layers.spec import Affine, EmbeddingWeights, LayerSpec, LayerWeights, TransformerSpec
+from rerankd.layers.spec import Affine, EmbeddingWeights, LayerSpec, LayerWeights, RelativeWeights, TransformerSpec
 from rerankd.models.checkpoint.weights import Weights
 
 
@@ -17,7 +17,8 @@ class LayerNames:
 
     layer: the prefix of layer 0, 1, ..., with `{}` for the number
     qkv: the linear layers of query, key and value, or one that holds the three one below another
-    up: the linear layer up; of a gated MLP gate and up, or one that holds both
+    up: the linear layer up; of a gated MLP gate and up, or one that holds both, the gate first unless `gate_last`
+    up_bias: whether `up` has a bias where the specification's MLP has biases
     attention_norm, mlp_norm: the norms before (of a "post" layer: behind) attention and MLP
     query_norm, key_norm: the norms of each head, where the specification has them
     """
@@ -31,6 +32,8 @@ class LayerNames:
     mlp_norm: str
     query_norm: str = ""
     key_norm: str = ""
+    gate_last: bool = False
+    up_bias: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class Stack:
 
     weights: the view that holds layers, embedding and final norm
     first: the number of the first layer of the stack in the checkpoint
+    relative: reads the tables of a layer's disentangled attention, from its weights and those of its scope
     """
 
     spec: TransformerSpec
@@ -47,11 +51,14 @@ class Stack:
     embedding: EmbeddingWeights | None = None
     final_norm: Affine | None = None
     first: int = 0
+    relative: Callable[[LayerWeights, Weights], RelativeWeights] | None = None
 
     def layers(self) -> Iterator[LayerWeights]:
         """See `TransformerWeights.layers`."""
         for i, spec in enumerate(self.spec.layers):
-            yield read_layer(spec, self.weights.scope(self.names.layer.format(self.first + i)), self.names)
+            scope = self.weights.scope(self.names.layer.format(self.first + i))
+            layer = read_layer(spec, scope, self.names)
+            yield layer if self.relative is None else replace(layer, relative=self.relative(layer, scope))
 
 
 def read_layer(spec: LayerSpec, weights: Weights, names: LayerNames) -> LayerWeights:
@@ -64,10 +71,13 @@ def read_layer(spec: LayerSpec, weights: Weights, names: LayerNames) -> LayerWei
         query = weights.affine(names.qkv[0], spec.query_width, hidden, spec.qkv_bias)
         parts = [weights.affine(name, kv, hidden, spec.qkv_bias) for name in names.qkv[1:]]
         key_value = _stacked(parts)
+    up_bias = spec.mlp_bias and names.up_bias
     if len(names.up) == 1:
-        up = weights.affine(names.up[0], spec.mlp * (2 if spec.gated else 1), hidden, spec.mlp_bias)
+        up = weights.affine(names.up[0], spec.mlp * (2 if spec.gated else 1), hidden, up_bias)
+        if spec.gated and names.gate_last:
+            up = _stacked([_rows(up, spec.mlp, None), _rows(up, 0, spec.mlp)])
     else:
-        up = _stacked([weights.affine(name, spec.mlp, hidden, spec.mlp_bias) for name in names.up])
+        up = _stacked([weights.affine(name, spec.mlp, hidden, up_bias) for name in names.up])
     qk = spec.qk_norm
     return LayerWeights(
         query=query,

@@ -44,7 +44,10 @@ def executor(
 @pytest.mark.parametrize("name", SPECS)
 def test_specifications_run_as_defined(name: str) -> None:
     spec, packed = SPECS[name], Packed(SPECS[name].causal)
-    assert CudaBackend(CPU, torch.float32).supports(spec) is None
+    lacking = CudaBackend(CPU, torch.float32).supports(spec)
+    assert lacking == ("disentangled attention" if name.startswith("deberta") else None)
+    if lacking:
+        return
     rotated = any(layer.rotary is not None for layer in spec.layers)
     positions = packed.tokens.positions if rotated else None
     expected = packed.expected(spec, RandomWeights(spec, positioned=not rotated and spec.layers[0].rotary is None))

@@ -15,6 +15,7 @@ from rerankd.backends.cpu.rows import plain
 from rerankd.backends.cpu.runtime import MakeLinear, Runtime
 from rerankd.backends.cpu.transformer import PostNormTransformer, PreNormTransformer
 from rerankd.core import ModelError
+from rerankd.layers.relative import Disentangled
 from rerankd.layers.spec import Activation, Affine, LayerSpec, TransformerSpec, TransformerWeights
 from rerankd.layers.transformer import Projection, Transformer
 
@@ -72,7 +73,7 @@ def _lacking(spec: LayerSpec) -> str | None:
     if spec.window is not None:
         return "attention windows"
     if spec.attention_bias is not None:
-        return f"{spec.attention_bias} attention"
+        return "disentangled attention" if isinstance(spec.attention_bias, Disentangled) else "ALiBi"
     if spec.rotary is not None and 2 * len(spec.rotary.frequencies) != spec.head_dim:
         return "partial rotation"
     if spec.qk_norm is not None and spec.qk_norm.kind != "rms":

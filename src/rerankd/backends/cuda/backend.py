@@ -15,6 +15,7 @@ from rerankd.backends.torch.attention import sdpa_attention
 from rerankd.backends.torch.backend import TorchBackend
 from rerankd.backends.torch.transformer import activate
 from rerankd.core import ModelError
+from rerankd.layers.relative import Disentangled
 from rerankd.layers.spec import Activation, Affine, TransformerSpec, TransformerWeights
 from rerankd.layers.transformer import Projection, Transformer
 
@@ -58,7 +59,7 @@ class CudaBackend:
 
     def supports(self, spec: TransformerSpec) -> str | None:
         """See `Backend.supports`."""
-        if any(layer.attention_bias == "disentangled" for layer in spec.layers):
+        if any(isinstance(layer.attention_bias, Disentangled) for layer in spec.layers):
             return "disentangled attention"
         if any(layer.head_dim > 256 for layer in spec.layers):
             return "heads of more than 256 values"

@@ -54,19 +54,15 @@ def sdpa_attention(
         count = len(bucket.blocks)
         mask = bucket.mask(q, window, slopes)
         attended = F.scaled_dot_product_attention(
-            _gather(q, bucket.query_rows, count),
-            _gather(k, bucket.key_rows, count),
-            _gather(v, bucket.key_rows, count),
+            gathered(q, bucket.query_rows, count),
+            gathered(k, bucket.key_rows, count),
+            gathered(v, bucket.key_rows, count),
             attn_mask=mask,
             is_causal=mask is None and bucket.square and layout.causal,
             scale=scale,
             enable_gqa=q.shape[1] != k.shape[1],
-        ).transpose(1, 2)
-        if isinstance(bucket.query_rows, slice):
-            out[bucket.query_rows].view(count, -1, *out.shape[1:]).copy_(attended)
-        else:
-            # A row of padding is its block's last row again, and writes the same values there.
-            out[bucket.query_rows] = attended
+        )
+        scattered(attended, bucket.query_rows, out)
     return out.flatten(1)
 
 
@@ -82,7 +78,17 @@ def alibi_slopes(heads: int) -> tuple[float, ...]:
     return tuple(slopes + above[: heads - below])
 
 
-def _gather(rows: Tensor, wanted: Tensor | slice, blocks: int) -> Tensor:
+def gathered(rows: Tensor, wanted: Tensor | slice, blocks: int) -> Tensor:
     """[rows, heads, dim] -> [blocks, heads, rows of a block, dim], as a view where `wanted` is a slice."""
     found = rows[wanted]
     return (found.view(blocks, -1, *rows.shape[1:]) if isinstance(wanted, slice) else found).transpose(1, 2)
+
+
+def scattered(attended: Tensor, rows: Tensor | slice, out: Tensor) -> None:
+    """Write [blocks, heads, rows of a block, dim] to the `rows` of out [rows, heads, dim]."""
+    by_row = attended.transpose(1, 2)
+    if isinstance(rows, slice):
+        out[rows].view(len(by_row), -1, *out.shape[1:]).copy_(by_row)
+    else:
+        # A row of padding is its block's last row again, and writes the same values there.
+        out[rows] = by_row

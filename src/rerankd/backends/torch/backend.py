@@ -25,8 +25,6 @@ class TorchBackend:
 
     def supports(self, spec: TransformerSpec) -> str | None:
         """See `Backend.supports`."""
-        if any(layer.attention_bias == "disentangled" for layer in spec.layers):
-            return "disentangled attention"
         return None
 
     def transformer(self, spec: TransformerSpec, weights: TransformerWeights) -> TorchTransformer:

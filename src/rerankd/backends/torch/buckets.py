@@ -83,22 +83,27 @@ class Bucket:
             self._masks[key] = self._mask(window, slopes).to(like.device, like.dtype)
         return self._masks[key]
 
-    def _mask(self, window: int | None, slopes: tuple[float, ...]) -> Tensor:
-        keys = torch.arange(self.keys)
+    @cached_property
+    def distances(self) -> Tensor:
+        """The place of each query row less that of each key, int64 [blocks, queries, keys]."""
         # Rows of padding see what the last row of their block sees.
         lengths = torch.tensor([len(block.query) for block in self.blocks])[:, None]
         first = torch.tensor([block.first for block in self.blocks])[:, None]
         places = (first + torch.minimum(torch.arange(self.queries), lengths - 1))[..., None]
+        return places - torch.arange(self.keys)
+
+    def _mask(self, window: int | None, slopes: tuple[float, ...]) -> Tensor:
+        keys, distances = torch.arange(self.keys), self.distances
         hidden = (keys >= torch.tensor([block.keys for block in self.blocks])[:, None, None]).expand(
             -1, self.queries, -1
         )
         if self.causal:
-            hidden = hidden | (keys > places)
+            hidden = hidden | (distances < 0)
         if window is not None:
-            hidden = hidden | ((keys - places).abs() > window)
+            hidden = hidden | (distances.abs() > window)
         mask = torch.zeros(hidden.shape)[:, None]
         if slopes:
-            mask = -torch.tensor(slopes)[:, None, None] * (keys - places).abs()[:, None]
+            mask = -torch.tensor(slopes)[:, None, None] * distances.abs()[:, None]
         return mask.masked_fill(hidden[:, None], float("-inf"))
 
 

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rerankd.backends.torch.attention import Attention, alibi_slopes
+from rerankd.backends.torch.disentangled import disentangled_attention
 from rerankd.layers.layout import AttentionLayout, kept_layout
+from rerankd.layers.relative import Disentangled
 from rerankd.layers.rotary import Rotary, Rotation, rotate
 from rerankd.layers.spec import (
     Activation,
@@ -62,7 +64,13 @@ class Layer:
         if rotation is not None:
             queries = turned(queries, rotation if keep is None else rotation.rows(keep))
             keys = turned(keys, rotation)
-        attended = self.attention(queries, keys, values, layout, spec.softmax_scale, spec.window, self.slopes)
+        if isinstance(spec.attention_bias, Disentangled):
+            assert weights.relative is not None, "disentangled attention has tables"
+            attended = disentangled_attention(
+                queries, keys, values, layout, spec.softmax_scale, spec.attention_bias, weights.relative, spec.window
+            )
+        else:
+            attended = self.attention(queries, keys, values, layout, spec.softmax_scale, spec.window, self.slopes)
         return F.linear(attended, *weights.out)
 
     def _mlp(self, x: Tensor) -> Tensor:

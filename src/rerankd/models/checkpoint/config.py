@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from rerankd.core import ModelError
-from rerankd.layers.scaling import Linear, Llama3, Rope, Scaling, Yarn
+from rerankd.layers.scaling import Linear, Llama3, Ntk, Rope, Scaling, Yarn
 
 T = TypeVar("T", int, float, str, bool)
 
@@ -148,6 +148,9 @@ class Config:
                 return None
             case "linear":
                 return Linear(positive("factor"))
+            case "ntk":
+                rope.require("mixed_b", None)
+                return Ntk(positive("factor"))
             case "llama3":
                 low, high = positive("low_freq_factor"), positive("high_freq_factor")
                 if low >= high:
@@ -169,7 +172,7 @@ class Config:
                 )
         raise ModelError(
             f"{self.source}: `rope_type` is {shown(kind)}, a scaling that is not supported; default, linear, dynamic, "
-            "yarn and llama3 are."
+            "ntk, yarn and llama3 are."
         )
 
 

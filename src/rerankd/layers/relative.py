@@ -1,0 +1,43 @@
+"""Attention that reads how far two rows are apart from tables of its own: disentangled attention (He et al., 2021)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Disentangled:
+    """Which row of the tables a distance between two places reads.
+
+    A distance d reads row `span + d`. With `farthest`, a distance beyond half the span reads one row with others, the
+    more the farther it is, as on a logarithmic scale. A distance beyond the table reads its first or last row.
+
+    Behaviour reference: `modeling_deberta_v2.py` in transformers.
+
+    span: half of the tables' rows
+    farthest: the distance that the logarithmic scale ends at; None for one row each
+    """
+
+    span: int
+    farthest: int | None = None
+
+    def rows(self, distances: Tensor) -> Tensor:
+        """The rows, int64, of int64 distances: the place of the query less that of the key."""
+        found = distances if self.farthest is None else self._on_scale(distances, self.farthest)
+        return (found + self.span).clamp(0, 2 * self.span - 1)
+
+    def _on_scale(self, distances: Tensor, farthest: int) -> Tensor:
+        near = self.span // 2
+        far = distances.abs().clamp(min=near).float()
+        # In float32, as the reference: at a rounding's edge the next integer would be another row.
+        logarithm = torch.log(far / near) / torch.tensor((farthest - 1) / near).log()
+        steps = torch.ceil(logarithm * (near - 1)) + near
+        return torch.where(distances.abs() <= near, distances, (steps * distances.sign()).long())
+
+    def logits_scale(self, head_dim: int, tables: int) -> float:
+        """The factor of logits that are sums of 1 + `tables` products."""
+        return 1 / math.sqrt(head_dim * (1 + tables))
