@@ -14,10 +14,11 @@ import torch
 import transformers
 
 from rerankd import InvalidRequest, Reranker
-from rerankd.core import LabelRequest, Labels
+from rerankd.core import Labels, RerankRequest, Tokens, text_content
 from rerankd.server.app import Settings
 from tests import checkpoints, texts
 from tests.conftest import MakeCheckpoint
+from tests.labels import label_request
 from tests.server.fakes import running
 
 QUERY = (
@@ -170,13 +171,13 @@ def test_what_does_not_fit_is_refused(qwen3_checkpoint: Path, qwen3_vl_checkpoin
 
     def refusal(reranker: Reranker, *prompts: str | tuple[int, ...]) -> InvalidRequest:
         with pytest.raises(InvalidRequest) as caught:
-            asyncio.run(reranker.label(LabelRequest(prompts, labels)))
+            asyncio.run(reranker.answer(label_request(prompts, labels)))
         return caught.value
 
     with Reranker(qwen3_checkpoint, device="cpu", dtype="float32", max_model_len=100) as reranker:
         error = refusal(reranker, "short", "long " * 130)
-        assert (error.field, "100 are allowed" in error.problem) == ("prompts[1]", True)
-        asyncio.run(reranker.label(LabelRequest(("<|image_pad|>",), labels)))
+        assert (error.field, "100 are allowed" in error.problem) == ("documents[1]", True)
+        asyncio.run(reranker.answer(label_request(("<|image_pad|>",), labels)))
     with Reranker(qwen3_vl_checkpoint, device="cpu", dtype="float32") as reranker:
         assert "image" in refusal(reranker, "a", "see <|vision_start|><|image_pad|><|vision_end|>").problem
 
@@ -197,13 +198,34 @@ def test_labels_and_documents_share_batches(reranker: Reranker, url: str) -> Non
             assert one.result() == pytest_approx(alone[place % len(kinds)])
 
 
+def test_token_ids_are_for_labels_alone(
+    qwen3_checkpoint: Path, qwen3_vl_checkpoint: Path, bert_checkpoint: Path
+) -> None:
+    for folder in (qwen3_checkpoint, qwen3_vl_checkpoint, bert_checkpoint):
+        with Reranker(folder, device="cpu", dtype="float32") as reranker:
+            asked = RerankRequest(text_content("q"), (text_content("a"), (Tokens((1, 2)),)))
+            with pytest.raises(InvalidRequest, match="documents: hold token ids"):
+                asyncio.run(reranker.answer(asked))
+
+
+def test_labels_keep_the_order_and_hold_one_piece(reranker: Reranker) -> None:
+    labels = Labels((9693, 2152), among_themselves=True)
+    result = asyncio.run(reranker.answer(label_request(ITEMS[:3], labels, QUERY)))
+    assert [document.index for document in result.documents] == [0, 1, 2]
+    assert [document.score for document in result.documents] == [document.labels[0] for document in result.documents]
+    assert sum(result.documents[0].labels) == pytest.approx(1)
+    assert result.scored == 3
+    with pytest.raises(InvalidRequest, match=r"documents\[0\]: must be one text, or token ids"):
+        asyncio.run(reranker.answer(RerankRequest((), ((),), labels=labels)))
+
+
 def test_a_head_of_its_own_is_read_when_it_is_asked_for(make_checkpoint: MakeCheckpoint) -> None:
     with Reranker(make_checkpoint(checkpoints.qwen3, tied=False), device="cpu", dtype="float32") as reranker:
         head: Any = getattr(reranker._engine.model.head, "vocabulary")  # noqa: B009 - a head of another kind has none
         reranker.rerank("q", ["a", "b"])
-        asyncio.run(reranker.label(LabelRequest(("a",), Labels((1, 2), among_themselves=True))))
+        asyncio.run(reranker.answer(label_request(("a",), Labels((1, 2), among_themselves=True))))
         assert "_matrix" not in vars(head)
-        asyncio.run(reranker.label(LabelRequest(("a",), Labels((1, 2)))))
+        asyncio.run(reranker.answer(label_request(("a",), Labels((1, 2)))))
         assert vars(head)["_matrix"].shape == (head.size, 64)
 
 
@@ -224,6 +246,6 @@ def test_bfloat16(make_checkpoint: MakeCheckpoint) -> None:
     found = []
     for dtype in ("float32", "bfloat16"):
         with Reranker(folder, device="cpu", dtype=dtype) as reranker:
-            result = asyncio.run(reranker.label(LabelRequest(prompts, Labels((9693, 2152), among_themselves=True))))
-            found.append(torch.tensor(result.probabilities))
+            result = asyncio.run(reranker.answer(label_request(prompts, Labels((9693, 2152), among_themselves=True))))
+            found.append(torch.tensor([document.labels for document in result.documents]))
     assert (found[0] - found[1]).abs().max() < 0.01

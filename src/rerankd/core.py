@@ -77,7 +77,14 @@ class Video:
     max_frames: int | None = None
 
 
-Part: TypeAlias = Text | Image | Video
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A piece of a prompt as token ids. Only a request with `labels` may hold one."""
+
+    ids: tuple[int, ...]
+
+
+Part: TypeAlias = Text | Image | Video | Tokens
 Content: TypeAlias = tuple[Part, ...]
 
 
@@ -91,6 +98,8 @@ def identity(part: Part) -> Hashable:
 
     if isinstance(part, Text):
         return Text, part.text
+    if isinstance(part, Tokens):
+        return Tokens, part.ids
     if isinstance(part, Image):
         return Image, of(part.source), part.min_pixels, part.max_pixels
     return Video, of(part.source), part.fps, part.max_frames
@@ -141,10 +150,12 @@ class Labels:
 
     token_ids: in the order of the answer; one may stand there more than once
     among_themselves: whether the probabilities are among these tokens, else among the whole vocabulary
+    query_last: whether the query stands behind each document, else before it
     """
 
     token_ids: tuple[int, ...]
     among_themselves: bool = False
+    query_last: bool = False
 
 
 OnError: TypeAlias = Literal["fail", "skip"]
@@ -157,6 +168,10 @@ class RerankRequest:
     `activation=False` asks for logits in place of scores. `on_error` says whether a document that cannot be read (its
     image or video, above all) fails the request or is left out and reported in `RerankResult.failed`. With `chunking`
     a document that does not fit is split; one with images or videos is cut all the same.
+
+    With `labels` each prompt is the query and a document as they stand, nothing put around them, in which a special
+    token's string is that token; the answer is how probable the labels are as what comes next. Query and documents hold
+    one `Text` or one `Tokens` each, all of one kind (the query may be empty), and nothing is ever cut or ranked.
     """
 
     query: Content
@@ -167,6 +182,7 @@ class RerankRequest:
     activation: bool = True
     on_error: OnError = "fail"
     chunking: Chunking | None = None
+    labels: Labels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +206,7 @@ class ScoredDocument:
 
     best_chunk: the chunk that the score is of; None for a document that was not split
     chunks: how many chunks were scored, each in a prompt of its own
+    labels: how probable the labels that were asked for are, the first of which is the score
     """
 
     index: int
@@ -198,6 +215,7 @@ class ScoredDocument:
     truncated: bool = False
     best_chunk: Chunk | None = None
     chunks: int = 1
+    labels: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +242,8 @@ def seconds_by_stage(stages: Iterable[Stage]) -> dict[str, float]:
 class RerankResult:
     """The answer to a `RerankRequest`.
 
-    `documents` is sorted by falling logit (equal logits keep request order) and cut to `top_n`.
+    `documents` is sorted by falling logit (equal logits keep request order) and cut to `top_n`; with labels it is in
+    request order.
     `prompt_tokens` counts every document's whole prompt, as vLLM does; `computed_tokens` counts what the
     model was given after prefix sharing. `ignored` names request fields that have no effect, or less than was asked
     for. `query_truncated` says that the query was cut to fit, beside one of the documents at least.
@@ -247,35 +266,6 @@ class RerankResult:
     def in_request_order(self) -> tuple[ScoredDocument, ...]:
         """The documents by index."""
         return tuple(sorted(self.documents, key=lambda document: document.index))
-
-
-@dataclass(frozen=True, slots=True)
-class LabelRequest:
-    """Prompts as they stand, nothing put around them, and the tokens that may come next.
-
-    prompts: texts, in which a special token's string is that token, or token ids
-    shared: what each of them begins with, or with `shared_last` ends with: a text for texts, token ids for ids
-    """
-
-    prompts: tuple[str | tuple[int, ...], ...]
-    labels: Labels
-    shared: str | tuple[int, ...] | None = None
-    shared_last: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LabelResult:
-    """The answer to a `LabelRequest`: for each prompt, in order, the probabilities of the labels in their order.
-
-    `prompt_tokens`, `computed_tokens`, `scored` and `stages` are as in `RerankResult`. No prompt is ever cut.
-    """
-
-    probabilities: tuple[tuple[float, ...], ...]
-    prompt_tokens: int
-    computed_tokens: int
-    scored: int = 0
-    truncated: tuple[()] = ()
-    stages: tuple[Stage, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,8 @@ from rerankd.media.sizing import Sizing
 from rerankd.media.sources import Access
 from rerankd.options import LoadOptions
 from rerankd.pooling import PoolingParams, asked, no_adapter
-from rerankd.reranker import Reranker, Submitted
+from rerankd.ranking import Submitted
+from rerankd.reranker import Reranker
 from rerankd.server.dialects.contents import ContentBody, to_content
 from rerankd.server.dialects.processor_kwargs import ProcessorKwargs
 

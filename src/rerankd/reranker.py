@@ -7,9 +7,8 @@ import logging
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -24,26 +23,25 @@ from rerankd.core import (
     EngineDead,
     EngineLoad,
     InvalidRequest,
-    LabelRequest,
-    LabelResult,
+    Labels,
     OnError,
     PromptBuilder,
     PromptGroup,
     RerankRequest,
     RerankResult,
-    ScoredDocument,
     Stage,
+    Tokens,
     Truncation,
     Visuals,
     identity,
 )
 from rerankd.engine.engine import Engine
-from rerankd.labels import Labelling, SubmittedLabels
 from rerankd.limits import RequestLimits
 from rerankd.loading import plan
 from rerankd.models.heads import TokenHead
 from rerankd.options import LoadOptions
 from rerankd.prompts.limits import too_many_characters
+from rerankd.ranking import Submitted, rank
 from rerankd.work import Workers, all_of, bounded, leaving_out
 
 if TYPE_CHECKING:
@@ -55,23 +53,6 @@ PROGRESS_FROM = 256
 """A blocking call with this many documents or more shows a progress bar, unless it says otherwise."""
 SOON_RANKED = 1000
 """Logits that an event loop makes a result of by itself; of more a thread does."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submitted:
-    """A request that the engine works on: its prompts, and the logits to come.
-
-    places: each prompt's document, by index; all of them, but for those in `failed`
-    failed: the error of each document that is left out
-    stages: what took how long, complete once the logits are there
-    """
-
-    request: RerankRequest
-    group: PromptGroup
-    logits: Future[list[float]]
-    places: tuple[int, ...]
-    failed: Mapping[int, InvalidRequest]
-    stages: list[Stage] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +92,9 @@ class Reranker:
             chosen.engine_timeout,
         )
         vocabulary = loaded.head.vocabulary if isinstance(loaded.head, TokenHead) else None
-        verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, self.info.sees)
+        self._verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, self.info.sees)
         self._limits = chosen.request_limits
         self._workers = Workers("rerankd-request")
-        self._labelling = Labelling(self._engine, verbatim, self._limits)
         self._warm_up()
 
     def prompts(self, chat_template: str | Path) -> PromptBuilder:
@@ -218,18 +198,6 @@ class Reranker:
             _drop_all(submitted)
             raise
         return submitted
-
-    async def label(self, request: LabelRequest) -> LabelResult:
-        """How probable tokens are as the next one after prompts that are taken as they stand, as SGLang's score has it.
-
-        It does not block the event loop; cancelling the awaiting task drops the prompts that still wait.
-        Raises InvalidRequest, for a model without a head over its vocabulary too.
-        """
-        submitted = await self._workers.run(partial(self._labelling.submit, request), _drop)
-        values = await asyncio.wrap_future(submitted.logits)
-        if len(values) <= SOON_RANKED:
-            return submitted.result(values)
-        return await self._workers.run(partial(submitted.result, values))
 
     def rerank(
         self,
@@ -358,6 +326,10 @@ class Reranker:
         stages = [] if stages is None else stages
         if request.top_n is not None and request.top_n < 1:
             raise InvalidRequest("top_n", f"must be at least 1, not {request.top_n}; leave it out for all documents")
+        if request.labels is not None:
+            prompts = self._for_labels(request, request.labels)
+        elif any(isinstance(part, Tokens) for content in (request.query, *request.documents) for part in content):
+            raise InvalidRequest("documents", "hold token ids, or the query does, which only a request with labels may")
         visuals = media.visuals if media is not None else None
         failed = dict(media.failed) if media is not None else {}
         began = perf_counter()
@@ -374,6 +346,18 @@ class Reranker:
             logits.add_done_callback(lambda _: media.release())
         return Submitted(prepared.request, group, logits, prepared.places, prepared.failed, prepared.stages)
 
+    def _for_labels(self, request: RerankRequest, labels: Labels) -> PromptBuilder:
+        """What writes the prompts of a request with labels. Raises InvalidRequest where no token has a probability."""
+        if self._verbatim is None:
+            raise InvalidRequest(
+                "model",
+                "has no head over its vocabulary, so that no token has a probability: it is no decoder, or one that "
+                "was converted to a classifier; use a rerank route",
+            )
+        if self._limits is not None:
+            self._limits.check("values", len(request.documents) * len(labels.token_ids), "labels")
+        return self._verbatim
+
     def _warm_up(self) -> None:
         """Run once before the first request: kernels are chosen now, and a broken model shows now."""
         try:
@@ -386,38 +370,9 @@ class Reranker:
         return [self._rank(one, own) for one, own in zip(submitted, logits, strict=True)]
 
     def _rank(self, submitted: Submitted, logits: list[float]) -> RerankResult:
-        request, group = submitted.request, submitted.group
-        activate = _sigmoid if request.activation and self._activation == "sigmoid" else float
-        documents = []
-        best_logits = []
-        for document, (index, places) in enumerate(zip(submitted.places, group.places(), strict=True)):
-            chunks = group.chunks[document] if group.chunks else ()
-            best = max(places, key=logits.__getitem__)
-            best_logits.append(logits[best])
-            documents.append(
-                ScoredDocument(
-                    index=index,
-                    score=activate(logits[best]),
-                    prompt_tokens=sum(len(group.prefix) + len(group.suffixes[place]) for place in places),
-                    truncated=group.truncated[document],
-                    best_chunk=chunks[best - places.start] if chunks else None,
-                    chunks=len(places),
-                )
-            )
-        ignored = ("instruction",) if request.instruction is not None and not self.info.takes_instruction else ()
-        # By logits, since large ones differ where their scores are all rounded to 1.
-        order = sorted(range(len(documents)), key=lambda document: -best_logits[document])
-        return RerankResult(
-            documents=tuple(documents[document] for document in order[: request.top_n]),
-            prompt_tokens=sum(document.prompt_tokens for document in documents),
-            computed_tokens=len(group.prefix) + sum(len(suffix) for suffix in group.suffixes),
-            query_truncated=group.query_truncated,
-            ignored=(*ignored, *group.ignored),
-            truncated=tuple(document.index for document in documents if document.truncated),
-            failed=submitted.failed,
-            scored=len(documents),
-            stages=tuple(submitted.stages),
-        )
+        asked = submitted.request.instruction is not None
+        ignored = ("instruction",) if asked and not self.info.takes_instruction else ()
+        return rank(submitted, logits, self._activation == "sigmoid", ignored)
 
 
 def _by_document(group: PromptGroup, on_progress: Callable[[int], object]) -> Callable[[int], object]:
@@ -434,7 +389,7 @@ def _by_document(group: PromptGroup, on_progress: Callable[[int], object]) -> Ca
     return advance
 
 
-def _drop(submitted: Submitted | SubmittedLabels) -> None:
+def _drop(submitted: Submitted) -> None:
     """Have the engine leave out what nobody waits for."""
     submitted.logits.cancel()
 
@@ -525,11 +480,6 @@ def _scores_in_place(results: Sequence[tuple[RerankResult, list[int]]], count: i
     for name in sorted({name for result, _ in results for name in result.ignored}):
         log.warning("`%s` has no effect here, or less than was asked for", name)
     return scores
-
-
-def _sigmoid(logit: float) -> float:
-    # The two forms keep exp() from overflowing.
-    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
 
 
 @contextmanager

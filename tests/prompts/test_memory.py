@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from rerankd import InvalidRequest, Reranker
-from rerankd.core import LabelRequest, Labels, RerankRequest, Text, text_content
+from rerankd.core import Labels, RerankRequest, Text, text_content
 from rerankd.models.recipes.encoders import BI_ENCODER, CROSS_ENCODER
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.prompts import LoadedPrompts, load_prompts
 from rerankd.prompts import tokenizer as tokenizer_module
+from tests.labels import label_request
 from tests.prompts.conftest import refusal, request
 
 LIMITED = """
@@ -118,8 +119,8 @@ def test_in_every_face(qwen3_checkpoint: Path) -> None:
         with pytest.raises(InvalidRequest, match="text: has 1004 characters"):
             reranker.tokenize(long)
         assert len(reranker.tokenize("a b")) == 2
-        with pytest.raises(InvalidRequest, match=r"prompts\[1\]: has 1004 characters"):
-            reranker._labelling.submit(LabelRequest(("a", long), Labels((1, 2))))
+        with pytest.raises(InvalidRequest, match=r"documents\[1\]: has 1004 characters"):
+            reranker.submit(label_request(("a", long), Labels((1, 2))))
     two_million = pytest.raises(InvalidRequest, match="2000001 characters, and 2000000 are allowed")
     with Reranker(qwen3_checkpoint, device="cpu", dtype="float32") as reranker, two_million:
         reranker.rerank("q", ["a" * 2_000_001])

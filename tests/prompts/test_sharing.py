@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
 
-from rerankd.core import InvalidRequest, LabelRequest, Labels
+from rerankd.core import InvalidRequest, Labels, RerankRequest
 from rerankd.prompts import LoadedPrompts
 from rerankd.prompts.seams import Seams
 from rerankd.prompts.sharing import Around, SharedIds
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer
 from rerankd.prompts.verbatim import VerbatimPrompts
 from tests import texts
+from tests.labels import label_request
 from tests.prompts import authors
 from tests.prompts.conftest import request, whole
 
@@ -194,7 +195,7 @@ def test_prompts_are_the_authors(
 
 
 class TestVerbatim:
-    """`LabelRequest.shared`: the prompts are those that the client would have put together."""
+    """Requests with labels: the prompts are those that the client would have put together."""
 
     @pytest.fixture
     def verbatim(self, qwen: LoadedTokenizer) -> VerbatimPrompts:
@@ -208,39 +209,39 @@ class TestVerbatim:
         labels = Labels((1, 2))
         if not all(joined):
             return
-        apart = verbatim.build(LabelRequest(tuple(items), labels, shared, last))
-        assert apart == verbatim.build(LabelRequest(joined, labels))
+        apart = verbatim.build(label_request(tuple(items), labels, shared, last))
+        assert apart == verbatim.build(label_request(joined, labels))
 
     @pytest.mark.parametrize("last", [False, True])
     def test_surrogates_that_meet(self, last: bool, verbatim: VerbatimPrompts) -> None:
         shared, item = ("\ude00 a.", "b. \ud83d") if last else ("a. \ud83d", "\ude00 b.")
         joined = item + shared if last else shared + item
         assert "😀" in joined.encode("utf-16", "surrogatepass").decode("utf-16")
-        apart = verbatim.build(LabelRequest((item, item), Labels((1,)), shared, last))
-        assert apart == verbatim.build(LabelRequest((joined, joined), Labels((1,))))
+        apart = verbatim.build(label_request((item, item), Labels((1,)), shared, last))
+        assert apart == verbatim.build(label_request((joined, joined), Labels((1,))))
 
     @pytest.mark.parametrize("last", [False, True])
     def test_ids(self, last: bool, verbatim: VerbatimPrompts) -> None:
         items, shared = ((1, 2), (1, 3, 4), (1,)), (7, 8, 9)
         joined = tuple(item + shared if last else shared + item for item in items)
-        apart = verbatim.build(LabelRequest(items, Labels((1,)), shared, last))
-        assert apart == verbatim.build(LabelRequest(joined, Labels((1,))))
+        apart = verbatim.build(label_request(items, Labels((1,)), shared, last))
+        assert apart == verbatim.build(label_request(joined, Labels((1,))))
         assert whole(apart) == list(map(list, joined))
-        mixed = verbatim.build(LabelRequest(("a b", (1, 2)), Labels((1,))))
+        mixed = verbatim.build(label_request(("a b", (1, 2)), Labels((1,))))
         assert whole(mixed) == [[64, 293], [1, 2]]
 
     @pytest.mark.parametrize(
         ("asked", "field"),
         [
-            (LabelRequest(("a", (1,)), Labels((1,)), "q"), "prompts[1]"),
-            (LabelRequest(((1,), "a"), Labels((1,)), (1,)), "prompts[1]"),
-            (LabelRequest(((1,),), Labels((1,)), (151_936,)), "shared"),
-            (LabelRequest(((1,), (-1,)), Labels((1,)), (1,)), "prompts[1]"),
-            (LabelRequest(("",), Labels((1,)), ""), "prompts[0]"),
-            (LabelRequest(("a", "a " * 60_000), Labels((1,)), "b " * 60_000), "prompts[1]"),
+            (label_request(("a", (1,)), Labels((1,)), "q"), "documents[1]"),
+            (label_request(((1,), "a"), Labels((1,)), (1,)), "documents[1]"),
+            (label_request(((1,),), Labels((1,)), (151_936,)), "query"),
+            (label_request(((1,), (-1,)), Labels((1,)), (1,)), "documents[1]"),
+            (label_request(("",), Labels((1,)), ""), "documents[0]"),
+            (label_request(("a", "a " * 60_000), Labels((1,)), "b " * 60_000), "documents[1]"),
         ],
     )
-    def test_refusals(self, asked: LabelRequest, field: str, verbatim: VerbatimPrompts) -> None:
+    def test_refusals(self, asked: RerankRequest, field: str, verbatim: VerbatimPrompts) -> None:
         with pytest.raises(InvalidRequest) as caught:
             verbatim.build(asked)
         assert caught.value.field == field
@@ -249,8 +250,9 @@ class TestVerbatim:
 MANY = """
 import asyncio, gc, resource, sys
 from rerankd import Reranker
-from rerankd.core import LabelRequest, Labels, RerankRequest, text_content
+from rerankd.core import Labels, RerankRequest, text_content
 from tests import texts
+from tests.labels import label_request
 
 query, documents = texts.words(30_000, 1), [texts.words(1, i) for i in range(2000)]
 asked = RerankRequest(text_content(query), tuple(map(text_content, documents)))
@@ -273,9 +275,9 @@ with Reranker(sys.argv[1], device="cpu", dtype="float32", max_model_len=300) as 
         assert len(group.prefix) > 35_000 and max(map(len, group.suffixes)) < 20, len(group.prefix)
         assert not group.query_truncated
     verbatim = whole.verbatim(151_936, False)
-    labelled = verbatim.build(LabelRequest(tuple(documents), Labels((1, 2)), query + "\\n"))
+    labelled = verbatim.build(label_request(tuple(documents), Labels((1, 2)), query + "\\n"))
     assert len(labelled.prefix) > 35_000 and max(map(len, labelled.suffixes)) < 300
-    few = verbatim.build(LabelRequest(tuple(documents[:500]), Labels((1, 2)), query, shared_last=True))
+    few = verbatim.build(label_request(tuple(documents[:500]), Labels((1, 2)), query, shared_last=True))
     assert min(map(len, few.suffixes)) > 35_000
 print("done")
 """

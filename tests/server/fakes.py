@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 
@@ -17,8 +16,7 @@ from rerankd.core import (
     EngineDead,
     EngineLoad,
     InvalidRequest,
-    LabelRequest,
-    LabelResult,
+    Labels,
     RerankRequest,
     RerankResult,
     ScoredDocument,
@@ -28,6 +26,7 @@ from rerankd.core import (
 from rerankd.options import ModelInfo
 from rerankd.server.app import Serves, Settings, create_app
 from rerankd.server.run import bind
+from tests.labels import written_out
 
 MODEL = "example/reranker"
 INFO = ModelInfo(
@@ -57,14 +56,6 @@ def fake_probability(prompt: str | tuple[int, ...], label: int) -> float:
     return fake_score(text_content(repr(prompt)), text_content(str(label)))
 
 
-def written_out(request: LabelRequest) -> list[Any]:
-    """The whole prompts of a request, what they share put before or behind each."""
-    shared: Any = request.shared
-    if shared is None:
-        return list(request.prompts)
-    return [prompt + shared if request.shared_last else shared + prompt for prompt in request.prompts]
-
-
 class FakeReranker:
     """Scores by hash, counts words for tokens, cuts documents to `max_tokens` words, and reads no media.
 
@@ -78,7 +69,7 @@ class FakeReranker:
         self.waiting = threading.Event()
         self.cancelled = 0
         self.requests: list[RerankRequest] = []
-        self.labelled: list[LabelRequest] = []
+        self.labelled: list[RerankRequest] = []
 
     def load(self) -> EngineLoad:
         return EngineLoad(waiting=3, batches=2, tokens=100, seconds=0.5)
@@ -98,6 +89,8 @@ class FakeReranker:
         return results
 
     async def answer(self, request: RerankRequest) -> RerankResult:
+        if request.labels is not None:
+            return self._labelled(request, request.labels)
         self.requests.append(request)
         if words(request.query) == ["wait"]:
             await self._wait()
@@ -123,21 +116,16 @@ class FakeReranker:
             truncated=tuple(sorted(one.index for one in scored if one.truncated)),
         )
 
-    async def label(self, request: LabelRequest) -> LabelResult:
+    def _labelled(self, request: RerankRequest, labels: Labels) -> RerankResult:
         self.labelled.append(request)
         if self.info.family != "decoder":
             raise InvalidRequest("model", "has no head over its vocabulary")
         prompts = written_out(request)
         if any(isinstance(prompt, str) and prompt.startswith("break") for prompt in prompts):
             raise RuntimeError("a secret of the engine room")
-        return LabelResult(
-            probabilities=tuple(
-                tuple(fake_probability(prompt, label) for label in request.labels.token_ids) for prompt in prompts
-            ),
-            prompt_tokens=len(request.prompts),
-            computed_tokens=0,
-            scored=len(request.prompts),
-        )
+        found = [tuple(fake_probability(prompt, label) for label in labels.token_ids) for prompt in prompts]
+        documents = tuple(ScoredDocument(index, own[0], 1, labels=own) for index, own in enumerate(found))
+        return RerankResult(documents, len(prompts), 0, scored=len(prompts))
 
     async def _wait(self) -> None:
         self.waiting.set()

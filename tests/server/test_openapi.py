@@ -13,9 +13,10 @@ import pytest
 import requests
 from jsonschema.exceptions import best_match
 
-from rerankd.core import EngineClosed, LabelRequest, LabelResult, RerankRequest, RerankResult
+from rerankd.core import EngineClosed, RerankRequest, RerankResult
 from rerankd.server.app import Settings, create_app
-from tests.server.fakes import INFO, MODEL, FakeReranker, running, words, written_out
+from tests.labels import written_out
+from tests.server.fakes import INFO, MODEL, FakeReranker, running, words
 from tests.server.test_clients_that_leave import until
 
 LONG = "word " * (INFO.max_model_len + 1)
@@ -29,14 +30,13 @@ class Decoder(FakeReranker):
         self.info = replace(INFO, family="decoder")
 
     async def answer(self, request: RerankRequest) -> RerankResult:
+        if request.labels is not None:
+            if any(isinstance(prompt, str) and prompt.startswith("close") for prompt in written_out(request)):
+                raise EngineClosed("too late")
+            return await super().answer(request)
         if words(request.query) == ["close"]:
             raise EngineClosed("too late")
         return await super().answer(request)
-
-    async def label(self, request: LabelRequest) -> LabelResult:
-        if any(isinstance(prompt, str) and prompt.startswith("close") for prompt in written_out(request)):
-            raise EngineClosed("too late")
-        return await super().label(request)
 
 
 def document_of(dialect: str) -> dict[str, Any]:

@@ -10,11 +10,12 @@ import pytest
 import requests
 import transformers
 
-from rerankd.core import LabelRequest, Labels, RerankRequest, RerankResult, text_content
+from rerankd.core import Labels, RerankRequest, RerankResult, text_content
 from rerankd.reranker import Reranker
 from rerankd.server.app import Settings
 from rerankd.version import __version__
-from tests.server.fakes import INFO, MODEL, FakeReranker, fake_probability, fake_score, running, written_out
+from tests.labels import label_request, written_out
+from tests.server.fakes import INFO, MODEL, FakeReranker, fake_probability, fake_score, running
 
 PATHS = ["/score", "/v1/score", "/vllm/score", "/vllm/v1/score"]
 FORMS = [("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"), ("queries", "items")]
@@ -158,7 +159,7 @@ def test_sglangs_score_gives_the_labels_probabilities() -> None:
             assert decoder.labelled[-1].labels == Labels((9, 2), among_themselves=False)
         post(url, **body, item_first=True, apply_softmax=True)
         labels = Labels((9, 2), among_themselves=True)
-        assert decoder.labelled[-1] == LabelRequest(("b", "a"), labels, shared="q", shared_last=True)
+        assert decoder.labelled[-1] == label_request(("b", "a"), labels, shared="q", shared_last=True)
         post(url, **{**body, "query": [1, 2], "items": [[3], []]})
         assert written_out(decoder.labelled[-1]) == [(1, 2, 3), (1, 2)]
         assert requests.get(f"{url}/health_generate", timeout=30).status_code == 200

@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import PIL.Image
 
-from rerankd.core import Content, Image, InvalidRequest, RerankRequest, Text, Video, Visuals, identity
+from rerankd.core import Content, Image, InvalidRequest, RerankRequest, Video, Visuals, identity
 from rerankd.media.budget import Budget, Lease
 from rerankd.media.decoding import Decoding
 from rerankd.media.fetch import Fetcher, Resolve, default_tls, system_resolver
@@ -198,7 +198,7 @@ def _places(request: RerankRequest) -> list[_Place]:
         _Place(document, f"{field}.content[{position}]", part, identity(part))
         for document, field, content in contents
         for position, part in enumerate(content)
-        if not isinstance(part, Text)
+        if isinstance(part, Image | Video)
     ]
 
 

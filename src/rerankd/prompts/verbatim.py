@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import replace
+from typing import TypeAlias
 
-from rerankd.core import InvalidRequest, LabelRequest, PromptGroup
+from rerankd.core import Content, InvalidRequest, PromptGroup, RerankRequest, Text, Tokens, Visuals
 from rerankd.prompts.limits import too_many_characters
 from rerankd.prompts.seams import Seams
 from rerankd.prompts.sharing import Around, SharedIds
 from rerankd.prompts.tokenizer import LoadedTokenizer, well_formed
 
+Piece: TypeAlias = str | tuple[int, ...]
+"""A text, or token ids."""
+
 
 class VerbatimPrompts:
-    """Tokenises as transformers does: a special token's string in a text is that token."""
+    """A PromptBuilder. Tokenises as transformers does: a special token's string in a text is that token."""
+
+    takes_instruction = False
 
     def __init__(
         self, tokenizer: LoadedTokenizer, max_tokens: int, max_characters: int, vocabulary: int, visual: Set[int]
@@ -29,51 +35,55 @@ class VerbatimPrompts:
         self._vocabulary = vocabulary
         self._visual = visual
 
-    def build(self, request: LabelRequest) -> PromptGroup:
-        """The request's prompts; the prefix is the longest that all share.
+    def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
+        """The prompts of a request with labels; the prefix is the longest that all share.
 
         Raises InvalidRequest for prompts that are empty, too long or hold pictures, and for ids that are no tokens.
         """
+        assert request.labels is not None
         if not request.labels.token_ids:
             raise InvalidRequest("labels", "must hold at least one token id")
         self._check_ids("labels", request.labels.token_ids)
-        for field, text in (("shared", request.shared), *((f"prompts[{i}]", p) for i, p in enumerate(request.prompts))):
+        query = _piece(request.query, "query") if request.query else None
+        pieces = [_piece(document, f"documents[{i}]") for i, document in enumerate(request.documents)]
+        for field, text in (("query", query), *((f"documents[{i}]", piece) for i, piece in enumerate(pieces))):
             if isinstance(text, str) and len(text) > self._max_characters:
                 raise too_many_characters(field, len(text), self._max_characters)
-        ids = self._ids(request)
-        if request.shared:
+        ids = self._ids(query, pieces, request.labels.query_last)
+        if query:
             # In front it stands in the base, behind at the end of each prompt.
-            self._check("shared", ids.base)
+            self._check("query", ids.base)
         for i, rest in enumerate(ids.rest):
+            field = f"documents[{i}]"
             if not ids.length(i):
-                raise InvalidRequest(f"prompts[{i}]", "makes an empty prompt; give at least one token")
-            self._check(f"prompts[{i}]", rest)
+                raise InvalidRequest(field, "makes an empty prompt; give at least one token")
+            self._check(field, rest)
             if ids.length(i) > self._max_tokens:
                 raise InvalidRequest(
-                    f"prompts[{i}]",
-                    f"makes a prompt of {ids.length(i)} tokens, and {self._max_tokens} are allowed; shorten it",
+                    field, f"makes a prompt of {ids.length(i)} tokens, and {self._max_tokens} are allowed; shorten it"
                 )
-        return replace(ids.group(), truncated=(False,) * len(ids.rest), labels=request.labels)
+        # Where the query stood makes no difference from here on.
+        labels = replace(request.labels, query_last=False)
+        return replace(ids.group(), truncated=(False,) * len(ids.rest), labels=labels)
 
-    def _ids(self, request: LabelRequest) -> SharedIds:
+    def _ids(self, query: Piece | None, documents: Sequence[Piece], query_last: bool) -> SharedIds:
         """The ids of the whole prompts, those of what they share once."""
-        shared, prompts = request.shared, request.prompts
-        for i, prompt in enumerate(prompts):
-            if shared is not None and isinstance(prompt, str) != isinstance(shared, str):
-                kind = "a text" if isinstance(shared, str) else "a list of token ids"
-                raise InvalidRequest(f"prompts[{i}]", f"must be {kind}, as the part is that all prompts share")
-        if isinstance(shared, tuple):
-            own = [list(prompt) for prompt in prompts if not isinstance(prompt, str)]
-            if request.shared_last:
-                return SharedIds([], [0] * len(own), [[*ids, *shared] for ids in own])
-            return SharedIds(list(shared), [len(shared)] * len(own), own)
-        before, after = ("", shared or "") if request.shared_last else (shared or "", "")
+        for i, document in enumerate(documents):
+            if query is not None and isinstance(document, str) != isinstance(query, str):
+                kind = "a text" if isinstance(query, str) else "token ids"
+                raise InvalidRequest(f"documents[{i}]", f"must be {kind}, as the query is")
+        if isinstance(query, tuple):
+            own = [list(document) for document in documents if not isinstance(document, str)]
+            if query_last:
+                return SharedIds([], [0] * len(own), [[*ids, *query] for ids in own])
+            return SharedIds(list(query), [len(query)] * len(own), own)
+        before, after = ("", query or "") if query_last else (query or "", "")
         around = Around(self._encode, self._seams, well_formed(before), well_formed(after))
-        texts = around.ids(well_formed(before + prompt + after) for prompt in prompts if isinstance(prompt, str))
-        if len(texts.rest) == len(prompts):
+        texts = around.ids(well_formed(before + one + after) for one in documents if isinstance(one, str))
+        if len(texts.rest) == len(documents):
             return texts
         encoded = iter(range(len(texts.rest)))
-        mixed = [texts.prompt(next(encoded)) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+        mixed = [texts.prompt(next(encoded)) if isinstance(one, str) else list(one) for one in documents]
         return SharedIds([], [0] * len(mixed), mixed)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -90,3 +100,12 @@ class VerbatimPrompts:
                 raise InvalidRequest(
                     field, f"{token} is no token id of this model, which has 0 to {self._vocabulary - 1}"
                 )
+
+
+def _piece(content: Content, field: str) -> Piece:
+    match content:
+        case (Text(text),):
+            return text
+        case (Tokens(ids),):
+            return ids
+    raise InvalidRequest(field, "must be one text, or token ids, beside labels")

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from rerankd import work
-from rerankd.core import Content, InvalidRequest, PromptGroup, Segment, Side, Text, Visual
+from rerankd.core import Content, InvalidRequest, PromptGroup, Segment, Side, Text, Tokens, Visual
 from rerankd.prompts.sharing import SharedIds
 from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
 
@@ -38,7 +38,7 @@ def spell_seen(content: Content, visuals: Sequence[Visual], added: AddedTokens) 
         if isinstance(part, Text):
             # Neighbouring texts are neutralised as one, since a special token may stand across their seam.
             text += part.text
-        else:
+        elif not isinstance(part, Tokens):  # which only prompts with labels hold
             spelled += [added.neutralise(well_formed(text)), spell_visual(next(left))]
             text = ""
     return "".join([*spelled, added.neutralise(well_formed(text))])

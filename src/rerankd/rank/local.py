@@ -13,7 +13,8 @@ from rerankd.rank.scoring import Block, Found, Piece, Wanted, in_query, pieces
 from rerankd.rank.values import is_text
 
 if TYPE_CHECKING:
-    from rerankd.reranker import Prepared, Reranker, Submitted
+    from rerankd.ranking import Submitted
+    from rerankd.reranker import Prepared, Reranker
 
 T = TypeVar("T")
 BLOCK_DOCUMENTS = 1024

@@ -13,7 +13,7 @@ from urllib.request import url2pathname
 from pydantic import TypeAdapter, ValidationError
 
 from rerankd import contents
-from rerankd.core import Content, Image, InvalidRequest, Part, Text, Video
+from rerankd.core import Content, Image, InvalidRequest, Part, Text, Tokens, Video
 from rerankd.server.dialects.contents import ContentBody
 from rerankd.server.dialects.contents import to_content as of_body
 
@@ -65,6 +65,7 @@ def parts(content: Content) -> str | list[dict[str, Any]]:
 def _part(part: Part) -> dict[str, Any]:
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
+    assert not isinstance(part, Tokens)  # which no row holds
     kind, limits = (
         ("image_url", {"min_pixels": part.min_pixels, "max_pixels": part.max_pixels})
         if isinstance(part, Image)
@@ -76,6 +77,7 @@ def _part(part: Part) -> dict[str, Any]:
 def _sendable(part: Part, field: str) -> Part:
     if isinstance(part, Text):
         return part
+    assert not isinstance(part, Tokens)  # which no row holds
     source = part.source
     if not isinstance(source, (str, os.PathLike)):
         raise InvalidRequest(field, "holds a video as a list of pictures, which no API takes; give one file")

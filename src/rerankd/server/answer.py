@@ -19,8 +19,6 @@ from rerankd.core import (
     EngineClosed,
     EngineDead,
     InvalidRequest,
-    LabelRequest,
-    LabelResult,
     OutOfMemory,
     RerankRequest,
     RerankResult,
@@ -54,10 +52,6 @@ class Answers(Protocol):
 
     async def answer_all(self, requests: Sequence[RerankRequest]) -> list[RerankResult]:
         """Score requests; cancelling the awaiting task drops what still waits."""
-        ...
-
-    async def label(self, request: LabelRequest) -> LabelResult:
-        """Find how probable labels are; cancelling as for `answer_all`."""
         ...
 
 
@@ -185,11 +179,9 @@ class _Exchange:
         """Do what the call asks for, once it is parsed."""
         call = self.call
         assert call is not None
-        results: Sequence[RerankResult | LabelResult] = ()
+        results: Sequence[RerankResult] = ()
         if call.requests:
             results = await _all(self._desk.reranker, call)
-        elif call.labels is not None:
-            results = [await self._desk.reranker.label(call.labels)]
         self._called.results = results
         if self._large or sum(result.scored for result in results) > SOON_RENDERED:
             return await self._desk.workers.run(partial(self._render, call, results, True))
@@ -206,8 +198,7 @@ class _Exchange:
 
     def _render(self, call: Call[Any], results: Sequence[Any], large: bool) -> Response:
         content = self.endpoint.render(call, results, self.id, self._desk.served)
-        ranked = [result for result in results if isinstance(result, RerankResult)]
-        return json_response(content, 200, _reports(call, ranked, self.id), large)
+        return json_response(content, 200, _reports(call, results, self.id), large)
 
 
 def refusal(dialect: Dialect, problem: Problem) -> Response:

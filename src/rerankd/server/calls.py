@@ -14,7 +14,7 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rerankd.core import LabelResult, RerankResult, seconds_by_stage
+from rerankd.core import RerankResult, seconds_by_stage
 from rerankd.server.logs import ACCESS, request_id
 from rerankd.server.metrics import Metrics
 
@@ -38,7 +38,7 @@ class Called:
     id: str
     route: str = NO_ROUTE
     dialect: str | None = None
-    results: Sequence[RerankResult | LabelResult] = ()
+    results: Sequence[RerankResult] = ()
 
     def rename(self, id: str) -> None:
         """Give the call another id."""

@@ -10,7 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from rerankd.core import EngineLoad, LabelResult, RerankResult, seconds_by_stage
+from rerankd.core import EngineLoad, RerankResult, seconds_by_stage
 from rerankd.server.dialects.base import Served
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -55,7 +55,7 @@ class Metrics:
         dialect: str | None,
         status: int,
         seconds: float,
-        results: Sequence[RerankResult | LabelResult],
+        results: Sequence[RerankResult],
     ) -> None:
         """Count one answer; those of no dialect, which are the server's own, are not counted."""
         if dialect is None:

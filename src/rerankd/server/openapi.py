@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from rerankd.core import LabelRequest, LabelResult, RerankRequest, RerankResult, ScoredDocument
+from rerankd.core import RerankRequest, RerankResult, ScoredDocument
 from rerankd.server.access import UNAUTHORIZED
 from rerankd.server.answer import OVERLOADED, SHUTTING_DOWN, Routed
 from rerankd.server.dialects.base import Dialect, Endpoint, Served
@@ -139,19 +139,18 @@ def _answers(endpoint: Endpoint[Any], served: Served) -> dict[str, object]:
             call = endpoint.parse(endpoint.body.model_validate(body), served)
         except Problem:  # an example for models of another kind
             continue
-        results = [_labelled(call.labels)] if call.labels else [_made_up(request) for request in call.requests]
+        results = [_made_up(request) for request in call.requests]
         rendered[title] = endpoint.render(call, results, f"{endpoint.id_prefix}1f0c", served)
     return rendered
 
 
 def _made_up(request: RerankRequest) -> RerankResult:
     count = len(request.documents)
-    scored = [ScoredDocument(index, round(0.98 * ((index + 1) / count) ** 4, 4), 12) for index in range(count)]
+    scores = [round(0.98 * ((index + 1) / count) ** 4, 4) for index in range(count)]
+    if request.labels is not None:
+        labels = len(request.labels.token_ids)
+        shares = [(round(1 - one, 4), one) if labels == 2 else (one / labels,) * labels for one in scores]
+        scored = [ScoredDocument(index, share[0], 12, labels=share) for index, share in enumerate(shares)]
+        return RerankResult(tuple(scored), 12 * count, 12 * count, scored=count)
+    scored = [ScoredDocument(index, score, 12) for index, score in enumerate(scores)]
     return RerankResult(tuple(scored[::-1][: request.top_n]), 12 * count, 12 * count, scored=count)
-
-
-def _labelled(request: LabelRequest) -> LabelResult:
-    count, labels = len(request.prompts), len(request.labels.token_ids)
-    last = [round(0.98 * ((index + 1) / count) ** 4, 4) for index in range(count)]
-    probabilities = tuple((round(1 - one, 4), one) if labels == 2 else (one / labels,) * labels for one in last)
-    return LabelResult(probabilities, 12 * count, 12 * count, scored=count)

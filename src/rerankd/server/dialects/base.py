@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from rerankd.core import EngineLoad, LabelRequest, RerankRequest
+from rerankd.core import EngineLoad, RerankRequest
 from rerankd.limits import RequestLimits
 from rerankd.server.problems import Problem
 
@@ -64,7 +64,6 @@ class Call(Generic[Body]):
     id: the caller's own name for the call, None for a random one
     fields: the caller's words for fields of `RerankRequest`, where they differ
     places: for each request, where its documents lie in the body; empty where the body holds one request in order
-    labels: what is asked in place of `requests`
     """
 
     body: Body
@@ -73,7 +72,6 @@ class Call(Generic[Body]):
     id: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
     places: tuple[tuple[int, ...], ...] = ()
-    labels: LabelRequest | None = None
 
     def place(self, request: int, document: int) -> int:
         """Where in the body the document of a request lies."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaH
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from rerankd.core import Content, Image, Part, Text, Video, text_content
+from rerankd.core import Content, Image, Part, Text, Tokens, Video, text_content
 from rerankd.server.dialects.lists import PartList
 
 AT_LEAST_ONE: dict[str, Any] = {"minItems": 1}
@@ -188,5 +188,6 @@ def _part(part: PartBody) -> Part:
 def _body(part: Part) -> dict[str, Any]:
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
+    assert not isinstance(part, Tokens)  # which no body of parts holds
     kind = "image_url" if isinstance(part, Image) else "video_url"
     return {"type": kind, kind: {"url": part.source}}

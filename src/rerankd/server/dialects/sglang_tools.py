@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from rerankd.core import LabelRequest, LabelResult, Labels, RerankRequest, RerankResult, text_content
+from rerankd.core import Content, Labels, RerankRequest, RerankResult, Text, Tokens, text_content
 from rerankd.limits import RequestLimits
 from rerankd.server.dialects.base import Call, Endpoint, Nothing, Served, ready
 from rerankd.server.dialects.contents import Open, by_type
@@ -67,7 +67,7 @@ class SglangScoreBody(Open):
     )
     item_first: bool = Field(False, description="true to put the query behind each item.")
 
-    def asked(self, limits: RequestLimits) -> LabelRequest:
+    def asked(self, limits: RequestLimits) -> RerankRequest:
         """The items, and the query that is put before or behind each.
 
         Raises Problem for texts beside token ids, and for prompts that are together too long for the limits.
@@ -80,12 +80,15 @@ class SglangScoreBody(Open):
             if self.query is not None and type(item) is not type(self.query):
                 kind = "a text" if isinstance(self.query, str) else "a list of token ids"
                 raise Problem(400, f"must be {kind}, as the query is.", f"items[{index}]")
-        return LabelRequest(
-            prompts=tuple(item if isinstance(item, str) else tuple(item) for item in items),
-            labels=Labels(tuple(self.label_token_ids), self.apply_softmax),
-            shared=tuple(self.query) if isinstance(self.query, list) else self.query,
-            shared_last=self.item_first,
+        return RerankRequest(
+            query=() if self.query is None else _content(self.query),
+            documents=tuple(map(_content, items)),
+            labels=Labels(tuple(self.label_token_ids), self.apply_softmax, self.item_first),
         )
+
+
+def _content(given: str | list[int]) -> Content:
+    return (Text(given),) if isinstance(given, str) else (Tokens(tuple(given)),)
 
 
 class SglangUsage(BaseModel):
@@ -135,15 +138,15 @@ class SglangServerInfo(BaseModel):
 def _parse(body: SglangScoreBody, served: Served) -> Call[SglangScoreBody]:
     # As SGLang has it, no items are no error.
     ignored = [*ignored_model(body.model, served), *body.unknown()]
-    fields = {"prompts": "items", "labels": "label_token_ids", "shared": "query"}
-    return Call(body, (), tuple(ignored), fields=fields, labels=body.asked(served.limits))
+    fields = {"documents": "items", "labels": "label_token_ids"}
+    return Call(body, (body.asked(served.limits),), tuple(ignored), fields=fields)
 
 
-def _render(call: Call[SglangScoreBody], results: Sequence[LabelResult], id: str, served: Served) -> object:
+def _render(call: Call[SglangScoreBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
     (result,) = results
     usage = {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens, "completion_tokens": 0}
     return {
-        "scores": [list(one) for one in result.probabilities],
+        "scores": [list(document.labels) for document in result.documents],
         "model": served.names[0],
         "usage": usage,
         "object": "scoring",

@@ -1,0 +1,90 @@
+"""From logits to a result: the score of each document, the best of its chunks, their order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from rerankd.core import InvalidRequest, PromptGroup, RerankRequest, RerankResult, ScoredDocument, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A request that the engine works on: its prompts, and the logits to come.
+
+    places: each prompt's document, by index; all of them, but for those in `failed`
+    failed: the error of each document that is left out
+    stages: what took how long, complete once the logits are there
+    """
+
+    request: RerankRequest
+    group: PromptGroup
+    logits: Future[list[float]]
+    places: tuple[int, ...]
+    failed: Mapping[int, InvalidRequest]
+    stages: list[Stage] = field(default_factory=list)
+
+
+def rank(submitted: Submitted, logits: list[float], sigmoid: bool, ignored: tuple[str, ...] = ()) -> RerankResult:
+    """The result of a request whose logits are there.
+
+    logits: of each suffix one, or, with labels, the log-probability of each
+    sigmoid: whether a score is the sigmoid of its logit, else the logit
+    ignored: names of fields that had no effect, beside those that the prompts ignored
+    """
+    request, group = submitted.request, submitted.group
+    if request.labels is not None:
+        documents = list(_labelled(submitted, logits))
+        order = list(range(len(documents)))
+    else:
+        documents, best = _scored(submitted, logits, sigmoid and request.activation)
+        # By logits, since large ones differ where their scores are all rounded to 1.
+        order = sorted(range(len(documents)), key=lambda document: -best[document])
+    return RerankResult(
+        documents=tuple(documents[document] for document in order[: request.top_n]),
+        prompt_tokens=sum(document.prompt_tokens for document in documents),
+        computed_tokens=len(group.prefix) + sum(len(suffix) for suffix in group.suffixes),
+        query_truncated=group.query_truncated,
+        ignored=(*ignored, *group.ignored),
+        truncated=tuple(document.index for document in documents if document.truncated),
+        failed=submitted.failed,
+        scored=len(documents),
+        stages=tuple(submitted.stages),
+    )
+
+
+def _scored(submitted: Submitted, logits: list[float], sigmoid: bool) -> tuple[list[ScoredDocument], list[float]]:
+    """Each document by its best chunk, and the logit of that."""
+    group = submitted.group
+    activate = _sigmoid if sigmoid else float
+    documents, best_logits = [], []
+    for document, (index, places) in enumerate(zip(submitted.places, group.places(), strict=True)):
+        chunks = group.chunks[document] if group.chunks else ()
+        best = max(places, key=logits.__getitem__)
+        best_logits.append(logits[best])
+        documents.append(
+            ScoredDocument(
+                index=index,
+                score=activate(logits[best]),
+                prompt_tokens=sum(len(group.prefix) + len(group.suffixes[place]) for place in places),
+                truncated=group.truncated[document],
+                best_chunk=chunks[best - places.start] if chunks else None,
+                chunks=len(places),
+            )
+        )
+    return documents, best_logits
+
+
+def _labelled(submitted: Submitted, logarithms: list[float]) -> Iterator[ScoredDocument]:
+    """Each document with the probabilities of the labels."""
+    group, width = submitted.group, submitted.group.values
+    for place, (index, suffix) in enumerate(zip(submitted.places, group.suffixes, strict=True)):
+        found = tuple(map(math.exp, logarithms[place * width : (place + 1) * width]))
+        yield ScoredDocument(index, found[0], len(group.prefix) + len(suffix), labels=found)
+
+
+def _sigmoid(logit: float) -> float:
+    # The two forms keep exp() from overflowing.
+    return 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
