@@ -30,7 +30,7 @@ from rerankd.backends.cpu.rows import StripRows
 from rerankd.bench.limit import Kind, Lengths, gemm_rate, work
 from rerankd.bench.workloads import KINDS, Corpus, Workload
 from rerankd.engine.batcher import Slice
-from rerankd.models.checkpoint.config import read_json
+from rerankd.models.checkpoint.json_files import read_json
 from rerankd.reranker import Reranker
 
 OPERATIONS = ("rms_norm", "norm_rotate", "add_layer_norm", "tile", "choose", "quantize", "product", "attention")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from rerankd.core import RerankRequest, text_content
 from rerankd.loading import Plan
 from rerankd.models.answers import answer_tokens, has_classifier
-from rerankd.models.checkpoint.config import read_json
 from rerankd.models.checkpoint.files import PICKLED, SAFETENSORS
+from rerankd.models.checkpoint.json_files import read_json
 from rerankd.models.checkpoint.modules import read_modules, read_pooling
 from rerankd.models.checkpoint.sentence_transformers import (
     MODULES,

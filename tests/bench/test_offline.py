@@ -24,7 +24,7 @@ from rerankd.bench.workloads import KINDS, Corpus, Workload
 from rerankd.cli.bench import app
 from rerankd.core import RerankdError, RerankResult
 from rerankd.engine.batcher import Slice
-from rerankd.models.checkpoint.config import read_json
+from rerankd.models.checkpoint.json_files import read_json
 from rerankd.reranker import Reranker
 
 lengths = st.builds(Lengths, st.integers(1, 9), st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple))

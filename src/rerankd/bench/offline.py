@@ -29,7 +29,7 @@ def measure(
 
     A request of the same shape comes first and counts for nothing: kernels are chosen in it.
     """
-    from rerankd.models.checkpoint.config import read_json
+    from rerankd.models.checkpoint.json_files import read_json
 
     info, kind = reranker.info, Kind.of(reranker)
     config = read_json(info.path / "config.json")

@@ -10,7 +10,8 @@ from rerankd.layers.spec import Activation, EmbeddingWeights, LayerSpec, Norm, T
 from rerankd.layers.transformer import Executor
 from rerankd.models.architecture import Architecture, plain_positions
 from rerankd.models.base import TextModel, TokenIds
-from rerankd.models.checkpoint.config import Config, shown
+from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.encoders import bi_encoder, cross_encoder
 from rerankd.models.recipes import encoders

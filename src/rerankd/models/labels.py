@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rerankd.core import ModelError
-from rerankd.models.checkpoint.config import Config, shown
+from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.sentence_transformers import SETTINGS, read_settings
 from rerankd.models.heads import Activation
 

@@ -17,7 +17,8 @@ from rerankd.layers.transformer import Additions, Executor, Tokens, Transformer
 from rerankd.models.answers import token_head
 from rerankd.models.architecture import Architecture, plain_positions
 from rerankd.models.base import TokenIds, layout_of, tokens_of
-from rerankd.models.checkpoint.config import Config, shown
+from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.grids import visual_positions
 from rerankd.models.heads import TokenHead

@@ -6,7 +6,8 @@ from importlib import import_module
 
 from rerankd.core import ModelError
 from rerankd.models.architecture import Architecture
-from rerankd.models.checkpoint.config import Config, shown
+from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.json_files import shown
 
 ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3.QWEN3",

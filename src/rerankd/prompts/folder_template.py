@@ -14,8 +14,8 @@ from typing import Any
 import jinja2
 
 from rerankd.core import ModelError
+from rerankd.models.checkpoint.chat_template import chat_template
 from rerankd.models.checkpoint.sentence_transformers import MODULES, section, transformer_settings
-from rerankd.models.recipes.evidence import chat_template
 from rerankd.models.recipes.template import RenderError, Template
 from rerankd.prompts.jinja import environment
 from rerankd.prompts.visuals import END, IMAGE, START

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, TypeVar
 
 from rerankd.core import ModelError
 from rerankd.layers.scaling import Linear, Llama3, Ntk, Rope, Scaling, Yarn
+from rerankd.models.checkpoint.json_files import read_json, shown
 
 T = TypeVar("T", int, float, str, bool)
 
@@ -194,41 +193,6 @@ def adapter_error(folder: Path) -> ModelError:
         f"{folder} holds a PEFT adapter (adapter_config.json), which is not supported; merge it into its base model "
         "(merge_and_unload, then save_pretrained) and serve that folder."
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file that a checkpoint must have."""
-    value = read_any_json(path)
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} must hold a JSON object.")
-    return value
-
-
-def read_json_list(path: Path) -> list[dict[str, Any]]:
-    """A JSON list of objects from a file that a checkpoint must have."""
-    value = read_any_json(path)
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ModelError(f"{path} must hold a JSON list of objects.")
-    return value
-
-
-def read_any_json(path: Path) -> Any:
-    """What a JSON file that a checkpoint must have holds."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path.parent} has no {path.name}; is it a model folder?") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}.") from None
-    except RecursionError:
-        raise ModelError(f"{path} cannot be read: it is nested too deeply.") from None
-
-
-def shown(value: Any) -> str:
-    """A value as an error names it: on one line, and not all of a long one."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = 60
-    return short.repr(value)
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any], source: str) -> dict[str, Any]:

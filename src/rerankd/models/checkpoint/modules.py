@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from rerankd.core import ModelError
-from rerankd.models.checkpoint.config import Config, read_json, read_json_list, shown
+from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.files import inside
+from rerankd.models.checkpoint.json_files import read_json, read_json_list, shown
 from rerankd.models.checkpoint.sentence_transformers import MODULES, transformer_settings
 from rerankd.models.recipes.recipe import Recipe
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from rerankd.core import ModelError
-from rerankd.models.checkpoint.config import MOST, read_json, shown
+from rerankd.models.checkpoint.json_files import read_json, shown
 
 Kind: TypeAlias = Literal["CrossEncoder", "SentenceTransformer"]
 """As what a folder is read."""
@@ -99,7 +99,7 @@ def declared_length(folder: Path) -> int | None:
             continue
         if type(value) not in (int, float) or not 1 <= value < float("inf"):
             raise ModelError(f"{path}: `{name}` must be a number of tokens, at least 1, not {shown(value)}.")
-        return min(int(value), MOST)
+        return int(value)
     return None
 
 

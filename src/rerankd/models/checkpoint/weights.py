@@ -16,8 +16,9 @@ from torch import Tensor
 
 from rerankd.core import ModelError
 from rerankd.layers.spec import Affine, Norm
-from rerankd.models.checkpoint.config import Config, adapter_error, read_json, shown
+from rerankd.models.checkpoint.config import Config, adapter_error
 from rerankd.models.checkpoint.files import PICKLED, SAFETENSORS, inside
+from rerankd.models.checkpoint.json_files import read_json, shown
 
 log = logging.getLogger("rerankd")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from rerankd.core import ModelError
 from rerankd.models.answers import is_original_qwen3, named_tokens
 from rerankd.models.architecture import Architecture
-from rerankd.models.checkpoint.config import shown
+from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.modules import expect_modules
 from rerankd.models.recipes.evidence import Evidence
 from rerankd.models.recipes.known import RECIPES

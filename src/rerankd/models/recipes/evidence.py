@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from rerankd.core import ModelError
-from rerankd.models.checkpoint.config import Config, read_json
+from rerankd.models.checkpoint.chat_template import chat_template
+from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.json_files import read_json
 from rerankd.models.checkpoint.modules import read_logit_score
 
 CARD_CHARACTERS = 20_000
@@ -74,25 +75,6 @@ class Evidence:
             return path.is_file() and read_json(path).get("do_sample") is True
         except ModelError:  # it has no say in scores
             return False
-
-
-def chat_template(folder: Path) -> tuple[str | None, Path]:
-    """The text of a folder's chat template, as transformers finds it, and its file; None where it has none."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8"), path
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path} cannot be read: {error}.") from None
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        path = folder / name
-        found: Any = read_json(path).get("chat_template") if path.is_file() else None
-        if isinstance(found, list):
-            named = {str(one.get("name")): one.get("template") for one in found if isinstance(one, dict)}
-            found = named.get("default")
-        if isinstance(found, str):
-            return found, path
-    return None, path
 
 
 def _heading(path: Path) -> str | None:
