@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from rerankd.contents import ContentLike, to_content
+from rerankd.arguments import by_query, requested, scores_in_place
+from rerankd.contents import ContentLike
 from rerankd.core import (
     Chunking,
     EngineDead,
@@ -33,7 +32,6 @@ from rerankd.core import (
     Tokens,
     Truncation,
     Visuals,
-    identity,
 )
 from rerankd.engine.engine import Engine
 from rerankd.limits import RequestLimits
@@ -47,7 +45,6 @@ from rerankd.work import Workers, all_of, bounded, leaving_out
 if TYPE_CHECKING:
     from rerankd.media.loader import LoadedMedia
 
-log = logging.getLogger("rerankd")
 
 PROGRESS_FROM = 256
 """A blocking call with this many documents or more shows a progress bar, unless it says otherwise."""
@@ -221,7 +218,7 @@ class Reranker:
 
         Raises InvalidRequest (a ValueError) for a request that cannot be answered as it stands.
         """
-        request = _request(query, documents, instruction, top_n, truncation, chunking, activation, on_error)
+        request = requested(query, documents, instruction, top_n, truncation, chunking, activation, on_error)
         with _progress(len(documents), show_progress) as advance:
             return self.collect(self.submit(request, advance))
 
@@ -239,7 +236,7 @@ class Reranker:
     ) -> RerankResult:
         """`rerank` for an event loop."""
         return await self.answer(
-            _request(query, documents, instruction, top_n, truncation, chunking, activation, on_error)
+            requested(query, documents, instruction, top_n, truncation, chunking, activation, on_error)
         )
 
     def score(
@@ -258,10 +255,10 @@ class Reranker:
         """
         listed = list(pairs)
         with _progress(len(listed), show_progress) as advance:
-            requests = _by_query(listed, instruction, truncation, chunking, activation)
+            requests = by_query(listed, instruction, truncation, chunking, activation)
             submitted = [(self.submit(request, advance), places) for request, places in requests]
             results = [(self.collect(one), places) for one, places in submitted]
-        return _scores_in_place(results, len(listed))
+        return scores_in_place(results, len(listed))
 
     async def ascore(
         self,
@@ -274,9 +271,9 @@ class Reranker:
     ) -> list[float]:
         """`score` for an event loop."""
         listed = list(pairs)
-        requests = _by_query(listed, instruction, truncation, chunking, activation)
+        requests = by_query(listed, instruction, truncation, chunking, activation)
         results = await self.answer_all([request for request, _ in requests])
-        return _scores_in_place(list(zip(results, (places for _, places in requests), strict=True)), len(listed))
+        return scores_in_place(list(zip(results, (places for _, places in requests), strict=True)), len(listed))
 
     def close(self) -> None:
         """Stop the engine; requests that still wait fail with EngineClosed."""
@@ -426,60 +423,6 @@ def _build(
             failed[place] = InvalidRequest(field, error.problem)
         places = [place for place in places if place not in failed]
     return tuple(places), build(places)
-
-
-def _request(
-    query: ContentLike,
-    documents: Sequence[ContentLike],
-    instruction: str | None,
-    top_n: int | None,
-    truncation: Truncation,
-    chunking: Chunking | None,
-    activation: bool,
-    on_error: OnError = "fail",
-) -> RerankRequest:
-    if isinstance(documents, str):
-        raise InvalidRequest("documents", "must be a list of documents, not one string; put it in a list")
-    contents = tuple(to_content(document, f"documents[{i}]") for i, document in enumerate(documents))
-    return RerankRequest(
-        to_content(query, "query"), contents, instruction, top_n, truncation, activation, on_error, chunking
-    )
-
-
-def _by_query(
-    pairs: Sequence[tuple[ContentLike, ContentLike]],
-    instruction: str | None,
-    truncation: Truncation,
-    chunking: Chunking | None,
-    activation: bool,
-) -> list[tuple[RerankRequest, list[int]]]:
-    """One request for each different query, with the places of its pairs."""
-    places: dict[Hashable, list[int]] = {}
-    queries = [to_content(query, f"pairs[{i}][0]") for i, (query, _) in enumerate(pairs)]
-    for i, query in enumerate(queries):
-        places.setdefault(tuple(map(identity, query)), []).append(i)
-    return [
-        (
-            _request(queries[own[0]], [pairs[i][1] for i in own], instruction, None, truncation, chunking, activation),
-            own,
-        )
-        for own in places.values()
-    ]
-
-
-def _scores_in_place(results: Sequence[tuple[RerankResult, list[int]]], count: int) -> list[float]:
-    scores = [math.nan] * count
-    cut: list[int] = []
-    for result, places in results:
-        for document in result.documents:
-            scores[places[document.index]] = document.score
-            if document.truncated or result.query_truncated:
-                cut.append(places[document.index])
-    if cut:
-        log.warning("%d of %d pairs were cut to fit, the first of them at %d", len(cut), count, min(cut))
-    for name in sorted({name for result, _ in results for name in result.ignored}):
-        log.warning("`%s` has no effect here, or less than was asked for", name)
-    return scores
 
 
 @contextmanager

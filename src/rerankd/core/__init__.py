@@ -1,0 +1,61 @@
+"""The words that every room shares: contents, requests, prompts, packed batches, results, errors.
+
+Nothing here imports another room, and nothing imports torch at run time, so that a server or a command
+line can speak of a request without loading an engine.
+"""
+
+from __future__ import annotations
+
+from rerankd.core.batch import PackedBatch, PackedGroup, Span
+from rerankd.core.contents import Content, Image, Part, Text, Tokens, Video, identity, text_content
+from rerankd.core.errors import (
+    EngineClosed,
+    EngineDead,
+    EngineError,
+    InvalidRequest,
+    ModelError,
+    OutOfMemory,
+    RerankdError,
+)
+from rerankd.core.prompts import PromptBuilder, PromptGroup, Segment, Visual, Visuals
+from rerankd.core.requests import MAX_CHARACTERS, Chunking, Labels, OnError, RerankRequest, Side, Truncation
+from rerankd.core.results import Chunk, EngineLoad, RerankResult, ScoredDocument, Stage, seconds_by_stage
+
+__all__ = [
+    "MAX_CHARACTERS",
+    "Chunk",
+    "Chunking",
+    "Content",
+    "EngineClosed",
+    "EngineDead",
+    "EngineError",
+    "EngineLoad",
+    "Image",
+    "InvalidRequest",
+    "Labels",
+    "ModelError",
+    "OnError",
+    "OutOfMemory",
+    "PackedBatch",
+    "PackedGroup",
+    "Part",
+    "PromptBuilder",
+    "PromptGroup",
+    "RerankRequest",
+    "RerankResult",
+    "RerankdError",
+    "ScoredDocument",
+    "Segment",
+    "Side",
+    "Span",
+    "Stage",
+    "Text",
+    "Tokens",
+    "Truncation",
+    "Video",
+    "Visual",
+    "Visuals",
+    "identity",
+    "seconds_by_stage",
+    "text_content",
+]

@@ -1,0 +1,121 @@
+"""A request as token ids, and what makes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from rerankd.core.requests import Labels, RerankRequest
+from rerankd.core.results import Chunk
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Visual(Protocol):
+    """An image, or a video, as patches of pixels.
+
+    grid: patches in time, height and width
+    tokens_per_step: placeholder tokens of each step in time
+    seconds: when each step of a video is; empty for an image
+    digest: equal for equal pixels
+    """
+
+    @property
+    def grid(self) -> tuple[int, int, int]: ...
+
+    @property
+    def tokens_per_step(self) -> int: ...
+
+    @property
+    def seconds(self) -> tuple[float, ...]: ...
+
+    @property
+    def digest(self) -> bytes: ...
+
+    def pixel_values(self) -> Tensor:
+        """Flattened patches, float32 [t * h * w, channels * frames * side * side]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens laid end to end in a packed batch. `token_types` is empty where all are zero.
+
+    visuals: the images and videos whose placeholder tokens lie in the run, in the order of those
+    """
+
+    token_ids: list[int]
+    token_types: list[int] = field(default_factory=list)
+    visuals: tuple[Visual, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptGroup:
+    """One request's prompts: what all of them share, laid once, and each document's own part.
+
+    For a decoder `prefix` is the longest common token prefix and each suffix continues it. For an
+    encoder of pairs `prefix` is empty. For a bi-encoder `prefix` is the query and a suffix a document.
+    In each case the prompt of suffix i is `len(prefix) + len(suffixes[i])` tokens long.
+
+    `chunks[i]` are the chunks that document i was split into, with a suffix each; a document that was not split
+    has none, and one suffix. Where no document was split, `chunks` is empty.
+    `truncated[i]` says that document i was cut to fit, `query_truncated` that the query was in any prompt.
+    `ignored` names request fields that have less effect here than was asked for.
+    `labels` are asked of each suffix in place of its relevance.
+    """
+
+    prefix: Segment
+    suffixes: tuple[Segment, ...]
+    truncated: tuple[bool, ...]
+    query_truncated: bool = False
+    chunks: tuple[tuple[Chunk, ...], ...] = ()
+    ignored: tuple[str, ...] = ()
+    labels: Labels | None = None
+
+    @property
+    def values(self) -> int:
+        """How many numbers a model gives for each suffix."""
+        return 1 if self.labels is None else len(self.labels.token_ids)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, each counted whole."""
+        return len(self.prefix) * len(self.suffixes) + sum(map(len, self.suffixes))
+
+    def places(self) -> list[range]:
+        """Each document's places among the suffixes."""
+        places, start = [], 0
+        for document in range(len(self.truncated)):
+            stop = start + (len(self.chunks[document]) or 1 if self.chunks else 1)
+            places.append(range(start, stop))
+            start = stop
+        return places
+
+
+@dataclass(frozen=True, slots=True)
+class Visuals:
+    """A request's images and videos as read, in the order of their parts."""
+
+    query: tuple[Visual, ...]
+    documents: tuple[tuple[Visual, ...], ...]
+
+
+class PromptBuilder(Protocol):
+    """Turns a request into token ids. Implementations are thread-safe and hold no request state."""
+
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether an instruction changes the prompt; where it does not, a given one is reported as ignored."""
+        ...
+
+    def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
+        """The request's prompts, suffixes in document order; `visuals` are its images and videos, if it has any.
+
+        Raises InvalidRequest for what does not fit (`truncation.allowed` is False), is not text where only
+        text is read, or cannot be rendered.
+        """
+        ...

@@ -1,0 +1,82 @@
+"""What is asked: a query, documents, and how they may be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from rerankd.core.contents import Content
+
+Side: TypeAlias = Literal["left", "right"]
+MAX_CHARACTERS = 2_000_000
+"""Characters of one text at most, unless a model is loaded with another limit: tokenising them takes up to 1.3 GB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """How much of a request may be read. All limits are in tokens; None means the model's own limit.
+
+    `max_tokens` bounds a whole prompt, template included. With `allowed=False` a prompt that does not fit
+    is an `InvalidRequest` instead of a shorter prompt. `side` is where a text is cut: "right" loses its end,
+    "left" its beginning, None is what the checkpoint's tokenizer says, "right" where it says nothing.
+    """
+
+    max_tokens: int | None = None
+    max_tokens_per_doc: int | None = None
+    max_tokens_per_query: int | None = None
+    allowed: bool = True
+    side: Side | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunking:
+    """Have a document that does not fit scored by the best of its parts instead of being cut.
+
+    `max_chunks_per_doc` bounds their number (None: as many as there are); what lies beyond them is cut.
+    `overlap_tokens` is how many of a chunk's tokens the next one begins with, at most half of them: a larger overlap
+    is reported in `RerankResult.ignored`.
+    """
+
+    max_chunks_per_doc: int | None = None
+    overlap_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Tokens whose probabilities of coming next are asked for, in place of a document's relevance.
+
+    token_ids: in the order of the answer; one may stand there more than once
+    among_themselves: whether the probabilities are among these tokens, else among the whole vocabulary
+    query_last: whether the query stands behind each document, else before it
+    """
+
+    token_ids: tuple[int, ...]
+    among_themselves: bool = False
+    query_last: bool = False
+
+
+OnError: TypeAlias = Literal["fail", "skip"]
+
+
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """One query and the documents to score against it. Every dialect and the Python API produce this.
+
+    `activation=False` asks for logits in place of scores. `on_error` says whether a document that cannot be read (its
+    image or video, above all) fails the request or is left out and reported in `RerankResult.failed`. With `chunking`
+    a document that does not fit is split; one with images or videos is cut all the same.
+
+    With `labels` each prompt is the query and a document as they stand, nothing put around them, in which a special
+    token's string is that token; the answer is how probable the labels are as what comes next. Query and documents hold
+    one `Text` or one `Tokens` each, all of one kind (the query may be empty), and nothing is ever cut or ranked.
+    """
+
+    query: Content
+    documents: tuple[Content, ...]
+    instruction: str | None = None
+    top_n: int | None = None
+    truncation: Truncation = Truncation()
+    activation: bool = True
+    on_error: OnError = "fail"
+    chunking: Chunking | None = None
+    labels: Labels | None = None

@@ -1,0 +1,110 @@
+"""What is answered: scored documents, chunks, times, and how busy an engine is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from rerankd.core.errors import InvalidRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of a document's text that is scored by itself.
+
+    index: its place among the document's chunks
+    tokens, characters: its start (included) and stop (excluded) in the document's text, in tokens of that text by
+        itself and in Unicode code points
+    """
+
+    index: int
+    tokens: tuple[int, int]
+    characters: tuple[int, int]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredDocument:
+    """A document's place in the request, its score, its prompts' length and whether it was cut to fit.
+
+    best_chunk: the chunk that the score is of; None for a document that was not split
+    chunks: how many chunks were scored, each in a prompt of its own
+    labels: how probable the labels that were asked for are, the first of which is the score
+    """
+
+    index: int
+    score: float
+    prompt_tokens: int
+    truncated: bool = False
+    best_chunk: Chunk | None = None
+    chunks: int = 1
+    labels: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stretch of the work on a request: its `media`, `tokenise`, `queue` or `model`.
+
+    began: by `time.perf_counter`
+    """
+
+    name: str
+    began: float
+    seconds: float
+
+
+def seconds_by_stage(stages: Iterable[Stage]) -> dict[str, float]:
+    """How long each kind of stage took."""
+    took: dict[str, float] = {}
+    for stage in stages:
+        took[stage.name] = took.get(stage.name, 0.0) + stage.seconds
+    return took
+
+
+@dataclass(frozen=True, slots=True)
+class RerankResult:
+    """The answer to a `RerankRequest`.
+
+    `documents` is sorted by falling logit (equal logits keep request order) and cut to `top_n`; with labels it is in
+    request order.
+    `prompt_tokens` counts every document's whole prompt, as vLLM does; `computed_tokens` counts what the
+    model was given after prefix sharing. `ignored` names request fields that have no effect, or less than was asked
+    for. `query_truncated` says that the query was cut to fit, beside one of the documents at least.
+    `truncated` holds the indices of all documents that were cut to fit, those beyond `top_n` too. `failed` holds,
+    by index, the error of each document that was left out because the request said `on_error="skip"`.
+    `scored` counts the documents with those beyond `top_n`; `stages` says what took how long, with a `model` for each
+    batch.
+    """
+
+    documents: tuple[ScoredDocument, ...]
+    prompt_tokens: int
+    computed_tokens: int
+    query_truncated: bool = False
+    ignored: tuple[str, ...] = ()
+    truncated: tuple[int, ...] = ()
+    failed: Mapping[int, InvalidRequest] = field(default_factory=dict)
+    scored: int = 0
+    stages: tuple[Stage, ...] = field(default=(), compare=False)
+
+    def in_request_order(self) -> tuple[ScoredDocument, ...]:
+        """The documents by index."""
+        return tuple(sorted(self.documents, key=lambda document: document.index))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How busy an engine is, and what it has done since its start.
+
+    waiting: documents that no batch has taken
+    batches, tokens, seconds: batches computed, the tokens in them, and how long the model took
+    waiting_requests, waiting_tokens: requests of which a document waits, and tokens to compute for what waits
+    rate: tokens a second of the last batches; 0 before the first
+    """
+
+    waiting: int
+    batches: int
+    tokens: int
+    seconds: float
+    waiting_requests: int = 0
+    waiting_tokens: int = 0
+    rate: float = 0.0
