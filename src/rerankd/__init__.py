@@ -18,6 +18,7 @@ from rerankd.core import (
 from rerankd.version import __version__
 
 if TYPE_CHECKING:
+    from rerankd.cross_encoder import CrossEncoder
     from rerankd.llm import LLM, ScoringOutput, ScoringRequestOutput
     from rerankd.pooling import PoolingParams
     from rerankd.reranker import Reranker
@@ -26,6 +27,7 @@ __all__ = [
     "LLM",
     "Chunk",
     "Chunking",
+    "CrossEncoder",
     "InvalidRequest",
     "ModelError",
     "PoolingParams",
@@ -47,6 +49,10 @@ def __getattr__(name: str) -> object:
         from rerankd.reranker import Reranker
 
         return Reranker
+    if name == "CrossEncoder":
+        from rerankd.cross_encoder import CrossEncoder
+
+        return CrossEncoder
     if name == "PoolingParams":
         from rerankd.pooling import PoolingParams
 

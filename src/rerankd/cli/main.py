@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from rerankd.cli.evaluate import LISTS as EVAL_LISTS
+from rerankd.cli.evaluate import evaluate
 from rerankd.cli.inspect import inspect
 from rerankd.cli.launch_server import launch_server
 from rerankd.cli.options import lists_command, peer_command
@@ -46,6 +48,7 @@ def _rerankd() -> typer.Typer:
     app.command(cls=peer_command(VLLM, VLLM_VARIABLES))(serve)
     app.command()(inspect)
     app.command(cls=lists_command("--run"))(rank)
+    app.command("eval", cls=lists_command(*EVAL_LISTS))(evaluate)
     app.command("run-batch", cls=peer_command(VLLM, VLLM_VARIABLES))(run_batch)
     # Its own parser reads what follows: the tools are heavy to import, and seldom wanted.
     forwarded = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}

@@ -9,7 +9,8 @@ import torch
 from rerankd.core import ModelError
 from rerankd.layers.transformer import Executor
 from rerankd.models.base import TextModel
-from rerankd.models.checkpoint.config import Config, shown
+from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.modules import read_pooling
 from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.heads import BETWEEN, ClassifierHead, CosineHead

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rerankd.core import Content, InvalidRequest
 from rerankd.rank.files import COMPRESSIONS, BadLine, BadLines, FileProblem, Source
@@ -205,11 +205,6 @@ class Collection:
         self._check_documents()
         self.documents: int | None = self._count()
 
-    def text(self, table: str, id: str) -> Any:
-        """The JSON value of a query (`queries`) or document (`documents`); None for an id that is not there."""
-        row = self._data.execute(f"SELECT value FROM {table} WHERE id = ?", (id,)).fetchone()
-        return json.loads(row[0]) if row else None
-
     def __iter__(self) -> Iterator[Query]:
         name = self._queries
         for id, line, value in self._data.execute("SELECT id, line, value FROM queries ORDER BY place"):
@@ -324,6 +319,21 @@ class _Candidates:
             )
         for id, value in found:
             yield id, to_content(json.loads(value), f"document {id!r}")
+
+
+def texts_of(path: str, what: Literal["queries", "corpus"], ids: Container[str], bad: BadLines) -> dict[str, str]:
+    """The texts of a file of queries or documents, or of a BEIR folder, of those ids. Raises FileProblem."""
+    source = Source(_inside(path, what))
+    found: dict[str, str] = {}
+    for number, row in rows(source, TEXTS, bad):
+        try:
+            id, value = _text(source, number, row)
+        except BadLine as problem:
+            bad.add(problem)
+            continue
+        if id in ids:
+            found.setdefault(id, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return found
 
 
 def _inside(path: str, name: str) -> str:

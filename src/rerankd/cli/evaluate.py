@@ -1,0 +1,266 @@
+"""`rerankd eval`. Heavy imports wait until a run."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from rerankd.cli import options
+from rerankd.cli.options import BackendName, HubName
+from rerankd.cli.rank import (
+    Corpus,
+    Dataset,
+    MaxBatchTokens,
+    MaxModelLen,
+    NoProgress,
+    Overrides,
+    Queries,
+    SkipBad,
+    TopK,
+    told_in_one_line,
+)
+from rerankd.core import RerankdError
+
+if TYPE_CHECKING:
+    from rerankd.evaluate.report import Report, System
+
+LISTS = ("--run", "--metrics", "--fail-under", "--compare", "--output", "-o")
+SUFFIXES = {".txt": "text", ".md": "markdown", ".json": "json", ".html": "html", ".htm": "html"}
+
+
+def evaluate(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A folder or an id on the hub, to rank --dataset with.")
+    ] = None,
+    qrels: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Judgments: TREC's 4 columns, BEIR's TSV, CSV, JSONL or Parquet.")
+    ] = None,
+    run: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--run",
+            metavar="FILE...",
+            help="Runs; the first is what the others are compared with. With MODEL its first stage.",
+        ),
+    ] = None,
+    dataset: Dataset = None,
+    queries: Queries = None,
+    corpus: Corpus = None,
+    split: Annotated[str, typer.Option(help="Of --dataset: which judgments, qrels/SPLIT.tsv.")] = "test",
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metrics", metavar="NAME...", help="Of ir-measures. [default: nDCG@10 RR@10 AP R@100 P@5 Judged@10]"
+        ),
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compare",
+            metavar="KEY=VALUE,VALUE...",
+            help="With MODEL: one run for each value of model, dtype, quantization, top-k, max-model-len, ...",
+        ),
+    ] = None,
+    fuse: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Fuse the runs by reciprocal rank, write that run and measure it."),
+    ] = None,
+    worst: Annotated[int, typer.Option(min=0, help="Queries to show of each run, those it does worst at.")] = 3,
+    per_query: Annotated[str | None, typer.Option(metavar="FILE", help="Write each query's values as JSONL.")] = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option("--fail-under", metavar="NAME=VALUE...", help="Exit code 1 where a mean is lower, for CI."),
+    ] = None,
+    format: Annotated[
+        Literal["text", "markdown", "json", "html"], typer.Option(help="What is printed on standard output.")
+    ] = "text",
+    output: Annotated[
+        list[str] | None,
+        typer.Option("--output", "-o", metavar="FILE...", help="Write the report too: .txt, .md, .json or .html."),
+    ] = None,
+    save_runs: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="With MODEL: keep its runs, and go on with stopped ones.")
+    ] = None,
+    top_k: TopK = None,
+    instruction: Annotated[str | None, typer.Option(help="With MODEL: what makes a document relevant.")] = None,
+    skip_bad: SkipBad = False,
+    no_progress: NoProgress = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    quantization: options.Quantization = None,
+    backend: options.BackendFlag = BackendName.auto,
+    max_model_len: MaxModelLen = None,
+    max_num_batched_tokens: MaxBatchTokens = None,
+    hf_overrides: Overrides = None,
+    chat_template: options.Template = None,
+    revision: options.Revision = None,
+    hub: options.HubFlag = HubName.huggingface,
+) -> None:
+    """Measure rankings against judgments, and compare them.
+
+    rerankd eval --qrels qrels.txt --run bm25.trec reranked.trec
+
+    rerankd eval MODEL --dataset FOLDER --run bm25.trec --compare dtype=float32,bfloat16 -o report.html
+    """
+    with told_in_one_line("-"):
+        from rerankd.evaluate import measures, report
+        from rerankd.rank.files import BadLines
+        from rerankd.rank.queries import texts_of
+
+        writers = _writers()
+        for path in output or ():
+            if Path(path).suffix not in SUFFIXES:
+                raise RerankdError(f"--output: {path} ends in none of {', '.join(SUFFIXES)}.")
+        bounds = _bounds(fail_under or ())
+        named = measures.parse([*(metrics or measures.DEFAULT), *bounds])
+        bounds = {str(next(iter(measures.parse([name])))): bound for name, bound in bounds.items()}
+        bad = BadLines(skip_bad)
+        if model is None and not run:
+            raise RerankdError("Give --run and --qrels to measure runs, or MODEL and --dataset to make one.")
+        if model is None and compare:
+            raise RerankdError("--compare: is for a MODEL that is run here.")
+        queries, corpus = queries or dataset, corpus or dataset
+        if qrels is None and dataset is None:
+            raise RerankdError("--qrels: give a file of judgments, or a --dataset that has some.")
+        judged = measures.read_judgments(qrels or _judgments(dataset, split), bad)
+        systems = [_system(path, run or (), bad) for path in run or ()]
+        if model is not None:
+            loading: dict[str, Any] = {
+                "device": device,
+                "dtype": dtype,
+                "quantization": quantization,
+                "backend": backend.value,
+                "max_model_len": max_model_len,
+                "max_batch_tokens": max_num_batched_tokens,
+                "hf_overrides": hf_overrides or {},
+                "chat_template": chat_template,
+                "revision": revision,
+                "hub": hub.value,
+            }
+            systems += _ranked(
+                model, queries, corpus, run or (), compare or (), loading, top_k, instruction, save_runs, bad,
+                skip_bad, not no_progress,
+            )  # fmt: skip
+            # What is read again for its texts has been told of before.
+            bad = BadLines(skip=True, tell=lambda text: None)
+        if fuse is not None:
+            if not run or len(run) < 2:
+                raise RerankdError("--fuse: give two runs or more with --run.")
+            systems.append(_fused(fuse, systems[: len(run)]))
+        found = {system.name: measures.values(named, judged, system.run) for system in systems}
+        told = report.compare(
+            list(named), systems, judged, found,
+            texts_of(queries, "queries", judged, bad) if queries else {},
+            lambda ids: texts_of(corpus, "corpus", ids, bad) if corpus else {},
+            worst,
+        )  # fmt: skip
+        typer.echo(writers[format](told))
+        for path in output or ():
+            Path(path).write_text(writers[SUFFIXES[Path(path).suffix]](told) + "\n", encoding="utf-8")
+        if per_query is not None:
+            Path(per_query).write_text("".join(f"{line}\n" for line in report.per_query(told)), encoding="utf-8")
+        if missed := list(_missed(told, bounds)):
+            for line in missed:
+                print(f"rerankd: {line}", file=sys.stderr)
+            raise typer.Exit(1)
+
+
+def _writers() -> dict[str, Callable[[Report], str]]:
+    from rerankd.evaluate import page, report
+
+    return {"text": report.text, "markdown": report.markdown, "json": report.as_json, "html": page.page}
+
+
+def _bounds(items: Sequence[str]) -> dict[str, float]:
+    bounds = {}
+    for item in items:
+        name, equals, value = item.rpartition("=")
+        try:
+            bounds[name] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise RerankdError(f"--fail-under: {item!r} is not NAME=VALUE, such as nDCG@10=0.70.")
+    return bounds
+
+
+def _missed(report: Report, bounds: Mapping[str, float]) -> Iterator[str]:
+    """What is under a bound; the first of several runs is what they are compared with, and is not asked."""
+    for system in report.systems[1:] or report.systems:
+        for measure, bound in bounds.items():
+            value = report.mean(system.name, measure)
+            if value < bound:
+                yield f"{measure} of {system.name} is {value:.4f}, under {bound:g}."
+
+
+def _judgments(dataset: str | None, split: str) -> str:
+    from rerankd.evaluate.dataset import judgments_of
+
+    assert dataset is not None
+    return judgments_of(dataset, split)
+
+
+def _system(path: str, paths: Sequence[str], bad: Any) -> System:
+    """A run under its file's name, or under its whole path where another has that name."""
+    from rerankd.evaluate.measures import load_run
+    from rerankd.evaluate.report import System
+
+    name = Path(path).name
+    alike = [one for one in paths if Path(one).name == name]
+    return System(name if len(alike) == 1 else path, load_run(path, bad))
+
+
+def _fused(path: str, systems: Sequence[System]) -> System:
+    from rerankd.evaluate.measures import fuse
+    from rerankd.evaluate.report import System
+    from rerankd.rank.runs import Ranked, Ranking, output_format, write_rankings
+
+    fused = fuse([system.run for system in systems])
+    rankings = (
+        Ranking(query, tuple(Ranked(id, place, score) for place, (id, score) in enumerate(found.items())), len(found))
+        for query, found in fused.items()
+    )
+    write_rankings(path, output_format(path, None), rankings, "rrf")
+    return System(Path(path).name, fused)
+
+
+def _ranked(
+    model: str,
+    queries: str | None,
+    corpus: str | None,
+    runs: Sequence[str],
+    compared: Sequence[str],
+    loading: Mapping[str, Any],
+    top_k: int | None,
+    instruction: str | None,
+    save_runs: Path | None,
+    bad: Any,
+    skip_bad: bool,
+    progress: bool,
+) -> list[System]:
+    from rerankd.evaluate import dataset
+    from rerankd.rank.scoring import Wanted
+
+    if queries is None or corpus is None:
+        raise RerankdError("Give --dataset, or --queries and --corpus, for the model to rank.")
+    base = dataset.Variant(model, top_k, loading)
+    wanted = Wanted(instruction=instruction, skip_bad=skip_bad)
+    data = dataset.Dataset(queries, corpus, tuple(runs))
+    if save_runs is not None:
+        save_runs.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        made = dataset.rank_all(
+            data,
+            dataset.variants(base, compared),
+            save_runs or Path(scratch),
+            wanted,
+            bad,
+            progress=progress,
+            tell=lambda text: typer.echo(text, err=True),
+        )
+        return list(made)

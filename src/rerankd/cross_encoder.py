@@ -1,0 +1,205 @@
+"""A reranker under the face of sentence-transformers' `CrossEncoder`, for its evaluators, and for `mteb`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from rerankd.contents import ContentLike
+from rerankd.reranker import Reranker
+
+
+class CrossEncoder:
+    """`predict(pairs)` and `rank` as sentence-transformers has them, and `predict(inputs1, inputs2)` as mteb has it.
+
+    >>> evaluator = CrossEncoderRerankingEvaluator(samples)          # of sentence_transformers
+    >>> evaluator(CrossEncoder("BAAI/bge-reranker-v2-m3"))
+    >>> mteb.evaluate(CrossEncoder("BAAI/bge-reranker-v2-m3"), tasks)
+
+    prompts: instructions by the name that `prompt_name` gives
+    """
+
+    num_labels = 1
+
+    def __init__(
+        self,
+        model_name: str | Reranker,
+        revision: str | None = None,
+        device: str | None = None,
+        *,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        **options: Any,
+    ) -> None:
+        """model_name: a folder, a hub id, or a loaded reranker; `options` are the fields of `LoadOptions`.
+
+        Raises ModelError where the model cannot be found, read or served.
+        """
+        if isinstance(model_name, Reranker):
+            self.reranker = model_name
+        else:
+            chosen = {
+                **options,
+                **({"device": device} if device else {}),
+                **({"revision": revision} if revision else {}),
+            }
+            self.reranker = Reranker(model_name, **chosen)
+        self.revision = revision
+        self.prompts = dict(prompts or {})
+        self.default_prompt_name = default_prompt_name
+        self.model_card_data = _Card()
+
+    def predict(
+        self,
+        inputs: Any = None,
+        inputs2: Any = None,
+        *,
+        inputs1: Any = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        show_progress_bar: bool | None = False,
+        activation_fn: Callable[[Any], Any] | None = None,
+        convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        **others: Any,
+    ) -> Any:
+        """The scores of pairs as float32 [pairs]; of one pair, given as such, one score.
+
+        inputs: (query, document) pairs, or one
+        inputs1, inputs2: for mteb, batches of queries and of documents in the same order
+        prompt, prompt_name: an instruction, or the name of one
+        activation_fn: torch.nn.Identity() for logits; None for the model's own
+        others: sizes of batches and such, which this engine chooses itself, and mteb's descriptions of the task
+
+        Raises ValueError for another activation, and for a prompt's name that is not known.
+        """
+        first = inputs1 if inputs1 is not None else inputs
+        single = inputs2 is None and _is_pair(first)
+        pairs: list[Any]
+        if inputs2 is not None:
+            pairs = list(zip(_flat(first), _flat(inputs2), strict=True))
+        else:
+            pairs = [first] if single else [tuple(pair) for pair in first]
+        scores = self.reranker.score(
+            [(query, document) for query, document in pairs],
+            self._instruction(prompt, prompt_name),
+            activation=_activates(activation_fn),
+            show_progress=bool(show_progress_bar),
+        )
+        values = np.asarray(scores, dtype=np.float32)
+        found: Any = values[0] if single else values
+        if convert_to_tensor:
+            import torch
+
+            return torch.as_tensor(found)
+        return found if convert_to_numpy or single else list(values)
+
+    def rank(
+        self,
+        query: ContentLike,
+        documents: Sequence[ContentLike],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        show_progress_bar: bool | None = False,
+        activation_fn: Callable[[Any], Any] | None = None,
+        **others: Any,
+    ) -> list[dict[str, Any]]:
+        """Documents by falling score, as dictionaries of `corpus_id`, `score` and, if it is asked for, `text`."""
+        result = self.reranker.rerank(
+            query,
+            documents,
+            self._instruction(prompt, prompt_name),
+            top_k,
+            activation=_activates(activation_fn),
+            show_progress=bool(show_progress_bar),
+        )
+        return [
+            {
+                "corpus_id": one.index,
+                "score": np.float32(one.score),
+                **({"text": documents[one.index]} if return_documents else {}),
+            }
+            for one in result.documents
+        ]
+
+    @property
+    def mteb_model_meta(self) -> Any:
+        """What mteb writes beside its results."""
+        from mteb.models import ModelMeta
+
+        info = self.reranker.info
+        name = info.model if info.model.count("/") == 1 else f"rerankd/{info.path.name}"
+        told = {
+            "loader": type(self),
+            "name": name,
+            "revision": self.revision or "no_revision_available",
+            "max_tokens": info.max_model_len,
+            "model_type": ["cross-encoder"],
+            "use_instructions": info.takes_instruction,
+            "modalities": ["image", "text"] if info.sees else ["text"],
+        }
+        return ModelMeta.create_empty(overwrites=told)
+
+    def close(self) -> None:
+        self.reranker.close()
+
+    def __enter__(self) -> CrossEncoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _instruction(self, prompt: str | None, name: str | None) -> str | None:
+        if prompt is not None:
+            return prompt
+        name = name if name is not None else self.default_prompt_name
+        if name is None:
+            return None
+        if name not in self.prompts:
+            raise ValueError(f"prompt_name: there is no prompt {name!r}; there are {', '.join(self.prompts) or 'none'}")
+        return self.prompts[name]
+
+
+class _Card:
+    """Takes what sentence-transformers' evaluators write into a model's card; nothing here makes one."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, Any] = {}
+
+    def set_evaluation_metrics(self, evaluator: Any, metrics: Mapping[str, Any], *where: Any, **more: Any) -> None:
+        self.metrics.update(metrics)
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether a value is one pair of texts, and no list of pairs."""
+    return (
+        isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(one, (str, Mapping)) for one in value)
+    )
+
+
+def _activates(function: Callable[[Any], Any] | None) -> bool:
+    """Whether scores are wanted, and no logits. Raises ValueError for a function that is neither."""
+    if function is None:
+        return True
+    if type(function).__name__ == "Identity":
+        return False
+    raise ValueError("activation_fn: give torch.nn.Identity() for logits, or nothing for the model's own scores")
+
+
+def _flat(batches: Iterable[Any]) -> Iterator[ContentLike]:
+    """The texts, and the images, of mteb's batches."""
+    for batch in batches:
+        texts, images = batch.get("text"), batch.get("image")
+        for place in range(len(texts if texts is not None else images)):
+            content = {"text": texts[place]} if texts is not None and texts[place] else {}
+            if images is not None and images[place] is not None:
+                content["image"] = images[place]
+            yield content if "image" in content else content.get("text", "")

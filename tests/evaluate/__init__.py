@@ -1,0 +1,1 @@
+"""`rerankd eval`, and other evaluators with rerankd in a model's place."""
