@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.gpu import kernels, models, parity, peers
+from benchmarks.gpu import kernels, models, parity, peers, serving
 from benchmarks.gpu.timing import Bench
 
 STEPS: dict[str, Callable[[Bench], None]] = {
@@ -32,6 +32,7 @@ STEPS: dict[str, Callable[[Bench], None]] = {
     "fp8": models.fp8,
     "peers": peers.transformers_speed,
     "kernels": kernels.variants,
+    "text": serving.text,
 }
 
 

@@ -19,7 +19,7 @@ def transformers_speed(bench: Bench) -> None:
     """The best of several batch sizes, sorted by length as its `predict` sorts."""
     for shape in shapes(bench):
         model = random_model(shape, bench.device)
-        for kind, lengths in (("uniform", uniform), ("mixed", mixed)):
+        for kind, lengths in (("uniform", uniform), ("mixed", partial(mixed, most=shape.longest))):
             pairs = sorted(PREFIX + length for length in lengths(2 if bench.small else 128))
             rates = {}
             for size in (2,) if bench.small else (32, 128):

@@ -30,6 +30,11 @@ class Shape:
     architecture: str
     config: Callable[[], Any]
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a document at most, behind a query of 95."""
+        return 417 if self.architecture == BERT else 600
+
 
 def qwen3(hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int, mlp: int) -> Any:
     return transformers.Qwen3Config(

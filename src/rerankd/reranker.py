@@ -87,6 +87,7 @@ class Reranker:
             planned.placement.device,
             chosen.max_batch_tokens or planned.placement.batch_tokens,
             chosen.engine_timeout,
+            planned.placement.in_flight,
         )
         vocabulary = loaded.head.vocabulary if isinstance(loaded.head, TokenHead) else None
         self._verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, self.info.sees)

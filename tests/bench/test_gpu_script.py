@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,15 @@ def test_every_step_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(figures.read_text())
     assert not [figure for figure in found if "failed" in figure], done.stderr
-    assert {figure.get("step") for figure in found} >= {"parity", "attention", "scores", "speed", "profile", "peers"}
+    assert {figure.get("step") for figure in found} >= {
+        "parity",
+        "attention",
+        "scores",
+        "speed",
+        "profile",
+        "peers",
+        "text",
+    }
     scores = [figure for figure in found if figure.get("step") == "scores" and figure["path"] != "plain"]
     assert scores
     assert all(figure["error"] < 1e-5 < figure["spread"] for figure in scores)
@@ -35,8 +44,7 @@ def test_the_shell_script_names_steps_and_models_that_exist() -> None:
     from benchmarks.gpu.check import STEPS
     from benchmarks.gpu.shapes import FULL
 
-    lines = (ROOT / "benchmarks/gpu/run.sh").read_text().split()
-    steps = [lines[i + 1] for i, word in enumerate(lines) if word == "--steps"]
-    assert {step for group in steps for step in group.split(",")} <= STEPS.keys()
-    named = {name for word in lines for name in word.removeprefix("small=").split(",")}
-    assert {shape.name for shape in FULL} <= named
+    parts = re.findall(r"part \w+ (\S+) (\S+) ;;", (ROOT / "benchmarks/gpu/run.sh").read_text())
+    assert {step for _, steps in parts for step in steps.split(",")} == STEPS.keys()
+    named = {name for models, _ in parts for name in models.strip('"').split(",") if name}
+    assert named == {shape.name for shape in FULL}

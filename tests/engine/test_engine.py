@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 
 import pytest
@@ -15,6 +15,7 @@ from rerankd.core import EngineClosed, EngineDead, EngineError, PackedBatch, Pro
 from rerankd.engine import engine as engines
 from rerankd.engine import watchdog
 from rerankd.engine.engine import Engine
+from rerankd.engine.flight import Flight
 
 
 class SumModel:
@@ -50,12 +51,12 @@ def model() -> SumModel:
     return SumModel()
 
 
-@pytest.fixture
-def start(model: SumModel) -> Iterator[Callable[[int], Engine]]:
+@pytest.fixture(params=[1, 2], ids=["one batch at a time", "two in flight"])
+def start(model: SumModel, request: pytest.FixtureRequest) -> Iterator[Callable[[int], Engine]]:
     engines: list[Engine] = []
 
     def make(budget: int) -> Engine:
-        engines.append(Engine(model, torch.device("cpu"), budget))
+        engines.append(Engine(model, torch.device("cpu"), budget, in_flight=request.param))
         return engines[-1]
 
     yield make
@@ -228,16 +229,17 @@ def test_requests_that_fail_do_not_end_an_engine_that_works(model: SumModel, sta
 def test_a_fault_that_passes_does_not_end_the_engine(model: SumModel, start: Callable[[int], Engine]) -> None:
     engine = start(4)
     assert engine.submit(group(1)).result(30) == [1.0]
-    original, left = engine._logits, [2]
+    left = [2]
 
-    def failing(groups: Sequence[PromptGroup]) -> list[float]:
+    def failing(batch: PackedBatch) -> Tensor:
         left[0] -= 1
         if left[0] >= 0:
             raise RuntimeError("passing")
-        return original(groups)
+        return model(batch)
 
+    failing.shares_prefix = True  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_logits", failing)
+        patch.setattr(engine, "model", failing)
         with pytest.raises(EngineError, match="passing"):
             engine.submit(group(2)).result(30)
         assert engine.submit(group(3)).result(30) == [3.0]
@@ -305,3 +307,26 @@ def test_a_thread_that_is_gone_is_noticed(model: SumModel, start: Callable[[int]
     waiting = engine.submit(group(1))
     assert isinstance(engine.failure, EngineDead)
     assert isinstance(waiting.exception(30), EngineDead)
+
+
+def test_a_batch_is_launched_while_another_is_computed(model: SumModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    launched, result = SumModel.__call__, Flight.result
+
+    def launching(self: SumModel, batch: PackedBatch) -> Tensor:
+        logits = launched(self, batch)
+        events.append(f"launch {batch.token_ids.tolist()[1]}")
+        return logits
+
+    def landing(self: Flight) -> list[float] | None:
+        events.append(f"land {self.batch[0].group.suffixes[0].token_ids[0]}")
+        return result(self)
+
+    monkeypatch.setattr(SumModel, "__call__", launching)
+    monkeypatch.setattr(Flight, "result", landing)
+    engine = Engine(model, torch.device("cpu"), 2, in_flight=2)
+    with engine.held():
+        futures = [engine.submit(group(d)) for d in (5, 6, 7)]
+    assert [future.result(30) for future in futures] == [[5.0], [6.0], [7.0]]
+    engine.close()
+    assert events == ["launch 5", "launch 6", "land 5", "launch 7", "land 6", "land 7"]

@@ -25,7 +25,9 @@ DTYPE_ALIASES = {"half": "float16", "float": "float32", "bf16": "bfloat16", "fp3
 
 # Enough to share a prefix among many documents; small enough that another request need not wait for long.
 CPU_BATCH_TOKENS = 8192
-ACCELERATOR_BATCH_TOKENS = 32768
+ACCELERATOR_BATCH_TOKENS = 16384
+CUDA_IN_FLIGHT = 2
+"""Batches that a CUDA device has at a time: the next is launched while one is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,13 @@ class Placement:
 
     backends: in the order in which they are asked whether they support a specification
     batch_tokens: the default token budget of a batch
+    in_flight: batches that the device has at a time
     may_fall_back: whether another backend than the first may run a model
     """
 
     backends: tuple[Backend, ...]
     batch_tokens: int
+    in_flight: int = 1
     may_fall_back: bool = True
 
     @property
@@ -109,6 +113,7 @@ def place(
     return Placement(
         backends=_backends(chosen, chosen_dtype, quantization, backend),
         batch_tokens=CPU_BATCH_TOKENS if on_cpu else ACCELERATOR_BATCH_TOKENS,
+        in_flight=CUDA_IN_FLIGHT if chosen.type == "cuda" else 1,
         may_fall_back=backend == "auto" and quantization is None,
     )
 

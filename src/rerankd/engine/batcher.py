@@ -21,6 +21,8 @@ STALE = 64
 class Job:
     """A submitted group on its way: `taken` documents are in a batch or done, `logits` are the done ones'.
 
+    started: whether a batch has taken any
+
     on_progress: called from the worker thread with the number of documents that a batch has just scored
     stages: how long the job waited for its first batch (`queue`) and each of its batches took (`model`)
     cost: tokens to compute for the documents that no batch has taken, the prefix included
@@ -31,6 +33,7 @@ class Job:
     on_progress: Callable[[int], object] | None = None
     stages: list[Stage] = field(default_factory=list)
     queued: float = field(default_factory=perf_counter)
+    started: bool = False
     taken: int = 0
     logits: list[float] = field(default_factory=list)
     cost: int = field(init=False)

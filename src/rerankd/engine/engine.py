@@ -9,13 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import perf_counter
 
 import torch
 
 from rerankd.core import EngineClosed, EngineDead, EngineError, EngineLoad, PromptGroup, Stage
 from rerankd.engine.batcher import Batcher, Job, Slice
+from rerankd.engine.flight import Flight
 from rerankd.engine.packing import pack
 from rerankd.engine.retries import NOT_FINITE, Budget, scored
 from rerankd.engine.watchdog import Watchdog
@@ -37,12 +38,21 @@ PROBE_SECONDS = 0.5
 class Engine:
     """Scores prompt groups with one model. `submit` may be called from any thread."""
 
-    def __init__(self, model: Model, device: torch.device, batch_tokens: int, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        device: torch.device,
+        batch_tokens: int,
+        timeout: float | None = None,
+        in_flight: int = 1,
+    ) -> None:
         """timeout: seconds after which a batch is given up, and the engine with it; a slow machine has more. None for
-        any time
+            any time
+        in_flight: batches that a device has at a time; from 2 on, one is packed and launched while another is computed
         """
         self.model = model
         self.device = device
+        self._in_flight = in_flight
         self._budget = Budget(batch_tokens)
         self._batcher = Batcher(batch_tokens)
         self._wake = threading.Condition()
@@ -51,6 +61,7 @@ class Engine:
         self._hung = False
         self._in_hand: list[Slice] = []
         self._known: PromptGroup | None = None
+        self._landed = 0.0
         self._batches, self._tokens, self._seconds = 0, 0, 0.0
         self._last: deque[tuple[int, float]] = deque(maxlen=RATED_BATCHES)
         self._watchdog = None if timeout is None else Watchdog(timeout, self._give_up)
@@ -164,24 +175,65 @@ class Engine:
 
     def _serve(self) -> None:
         trimmer = Trimmer()
+        flights: deque[Flight] = deque()
         while True:
             with self._wake:
-                awake = self._wake.wait_for(lambda: self._closed or bool(self._batcher), IDLE_SECONDS)
-                if self._closed:
+                awake = bool(flights) or self._wake.wait_for(lambda: self._closed or bool(self._batcher), IDLE_SECONDS)
+                if self._closed and not flights:
                     return
                 self._batcher.budget = self._budget.tokens
-                batch = self._in_hand = self._batcher.next_batch()
+                batch = [] if self._closed else self._batcher.next_batch()
+                self._in_hand = [*(piece for flight in flights for piece in flight.batch), *batch]
             if batch:
-                self._score(batch)
-                self._in_hand = []
+                self._taken(batch)
+                if self._in_flight == 1:
+                    self._score(batch)
+                else:
+                    flights.append(self._launched(batch))
+            if flights and (len(flights) == self._in_flight or not batch):
+                self._land(flights.popleft())
             elif not awake:
                 trimmer.look()
+            if not flights:
+                self._in_hand = []
+
+    def _taken(self, batch: Sequence[Slice]) -> None:
+        now = perf_counter()
+        for piece in batch:
+            if not piece.job.started:
+                piece.job.started = True
+                piece.job.stages.append(Stage("queue", piece.job.queued, now - piece.job.queued))
+
+    def _launched(self, batch: Sequence[Slice]) -> Flight:
+        """The batch on its way. One whose launch fails is scored anew when the one before has landed."""
+        began, groups = perf_counter(), [piece.group for piece in batch]
+        try:
+            with self._watched(sum(piece.cost for piece in batch)), torch.inference_mode():
+                packed = pack(groups, self.model.shares_prefix, self.device)
+                return Flight.of(batch, began, self.model(packed))
+        except Exception as error:
+            log.warning("A batch of %d requests could not be launched: %r", len(batch), error)
+            return Flight(batch, began, None)
+
+    def _land(self, flight: Flight) -> None:
+        tokens = sum(piece.cost for piece in flight.batch)
+        try:
+            with self._watched(tokens):
+                logits = flight.result()
+        except Exception as error:
+            log.warning("A batch of %d requests failed: %r", len(flight.batch), error)
+            logits = None
+        if logits is None or not all(map(math.isfinite, logits)):
+            self._score(flight.batch)
+            return
+        began = max(flight.began, self._landed)
+        self._landed = perf_counter()
+        self._budget.fitted()
+        for piece, own in zip(flight.batch, self._done(flight.batch, began, logits), strict=True):
+            self._known = self._known or piece.group
+            self._deliver(piece.job, own)
 
     def _score(self, batch: Sequence[Slice]) -> None:
-        began = perf_counter()
-        for piece in batch:
-            if not piece.job.logits:
-                piece.job.stages.append(Stage("queue", piece.job.queued, began - piece.job.queued))
         good = False
         failed: list[tuple[Job, EngineError]] = []
         for piece, outcome in scored(batch, self._forward, self._budget, self._free):
@@ -213,10 +265,12 @@ class Engine:
             time.sleep(PROBE_SECONDS)
 
     def _forward(self, batch: Sequence[Slice]) -> list[list[float]]:
-        tokens = sum(piece.cost for piece in batch)
         began = perf_counter()
-        logits = self._logits([piece.group for piece in batch])
-        took = perf_counter() - began
+        return self._done(batch, began, self._logits([piece.group for piece in batch]))
+
+    def _done(self, batch: Sequence[Slice], began: float, logits: list[float]) -> list[list[float]]:
+        """Each slice's logits, of those of a batch that has just ended."""
+        tokens, took = sum(piece.cost for piece in batch), perf_counter() - began
         with self._wake:
             self._batches += 1
             self._tokens += tokens
@@ -232,12 +286,12 @@ class Engine:
 
     def _logits(self, groups: Sequence[PromptGroup]) -> list[float]:
         packed = pack(groups, self.model.shares_prefix, self.device)
-        with (
-            self._watchdog.watching(len(packed.token_ids)) if self._watchdog else nullcontext(),
-            torch.inference_mode(),
-        ):
+        with self._watched(len(packed.token_ids)), torch.inference_mode():
             logits: list[float] = self.model(packed).tolist()
         return logits
+
+    def _watched(self, tokens: int) -> AbstractContextManager[None]:
+        return self._watchdog.watching(tokens) if self._watchdog else nullcontext()
 
     def _free(self) -> None:
         if self.device.type == "cpu":

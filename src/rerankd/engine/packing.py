@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
+from itertools import chain
 
+import numpy
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from rerankd.core import PackedBatch, PackedGroup, PromptGroup, Segment, Span, Visual
+from rerankd.core import PackedBatch, PackedGroup, PromptGroup, Segment, Span
 
 
 def pack(groups: Sequence[PromptGroup], shares_prefix: bool, device: torch.device) -> PackedBatch:
@@ -17,31 +18,41 @@ def pack(groups: Sequence[PromptGroup], shares_prefix: bool, device: torch.devic
     Where the suffixes share the prefix, their positions continue from it; else every segment is a sequence of its own
     and starts at 0.
     """
-    token_ids, positions, token_types = array("q"), array("q"), array("q")
-    visuals: list[Visual] = []
-    packed: list[PackedGroup] = []
-
-    def lay(segment: Segment, first_position: int) -> Span:
-        start = len(token_ids)
-        token_ids.extend(segment.token_ids)
-        positions.extend(range(first_position, first_position + len(segment)))
-        token_types.extend(segment.token_types or bytes(len(segment)))
-        visuals.extend(segment.visuals)
-        return Span(start, len(token_ids))
-
+    segments: list[Segment] = []
+    firsts: list[int] = []
     for group in groups:
-        prefix = lay(group.prefix, 0)
-        first = len(prefix) if shares_prefix else 0
-        packed.append(PackedGroup(prefix, tuple(lay(suffix, first) for suffix in group.suffixes), group.labels))
+        segments += (group.prefix, *group.suffixes)
+        firsts += (0, *[len(group.prefix) if shares_prefix else 0] * len(group.suffixes))
+    lengths = numpy.fromiter(map(len, segments), dtype=numpy.int64, count=len(segments))
+    stops = lengths.cumsum()
+    total = int(stops[-1]) if segments else 0
+    # The place of a row less that of its segment's first row, from the position of that on.
+    positions = numpy.arange(total) - numpy.repeat(stops - lengths - numpy.array(firsts, dtype=numpy.int64), lengths)
+    rows = [_ids(segments, total), positions]
+    if any(segment.token_types and any(segment.token_types) for segment in segments):
+        rows.append(_types(segments, total))
+    tensors = torch.from_numpy(numpy.stack(rows))
+    if device.type == "cuda":
+        # From pinned memory the copy does not wait for the batch before.
+        tensors = tensors.pin_memory()
+    token_ids, positions_there, *token_types = tensors.to(device, non_blocking=True).unbind()
+    spans = iter(map(Span, (stops - lengths).tolist(), stops.tolist()))
     return PackedBatch(
-        token_ids=_tensor(token_ids, device),
-        positions=_tensor(positions, device),
-        token_types=_tensor(token_types, device) if any(token_types) else None,
-        groups=tuple(packed),
-        visuals=tuple(visuals),
+        token_ids=token_ids,
+        positions=positions_there,
+        token_types=token_types[0] if token_types else None,
+        groups=tuple(
+            PackedGroup(next(spans), tuple(next(spans) for _ in group.suffixes), group.labels) for group in groups
+        ),
+        visuals=tuple(chain.from_iterable(segment.visuals for segment in segments)),
     )
 
 
-def _tensor(values: array[int], device: torch.device) -> Tensor:
-    """int64 [values], which a list would take several times as long to become."""
-    return torch.frombuffer(values, dtype=torch.int64).to(device)
+def _ids(segments: Sequence[Segment], total: int) -> NDArray[numpy.int64]:
+    ids = chain.from_iterable(segment.token_ids for segment in segments)
+    return numpy.fromiter(ids, dtype=numpy.int64, count=total)
+
+
+def _types(segments: Sequence[Segment], total: int) -> NDArray[numpy.int64]:
+    types = chain.from_iterable(segment.token_types or bytes(len(segment)) for segment in segments)
+    return numpy.fromiter(types, dtype=numpy.int64, count=total)

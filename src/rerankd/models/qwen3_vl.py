@@ -13,7 +13,7 @@ from torch import Tensor
 from rerankd.core import ModelError, PackedBatch
 from rerankd.layers.rotary import Rotary
 from rerankd.layers.spec import TransformerSpec
-from rerankd.layers.transformer import Additions, Executor, Tokens, Transformer
+from rerankd.layers.transformer import Additions, Executor, Transformer
 from rerankd.models.answers import token_head
 from rerankd.models.architecture import Architecture, plain_positions
 from rerankd.models.base import TokenIds, layout_of, tokens_of
@@ -46,16 +46,17 @@ class Qwen3VLModel:
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         """See `Model`."""
+        if not batch.visuals:
+            positions = batch.positions.expand(3, -1)
+            states = self.transformer(tokens_of(batch), layout_of(batch, self.spec), positions, self.head.rows(batch))
+            return self.head(states, batch)
         is_visual = torch.isin(batch.token_ids, torch.tensor(self.placeholders, device=batch.token_ids.device))
         positions = visual_positions(batch, is_visual.tolist(), self.visuals.merge).to(batch.token_ids.device)
-        x: Tokens | Tensor = tokens_of(batch)
-        additions = None
         rows = is_visual.nonzero()[:, 0]
-        if len(rows):
-            features = self.visuals(batch.visuals)
-            x = self.transformer.embed(tokens_of(batch))
-            x[rows] = features[0]
-            additions = Additions(rows, list(features[1:]))
+        features = self.visuals(batch.visuals)
+        x = self.transformer.embed(tokens_of(batch))
+        x[rows] = features[0]
+        additions = Additions(rows, list(features[1:]))
         states = self.transformer(x, layout_of(batch, self.spec), positions, self.head.rows(batch), additions)
         return self.head(states, batch)
 

@@ -37,6 +37,13 @@ class PlainLinear:
         """See `Linear`."""
         return F.linear(x, *self.affine)
 
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU behind it, in the GEMM's epilogue: by the approximation with tanh, which is what cuBLAS has."""
+        weight, bias = self.affine
+        if bias is None:
+            return F.gelu(F.linear(x, weight), approximate="tanh")
+        return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
+
     def rows(self, start: int, stop: int | None) -> PlainLinear:
         """See `Linear`."""
         weight, bias = self.affine

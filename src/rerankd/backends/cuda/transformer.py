@@ -12,7 +12,7 @@ from torch import Tensor
 from rerankd.backends.cuda.flash import flash_attention
 from rerankd.backends.cuda.graphs import Graphs, Inputs, Recorder
 from rerankd.backends.cuda.kernels import add_norm, gated, norm_sum, turn_heads
-from rerankd.backends.cuda.linear import linear, stacked
+from rerankd.backends.cuda.linear import PlainLinear, linear, stacked
 from rerankd.backends.cuda.tiles import Tiles, Tiling
 from rerankd.backends.torch.attention import alibi_slopes
 from rerankd.backends.torch.transformer import activate, embed
@@ -25,7 +25,9 @@ from rerankd.layers.transformer import Additions, Tokens
 class Layer:
     """One layer with its weights as the GEMMs take them: query, key and value as one."""
 
-    def __init__(self, spec: LayerSpec, weights: LayerWeights, device: torch.device, fp8: bool) -> None:
+    def __init__(
+        self, spec: LayerSpec, weights: LayerWeights, device: torch.device, dtype: torch.dtype, fp8: bool
+    ) -> None:
         self.spec = spec
         self.qkv = linear(stacked(weights.query, weights.key_value), fp8)
         cut = spec.query_width
@@ -33,6 +35,8 @@ class Layer:
         self.out, self.up, self.down = (linear(part, fp8) for part in (weights.out, weights.up, weights.down))
         self.attention_norm, self.mlp_norm = weights.attention_norm, weights.mlp_norm
         self.query_norm, self.key_norm = weights.query_norm, weights.key_norm
+        # In 16 bits the approximation with tanh lies within the rounding of its result.
+        self.fuses_gelu = spec.activation in ("gelu", "gelu_tanh") and device.type == "cuda" and dtype != torch.float32
         self.slopes = None
         if spec.attention_bias == "alibi":
             self.slopes = torch.tensor(alibi_slopes(spec.heads), dtype=torch.float32, device=device)
@@ -56,6 +60,8 @@ class Layer:
 
     def mlp(self, x: Tensor) -> Tensor:
         """The MLP."""
+        if self.fuses_gelu and not self.spec.gated and isinstance(self.up, PlainLinear):
+            return self.down(self.up.gelu(x))
         inner = self.up(x)
         inner = gated(inner, self.spec.activation) if self.spec.gated else activate(inner, self.spec.activation)
         return self.down(inner)
@@ -108,7 +114,9 @@ class CudaTransformer:
         """record: how forwards of small batches are recorded; None for not at all"""
         self.spec, self.device, self.dtype = spec, device, dtype
         self.embedding, self.final_norm = weights.embedding, weights.final_norm
-        self.layers = [Layer(own, read, device, fp8) for own, read in zip(spec.layers, weights.layers(), strict=True)]
+        self.layers = [
+            Layer(own, read, device, dtype, fp8) for own, read in zip(spec.layers, weights.layers(), strict=True)
+        ]
         self.angles = {layer.rotary: Angles(layer.rotary, device) for layer in spec.layers if layer.rotary is not None}
         self.graphs = None if record is None else Graphs(self.padded, device, record)
 

@@ -1,0 +1,44 @@
+"""A batch that a device computes while the host goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rerankd.engine.batcher import Slice
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A launched batch. Its logits are copied to the host as soon as they are computed.
+
+    began: when the launch began, by `perf_counter`
+    logits: on the host, unset before `landed`; None for a launch that failed
+    landed: None where nothing is waited for
+    """
+
+    batch: Sequence[Slice]
+    began: float
+    logits: Tensor | None
+    landed: torch.Event | None = None
+
+    @classmethod
+    def of(cls, batch: Sequence[Slice], began: float, logits: Tensor) -> Flight:
+        """logits: on the device, enqueued"""
+        if logits.device.type == "cpu":
+            return cls(batch, began, logits)
+        # The copy stands in the queue before the next batch's work, so that it does not wait for that.
+        there = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+        there.copy_(logits, non_blocking=True)
+        landed = torch.Event(logits.device)
+        landed.record()
+        return cls(batch, began, there, landed)
+
+    def result(self) -> list[float] | None:
+        """The logits, when they have landed; None for a launch that failed. Raises what the device's work raised."""
+        if self.landed is not None:
+            self.landed.synchronize()
+        return None if self.logits is None else self.logits.tolist()
