@@ -10,10 +10,9 @@ export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 nvidia-smi --query-gpu=name,memory.used,utilization.gpu --format=csv
 
 part() {  # NAME MODELS STEPS: a process of its own, so that a fault of the device ends no other part
-    python3 -m benchmarks.gpu.check --output "$out/$1.json" --models "$2" --steps "$3" 2>"$out/$1.err" ||
-        { grep -v Assertion "$out/$1.err" | tail -5; }
+    python3 -m benchmarks.gpu.check --output "$out/$1.json" --models "$2" --steps "$3" 2>>"$out/errors" || tail -5 "$out/errors"
 }
-for name in ${*:-small kernels large text scores parity peers fp8}; do
+for name in ${*:-small text parity large peers scores fp8 kernels}; do
     case $name in
     small) part small qwen3-0.6b,bge-v2-m3,minilm-l6 limits,speed,profile ;;
     kernels) part kernels "" kernels ;;
@@ -22,6 +21,6 @@ for name in ${*:-small kernels large text scores parity peers fp8}; do
     scores) part scores qwen3-0.6b,bge-v2-m3,minilm-l6 scores ;;
     parity) part parity "" attention,parity ;;
     peers) part peers qwen3-0.6b,bge-v2-m3,minilm-l6 peers ;;
-    fp8) part fp8 qwen3-8b limits,fp8 ;;
+    fp8) part fp8 qwen3-0.6b,qwen3-8b limits,fp8 ;;
     esac
 done

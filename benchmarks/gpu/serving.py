@@ -158,7 +158,7 @@ def server(folder: Path, device: torch.device, shape: Shape) -> Iterator[tuple[i
     try:
         while True:
             if process.poll() is not None:
-                raise RuntimeError((process.stderr.read() if process.stderr else "")[-800:])
+                raise RuntimeError((process.stderr.read() if process.stderr else "")[-250:])
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
                     break

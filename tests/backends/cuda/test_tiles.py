@@ -80,7 +80,6 @@ def test_documents_of_one_prefix_share_tiles_and_others_do_not() -> None:
     table = host.values[: host.tiles * 6].reshape(-1, 6).tolist()
     assert [row[:2] for row in table] == [[0, 3], [3, 11], [11, 13], [13, 15]]
     assert [row[4:] for row in table] == [[0, 0], [0, 3], [0, 0], [11, 13]]
-    assert host.shared
 
 
 def test_the_layouts_tensors_are_made_once() -> None:

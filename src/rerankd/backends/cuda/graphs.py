@@ -15,7 +15,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from rerankd.backends.cuda.tiles import FIELDS, HostTiles
+from rerankd.backends.cuda.tiles import FIELDS, KEPT_QUERIES, QUERIES, HostTiles
 from rerankd.layers.layout import AttentionLayout, kept_layout
 from rerankd.layers.transformer import Tokens
 
@@ -23,8 +23,6 @@ ROWS = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Tokens of a recorded forward. Larger batches keep the device busy without one."""
 KEPT = (1, 8, 32, 128)
 """Rows that its last layer computes."""
-QUERIES, KEPT_QUERIES = 64, 16
-"""Rows of a tile, in all layers and in a last one."""
 
 Replay: TypeAlias = Callable[[], Tensor]
 Recorder: TypeAlias = Callable[[Callable[[], Tensor]], Replay]
@@ -85,13 +83,13 @@ class Inputs:
     def tiles(self) -> tuple[HostTiles, Tensor]:
         """The form of the tiles of all layers, and their values."""
         size = self.size
-        form = HostTiles(numpy.empty(0, numpy.int32), size.tiles, size.rows, QUERIES, shared=True)
+        form = HostTiles(numpy.empty(0, numpy.int32), size.tiles, size.rows, QUERIES)
         return form, self.values[: _room(size.tiles, size.rows)]
 
     def last(self) -> tuple[HostTiles, Tensor]:
         """The same of the last layer."""
         size = self.size
-        form = HostTiles(numpy.empty(0, numpy.int32), size.kept, size.kept, KEPT_QUERIES, shared=True)
+        form = HostTiles(numpy.empty(0, numpy.int32), size.kept, size.kept, KEPT_QUERIES)
         return form, self.values[_room(size.tiles, size.rows) :]
 
     def fill(

@@ -67,7 +67,7 @@ def _norm(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm_kernel(
     x_ptr, delta_ptr, weight_ptr, bias_ptr, sum_ptr, out_ptr, rows, eps,
     width: tl.constexpr, block: tl.constexpr, tile: tl.constexpr, rms: tl.constexpr, has_delta: tl.constexpr,
@@ -126,7 +126,7 @@ def turn_heads(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _turn_kernel(
     x_ptr, weight_ptr, bias_ptr, cos_ptr, sin_ptr, rows, stride, eps,
     head_dim: tl.constexpr, pairs: tl.constexpr, half: tl.constexpr, rest: tl.constexpr, rest_block: tl.constexpr,
@@ -193,7 +193,7 @@ def gated(x: Tensor, activation: Activation) -> Tensor:
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _gated_kernel(
     x_ptr, out_ptr, rows, width: tl.constexpr, block: tl.constexpr, tile: tl.constexpr, activation: tl.constexpr
 ):

@@ -15,6 +15,8 @@ from rerankd.layers.layout import AttentionLayout, Block
 MOST_KEYS = 1024
 """Own keys of a tile of several documents at most. More would make few, long programs of many short ones."""
 FIELDS = 6
+QUERIES, KEPT_QUERIES = 64, 16
+"""Rows of a tile: in all layers, and where there are few rows, as in a last layer that computes one a document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,6 @@ class Tiles:
     first, stop: [query rows], the own keys of a row, causality included
     place: [query rows], the place of a row among the keys that it sees
     queries: the most rows of a tile
-    shared: whether any row shares a prefix
     """
 
     table: Tensor
@@ -34,7 +35,6 @@ class Tiles:
     stop: Tensor
     place: Tensor
     queries: int
-    shared: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,6 @@ class HostTiles:
     tiles: int
     rows: int
     queries: int
-    shared: bool
 
     @classmethod
     def of(cls, layout: AttentionLayout, queries: int | None = None) -> HostTiles:
@@ -53,8 +52,7 @@ class HostTiles:
         blocks, rows = layout.blocks, layout.query_rows
         lengths = numpy.array([len(block.query) for block in blocks], dtype=numpy.int64)
         if queries is None:
-            # Tiles of 128 rows repay their registers where there are rows for them.
-            queries = 16 if rows <= len(blocks) * 2 else 64 if rows < 8192 else 128
+            queries = KEPT_QUERIES if rows <= len(blocks) * 2 else QUERIES
         table = [tile for run in _runs(blocks) for tile in _tiles(run, layout.causal, queries)]
         own = numpy.array(
             [(b.own.start, b.own.stop, b.first, b.query.start, b.query.stop) for b in blocks], dtype=numpy.int32
@@ -66,14 +64,13 @@ class HostTiles:
         values = numpy.concatenate(
             [numpy.array(table, dtype=numpy.int32).reshape(-1), first, stop, place + row - start]
         ).astype(numpy.int32, copy=False)
-        shared = any(len(block.shared) for block in blocks)
-        return cls(values, len(table), rows, queries, shared)
+        return cls(values, len(table), rows, queries)
 
     def on(self, values: Tensor) -> Tiles:
         """Views of `values`: the same array on a device."""
         cut = self.tiles * FIELDS
         first, stop, place = values[cut : cut + 3 * self.rows].view(3, self.rows)
-        return Tiles(values[:cut].view(self.tiles, FIELDS), first, stop, place, self.queries, self.shared)
+        return Tiles(values[:cut].view(self.tiles, FIELDS), first, stop, place, self.queries)
 
 
 @dataclass(frozen=True, slots=True)
