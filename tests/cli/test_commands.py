@@ -25,7 +25,14 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     "words",
-    ["rerankd --help", "rerankd --version", "rerankd serve --help", "rerankd.launch_server --help"],
+    [
+        "rerankd --help",
+        "rerankd --version",
+        "rerankd serve --help",
+        "rerankd rank --help",
+        "rerankd eval --help",
+        "rerankd.launch_server --help",
+    ],
 )
 def test_help_needs_no_engine(words: str) -> None:
     module, *arguments = words.split()
@@ -48,7 +55,9 @@ def test_the_server_needs_no_engine_to_be_imported() -> None:
 
 
 def test_no_command_shows_the_commands() -> None:
-    assert re.search(r"^  serve .*\n  bench ", run("-m", "rerankd").stdout + run("-m", "rerankd").stderr, re.MULTILINE)
+    done = run("-m", "rerankd")
+    shown = re.findall(r"^  ([\w-]+) ", done.stdout + done.stderr, re.MULTILINE)
+    assert [name for name in shown if not name.startswith("-")] == ["serve", "rank", "eval", "run-batch", "bench"]
 
 
 def test_bench_reads_its_own_flags() -> None:

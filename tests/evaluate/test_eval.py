@@ -25,7 +25,7 @@ BM25 = str(COLLECTION / "bm25.trec")
 def evaluate(*words: str, code: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, "-m", "rerankd", "eval", *words],
-        capture_output=True, text=True, env=environment(), cwd=cwd, timeout=300,
+        capture_output=True, text=True, env=environment(), cwd=cwd, timeout=1500,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr

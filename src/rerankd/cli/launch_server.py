@@ -86,6 +86,7 @@ def launch_server(
     recipe: options.Recipe = None,
     chat_template: options.Template = None,
     default_instruction: options.Instruction = None,
+    disable_playground: options.DisablePlayground = False,
     allowed_local_media_path: options.LocalMedia = None,
     allow_private_media: options.PrivateMedia = False,
     media_timeout: options.MediaTimeout = MEDIA.timeout,
@@ -147,6 +148,7 @@ def launch_server(
             hf_overrides=json_model_override_args or {},
             recipe=recipe,
             chat_template=chat_template,
+            playground=not disable_playground,
             default_instruction=default_instruction,
             media=Media(
                 tuple(allowed_local_media_path or ()),

@@ -173,6 +173,9 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
+DisablePlayground = Annotated[
+    bool, typer.Option("--disable-playground", help="No page at / and /playground to try the model on.")
+]
 LogFormat = Annotated[LogFormatName, typer.Option(help="Lines of text, or one JSON object a line.")]
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.")]

@@ -54,6 +54,7 @@ def serve(
         bool,
         typer.Option("--disable-fastapi-docs", help="No /docs, no /openapi.json."),
     ] = False,
+    disable_playground: options.DisablePlayground = False,
     max_calls: Annotated[
         int | None,
         typer.Option(
@@ -135,6 +136,7 @@ def serve(
             traces=TracesTo(otlp_traces_endpoint) if otlp_traces_endpoint else None,
             access_log=not disable_uvicorn_access_log,
             docs=not disable_fastapi_docs,
+            playground=not disable_playground,
             shutdown_timeout=shutdown_timeout,
             engine_timeout=engine_timeout,
             revision=revision,

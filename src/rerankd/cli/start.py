@@ -84,6 +84,7 @@ class Launch:
     max_body: int
     access_log: bool = True
     docs: bool = True
+    playground: bool = True
     shutdown_timeout: float = 10.0
     engine_timeout: float = 300.0
     revision: str | None = None
@@ -201,6 +202,7 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
                 body_timeout=launch.body_timeout,
                 limits=launch.request_limits,
                 docs=launch.docs,
+                playground=launch.playground,
                 keys=keys,
                 protect_all=door.protect_all,
                 cors=cors,

@@ -22,6 +22,7 @@ from rerankd.core import (
     OutOfMemory,
     RerankRequest,
     RerankResult,
+    seconds_by_stage,
 )
 from rerankd.server.body import LARGE, Bodies, encode_json, parse_json
 from rerankd.server.calls import Called
@@ -265,7 +266,7 @@ async def _hang_up(request: Request) -> None:
 
 
 def _reports(call: Call[Any], results: Sequence[RerankResult], id: str) -> dict[str, str]:
-    """Headers that say what was cut to fit, what was left out and which fields had no effect, or less than asked."""
+    """Headers that say what was cut or left out, which fields had no effect or less than asked, and what took long."""
     headers = {}
     ignored = [*call.ignored, *dict.fromkeys(call.word(name) for result in results for name in result.ignored)]
     if ignored:
@@ -277,6 +278,8 @@ def _reports(call: Call[Any], results: Sequence[RerankResult], id: str) -> dict[
     if failed := list(_failed(call, results)):
         headers["X-Rerankd-Failed"] = _listed(failed)
         log.info("%r: left out: %s", id, headers["X-Rerankd-Failed"])
+    if took := seconds_by_stage(stage for result in results for stage in result.stages):
+        headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in took.items())
     return headers
 
 

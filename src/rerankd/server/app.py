@@ -30,6 +30,7 @@ from rerankd.server.dialects.base import Dialect, Endpoint, Served
 from rerankd.server.dialects.names import not_ours
 from rerankd.server.metrics import Metrics
 from rerankd.server.openapi import NO_KEY, Examples, answers, describe, json_body, refusal_of, responses
+from rerankd.server.playground.routes import PAGES, add_playground
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
 from rerankd.work import Workers
@@ -89,6 +90,7 @@ class Settings:
     max_calls: how many calls are answered at a time, more are refused; None for any number
     traces: what makes spans of calls, if anything
     draining: set by whoever ends the server when new calls are to be refused
+    playground: whether / and /playground are there
     """
 
     names: tuple[str, ...]
@@ -105,6 +107,7 @@ class Settings:
     max_calls: int | None = None
     traces: Traces | None = None
     draining: threading.Event = field(default_factory=threading.Event)
+    playground: bool = True
 
 
 class ModelCard(BaseModel):
@@ -231,6 +234,9 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
     async def exposed() -> Response:
         return metrics.exposed()
 
+    if settings.playground:
+        add_playground(app, served, own.name, settings.docs, bool(settings.keys))
+
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         dialect = _spoken(request, own)
@@ -243,7 +249,7 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
         return response
 
     _answer_heads(app)
-    _guard(app, settings, own, frozenset(probes))
+    _guard(app, settings, own, frozenset(probes | PAGES if settings.playground else probes))
     # Added last, it comes first: it sees what the others refuse.
     app.add_middleware(Calls, metrics=metrics, traces=settings.traces)
     return app
@@ -276,7 +282,9 @@ def _operation_id(method: str, path: str, endpoint: Endpoint[Any]) -> str:
     return name if method == endpoint.methods[0] else f"{name}_{method.lower()}"
 
 
-def _guard(app: FastAPI, settings: Settings, own: Dialect, probes: frozenset[str]) -> None:
+def _guard(app: FastAPI, settings: Settings, own: Dialect, open: frozenset[str]) -> None:
+    """open: the paths that need no key unless all do"""
+
     def refuse(request: Request) -> Response:
         dialect = _spoken(request, own)
         request.state.called.dialect = dialect.name
@@ -286,7 +294,7 @@ def _guard(app: FastAPI, settings: Settings, own: Dialect, probes: frozenset[str
         app.add_middleware(
             KeyCheck,
             keys=settings.keys,
-            open=frozenset() if settings.protect_all else probes,
+            open=frozenset() if settings.protect_all else open,
             refuse=refuse,
         )
     # Added after it, it comes before it: a browser asks what it may do without a key, and is told why it is refused.
@@ -297,7 +305,13 @@ def _guard(app: FastAPI, settings: Settings, own: Dialect, probes: frozenset[str
             allow_methods=cors.methods,
             allow_headers=cors.headers,
             allow_credentials=cors.credentials,
-            expose_headers=["X-Request-Id", "X-Rerankd-Ignored", "X-Rerankd-Truncated", "X-Rerankd-Failed"],
+            expose_headers=[
+                "X-Request-Id",
+                "X-Rerankd-Ignored",
+                "X-Rerankd-Truncated",
+                "X-Rerankd-Failed",
+                "Server-Timing",
+            ],
         )
 
 
