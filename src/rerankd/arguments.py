@@ -5,9 +5,21 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 from rerankd.contents import ContentLike, to_content
-from rerankd.core import Chunking, InvalidRequest, OnError, RerankRequest, RerankResult, Truncation, identity
+from rerankd.core import (
+    Chunking,
+    Image,
+    InvalidRequest,
+    OnError,
+    RerankRequest,
+    RerankResult,
+    Text,
+    Truncation,
+    Video,
+    identity,
+)
 
 log = logging.getLogger("rerankd")
 
@@ -21,14 +33,50 @@ def requested(
     chunking: Chunking | None,
     activation: bool,
     on_error: OnError = "fail",
+    min_score: float | None = None,
 ) -> RerankRequest:
     """The request of a Python caller. Raises InvalidRequest for contents that cannot be read."""
+    if min_score is not None and not math.isfinite(min_score):
+        raise InvalidRequest("min_score", f"must be a finite number, not {min_score}; leave it out for all documents")
     if isinstance(documents, str):
         raise InvalidRequest("documents", "must be a list of documents, not one string; put it in a list")
     contents = tuple(to_content(document, f"documents[{i}]") for i, document in enumerate(documents))
     return RerankRequest(
-        to_content(query, "query"), contents, instruction, top_n, truncation, activation, on_error, chunking
+        to_content(query, "query"),
+        contents,
+        instruction,
+        top_n,
+        truncation,
+        activation,
+        on_error,
+        chunking,
+        min_score=min_score,
     )
+
+
+def queries_with_documents(query: Any, documents: Any) -> list[tuple[ContentLike, Sequence[ContentLike]]] | None:
+    """Each of several queries with its documents; None for one query.
+
+    A list is several queries unless it holds the parts of a content. They share the documents, unless these are lists
+    of documents themselves, one for each query. Raises InvalidRequest for another number of lists.
+    """
+    if not isinstance(query, (list, tuple)) or not query or _is_content(query):
+        return None
+    if isinstance(documents, str):
+        raise InvalidRequest("documents", "must be a list of documents, not one string; put it in a list")
+    lists = [isinstance(one, (list, tuple)) and not _is_content(one) for one in documents]
+    if not any(lists):
+        return [(one, documents) for one in query]
+    if not all(lists) or len(lists) != len(query):
+        raise InvalidRequest(
+            "documents", f"must be one list for all, or {len(query)} lists for as many queries, not {len(lists)}"
+        )
+    return list(zip(query, documents, strict=True))
+
+
+def _is_content(value: Sequence[Any]) -> bool:
+    """Whether a list holds the parts of one content."""
+    return bool(value) and all(isinstance(part, (Text, Image, Video)) for part in value)
 
 
 def by_query(

@@ -42,6 +42,9 @@ def rank(submitted: Submitted, logits: list[float], sigmoid: bool, ignored: tupl
         documents, best = _scored(submitted, logits, sigmoid and request.activation)
         # By logits, since large ones differ where their scores are all rounded to 1.
         order = sorted(range(len(documents)), key=lambda document: -best[document])
+    bound = -math.inf if request.min_score is None else request.min_score
+    below = tuple(document.index for document in documents if document.score < bound)
+    order = [place for place in order if documents[place].score >= bound]
     return RerankResult(
         documents=tuple(documents[document] for document in order[: request.top_n]),
         prompt_tokens=sum(document.prompt_tokens for document in documents),
@@ -52,6 +55,8 @@ def rank(submitted: Submitted, logits: list[float], sigmoid: bool, ignored: tupl
         failed=submitted.failed,
         scored=len(documents),
         stages=tuple(submitted.stages),
+        below_min_score=below,
+        contents=request.documents,
     )
 
 

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from tqdm.auto import tqdm
 
-from rerankd.arguments import by_query, requested, scores_in_place
+from rerankd.arguments import by_query, queries_with_documents, requested, scores_in_place
 from rerankd.contents import ContentLike
 from rerankd.core import (
     Chunking,
@@ -43,6 +43,8 @@ from rerankd.ranking import Submitted, rank
 from rerankd.work import Workers, all_of, bounded, leaving_out
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from rerankd.media.loader import LoadedMedia
 
 
@@ -197,10 +199,43 @@ class Reranker:
             raise
         return submitted
 
-    def rerank(
+    # mypy: a string is a sequence of strings too; the first form that fits is taken.
+    @overload
+    def rerank(  # type: ignore[overload-overlap]
         self,
         query: ContentLike,
         documents: Sequence[ContentLike],
+        instruction: str | None = None,
+        top_n: int | None = None,
+        *,
+        truncation: Truncation = ...,
+        chunking: Chunking | None = None,
+        activation: bool = True,
+        on_error: OnError = "fail",
+        min_score: float | None = None,
+        show_progress: bool | None = None,
+    ) -> RerankResult: ...
+
+    @overload
+    def rerank(
+        self,
+        query: Sequence[ContentLike],
+        documents: Sequence[ContentLike] | Sequence[Sequence[ContentLike]],
+        instruction: str | None = None,
+        top_n: int | None = None,
+        *,
+        truncation: Truncation = ...,
+        chunking: Chunking | None = None,
+        activation: bool = True,
+        on_error: OnError = "fail",
+        min_score: float | None = None,
+        show_progress: bool | None = None,
+    ) -> list[RerankResult]: ...
+
+    def rerank(
+        self,
+        query: ContentLike | Sequence[ContentLike],
+        documents: Sequence[ContentLike] | Sequence[Sequence[ContentLike]],
         instruction: str | None = None,
         top_n: int | None = None,
         *,
@@ -208,20 +243,95 @@ class Reranker:
         chunking: Chunking | None = None,
         activation: bool = True,
         on_error: OnError = "fail",
+        min_score: float | None = None,
         show_progress: bool | None = None,
-    ) -> RerankResult:
+    ) -> RerankResult | list[RerankResult]:
         """Score every document against the query, best first.
 
+        query: one, or a list of queries, which gives a list of results
+        documents: a list for all queries, or one list of them for each
         chunking: to split documents that do not fit, and score each by its best chunk, instead of cutting them
         activation: False for logits instead of scores
         on_error: "skip" to leave out documents that cannot be read, and report them in `failed`
+        min_score: to leave out documents of a lower score, and report them in `below_min_score`
         show_progress: None for a bar from PROGRESS_FROM documents on
 
-        Raises InvalidRequest (a ValueError) for a request that cannot be answered as it stands.
+        Raises InvalidRequest (a ValueError) for a request that cannot be answered as it stands; of several queries with
+        its place as `request`.
         """
-        request = requested(query, documents, instruction, top_n, truncation, chunking, activation, on_error)
-        with _progress(len(documents), show_progress) as advance:
-            return self.collect(self.submit(request, advance))
+        several = queries_with_documents(query, documents)
+        asked: Any = [(query, documents)] if several is None else several
+        requests = []
+        for place, (one, own) in enumerate(asked):
+            try:
+                requests.append(
+                    requested(
+                        one, own, instruction, top_n, truncation, chunking, activation, on_error, min_score=min_score
+                    )
+                )
+            except InvalidRequest as error:
+                raise _of_query(error, place, several) from error
+        with _progress(sum(len(request.documents) for request in requests), show_progress) as advance:
+            submitted: list[Submitted] = []
+            try:
+                for request in requests:
+                    submitted.append(self.submit(request, advance))
+            except InvalidRequest as error:
+                _drop_all(submitted)
+                raise _of_query(error, len(submitted), several) from error
+            results = [self.collect(one) for one in submitted]
+        return results[0] if several is None else results
+
+    def rank_frame(
+        self,
+        frame: DataFrame,
+        query: ContentLike | None = None,
+        *,
+        query_column: str = "query",
+        document_column: str = "document",
+        instruction: str | None = None,
+        top_n: int | None = None,
+        truncation: Truncation = Truncation(),  # noqa: B008 - frozen
+        chunking: Chunking | None = None,
+        activation: bool = True,
+        min_score: float | None = None,
+        show_progress: bool | None = None,
+    ) -> DataFrame:
+        """The rows of a pandas frame best first, each query's together, with columns `score`, `rank` and `truncated`.
+
+        query: what all rows are scored against; None for each row's own, in `query_column`
+        top_n, min_score: of each query
+
+        Queries stand in the order that they first come in. Rows keep their index and other columns; a column of one of
+        these names is replaced. Raises InvalidRequest for a column that is missing, and for a cell that is no content.
+        """
+        wanted = [document_column] if query is not None else [query_column, document_column]
+        for column in wanted:
+            if column not in frame.columns:
+                listed = ", ".join(map(str, frame.columns))
+                raise InvalidRequest(column, f"is no column of the frame, which has {listed or 'none'}")
+        documents = list(frame[document_column])
+        queries = [query] * len(documents) if query is not None else list(frame[query_column])
+        pairs: list[Any] = list(zip(queries, documents, strict=True))
+        for place, pair in enumerate(pairs):
+            for column, cell in zip((query_column, document_column), pair, strict=True):
+                if not isinstance(cell, (str, Mapping, list, tuple)):
+                    raise InvalidRequest(column, f"row {place} holds {cell!r}, which is no text; leave such rows out")
+        requests = by_query(pairs, instruction, truncation, chunking, activation)
+        with _progress(len(pairs), show_progress) as advance:
+            asked = [(replace(request, top_n=top_n, min_score=min_score), places) for request, places in requests]
+            submitted = [(self.submit(request, advance), places) for request, places in asked]
+            results = [(self.collect(one), places) for one, places in submitted]
+        found = [
+            (places[document.index], document, rank)
+            for result, places in results
+            for rank, document in enumerate(result, 1)
+        ]
+        ranked = frame.iloc[[place for place, _, _ in found]].copy()
+        ranked["score"] = [document.score for _, document, _ in found]
+        ranked["rank"] = [rank for _, _, rank in found]
+        ranked["truncated"] = [document.truncated for _, document, _ in found]
+        return ranked
 
     async def arerank(
         self,
@@ -234,10 +344,13 @@ class Reranker:
         chunking: Chunking | None = None,
         activation: bool = True,
         on_error: OnError = "fail",
+        min_score: float | None = None,
     ) -> RerankResult:
-        """`rerank` for an event loop."""
+        """`rerank` of one query for an event loop."""
         return await self.answer(
-            requested(query, documents, instruction, top_n, truncation, chunking, activation, on_error)
+            requested(
+                query, documents, instruction, top_n, truncation, chunking, activation, on_error, min_score=min_score
+            )
         )
 
     def score(
@@ -385,6 +498,13 @@ def _by_document(group: PromptGroup, on_progress: Callable[[int], object]) -> Ca
             on_progress(finished)
 
     return advance
+
+
+def _of_query(error: InvalidRequest, place: int, several: object) -> InvalidRequest:
+    """An error with the place of its query, where there are several."""
+    if several is None:
+        return error
+    return InvalidRequest(error.field, f"{error.problem} (query {place} of the list)", place)
 
 
 def _drop(submitted: Submitted) -> None:

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 
 from rerankd import Reranker, __version__
 from tests.server.launched import LAUNCH_SERVER, SERVE, environment, launched, start
@@ -54,14 +55,20 @@ def test_the_server_needs_no_engine_to_be_imported() -> None:
     assert done.returncode == 0, done.stderr
 
 
+COMMANDS = ["serve", "inspect", "models", "rank", "eval", "run-batch", "bench"]
+
+
 def test_no_command_shows_the_commands() -> None:
     done = run("-m", "rerankd")
-    shown = re.findall(r"^  ([\w-]+) ", done.stdout + done.stderr, re.MULTILINE)
-    assert [name for name in shown if not name.startswith("-")] == ["serve", "rank", "eval", "run-batch", "bench"]
+    _, _, shown = (done.stdout + done.stderr).partition("Commands:")
+    assert re.findall(r"^  ([\w-]+) ", shown, re.MULTILINE) == COMMANDS
 
 
 def test_bench_reads_its_own_flags() -> None:
     assert "serve" in run("-m", "rerankd", "bench", "--help").stdout
+
+
+TEXTS = ["hi", "The giant panda is a bear."]
 
 
 def test_serve_until_ctrl_c(bert_checkpoint: Path) -> None:
@@ -75,6 +82,15 @@ def test_serve_until_ctrl_c(bert_checkpoint: Path) -> None:
         )
         command = shlex.split(curl.removeprefix("Try: "))
         assert command[0] == "curl"
+        lines = [server.process.stdout.readline() for _ in range(4)] if server.process.stdout else []
+        url = f"http://127.0.0.1:{port}"
+        assert lines[0] == f"In a browser: {url}/playground\n"
+        assert lines[1].startswith("Cohere's SDK, LangChain, LlamaIndex: base URL " + url + "/cohere, ")
+        assert lines[2] == f"LiteLLM: model hosted_vllm/my-model, api_base {url}\n"
+        for address in re.findall(r"http://\S+?(?=[;\s])", lines[3]):
+            path = {"jina": "/rerank", "voyage": "/rerank", "tei": "/rerank"}.get(address.split("/")[3], "")
+            wanted = {"texts": TEXTS} if "/tei" in address else {"documents": TEXTS}
+            assert requests.post(address + path, json={"query": "a", **wanted}, timeout=60).status_code == 200
         answer = json.loads(subprocess.run([*command, "-sS"], check=True, capture_output=True, timeout=60).stdout)
         body = json.loads(command[-1])
         with Reranker(folder, dtype="float32") as reranker:

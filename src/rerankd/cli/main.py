@@ -12,6 +12,7 @@ from rerankd.cli.evaluate import LISTS as EVAL_LISTS
 from rerankd.cli.evaluate import evaluate
 from rerankd.cli.inspect import inspect
 from rerankd.cli.launch_server import launch_server
+from rerankd.cli.models import models
 from rerankd.cli.options import lists_command, peer_command
 from rerankd.cli.peer import UsageProblem
 from rerankd.cli.rank import rank, run_batch
@@ -47,6 +48,7 @@ def _rerankd() -> typer.Typer:
 
     app.command(cls=peer_command(VLLM, VLLM_VARIABLES))(serve)
     app.command()(inspect)
+    app.command()(models)
     app.command(cls=lists_command("--run"))(rank)
     app.command("eval", cls=lists_command(*EVAL_LISTS))(evaluate)
     app.command("run-batch", cls=peer_command(VLLM, VLLM_VARIABLES))(run_batch)

@@ -17,12 +17,6 @@ from rerankd.cli.variables import VLLM_VARIABLES
 from rerankd.cli.vllm_flags import VLLM
 from rerankd.core import RerankdError
 
-MaxModelLen = Annotated[
-    int | None,
-    typer.Option(
-        parser=options.token_count, metavar="TOKENS", help="Tokens of one prompt. [default: the model's limit]"
-    ),
-]
 MaxBatchTokens = Annotated[
     int | None,
     typer.Option(
@@ -31,12 +25,6 @@ MaxBatchTokens = Annotated[
         parser=options.token_count,
         metavar="TOKENS",
         help="Tokens of one batch. [default: the device's]",
-    ),
-]
-Overrides = Annotated[
-    dict[str, object] | None,
-    typer.Option(
-        parser=options.json_object, metavar="JSON", help="Entries laid over the model's config.json; seldom needed."
     ),
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="List bad lines and go on, instead of stopping at one.")]
@@ -105,9 +93,10 @@ def rank(
     dtype: options.Dtype = "auto",
     quantization: options.Quantization = None,
     backend: options.BackendFlag = BackendName.auto,
-    max_model_len: MaxModelLen = None,
+    max_model_len: options.MaxModelLen = None,
     max_num_batched_tokens: MaxBatchTokens = None,
-    hf_overrides: Overrides = None,
+    hf_overrides: options.HfOverrides = None,
+    recipe: options.Recipe = None,
     chat_template: options.Template = None,
     revision: options.Revision = None,
     hub: options.HubFlag = HubName.huggingface,
@@ -160,6 +149,7 @@ def rank(
             "max_model_len": max_model_len,
             "max_batch_tokens": max_num_batched_tokens,
             "hf_overrides": hf_overrides or {},
+            "recipe": recipe,
             "chat_template": chat_template,
             "revision": revision,
             "hub": hub.value,
@@ -188,9 +178,10 @@ def run_batch(
     dtype: options.Dtype = "auto",
     quantization: options.Quantization = None,
     backend: options.BackendFlag = BackendName.auto,
-    max_model_len: MaxModelLen = None,
+    max_model_len: options.MaxModelLen = None,
     max_num_batched_tokens: MaxBatchTokens = None,
-    hf_overrides: Overrides = None,
+    hf_overrides: options.HfOverrides = None,
+    recipe: options.Recipe = None,
     chat_template: options.Template = None,
     default_instruction: options.Instruction = None,
     revision: options.Revision = None,
@@ -214,6 +205,7 @@ def run_batch(
             max_model_len=max_model_len,
             max_batch_tokens=max_num_batched_tokens,
             hf_overrides=hf_overrides or {},
+            recipe=recipe,
             chat_template=chat_template,
             default_instruction=default_instruction,
             revision=revision,

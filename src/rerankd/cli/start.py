@@ -26,6 +26,7 @@ from rerankd.version import __version__
 if TYPE_CHECKING:
     from rerankd.media.sizing import Sizing
     from rerankd.options import ModelInfo
+    from rerankd.server.app import Settings
     from rerankd.server.logs import LogFormat
     from rerankd.server.tracing import Traces
 
@@ -215,7 +216,7 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
             url = f"unix:{address}" if door.uds else _url("https" if tls else "http", launch.host, address[1])
 
             def ready() -> None:
-                said = _ready(url, settings.names[0], reranker.info, door, bool(keys))
+                said = _ready(url, settings, reranker.info, door)
                 _say(said if launch.log_format == "text" else said.partition("\n")[0], launch, url=url)
 
             lifetime = Lifetime(
@@ -274,14 +275,27 @@ def _url(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
 
 
-def _ready(url: str, name: str, info: ModelInfo, door: Door, locked: bool) -> str:
+def _ready(url: str, settings: Settings, info: ModelInfo, door: Door) -> str:
+    name, locked = settings.names[0], bool(settings.keys)
     body = json.dumps({"query": "what is panda?", "documents": ["hi", "The giant panda is a bear."]})
     key = " -H 'Authorization: Bearer KEY'" if locked else ""
     return (
         f"rerankd {__version__} is ready: {url} model={name} family={info.family} "
         f"device={info.device} dtype={info.dtype}{f' quantization={info.quantization}' if info.quantization else ''}\n"
         f"Try: curl {_reached(url, door)}/v1/rerank{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+        + ("" if door.uds else _clients(url + settings.root_path, name, settings.playground))
     )
+
+
+def _clients(url: str, name: str, playground: bool) -> str:
+    """What the clients that people use are told, a line each."""
+    lines = [
+        *([f"In a browser: {url}/playground"] if playground else []),
+        f"Cohere's SDK, LangChain, LlamaIndex: base URL {url}/cohere, as in cohere.ClientV2(KEY, base_url=...)",
+        f"LiteLLM: model hosted_vllm/{name}, api_base {url}",
+        f"Open WebUI, Dify, RAGFlow: {url}/v1/rerank; Jina: {url}/jina/v1; Voyage: {url}/voyage/v1; TEI: {url}/tei",
+    ]
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _reached(url: str, door: Door) -> str:

@@ -64,7 +64,8 @@ class RerankRequest:
 
     `activation=False` asks for logits in place of scores. `on_error` says whether a document that cannot be read (its
     image or video, above all) fails the request or is left out and reported in `RerankResult.failed`. With `chunking`
-    a document that does not fit is split; one with images or videos is cut all the same.
+    a document that does not fit is split; one with images or videos is cut all the same. Documents of a lower score (or
+    logit) than `min_score` are left out and reported in `RerankResult.below_min_score`.
 
     With `labels` each prompt is the query and a document as they stand, nothing put around them, in which a special
     token's string is that token; the answer is how probable the labels are as what comes next. Query and documents hold
@@ -80,3 +81,4 @@ class RerankRequest:
     on_error: OnError = "fail"
     chunking: Chunking | None = None
     labels: Labels | None = None
+    min_score: float | None = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from rerankd.core.contents import Content
 from rerankd.core.errors import InvalidRequest
 
 
@@ -72,8 +73,11 @@ class RerankResult:
     for. `query_truncated` says that the query was cut to fit, beside one of the documents at least.
     `truncated` holds the indices of all documents that were cut to fit, those beyond `top_n` too. `failed` holds,
     by index, the error of each document that was left out because the request said `on_error="skip"`.
-    `scored` counts the documents with those beyond `top_n`; `stages` says what took how long, with a `model` for each
-    batch.
+    `below_min_score` holds the indices of those that were left out for their scores. `scored` counts the documents with
+    those beyond `top_n` and below `min_score`; `stages` says what took how long, with a `model` for each batch.
+    `contents` are the documents of the request, for what shows the result.
+
+    Iterating gives `documents`. A notebook shows a table.
     """
 
     documents: tuple[ScoredDocument, ...]
@@ -85,6 +89,18 @@ class RerankResult:
     failed: Mapping[int, InvalidRequest] = field(default_factory=dict)
     scored: int = 0
     stages: tuple[Stage, ...] = field(default=(), compare=False)
+    below_min_score: tuple[int, ...] = ()
+    contents: tuple[Content, ...] = field(default=(), compare=False, repr=False)
+
+    def __iter__(self) -> Iterator[ScoredDocument]:
+        return iter(self.documents)
+
+    def _repr_html_(self) -> str:
+        from rerankd.core.tables import table
+
+        took = sum(seconds_by_stage(self.stages).values())
+        note = f"{len(self.documents)} of {self.scored} documents, {self.prompt_tokens} tokens, {1000 * took:.1f} ms"
+        return table(self.documents, self.contents, note)
 
     def in_request_order(self) -> tuple[ScoredDocument, ...]:
         """The documents by index."""

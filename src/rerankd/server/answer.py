@@ -278,6 +278,9 @@ def _reports(call: Call[Any], results: Sequence[RerankResult], id: str) -> dict[
     if failed := list(_failed(call, results)):
         headers["X-Rerankd-Failed"] = _listed(failed)
         log.info("%r: left out: %s", id, headers["X-Rerankd-Failed"])
+    if below := list(_below(call, results)):
+        headers["X-Rerankd-Below-Min-Score"] = below[0]
+        log.info("%r: below the lowest score that is wanted: %s", id, below[0])
     if took := seconds_by_stage(stage for result in results for stage in result.stages):
         headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in took.items())
     return headers
@@ -288,6 +291,12 @@ def _truncated(call: Call[Any], results: Sequence[RerankResult]) -> Iterable[str
         if result.query_truncated:
             yield call.in_body("query", number)
     places = {call.place(number, index) for number, result in enumerate(results) for index in result.truncated}
+    if places:
+        yield f"documents {_listed(_ranges(sorted(places)))}"
+
+
+def _below(call: Call[Any], results: Sequence[RerankResult]) -> Iterable[str]:
+    places = {call.place(number, index) for number, result in enumerate(results) for index in result.below_min_score}
     if places:
         yield f"documents {_listed(_ranges(sorted(places)))}"
 

@@ -48,7 +48,8 @@ The routes at the root speak the server's own dialect, or another's where a fiel
 the table); every dialect is also below its own prefix.
 Headers of an answer report what was not done as asked: `X-Rerankd-Ignored` names fields that have no effect, or
 less than was asked, `X-Rerankd-Truncated` the query or documents that were cut to fit, `X-Rerankd-Failed` documents
-that were left out."""
+that were left out, `X-Rerankd-Below-Min-Score` those left out for their scores. `Server-Timing` says what took how
+long."""
 
 
 class Serves(Answers, Protocol):
@@ -310,6 +311,7 @@ def _guard(app: FastAPI, settings: Settings, own: Dialect, open: frozenset[str])
                 "X-Rerankd-Ignored",
                 "X-Rerankd-Truncated",
                 "X-Rerankd-Failed",
+                "X-Rerankd-Below-Min-Score",
                 "Server-Timing",
             ],
         )

@@ -14,6 +14,7 @@ from rerankd.server.dialects.contents import AT_LEAST_ONE, by_type
 from rerankd.server.dialects.lists import DocumentList, FieldList
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.ranking import ranking
+from rerankd.server.dialects.threshold import Thresholded
 from rerankd.server.problems import Problem
 
 DOCUMENTS_OF_A_SEARCH_UNIT = 100
@@ -27,7 +28,7 @@ CohereDocument: TypeAlias = Annotated[
 ]
 
 
-class CohereBody(Chunked):
+class CohereBody(Chunked, Thresholded):
     """What both versions take."""
 
     model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")

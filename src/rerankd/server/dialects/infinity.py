@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult, text_content
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Nothing, Served
-from rerankd.server.dialects.contents import AT_LEAST_ONE, Open
+from rerankd.server.dialects.contents import AT_LEAST_ONE
 from rerankd.server.dialects.lists import DocumentList
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.ranking import (
@@ -21,10 +21,11 @@ from rerankd.server.dialects.ranking import (
     validation_detail,
     validation_status,
 )
+from rerankd.server.dialects.threshold import Thresholded
 from rerankd.server.problems import Problem
 
 
-class InfinityBody(Open):
+class InfinityBody(Thresholded):
     """Infinity's rerank request."""
 
     model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")

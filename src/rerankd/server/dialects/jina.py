@@ -21,6 +21,7 @@ from rerankd.server.dialects.ranking import (
     validation_detail,
     validation_status,
 )
+from rerankd.server.dialects.threshold import Thresholded
 from rerankd.server.problems import Problem
 
 
@@ -47,7 +48,7 @@ JinaContent: TypeAlias = Annotated[
 ]
 
 
-class JinaBody(Chunked):
+class JinaBody(Chunked, Thresholded):
     """Jina's rerank request."""
 
     model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")

@@ -9,10 +9,10 @@ from pydantic import BaseModel
 
 from rerankd.core import Chunking, Content, RerankRequest, Truncation
 from rerankd.server.dialects.base import ERRORS, Call
-from rerankd.server.dialects.contents import Open
+from rerankd.server.dialects.threshold import Thresholded
 from rerankd.server.problems import Problem
 
-Body = TypeVar("Body", bound=Open)
+Body = TypeVar("Body", bound=Thresholded)
 VALIDATION_ERRORS: Mapping[int, str] = {
     **ERRORS,
     400: "a prompt too long where cutting is not allowed, a picture that cannot be read, or more than the limits",
@@ -59,6 +59,7 @@ def ranking(
         truncation=truncation,
         activation=activation,
         chunking=chunking,
+        min_score=body.lowest(),
     )
     return Call(body, (request,), (*ignored, *body.unknown()), fields=words)
 

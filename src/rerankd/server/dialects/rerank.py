@@ -12,6 +12,7 @@ from rerankd.server.dialects.base import Call, Served
 from rerankd.server.dialects.chunks import CHUNKING_WORDS, Chunked
 from rerankd.server.dialects.contents import ContentBody, to_content, unknown_fields
 from rerankd.server.dialects.processor_kwargs import ProcessorKwargs
+from rerankd.server.dialects.threshold import Thresholded
 from rerankd.server.problems import Problem
 
 INSTRUCTION = ("instruct", "instruction")
@@ -75,6 +76,7 @@ class ScoringBody(Chunked):
         served: Served,
         top_n: int | None = None,
         on_error: OnError = "fail",
+        min_score: float | None = None,
     ) -> RerankRequest:
         """The request that this body makes of a query and documents.
 
@@ -96,6 +98,7 @@ class ScoringBody(Chunked):
             activation=self.use_activation is not False,
             on_error=on_error,
             chunking=self.chunking(),
+            min_score=min_score,
         )
 
     def words(self) -> dict[str, str]:
@@ -135,7 +138,7 @@ class ScoringBody(Chunked):
         return asked
 
 
-class RerankBody(ScoringBody):
+class RerankBody(ScoringBody, Thresholded):
     """One query and documents. Documents and `top_n` are the dialect's own."""
 
     query: ContentBody = Field(
@@ -162,6 +165,7 @@ class RerankBody(ScoringBody):
             served,
             min(top_n, len(documents)) if top_n else None,
             self.on_error,
+            self.lowest(),
         )
         without_effect = (*ignored, *self.without_effect(), *unknown_in(self.query, documents))
         return Call(self, (request,), without_effect, self.request_id, self.words())

@@ -9,9 +9,10 @@ from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult, Side, Truncation, text_content
 from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Nothing, Served
-from rerankd.server.dialects.contents import AT_LEAST_ONE, Open
+from rerankd.server.dialects.contents import AT_LEAST_ONE
 from rerankd.server.dialects.lists import DocumentList
 from rerankd.server.dialects.ranking import ranking
+from rerankd.server.dialects.threshold import Thresholded
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
 
@@ -19,7 +20,7 @@ ANY_NUMBER = (1 << 31) - 1
 """Where TEI has a limit and there is none here."""
 
 
-class TeiBody(Open):
+class TeiBody(Thresholded):
     """TEI's rerank request."""
 
     query: str = Field(description="the text to rank texts by.", examples=["what is panda?"])

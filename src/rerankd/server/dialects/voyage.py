@@ -9,13 +9,14 @@ from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult, Truncation, text_content
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
-from rerankd.server.dialects.contents import AT_LEAST_ONE, Open
+from rerankd.server.dialects.contents import AT_LEAST_ONE
 from rerankd.server.dialects.lists import DocumentList
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.ranking import TokensUsed, ranking
+from rerankd.server.dialects.threshold import Thresholded
 
 
-class VoyageBody(Open):
+class VoyageBody(Thresholded):
     """Voyage's rerank request."""
 
     model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")

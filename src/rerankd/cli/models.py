@@ -1,0 +1,85 @@
+"""`rerankd models`: what lies in the local cache and can be served. Heavy imports wait until it runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+GIGABYTE = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """A model in the cache. `served` says what it is, or `reason` why it cannot be served."""
+
+    name: str
+    folder: Path
+    size: int
+    served: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def models(
+    everything: Annotated[bool, typer.Option("--all", help="List those too that cannot be served, and why.")] = False,
+) -> None:
+    """List the models in the local cache of the Hugging Face hub that can be served."""
+    logging.getLogger("rerankd").setLevel(logging.ERROR)
+    found = sorted(cached(), key=lambda one: one.name.lower())
+    served = [one for one in found if one.served]
+    if served:
+        rows: list[tuple[str, ...]] = [("MODEL", "FAMILY", "ARCHITECTURE", "RECIPE", "TOKENS", "SIZE")]
+        rows += [(one.name, *one.served, f"{one.size / GIGABYTE:.1f} GB") for one in served]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    else:
+        print("No model in the cache can be served; `rerankd serve ID` fetches one.")
+    others = [one for one in found if not one.served]
+    if everything:
+        for one in others:
+            print(f"{one.name}: {one.reason}")
+    elif others:
+        print(f"{len(others)} more in the cache cannot be served; --all says why.")
+
+
+def cached() -> Iterator[Cached]:
+    """The embedded model, where its package is installed, and every model in the cache of the hub."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    from rerankd.cli.default_model import default_model
+
+    embedded = default_model()
+    if (folder := Path(embedded.model)).is_dir():
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        yield _looked_at(embedded.names[0], folder, size)
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return
+    for repository in repositories:
+        if repository.repo_type != "model":
+            continue
+        for revision in repository.revisions:
+            known = "main" in revision.refs or len(repository.revisions) == 1
+            name = repository.repo_id if known else f"{repository.repo_id}@{revision.commit_hash[:8]}"
+            yield _looked_at(name, revision.snapshot_path, revision.size_on_disk)
+
+
+def _looked_at(name: str, folder: Path, size: int) -> Cached:
+    from rerankd.core import ModelError
+    from rerankd.loading import plan
+    from rerankd.models.checkpoint.weights import Checkpoint
+    from rerankd.options import LoadOptions
+
+    try:
+        found = plan(LoadOptions(str(folder), device="cpu"), weights=False)
+        Checkpoint(folder)
+    except ModelError as error:
+        return Cached(name, folder, size, reason=str(error))
+    recipe = found.choice.recipe
+    return Cached(name, folder, size, (recipe.family, found.name, recipe.name, f"{found.prompts.max_tokens:,}"))

@@ -1,0 +1,50 @@
+"""A result as a table of HTML, for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from rerankd.core.contents import Content, Image, Text
+from rerankd.core.results import ScoredDocument
+
+CHARACTERS = 300
+"""Of a document's text that are shown."""
+
+
+def table(scored: Iterable[ScoredDocument], documents: Sequence[Content], note: str) -> str:
+    """The documents best first, with bars by score. It brings no script, and its colours suit light and dark pages.
+
+    documents: of the request, in its order; empty where they are not known
+    note: stands below the table
+    """
+    rows = list(scored)
+    highest = max([1.0, *(one.score for one in rows)])
+    lowest = min([0.0, *(one.score for one in rows)])
+    body = "".join(
+        _row(rank, one, documents[one.index] if documents else (), (one.score - lowest) / (highest - lowest))
+        for rank, one in enumerate(rows, 1)
+    )
+    head = "".join(f"<th style='text-align:left'>{name}</th>" for name in ("", "index", "score", "", "document"))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><small>{escape(note)}</small>"
+
+
+def _row(rank: int, one: ScoredDocument, document: Content, share: float) -> str:
+    bar = (
+        "<div style='width:8em;background:rgba(128,128,128,.2);border-radius:3px'>"
+        f"<div style='width:{100 * share:.1f}%;height:.7em;background:#3b7ddd;border-radius:3px'></div></div>"
+    )
+    cut = " <small>(cut to fit)</small>" if one.truncated else ""
+    cells = (str(rank), str(one.index), f"{one.score:.4f}", bar, f"{escape(_shown(document))}{cut}")
+    return f"<tr>{''.join(f'<td style=text-align:left;vertical-align:top>{cell}</td>' for cell in cells)}</tr>"
+
+
+def _shown(document: Content) -> str:
+    text = " ".join(_part(part) for part in document)
+    return text if len(text) <= CHARACTERS else f"{text[: CHARACTERS - 1]}…"
+
+
+def _part(part: object) -> str:
+    if isinstance(part, Text):
+        return part.text
+    return "[image]" if isinstance(part, Image) else "[video]"
