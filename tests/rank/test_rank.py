@@ -160,6 +160,28 @@ def test_a_stopped_run_goes_on_and_does_no_query_twice(reranker: Reranker, tmp_p
     assert not part.exists()
 
 
+def test_a_journal_that_a_crash_has_cut_off_anywhere(tmp_path: Path) -> None:
+    output, part = tmp_path / "out", tmp_path / "out.part"
+    with Journal(str(output), {"a": 1}) as journal:
+        for block in range(3):
+            journal.add(block, f"digest {block}", [block])
+    whole = part.read_bytes()
+    last = len(whole) - whole[:-1].rindex(b"\n") - 1
+    for cut in range(last + 1):
+        part.write_bytes(whole[: len(whole) - cut])
+        with Journal(str(output), {"a": 1}) as journal:
+            assert [journal.digest(block) for block in range(3)][:2] == ["digest 0", "digest 1"]
+            assert len(journal) == (3 if cut == 0 else 2)
+            if cut:
+                journal.add(2, "digest 2", [2])
+        with Journal(str(output), {"a": 1}) as journal:
+            assert list(journal.results()) == [[0], [1], [2]]
+        assert part.read_bytes() == whole
+    part.write_bytes(whole[:5])  # not even the first line is whole
+    with Journal(str(output), {"a": 1}) as journal:
+        assert len(journal) == 0
+
+
 def test_a_journal_goes_with_its_work(reranker: Reranker, tmp_path: Path) -> None:
     output, path = tmp_path / "out.jsonl", tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps({"query": f"q{n}", "documents": ["a", "b"]}) + "\n" for n in range(40)))

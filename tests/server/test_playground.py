@@ -123,7 +123,8 @@ def test_texts_are_ranked_and_shown(
     for place, (one, document) in enumerate(zip(found, expected.documents, strict=True)):
         assert float(one["score"]) == pytest.approx(document.score, abs=2e-4)
         assert one["head"].startswith(f"{place + 1}.")
-        assert f"was {document.index + 1}" in one["head"]
+        arrow = "▲" if document.index > place else "▼" if document.index < place else "="
+        assert f"{arrow} was {document.index + 1}" in one["head"]
         assert f"{document.prompt_tokens} tokens" in one["head"]
         assert float(one["width"].rstrip("%")) == pytest.approx(100 * document.score, abs=0.6)
     expect(page.locator("#figures")).to_contain_text(f"{expected.prompt_tokens} tokens")
