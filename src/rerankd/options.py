@@ -26,6 +26,7 @@ class LoadOptions:
     max_characters: characters of one text (query, document or instruction) at most; a longer one is an error
     max_batch_tokens: tokens in one packed batch; None for the device's own choice
     engine_timeout: seconds that a batch may take, on a slow machine more, before the engine is given up; None for any
+    max_queued_tokens: tokens that may wait to be computed before requests are refused with EngineBusy; None for any
     hf_overrides: entries laid over the checkpoint's config.json
     recipe: how the model is scored, by name (docs/models.md); None for what its folder says
     chat_template: a Jinja file, or Jinja text, in place of the built-in template of a decoder
@@ -46,6 +47,7 @@ class LoadOptions:
     max_characters: int = MAX_CHARACTERS
     max_batch_tokens: int | None = None
     engine_timeout: float | None = None
+    max_queued_tokens: int | None = None
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
     recipe: str | None = None
     chat_template: str | Path | None = None

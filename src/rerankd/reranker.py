@@ -90,6 +90,7 @@ class Reranker:
             chosen.max_batch_tokens or planned.placement.batch_tokens,
             chosen.engine_timeout,
             planned.placement.in_flight,
+            chosen.max_queued_tokens,
         )
         vocabulary = loaded.head.vocabulary if isinstance(loaded.head, TokenHead) else None
         self._verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, self.info.sees)

@@ -7,6 +7,7 @@ import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -25,6 +26,7 @@ from rerankd.core import (
 )
 from rerankd.options import ModelInfo
 from rerankd.server.app import Serves, Settings, create_app
+from rerankd.server.connections import Connection, Connections
 from rerankd.server.run import bind
 from tests.labels import written_out
 
@@ -65,6 +67,7 @@ class FakeReranker:
     def __init__(self) -> None:
         self.info = INFO
         self.failure: EngineDead | None = None
+        self.loaded = EngineLoad(waiting=3, batches=2, tokens=100, seconds=0.5)
         self.gate = threading.Event()
         self.waiting = threading.Event()
         self.cancelled = 0
@@ -72,7 +75,7 @@ class FakeReranker:
         self.labelled: list[RerankRequest] = []
 
     def load(self) -> EngineLoad:
-        return EngineLoad(waiting=3, batches=2, tokens=100, seconds=0.5)
+        return self.loaded
 
     def tokenize(self, text: str, special: bool) -> list[tuple[int, str]]:
         tokens = ["<s>", *text.split(), "</s>"] if special else text.split()
@@ -138,11 +141,17 @@ class FakeReranker:
 
 
 @contextmanager
-def running(reranker: Serves, settings: Settings) -> Iterator[str]:
+def running(reranker: Serves, settings: Settings, connections: Connections | None = None) -> Iterator[str]:
     """The base URL of a server on a port that the system picked."""
     listener = bind("127.0.0.1", 0)
     listener.listen()  # clients wait for the server instead of being refused
-    config = uvicorn.Config(create_app(reranker, settings), log_level="warning", lifespan="off", ws="none")
+    config = uvicorn.Config(
+        create_app(reranker, settings),
+        http=partial(Connection, connections or Connections()),  # type: ignore[arg-type]
+        log_level="warning",
+        lifespan="off",
+        ws="none",
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -177,6 +177,8 @@ def others() -> Iterator[dict[int, dict[str, str]]]:
     """Servers that refuse whatever they are sent with a status."""
     fake = FakeReranker()
     full, locked, hasty = {"max_calls": 1}, {"keys": ("k",)}, {"body_timeout": 0.1}
+    late = FakeReranker()
+    late.answer_all = late.label = lambda request: late._wait()  # type: ignore[assignment, method-assign]
     with (
         ThreadPoolExecutor() as pool,
         running(fake, Settings(names=(MODEL,), **full)) as full_vllm,
@@ -185,6 +187,8 @@ def others() -> Iterator[dict[int, dict[str, str]]]:
         running(fake, Settings(names=(MODEL,), dialect="sglang", **locked)) as locked_sglang,
         running(fake, Settings(names=(MODEL,), **hasty)) as hasty_vllm,
         running(fake, Settings(names=(MODEL,), dialect="sglang", **hasty)) as hasty_sglang,
+        running(late, Settings(names=(MODEL,), request_timeout=0.1)) as late_vllm,
+        running(late, Settings(names=(MODEL,), request_timeout=0.1, dialect="sglang")) as late_sglang,
     ):
         body = {"query": "wait", "documents": ["a"]}
         calls = [
@@ -195,6 +199,7 @@ def others() -> Iterator[dict[int, dict[str, str]]]:
             429: {"vllm": full_vllm, "sglang": full_sglang},
             401: {"vllm": locked_vllm, "sglang": locked_sglang},
             408: {"vllm": hasty_vllm, "sglang": hasty_sglang},
+            504: {"vllm": late_vllm, "sglang": late_sglang},
         }
         fake.gate.set()
         assert [call.result().status_code for call in calls] == [200, 200]
@@ -231,7 +236,7 @@ def test_each_status_that_is_described_is_given_and_no_other(
     for example in content["examples"].values():
         responses.append(requests.post(url, json=example["value"], timeout=30))
         responses += [requests.post(url, json=bad, timeout=30) for bad in bad_bodies(example["value"])]
-        for status in (429, 401):
+        for status in (429, 401, 504):
             responses.append(requests.post(others[status][dialect] + path, json=example["value"], timeout=30))
     headers = {"Content-Type": "application/json"}
     responses.append(requests.post(others[408][dialect] + path, data=slowly(b"{"), headers=headers, timeout=30))
@@ -239,7 +244,7 @@ def test_each_status_that_is_described_is_given_and_no_other(
         as_described(dialect, "post", path, response)
     given = {str(response.status_code) for response in responses}
     # Nothing is scored there, so nothing can be too late or fail.
-    never = {"500", "503"} if path.endswith("/tokenize") else set()
+    never = {"500", "503", "504"} if path.endswith("/tokenize") else set()
     # Infinity cuts whatever is too long; what an engine refuses all the same would be a 400.
     never |= {"400"} if path.startswith("/infinity") else set()
     # Only vLLM's API knows a model that is not there, and none of these bodies is vLLM's.

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 
+from rerankd import Reranker
+from rerankd.core import EngineLoad, PackedBatch
 from rerankd.server.app import Settings
 from tests.server.fakes import MODEL, FakeReranker, running
 from tests.server.launched import SERVE, launched
@@ -158,3 +163,86 @@ def test_all_bodies_together_are_bounded() -> None:
         until(lambda: requests.post(f"{url}/v1/rerank", json={**body, "query": "a"}, timeout=30).status_code == 429)
         reading.close()
         until(lambda: requests.post(f"{url}/v1/rerank", json={**body, "query": "a"}, timeout=30).status_code == 200)
+
+
+SLOW = EngineLoad(waiting=50, batches=9, tokens=900, seconds=9, waiting_requests=2, waiting_tokens=4100, rate=100)
+
+
+@pytest.mark.parametrize(
+    ("settings", "load", "flag"),
+    [
+        ({"max_queued_tokens": 4000}, SLOW, "--max-queued-tokens"),
+        ({"max_queued_calls": 1}, SLOW, "--max-queued-requests"),
+    ],
+)
+def test_what_waits_is_bounded_before_a_body_is_read(settings: dict[str, int], load: EngineLoad, flag: str) -> None:
+    fake = FakeReranker()
+    with running(fake, Settings(names=(MODEL,), **settings)) as url:  # type: ignore[arg-type]
+        waiting = open_call(url, WAIT)
+        assert fake.waiting.wait(30)
+        fake.loaded = load
+        refused = requests.post(f"{url}/v1/rerank", json=QUICK, timeout=30)
+        assert refused.status_code == 429
+        assert flag in refused.text
+        # 4,100 tokens at 100 tokens a second.
+        assert refused.headers["Retry-After"] == "41"
+        unread = open_call(url, QUICK, sent=5)
+        assert unread.recv(100).startswith(b"HTTP/1.1 429 ")
+        # Of the two calls that are answered then, one is in the batch in hand.
+        fake.loaded = replace(load, waiting_tokens=100, running=1)
+        assert requests.post(f"{url}/v1/rerank", json=QUICK, timeout=30).status_code == 200
+        fake.gate.set()
+        assert waiting.recv(100).startswith(b"HTTP/1.1 200 ")
+        for connection in (waiting, unread):
+            connection.close()
+
+
+@pytest.mark.parametrize("rate", [0, 0.001])
+def test_the_seconds_to_wait_are_bounded(rate: float) -> None:
+    fake = FakeReranker()
+    fake.loaded = replace(SLOW, rate=rate)
+    with running(fake, Settings(names=(MODEL,), max_queued_tokens=1)) as url:
+        refused = requests.post(f"{url}/v1/rerank", json=QUICK, timeout=30)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "600" if rate else "1")
+
+
+def test_a_late_answer_is_a_504_and_its_work_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    fake = FakeReranker()
+    with running(fake, Settings(names=(MODEL,), request_timeout=0.2)) as url:
+        late = requests.post(f"{url}/v1/rerank", json=WAIT, timeout=30)
+        assert late.status_code == 504
+        assert late.json()["error"]["code"] == 504
+        assert "--request-timeout" in late.json()["error"]["message"]
+        tei = requests.post(f"{url}/tei/rerank", json={"query": "wait", "texts": ["a"]}, timeout=30)
+        assert (tei.status_code, tei.json()["error_type"]) == (504, "Overloaded")
+        assert fake.cancelled == 2
+        assert requests.post(f"{url}/v1/rerank", json=QUICK, timeout=30).status_code == 200
+        assert requests.get(f"{url}/load", timeout=30).json() == {"server_load": 0}
+    assert "Traceback" not in caplog.text
+
+
+def test_queue_and_time_are_bounded_with_the_real_engine(
+    bert_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One request may have more tokens than may wait, and another is refused. What is late leaves the queue."""
+    long = {"query": "long", "documents": ["word " * 50] * 100}
+    with Reranker(str(bert_checkpoint), dtype="float32", max_batch_tokens=256, max_queued_tokens=2000) as reranker:
+        model, go = reranker._engine.model, threading.Event()
+
+        def gated(batch: PackedBatch) -> Any:
+            assert go.wait(60)
+            return model(batch)
+
+        vars(gated)["shares_prefix"] = model.shares_prefix
+        monkeypatch.setattr(reranker._engine, "model", gated)
+        settings = Settings(names=("model",), max_queued_tokens=10**9, request_timeout=5)
+        with running(reranker, settings) as url, ThreadPoolExecutor() as pool:
+            calls = [pool.submit(requests.post, f"{url}/v1/rerank", json=long, timeout=60)]
+            until(lambda: reranker.load().waiting > 50)
+            refused = requests.post(f"{url}/v1/rerank", json=long, timeout=60)
+            assert (refused.status_code, "--max-queued-tokens" in refused.text) == (429, True)
+            assert int(refused.headers["Retry-After"]) > 0
+            assert calls[0].result().status_code == 504
+            assert reranker.load().waiting_tokens == 0
+            go.set()
+            assert requests.post(f"{url}/v1/rerank", json=QUICK, timeout=60).status_code == 200

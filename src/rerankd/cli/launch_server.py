@@ -47,11 +47,16 @@ def launch_server(
         int | None,
         typer.Option(
             "--max-concurrent-requests",
-            "--max-queued-requests",
             min=1,
-            help="Calls answered at a time, those that wait included; more are refused with 429. [default: any number]",
+            help="Calls answered at a time, those that wait included; more get 429. [default: any number]",
         ),
     ] = None,
+    max_queued_calls: Annotated[
+        int,
+        typer.Option("--max-queued-requests", min=1, help="Calls that wait for the model; further ones get 429."),
+    ] = 1000,
+    max_queued_tokens: options.MaxQueuedTokens = None,
+    request_timeout: options.RequestTimeout = 0.0,
     enable_trace: Annotated[
         bool, typer.Option("--enable-trace", help="Send OpenTelemetry traces to --otlp-traces-endpoint.")
     ] = False,
@@ -60,6 +65,7 @@ def launch_server(
         typer.Option("--otlp-traces-endpoint", "--oltp-traces-endpoint", help="Takes OTLP over gRPC."),
     ] = "localhost:4317",
     engine_timeout: options.EngineTimeout = 300.0,
+    keep_alive: options.KeepAlive = 75.0,
     shutdown_timeout: options.ShutdownTimeout = 10.0,
     revision: options.Revision = None,
     hub: options.HubFlag = HubName.huggingface,
@@ -133,10 +139,14 @@ def launch_server(
             ),
             log_format=log_format.value,
             max_calls=max_calls,
+            max_queued_calls=max_queued_calls,
+            max_queued_tokens=max_queued_tokens or options.QUEUED_TOKENS,
+            request_timeout=request_timeout,
             # SGLang's endpoint is a bare host and port, called without TLS.
             traces=TracesTo(otlp_traces_endpoint, {"insecure": True}) if enable_trace else None,
             shutdown_timeout=shutdown_timeout,
             engine_timeout=engine_timeout,
+            keep_alive=keep_alive,
             revision=revision,
             hub=hub.value,
             device=device,

@@ -63,6 +63,8 @@ class LogFormatName(str, Enum):
 
 
 LIMITS = RequestLimits()
+QUEUED_TOKENS = 8 << 20
+"""They take some 40 bytes each."""
 
 
 def _limit(name: LimitName) -> Any:
@@ -194,6 +196,27 @@ MaxBodies = Annotated[
     typer.Option("--max-bodies-mb", min=0.001, help="Megabytes of all bodies that are being read or answered."),
 ]
 BodyTimeout = Annotated[float, typer.Option(min=0.001, help="Seconds in which a request's body must arrive.")]
+MaxQueuedTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-queued-tokens",
+        "--max-num-queued-tokens",
+        parser=token_count,
+        metavar="TOKENS",
+        help="Tokens that wait for the model, beside one request that may have more; others get 429. [default: 8M]",
+    ),
+]
+RequestTimeout = Annotated[
+    float, typer.Option(min=0, help="Seconds from a request's body to its answer, or it gets 504. 0 for any time.")
+]
+KeepAlive = Annotated[
+    float,
+    typer.Option(
+        "--timeout-keep-alive",
+        min=0.001,
+        help="Seconds that a connection may idle; more than the load balancer's, most of which have 60.",
+    ),
+]
 ShutdownTimeout = Annotated[
     float, typer.Option(min=0, help="Seconds from Ctrl-C or SIGTERM to the end; requests in flight have most of them.")
 ]

@@ -16,7 +16,6 @@ OWN_TEMPLATES = "the model family's own prompt is built in, and --chat-template 
 NO_REMOTE_CODE = "no code from a checkpoint is ever run, and none is needed"
 NO_CACHE = "there is no KV cache: keys and values live for one layer"
 OWN_BATCHING = "documents of all requests are packed up to one token budget"
-CALLS_ARE_BOUNDED = "what is bounded is the number of calls, by --max-concurrent-requests"
 OWN_MEMORY = "memory is what the weights and one batch need; nothing is reserved, swapped or put to sleep"
 OWN_KERNELS = "the device decides which kernels run"
 ONE_DEVICE = "one process drives one device, so there is nothing to spread or to balance"

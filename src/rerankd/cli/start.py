@@ -70,9 +70,12 @@ class Launch:
     max_body, max_bodies: bytes
     body_timeout: seconds
     shutdown_timeout: seconds from a signal to the end of the process
+    keep_alive: seconds that a connection may idle
     engine_timeout: seconds that a batch may take; 0 for any time
     door: who may call, and how a call comes in
     max_calls: how many calls are answered at a time; None for any number
+    max_queued_calls, max_queued_tokens: how many of them, and of their tokens, wait for the model
+    request_timeout: seconds from a call's body to its answer; 0 for any time
     traces: None for what the environment asks for
     """
 
@@ -88,6 +91,7 @@ class Launch:
     playground: bool = True
     shutdown_timeout: float = 10.0
     engine_timeout: float = 300.0
+    keep_alive: float = 75.0
     revision: str | None = None
     hub: Literal["huggingface", "modelscope"] = "huggingface"
     device: str = "auto"
@@ -104,6 +108,9 @@ class Launch:
     door: Door = Door()  # noqa: RUF009 - frozen
     log_format: LogFormat = "text"
     max_calls: int | None = None
+    max_queued_calls: int = 1000
+    max_queued_tokens: int = 8 << 20
+    request_timeout: float = 0.0
     traces: TracesTo | None = None
     max_bodies: int = 256 << 20
     body_timeout: float = 60.0
@@ -183,6 +190,7 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
             max_model_len=launch.max_model_len,
             max_batch_tokens=launch.max_batch_tokens,
             engine_timeout=launch.engine_timeout or None,
+            max_queued_tokens=launch.max_queued_tokens,
             hf_overrides=launch.hf_overrides,
             recipe=launch.recipe,
             chat_template=launch.chat_template,
@@ -209,6 +217,9 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
                 cors=cors,
                 root_path=door.root_path.rstrip("/"),
                 max_calls=launch.max_calls,
+                max_queued_calls=launch.max_queued_calls,
+                max_queued_tokens=launch.max_queued_tokens,
+                request_timeout=launch.request_timeout or None,
                 traces=traces,
             )
             app = create_app(reranker, settings)
@@ -220,7 +231,12 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
                 _say(said if launch.log_format == "text" else said.partition("\n")[0], launch, url=url)
 
             lifetime = Lifetime(
-                ready, reranker.close, launch.shutdown_timeout, settings.draining, lambda: reranker.failure
+                ready,
+                reranker.close,
+                launch.shutdown_timeout,
+                settings.draining,
+                lambda: reranker.failure,
+                launch.keep_alive,
             )
             serve(app, listener, lifetime, logs, tls)
 

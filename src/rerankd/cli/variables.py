@@ -21,7 +21,6 @@ WITHIN_POSITIONS = "no prompt is longer than the model has positions for"
 NAMES_ARE_GIVEN = "give the names that clients use with --served-model-name"
 GIVE_FOLDER = "give the model's folder in place of its id"
 NO_ADMIN_ROUTES = "there are no routes for developers"
-KEPT_ALIVE = "an idle connection is kept for 5 seconds"
 GIVE_KEY = "give the key with --api-key, --api-key-file or RERANKD_API_KEY"
 GIVE_PIXELS = "give --max-pixels"
 OWN_SPANS = "set OpenTelemetry's own OTEL_* variables"
@@ -107,6 +106,14 @@ def _level(text: str) -> str | None:
     return level or None
 
 
+def _seconds(text: str) -> str | None:
+    if not text:
+        return None
+    if not 0 < float(text) < float("inf"):
+        raise ValueError(f"{text!r} is no number of seconds")
+    return text
+
+
 USE_MODELSCOPE = "VLLM_USE_MODELSCOPE"
 
 VLLM_VARIABLES = Variables(
@@ -116,6 +123,7 @@ VLLM_VARIABLES = Variables(
         # An empty one is refused where keys are read: it must not leave the door open.
         "VLLM_API_KEY": StandsFor(("--api-key",), str),
         "VLLM_LOGGING_LEVEL": StandsFor(("--log-level", "--uvicorn-log-level"), _level),
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": StandsFor(("--timeout-keep-alive",), _seconds),
     },
     {
         NO_ADDRESS: """
@@ -178,15 +186,15 @@ VLLM_VARIABLES = Variables(
         NO_ADMIN_ROUTES: """
             VLLM_SERVER_DEV_MODE
         """,
-        KEPT_ALIVE: """
-            VLLM_HTTP_TIMEOUT_KEEP_ALIVE
-        """,
     },
 )
 
 SGLANG_VARIABLES = Variables(
     "SGLang",
-    {"SGLANG_USE_MODELSCOPE": StandsFor(("--hub",), _modelscope)},
+    {
+        "SGLANG_USE_MODELSCOPE": StandsFor(("--hub",), _modelscope),
+        "SGLANG_TIMEOUT_KEEP_ALIVE": StandsFor(("--timeout-keep-alive",), _seconds),
+    },
     {
         NO_ADDRESS: """
             SGLANG_GRPC_PORT SGLANG_HOST_IP SGLANG_LOCAL_IP_NIC SGLANG_PORT
@@ -248,9 +256,6 @@ SGLANG_VARIABLES = Variables(
         """,
         PLAIN_BODIES: """
             SGLANG_ENABLE_REQUEST_DECOMPRESSION SGLANG_ENABLE_REQUEST_HEADER_OVERRIDES
-        """,
-        KEPT_ALIVE: """
-            SGLANG_TIMEOUT_KEEP_ALIVE
         """,
     },
 )

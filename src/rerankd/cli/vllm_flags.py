@@ -39,9 +39,6 @@ _IGNORED = {
         prefill-schedule-interval= renderer-num-workers= scheduler-delay-factor= scheduler-reserve-full-isl
         scheduling-policy= tokenizer-pool-extra-config= tokenizer-pool-size= tokenizer-pool-type=
     """,
-    peer.CALLS_ARE_BOUNDED: """
-        max-num-queued-tokens=
-    """,
     peer.OWN_MEMORY: """
         cpu-offload-gb= cpu-offload-params=+ device-memory-utilization= enable-cumem-allocator
         enable-sleep-mode gpu-memory-utilization= offload-backend= offload-group-size= offload-num-in-group=

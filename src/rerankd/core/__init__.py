@@ -9,6 +9,7 @@ from __future__ import annotations
 from rerankd.core.batch import PackedBatch, PackedGroup, Span
 from rerankd.core.contents import Content, Image, Part, Text, Tokens, Video, identity, text_content
 from rerankd.core.errors import (
+    EngineBusy,
     EngineClosed,
     EngineDead,
     EngineError,
@@ -26,6 +27,7 @@ __all__ = [
     "Chunk",
     "Chunking",
     "Content",
+    "EngineBusy",
     "EngineClosed",
     "EngineDead",
     "EngineError",

@@ -29,6 +29,10 @@ class EngineClosed(RerankdError):
     """The engine was closed before the request was answered."""
 
 
+class EngineBusy(RerankdError):
+    """So much waits for the engine that it does not take the request; a later one it may."""
+
+
 class EngineDead(EngineClosed):
     """The engine has failed for good: no request is answered any more. The cause is chained where there is one."""
 

@@ -14,7 +14,7 @@ from time import perf_counter
 
 import torch
 
-from rerankd.core import EngineClosed, EngineDead, EngineError, EngineLoad, PromptGroup, Stage
+from rerankd.core import EngineBusy, EngineClosed, EngineDead, EngineError, EngineLoad, PromptGroup, Stage
 from rerankd.engine.batcher import Batcher, Job, Slice
 from rerankd.engine.flight import Flight
 from rerankd.engine.packing import pack
@@ -45,14 +45,17 @@ class Engine:
         batch_tokens: int,
         timeout: float | None = None,
         in_flight: int = 1,
+        max_tokens: int | None = None,
     ) -> None:
         """timeout: seconds after which a batch is given up, and the engine with it; a slow machine has more. None for
             any time
         in_flight: batches that a device has at a time; from 2 on, one is packed and launched while another is computed
+        max_tokens: tokens that may wait, beside one request that may have more; None for any number
         """
         self.model = model
         self.device = device
         self._in_flight = in_flight
+        self._max_tokens = max_tokens
         self._budget = Budget(batch_tokens)
         self._batcher = Batcher(batch_tokens)
         self._wake = threading.Condition()
@@ -79,6 +82,7 @@ class Engine:
                 seconds=self._seconds,
                 waiting_requests=len(self._batcher),
                 waiting_tokens=self._batcher.tokens,
+                running=len({piece.job for piece in self._in_hand}),
                 rate=tokens / seconds if seconds else 0.0,
             )
 
@@ -100,7 +104,8 @@ class Engine:
 
         stages: get, before the future is done, the time spent waiting (`queue`) and in each batch (`model`)
 
-        Cancelling the future drops the documents that no batch has taken yet.
+        Cancelling the future drops the documents that no batch has taken yet. Raises EngineBusy, EngineClosed and
+        EngineDead.
         """
         job = Job(group, Future(), on_progress, [] if stages is None else stages)
         if not group.suffixes:
@@ -111,6 +116,12 @@ class Engine:
                 raise _again(self._dead)
             if self._closed:
                 raise EngineClosed("The engine is closed.")
+            waiting = self._batcher.tokens
+            if self._max_tokens is not None and waiting and waiting + job.cost > self._max_tokens:
+                raise EngineBusy(
+                    f"This request's {job.cost} tokens are more than may wait for the model beside the {waiting} that "
+                    "do already; send it again later, or start the server with a larger --max-queued-tokens."
+                )
             self._batcher.add(job)
             self._wake.notify()
         job.future.add_done_callback(lambda _: self._leave(job))

@@ -6,8 +6,8 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from rerankd.core import (
+    EngineBusy,
     EngineClosed,
     EngineDead,
     InvalidRequest,
@@ -27,6 +28,7 @@ from rerankd.core import (
 from rerankd.server.body import LARGE, Bodies, encode_json, parse_json
 from rerankd.server.calls import Called
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
+from rerankd.server.places import Places
 from rerankd.server.problems import Problem, checked
 from rerankd.work import Workers, all_of
 
@@ -41,9 +43,6 @@ SOON_RENDERED = 1000
 """Documents whose answer the event loop renders by itself; that of more takes it tens of milliseconds."""
 ENGINE_DEAD = Problem(503, "The engine has failed and the server ends; send the request again.")
 SHUTTING_DOWN = Problem(503, "The server is shutting down; send the request again.")
-OVERLOADED = "The server answers as many calls already as it takes at a time; send this one again later."
-RETRY_AFTER = 1
-"""Seconds. Nobody is promised a place then; it keeps clients from calling again at once."""
 T = TypeVar("T")
 Routed: TypeAlias = tuple[Dialect, Endpoint[Any]]
 
@@ -66,6 +65,7 @@ class Desk:
 
     places: of calls that are answered at a time
     workers: threads for what would hold up the event loop
+    timeout: seconds from a call's body to its answer; None for any time
     """
 
     reranker: Answers
@@ -73,32 +73,7 @@ class Desk:
     bodies: Bodies
     places: Places
     workers: Workers
-
-
-class Places:
-    """The calls that are being answered, from when their bodies are there: `places()`. There may be a limit."""
-
-    def __init__(self, limit: int | None) -> None:
-        self._count = 0
-        self._limit = limit
-
-    def __call__(self) -> int:
-        return self._count
-
-    def check(self) -> None:
-        """Raise a 429 `Problem` where no place is free."""
-        if self._limit is not None and self._count >= self._limit:
-            raise Problem(429, OVERLOADED)
-
-    @contextmanager
-    def take(self) -> Iterator[None]:
-        """A place, until the context ends. Raises as `check`."""
-        self.check()
-        self._count += 1
-        try:
-            yield
-        finally:
-            self._count -= 1
+    timeout: float | None = None
 
 
 async def answer(request: Request, routed: Sequence[Routed], desk: Desk) -> Response:
@@ -111,7 +86,7 @@ async def answer(request: Request, routed: Sequence[Routed], desk: Desk) -> Resp
     try:
         if not exchange.endpoint.reads:
             await exchange.parse(b"{}")
-            return await _while_connected(request, exchange.answer())
+            return await exchange.in_time(exchange.answer())
         # What is refused costs nothing: its body is not read.
         if unready := desk.served.unready():
             raise unready
@@ -119,7 +94,7 @@ async def answer(request: Request, routed: Sequence[Routed], desk: Desk) -> Resp
         async with desk.bodies.read(request) as body:
             with desk.places.take():
                 await exchange.parse(body)
-                return await _while_connected(request, exchange.answer())
+                return await exchange.in_time(exchange.answer())
     except (Gone, ClientDisconnect):
         log.info("%r: the client hung up", exchange.id)
         return Response(status_code=499)
@@ -134,6 +109,8 @@ async def answer(request: Request, routed: Sequence[Routed], desk: Desk) -> Resp
         return exchange.refusal(ENGINE_DEAD)
     except EngineClosed:
         return exchange.refusal(SHUTTING_DOWN)
+    except EngineBusy as error:
+        return exchange.refusal(desk.places.full(str(error)))
     except OutOfMemory as error:
         log.error("%r: %s", exchange.id, error)
         return exchange.refusal(Problem(500, str(error)))
@@ -154,6 +131,7 @@ class _Exchange:
         self.dialect, self.endpoint = _claiming(routed, {}, request)
         self.call: Call[Any] | None = None
         self._large = False
+        self._began = 0.0
         self._routed = routed
         self._desk = desk
         self._called: Called = request.state.called
@@ -166,15 +144,37 @@ class _Exchange:
         return refusal(self.dialect, problem)
 
     async def parse(self, body: bytes | bytearray) -> None:
-        """Find out what the call asks for, and name it as it asks to be named."""
+        """Find out what the call asks for, and name it as it asks to be named. Its time begins now."""
+        self._began = time.monotonic()
         parse = partial(self._parse, body)
         self._large = len(body) > LARGE
         if self._large:
-            self.call = await _while_connected(self.request, self._desk.workers.run(parse))
+            self.call = await self.in_time(self._desk.workers.run(parse))
         else:
             self.call = parse()
         if self.call.id and not self.request.headers.get("x-request-id"):
             self._called.rename(self.call.id)
+
+    async def in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await `work`. It is cancelled when the client hangs up first (Gone), or when it is late (a 504 `Problem`)."""
+        timeout = self._desk.timeout
+        left = None if timeout is None else max(self._began + timeout - time.monotonic(), 0)
+        working, hung_up = asyncio.ensure_future(work), asyncio.ensure_future(_hang_up(self.request))
+        try:
+            await asyncio.wait((working, hung_up), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            if hung_up.done():
+                raise Gone
+            raise Problem(
+                504,
+                f"There was no answer within {timeout:g} seconds; send less at a time, or start the server with a "
+                "larger --request-timeout.",
+            )
+        finally:
+            working.cancel()
+            hung_up.cancel()
+            await asyncio.gather(working, hung_up, return_exceptions=True)
 
     async def answer(self) -> Response:
         """Do what the call asks for, once it is parsed."""
@@ -206,7 +206,7 @@ def refusal(dialect: Dialect, problem: Problem) -> Response:
     """A problem in a dialect's shape."""
     response = json_response(dialect.render_error(problem), dialect.status(problem))
     if problem.status in (429, 503):
-        response.headers["Retry-After"] = str(RETRY_AFTER)
+        response.headers["Retry-After"] = str(problem.retry_after)
     if problem.status in (408, 503):
         response.headers["Connection"] = "close"
     return response
@@ -244,20 +244,6 @@ async def _some(reranker: Answers, call: Call[Any], start: int) -> list[RerankRe
         return await reranker.answer_all(call.requests[start : start + REQUESTS_TOGETHER])
     except InvalidRequest as error:
         raise InvalidRequest(call.in_body(error.field, start + error.request), error.problem) from error
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`, but cancel it and raise Gone when the client hangs up first."""
-    working, hung_up = asyncio.ensure_future(work), asyncio.ensure_future(_hang_up(request))
-    try:
-        await asyncio.wait((working, hung_up), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Gone
-        return working.result()
-    finally:
-        working.cancel()
-        hung_up.cancel()
-        await asyncio.gather(working, hung_up, return_exceptions=True)
 
 
 async def _hang_up(request: Request) -> None:

@@ -22,7 +22,7 @@ from starlette.routing import Match, Route
 from rerankd.core import EngineDead, EngineLoad
 from rerankd.limits import RequestLimits
 from rerankd.server.access import UNAUTHORIZED, Cors, KeyCheck
-from rerankd.server.answer import ENGINE_DEAD, SHUTTING_DOWN, Answers, Desk, Places, Routed, answer, refusal
+from rerankd.server.answer import ENGINE_DEAD, SHUTTING_DOWN, Answers, Desk, Routed, answer, refusal
 from rerankd.server.body import Bodies
 from rerankd.server.calls import Calls
 from rerankd.server.dialects import DIALECTS
@@ -30,6 +30,7 @@ from rerankd.server.dialects.base import Dialect, Endpoint, Served
 from rerankd.server.dialects.names import not_ours
 from rerankd.server.metrics import Metrics
 from rerankd.server.openapi import NO_KEY, Examples, answers, describe, json_body, refusal_of, responses
+from rerankd.server.places import Places
 from rerankd.server.playground.routes import PAGES, add_playground
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
@@ -89,6 +90,8 @@ class Settings:
     cors: what browsers are told, if anything
     root_path: what a proxy puts before every path
     max_calls: how many calls are answered at a time, more are refused; None for any number
+    max_queued_calls, max_queued_tokens: how many of them, and how many tokens of theirs, wait for the model
+    request_timeout: seconds from a call's body to its answer; None for any time
     traces: what makes spans of calls, if anything
     draining: set by whoever ends the server when new calls are to be refused
     playground: whether / and /playground are there
@@ -106,6 +109,9 @@ class Settings:
     cors: Cors | None = None
     root_path: str = ""
     max_calls: int | None = None
+    max_queued_calls: int | None = None
+    max_queued_tokens: int | None = None
+    request_timeout: float | None = None
     traces: Traces | None = None
     draining: threading.Event = field(default_factory=threading.Event)
     playground: bool = True
@@ -143,7 +149,7 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
         openapi_url="/openapi.json" if settings.docs else None,
     )
     app.root_path = settings.root_path
-    places = Places(settings.max_calls)
+    places = Places(reranker.load, settings.max_calls, settings.max_queued_calls, settings.max_queued_tokens)
 
     def unready() -> Problem | None:
         if reranker.failure:
@@ -158,6 +164,7 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
         reranker.load,
         unready,
         settings.max_calls,
+        settings.max_queued_calls,
         settings.limits,
     )
     desk = Desk(
@@ -166,6 +173,7 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
         Bodies(settings.max_body, settings.max_bodies, settings.body_timeout),
         places,
         Workers("rerankd-call", CALL_THREADS),
+        settings.request_timeout,
     )
     metrics = Metrics(served)
     own = DIALECTS[settings.dialect]

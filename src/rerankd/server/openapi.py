@@ -11,8 +11,9 @@ from pydantic.json_schema import models_json_schema
 
 from rerankd.core import RerankRequest, RerankResult, ScoredDocument
 from rerankd.server.access import UNAUTHORIZED
-from rerankd.server.answer import OVERLOADED, SHUTTING_DOWN, Routed
+from rerankd.server.answer import SHUTTING_DOWN, Routed
 from rerankd.server.dialects.base import Dialect, Endpoint, Served
+from rerankd.server.places import OVERLOADED
 from rerankd.server.problems import Problem
 
 Examples: TypeAlias = dict[int, dict[str, object]]
@@ -46,6 +47,7 @@ PROBLEMS = (
     Problem(429, OVERLOADED),
     Problem(500, "The model failed on this request."),
     SHUTTING_DOWN,
+    Problem(504, "There was no answer within 60 seconds."),
 )
 NO_KEY: Mapping[str, Any] = {"security": []}
 

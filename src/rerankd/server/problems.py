@@ -21,13 +21,18 @@ class Problem(RerankdError):
     status: the HTTP status
     field: the offending field in the caller's words, None where no field is to blame
     well_formed: whether the body is as its API describes it, and what it asks for cannot be done
+    retry_after: seconds to wait where the call may be sent again. Nobody is promised a place then; it keeps clients
+        from calling again at once.
     """
 
-    def __init__(self, status: int, message: str, field: str | None = None, well_formed: bool = False) -> None:
+    def __init__(
+        self, status: int, message: str, field: str | None = None, well_formed: bool = False, retry_after: int = 1
+    ) -> None:
         super().__init__(f"{field}: {message}" if field else message)
         self.status = status
         self.field = field
         self.well_formed = well_formed
+        self.retry_after = retry_after
 
 
 class Counted:

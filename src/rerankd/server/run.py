@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import ssl
 import stat
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -18,8 +20,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from rerankd.core import EngineDead, RerankdError
+from rerankd.server.connections import Connection, Connections
 
 BACKLOG = 2048
+FILES, OTHER_FILES = 65536, 256
+"""Open files that are asked for, and those of them that are no clients' connections: images that are fetched, logs."""
 REFUSED, CANCELLED = 0.8, 0.9
 """Parts of the time that a server has to end: requests in flight are answered until the first, then what waits is
 refused; at the second, calls that go on all the same are cancelled."""
@@ -52,6 +57,7 @@ class Lifetime:
         of them, see REFUSED
     draining: is set when no new requests are taken any more
     failure: why the engine will answer no more; None while it does
+    keep_alive: seconds that a connection may idle
     """
 
     ready: Callable[[], None]
@@ -59,6 +65,7 @@ class Lifetime:
     seconds: float
     draining: threading.Event
     failure: Callable[[], EngineDead | None] = lambda: None
+    keep_alive: float = 75.0
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -120,8 +127,10 @@ def serve(
         address = listener.getsockname()
         host, port = (address, 0) if isinstance(address, str) else address[:2]
         raise _explained(error, host, port) from None
+    connections = Connections(most=most_connections(), keep_alive=lifetime.keep_alive)
     config = uvicorn.Config(
         app,
+        http=partial(Connection, connections),  # type: ignore[arg-type]
         log_config=log_config,
         access_log=False,  # `calls` writes a line for each call
         lifespan="off",
@@ -137,6 +146,17 @@ def serve(
     server.run(sockets=[listener])
     if server.failure:
         raise server.failure
+
+
+def most_connections() -> int:
+    """How many connections may be open, once as many files may be as the system lets this process have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    files = FILES if soft == resource.RLIM_INFINITY else soft
+    return max(files - OTHER_FILES, files // 2)
 
 
 class Server(uvicorn.Server):

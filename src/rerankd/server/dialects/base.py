@@ -24,8 +24,9 @@ ERRORS: Mapping[int, str] = {
     408: "a body that did not arrive in time",
     413: "a body above the server's limit",
     415: "a Content-Type that is not application/json",
-    429: "more calls at a time than the server takes, or bodies larger together than it holds",
+    429: "more calls or tokens at a time than the server takes, or bodies larger together than it holds",
     500: "a failure of the model or the server",
+    504: "no answer within the server's time",
     503: "the server is shutting down, or its engine has failed",
 }
 
@@ -40,6 +41,7 @@ class Served:
     load: how busy the engine is
     unready: why no call is answered now; None while calls are
     max_calls: how many calls are answered at a time; None for any number
+    max_queued_calls: how many of them wait for the model
     limits: of one request
     """
 
@@ -50,6 +52,7 @@ class Served:
     load: Callable[[], EngineLoad]
     unready: Callable[[], Problem | None] = lambda: None
     max_calls: int | None = None
+    max_queued_calls: int | None = None
     limits: RequestLimits = RequestLimits()  # noqa: RUF009 - frozen
 
 

@@ -177,7 +177,7 @@ def _server_info(call: Call[Any], results: Sequence[RerankResult], id: str, serv
         "quantization": info.quantization,
         "context_length": info.max_model_len,
         "is_embedding": info.family != "decoder",
-        "max_queued_requests": served.max_calls,
+        "max_queued_requests": served.max_queued_calls,
         "version": __version__,
     }
 

@@ -157,7 +157,7 @@ def _status(problem: Problem) -> int:
     return {400: 413 if problem.well_formed else 422, 500: 424}.get(problem.status, problem.status)
 
 
-_KINDS = {413: "Validation", 422: "Tokenizer", 424: "Backend", 429: "Overloaded", 503: "Unhealthy"}
+_KINDS = {413: "Validation", 422: "Tokenizer", 424: "Backend", 429: "Overloaded", 503: "Unhealthy", 504: "Overloaded"}
 
 
 def _render_error(problem: Problem) -> object:
@@ -199,7 +199,7 @@ TEI = Dialect(
     error=TeiError,
     render_error=_render_error,
     errors={
-        **{status: ERRORS[status] for status in (401, 408, 415, 429, 503)},
+        **{status: ERRORS[status] for status in (401, 408, 415, 429, 503, 504)},
         400: "no texts",
         413: "a text too long where cutting is not allowed, or more than the server's limits",
         422: "a missing or wrong field",
