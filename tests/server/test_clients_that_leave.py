@@ -25,8 +25,8 @@ WAIT = {"query": "wait", "documents": ["a"]}
 QUICK = {"query": "quick", "documents": ["a"]}
 
 
-def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
+def until(condition: Callable[[], bool], seconds: int = 10) -> None:
+    for _ in range(100 * seconds):
         if condition():
             return
         time.sleep(0.01)

@@ -61,6 +61,8 @@ def until_closed(connection: socket.socket, data: bytes) -> None:
     for _ in range(30_000):
         try:
             connection.sendall(data)
+        except TimeoutError:  # it is only not read any more
+            break
         except OSError:  # a reset, or a broken pipe
             return
         time.sleep(0.001)

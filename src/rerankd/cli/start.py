@@ -149,14 +149,14 @@ def start(launch: Launch, notes: Iterable[str]) -> None:
 
 def _say(text: str, launch: Launch, error: bool = False, **fields: object) -> None:
     """Tell whoever started the server, in the log's own format where that is JSON."""
-    if launch.log_format == "json":
-        # `handle` asks for no level: what says that the server is ready, or why not, is said whatever the level.
-        level = logging.CRITICAL if error else logging.INFO
-        log.handle(log.makeRecord(log.name, level, __file__, 0, text, (), None, extra=fields))
-    elif error:
-        print(f"rerankd: error: {text}", file=sys.stderr)
-    else:
-        print(text, flush=True)
+    from rerankd.server.logs import SAID, SAID_OF_ERRORS
+
+    said, level = log, logging.CRITICAL if error else logging.INFO
+    if launch.log_format == "text":
+        said = logging.getLogger(SAID_OF_ERRORS if error else SAID)
+        text = f"rerankd: error: {text}" if error else text
+    # `handle` asks for no level: what says that the server is ready, or why not, is said whatever the level.
+    said.handle(said.makeRecord(log.name, level, __file__, 0, text, (), None, extra=fields))
 
 
 def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:

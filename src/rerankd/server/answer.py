@@ -96,7 +96,7 @@ async def answer(request: Request, routed: Sequence[Routed], desk: Desk) -> Resp
                 await exchange.parse(body)
                 return await exchange.in_time(exchange.answer())
     except (Gone, ClientDisconnect):
-        log.info("%r: the client hung up", exchange.id)
+        log.info("%r: the client hung up", exchange.log_id)
         return Response(status_code=499)
     except asyncio.CancelledError:  # nothing but the end of the server's patience cancels a call
         return exchange.refusal(SHUTTING_DOWN)
@@ -112,12 +112,12 @@ async def answer(request: Request, routed: Sequence[Routed], desk: Desk) -> Resp
     except EngineBusy as error:
         return exchange.refusal(desk.places.full(str(error)))
     except OutOfMemory as error:
-        log.error("%r: %s", exchange.id, error)
+        log.error("%r: %s", exchange.log_id, error)
         return exchange.refusal(Problem(500, str(error)))
     except Exception:
-        log.exception("%r failed", exchange.id)
+        log.exception("%r failed", exchange.log_id)
         return exchange.refusal(
-            Problem(500, f"The server failed on this request; its log says why, under {exchange.id}.")
+            Problem(500, f"The server failed on this request; its log says why, under {exchange.log_id}.")
         )
     finally:
         called.dialect = exchange.dialect.name
@@ -139,6 +139,11 @@ class _Exchange:
     @property
     def id(self) -> str:
         return f"{self.endpoint.id_prefix}{self._called.id}"
+
+    @property
+    def log_id(self) -> str:
+        """The id, no longer than a log line should have it."""
+        return f"{self.endpoint.id_prefix}{self._called.header_id()}"
 
     def refusal(self, problem: Problem) -> Response:
         return refusal(self.dialect, problem)
@@ -199,7 +204,7 @@ class _Exchange:
 
     def _render(self, call: Call[Any], results: Sequence[Any], large: bool) -> Response:
         content = self.endpoint.render(call, results, self.id, self._desk.served)
-        return json_response(content, 200, _reports(call, results, self.id), large)
+        return json_response(content, 200, _reports(call, results, self.log_id), large)
 
 
 def refusal(dialect: Dialect, problem: Problem) -> Response:

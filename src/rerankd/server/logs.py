@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from contextvars import ContextVar
 from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
@@ -11,10 +12,15 @@ from typing import Any, Literal, TypeAlias
 from uvicorn.config import LOGGING_CONFIG
 from uvicorn.logging import AccessFormatter
 
+from rerankd.server.lines import LineHandler, Lines
+
 LogFormat: TypeAlias = Literal["text", "json"]
 
 ACCESS = "rerankd.access"
 """The logger of a line for each call, whose arguments are those of uvicorn's own."""
+
+SAID, SAID_OF_ERRORS = "rerankd.said", "rerankd.said.error"
+"""The loggers of what whoever started the server is told whatever the level: on standard output, on standard error."""
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the call that is being answered, for lines that whoever writes them cannot give it to."""
@@ -51,13 +57,22 @@ class AccessTextFormatter(AccessFormatter):
 
 
 def logging_config(level: str, format: LogFormat = "text", access: bool = True) -> dict[str, Any]:
-    """uvicorn's own logging, with rerankd's beside it, for `logging.config.dictConfig`.
+    """uvicorn's own logging, with rerankd's beside it, for `logging.config.dictConfig`. No line is ever waited for.
 
     level: one of uvicorn's; it has one below DEBUG that logging itself has no name for
     access: whether each call gets a line
     """
     own, http = ("DEBUG", 5) if level == "trace" else (level.upper(), level.upper())
-    config = {**LOGGING_CONFIG, "formatters": dict(LOGGING_CONFIG["formatters"])}
+    plain = {"()": "logging.Formatter", "fmt": "%(message)s"}
+    config = {**LOGGING_CONFIG, "formatters": {**LOGGING_CONFIG["formatters"], "plain": plain}}
+    note = JsonFormatter() if format == "json" else logging.Formatter("%(levelname)s:  %(message)s")
+    out, err = Lines(sys.stdout, note), Lines(sys.stderr, note)
+    config["handlers"] = {
+        "default": {"()": LineHandler, "lines": err, "formatter": "default"},
+        "access": {"()": LineHandler, "lines": out, "formatter": "access"},
+        "said": {"()": LineHandler, "lines": out, "formatter": "plain"},
+        "said of errors": {"()": LineHandler, "lines": err, "formatter": "plain"},
+    }
     config["loggers"] = {name: {**values, "level": http} for name, values in LOGGING_CONFIG["loggers"].items()}
     config["loggers"]["rerankd"] = {"handlers": ["default"], "level": own, "propagate": False}
     config["loggers"][ACCESS] = {
@@ -65,6 +80,8 @@ def logging_config(level: str, format: LogFormat = "text", access: bool = True) 
         "level": own if access else "CRITICAL",
         "propagate": False,
     }
+    config["loggers"][SAID] = {"handlers": ["said"], "propagate": False}
+    config["loggers"][SAID_OF_ERRORS] = {"handlers": ["said of errors"], "propagate": False}
     if format == "text":
         config["formatters"]["access"] = {**config["formatters"]["access"], "()": AccessTextFormatter}
     else:
