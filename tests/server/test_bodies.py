@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 from typing import Any
@@ -62,6 +63,16 @@ def test_what_is_not_called_json_is_refused(vllm_server: str, dialect: str, cont
     assert response.status_code == 415
     assert code(dialect, response) == 415
     assert "application/json" in response.text
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "GZip"])
+def test_a_compressed_body_is_refused_as_such(vllm_server: str, coding: str) -> None:
+    body = gzip.compress(b'{"query": "a", "documents": ["b"]}')
+    response = send(vllm_server, "vllm", body, {**JSON, "Content-Encoding": coding})
+    assert response.status_code == 415
+    assert "compressed" in response.text
+    plain = b'{"query": "a", "documents": ["b"]}'
+    assert send(vllm_server, "vllm", plain, {**JSON, "Content-Encoding": "identity"}).status_code == 200
 
 
 @pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "Application/JSON"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +12,11 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from rerankd.core import RerankRequest, RerankResult
 from rerankd.reranker import Reranker
 from rerankd.server.app import Settings
 from tests.server.fakes import INFO, MODEL, FakeReranker, running
+from tests.server.test_clients_that_leave import until
 
 LABELS = ("stage", "route", "dialect", "status")
 BODY = {"query": "a b", "documents": ["c d", "e"]}
@@ -115,3 +119,23 @@ def test_a_call_without_an_id_gets_one(url: str) -> None:
     response = requests.post(f"{url}/v1/rerank", json={**BODY, "request_id": "bär\n"}, timeout=30)
     assert response.json()["id"] == "rerank-bär\n"
     assert response.headers["X-Request-Id"] == '"b\\u00e4r\\n"'
+
+
+def test_how_late_the_event_loop_is_is_measured() -> None:
+    """A reranker that holds up the loop shows."""
+
+    class Rude(FakeReranker):
+        async def answer(self, request: RerankRequest) -> RerankResult:
+            time.sleep(0.3)
+            return await super().answer(request)
+
+    def slow(url: str) -> float:
+        text = requests.get(f"{url}/metrics", timeout=30).text
+        counts = dict(re.findall(r'rerankd_event_loop_delay_seconds_bucket\{le="(.*)"\} (.*)', text))
+        return float(counts["+Inf"]) - float(counts["0.1"])
+
+    with running(Rude(), Settings(names=(MODEL,))) as url:
+        requests.get(f"{url}/health", timeout=30)
+        before = slow(url)
+        requests.post(f"{url}/v1/rerank", json={"query": "a", "documents": ["b"]}, timeout=30)
+        until(lambda: slow(url) > before)

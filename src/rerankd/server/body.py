@@ -37,13 +37,18 @@ class Bodies:
     async def read(self, request: Request) -> AsyncIterator[bytearray]:
         """A call's body, which counts as held until the context ends.
 
-        Raises `Problem`: 413 for a body above the limit, 415 for a content type that is not JSON, 408 for one that
-        does not arrive in time, 429 where all bodies together are too large.
+        Raises `Problem`: 413 for a body above the limit, 415 for a content type that is not JSON or a body that is
+        compressed, 408 for one that does not arrive in time, 429 where all bodies together are too large.
         """
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             got = f"{media_type!r}" if media_type else "none"
             raise Problem(415, f"The Content-Type must be application/json; this request's is {got}.")
+        coding = request.headers.get("content-encoding", "").strip().lower()
+        if coding not in ("", "identity"):
+            raise Problem(
+                415, f"The body is compressed ({coding!r:.50}); send it as it is, without a Content-Encoding."
+            )
         body = bytearray()
         try:
             await asyncio.wait_for(self._fill(body, request), self._seconds)

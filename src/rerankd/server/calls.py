@@ -64,6 +64,7 @@ class Calls:
             await self._app(scope, receive, send)
             return
         began = perf_counter()
+        self._metrics.watch_loop()
         called = Called("")
         called.rename(Headers(scope=scope).get("x-request-id") or secrets.token_hex(8))
         scope.setdefault("state", {})["called"] = called

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -14,6 +15,8 @@ from rerankd.core import EngineLoad, RerankResult, seconds_by_stage
 from rerankd.server.dialects.base import Served
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+SECONDS_BETWEEN_LOOKS = 0.05
 HUNG_UP = 499
 
 
@@ -46,6 +49,13 @@ class Metrics:
         self._saved = Counter(
             "rerankd_prefix_tokens_saved", "Tokens not computed again for each document.", registry=registry
         )
+        self._delay = Histogram(
+            "rerankd_event_loop_delay_seconds",
+            "How late the event loop is, looked at twenty times a second: nothing that it does should take it long.",
+            buckets=DELAYS,
+            registry=registry,
+        )
+        self._watched: asyncio.AbstractEventLoop | None = None
         Gauge("rerankd_running_requests", "Calls being answered.", registry=registry).set_function(served.running)
         registry.register(_EngineCollector(served))
 
@@ -74,6 +84,23 @@ class Metrics:
             self._prompt.inc(result.prompt_tokens)
             self._computed.inc(result.computed_tokens)
             self._saved.inc(max(0, result.prompt_tokens - result.computed_tokens))
+
+    def watch_loop(self) -> None:
+        """Measure from now on how late the running event loop is."""
+        loop = asyncio.get_running_loop()
+        if loop is self._watched:
+            return
+        self._watched = loop
+
+        def look(due: float) -> None:
+            now = loop.time()
+            self._delay.observe(max(now - due, 0.0))
+            then(now + SECONDS_BETWEEN_LOOKS)
+
+        def then(due: float) -> None:
+            loop.call_at(due, look, due)
+
+        then(loop.time() + SECONDS_BETWEEN_LOOKS)
 
     def exposed(self) -> Response:
         """Everything counted, as Prometheus reads it."""

@@ -23,7 +23,7 @@ ERRORS: Mapping[int, str] = {
     401: "no API key, or a wrong one, where the server wants one",
     408: "a body that did not arrive in time",
     413: "a body above the server's limit",
-    415: "a Content-Type that is not application/json",
+    415: "a Content-Type that is not application/json, or a compressed body",
     429: "more calls or tokens at a time than the server takes, or bodies larger together than it holds",
     500: "a failure of the model or the server",
     504: "no answer within the server's time",
