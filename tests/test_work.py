@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,28 @@ def test_prompts_of_encoders_are_counted_while_they_are_built(minilm_path: Path)
     with work.bounded(RequestLimits(tokens=1000)), pytest.raises(InvalidRequest, match="tokens"):
         prompts.build(request)
     assert prompts.build(request).prompt_tokens > 100_000
+
+
+async def test_small_tasks_pass_large_ones_and_none_starves() -> None:
+    """Of what waits, the smallest and the oldest are taken in turn."""
+    workers = Workers("test", 1)
+    go, done = threading.Event(), []
+    first = asyncio.ensure_future(workers.run(lambda: go.wait(30)))
+    await asyncio.sleep(0.05)
+    sizes = [50, 40, 30, 20, 10, 5]
+    rest = [asyncio.ensure_future(workers.run(partial(done.append, size), size=size)) for size in sizes]
+    gone = asyncio.ensure_future(workers.run(partial(done.append, 1), size=1))
+    await asyncio.sleep(0.05)
+    gone.cancel()
+    await asyncio.sleep(0.05)
+    go.set()
+    await asyncio.gather(first, *rest)
+    assert sorted(done, reverse=True) == sizes
+    smallest, oldest = sorted(sizes), list(sizes)
+    for place, size in enumerate(done):
+        assert size in (smallest[0], oldest[0]), (place, done)
+        smallest.remove(size)
+        oldest.remove(size)
+    assert done.index(5) < 3
+    assert done.index(50) < 3
+    workers.close()

@@ -29,6 +29,7 @@ from rerankd.core import (
     RerankRequest,
     RerankResult,
     Stage,
+    Text,
     Tokens,
     Truncation,
     Visuals,
@@ -168,7 +169,8 @@ class Reranker:
         Raises InvalidRequest for the first that cannot be answered, with its place as `request`.
         """
         loaded = await all_of(self._load(request, number) for number, request in enumerate(requests))
-        submitted = await self._workers.run(partial(self._enqueue_all, requests, loaded), _drop_all)
+        size = sum(map(_characters, requests))
+        submitted = await self._workers.run(partial(self._enqueue_all, requests, loaded), _drop_all, size)
         logits = await all_of(asyncio.wrap_future(one.logits) for one in submitted)
         if sum(map(len, logits)) <= SOON_RANKED:
             return self._rank_all(submitted, logits)
@@ -506,6 +508,12 @@ def _of_query(error: InvalidRequest, place: int, several: object) -> InvalidRequ
     if several is None:
         return error
     return InvalidRequest(error.field, f"{error.problem} (query {place} of the list)", place)
+
+
+def _characters(request: RerankRequest) -> int:
+    """How much text there is to read."""
+    contents = (request.query, *request.documents)
+    return sum(len(part.text) for content in contents for part in content if isinstance(part, Text))
 
 
 def _drop(submitted: Submitted) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from typing import TypeVar
+from dataclasses import dataclass
+from functools import partial
+from heapq import heappop, heappush
+from itertools import count as count_from
+from typing import Any, TypeVar
 
 from rerankd.core import EngineClosed, InvalidRequest
 from rerankd.limits import LimitName, RequestLimits
@@ -86,20 +91,34 @@ def bounded(limits: RequestLimits | None) -> Iterator[None]:
         _growth.reset(token)
 
 
+@dataclass(frozen=True, eq=False)
+class _Task:
+    run: Callable[[], object]
+    future: Future[Any]
+
+
 class Workers:
-    """Threads for the long work of requests, beside any event loop."""
+    """Threads for the long work of requests, beside any event loop.
+
+    In turn a thread takes the smallest task and the one that waits longest: small tasks pass large ones, and none
+    starves.
+    """
 
     def __init__(self, name: str, threads: int | None = None) -> None:
         """threads: None for a few more than there are processors"""
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._lock = threading.Lock()
+        self._numbers = count_from()
+        self._waiting: OrderedDict[int, _Task] = OrderedDict()  # by number, in order of arrival
+        self._by_size: list[tuple[int, int]] = []  # sizes and numbers; those of tasks that are gone are passed over
         self._running: set[threading.Event] = set()
         self._closed = False
 
-    async def run(self, task: Callable[[], T], drop: Callable[[T], object] | None = None) -> T:
+    async def run(self, task: Callable[[], T], drop: Callable[[T], object] | None = None, size: int = 0) -> T:
         """What `task` returns or raises, done in one of the threads.
 
         drop: given the result where nobody takes it
+        size: how much there is to do, in the unit of the other tasks
 
         Cancelling the awaiting coroutine drops a task that no thread has begun, and ends another at its next `check`:
         until then the cancelled coroutine waits, so that its caller knows that nothing of it goes on. Cancelled
@@ -111,7 +130,11 @@ class Workers:
         with self._lock:
             if self._closed:
                 raise EngineClosed("The engine is closed.")
-            future: Future[T] = self._threads.submit(context.run, task)
+            future: Future[T] = Future()
+            number = next(self._numbers)
+            self._waiting[number] = _Task(partial(context.run, task), future)
+            heappush(self._by_size, (size, number))
+            self._threads.submit(self._next, number % 2 == 0)
             self._running.add(stopped)
         future.add_done_callback(lambda _: self._running.discard(stopped))
         done = asyncio.wrap_future(future)
@@ -132,9 +155,34 @@ class Workers:
         with self._lock:
             self._closed = True
             running = tuple(self._running)
+            waiting = tuple(self._waiting.values())
+            self._waiting.clear()
         for stopped in running:
             stopped.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        for one in waiting:
+            one.future.cancel()
+
+    def _next(self, smallest: bool) -> None:
+        """Do a task that waits. There is one for each call."""
+        with self._lock:
+            if not self._waiting:
+                return
+            if smallest:
+                number = heappop(self._by_size)[1]
+                while number not in self._waiting:
+                    number = heappop(self._by_size)[1]
+            else:
+                number = next(iter(self._waiting))
+            one = self._waiting.pop(number)
+        if not one.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = one.run()
+        except BaseException as error:
+            one.future.set_exception(error)
+        else:
+            one.future.set_result(result)
 
 
 async def all_of(awaited: Iterable[Awaitable[T]]) -> list[T]:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from benchmarks import fuzz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -206,3 +207,10 @@ def test_no_bytes_give_a_500(connection: http.client.HTTPConnection, body: bytes
     response = connection.getresponse()
     response.read()
     assert response.status == 400
+
+
+def test_mutated_requests_of_every_api_are_answered_or_refused(vllm_server: str) -> None:
+    """`python -m benchmarks.fuzz URL` sends as many as one wants."""
+    given = fuzz.run(vllm_server, 600, seed=1)
+    assert given[200] > 50
+    assert given[400] > 50

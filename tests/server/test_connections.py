@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 import time
@@ -12,7 +13,7 @@ import pytest
 import requests
 
 from rerankd.server.app import Settings
-from rerankd.server.connections import Connections
+from rerankd.server.connections import HEAD_PIECE, Connection, Connections
 from rerankd.server.run import most_connections
 from tests.server.fakes import MODEL, FakeReranker, running
 from tests.server.test_clients_that_leave import until
@@ -224,6 +225,21 @@ def test_who_pipelines_and_never_reads_is_stopped(hasty: str) -> None:
     request = POST + b"Content-Length: %d\r\n\r\n" % len(large) + large
     with connect(hasty) as connection:
         until_closed(connection, request)
+
+
+def test_few_requests_wait_behind_one_that_is_answered() -> None:
+    """However many a client pipelines: the rest is not read, and all are answered."""
+    fake = FakeReranker()
+    wait = json.dumps({"query": "wait", "documents": ["a"]}).encode()
+    with running(fake, Settings(names=(MODEL,))) as url, connect(url) as connection:
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(wait) + wait)
+        assert fake.waiting.wait(30)
+        connection.sendall(GET * 4999 + GET.replace(b"Host", b"Connection: close\r\nHost"))
+        time.sleep(0.3)
+        (waiting,) = (len(one.pipeline) for one in gc.get_objects() if isinstance(one, Connection) and one.pipeline)
+        assert waiting <= HEAD_PIECE / len(GET) + 1
+        fake.gate.set()
+        assert all_of(connection).count(b"HTTP/1.1 200 ") == 5001
 
 
 def test_a_slow_reader_gets_its_answer(server: str) -> None:

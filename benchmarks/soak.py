@@ -1,0 +1,270 @@
+"""`python -m benchmarks.soak MODEL [--seconds 600]`: a server under far more load than it can bear, and under attack.
+
+200 clients without a pause send requests of 1 to 500 documents. Some leave before their answer, some send nonsense,
+some send what would cost too much. It is held to this, and the command ends with 1 where anything of it fails:
+
+- every answer has the scores that the engine gives offline, or it is a refusal of the kind that was to be expected;
+- `/health` and one-document requests are answered meanwhile, the latter within two batches;
+- memory hardly grows after the first part;
+- at the end a quiet request takes as long as before the load, and a signal ends the server with 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import aiohttp
+
+from rerankd import Reranker
+
+QUERIES, DOCUMENTS = 8, 600
+LEAVE, MALFORMED, HOSTILE, ONE_DOCUMENT = 0.05, 0.02, 0.01, 0.1
+TOLERANCE = 1e-4
+GROWTH = 50 << 20
+"""Bytes that memory may grow by after the first part."""
+FIRST_PART = 60.0
+FLAGS = ("--max-queued-tokens", "200k", "--disable-uvicorn-access-log", "--log-level", "error")
+JSON = {"Content-Type": "application/json"}
+WORDS = (
+    "the",
+    "giant",
+    "panda",
+    "is",
+    "a",
+    "bear",
+    "native",
+    "to",
+    "south",
+    "central",
+    "china",
+    "it",
+    "eats",
+    "bamboo",
+)
+NONSENSE = (
+    b"{",
+    b"[1]",
+    b'{"query": 1, "documents": ["a"]}',
+    b'{"query": "a"}',
+    b"\xff\xfe",
+    b'{"query": "a", "documents": []}',
+)
+CHUNKS_OF_ONE_TOKEN = {"max_tokens_per_doc": 1, "overlap_tokens": 0}
+HOSTILE_BODIES: tuple[tuple[str, bytes], ...] = (
+    ("/v1/rerank", b'{"query": "a", "documents": [' + b",".join([b"1"] * 500_000) + b"]}"),
+    ("/v1/rerank", json.dumps({"query": "a", "documents": ["x" * 3_000_000]}).encode()),
+    ("/v1/rerank", json.dumps({"query": "a", "documents": [""] * 20_000}).encode()),
+    (
+        "/v1/rerank",
+        json.dumps({"query": "a", "documents": ["b " * 30_000], "max_tokens_per_doc": 1, "overlap_tokens": 0}).encode(),
+    ),
+    ("/score", json.dumps({"text_1": ["q"] * 20_000, "text_2": ["d"] * 20_000}).encode()),
+    ("/v1/rerank", b'{"query": "a", "documents": [' + b"[" * 50_000),
+)
+
+
+class Corpus:
+    """Texts, and the score of each document for each query, as the engine gives it offline."""
+
+    def __init__(self, model: str) -> None:
+        random = Random(0)
+
+        def text(most: int) -> str:
+            return " ".join(random.choices(WORDS, k=random.randint(1, most)))
+
+        self.queries = [f"{text(12)} {number}" for number in range(QUERIES)]
+        self.documents = [f"{text(60)} {number}" for number in range(DOCUMENTS)]
+        with Reranker(model, dtype="float32") as reranker:
+            self.scores = [
+                [one.score for one in reranker.rerank(query, self.documents).in_request_order()]
+                for query in self.queries
+            ]
+
+
+class Soak:
+    """The clients, and what they saw."""
+
+    def __init__(self, url: str, process: int, corpus: Corpus, until: float) -> None:
+        self.url = url
+        self.process = process
+        self.corpus = corpus
+        self.until = until
+        self.statuses: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.single: list[float] = []
+        self.health: list[float] = []
+        self.memory: list[tuple[float, int]] = []
+
+    async def client(self, session: aiohttp.ClientSession, number: int) -> None:
+        """Send until the end."""
+        random = Random(number)
+        while time.monotonic() < self.until:
+            kind = random.random()
+            try:
+                if kind < LEAVE:
+                    await self.leave(session, random)
+                elif kind < LEAVE + MALFORMED:
+                    await self.refused(session, "/v1/rerank", random.choice(NONSENSE), {400})
+                elif kind < LEAVE + MALFORMED + HOSTILE:
+                    await self.refused(session, *random.choice(HOSTILE_BODIES), {400, 413})
+                else:
+                    single = kind > 1 - ONE_DOCUMENT
+                    await self.scored(session, random, 1 if single else int(500 ** random.random()))
+            except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+                self.wrong.append(f"no answer: {error!r}")
+
+    async def scored(self, session: aiohttp.ClientSession, random: Random, count: int) -> None:
+        """A request that is answered, with the right scores, or refused for the load."""
+        query, places = random.randrange(QUERIES), random.sample(range(DOCUMENTS), count)
+        body = {"query": self.corpus.queries[query], "documents": [self.corpus.documents[place] for place in places]}
+        began = time.monotonic()
+        async with session.post(f"{self.url}/v1/rerank", json={**body, "return_documents": False}) as answer:
+            said = await answer.json()
+        self.statuses[f"scored {answer.status}"] += 1
+        if answer.status == 200:
+            if count == 1:
+                self.single.append(time.monotonic() - began)
+            for one in said["results"]:
+                wanted = self.corpus.scores[query][places[one["index"]]]
+                if abs(one["relevance_score"] - wanted) > TOLERANCE:
+                    self.wrong.append(f"a score of {one['relevance_score']} in place of {wanted}")
+        elif answer.status in (429, 504):
+            await asyncio.sleep(min(int(answer.headers.get("Retry-After", 1)), 2))
+        else:
+            self.wrong.append(f"{answer.status} for {count} documents: {said}")
+
+    async def leave(self, session: aiohttp.ClientSession, random: Random) -> None:
+        """A request whose client goes."""
+        try:
+            await asyncio.wait_for(self.scored(session, random, 100), random.random())
+        except asyncio.TimeoutError:
+            self.statuses["left"] += 1
+
+    async def refused(self, session: aiohttp.ClientSession, path: str, body: bytes, expected: set[int]) -> None:
+        """A request that must be refused."""
+        async with session.post(self.url + path, data=body, headers=JSON) as answer:
+            said = await answer.text()
+        self.statuses[f"refused {answer.status}"] += 1
+        if answer.status not in expected | {429}:
+            self.wrong.append(f"{answer.status} for {body[:60]!r}: {said[:300]}")
+
+    async def watch(self, session: aiohttp.ClientSession) -> None:
+        """Ask for health, and note the server's memory, until the end."""
+        began = time.monotonic()
+        while time.monotonic() < self.until:
+            sent = time.monotonic()
+            async with session.get(f"{self.url}/health") as answer:
+                if answer.status != 200:
+                    self.wrong.append(f"/health: {answer.status}")
+            self.health.append(time.monotonic() - sent)
+            status = Path(f"/proc/{self.process}/status").read_text()
+            found = re.search(r"VmRSS:\s+(\d+) kB", status)
+            assert found is not None
+            self.memory.append((time.monotonic() - began, int(found[1]) << 10))
+            await asyncio.sleep(0.5)
+
+
+@contextmanager
+def served(model: str, memory: float) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A server under a limit of memory, which must end with 0."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rerankd", "serve", model, "--port", "0", "--dtype", "float32", *FLAGS],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        line = next(line for line in process.stdout if "is ready: " in line)
+        limit = int(memory * (1 << 30))
+        resource.prlimit(process.pid, resource.RLIMIT_DATA, (limit, limit))
+        yield line.split("is ready: ")[1].split()[0], process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+async def quiet(session: aiohttp.ClientSession, url: str, corpus: Corpus) -> float:
+    """The median seconds of a request while nothing else is sent."""
+    took = []
+    for number in range(15):
+        body = {"query": corpus.queries[0], "documents": corpus.documents[number : number + 10]}
+        began = time.monotonic()
+        async with session.post(f"{url}/v1/rerank", json=body) as answer:
+            await answer.read()
+        took.append(time.monotonic() - began)
+    return sorted(took)[len(took) // 2]
+
+
+async def batches(session: aiohttp.ClientSession, url: str) -> tuple[float, float]:
+    """How many there were, and their seconds together."""
+    async with session.get(f"{url}/metrics") as answer:
+        text = await answer.text()
+    totals: dict[str, Any] = dict(re.findall(r"^rerankd_batch(es|_seconds)_total (\S+)", text, re.MULTILINE))
+    return float(totals["es"]), float(totals["_seconds"])
+
+
+async def soaked(url: str, process: int, corpus: Corpus, seconds: float, clients: int) -> bool:
+    """Whether the server held."""
+    soak = Soak(url, process, corpus, 0)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(300)) as session:
+        await quiet(session, url, corpus)  # the first ones take longer
+        before = await quiet(session, url, corpus)
+        computed = await batches(session, url)
+        soak.until = time.monotonic() + seconds
+        await asyncio.gather(soak.watch(session), *(soak.client(session, number) for number in range(clients)))
+        count, took = (now - then for now, then in zip(await batches(session, url), computed, strict=True))
+        after = await quiet(session, url, corpus)
+    first = [held for at, held in soak.memory if at < min(FIRST_PART, seconds / 2)]
+    last = [held for at, held in soak.memory if at >= seconds * 0.9]
+    growth = max(last) - max(first)
+
+    def part(values: list[float], share: float) -> float:
+        return sorted(values)[min(int(len(values) * share), len(values) - 1)]
+
+    single = part(soak.single, 0.99)
+    print(f"answers: {dict(sorted(soak.statuses.items()))}")
+    print(
+        f"one document: median {part(soak.single, 0.5):.2f} s, p99 {single:.2f} s; a batch takes {took / count:.2f} s"
+    )
+    print(f"/health: median {part(soak.health, 0.5) * 1000:.0f} ms, p99 {part(soak.health, 0.99) * 1000:.0f} ms")
+    print(f"memory: at most {max(first) >> 20} MB in the first part, {max(last) >> 20} MB at the end")
+    print(f"a quiet request: {before * 1000:.0f} ms before, {after * 1000:.0f} ms after")
+    failures = [f"{len(soak.wrong)} wrong answers, the first: {soak.wrong[0]}"] if soak.wrong else []
+    failures += [f"memory grew by {growth >> 20} MB"] if growth > GROWTH else []
+    for failure in failures:
+        print(f"FAILED: {failure}")
+    return not failures
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak")
+    parser.add_argument("model")
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--clients", type=int, default=200)
+    parser.add_argument("--memory-gb", type=float, default=4.0, help="data that the server's process may have")
+    given = parser.parse_args()
+    corpus = Corpus(given.model)
+    with served(given.model, given.memory_gb) as (url, process):
+        held = asyncio.run(soaked(url, process.pid, corpus, given.seconds, given.clients))
+    print(f"the server ended with {process.returncode}")
+    sys.exit(0 if held and process.returncode == 0 else 1)
+
+
+if __name__ == "__main__":
+    main()
