@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -79,6 +79,21 @@ class _Refused(Exception):
         self.status = status
 
 
+class _Transport:
+    """A transport to which what is written late goes nowhere; uvloop's raises, until the loop tells its protocol."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        """Of asyncio's transports."""
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class _Flow(FlowControl):
     """Reads on only when what was read is parsed."""
 
@@ -108,7 +123,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Of asyncio's protocols."""
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _Transport(transport)))
         self.flow = _Flow(transport, lambda: not self._unparsed and not self.pipeline)
         if self._all.make_room(len(self.connections)):
             self._all.idles(self, True)
@@ -123,6 +138,7 @@ class Connection(HttpToolsProtocol):
             if timer:
                 timer.cancel()
         super().connection_lost(exc)
+        self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
         """Of asyncio's protocols."""
