@@ -226,8 +226,13 @@ def qwen3(
     tied: bool = True,
     size: str = "tiny",
     storage: Storage = Storage(),
+    answers: tuple[int, ...] = (YES, NO),
+    spread: float = 0.6,
 ) -> Path:
-    """Qwen3-Reranker as published (`lm`), or converted to a classifier with one row, or with rows no and yes."""
+    """Qwen3-Reranker as published (`lm`), or converted to a classifier with one row, or with rows no and yes.
+
+    answers: tokens whose logits spread over the documents, by `spread`
+    """
     config = transformers.Qwen3Config(
         vocab_size=151669,
         max_position_embeddings=40960,
@@ -242,7 +247,7 @@ def qwen3(
     if head == "lm":
         model = transformers.Qwen3ForCausalLM(config)
         randomise(model, 0.8)
-        widen_rows(model.lm_head.weight, (YES, NO), 0.6)
+        widen_rows(model.lm_head.weight, answers, spread)
     else:
         config.num_labels = 1 if head == "one-row" else 2
         model = transformers.Qwen3ForSequenceClassification(config)

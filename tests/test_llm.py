@@ -281,11 +281,11 @@ def test_modelscope_is_asked_where_vllms_variable_says_so(monkeypatch: pytest.Mo
     monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
     asked = []
 
-    def resolve(model: str, hub: str, revision: str | None) -> Path:
+    def resolve(model: str, hub: str, revision: str | None, weights: bool) -> Path:
         asked.append((model, hub))
         raise ModelError("not there")
 
-    monkeypatch.setattr("rerankd.reranker.resolve", resolve)
+    monkeypatch.setattr("rerankd.loading.resolve", resolve)
     with pytest.raises(ModelError):
         LLM("a/b")
     assert asked == [("a/b", "modelscope")]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rerankd.core import RerankRequest, text_content
 from rerankd.loading import Plan
-from rerankd.models.answers import answer_tokens, has_classifier
+from rerankd.models.answers import has_classifier, read_answers
 from rerankd.models.checkpoint.files import PICKLED, SAFETENSORS
 from rerankd.models.checkpoint.json_files import read_json
 from rerankd.models.checkpoint.modules import read_modules, read_pooling
@@ -108,10 +108,12 @@ def _head(plan: Plan) -> tuple[str, dict[str, int], str]:
         labels = label_count(config)
         said = "1 label" if labels == 1 else "2 labels: the share of the second"
         return f"classifier of {said}", {}, declared_activation(config, labels)
-    ids = answer_tokens(config, prompts.token_id, recipe)
-    names = [prompts.tokenizer.tokenizer.id_to_token(token) or str(token) for token in ids]
-    said = f"logit of {names[0]!r}" if len(ids) == 1 else f"logit of {names[1]!r} minus logit of {names[0]!r}"
-    return said, dict(zip(names, ids, strict=True)), declared_activation(config, 1)
+    answers = read_answers(config, prompts.token_id, recipe)
+    names = [prompts.tokenizer.tokenizer.id_to_token(token) or str(token) for token in answers.ids]
+    said = f"logit of {names[0]!r}" if len(names) == 1 else f"logit of {names[1]!r} minus logit of {names[0]!r}"
+    if answers.divisor != 1:
+        said += f", divided by {answers.divisor:g}"
+    return said, dict(zip(names, answers.ids, strict=True)), answers.activation
 
 
 def _template(plan: Plan) -> str | None:

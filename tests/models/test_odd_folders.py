@@ -24,6 +24,7 @@ from tests.server.launched import SERVE, environment
 
 Change = Callable[[Path], object]
 DEEP = "[" * 100_000
+SETTINGS = "config_sentence_transformers.json"
 SERVED = ""
 """What a folder is said to be that loads."""
 
@@ -42,6 +43,16 @@ def edit(name: str, **entries: Any) -> Change:
         path = folder / name
         present = json.loads(path.read_text()) if path.is_file() else {}
         path.write_text(json.dumps(present | entries))
+
+    return change
+
+
+def modules_and(name: str, content: str | bytes) -> Change:
+    """A file of sentence-transformers', which is read beside a list of modules."""
+
+    def change(folder: Path) -> None:
+        write("modules.json", '[{"type": "sentence_transformers.models.Transformer", "path": ""}]')(folder)
+        write(name, content)(folder)
 
     return change
 
@@ -144,9 +155,14 @@ BERT: list[tuple[str, Change, str]] = [
     ("a token without content", edit("tokenizer_config.json", sep_token={"a": 1}), "sep_token"),
     *((f"modules.json: {form}", write("modules.json", text), "modules.json") for form, text in FORMS),
     *(
-        (f"settings: {form}", write("config_sentence_transformers.json", text), "config_sentence_transformers.json")
+        (
+            f"settings: {form}",
+            modules_and("config_sentence_transformers.json", text),
+            "config_sentence_transformers.json",
+        )
         for form, text in FORMS[:9]
     ),
+    ("settings without modules", write(SETTINGS, "["), SERVED),
     *((f"generation config: {form}", write("generation_config.json", text), SERVED) for form, text in FORMS[:3]),
     *((f"adapter: {form}", write("adapter_config.json", text), "adapter") for form, text in FORMS[:2]),
     ("index outside", index({"weight_map": {"a": "../outside.safetensors"}}), "outside"),

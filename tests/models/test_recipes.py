@@ -105,10 +105,8 @@ UNKNOWN: dict[str, tuple[str, str, tuple[Change, ...]]] = {
     "a base model": (Q, "Qwen3-0.6B-Base", (PADDED,)),
     "a chat template and other sizes": (Q, "model", (chats,)),
     "a chat template in a file of its own": (Q, "model", (chats_in_json,)),
-    "zerank": (Q, "zerank-2", ()),
-    "zerank's card": (Q, "model", (card("Releasing zeroentropy/zerank-1"),)),
     "zerank, renamed": (Q, "model", (chats, PADDED)),
-    "ctxl-rerank": (Q, "ctxl-rerank-v2-instruct-multilingual-1b", ()),
+    "jina-reranker": (Q, "jina-reranker-v3", ()),
     "Qwen3-Embedding": (Q, "Qwen3-Embedding-0.6B", ()),
     "Qwen3-Embedding, renamed": (Q, "model", (PUBLISHED, appends)),
     "a reward model": ("one-row", "Skywork-Reward-V2-Qwen3-0.6B", (chats, PADDED)),
@@ -192,7 +190,7 @@ def test_the_users_word_counts(
 
 def test_one_token_and_a_template_of_ones_own(made: Made) -> None:
     """How vLLM's documentation serves a reranker that answers with one token."""
-    folder = made(Q, "zerank-2", ())
+    folder = made(Q, "my-model", (chats,))
     overrides = {
         "architectures": ["Qwen3ForSequenceClassification"],
         "classifier_from_token": ["Yes"],

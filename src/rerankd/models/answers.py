@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,31 +66,58 @@ def relevance_head(
             log.warning("`classifier_from_token` has no effect: the checkpoint has a classifier of its own.")
         head = weights.tensor("score.weight", labels, hidden, dtype=torch.float32)
         return head, declared_activation(config, labels)
-    ids, activation = answer_tokens(config, token_id, recipe), declared_activation(config, 1)
+    answers = read_answers(config, token_id, recipe)
+    return _answer_rows(config, weights, base, hidden, answers.ids) / answers.divisor, answers.activation
+
+
+def _answer_rows(config: Config, weights: Weights, base: Weights, hidden: int, ids: tuple[int, ...]) -> Tensor:
+    """Rows of the vocabulary's head: float32 [ids, hidden]."""
     embedding = base.rows("embed_tokens.weight", ids, hidden)
     if "lm_head.weight" not in weights:
         if not is_tied(config, weights):
             raise ModelError(
                 f"{config.source}: `tie_word_embeddings` is false, but the weights have no `lm_head.weight`."
             )
-        return embedding, activation
+        return embedding
     rows = weights.rows("lm_head.weight", ids, hidden)
-    if not is_tied(config, weights):
-        return rows, activation
-    if not torch.equal(rows, embedding):
+    if is_tied(config, weights) and not torch.equal(rows, embedding):
         raise ModelError(
             f"{config.source}: `tie_word_embeddings` is true, but `lm_head.weight` is not the embedding; set it to "
             "false."
         )
-    return embedding, activation
+    return rows
 
 
-def answer_tokens(config: Config, token_id: TokenIds, recipe: Recipe) -> tuple[int, ...]:
-    """The ids of (no, yes), whose difference of logits is the score's logit, or of the one token whose logit it is.
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What is read of a decoder's vocabulary.
 
-    `classifier_from_token` names them, `method` says which of the two it is, else their number does. Without either
-    they are those of the folder's LogitScore, else the recipe's.
+    ids: of (no, yes), whose difference of logits is the score's logit, or of the one token whose logit it is
+    divisor: what that logit is divided by
     """
+
+    ids: tuple[int, ...]
+    divisor: float
+    activation: Activation
+
+
+def read_answers(config: Config, token_id: TokenIds, recipe: Recipe) -> Answers:
+    """The answers of a decoder without a classifier.
+
+    `classifier_from_token` names them, `method` says which of the two kinds it is, else their number does. Without
+    either they are those of the folder's LogitScore, else the recipe's, whose divisor and activation are for its own.
+    """
+    tokens = named_tokens(config)
+    own = tokens is None and read_logit_score(Path(config.source).parent) is None
+    return Answers(
+        ids=_ids(config, token_id, recipe),
+        divisor=recipe.divisor if own else 1.0,
+        activation=declared_activation(config, 1, recipe.activation if own else "sigmoid"),
+    )
+
+
+def _ids(config: Config, token_id: TokenIds, recipe: Recipe) -> tuple[int, ...]:
+    """The ids of `read_answers`."""
     tokens = named_tokens(config)
     if tokens is None:
         return read_logit_score(Path(config.source).parent) or tuple(map(token_id, recipe.answers))

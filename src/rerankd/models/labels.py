@@ -59,8 +59,8 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def declared_activation(config: Config, labels: int) -> Activation:
-    """The activation that a cross-encoder's authors declare for sentence-transformers, else sigmoid.
+def declared_activation(config: Config, labels: int, default: Activation = "sigmoid") -> Activation:
+    """The activation that a cross-encoder's authors declare for sentence-transformers, else `default`.
 
     `cross-encoder/ms-marco-*` checkpoints declare Identity: their published scores are logits. It is declared beside
     config.json, which comes first, or in it, where the older name counts only without the newer one. Of two labels the
@@ -74,8 +74,10 @@ def declared_activation(config: Config, labels: int) -> Activation:
         declared = (section or {})["activation_fn"]
     elif declared is None:
         declared = config.entries.get("sbert_ce_default_activation_function")
-    if declared is None or labels == 2:
+    if labels == 2:
         return "sigmoid"
+    if declared is None:
+        return default
     if not isinstance(declared, str) or declared not in ACTIVATIONS:
         raise ModelError(
             f"{config.source} (or {SETTINGS} beside it) declares the activation {shown(declared)} "

@@ -13,8 +13,10 @@ from rerankd.models.architecture import Architecture, plain_positions
 from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
+from rerankd.models.recipes.ctxl import CTXL_RERANK
 from rerankd.models.recipes.qwen3 import QWEN3_RERANKER
 from rerankd.models.recipes.recipe import Recipe
+from rerankd.models.recipes.zerank import ZERANK
 from rerankd.models.stack import LayerNames, Stack
 
 NAMES = LayerNames(
@@ -106,7 +108,7 @@ def qwen3_reranker(
 
 QWEN3 = Architecture(
     ("qwen3",),
-    (QWEN3_RERANKER,),
+    (QWEN3_RERANKER, ZERANK, CTXL_RERANK),
     qwen3_reranker,
     plain_positions,
     spec=lambda config: spec_of(config, rotary_of(config)),

@@ -17,7 +17,7 @@ from rerankd.models.recipes.evidence import Evidence
 from rerankd.models.recipes.known import RECIPES
 from rerankd.models.recipes.recipe import Recipe
 
-OTHERS = ("zerank", "ctxl[-_]rerank", "jina[-_]reranker", "mxbai[-_]rerank", "qwen3[-_](vl[-_])?(embedding|guard)")
+OTHERS = ("jina[-_]reranker", "mxbai[-_]rerank", "qwen3[-_](vl[-_])?(embedding|guard)")
 """Names of models that share an architecture with a reranker that is served, and have another rule, or none."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rerankd.models.recipes.template import Template
 
@@ -26,6 +26,8 @@ class Recipe:
     pairs: whether query and document are read together, else each by itself
     answers: the tokens (no, yes) of a decoder, whose difference of logits scores, or one, whose logit scores; empty
         for a model that is no decoder
+    divisor: what the logit of `answers` is divided by
+    activation: what makes a score of a decoder's logit, unless its folder says otherwise
     template: how a decoder's prompt is written; None where nothing is known of it
     sees: whether its prompts may hold images and videos
     models: a regular expression for the models' names, whose case does not matter; None for no model in particular
@@ -36,6 +38,8 @@ class Recipe:
     family: str
     pairs: bool = True
     answers: tuple[str, ...] = ()
+    divisor: float = 1.0
+    activation: Literal["sigmoid", "identity"] = "sigmoid"
     template: Template | None = None
     sees: bool = False
     models: str | None = None
