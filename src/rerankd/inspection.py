@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from rerankd.core import RerankRequest, text_content
 from rerankd.loading import Plan
 from rerankd.models.answers import has_classifier, read_answers
+from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.files import PICKLED, SAFETENSORS
 from rerankd.models.checkpoint.json_files import read_json
-from rerankd.models.checkpoint.modules import read_modules, read_pooling
+from rerankd.models.checkpoint.modules import is_scoring_chain, read_modules, read_pooling
 from rerankd.models.checkpoint.sentence_transformers import (
     MODULES,
     SETTINGS,
@@ -104,6 +105,10 @@ def _head(plan: Plan) -> tuple[str, dict[str, int], str]:
     config, recipe, prompts = plan.config, plan.choice.recipe, plan.prompts
     if not recipe.pairs:
         return f"cosine of embeddings by {read_pooling(plan.folder)} pooling", {}, "identity"
+    if is_scoring_chain(plan.folder):
+        modules = read_modules(plan.folder) or ()
+        labels = Config(read_json(modules[-1].folder / "config.json"), str(modules[-1].folder)).size("out_features")
+        return f"modules {', '.join(module.kind for module in modules[1:])}", {}, declared_activation(config, labels)
     if not recipe.answers or has_classifier(plan.folder, plan.name):
         labels = label_count(config)
         said = "1 label" if labels == 1 else "2 labels: the share of the second"

@@ -13,7 +13,7 @@ from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.weights import Weights
-from rerankd.models.encoders import bi_encoder, cross_encoder
+from rerankd.models.encoders import cross_encoder, pooled_encoder
 from rerankd.models.recipes import encoders
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.stack import LayerNames, Stack
@@ -101,8 +101,8 @@ def bert_bi_encoder(
 ) -> TextModel:
     """`BertModel` in a sentence-transformers folder."""
     scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "bert")
-    return bi_encoder(config, executor, encoder(config, scope, 0))
+    return pooled_encoder(config, executor, encoder(config, scope, 0), recipe)
 
 
 CROSS_ENCODER = Architecture(("bert",), (encoders.CROSS_ENCODER,), bert_cross_encoder, plain_positions, spec_of)
-BI_ENCODER = Architecture(("bert",), (encoders.BI_ENCODER,), bert_bi_encoder, plain_positions, spec_of)
+BI_ENCODER = Architecture(("bert",), encoders.POOLED, bert_bi_encoder, plain_positions, spec_of)

@@ -13,8 +13,10 @@ from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.modules import read_pooling
 from rerankd.models.checkpoint.weights import Weights
-from rerankd.models.heads import BETWEEN, ClassifierHead, CosineHead
+from rerankd.models.heads import BETWEEN, ClassifierHead, CosineHead, Head
 from rerankd.models.labels import declared_activation, label_count
+from rerankd.models.recipes.recipe import Recipe
+from rerankd.models.sequential import chain_head
 from rerankd.models.stack import Stack
 
 
@@ -38,7 +40,12 @@ def cross_encoder(
     return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
 
 
-def bi_encoder(config: Config, executor: Executor, stack: Stack) -> TextModel:
-    """An encoder whose pooled states are compared, as its sentence-transformers folder says."""
-    head = CosineHead(read_pooling(Path(config.source).parent))
+def pooled_encoder(config: Config, executor: Executor, stack: Stack, recipe: Recipe) -> TextModel:
+    """An encoder whose pooled states score as the modules of its sentence-transformers folder say: those of two texts
+    by their cosine, those of a pair by the modules behind the pooling."""
+    head: Head
+    if recipe.pairs:
+        head = chain_head(config, stack.spec.hidden, stack.weights.device)
+    else:
+        head = CosineHead(read_pooling(Path(config.source).parent))
     return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)

@@ -116,7 +116,7 @@ class CosineHead:
 
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
         """See `Head`."""
-        embeddings = states if self.pooling == "cls" else _means(states, _texts(batch))
+        embeddings = states if self.pooling == "cls" else means(states, _texts(batch))
         embeddings = F.normalize(embeddings, dim=-1)
         sizes = [1 + len(group.suffixes) for group in batch.groups]
         return torch.cat([own[1:] @ own[0] for own in torch.split(embeddings, sizes)])
@@ -135,7 +135,7 @@ def _texts(batch: PackedBatch) -> list[Span]:
     return [span for group in batch.groups for span in (group.prefix, *group.suffixes)]
 
 
-def _means(states: Tensor, spans: Sequence[Span]) -> Tensor:
+def means(states: Tensor, spans: Sequence[Span]) -> Tensor:
     """The mean of the rows of each span: float32 [spans, hidden]."""
     lengths = torch.tensor([len(span) for span in spans], device=states.device)
     owner = torch.repeat_interleave(torch.arange(len(spans), device=states.device), lengths)

@@ -23,7 +23,9 @@ ARCHITECTURES = {
     "DebertaV2ForSequenceClassification": "deberta_v2.CROSS_ENCODER",
     "NewForSequenceClassification": "gte.CROSS_ENCODER",
     "GteForSequenceClassification": "gte.CROSS_ENCODER",
+    "ModernBertForSequenceClassification": "modernbert.CROSS_ENCODER",
     "BertModel": "bert.BI_ENCODER",
+    "ModernBertModel": "modernbert.POOLED",
     "XLMRobertaModel": "roberta.BI_ENCODER",
 }
 """Names in config.json, and where `Architecture` is: a module of this folder and its variable."""

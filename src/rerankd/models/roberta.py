@@ -12,7 +12,7 @@ from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.bert import encoder, spec_of
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
-from rerankd.models.encoders import bi_encoder, cross_encoder
+from rerankd.models.encoders import cross_encoder, pooled_encoder
 from rerankd.models.recipes import encoders
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.stack import LayerNames
@@ -55,7 +55,7 @@ def roberta_bi_encoder(
 ) -> TextModel:
     """`XLMRobertaModel` in a sentence-transformers folder."""
     scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "roberta")
-    return bi_encoder(config, executor, encoder(config, scope, first_position(config)))
+    return pooled_encoder(config, executor, encoder(config, scope, first_position(config)), recipe)
 
 
 def positions(config: Config) -> int:
@@ -65,4 +65,4 @@ def positions(config: Config) -> int:
 
 MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
 CROSS_ENCODER = Architecture(MODEL_TYPES, (encoders.CROSS_ENCODER,), roberta_cross_encoder, positions, spec_of)
-BI_ENCODER = Architecture(MODEL_TYPES, (encoders.BI_ENCODER,), roberta_bi_encoder, positions, spec_of)
+BI_ENCODER = Architecture(MODEL_TYPES, encoders.POOLED, roberta_bi_encoder, positions, spec_of)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
@@ -29,6 +30,8 @@ def needed_files(files: Sequence[str], weights: bool = True) -> list[str]:
         else:
             continue
         break
+    if weights:
+        wanted += _module_weights(files)
     indexes = {SAFETENSORS[1], PICKLED[1]}
     unused = indexes if any(name in wanted for name in (SAFETENSORS[0], PICKLED[0])) else set()
     return [
@@ -36,6 +39,14 @@ def needed_files(files: Sequence[str], weights: bool = True) -> list[str]:
         for name in wanted
         if name not in unused and not any(fnmatch.fnmatch(name, pattern) for pattern in UNUSED_FILES)
     ]
+
+
+def _module_weights(files: Sequence[str]) -> list[str]:
+    """The weights of sentence-transformers' modules, one form of each: `2_Dense/model.safetensors`."""
+    found: dict[str, str] = {}
+    for name in (PICKLED[0], SAFETENSORS[0]):
+        found |= {file.split("/")[0]: file for file in files if re.fullmatch(rf"\d+_\w+/{re.escape(name)}", file)}
+    return list(found.values())
 
 
 def inside(folder: Path, name: str, named_by: Path) -> Path:

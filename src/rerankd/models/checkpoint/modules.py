@@ -13,7 +13,7 @@ from rerankd.core import ModelError
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.files import inside
 from rerankd.models.checkpoint.json_files import read_json, read_json_list, shown
-from rerankd.models.checkpoint.sentence_transformers import MODULES, transformer_settings
+from rerankd.models.checkpoint.sentence_transformers import MODULES, counts, transformer_settings
 from rerankd.models.recipes.recipe import Recipe
 
 TASKS = {"classifier": ("sequence-classification",), "language model": ("text-generation", "any-to-any")}
@@ -82,6 +82,14 @@ def expect_modules(name: str, recipe: Recipe, folder: Path) -> bool:
     return bool(recipe.answers)
 
 
+def is_scoring_chain(folder: Path) -> bool:
+    """Whether the modules pool a pair and make scores of the pooled state."""
+    kinds = [module.kind for module in read_modules(folder) or ()]
+    rest = kinds[2:]
+    chained = kinds[:2] == ["Transformer", "Pooling"] and "Dense" in rest and set(rest) <= {"Dense", "LayerNorm"}
+    return chained and counts(folder, "CrossEncoder")
+
+
 def read_pooling(folder: Path) -> Pooling:
     """How the folder's `modules.json` pools; ModelError for modules that would change the score and are unknown."""
     modules = read_modules(folder) or ()
@@ -90,7 +98,12 @@ def read_pooling(folder: Path) -> Pooling:
         raise ModelError(
             f"{folder / MODULES} lists {', '.join(kinds)}; supported are Transformer, Pooling and Normalize."
         )
-    path = modules[1].folder / "config.json"
+    return pooling_of(modules[1])
+
+
+def pooling_of(module: Module) -> Pooling:
+    """How a module Pooling pools; ModelError for a way that is not supported."""
+    path = module.folder / "config.json"
     pooling = read_json(path)
     modes = [key.removeprefix("pooling_mode_") for key, value in pooling.items() if value is True and "mode" in key]
     mode = pooling.get("pooling_mode") or "+".join(modes)

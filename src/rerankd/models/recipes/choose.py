@@ -12,7 +12,7 @@ from rerankd.core import ModelError
 from rerankd.models.answers import is_original_qwen3, named_tokens
 from rerankd.models.architecture import Architecture
 from rerankd.models.checkpoint.json_files import shown
-from rerankd.models.checkpoint.modules import expect_modules
+from rerankd.models.checkpoint.modules import expect_modules, is_scoring_chain
 from rerankd.models.recipes.evidence import Evidence
 from rerankd.models.recipes.known import RECIPES
 from rerankd.models.recipes.recipe import Recipe
@@ -45,9 +45,14 @@ def choose_recipe(
     that is unknown or for other models.
     """
     recipes = architecture.recipes
+    if not recipes[0].pairs and len(recipes) > 1 and is_scoring_chain(evidence.folder):
+        if asked is not None:
+            return Choice(_by_name(asked, name, recipes[1:]), f"--recipe says {asked}")
+        return Choice(recipes[1], "modules.json lists a chain that makes scores of pooled pairs")
     chained = expect_modules(name, recipes[0], evidence.folder)
     if asked is not None:
-        return Choice(_by_name(asked, name, recipes), f"--recipe says {asked}")
+        known = recipes if recipes[0].answers else recipes[:1]
+        return Choice(_by_name(asked, name, known), f"--recipe says {asked}")
     if not recipes[0].answers:
         return Choice(recipes[0], f"it is the one for {name}")
     found = _recognised(recipes, evidence)

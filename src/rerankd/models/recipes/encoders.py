@@ -8,3 +8,5 @@ CROSS_ENCODER = Recipe("cross-encoder", family="cross-encoder")
 """A classifier over a pair."""
 BI_ENCODER = Recipe("bi-encoder", family="bi-encoder", pairs=False)
 """The cosine of two embeddings."""
+POOLED = (BI_ENCODER, CROSS_ENCODER)
+"""What a bare encoder may be: a cross-encoder where the modules of its folder make scores of pooled pairs."""
