@@ -1,6 +1,7 @@
 # The two commands of the README. Each makes .venv first if it has to; a second run installs nothing.
 PYTHON ?= python3
 PORT ?= 8000
+WORKERS ?= 2
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip
 
@@ -25,7 +26,7 @@ lint: $(VENV)/.test
 	$(VENV)/bin/mypy
 
 check: $(VENV)/.test
-	$(VENV)/bin/pytest -q
+	$(VENV)/bin/pytest -q -n $(WORKERS) --dist loadfile
 
 # Clients have a venv of their own: their pins and the server's disagree.
 test-clients: $(VENV)/.serve $(VENV)-clients/.done

@@ -9,7 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rerankd.backends.select import Placement, place
+from rerankd.backends.select import Placement, limit_memory, place
 from rerankd.core import ModelError
 from rerankd.memory import trim_after_load
 from rerankd.models.architecture import Architecture
@@ -104,6 +104,8 @@ def plan(options: LoadOptions, weights: bool = True) -> Plan:
 
     Raises ModelError where it cannot be found, read or scored."""
     placement = place(options.device, options.dtype, options.quantization, options.backend)
+    if options.gpu_memory_utilization is not None:
+        limit_memory(placement.device, options.gpu_memory_utilization)
     if options.max_batch_tokens is not None and options.max_batch_tokens < 1:
         raise ModelError(f"The token budget of a batch must be at least 1, not {options.max_batch_tokens}.")
     folder = resolve(options.model, options.hub, options.revision, weights)

@@ -20,7 +20,8 @@ class LoadOptions:
     """How to load and run a model; every field but `model` has a default that needs no thought.
 
     model: a local folder, or an id on `hub`
-    quantization: "int8" for 8-bit linear maps on a CPU, None for `dtype`
+    quantization: "int8" for 8-bit linear layers on a CPU, "fp8" for a decoder's on a CUDA device, None for `dtype`
+    gpu_memory_utilization: share of a CUDA device's memory to use at most; None for all of it
     backend: "auto" for the fastest that supports the model; "torch", "cpu" or "cuda" for that one alone, to find faults
     max_model_len: tokens in one prompt; None for the model's own limit
     max_characters: characters of one text (query, document or instruction) at most; a longer one is an error
@@ -42,6 +43,7 @@ class LoadOptions:
     device: str = "auto"
     dtype: str = "auto"
     quantization: str | None = None
+    gpu_memory_utilization: float | None = None
     backend: str = "auto"
     max_model_len: int | None = None
     max_characters: int = MAX_CHARACTERS

@@ -120,6 +120,8 @@ SERVE_WORDS = shlex.split(
         ),
         ("launch_server", "--shutdown-timeout 4", {"shutdown_timeout": 4.0}),
         ("serve", "--engine-timeout 5", {"engine_timeout": 5.0}),
+        ("serve", "--gpu-memory-utilization 0.8", {"gpu_memory_utilization": 0.8}),
+        ("launch_server", "--mem-fraction-static 0.7", {"gpu_memory_utilization": 0.7}),
         ("serve", "--timeout-keep-alive 9", {"keep_alive": 9.0}),
         ("launch_server", "", {"keep_alive": 75.0, "max_queued_calls": 1000, "max_queued_tokens": 8 << 20}),
         ("launch_server", "--watchdog-timeout 5", {"engine_timeout": 5.0}),

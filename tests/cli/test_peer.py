@@ -78,8 +78,8 @@ def test_our_flags_come_out_as_we_spell_them(args: list[str], ours: list[str]) -
             [Given("--enable-chunked-prefill", "enable-chunked-prefill", None)],
         ),
         (
-            ["--gpu-memory-utilization", "0.9", "model"],
-            [Given("--gpu-memory-utilization", "gpu-memory-utilization", "0.9")],
+            ["--block-size", "16", "model"],
+            [Given("--block-size", "block-size", "16")],
         ),
         (["--swap-space", "-1", "model"], [Given("--swap-space", "swap-space", "-1")]),
         (
@@ -107,8 +107,8 @@ def test_a_peers_flags_are_taken_out(args: list[str], given: list[Given]) -> Non
         (["--max-modle-len", "1"], "There is no flag --max-modle-len; did you mean --max-model-len?"),
         (["--max_modle_len=1"], "There is no flag --max-modle-len; did you mean --max-model-len?"),
         (
-            ["--gpu-memory-utilisation", "1"],
-            "There is no flag --gpu-memory-utilisation; did you mean --gpu-memory-utilization?",
+            ["--scheduler-delay-facto", "1"],
+            "There is no flag --scheduler-delay-facto; did you mean --scheduler-delay-factor?",
         ),
         (["--zzz"], "There is no flag --zzz; see --help for those that there are."),
         (["-z"], "There is no flag -z; see --help for those that there are."),

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rerankd import Reranker
 from rerankd.backends.select import place
 from rerankd.core import ModelError
 from rerankd.layers.scaling import Rope
@@ -255,3 +256,10 @@ def test_rotary_keys_of_old_and_new_configs_read_alike() -> None:
     new = Config({"rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [1, 2]}}, "new")
     assert old.rotary() == new.rotary()
     assert Config({"rope_theta": 10000, "rope_scaling": None}, "older").rope() == Rope(10000.0)
+
+
+def test_a_share_of_memory_has_no_effect_on_a_cpu(bert_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Reranker(bert_checkpoint, device="cpu", gpu_memory_utilization=0.5):
+        assert "gpu_memory_utilization has no effect on the device cpu" in caplog.text
+    with pytest.raises(ModelError, match=r"at most 1, not 1\.5"):
+        Reranker(bert_checkpoint, device="cpu", gpu_memory_utilization=1.5)

@@ -118,6 +118,20 @@ def place(
     )
 
 
+def limit_memory(device: torch.device, share: float) -> None:
+    """Have torch take no more than a share of a CUDA device's memory. Elsewhere the share has no effect, and a warning
+    says so.
+
+    Raises ModelError for a share outside of (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ModelError(f"The share of a GPU's memory must be more than 0 and at most 1, not {share}.")
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(share, device)
+    else:
+        log.warning("gpu_memory_utilization has no effect on the device %s.", device)
+
+
 def _backends(device: torch.device, dtype: torch.dtype, quantization: str | None, backend: str) -> tuple[Backend, ...]:
     plain = TorchBackend(device, dtype)
     if quantization is not None:

@@ -72,6 +72,7 @@ def launch_server(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     quantization: options.Quantization = None,
+    gpu_memory_utilization: options.MemoryShare = None,
     backend: options.BackendFlag = BackendName.auto,
     context_length: Annotated[
         int | None,
@@ -152,6 +153,7 @@ def launch_server(
             device=device,
             dtype=dtype,
             quantization=quantization,
+            gpu_memory_utilization=gpu_memory_utilization,
             backend=backend.value,
             max_model_len=context_length,
             max_batch_tokens=max_prefill_tokens,

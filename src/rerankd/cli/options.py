@@ -231,6 +231,16 @@ EngineTimeout = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, npu, xpu, mps or auto.")]
 Dtype = Annotated[str, typer.Option(help="bfloat16, float32, float16 or auto.")]
+MemoryShare = Annotated[
+    float | None,
+    typer.Option(
+        "--gpu-memory-utilization",
+        "--mem-fraction-static",
+        min=0.01,
+        max=1.0,
+        help="Share of a GPU's memory to use at most; batches become smaller where it runs out. [default: all]",
+    ),
+]
 Quantization = Annotated[
     str | None,
     typer.Option(

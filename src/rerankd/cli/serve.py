@@ -86,6 +86,7 @@ def serve(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     quantization: options.Quantization = None,
+    gpu_memory_utilization: options.MemoryShare = None,
     backend: options.BackendFlag = BackendName.auto,
     max_model_len: options.MaxModelLen = None,
     max_num_batched_tokens: Annotated[
@@ -159,6 +160,7 @@ def serve(
             device=device,
             dtype=dtype,
             quantization=quantization,
+            gpu_memory_utilization=gpu_memory_utilization,
             backend=backend.value,
             max_model_len=max_model_len,
             max_batch_tokens=max_num_batched_tokens,

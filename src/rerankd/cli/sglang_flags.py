@@ -55,7 +55,7 @@ _IGNORED = {
     """,
     peer.OWN_MEMORY: """
         cpu-offload-gb= enable-draft-weights-cpu-backup enable-memory-saver enable-unified-memory
-        enable-weights-cpu-backup mem-fraction-static= offload-group-size= offload-mode=
+        enable-weights-cpu-backup offload-group-size= offload-mode=
         offload-num-in-group= offload-prefetch-step= ple-offload-backend= ple-offload-dir=
         ple-offload-embedding sleep-on-idle
     """,

@@ -97,6 +97,7 @@ class Launch:
     device: str = "auto"
     dtype: str = "auto"
     quantization: str | None = None
+    gpu_memory_utilization: float | None = None
     backend: str = "auto"
     max_model_len: int | None = None
     max_batch_tokens: int | None = None
@@ -186,6 +187,7 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
             device=launch.device,
             dtype=launch.dtype,
             quantization=launch.quantization,
+            gpu_memory_utilization=launch.gpu_memory_utilization,
             backend=launch.backend,
             max_model_len=launch.max_model_len,
             max_batch_tokens=launch.max_batch_tokens,

@@ -41,7 +41,7 @@ _IGNORED = {
     """,
     peer.OWN_MEMORY: """
         cpu-offload-gb= cpu-offload-params=+ device-memory-utilization= enable-cumem-allocator
-        enable-sleep-mode gpu-memory-utilization= offload-backend= offload-group-size= offload-num-in-group=
+        enable-sleep-mode offload-backend= offload-group-size= offload-num-in-group=
         offload-params=+ offload-prefetch-step= sleep-mode-offload-cudagraph
         sleep-preserve-parameter-names=+ swap-space=
     """,

@@ -160,3 +160,15 @@ def test_a_batch_of_too_many_requests_is_not_recorded(monkeypatch: pytest.Monkey
     assert recorder.count == 0
     expected = executor(QWEN)(tokens, causal_layout(groups), tokens.positions, [4, 9, 14])
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("wrong", ["ids", "positions", "types"])
+def test_an_index_beyond_a_table_spoils_its_own_document_only(wrong: str) -> None:
+    spec = TransformerSpec(SPECS["bert"].layers[:1], embedding_norm=SPECS["bert"].embedding_norm)
+    transformer = executor(spec)
+    tokens, group = some_batch((0, 64, 5), 1)
+    given = {"ids": tokens.ids.clone(), "positions": tokens.positions.clone(), "types": torch.zeros(69).long()}
+    given[wrong][66] = 1000
+    states = transformer(Tokens(**given), causal_layout([group]))
+    assert states[64:].isnan().any()
+    torch.testing.assert_close(states[:64], transformer(tokens, causal_layout([group]))[:64])

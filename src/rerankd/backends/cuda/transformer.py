@@ -121,9 +121,20 @@ class CudaTransformer:
         self.graphs = None if record is None else Graphs(self.padded, device, record)
 
     def embed(self, tokens: Tokens) -> Tensor:
-        """See `Transformer.embed`."""
-        assert self.embedding is not None, "this transformer has no embedding"
-        return embed(tokens, self.embedding, self.spec).to(self.dtype)
+        """See `Transformer.embed`. Where a table lacks a row, the result is NaN: an index beyond a table would end the
+        device's context, and an IndexError would need a wait for the device."""
+        tables = self.embedding
+        assert tables is not None, "this transformer has no embedding"
+        ids, beyond = _within(tokens.ids, tables.words)
+        positions, types = tokens.positions, tokens.types
+        if tables.positions is not None:
+            positions, too_far = _within(positions, tables.positions)
+            beyond = beyond | too_far
+        if tables.types is not None and types is not None:
+            types, unknown = _within(types, tables.types)
+            beyond = beyond | unknown
+        x = embed(Tokens(ids, positions, types), tables, self.spec).to(self.dtype)
+        return x.masked_fill_(beyond[:, None], float("nan"))
 
     def __call__(
         self,
@@ -199,3 +210,9 @@ class CudaTransformer:
         if batch.last is None or i < len(self.layers) - 1:
             return None, batch.tiles
         return batch.keep, batch.last
+
+
+def _within(indices: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """The indices, at most the last row's, and which of them were beyond it."""
+    last = len(table) - 1
+    return indices.clamp(max=last), indices > last
