@@ -60,9 +60,7 @@ def test_two_runs_are_measured_and_compared(ideal: Path, tmp_path: Path) -> None
         wanted = ir_measures.calc_aggregate(
             [ir_measures.nDCG @ 10, ir_measures.RR @ 10], qrels, ir_measures.read_trec_run(str(path))
         )
-        assert system["measures"] == pytest.approx(
-            {str(measure): value for measure, value in wanted.items()}, rel=1e-15
-        )
+        assert system["measures"] == {str(measure): value for measure, value in wanted.items()}
     first, second = report["systems"]
     assert second["measures"]["nDCG@10"] == 1.0
     against = second["against"]["nDCG@10"]
@@ -81,7 +79,8 @@ def test_two_runs_are_measured_and_compared(ideal: Path, tmp_path: Path) -> None
     lines = [json.loads(line) for line in (tmp_path / "pq.jsonl").read_text().splitlines()]
     assert [line["query_id"] for line in lines] == [f"q{n}" for n in range(1, 13)]
     assert lines[0]["query"] == "how often should I water a cactus"
-    assert sum(line["values"]["bm25.trec"]["nDCG@10"] for line in lines) / 12 == first["measures"]["nDCG@10"]
+    told = [line["values"]["bm25.trec"]["nDCG@10"] for line in lines]
+    assert sum(told) / 12 == pytest.approx(first["measures"]["nDCG@10"])
 
 
 def test_the_worst_queries_have_their_texts() -> None:
@@ -231,7 +230,7 @@ def test_a_model_is_ranked_and_measured(minilm_path: Path, tmp_path: Path) -> No
     assert all(one["documents_per_second"] > 0 for one in (float32, three, sixteen))
     run = ir_measures.read_trec_run(str(tmp_path / "runs" / "dtype=float32.trec"))
     wanted = ir_measures.calc_aggregate([ir_measures.nDCG @ 10], ir_measures.read_trec_qrels(trec_qrels(tmp_path)), run)
-    assert float32["measures"]["nDCG@10"] == pytest.approx(wanted[ir_measures.nDCG @ 10], rel=1e-15)
+    assert float32["measures"]["nDCG@10"] == wanted[ir_measures.nDCG @ 10]
     page = Links()
     page.feed((tmp_path / "r.html").read_text())
     assert page.tags.count("circle") == 6

@@ -43,8 +43,8 @@ def test_means_are_those_of_ir_measures_to_the_last_digit(
     found = values(measures, judgments, run)
     expected = ir_measures.calc_aggregate(list(measures.values()), judgments, run)
     for name, measure in measures.items():
-        assert list(found[name]) == list(judgments)
-        assert mean(found[name]) == pytest.approx(expected[measure], rel=1e-15, abs=0)
+        assert found[name].keys() == judgments.keys()
+        assert mean(found[name]) == expected[measure]
 
 
 @settings(deadline=None)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from rerankd import Reranker
-from rerankd.core import InvalidRequest, RerankdError, Text, text_content
+from rerankd.core import InvalidRequest, RerankdError, RerankRequest, Text, text_content
 from rerankd.rank import local
 from rerankd.rank.files import BadLines, FileProblem, Source
 from rerankd.rank.journal import Journal
@@ -308,6 +308,15 @@ def test_documents_that_cannot_be_read_are_left_out_and_listed(reranker: Reranke
     assert list(written[0]["failed"]) == ["1"]
     assert "line 1: documents[1]" in written[0]["failed"]["1"]
     assert (summary.bad, bad.count, said) == (2, 2, [])
+
+
+def test_what_is_queued_together_is_one_batch_whatever_the_time(reranker: Reranker) -> None:
+    requests = [RerankRequest(text_content(f"query {n}"), (text_content("a"), text_content("b"))) for n in range(6)]
+    for _ in range(20):
+        before = reranker.load().batches
+        for one in reranker.submit_together([reranker.prepare(request) for request in requests]):
+            reranker.collect(one)
+        assert reranker.load().batches == before + 1
 
 
 def test_pictures_and_videos_are_ranked(qwen3_vl_checkpoint: Path, tmp_path: Path) -> None:

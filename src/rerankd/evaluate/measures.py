@@ -111,7 +111,8 @@ def values(measures: Mapping[str, Any], judgments: Judgments, run: Run) -> dict[
     names = {measure: name for name, measure in measures.items()}
     for metric in library.iter_calc(list(measures.values()), judgments, known):
         found[names[metric.measure]][metric.query_id] = metric.value
-    return {name: {query: per_query.get(query, 0.0) for query in judgments} for name, per_query in found.items()}
+    # In the library's order, so that means add up to its own to the last digit.
+    return {name: per_query | dict.fromkeys(judgments.keys() - per_query, 0.0) for name, per_query in found.items()}
 
 
 def mean(per_query: Mapping[str, float]) -> float:

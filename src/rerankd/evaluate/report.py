@@ -96,7 +96,9 @@ def compare(
     names = [system.name for system in systems]
     against = {
         name: {
-            measure: Difference.of(list(values[name][measure].values()), list(values[names[0]][measure].values()))
+            measure: Difference.of(
+                *([values[system][measure][query] for query in judgments] for system in (name, names[0]))
+            )
             for measure in measures
         }
         for name in names[1:]
