@@ -310,9 +310,18 @@ def test_documents_that_cannot_be_read_are_left_out_and_listed(reranker: Reranke
     assert (summary.bad, bad.count, said) == (2, 2, [])
 
 
-def test_what_is_queued_together_is_one_batch_whatever_the_time(reranker: Reranker) -> None:
+def test_what_is_queued_together_is_one_batch_whatever_the_time(
+    reranker: Reranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = Reranker._queue
+
+    def slowly(self: Reranker, *words: Any) -> Any:
+        time.sleep(0.02)
+        return queue(self, *words)
+
+    monkeypatch.setattr(Reranker, "_queue", slowly)
     requests = [RerankRequest(text_content(f"query {n}"), (text_content("a"), text_content("b"))) for n in range(6)]
-    for _ in range(20):
+    for _ in range(3):
         before = reranker.load().batches
         for one in reranker.submit_together([reranker.prepare(request) for request in requests]):
             reranker.collect(one)
