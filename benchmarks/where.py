@@ -25,15 +25,15 @@ from typing import Any
 import torch
 
 from benchmarks.peak import peak_rates
-from rerankd.backends.cpu.native import Int8Rows, Kernels, TiledWeight
-from rerankd.backends.cpu.rows import StripRows
+from rerankd.backends.cpu.native import Int8Rows, Kernels, PackedWeight
+from rerankd.backends.cpu.rows import BlockedTensor
 from rerankd.bench.limit import Kind, Lengths, gemm_rate, work
 from rerankd.bench.workloads import KINDS, Corpus, Workload
 from rerankd.engine.batcher import Slice
 from rerankd.models.checkpoint.json_files import read_json
 from rerankd.reranker import Reranker
 
-OPERATIONS = ("rms_norm", "norm_rotate", "add_layer_norm", "tile", "choose", "quantize", "product", "attention")
+OPERATIONS = ("rms_norm", "norm_rope", "add_layer_norm", "to_blocked", "index_select", "quantize", "gemm", "attention")
 ROUNDS = 3
 SHOWN = 10
 
@@ -57,7 +57,7 @@ def main() -> None:
         Kernels._run, Kernels.embed_layer_norm = run, embed  # type: ignore[method-assign]
         engine._forward = _profiled(forward, profile)  # type: ignore[method-assign]
         Kernels._compute = _apart(OPERATIONS)  # type: ignore[method-assign]
-        Kernels.product = _counted(Kernels.product, done)  # type: ignore[method-assign]
+        Kernels.gemm = _counted(Kernels.gemm, done)  # type: ignore[method-assign]
         for request in requests:
             reranker.rerank(*request, show_progress=False)
         config, kind = read_json(reranker.info.path / "config.json"), Kind.of(reranker)
@@ -115,13 +115,13 @@ def _apart(names: Sequence[str]) -> Callable[..., None]:
     return compute
 
 
-def _counted(product: Callable[..., None], done: Counter[str]) -> Callable[..., None]:
-    """`Kernels.product` that adds up its multiply-adds by precision."""
+def _counted(gemm: Callable[..., None], done: Counter[str]) -> Callable[..., None]:
+    """`Kernels.gemm` that adds up its multiply-adds by precision."""
 
-    def counted(kernels: Kernels, rows: StripRows | Int8Rows, weight: TiledWeight, *rest: Any) -> None:
+    def counted(kernels: Kernels, rows: BlockedTensor | Int8Rows, weight: PackedWeight, *rest: Any) -> None:
         codes = rows.codes if isinstance(rows, Int8Rows) else rows
-        done["bfloat16" if weight.scales is None else "int8"] += len(codes) * weight.tiles.numel()
-        product(kernels, rows, weight, *rest)
+        done["bfloat16" if weight.scales is None else "int8"] += len(codes) * weight.packed.numel()
+        gemm(kernels, rows, weight, *rest)
 
     return counted
 

@@ -26,7 +26,7 @@ MakeCheckpoint: TypeAlias = Callable[..., Path]
 def recording_is_watched() -> Iterator[None]:
     """What torch does to tensors of recorded operations before they are computed is an error in every test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Kernels, "together", watched(Kernels.together))
+        patch.setattr(Kernels, "recorded", watched(Kernels.recorded))
         yield
 
 

@@ -119,7 +119,7 @@ def test_bfloat16_scores_are_near_transformers_float32(
         (checkpoints.xlmr, "uneven", False),
     ],
 )
-def test_operations_that_are_computed_together_change_no_score(
+def test_recorded_operations_change_no_score(
     make_checkpoint: MakeCheckpoint,
     monkeypatch: pytest.MonkeyPatch,
     maker: Callable[..., Path],
@@ -141,7 +141,7 @@ def test_operations_that_are_computed_together_change_no_score(
             answers = [reranker.rerank(query, DOCUMENTS) for query in QUERIES[::3]]
             scores.append([one.score for answer in answers for one in answer.in_request_order()])
         counts.append(len(calls))
-        monkeypatch.setattr(runtime.Runtime, "together", lambda *of: nullcontext)
+        monkeypatch.setattr(runtime.Runtime, "recorded", lambda *of: nullcontext)
     assert spread(scores[0]) >= 0.2
     assert scores[0] == scores[1]
     assert (counts[0] < counts[1] / 2) == is_by_kernels
@@ -170,17 +170,17 @@ def test_how_the_weights_lie_on_disk_does_not_matter(
 @pytest.mark.parametrize(
     "maker", [checkpoints.qwen3, checkpoints.qwen3_vl, checkpoints.xlmr, checkpoints.xlmr_embedder]
 )
-def test_how_many_rows_pass_a_layer_together_does_not_matter(
+def test_the_rows_of_a_row_tile_do_not_matter(
     make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch, maker: Callable[..., Path], dtype: str
 ) -> None:
     folder = make_checkpoint(maker)
     pairs = PAIRS[: len(PAIRS) // 2]
     with Reranker(folder, device="cpu", dtype=dtype) as reranker:
         whole = reranker.score(pairs)
-    monkeypatch.setattr(runtime, "CHUNK_STEP", 32)
-    monkeypatch.setattr(backend, "CHUNK_VALUES", 1)
-    monkeypatch.setattr(backend, "KERNEL_CHUNK_VALUES", 1)
-    assert backend.CpuBackend(getattr(torch, dtype)).runtime.rows_at_once(64) == 32
+    monkeypatch.setattr(runtime, "ROW_TILE_STEP", 32)
+    monkeypatch.setattr(backend, "ROW_TILE_VALUES", 1)
+    monkeypatch.setattr(backend, "KERNEL_ROW_TILE_VALUES", 1)
+    assert backend.CpuBackend(getattr(torch, dtype)).runtime.rows_per_tile(64) == 32
     with Reranker(folder, device="cpu", dtype=dtype) as reranker:
         assert largest_difference(reranker.score(pairs), whole) <= (1e-6 if dtype == "float32" else 5e-3)
 

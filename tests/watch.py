@@ -1,7 +1,7 @@
-"""Recorded operations, watched: what torch's own functions must not do to tensors while `Kernels.together` records.
+"""A watch over `Kernels.recorded`: an error where torch reads or writes a tensor that a recorded operation uses.
 
-Rows in strips refuse by themselves. A tensor does not know that an operation has yet to read or write it, so the whole
-test suite runs under this watch (see conftest.py), and what a model does wrong in a scope is an error here.
+A blocked tensor refuses such uses by itself. A tensor does not know that an operation has yet to read or write it. So
+the whole test suite runs under this watch (see conftest.py), which raises an error where a model makes such a mistake.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rerankd.backends.cpu.native import Kernels
-from rerankd.backends.cpu.rows import StripRows
+from rerankd.backends.cpu.rows import BlockedTensor
 
 Span = tuple[int, int]
 """Addresses: the first byte and the one behind the last."""
 SHAPES_ONLY = {"aten::empty_like", "aten::new_empty", "aten::new_empty_strided"}
-"""What takes a tensor and reads no value of it."""
+"""Functions that take a tensor and read no value of it."""
 HIDDEN = {"tolist", "numpy", "__array__", "__dlpack__", "__repr__", "__format__", "__reduce_ex__"}
 """Methods that read values where no dispatcher sees it."""
 
 
-def watched(together: Callable[[Kernels], AbstractContextManager[None]]) -> Callable[..., AbstractContextManager[None]]:
-    """`Kernels.together` under watch."""
+def watched(recorded: Callable[[Kernels], AbstractContextManager[None]]) -> Callable[..., AbstractContextManager[None]]:
+    """`Kernels.recorded` under watch."""
 
     @contextmanager
     def under_watch(kernels: Kernels) -> Iterator[None]:
-        with together(kernels):
-            recorded = _Recorded(kernels)
-            with _Calls(recorded), _Methods(recorded):
+        with recorded(kernels):
+            used = _Recorded(kernels)
+            with _Calls(used), _Methods(used):
                 yield
 
     return under_watch
@@ -42,14 +42,14 @@ class _Recorded:
     """Where the tensors lie that the operations recorded so far read and write."""
 
     def __init__(self, kernels: Kernels) -> None:
-        assert kernels._scope is not None
-        self._scope = kernels._scope
+        assert kernels._recording is not None
+        self._recording = kernels._recording
         self._spans: tuple[set[Span], set[Span]] = (set(), set())
         self._seen = [0, 0]
 
     def check(self, tensor: Tensor, name: object, writes: bool) -> None:
         """RuntimeError where the function of this name must not read, or write, the tensor yet."""
-        for i, kept in enumerate((self._scope.writes, self._scope.reads)):
+        for i, kept in enumerate((self._recording.writes, self._recording.reads)):
             self._spans[i].update(span for one in kept[self._seen[i] :] for span in _spans(one))
             self._seen[i] = len(kept)
         start, stop = _extent(tensor)
@@ -70,8 +70,8 @@ def _extent(tensor: Tensor) -> Span:
 def _spans(used: object) -> Iterator[Span]:
     if isinstance(used, Tensor):
         yield _extent(used)
-    elif isinstance(used, StripRows):
-        yield used.room.at, used.room.at + used.room.size
+    elif isinstance(used, BlockedTensor):
+        yield used.buffer.address, used.buffer.address + used.buffer.size
     elif isinstance(used, tuple):
         for one in used:
             yield from _spans(one)

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rerankd.backends.cpu import runs as runs_module
-from rerankd.backends.cpu.rows import Rows, columns, plain
+from rerankd.backends.cpu.rows import Rows, columns, to_dense
 from rerankd.backends.cuda import attention as varlen
 from rerankd.backends.torch import buckets
 from rerankd.backends.torch.attention import Attention, alibi_slopes, sdpa_attention
 from rerankd.backends.torch.reference import bias, reference_attention
 from rerankd.core import PackedGroup, Span
 from rerankd.layers.layout import AttentionLayout, causal_layout, kept_layout, separate_layout
-from tests.backends.cpu.test_rows import in_strips
+from tests.backends.cpu.test_rows import blocked
 from tests.backends.cpu.units import UNITS, kernels_by
 
 
@@ -47,16 +47,16 @@ def tensors(rows: int, keys: int, heads: int, kv_heads: int, head_dim: int = 8) 
 
 
 def own_attention(
-    unit: str, q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float, strips: bool = True
+    unit: str, q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float, is_blocked: bool = True
 ) -> Tensor:
-    """By a unit's kernel, with keys and values as a product leaves them: side by side, their rows apart."""
+    """By a unit's kernel, with keys and values as a GEMM leaves them: side by side, their rows apart."""
     queries: Rows = q.flatten(1)
     sides: Rows = torch.cat([k.flatten(1), v.flatten(1)], 1)
-    if strips:
-        queries, sides = in_strips(queries), in_strips(sides)
+    if is_blocked:
+        queries, sides = blocked(queries), blocked(sides)
     width = sides.shape[1] // 2
     keys, values = columns(sides, slice(width)), columns(sides, slice(width, 2 * width))
-    return plain(kernels_by(unit).attention(queries, keys, values, q.shape[2], layout, scale))
+    return to_dense(kernels_by(unit).attention(queries, keys, values, q.shape[2], layout, scale))
 
 
 def visible(layout: AttentionLayout, keys: int, window: int | None = None) -> Tensor:
@@ -216,9 +216,9 @@ def test_own_attention_agrees_with_the_reference(
         layout = layout_of(groups)
         q, k, v = (x.bfloat16() for x in tensors(layout.query_rows, total(groups), *heads, head_dim=head_dim))
         scale = 3 * head_dim**-0.5
-        expected = plain(reference_attention(q, k, v, layout, scale)).float()
-        for strips in (True, False):
-            attended = own_attention(unit, q, k, v, layout, scale, strips)
+        expected = to_dense(reference_attention(q, k, v, layout, scale)).float()
+        for is_blocked in (True, False):
+            attended = own_attention(unit, q, k, v, layout, scale, is_blocked)
             torch.testing.assert_close(attended.float(), expected, rtol=0.02, atol=0.02)
 
     check()
@@ -232,7 +232,7 @@ def test_own_attention_bears_logits_that_lie_far_apart(unit: str, loud: str) -> 
     q, k, v = (x.bfloat16() for x in tensors(115, 115, 2, 1, head_dim=32))
     k[:40] *= 60 if loud == "prefix" else 1
     k[40:] *= 60 if loud == "document" else 1
-    expected = plain(reference_attention(q, k, v, layout, 1.0)).float()
+    expected = to_dense(reference_attention(q, k, v, layout, 1.0)).float()
     torch.testing.assert_close(own_attention(unit, q, k, v, layout, 1.0).float(), expected, rtol=0.02, atol=0.02)
 
 

@@ -11,7 +11,7 @@ from rerankd.backends.cpu.backend import CpuBackend
 from rerankd.backends.cpu.embedding import NormedEmbedding
 from rerankd.backends.cpu.native import Kernels
 from rerankd.backends.cpu.norm import States
-from rerankd.backends.cpu.rows import plain
+from rerankd.backends.cpu.rows import to_dense
 from rerankd.layers.spec import Affine, EmbeddingWeights, LayerSpec, Norm, TransformerSpec
 from rerankd.layers.transformer import Tokens
 
@@ -54,8 +54,8 @@ def test_embeddings_are_summed_and_normed(width: int, typed: bool, kernels: Kern
     expected = F.layer_norm(total, (width,), *weights.norm, 0.5)
     out = empty_states(width)
     table(Tokens(ids, positions, types), slice(0, ROWS), out)
-    torch.testing.assert_close(out.exact, expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(plain(out.rounded), out.exact.bfloat16())
+    torch.testing.assert_close(out.float32, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(to_dense(out.rounded), out.float32.bfloat16())
 
 
 @by_either

@@ -1,4 +1,4 @@
-"""Linear maps against the arithmetic that they stand for: plain, packed, and in 8 bits by each backend."""
+"""Linear layers against their definition: dense, packed by oneDNN, and by the kernels, in bfloat16 and in 8 bits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rerankd.backends.cpu.linear import DenseLinear, Linear, PackedLinear, bfloat16_linear, int8_linear
-from rerankd.backends.cpu.rows import plain
+from rerankd.backends.cpu.rows import to_dense
 from rerankd.backends.torch.transformer import activate
 from rerankd.layers.spec import Activation
-from tests.backends.cpu.test_rows import in_strips
+from tests.backends.cpu.test_rows import blocked
 from tests.backends.cpu.units import UNITS, kernels_by, threads
 
 Make = Callable[[Tensor, Tensor | None], Linear]
@@ -64,7 +64,7 @@ def test_a_row_that_is_not_a_number_stays_one_in_8_bits_and_no_other_does(
 @pytest.mark.parametrize("backend", INT8)
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("rows", [1, 7, 16, 17, 33, 300])
-def test_int8_product_is_the_one_defined(backend: tuple[torch.dtype, Make], biased: bool, rows: int) -> None:
+def test_int8_is_the_gemm_defined(backend: tuple[torch.dtype, Make], biased: bool, rows: int) -> None:
     dtype, make = backend
     # Rows and columns of unlike sizes, and a range that is lopsided, so that a wrong zero or scale shows.
     x = ((matrix(rows, 192, 1) + 1.5) * torch.arange(1, rows + 1)[:, None]).to(dtype)
@@ -108,9 +108,9 @@ MAKERS: list[tuple[torch.dtype, Make, float]] = [
 
 
 @pytest.mark.parametrize(("dtype", "make", "near"), MAKERS)
-@pytest.mark.parametrize("then", ["gelu", "gelu_tanh"])
+@pytest.mark.parametrize("epilogue", ["gelu", "gelu_tanh"])
 @pytest.mark.parametrize("biased", [True, False])
-def test_what_follows_a_product(dtype: torch.dtype, make: Make, near: float, then: Activation, biased: bool) -> None:
+def test_epilogues(dtype: torch.dtype, make: Make, near: float, epilogue: Activation, biased: bool) -> None:
     x, weight = matrix(35, 128, 1).to(dtype), (matrix(64, 128, 2) * 0.2).to(dtype)
     bias = matrix(1, 64, 3)[0].to(dtype) if biased else None
     linear = make(weight, bias)
@@ -118,56 +118,58 @@ def test_what_follows_a_product(dtype: torch.dtype, make: Make, near: float, the
     assert exact.abs().max() > 6  # far out on both sides of the nonlinearities
     product = linear(x).float()
     torch.testing.assert_close(product, exact, rtol=near, atol=near)
-    result = plain(linear.then(x, then))
+    result = to_dense(linear.with_activation(x, epilogue))
     assert result.dtype == dtype
     rounding = 1e-6 if dtype == torch.float32 else 2**-6
-    torch.testing.assert_close(result.float(), activate(product, then), rtol=rounding, atol=rounding)
-    gated = plain(linear.gated(x)).float()
+    torch.testing.assert_close(result.float(), activate(product, epilogue), rtol=rounding, atol=rounding)
+    gated = to_dense(linear.with_gate(x)).float()
     torch.testing.assert_close(gated, F.silu(product[:, :32]) * product[:, 32:], rtol=2 * rounding, atol=2 * rounding)
-    addend = matrix(35, 64, 4).to(dtype)
-    plus = linear.plus(x, addend).float()
-    torch.testing.assert_close(plus, product + addend.float(), rtol=rounding, atol=2 * rounding)
+    residual = matrix(35, 64, 4).to(dtype)
+    plus = linear.with_residual(x, residual).float()
+    torch.testing.assert_close(plus, product + residual.float(), rtol=rounding, atol=2 * rounding)
     # Into a part of a wider tensor, as a layer does.
     wide = torch.full((35, 96), 7.0, dtype=dtype)
     linear(x, out=wide[:, 32:])
     assert torch.equal(wide[:, 32:].float(), product)
-    linear.plus(x, addend, out=wide[:, :64])
+    linear.with_residual(x, residual, out=wide[:, :64])
     assert torch.equal(wide[:, :64].float(), plus)
     assert torch.equal(wide[:, 64:].float(), product[:, 32:])
 
 
 @pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize(("then", "near"), [("gelu", 1.5e-5), ("gelu_tanh", 1e-4)])
-def test_nonlinearities_of_all_values_there_are(unit: str, then: Activation, near: float) -> None:
-    # Every bfloat16 between 1e-9 and 64 and its negative, through a map that leaves it as it is.
+@pytest.mark.parametrize(("epilogue", "near"), [("gelu", 1.5e-5), ("gelu_tanh", 1e-4)])
+def test_nonlinearities_of_all_values_there_are(unit: str, epilogue: Activation, near: float) -> None:
+    # Every bfloat16 between 1e-9 and 64 and its negative, through a layer that leaves it as it is.
     bits = torch.arange(0x3089, 0x4281, dtype=torch.int16)
     positive = torch.cat([bits, torch.zeros(-len(bits) % 32, dtype=torch.int16)]).view(torch.bfloat16)
     x = torch.cat([positive, -positive]).view(-1, 64)
-    y = plain(bfloat16_linear(torch.eye(64).bfloat16(), None, kernels_by(unit)).then(x, then)).double()
-    exact = F.gelu(x.double(), approximate="none" if then == "gelu" else "tanh")
+    y = to_dense(
+        bfloat16_linear(torch.eye(64).bfloat16(), None, kernels_by(unit)).with_activation(x, epilogue)
+    ).double()
+    exact = F.gelu(x.double(), approximate="none" if epilogue == "gelu" else "tanh")
     assert ((y - exact).abs() <= near + exact.abs() * 2**-8).all()
 
 
 @pytest.mark.parametrize("make", [make for dtype, make, _ in MAKERS if dtype == torch.bfloat16])
-def test_maps_read_and_write_strips_as_they_do_others(make: Make) -> None:
+def test_layers_read_and_write_blocked_tensors_as_they_do_dense_ones(make: Make) -> None:
     x = matrix(77, 128, 1).bfloat16()
-    strips = in_strips(x)
+    rows = blocked(x)
     linear = make(matrix(64, 128, 2).bfloat16(), None)
-    assert torch.equal(linear(strips), linear(x))
-    assert torch.equal(linear(strips[31:70]), linear(x[31:70]))
-    assert torch.equal(plain(linear.gated(strips)), plain(linear.gated(x)))
+    assert torch.equal(linear(rows), linear(x))
+    assert torch.equal(linear(rows[31:70]), linear(x[31:70]))
+    assert torch.equal(to_dense(linear.with_gate(rows)), to_dense(linear.with_gate(x)))
     # Into a part of the columns, and over what is added.
-    wide, addend = in_strips(torch.full((77, 96), 7.0).bfloat16()), matrix(77, 64, 3).bfloat16()
-    linear(strips, out=wide.columns(slice(32, 96)))
-    assert torch.equal(plain(wide)[:, 32:], plain(linear(x)))
-    assert plain(wide)[:, :32].eq(7).all()
-    total = in_strips(addend)
-    linear.plus(strips, total, out=total)
-    assert torch.equal(plain(total), plain(linear.plus(x, addend)))
+    wide, residual = blocked(torch.full((77, 96), 7.0).bfloat16()), matrix(77, 64, 3).bfloat16()
+    linear(rows, out=wide.columns(slice(32, 96)))
+    assert torch.equal(to_dense(wide)[:, 32:], to_dense(linear(x)))
+    assert to_dense(wide)[:, :32].eq(7).all()
+    total = blocked(residual)
+    linear.with_residual(rows, total, out=total)
+    assert torch.equal(to_dense(total), to_dense(linear.with_residual(x, residual)))
 
 
 @pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("crew", [1, 3])
+@pytest.mark.parametrize("team", [1, 3])
 @pytest.mark.parametrize(
     ("rows", "inputs", "outputs"),
     [
@@ -175,9 +177,9 @@ def test_maps_read_and_write_strips_as_they_do_others(make: Make) -> None:
         (16, 128, 96),
         (17, 64, 32),
         (300, 192, 160),
-        # Few rows and many columns, which the threads share out.
+        # Few rows and many columns, which the threads share.
         (70, 128, 416),
-        # More inputs than the first-level cache takes of two panels, in runs of unlike lengths; rows in several blocks.
+        # More inputs than a K block has, in K blocks of unlike lengths; rows in several row blocks.
         (49, 1088, 64),
         (1100, 576, 64),
         (400, 4160, 64),
@@ -185,18 +187,18 @@ def test_maps_read_and_write_strips_as_they_do_others(make: Make) -> None:
 )
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("make", [bfloat16_linear, int8_linear])
-def test_own_products_of_many_shapes(
-    unit: str, crew: int, rows: int, inputs: int, outputs: int, biased: bool, make: Callable[..., Linear]
+def test_own_gemms_of_many_shapes(
+    unit: str, team: int, rows: int, inputs: int, outputs: int, biased: bool, make: Callable[..., Linear]
 ) -> None:
     # Rows that lie apart, and tensors that hold what is not a number where nothing may be read.
     x = torch.full((rows, inputs + 64), float("nan"), dtype=torch.bfloat16)[:, :inputs]
     x.copy_(matrix(rows, inputs, 1))
     weight = matrix(outputs, inputs, 2).bfloat16()
     bias = matrix(1, outputs, 3)[0].bfloat16() if biased else None
-    addend = matrix(rows, outputs, 4).bfloat16()
-    with threads(crew):
+    residual = matrix(rows, outputs, 4).bfloat16()
+    with threads(team):
         linear = make(weight, bias, kernels_by(unit))
-        result, plus, gated = linear(x), linear.plus(x, addend), plain(linear.gated(x))
+        result, plus, gated = linear(x), linear.with_residual(x, residual), to_dense(linear.with_gate(x))
     near = {"rtol": 2**-7, "atol": 1e-2}
     expected = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
     if make is int8_linear:
@@ -204,7 +206,7 @@ def test_own_products_of_many_shapes(
         near["atol"], expected = 0.75, by_definition(x, weight, bias).float()
         assert (result.float() - expected).abs().mean() < 0.02 + 2**-8 * expected.abs().mean()
     torch.testing.assert_close(result.float(), expected, **near)
-    torch.testing.assert_close(plus.float(), expected + addend, **near)
+    torch.testing.assert_close(plus.float(), expected + residual, **near)
     a, b = expected.chunk(2, 1)
     # An error of a moves silu(a) by 1.1 times as much, and that counts b times; one of b counts silu(a) times.
     slack = near["atol"] * (1.1 * b.abs() + F.silu(a).abs() + near["atol"]) + 2**-6 * (F.silu(a) * b).abs()
@@ -217,15 +219,15 @@ def test_rows_and_weights_of_two_kinds_are_refused(unit: str) -> None:
     x, weight = matrix(4, 64, 1).bfloat16(), kernels.pack_bf16(matrix(32, 64, 2).bfloat16())
     out = torch.empty(4, 32, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="do not fit"):
-        kernels.product(kernels.quantize(x), weight, None, out)
+        kernels.gemm(kernels.quantize(x), weight, None, out)
     with pytest.raises(ValueError, match="do not fit"):
-        kernels.product(kernels.tile(matrix(4, 128, 1).bfloat16()), weight, None, out)
+        kernels.gemm(kernels.to_blocked(matrix(4, 128, 1).bfloat16()), weight, None, out)
     with pytest.raises(ValueError, match=r"\[4, 32\] cannot be written to rows of \[5, 32\]"):
-        kernels.product(kernels.tile(x), weight, None, torch.empty(5, 32, dtype=torch.bfloat16))
+        kernels.gemm(kernels.to_blocked(x), weight, None, torch.empty(5, 32, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_shapes_that_fill_no_strips_take_another_way(unit: str) -> None:
+def test_shapes_that_fill_no_column_blocks_are_computed_by_onednn(unit: str) -> None:
     x, weight = matrix(9, 72, 1).bfloat16(), matrix(40, 72, 2).bfloat16()
     for make in (bfloat16_linear, int8_linear):
         result = make(weight, None, kernels_by(unit))(x).float()
@@ -239,8 +241,10 @@ def test_fused_nonlinearities_are_torchs_to_bfloat16(unit: str) -> None:
     linear = int8_linear(torch.eye(64).bfloat16(), None, kernels_by(unit))
     product = linear(x).float()
     nonlinearities: tuple[Activation, ...] = ("gelu", "gelu_tanh")
-    for then in nonlinearities:
-        torch.testing.assert_close(plain(linear.then(x, then)).float(), activate(product, then), rtol=2**-7, atol=2e-4)
+    for epilogue in nonlinearities:
+        torch.testing.assert_close(
+            to_dense(linear.with_activation(x, epilogue)).float(), activate(product, epilogue), rtol=2**-7, atol=2e-4
+        )
 
 
 @pytest.mark.parametrize("backend", INT8)

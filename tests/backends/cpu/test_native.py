@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rerankd.backends.cpu import native
 from rerankd.backends.cpu.native import HAS_VECTORS, Kernels, KernelsError
-from rerankd.backends.cpu.rows import StripRows, plain
+from rerankd.backends.cpu.rows import BlockedTensor, to_dense
 from rerankd.backends.select import place
 from rerankd.core import RerankdError
 
@@ -36,11 +36,11 @@ def kernels() -> Kernels:
     return KERNELS
 
 
-def test_operations_called_for_together_are_computed_at_the_end_in_order(kernels: Kernels) -> None:
+def test_recorded_operations_are_computed_at_the_end_in_order(kernels: Kernels) -> None:
     x, weight, zeros = torch.randn(40, 64), torch.randn(64), torch.zeros(40, 64).bfloat16()
     outs = torch.zeros(2, 40, 64)
     rounded = torch.zeros(40, 64).bfloat16()
-    with kernels.together():
+    with kernels.recorded():
         kernels.add_layer_norm(x, zeros, weight, weight, 1e-5, outs[0], rounded)
         kernels.add_layer_norm(outs[0], rounded, weight, weight, 1e-5, outs[1], rounded)
         outs_before = ctypes.string_at(outs.data_ptr(), outs.nbytes)
@@ -50,137 +50,139 @@ def test_operations_called_for_together_are_computed_at_the_end_in_order(kernels
     torch.testing.assert_close(outs, torch.stack([first, second]), rtol=1e-2, atol=1e-2)
 
 
-def test_what_was_called_for_before_an_error_is_never_computed(kernels: Kernels) -> None:
+def test_operations_recorded_before_an_error_are_never_computed(kernels: Kernels) -> None:
     x, weight, zeros = torch.randn(4, 64), torch.ones(64), torch.zeros(4, 64).bfloat16()
     out = torch.zeros(4, 64)
 
     def fail() -> None:
-        with kernels.together():
+        with kernels.recorded():
             kernels.add_layer_norm(x, zeros, weight, weight, 1e-5, out, zeros)
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    with kernels.together():
+    with kernels.recorded():
         pass
     assert not out.any()
     kernels.add_layer_norm(x, zeros, weight, weight, 1e-5, out, zeros)
     assert out.any()
 
 
-def test_room_is_used_again_when_nothing_refers_to_it(kernels: Kernels) -> None:
+def test_a_buffer_is_used_again_when_nothing_refers_to_it(kernels: Kernels) -> None:
     x, weight = torch.randn(40, 64).bfloat16(), torch.ones(64).bfloat16()
     outside = kernels.empty_rows(40, 64)
-    with kernels.together():
+    with kernels.recorded():
         first = kernels.rms_norm(x, weight, 1e-6)
         kept = kernels.rms_norm(first, weight, 1e-6)
         part = kept[10:20]
-        freed = first.at
+        freed = first.address
         del first, kept
         other = kernels.empty_rows(40, 64)
-        assert other.at == freed
-        assert kernels.empty_rows(40, 64).at not in (part.at - 10 * 64, other.at, outside.at)
-    expected = plain(kernels.rms_norm(kernels.rms_norm(x, weight, 1e-6), weight, 1e-6))
-    assert torch.equal(plain(part), expected[10:20])
+        assert other.address == freed
+        assert kernels.empty_rows(40, 64).address not in (part.address - 10 * 64, other.address, outside.address)
+    expected = to_dense(kernels.rms_norm(kernels.rms_norm(x, weight, 1e-6), weight, 1e-6))
+    assert torch.equal(to_dense(part), expected[10:20])
 
 
 def test_batches_use_the_same_memory_one_after_another(kernels: Kernels) -> None:
     x, weight = torch.randn(200, 64).bfloat16(), torch.ones(64).bfloat16()
     places = []
     for count in (200, 198, 10, 200):
-        with kernels.together():
+        with kernels.recorded():
             normed = kernels.rms_norm(x[:count], weight, 1e-6)
-            places.append((normed.at, kernels.rms_norm(normed, weight, 1e-6).at))
+            places.append((normed.address, kernels.rms_norm(normed, weight, 1e-6).address))
         del normed
     assert set(places[0]) == set(places[1]) == set(places[3])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("width", [40, 64, 320])
-def test_rows_are_chosen_when_they_are_there(kernels: Kernels, width: int, dtype: torch.dtype) -> None:
+def test_index_select_is_recorded(kernels: Kernels, width: int, dtype: torch.dtype) -> None:
     x, rows = torch.randn(200, width).to(dtype), torch.tensor([199, 0, 7, 7, *range(20, 150, 3)])
     backwards = torch.arange(199, -1, -1)
-    with kernels.together():
-        chosen = kernels.choose(kernels.choose(x, backwards), 199 - rows)
-    assert torch.equal(plain(chosen), x[rows])
-    assert kernels.choose(x, rows[:0]).shape == (0, width)
+    with kernels.recorded():
+        selected = kernels.index_select(kernels.index_select(x, backwards), 199 - rows)
+    assert torch.equal(to_dense(selected), x[rows])
+    assert kernels.index_select(x, rows[:0]).shape == (0, width)
 
 
-def test_rows_in_strips_are_chosen_when_they_are_there(kernels: Kernels) -> None:
+def test_index_select_of_a_blocked_tensor_is_recorded(kernels: Kernels) -> None:
     x, weight = torch.randn(200, 320).bfloat16(), torch.ones(320).bfloat16()
     rows = torch.tensor([199, 0, 7, 7, *range(20, 150, 3)])
-    with kernels.together():
+    with kernels.recorded():
         normed = kernels.rms_norm(x, weight, 1e-6)
-        chosen = kernels.choose(normed[1:200], rows - 1 + (rows == 0))
-        again = kernels.rms_norm(chosen, weight, 1e-6)
-    expected = plain(normed)[rows + (rows == 0)]
-    assert torch.equal(plain(chosen), expected)
-    assert torch.equal(plain(again), plain(kernels.rms_norm(expected, weight, 1e-6)))
+        selected = kernels.index_select(normed[1:200], rows - 1 + (rows == 0))
+        again = kernels.rms_norm(selected, weight, 1e-6)
+    expected = to_dense(normed)[rows + (rows == 0)]
+    assert torch.equal(to_dense(selected), expected)
+    assert torch.equal(to_dense(again), to_dense(kernels.rms_norm(expected, weight, 1e-6)))
 
 
 def test_what_is_used_stays_in_memory_until_it_is_computed(kernels: Kernels) -> None:
     weight = torch.ones(64).bfloat16()
-    with kernels.together():
+    with kernels.recorded():
         before = kernels.rms_norm(torch.randn(40, 64).bfloat16(), weight, 1e-6)
-    expected = plain(kernels.rms_norm(before, weight, 1e-6))
+    expected = to_dense(kernels.rms_norm(before, weight, 1e-6))
     out = kernels.empty_rows(40, 64)
     eye = kernels.pack_bf16(torch.eye(64).bfloat16())
-    with kernels.together():
-        kernels.product(before, eye, None, out)
+    with kernels.recorded():
+        kernels.gemm(before, eye, None, out)
         last = kernels.rms_norm(out, weight, 1e-6)
-        size = before.room.size
+        size = before.buffer.size
         del before, eye
         # What takes its place, were it free.
         taken = [torch.full((size,), 255, dtype=torch.uint8) for _ in range(64)]
-    torch.testing.assert_close(plain(last), expected, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(to_dense(last), expected, rtol=1e-2, atol=1e-2)
     assert len(taken) == 64
 
 
-def norm(kernels: Kernels, x: Tensor | StripRows) -> StripRows:
+def norm(kernels: Kernels, x: Tensor | BlockedTensor) -> BlockedTensor:
     normed = kernels.rms_norm(x, torch.ones(x.shape[1]).bfloat16(), 1e-6)
-    assert isinstance(normed, StripRows)
+    assert isinstance(normed, BlockedTensor)
     return normed
 
 
 ROWS = torch.randn(40, 64).bfloat16()
-USES: dict[str, Callable[[StripRows], object]] = {
-    "strips": lambda rows: rows.strips,
-    "tensor": lambda rows: rows.tensor(),
-    "plain": plain,
+USES: dict[str, Callable[[BlockedTensor], object]] = {
+    "blocks": lambda rows: rows.blocks,
+    "to_dense method": lambda rows: rows.to_dense(),
+    "to_dense": to_dense,
     "copy_": lambda rows: rows.copy_(ROWS[: len(rows)]),
-    "add_": lambda rows: rows.add_(torch.tensor([1]), ROWS[:1]),
-    "a part": lambda rows: plain(rows[1:5]),
-    "columns": lambda rows: plain(rows.columns(slice(32, 64))),
+    "index_add_": lambda rows: rows.index_add_(torch.tensor([1]), ROWS[:1]),
+    "a part": lambda rows: to_dense(rows[1:5]),
+    "columns": lambda rows: to_dense(rows.columns(slice(32, 64))),
 }
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES.keys())
-def test_rows_of_recorded_operations_are_not_to_be_used(kernels: Kernels, use: Callable[[StripRows], object]) -> None:
-    own = StripRows.empty(40, 64)
+def test_rows_of_recorded_operations_are_not_to_be_used(
+    kernels: Kernels, use: Callable[[BlockedTensor], object]
+) -> None:
+    own = BlockedTensor.empty(40, 64)
     own.copy_(ROWS)
-    lent, early = kernels.tile(ROWS), kernels.empty_rows(40, 64)
-    assert isinstance(early, StripRows)
+    lent, early = kernels.to_blocked(ROWS), kernels.empty_rows(40, 64)
+    assert isinstance(early, BlockedTensor)
     eye = kernels.pack_bf16(torch.eye(64).bfloat16())
-    with kernels.together():
+    with kernels.recorded():
         normed = norm(kernels, own)
-        kernels.product(lent, eye, None, early)
-        fresh = cast(StripRows, kernels.empty_rows(40, 64))
+        kernels.gemm(lent, eye, None, early)
+        fresh = cast(BlockedTensor, kernels.empty_rows(40, 64))
         for rows in (normed, own, lent, early, fresh):
             with pytest.raises(RuntimeError, match="recorded and not computed yet"):
                 use(rows)
-    assert torch.equal(plain(own), ROWS)
-    assert torch.equal(plain(early), ROWS)
-    torch.testing.assert_close(plain(normed), plain(norm(kernels, ROWS)))
+    assert torch.equal(to_dense(own), ROWS)
+    assert torch.equal(to_dense(early), ROWS)
+    torch.testing.assert_close(to_dense(normed), to_dense(norm(kernels, ROWS)))
     for rows in (normed, own, lent, early, fresh):
         use(rows)
 
 
 def test_a_repeated_input_does_not_hide_that_rows_are_read_too_early(kernels: Kernels) -> None:
     for _ in range(2):
-        with kernels.together():
+        with kernels.recorded():
             normed = norm(kernels, ROWS)
             with pytest.raises(RuntimeError, match="after the scope"):
-                plain(normed)
+                to_dense(normed)
         del normed
 
 
@@ -205,7 +207,7 @@ def test_tensors_of_recorded_operations_are_watched(
     with torch.inference_mode(inference):
         x, weight, out = torch.randn(40, 64), torch.ones(64), torch.zeros(40, 64)
         delta, rounded = torch.zeros(40, 64).bfloat16(), torch.zeros(40, 64).bfloat16()
-        with kernels.together():
+        with kernels.recorded():
             kernels.add_layer_norm(x, delta, weight, weight, 1e-5, out, rounded)
             with pytest.raises(RuntimeError, match="an operation has yet to"):
                 use(x, out)
@@ -224,7 +226,7 @@ def test_nothing_is_computed_at_once_while_operations_are_recorded(kernels: Kern
         lambda: kernels.pack_bf16(ROWS[:32]),
         lambda: kernels.pack_int8(torch.ones(32, 64, dtype=torch.int8), torch.ones(32)),
     ]
-    with kernels.together():
+    with kernels.recorded():
         for call in calls:
             with pytest.raises(RuntimeError, match=r"rerankd_(embed_layer_norm|pack_\w+)` computes at once"):
                 call()
@@ -235,37 +237,41 @@ def test_nothing_is_computed_at_once_while_operations_are_recorded(kernels: Kern
 
 
 def test_rows_that_an_error_left_uncomputed_are_refused(kernels: Kernels) -> None:
-    source = kernels.tile(ROWS)
+    source = kernels.to_blocked(ROWS)
 
     def fail() -> None:
-        with kernels.together():
+        with kernels.recorded():
             kept.append(norm(kernels, source))
             raise KeyError
 
-    kept: list[StripRows] = []
+    kept: list[BlockedTensor] = []
     with pytest.raises(KeyError):
         fail()
-    uses: list[Callable[[StripRows], object]] = [plain, lambda rows: norm(kernels, rows), lambda rows: rows.copy_(ROWS)]
+    uses: list[Callable[[BlockedTensor], object]] = [
+        to_dense,
+        lambda rows: norm(kernels, rows),
+        lambda rows: rows.copy_(ROWS),
+    ]
     for use in uses:
         with pytest.raises(RuntimeError, match="never computed"):
             use(kept[0][3:9])
-    with kernels.together(), pytest.raises(RuntimeError, match="never computed"):
+    with kernels.recorded(), pytest.raises(RuntimeError, match="never computed"):
         norm(kernels, kept[0])
     # What was only read is as it was, and the kernels work.
-    assert torch.equal(plain(source), ROWS)
-    assert torch.equal(plain(norm(kernels, source)), plain(norm(kernels, ROWS)))
+    assert torch.equal(to_dense(source), ROWS)
+    assert torch.equal(to_dense(norm(kernels, source)), to_dense(norm(kernels, ROWS)))
 
 
 def test_an_error_gives_memory_back_and_keeps_none_alive(kernels: Kernels) -> None:
     own = Kernels(kernels.library, HAS_VECTORS)
-    x = own.tile(ROWS)
-    lent = own._rooms._lent
+    x = own.to_blocked(ROWS)
+    lent = own._pool._used_bytes
     weights = []
 
     def fail() -> None:
         weight = torch.ones(64).bfloat16()
         weights.append(weakref.ref(weight))
-        with own.together():
+        with own.recorded():
             own.rms_norm(x, weight, 1e-6)
             del weight
             assert weights[0]() is not None
@@ -276,10 +282,10 @@ def test_an_error_gives_memory_back_and_keeps_none_alive(kernels: Kernels) -> No
         fail()
     assert error.traceback
     assert weights[0]() is None
-    assert own._rooms._lent == lent
-    at = norm(own, x).at
-    with own.together():
-        assert norm(own, x).at == at
+    assert own._pool._used_bytes == lent
+    at = norm(own, x).address
+    with own.recorded():
+        assert norm(own, x).address == at
 
 
 def test_memory_that_runs_out_half_way_leaves_no_rows_to_be_read(kernels: Kernels) -> None:
@@ -290,48 +296,48 @@ def test_memory_that_runs_out_half_way_leaves_no_rows_to_be_read(kernels: Kernel
     )
 
     def run_out() -> None:
-        with kernels.together():
+        with kernels.recorded():
             kept.append(norm(kernels, ROWS))
             kernels._compute(too_large, (), (out,))
             kept.append(norm(kernels, kept[0]))
 
-    kept: list[StripRows] = []
+    kept: list[BlockedTensor] = []
     with pytest.raises(MemoryError):
         run_out()
     for rows in kept:
         with pytest.raises(RuntimeError, match="never computed"):
-            plain(rows)
-    assert plain(norm(kernels, ROWS)).isfinite().all()
+            to_dense(rows)
+    assert to_dense(norm(kernels, ROWS)).isfinite().all()
 
 
 def test_scopes_do_not_nest(kernels: Kernels) -> None:
-    with kernels.together():
+    with kernels.recorded():
         normed = norm(kernels, ROWS)
-        with pytest.raises(RuntimeError, match="do not nest"), kernels.together():
+        with pytest.raises(RuntimeError, match="do not nest"), kernels.recorded():
             pass
-    assert torch.equal(plain(normed), plain(norm(kernels, ROWS)))
+    assert torch.equal(to_dense(normed), to_dense(norm(kernels, ROWS)))
 
 
 def test_another_thread_is_refused_while_operations_are_recorded(kernels: Kernels) -> None:
     def open_scope() -> None:
-        with kernels.together():
+        with kernels.recorded():
             pass
 
     calls: list[Callable[[], object]] = [
         open_scope,
         lambda: norm(kernels, ROWS),
         lambda: kernels.empty_rows(40, 64),
-        lambda: kernels.choose(torch.zeros(4, 40), torch.tensor([1])),
+        lambda: kernels.index_select(torch.zeros(4, 40), torch.tensor([1])),
     ]
     with ThreadPoolExecutor(1) as pool:
-        with kernels.together():
+        with kernels.recorded():
             normed = norm(kernels, ROWS)
             for call in calls:
                 with pytest.raises(RuntimeError, match="Another thread"):
                     pool.submit(call).result()
             with pytest.raises(RuntimeError, match="not computed yet"):
-                pool.submit(plain, normed).result()
-        assert torch.equal(pool.submit(plain, normed).result(), plain(norm(kernels, ROWS)))
+                pool.submit(to_dense, normed).result()
+        assert torch.equal(pool.submit(to_dense, normed).result(), to_dense(norm(kernels, ROWS)))
         for call in calls:
             pool.submit(call).result()
 
@@ -359,24 +365,24 @@ def test_another_thread_is_refused_while_operations_are_computed(kernels: Kernel
 
 def test_rows_of_other_kernels_are_held_and_refused_as_ones_own_are(kernels: Kernels) -> None:
     other = Kernels(kernels.library, HAS_VECTORS)
-    expected = plain(norm(kernels, ROWS))
-    with kernels.together():
+    expected = to_dense(norm(kernels, ROWS))
+    with kernels.recorded():
         early = norm(kernels, ROWS)
         with pytest.raises(RuntimeError, match="not computed yet"):
             norm(other, early)
-        theirs = other.tile(ROWS)
+        theirs = other.to_blocked(ROWS)
         normed = norm(kernels, theirs)
         del theirs
         # Their memory is not lent on before it was read.
-        assert plain(norm(other, torch.zeros(40, 64).bfloat16())).eq(0).all()
-    assert torch.equal(plain(normed), expected)
+        assert to_dense(norm(other, torch.zeros(40, 64).bfloat16())).eq(0).all()
+    assert torch.equal(to_dense(normed), expected)
 
 
 def test_an_unknown_or_cut_operation_is_an_error_and_nothing_is_computed(kernels: Kernels) -> None:
     x, out = torch.randn(4, 64).bfloat16(), torch.zeros(4, 64).bfloat16()
     weight = torch.ones(64).bfloat16()
     good = native._rms_norm(4, 64, x.data_ptr(), 64, 32, weight.data_ptr(), 1e-6, out.data_ptr(), 64, 32)
-    product = native._product(1, 1, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, len(native._THEN), 0, 0, 0, 0)
+    product = native._gemm(1, 1, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, len(native._EPILOGUES), 0, 0, 0, 0)
     for bad, problem in (
         (struct.pack("q", len(native._OPERATIONS)), "unknown"),
         (struct.pack("q", -1), "unknown"),
@@ -394,10 +400,13 @@ def test_an_unknown_or_cut_operation_is_an_error_and_nothing_is_computed(kernels
 
 def test_structs_and_numbers_of_other_versions_are_refused(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     agreed = native._AGREED
-    swapped = {**{name: agreed[name] for name in ("abi", "matrix", "chosen", "block", "then", "norm_rotate")}, **agreed}
+    swapped = {
+        **{name: agreed[name] for name in ("abi", "matrix", "lookup", "block", "epilogue", "norm_rope")},
+        **agreed,
+    }
     for changed, named in (
         ({**agreed, "abi": agreed["abi"] + 1}, "differ in abi"),
-        ({**agreed, "product": agreed["product"] + 8}, "differ in product"),
+        ({**agreed, "gemm": agreed["gemm"] + 8}, "differ in gemm"),
         ({**agreed, "another": 8}, "differ in another"),
         (swapped, "the order of operations"),
     ):
@@ -430,7 +439,7 @@ def changed_sources(folder: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
-        ("matrix x, out;\n} tile;", "matrix out, x;\n} tile;", "tile.x"),
+        ("matrix x, out;\n} to_blocked;", "matrix out, x;\n} to_blocked;", "to_blocked.x"),
         ("} quantize;", "int64_t more; } quantize;", "quantize"),
         ("float *steps, *zeros;", "float *steps; int32_t zeros;", "quantize.zeros"),
         ("double eps;\n    matrix out;\n} rms_norm;", "int64_t eps;\n    matrix out;\n} rms_norm;", "rms_norm.eps"),
@@ -447,13 +456,13 @@ def test_a_struct_that_changes_does_not_compile_unnoticed(
 
 
 def test_a_library_with_another_struct_is_refused(kernels: Kernels, compiler: str, tmp_path: Path) -> None:
-    changed_sources(tmp_path, "} tile;", "int64_t more;\n} tile;")
+    changed_sources(tmp_path, "} to_blocked;", "int64_t more;\n} to_blocked;")
     header, rest = tmp_path / "operations.h", tmp_path / "rest.c"
-    header.write_text(header.read_text().replace("LENGTH(tile, 8)", "LENGTH(tile, 9)"))
+    header.write_text(header.read_text().replace("LENGTH(to_blocked, 8)", "LENGTH(to_blocked, 9)"))
     rest.write_text("".join(f"int rerankd_{name}(void) {{ return 0; }}\n" for name in native._OPERATIONS))
     command = [compiler, "-shared", "-fPIC", tmp_path / "operations.c", rest, "-o", tmp_path / "changed.so"]
     subprocess.run(command, check=True)
-    with pytest.raises(KernelsError, match="differ in tile"):
+    with pytest.raises(KernelsError, match="differ in to_blocked"):
         Kernels(ctypes.CDLL(str(tmp_path / "changed.so")), HAS_VECTORS)
 
 

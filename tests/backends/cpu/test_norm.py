@@ -9,10 +9,10 @@ from torch import Tensor
 
 from rerankd.backends.cpu.backend import CpuBackend
 from rerankd.backends.cpu.native import Kernels
-from rerankd.backends.cpu.norm import HeadTurn, LayerNorm, RMSNorm, States
-from rerankd.backends.cpu.rows import Rows, columns, plain
+from rerankd.backends.cpu.norm import LayerNorm, NormRope, RMSNorm, States
+from rerankd.backends.cpu.rows import Rows, columns, to_dense
 from rerankd.layers.rotary import Rotary, Rotation, rotate
-from tests.backends.cpu.test_rows import in_strips
+from tests.backends.cpu.test_rows import blocked
 
 KERNELS = Kernels.load()
 pytestmark = pytest.mark.skipif(KERNELS is None, reason="no kernels were built, or none for this processor")
@@ -34,66 +34,66 @@ def test_rms_norm(rows: int, width: int) -> None:
     weight = (random(width, seed=1) + 2).bfloat16()
     expected = F.rms_norm(x.float(), (width,), weight.float(), 1e-6)
     norm = RMSNorm(weight, 1e-6, KERNELS)
-    torch.testing.assert_close(plain(norm.rows(x)).float(), expected, rtol=ULP, atol=1e-6)
+    torch.testing.assert_close(to_dense(norm.rows(x)).float(), expected, rtol=ULP, atol=1e-6)
     if width % 32 == 0:
-        assert torch.equal(plain(norm.rows(in_strips(x))), plain(norm.rows(x)))
+        assert torch.equal(to_dense(norm.rows(blocked(x))), to_dense(norm.rows(x)))
 
 
 def test_eps_counts() -> None:
     x, weight = torch.full((2, 32), 1e-3).bfloat16(), torch.ones(32).bfloat16()
     expected = F.rms_norm(x.float(), (32,), weight.float(), 1e-3)
-    torch.testing.assert_close(plain(RMSNorm(weight, 1e-3, KERNELS).rows(x)).float(), expected, rtol=ULP, atol=0)
+    torch.testing.assert_close(to_dense(RMSNorm(weight, 1e-3, KERNELS).rows(x)).float(), expected, rtol=ULP, atol=0)
     assert expected.max() < 0.1
 
 
 @pytest.mark.parametrize(("heads", "head_dim"), [(1, 32), (3, 64), (16, 128), (2, 48), (4, 16)])
-@pytest.mark.parametrize("strips", [True, False])
-def test_norm_and_rotation_of_heads(heads: int, head_dim: int, strips: bool) -> None:
+@pytest.mark.parametrize("is_blocked", [True, False])
+def test_norm_and_rotation_of_heads(heads: int, head_dim: int, is_blocked: bool) -> None:
     rows, width = 37, heads * head_dim
-    product = random(rows, 2 * width).bfloat16()
+    projected = random(rows, 2 * width).bfloat16()
     weight = (random(head_dim, seed=1) + 2).bfloat16()
     rotation = Rotary.plain(head_dim, 1e4).rotation(torch.arange(rows) * 7, torch.bfloat16)
-    sides: Rows = in_strips(product) if strips else product
-    turn = HeadTurn(head_dim, RMSNorm(weight, 1e-6, KERNELS), turns=True)
+    sides: Rows = blocked(projected) if is_blocked else projected
+    turn = NormRope(head_dim, RMSNorm(weight, 1e-6, KERNELS), rotary=True)
     for own in (slice(width), slice(width, 2 * width)):
         x = columns(sides, own)
         out = torch.empty(rows, width, dtype=torch.bfloat16)
         turn(x, rotation, out)
         expected = torch.empty(rows, heads, head_dim)
-        normed = F.rms_norm(product[:, own].view(rows, heads, head_dim).float(), (head_dim,), weight.float(), 1e-6)
+        normed = F.rms_norm(projected[:, own].view(rows, heads, head_dim).float(), (head_dim,), weight.float(), 1e-6)
         rotate(normed, Rotation(rotation.cos.float(), rotation.sin.float()), expected)
         # Where torch computes, it rounds once more on the way.
         slack = 1 if KERNELS is not None and KERNELS.fit(head_dim // 2) else 4
         torch.testing.assert_close(out.view(expected.shape).float(), expected, rtol=slack * ULP, atol=slack * 4e-3)
         # In place, as a layer does.
         turn(x, rotation, x)
-        assert torch.equal(plain(x), out)
+        assert torch.equal(to_dense(x), out)
 
 
 @pytest.mark.parametrize("width", [48, 384])
-def test_layer_norm_of_a_sum(width: int) -> None:
+def test_add_norm(width: int) -> None:
     x, delta = random(33, width) * 3 + 5, random(33, width, seed=1).bfloat16()
     weight, bias = random(width, seed=2), random(width, seed=3)
     expected = F.layer_norm(x + delta, (width,), weight, bias, 1e-5)
     out = States.empty(33, width, CpuBackend(torch.bfloat16).runtime)
-    LayerNorm(weight, bias, 1e-5, KERNELS).of_sum(x, delta, out)
-    torch.testing.assert_close(out.exact, expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(plain(out.rounded), out.exact.bfloat16())
+    LayerNorm(weight, bias, 1e-5, KERNELS).add_norm(x, delta, out)
+    torch.testing.assert_close(out.float32, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(to_dense(out.rounded), out.float32.bfloat16())
     if width % 32 == 0:
         same = States.empty(33, width, CpuBackend(torch.bfloat16).runtime)
-        LayerNorm(weight, bias, 1e-5, KERNELS).of_sum(x, in_strips(delta), same)
-        assert torch.equal(same.exact, out.exact)
-        assert torch.equal(plain(same.rounded), plain(out.rounded))
+        LayerNorm(weight, bias, 1e-5, KERNELS).add_norm(x, blocked(delta), same)
+        assert torch.equal(same.float32, out.float32)
+        assert torch.equal(to_dense(same.rounded), to_dense(out.rounded))
     # The layer writes its second norm over what its first one wrote.
-    again = F.layer_norm(out.exact + delta, (width,), weight, bias, 1e-5)
-    LayerNorm(weight, bias, 1e-5, KERNELS).of_sum(out.exact, delta, out)
-    torch.testing.assert_close(out.exact, again, rtol=1e-5, atol=1e-5)
+    again = F.layer_norm(out.float32 + delta, (width,), weight, bias, 1e-5)
+    LayerNorm(weight, bias, 1e-5, KERNELS).add_norm(out.float32, delta, out)
+    torch.testing.assert_close(out.float32, again, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_not_a_number_stays_so() -> None:
     x = random(3, 64).bfloat16()
     x[1, 7] = float("nan")
-    normed = plain(RMSNorm(torch.ones(64).bfloat16(), 1e-6, KERNELS).rows(x))
+    normed = to_dense(RMSNorm(torch.ones(64).bfloat16(), 1e-6, KERNELS).rows(x))
     assert normed[1].isnan().all()
     assert not normed[[0, 2]].isnan().any()
 
@@ -103,10 +103,10 @@ def test_parts_of_states_are_written_in_place() -> None:
     x, delta = random(90, width), random(90, width, seed=1).bfloat16()
     norm = LayerNorm(random(width, seed=2), random(width, seed=3), 1e-5, KERNELS)
     whole, parts = States.empty(90, width, runtime), States.empty(90, width, runtime)
-    norm.of_sum(x, delta, whole)
+    norm.add_norm(x, delta, whole)
     for rows in (slice(0, 61), slice(61, 90)):
-        norm.of_sum(x[rows], delta[rows], parts.part(rows))
-    assert torch.equal(plain(parts.rounded), plain(whole.rounded))
-    chosen = whole.chosen(torch.tensor([3, 70, 3]), runtime)
-    assert torch.equal(plain(chosen.rounded), plain(whole.rounded)[[3, 70, 3]])
-    assert torch.equal(chosen.exact, whole.exact[[3, 70, 3]])
+        norm.add_norm(x[rows], delta[rows], parts.part(rows))
+    assert torch.equal(to_dense(parts.rounded), to_dense(whole.rounded))
+    selected = whole.index_select(torch.tensor([3, 70, 3]), runtime)
+    assert torch.equal(to_dense(selected.rounded), to_dense(whole.rounded)[[3, 70, 3]])
+    assert torch.equal(selected.float32, whole.float32[[3, 70, 3]])

@@ -1,4 +1,4 @@
-"""What a layer is made of is found wherever the layer holds it."""
+"""The parts of a layer are found wherever the layer holds them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def linear() -> DenseLinear:
 @dataclass(frozen=True, slots=True)
 class Inner:
     norm: RMSNorm
-    maps: tuple[Linear, ...]
+    linears: tuple[Linear, ...]
 
 
 @dataclass
@@ -44,8 +44,8 @@ def layer() -> Layer:
     return Layer(CpuBackend(torch.float32).runtime, up, {"out": norm}, inner, again=up)
 
 
-def test_every_map_and_norm_is_found_once(layer: Layer) -> None:
-    expected = [layer.up, layer.norms["out"], layer.inner.norm, *layer.inner.maps]
+def test_every_linear_layer_and_norm_is_found_once(layer: Layer) -> None:
+    expected = [layer.up, layer.norms["out"], layer.inner.norm, *layer.inner.linears]
     assert [id(part) for part in parts_of(layer)] == [id(part) for part in expected]
 
 
@@ -66,7 +66,7 @@ def test_a_part_within_a_part_is_found(layer: Layer) -> None:
     assert [*parts_of(layer)][-2:] == [layer.more, layer.more.inner]
 
 
-@pytest.mark.parametrize("function", [torch.tanh, lambda x: x, linear().product, torch.nn.ReLU])
+@pytest.mark.parametrize("function", [torch.tanh, lambda x: x, linear().project, torch.nn.ReLU])
 def test_a_function_of_which_nobody_knows_is_refused(layer: Layer, function: object) -> None:
     with pytest.raises(TypeError, match=r"Layer\.more\['act'\] is a function"):
         list(parts_of(replace(layer, more={"act": function})))

@@ -31,14 +31,14 @@ def layers(marked: CpuBackend, spec: Any) -> list[Any]:
     return list(transformer.layers)
 
 
-def test_in_an_encoder_attention_and_the_first_layer_stay_exact(marked: CpuBackend) -> None:
+def test_in_an_encoder_attention_and_the_first_layer_stay_unquantised(marked: CpuBackend) -> None:
     first, *rest = layers(marked, BERT)
     assert quantized(first) == set()
     assert rest
     assert all(quantized(layer) == {"query", "up", "down"} for layer in rest)
 
 
-def test_in_a_decoder_keys_and_values_stay_exact(marked: CpuBackend) -> None:
+def test_in_a_decoder_keys_and_values_stay_unquantised(marked: CpuBackend) -> None:
     assert all(quantized(layer) == {"query", "out", "up", "down"} for layer in layers(marked, QWEN))
 
 

@@ -1,5 +1,5 @@
-"""The backend of CPUs: kernels in C where the processor has what they need, torch's functions where not.
+"""The backend of CPUs: kernels in C where the processor has AVX512-BF16, torch's functions elsewhere.
 
-Rows go through a layer in row tiles, so that rows between two GEMMs stay in the caches. Everything that exists for that
-is private to this folder: blocked rows, row tiles, recorded execution, the buffer pool.
+A batch goes through a layer in row tiles, so that the rows between two GEMMs stay in the caches. This folder keeps the
+means for that to itself: the blocked layout, row tiles, recorded execution and the buffer pool.
 """

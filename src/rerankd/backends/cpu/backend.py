@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rerankd.backends.cpu.linear import DenseLinear, bfloat16_linear, int8_linear
 from rerankd.backends.cpu.native import Kernels
-from rerankd.backends.cpu.rows import plain
+from rerankd.backends.cpu.rows import to_dense
 from rerankd.backends.cpu.runtime import MakeLinear, Runtime
 from rerankd.backends.cpu.transformer import PostNormTransformer, PreNormTransformer
 from rerankd.core import ModelError
@@ -19,11 +19,11 @@ from rerankd.layers.relative import Disentangled
 from rerankd.layers.spec import Activation, Affine, LayerSpec, TransformerSpec, TransformerWeights
 from rerankd.layers.transformer import Projection, Transformer
 
-# Enough rows for a GEMM to earn its weight's way into the cache; few enough for the rows between two to stay there.
-CHUNK_VALUES = 1 << 21
-# The project's own GEMMs keep to the cache by themselves: so many rows, for each thread, that calls are few and that a
-# weight need not come from memory often; few enough for rows that wait to stay in the third-level cache.
-KERNEL_CHUNK_VALUES = 3 << 21
+# Enough rows to pay for loading a GEMM's weight into the cache; few enough that the rows between two GEMMs stay there.
+ROW_TILE_VALUES = 1 << 21
+# The kernels' GEMMs block for the caches by themselves. For each thread: enough rows that calls are few and weights are
+# seldom loaded from memory; few enough that the rows between two GEMMs stay in the third-level cache.
+KERNEL_ROW_TILE_VALUES = 3 << 21
 
 
 class CpuBackend:
@@ -33,15 +33,15 @@ class CpuBackend:
     device: Final = torch.device("cpu")
 
     def __init__(self, dtype: torch.dtype, quantization: str | None = None) -> None:
-        """quantization: "int8", or None for `dtype`. Raises ModelError where the processor cannot."""
+        """quantization: "int8", which raises ModelError without VNNI; or None for linear layers in `dtype`"""
         self.dtype = dtype
         kernels = Kernels.load() if dtype == torch.bfloat16 else None
         self.runtime = Runtime(
             dtype=dtype,
             kernels=kernels,
             linear=_linear(quantization, dtype, kernels),
-            exact_linear=_linear(None, dtype, kernels),
-            chunk_values=CHUNK_VALUES if kernels is None else KERNEL_CHUNK_VALUES * torch.get_num_threads(),
+            unquantized_linear=_linear(None, dtype, kernels),
+            row_tile_values=ROW_TILE_VALUES if kernels is None else KERNEL_ROW_TILE_VALUES * torch.get_num_threads(),
         )
 
     def supports(self, spec: TransformerSpec) -> str | None:
@@ -61,15 +61,16 @@ class CpuBackend:
 
         def project(x: Tensor) -> Tensor:
             out = x.new_empty(len(x), outputs)
-            for rows in self.runtime.chunks(len(x), max(inputs, outputs)):
-                out[rows] = plain(linear(x[rows]) if activation is None else linear.then(x[rows], activation))
+            for rows in self.runtime.row_tiles(len(x), max(inputs, outputs)):
+                y = linear(x[rows]) if activation is None else linear.with_activation(x[rows], activation)
+                out[rows] = to_dense(y)
             return out
 
         return project
 
 
 def _lacking(spec: LayerSpec) -> str | None:
-    """What the backend lacks to run a layer."""
+    """The feature of a layer that the backend does not support; None where there is none."""
     if spec.window is not None:
         return "attention windows"
     if spec.attention_bias is not None:
@@ -98,8 +99,8 @@ def _linear(quantization: str | None, dtype: torch.dtype, kernels: Kernels | Non
     if quantization != "int8":
         raise ModelError(f"The quantization {quantization!r} is unknown; choose int8, or none by leaving it out.")
     if not _has_vnni():
-        # Without VNNI oneDNN adds pairs of products in 16 bits, where they saturate.
-        raise ModelError("int8 needs a processor with VNNI, whose 8-bit products are exact; this one has none.")
+        # Without VNNI oneDNN adds pairs of products in 16 bits, which saturate.
+        raise ModelError("int8 needs a processor with VNNI, whose 8-bit sums are exact; this one has none.")
     return partial(int8_linear, kernels=kernels)
 
 

@@ -1,4 +1,4 @@
-"""What the first layer of a "post" model reads: embeddings, summed and normed in one pass where kernels do it."""
+"""The embeddings of a "post" model: summed and normed, in one pass by the kernels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class NormedEmbedding:
     kernels: Kernels | None
 
     def __call__(self, tokens: Tokens, rows: slice, out: States) -> None:
-        """Of some of the tokens, into `out`. IndexError where a table has no such row."""
+        """The embeddings of some tokens into `out`. IndexError for an index outside of its table."""
         types = None if tokens.types is None else tokens.types[rows]
         own = Tokens(tokens.ids[rows], tokens.positions[rows], types)
         w, norm = self.weights, self.spec.embedding_norm
@@ -36,9 +36,9 @@ class NormedEmbedding:
             and self.kernels.fit(w.words.shape[1])
         ):
             tables = ((w.words, own.ids), (w.positions, own.positions), (w.types, own.types))
-            self.kernels.embed_layer_norm(tables, w.norm.weight, w.norm.bias, norm.eps, out.exact, out.rounded)
+            self.kernels.embed_layer_norm(tables, w.norm.weight, w.norm.bias, norm.eps, out.float32, out.rounded)
             return
         x = embed(own, w, self.spec)
-        out.exact.copy_(x)
-        if out.rounded is not out.exact:
+        out.float32.copy_(x)
+        if out.rounded is not out.float32:
             out.rounded.copy_(x)

@@ -1,4 +1,4 @@
-"""Linear maps, y = x W^T + b, with what follows them in the same pass where the kernel allows it."""
+"""Linear layers, y = x W^T + b, with a fused epilogue where the kernel has one."""
 
 from __future__ import annotations
 
@@ -10,80 +10,80 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rerankd.backends.cpu.native import Int8Rows, Kernels, TiledWeight
-from rerankd.backends.cpu.rows import Rows, StripRows, plain
+from rerankd.backends.cpu.native import Int8Rows, Kernels, PackedWeight
+from rerankd.backends.cpu.rows import BlockedTensor, Rows, to_dense
 from rerankd.backends.torch.transformer import activate
 from rerankd.layers.spec import Activation
 
 QUANTIZED_AT_ONCE = 256
-"""Rows of a weight that are quantised together."""
+"""Rows of a weight that are quantised at a time."""
 
 
 class Linear(Protocol):
-    """A loaded linear map from `[rows, in_features]` to `[rows, out_features]`, in the model's dtype.
+    """A linear layer from `[rows, in_features]` to `[rows, out_features]`, in the model's dtype.
 
-    Where `out` is given, the result is written there; else to a tensor.
+    out: the rows to write the result to; None for a new tensor
     """
 
     @property
     def kernels(self) -> Kernels | None:
-        """What computes it, or None where torch does."""
+        """The kernels that compute the layer, or None where torch does."""
         ...
 
     def __call__(self, x: Rows, out: Rows | None = None) -> Rows:
         """x W^T + b."""
         ...
 
-    def then(self, x: Rows, activation: Activation) -> Rows:
-        """An activation of x W^T + b, for a map to read."""
+    def with_activation(self, x: Rows, activation: Activation) -> Rows:
+        """activation(x W^T + b), for a linear layer to read."""
         ...
 
-    def gated(self, x: Rows) -> Rows:
-        """silu(a) * b, where a and b are the two halves of x W^T + b (SwiGLU; Shazeer, 2020), for a map to read."""
+    def with_gate(self, x: Rows) -> Rows:
+        """silu(a) * b for the halves a and b of x W^T + b (SwiGLU; Shazeer, 2020), for a linear layer to read."""
         ...
 
-    def plus(self, x: Rows, addend: Rows, out: Rows | None = None) -> Rows:
-        """x W^T + b + addend, for an addend of the output's shape."""
+    def with_residual(self, x: Rows, residual: Rows, out: Rows | None = None) -> Rows:
+        """x W^T + b + residual, for a residual of the shape of the output."""
         ...
 
 
-class PlainProduct(ABC):
-    """What a map does with a product that torch has computed: each step a pass of its own."""
+class UnfusedLinear(ABC):
+    """A linear layer by torch, whose epilogue is a pass of its own."""
 
     kernels = None
 
     @abstractmethod
-    def product(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
         """x W^T + b."""
 
     def __call__(self, x: Rows, out: Rows | None = None) -> Rows:
-        return written(self.product(plain(x)), out)
+        return written(self.project(to_dense(x)), out)
 
-    def then(self, x: Rows, activation: Activation) -> Tensor:
-        return activate(self.product(plain(x)), activation)
+    def with_activation(self, x: Rows, activation: Activation) -> Tensor:
+        return activate(self.project(to_dense(x)), activation)
 
-    def gated(self, x: Rows) -> Tensor:
-        return gate(self.product(plain(x)))
+    def with_gate(self, x: Rows) -> Tensor:
+        return gate(self.project(to_dense(x)))
 
-    def plus(self, x: Rows, addend: Rows, out: Rows | None = None) -> Rows:
-        return written(self.product(plain(x)).add_(plain(addend)), out)
+    def with_residual(self, x: Rows, residual: Rows, out: Rows | None = None) -> Rows:
+        return written(self.project(to_dense(x)).add_(to_dense(residual)), out)
 
 
-class DenseLinear(PlainProduct):
-    """A linear map whose weight is kept as the matrix that it is: `[out_features, in_features]`."""
+class DenseLinear(UnfusedLinear):
+    """A linear layer with a plain weight `[out_features, in_features]`."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = weight
         self.bias = bias
 
-    def product(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
 
 
 class PackedLinear:
-    """The same in bfloat16 on a CPU, with a weight that oneDNN has laid out once for its kernels.
+    """A linear layer in bfloat16 by oneDNN, with a weight that oneDNN packs once.
 
-    What follows a product is computed on its float32 sums, before they are rounded.
+    The epilogue is computed on the float32 sums, before they are rounded.
     """
 
     kernels = None
@@ -93,91 +93,94 @@ class PackedLinear:
         self.bias = bias
 
     def __call__(self, x: Rows, out: Rows | None = None) -> Rows:
-        return written(self._followed(x, "none", ""), out)
+        return written(self._fused(x, "none", ""), out)
 
-    def then(self, x: Rows, activation: Activation) -> Tensor:
-        return self._followed(x, *_ONEDNN[activation])
+    def with_activation(self, x: Rows, activation: Activation) -> Tensor:
+        return self._fused(x, *_ONEDNN[activation])
 
-    def gated(self, x: Rows) -> Tensor:
-        return gate(self._followed(x, "none", ""))
+    def with_gate(self, x: Rows) -> Tensor:
+        return gate(self._fused(x, "none", ""))
 
-    def plus(self, x: Rows, addend: Rows, out: Rows | None = None) -> Rows:
-        total = torch.ops.mkldnn._linear_pointwise.binary(plain(x), plain(addend), self.weight, self.bias, "add")
+    def with_residual(self, x: Rows, residual: Rows, out: Rows | None = None) -> Rows:
+        total = torch.ops.mkldnn._linear_pointwise.binary(
+            to_dense(x), to_dense(residual), self.weight, self.bias, "add"
+        )
         return written(total, out)
 
-    def _followed(self, x: Rows, name: str, algorithm: str) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(plain(x), self.weight, self.bias, name, [], algorithm)
-        return product
+    def _fused(self, x: Rows, name: str, algorithm: str) -> Tensor:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(to_dense(x), self.weight, self.bias, name, [], algorithm)
+        return y
 
 
-class TiledLinear:
-    """A map on a CPU by the project's own products: of bfloat16 rows, or of 8-bit ones.
+class KernelLinear:
+    """A linear layer by the kernels' GEMM, in bfloat16 or in 8 bits.
 
-    What follows a product is computed on its sums, before they are rounded.
+    The epilogue is computed on the sums, before they are rounded.
     """
 
     def __init__(
         self,
-        weight: TiledWeight,
+        weight: PackedWeight,
         bias: Tensor | None,
-        read: Callable[[Rows], StripRows | Int8Rows],
+        prepare: Callable[[Rows], BlockedTensor | Int8Rows],
         kernels: Kernels,
     ) -> None:
+        """prepare: the layout and precision of rows that the GEMM reads"""
         self.weight = weight
         self.bias = None if bias is None else bias.float()
         self.kernels = kernels
-        self.outputs = len(weight.tiles)
-        self._read = read
+        self.outputs = len(weight.packed)
+        self._prepare = prepare
 
     def __call__(self, x: Rows, out: Rows | None = None) -> Rows:
-        return self._product(x, self._room(x) if out is None else out)
+        return self._gemm(x, self._empty(x) if out is None else out)
 
-    def then(self, x: Rows, activation: Activation) -> Rows:
-        return self._product(x, self.kernels.empty_rows(len(x), self.outputs), activation)
+    def with_activation(self, x: Rows, activation: Activation) -> Rows:
+        return self._gemm(x, self.kernels.empty_rows(len(x), self.outputs), activation)
 
-    def gated(self, x: Rows) -> Rows:
-        return self._product(x, self.kernels.empty_rows(len(x), self.outputs // 2), "gated")
+    def with_gate(self, x: Rows) -> Rows:
+        return self._gemm(x, self.kernels.empty_rows(len(x), self.outputs // 2), "gated")
 
-    def plus(self, x: Rows, addend: Rows, out: Rows | None = None) -> Rows:
-        return self._product(x, self._room(x) if out is None else out, "plus", addend)
+    def with_residual(self, x: Rows, residual: Rows, out: Rows | None = None) -> Rows:
+        return self._gemm(x, self._empty(x) if out is None else out, "residual", residual)
 
-    def _room(self, x: Rows) -> Tensor:
+    def _empty(self, x: Rows) -> Tensor:
         return torch.empty(len(x), self.outputs, dtype=torch.bfloat16)
 
-    def _product(self, x: Rows, out: Rows, then: str | None = None, addend: Rows | None = None) -> Rows:
-        self.kernels.product(self._read(x), self.weight, self.bias, out, then, addend)
+    def _gemm(self, x: Rows, out: Rows, epilogue: str | None = None, residual: Rows | None = None) -> Rows:
+        self.kernels.gemm(self._prepare(x), self.weight, self.bias, out, epilogue, residual)
         return out
 
 
 def bfloat16_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels | None) -> Linear:
-    """A linear map in bfloat16 on a CPU, by the fastest product that can take it."""
-    if kernels is not None and kernels.fit_products(*weight.shape):
-        return TiledLinear(kernels.pack_bf16(weight.contiguous()), bias, kernels.tile, kernels)
+    """A linear layer in bfloat16: by the kernels where its shape fits them, else by oneDNN."""
+    if kernels is not None and kernels.fit_gemm(*weight.shape):
+        return KernelLinear(kernels.pack_bf16(weight.contiguous()), bias, kernels.to_blocked, kernels)
     return PackedLinear(weight, bias)
 
 
 def int8_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels | None) -> Linear:
-    """A linear map in 8-bit integers (W8A8), for CPUs.
+    """A linear layer in 8-bit integers (W8A8).
 
-    Each output channel of the weight is scaled to its largest magnitude when loaded, and each row of the input
-    to its own range when used: a row with an outlier costs no other row its precision, and a lopsided one wastes
-    none. Sums are exact in int32.
+    Each output channel of the weight is scaled to its largest magnitude when the model is loaded, and each row of the
+    input to its own range when the layer runs. So an outlier in a row costs no other row precision, and an asymmetric
+    range wastes none. Sums are exact in int32.
     """
     scales = torch.empty(len(weight))
     rounded = torch.empty(weight.shape, dtype=torch.int8)
-    # Some rows at a time: loading in 8 bits should take no more memory than loading in 16.
+    # Some rows at a time, so that loading in 8 bits takes no more memory than loading in 16.
     for start in range(0, len(weight), QUANTIZED_AT_ONCE):
         part = slice(start, start + QUANTIZED_AT_ONCE)
-        exact = weight[part].float()
-        torch.clamp(exact.abs().amax(1) / 127, min=torch.finfo(torch.float32).tiny, out=scales[part])
-        rounded[part] = (exact / scales[part, None]).round_()
-    if kernels is not None and kernels.fit_products(*weight.shape):
-        return TiledLinear(kernels.pack_int8(rounded, scales), bias, kernels.quantize, kernels)
+        wide = weight[part].float()
+        torch.clamp(wide.abs().amax(1) / 127, min=torch.finfo(torch.float32).tiny, out=scales[part])
+        rounded[part] = (wide / scales[part, None]).round_()
+    if kernels is not None and kernels.fit_gemm(*weight.shape):
+        return KernelLinear(kernels.pack_int8(rounded, scales), bias, kernels.quantize, kernels)
     return Int8Linear(rounded, scales, bias)
 
 
-class Int8Linear(PlainProduct):
-    """An 8-bit map by oneDNN's product of uint8 rows and an int8 weight, in any dtype."""
+class Int8Linear(UnfusedLinear):
+    """A linear layer in 8 bits by oneDNN's GEMM of uint8 rows and an int8 weight, in any dtype."""
 
     def __init__(self, weight: Tensor, scales: Tensor, bias: Tensor | None) -> None:
         self.weight = torch.ops.onednn.qlinear_prepack(weight, None)
@@ -186,20 +189,20 @@ class Int8Linear(PlainProduct):
         self.zero_points = torch.zeros(len(scales), dtype=torch.int64)
         self.bias = bias
 
-    def product(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
         low, high = (bound.float() for bound in x.aminmax(dim=-1, keepdim=True))
         low, high = low.clamp_max_(0), high.clamp_min_(0)
         steps = ((high - low) / 255).clamp_min_(torch.finfo(torch.float32).tiny * 256)
         zeros = (-low / steps).round_()
         codes = (x / steps).round_().add_(zeros).clamp_(0, 255).to(torch.uint8)
-        # The product's own input scale and zero are left at 1 and 0, since it knows one for all rows only.
-        product: Tensor = torch.ops.onednn.qlinear_pointwise(
+        # oneDNN takes one scale and one zero for all rows: it gets 1 and 0, and those of each row are applied below.
+        y: Tensor = torch.ops.onednn.qlinear_pointwise(
             codes, 1.0, 0, self.weight, self.scales, self.zero_points, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        product.addcmul_(zeros, self.sums, value=-1).mul_(steps)
+        y.addcmul_(zeros, self.sums, value=-1).mul_(steps)
         if self.bias is not None:
-            product.add_(self.bias)
-        return product.to(x.dtype)
+            y.add_(self.bias)
+        return y.to(x.dtype)
 
 
 def written(y: Tensor, out: Rows | None) -> Rows:
@@ -211,7 +214,7 @@ def written(y: Tensor, out: Rows | None) -> Rows:
 
 
 def gate(y: Tensor) -> Tensor:
-    """silu of the first half of y's columns, times the second half."""
+    """silu(a) * b for the halves a and b of the columns of y."""
     a, b = y.chunk(2, dim=-1)
     return F.silu(a).mul_(b)
 

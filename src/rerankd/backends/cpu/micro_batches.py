@@ -1,4 +1,4 @@
-"""A layout cut into micro-batches: documents that go through a layer together, so that rows stay in the caches."""
+"""A layout cut into micro-batches of documents, so that the rows of a micro-batch stay in the caches."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from rerankd.layers.layout import AttentionLayout, Block
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Some of a layout's blocks, with all rows that only these blocks need.
+    """Some blocks of a layout, with all rows that only these blocks need.
 
-    Layers compute one micro-batch after another and reuse one buffer for keys and values. The first `kept` rows of that
-    buffer are left over from the micro-batch before: the shared prefix of documents that are cut apart.
+    Layers compute one micro-batch after another and reuse one buffer for keys and values. The first `kept` rows of the
+    buffer stay from the micro-batch before: the shared prefix of documents in both.
 
     keys: the packed rows whose keys and values are computed
     queries: the query rows
-    kept: rows at the front of the buffer that are there already
+    kept: rows at the front of the buffer that are computed already
     key_count: rows of the buffer, kept ones included
     layout: the blocks, with query rows counted from `queries.start` and key rows from the front of the buffer
     """
@@ -33,8 +33,8 @@ class MicroBatch:
 def in_micro_batches(layout: AttentionLayout, rows: int | None) -> tuple[MicroBatch, ...]:
     """The layout in micro-batches of at most `rows` packed rows (None: any number); a longer document has its own.
 
-    The documents of one prefix are cut apart only in micro-batches that begin with the prefix: only the front of the
-    buffer is kept.
+    The documents of a prefix are divided only among micro-batches that begin with the prefix, since only the front of
+    the buffer is kept.
     """
     found: list[MicroBatch] = []
     blocks = layout.blocks
@@ -55,13 +55,13 @@ def in_micro_batches(layout: AttentionLayout, rows: int | None) -> tuple[MicroBa
 
 
 def _inseparable(block: Block, after: Block) -> bool:
-    """Whether a cut between the two would go through a document or a prefix, of which only some rows are queries."""
+    """Whether a cut between the two blocks would divide a document or a prefix, of which only some rows are queries."""
     end = block.own.stop
     return after.own.start < end or after.shared.start < end < after.shared.stop
 
 
 def _before_cut_prefix(blocks: Sequence[Block], start: int, stop: int) -> int:
-    """`stop`, or the first block of the documents whose prefix would be left behind in the middle of a micro-batch."""
+    """`stop`, or the first block of the documents whose prefix would lie in the middle of the micro-batch before."""
     shared = blocks[stop].shared
     if start < shared.start < blocks[stop - 1].own.stop:
         while blocks[stop - 1].own.stop > shared.start:
@@ -70,7 +70,7 @@ def _before_cut_prefix(blocks: Sequence[Block], start: int, stop: int) -> int:
 
 
 def _start(block: Block, end: int) -> tuple[int, int]:
-    """The first row from `end` on that a block needs, and how many of the rows before stay in the buffer for it."""
+    """The first row from `end` on that a block needs, and the number of rows before it that stay in the buffer."""
     if len(block.shared) and block.shared.start >= end:
         return block.shared.start, 0
     return max(block.own.start, end), len(block.shared)

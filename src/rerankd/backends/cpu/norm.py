@@ -1,4 +1,4 @@
-"""Normalisation over the last dimension, fused with what stands beside the norm where kernels compute it."""
+"""Norms over the last dimension, fused by kernels with the residual before them or the rotary embedding behind them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rerankd.backends.cpu.linear import Linear
 from rerankd.backends.cpu.native import Kernels
-from rerankd.backends.cpu.rows import Rows, plain
+from rerankd.backends.cpu.rows import Rows, to_dense
 from rerankd.backends.cpu.runtime import Runtime
 from rerankd.layers.rotary import Rotation, rotate
 
@@ -21,11 +21,11 @@ class RowNorm(Protocol):
 
     @property
     def kernels(self) -> Kernels | None:
-        """The kernels that compute it, or None where torch does."""
+        """The kernels that compute the norm, or None where torch does."""
         ...
 
     def rows(self, x: Rows) -> Rows:
-        """x [rows, width] normed, for linear layers to read."""
+        """The norm of x [rows, width], for linear layers to read."""
         ...
 
 
@@ -46,7 +46,7 @@ class RMSNorm:
 
     def rows(self, x: Rows) -> Rows:
         """See `RowNorm.rows`."""
-        return self(plain(x)) if self.kernels is None else self.kernels.rms_norm(x, self.weight, self.eps)
+        return self(to_dense(x)) if self.kernels is None else self.kernels.rms_norm(x, self.weight, self.eps)
 
 
 class PlainLayerNorm:
@@ -61,11 +61,11 @@ class PlainLayerNorm:
 
     def rows(self, x: Rows) -> Rows:
         """See `RowNorm.rows`."""
-        return F.layer_norm(plain(x), self.weight.shape, self.weight, self.bias, self.eps)
+        return F.layer_norm(to_dense(x), self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class NoNorm:
-    """What stands where a layer has no norm."""
+    """The identity, for a layer without a norm."""
 
     kernels = None
 
@@ -74,21 +74,22 @@ class NoNorm:
         return x
 
 
-class HeadTurn:
-    """What queries and keys go through: a norm of each head, if there is one, then the rotation, if there is one.
+class NormRope:
+    """The norm and the rotary embedding of queries or keys, in one pass by the kernels.
 
-    norm: over the values of one head, or None
+    norm: over the values of one head; None for none
+    rotary: whether heads are rotated
     """
 
-    def __init__(self, head_dim: int, norm: RMSNorm | None, turns: bool) -> None:
+    def __init__(self, head_dim: int, norm: RMSNorm | None, rotary: bool) -> None:
         self.head_dim = head_dim
         self.norm = norm
-        self.turns = turns
+        self.rotary = rotary
         kernels = None if norm is None else norm.kernels
-        self.kernels = kernels if kernels is not None and turns and kernels.fit(head_dim // 2) else None
+        self.kernels = kernels if kernels is not None and rotary and kernels.fit(head_dim // 2) else None
 
     def project(self, linear: Linear, x: Rows, rotation: Rotation | None, out: Rows) -> None:
-        """`linear` of x [rows, in], then the norm and the rotation, into `out` [rows, heads * head_dim]."""
+        """`linear` of x [rows, in], then norm and rotation, into `out` [rows, heads * head_dim]."""
         if self.kernels is not None or (self.norm is None and rotation is None):
             linear(x, out=out)
             self(out, rotation, out)
@@ -96,65 +97,66 @@ class HeadTurn:
             self(linear(x), rotation, out)
 
     def __call__(self, x: Rows, rotation: Rotation | None, out: Rows) -> None:
-        """Each head of x [rows, heads * head_dim] normed and turned, into `out` like it, or x itself."""
+        """Norm and rotation of each head of x [rows, heads * head_dim], into `out` of the same shape, or x itself."""
         if self.kernels is not None and self.norm is not None and rotation is not None:
-            self.kernels.norm_rotate(x, self.norm.weight, self.norm.eps, rotation, out)
+            self.kernels.norm_rope(x, self.norm.weight, self.norm.eps, rotation, out)
             return
         if self.norm is None and rotation is None:
             if out is not x:
-                out.copy_(plain(x))
+                out.copy_(to_dense(x))
             return
-        heads = plain(x).view(len(x), -1, self.head_dim)
+        heads = to_dense(x).view(len(x), -1, self.head_dim)
         if self.norm is not None:
             heads = self.norm(heads)
         if rotation is not None:
-            turned = torch.empty_like(heads, memory_format=torch.contiguous_format)
-            rotate(heads, rotation, out=turned)
-            heads = turned
+            rotated = torch.empty_like(heads, memory_format=torch.contiguous_format)
+            rotate(heads, rotation, out=rotated)
+            heads = rotated
         out.copy_(heads.flatten(1))
 
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """Rows between the layers of a "post" model: as they are, float32 [rows, width], and rounded to what GEMMs read.
+    """Rows between the layers of a "post" model, twice. In a float32 model both are one tensor.
 
-    In a float32 model both are one tensor.
+    float32: the rows, [rows, width], which residuals and norms read
+    rounded: the rows in the model's dtype, which GEMMs read
     """
 
-    exact: Tensor
+    float32: Tensor
     rounded: Rows
 
     @classmethod
     def empty(cls, rows: int, width: int, runtime: Runtime) -> States:
-        """States with no values yet."""
-        exact = torch.empty(rows, width)
+        """States without values."""
+        float32 = torch.empty(rows, width)
         if runtime.dtype == torch.float32:
-            return cls(exact, exact)
+            return cls(float32, float32)
         if runtime.kernels is not None:
-            return cls(exact, runtime.kernels.empty_rows(rows, width))
-        return cls(exact, torch.empty(rows, width, dtype=runtime.dtype))
+            return cls(float32, runtime.kernels.empty_rows(rows, width))
+        return cls(float32, torch.empty(rows, width, dtype=runtime.dtype))
 
     @classmethod
     def of(cls, x: Tensor, runtime: Runtime) -> States:
         """The states with the values of x, float32 [rows, width]."""
         states = cls.empty(len(x), x.shape[1], runtime)
-        states.exact.copy_(x)
-        if states.rounded is not states.exact:
+        states.float32.copy_(x)
+        if states.rounded is not states.float32:
             states.rounded.copy_(x)
         return states
 
     def __len__(self) -> int:
-        return len(self.exact)
+        return len(self.float32)
 
     def part(self, rows: slice) -> States:
         """Some of the rows, as a view."""
-        exact = self.exact[rows]
-        return States(exact, exact if self.rounded is self.exact else self.rounded[rows])
+        float32 = self.float32[rows]
+        return States(float32, float32 if self.rounded is self.float32 else self.rounded[rows])
 
-    def chosen(self, rows: Tensor, runtime: Runtime) -> States:
-        """The rows whose numbers `rows` (int64) has, copied."""
-        exact = plain(runtime.chosen(self.exact, rows))
-        return States(exact, exact if self.rounded is self.exact else runtime.chosen(self.rounded, rows))
+    def index_select(self, rows: Tensor, runtime: Runtime) -> States:
+        """A copy of the rows with indices `rows` (int64)."""
+        float32 = to_dense(runtime.index_select(self.float32, rows))
+        return States(float32, float32 if self.rounded is self.float32 else runtime.index_select(self.rounded, rows))
 
 
 class LayerNorm:
@@ -166,12 +168,12 @@ class LayerNorm:
         self.eps = eps
         self.kernels = kernels if kernels is not None and kernels.fit(len(weight)) else None
 
-    def of_sum(self, x: Tensor, delta: Rows, out: States) -> None:
-        """The norm of x + delta, for x in float32 and delta in the model's dtype, into `out`."""
+    def add_norm(self, x: Tensor, delta: Rows, out: States) -> None:
+        """The norm of x + delta into `out`. x: float32 [rows, width]; delta: the same in the model's dtype"""
         if self.kernels is not None:
-            self.kernels.add_layer_norm(x, delta, self.weight, self.bias, self.eps, out.exact, out.rounded)
+            self.kernels.add_layer_norm(x, delta, self.weight, self.bias, self.eps, out.float32, out.rounded)
             return
-        normed = F.layer_norm(x + plain(delta), self.weight.shape, self.weight, self.bias, self.eps)
-        out.exact.copy_(normed)
-        if out.rounded is not out.exact:
+        normed = F.layer_norm(x + to_dense(delta), self.weight.shape, self.weight, self.bias, self.eps)
+        out.float32.copy_(normed)
+        if out.rounded is not out.float32:
             out.rounded.copy_(normed)

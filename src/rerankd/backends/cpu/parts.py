@@ -1,4 +1,4 @@
-"""What a layer is made of: its linear maps and norms, found by looking into it."""
+"""The parts of a layer, its linear layers and norms, found by introspection."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial, type)
 
 
 def parts_of(layer: object) -> Iterator[Part]:
-    """Every map and norm of a layer, each once: all that has `kernels`, in attributes, sequences and mappings.
+    """Every linear layer and norm of a layer once: all objects with `kernels`, in attributes, sequences and mappings.
 
-    TypeError for a function that is no part's own: it may compute with torch, and nobody can tell.
+    TypeError for a function outside of a part: it may compute with torch while operations are recorded.
     """
     return _parts(layer, type(layer).__name__, set(), False)
 
@@ -33,7 +33,7 @@ def _parts(value: object, name: str, seen: set[int], in_part: bool) -> Iterator[
     if isinstance(value, _FUNCTIONS):
         if in_part:
             return
-        raise TypeError(f"{name} is a function: whether kernels compute it cannot be told. Make it a part.")
+        raise TypeError(f"{name} is a function, and nothing says whether kernels compute it. Make it a part.")
     is_part = hasattr(value, "kernels")
     if is_part:
         yield cast(Part, value)
@@ -42,7 +42,7 @@ def _parts(value: object, name: str, seen: set[int], in_part: bool) -> Iterator[
 
 
 def _held(value: object, name: str) -> Iterator[tuple[str, object]]:
-    """What a value holds, and how to name each."""
+    """The names and the values of all that a value refers to."""
     if isinstance(value, Mapping):
         yield from ((f"{name}[{key!r}]", held) for key, held in value.items())
     elif isinstance(value, (Sequence, Set)):

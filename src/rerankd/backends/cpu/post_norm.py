@@ -16,9 +16,9 @@ from rerankd.layers.spec import LayerSpec
 
 @dataclass(frozen=True)
 class PostNormLayer:
-    """Self-attention, add and norm, MLP, add and norm.
+    """Self-attention, residual and norm, MLP, residual and norm.
 
-    Between layers and norms rows are float32, so that in bfloat16 only the input of a GEMM is rounded.
+    Residuals and norms are computed in float32, so that a bfloat16 model rounds only the input of GEMMs.
     """
 
     spec: LayerSpec
@@ -32,23 +32,22 @@ class PostNormLayer:
     out_norm: LayerNorm
 
     def __call__(self, x: States, layout: AttentionLayout, keep: Tensor | None = None) -> States:
-        """x: [T, hidden], which is written over. Returns it, or only the rows `keep` (int64) of it, which `layout` then
-        has for its queries."""
+        """x [T, hidden], computed in place; or a copy of its rows `keep` (int64), the queries of `layout`."""
         spec, runtime = self.spec, self.runtime
-        out = x if keep is None else x.chosen(keep, runtime)
-        keys_values = runtime.room(len(x), 2 * spec.kv_width, spec.kv_width)
-        for rows in runtime.chunks(len(x), spec.mlp):
+        out = x if keep is None else x.index_select(keep, runtime)
+        keys_values = runtime.empty_rows(len(x), 2 * spec.kv_width, spec.kv_width)
+        for rows in runtime.row_tiles(len(x), spec.mlp):
             self.key_value(x.rounded[rows], out=keys_values[rows])
-        queries = runtime.room(len(out), spec.query_width)
-        for rows in runtime.chunks(len(out), spec.mlp):
+        queries = runtime.empty_rows(len(out), spec.query_width)
+        for rows in runtime.row_tiles(len(out), spec.mlp):
             self.query(out.rounded[rows], out=queries[rows])
         keys = columns(keys_values, slice(spec.kv_width))
         values = columns(keys_values, slice(spec.kv_width, 2 * spec.kv_width))
         attended = runtime.attend(queries, keys, values, spec, layout)
-        for rows in runtime.chunks(len(out), spec.mlp):
+        for rows in runtime.row_tiles(len(out), spec.mlp):
             inner = out.part(rows)
-            delta = runtime.room(len(inner), spec.hidden)
-            self.attention_norm.of_sum(inner.exact, self.attention_out(attended[rows], out=delta), inner)
-            activated = self.up.then(inner.rounded, spec.activation)
-            self.out_norm.of_sum(inner.exact, self.down(activated, out=delta), inner)
+            delta = runtime.empty_rows(len(inner), spec.hidden)
+            self.attention_norm.add_norm(inner.float32, self.attention_out(attended[rows], out=delta), inner)
+            activated = self.up.with_activation(inner.rounded, spec.activation)
+            self.out_norm.add_norm(inner.float32, self.down(activated, out=delta), inner)
         return out

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rerankd.backends.cpu.linear import Linear
 from rerankd.backends.cpu.micro_batches import MicroBatch
-from rerankd.backends.cpu.norm import HeadTurn, RowNorm
+from rerankd.backends.cpu.norm import NormRope, RowNorm
 from rerankd.backends.cpu.rows import Rows, columns
 from rerankd.backends.cpu.runtime import Runtime
 from rerankd.layers.rotary import Rotation
@@ -27,40 +27,41 @@ class PreNormLayer:
     out: Linear
     up: Linear
     down: Linear
-    query_turn: HeadTurn
-    key_turn: HeadTurn
+    query_norm_rope: NormRope
+    key_norm_rope: NormRope
     attention_norm: RowNorm
     mlp_norm: RowNorm
 
     def __call__(
         self, x: Rows, rotation: Rotation | None, batches: Sequence[MicroBatch], keep: Tensor | None = None
     ) -> Rows:
-        """x: [T, hidden], which is written over. Returns it, or only the rows `keep` (int64) of it, which `batches`
-        then have for their queries."""
+        """x [T, hidden], computed in place; or a copy of its rows `keep` (int64), the queries of `batches`."""
         spec, runtime = self.spec, self.runtime
         kv = spec.kv_width
-        keys_values = runtime.room(max(batch.key_count for batch in batches), 2 * kv, kv)
+        keys_values = runtime.empty_rows(max(batch.key_count for batch in batches), 2 * kv, kv)
         keys, values = columns(keys_values, slice(kv)), columns(keys_values, slice(kv, 2 * kv))
-        queries = runtime.room(max(batch.layout.query_rows for batch in batches), spec.query_width)
-        out = x if keep is None else runtime.chosen(x, keep)
+        queries = runtime.empty_rows(max(batch.layout.query_rows for batch in batches), spec.query_width)
+        out = x if keep is None else runtime.index_select(x, keep)
         for batch in batches:
-            asking = slice(batch.layout.query_rows)
-            for rows, own in runtime.chunks_of(batch.keys, spec.mlp):
+            batch_queries = queries[slice(batch.layout.query_rows)]
+            for rows, own in runtime.row_tiles_of(batch.keys, spec.mlp):
                 new = slice(batch.kept + own.start, batch.kept + own.stop)
-                turn = rotation and rotation.rows(rows)
+                own_rotation = rotation and rotation.rows(rows)
                 normed = self.attention_norm.rows(x[rows])
                 self.key_value(normed, out=keys_values[new])
-                self.key_turn(keys[new], turn, out=keys[new])
+                self.key_norm_rope(keys[new], own_rotation, out=keys[new])
                 if keep is None:
-                    self.query_turn.project(self.query, normed, turn, out=queries[own])
+                    self.query_norm_rope.project(self.query, normed, own_rotation, out=queries[own])
             if keep is not None:
-                turn = rotation and rotation.rows(keep[batch.queries])
+                own_rotation = rotation and rotation.rows(keep[batch.queries])
                 normed = self.attention_norm.rows(out[batch.queries])
-                self.query_turn.project(self.query, normed, turn, out=queries[asking])
-            attended = runtime.attend(queries[asking], keys, values, spec, batch.layout)
-            for rows, own in runtime.chunks_of(batch.queries, spec.mlp):
-                inner = self.out.plus(attended[own], out[rows], out=out[rows])
+                self.query_norm_rope.project(self.query, normed, own_rotation, out=batch_queries)
+            attended = runtime.attend(batch_queries, keys, values, spec, batch.layout)
+            for rows, own in runtime.row_tiles_of(batch.queries, spec.mlp):
+                inner = self.out.with_residual(attended[own], out[rows], out=out[rows])
                 normed = self.mlp_norm.rows(inner)
-                activated = self.up.gated(normed) if spec.gated else self.up.then(normed, spec.activation)
-                self.down.plus(activated, inner, out=inner)
+                activated = (
+                    self.up.with_gate(normed) if spec.gated else self.up.with_activation(normed, spec.activation)
+                )
+                self.down.with_residual(activated, inner, out=inner)
         return out

@@ -1,4 +1,4 @@
-"""Which linear layers of a model 8 bits would cost too much precision."""
+"""The linear layers that int8 quantises, and those that would lose too much precision in 8 bits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ALL: frozenset[LinearName] = frozenset({"query", "key_value", "out", "up", "down
 def quantized(spec: LayerSpec, index: int) -> Set[LinearName]:
     """The linear layers of layer `index` that int8 quantises.
 
-    8 bits cost the most where the error of every token reaches all others: in keys and values. In an encoder they cost
-    much in the output of attention too, and in the first layer, on which all others build.
+    8 bits cost the most precision in keys and values, where the error of a token reaches all others. In an encoder they
+    cost much in the output of attention too, and in the first layer, on which all others build.
     """
     if spec.placement == "post":
         return frozenset() if index == 0 else ALL - {"key_value", "out"}

@@ -1,4 +1,4 @@
-"""A layout in the form in which the attention kernel reads it."""
+"""A layout in the form that the attention kernel reads."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from array import array
 from rerankd.layers.layout import AttentionLayout
 
 OWN_PER_SHARED = 4
-"""Own keys in a run of blocks, for each of the keys that they share (see `runs_of`)."""
+"""The most own keys in a run of blocks, for each key of the shared prefix (see `runs_of`)."""
 
 
 def runs_of(layout: AttentionLayout) -> tuple[array[int], array[int]]:
-    """The blocks in runs that see the same shared keys, which the kernel packs once for a run.
+    """Runs of blocks that share a prefix, whose keys and values the kernel packs once for a run.
 
-    int64 [runs + 1], where runs begin, and int64 [blocks * 6]: start and stop of query, shared and own of each block.
-    A run's own keys are bounded, so that many threads find work, of rows that they computed; blocks that share none
-    are runs of their own.
+    Returns the first block of each run, int64 [runs + 1], and the start and stop of each block's query, shared and own,
+    int64 [blocks * 6]. The own keys of a run are bounded, so that there is work for many threads, each with rows that
+    it computed. A block without a prefix is a run by itself.
     """
     starts, keys = [0], 0
     for i, block in enumerate(layout.blocks):

@@ -1,4 +1,4 @@
-"""Transformers on a CPU: weights prepared for the kernels, and layers run one after another over micro-batches."""
+"""Transformers on a CPU: weights prepared for the kernels, and layers that run over micro-batches."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from rerankd.backends.cpu.embedding import NormedEmbedding
 from rerankd.backends.cpu.linear import Linear
 from rerankd.backends.cpu.micro_batches import MicroBatch, in_micro_batches
-from rerankd.backends.cpu.norm import HeadTurn, LayerNorm, NoNorm, PlainLayerNorm, RMSNorm, RowNorm, States
+from rerankd.backends.cpu.norm import LayerNorm, NoNorm, NormRope, PlainLayerNorm, RMSNorm, RowNorm, States
 from rerankd.backends.cpu.parts import parts_of
 from rerankd.backends.cpu.post_norm import PostNormLayer
 from rerankd.backends.cpu.pre_norm import PreNormLayer
 from rerankd.backends.cpu.quantization import LinearName, quantized
-from rerankd.backends.cpu.rows import add, plain
+from rerankd.backends.cpu.rows import index_add, to_dense
 from rerankd.backends.cpu.runtime import Runtime
 from rerankd.backends.torch.transformer import embed, norm, rotations_of
 from rerankd.layers.layout import AttentionLayout, kept_layout
@@ -38,7 +38,7 @@ class PostNormTransformer:
             post_norm_layer(own, read, runtime, i)
             for i, (own, read) in enumerate(zip(spec.layers, weights.layers(), strict=True))
         ]
-        self.together = runtime.together(
+        self.recorded = runtime.recorded(
             spec.layers[0].head_dim, *(part for layer in self.layers for part in parts_of(layer))
         )
 
@@ -56,15 +56,15 @@ class PostNormTransformer:
     ) -> Tensor:
         """See `Transformer`."""
         assert additions is None, "nothing is added to the states of an encoder"
-        batches = in_micro_batches(layout, self.runtime.rows_at_once(self.spec.layers[0].mlp))
+        batches = in_micro_batches(layout, self.runtime.rows_per_tile(self.spec.layers[0].mlp))
         states = [self._first(x, batch.keys) for batch in batches]
         last = [(batch.layout, None) for batch in batches] if keep is None else list(_kept(batches, keep))
-        with self.together():
+        with self.recorded():
             for layer in self.layers[:-1]:
                 states = [layer(own, batch.layout) for own, batch in zip(states, batches, strict=True)]
             final = self.layers[-1]
             states = [final(own, own_layout, rows) for own, (own_layout, rows) in zip(states, last, strict=True)]
-        return torch.cat([own.exact for own in states]) if states else torch.empty(0, self.spec.hidden)
+        return torch.cat([own.float32 for own in states]) if states else torch.empty(0, self.spec.hidden)
 
     def _first(self, x: Tokens | Tensor, rows: slice) -> States:
         if isinstance(x, Tensor):
@@ -86,7 +86,7 @@ class PreNormTransformer:
             pre_norm_layer(own, read, runtime, i)
             for i, (own, read) in enumerate(zip(spec.layers, weights.layers(), strict=True))
         ]
-        self.together = runtime.together(
+        self.recorded = runtime.recorded(
             spec.layers[0].head_dim, *(part for layer in self.layers for part in parts_of(layer))
         )
 
@@ -106,32 +106,32 @@ class PreNormTransformer:
         """See `Transformer`."""
         if isinstance(x, Tokens):
             x = self.embed(x)
-        rows_at_once = self.runtime.rows_at_once(self.spec.layers[0].mlp)
-        batches = in_micro_batches(layout, rows_at_once)
+        rows_per_tile = self.runtime.rows_per_tile(self.spec.layers[0].mlp)
+        batches = in_micro_batches(layout, rows_per_tile)
         last, rows = batches, None
         if keep is not None:
-            # Nothing above the last layer reads any other row.
-            last = in_micro_batches(kept_layout(layout, keep), rows_at_once)
+            # Nothing above the last layer reads the other rows.
+            last = in_micro_batches(kept_layout(layout, keep), rows_per_tile)
             rows = torch.tensor(keep, dtype=torch.int64)
         rotations = rotations_of(self.spec, positions, self.runtime.dtype)
-        states = self.runtime.rows(x.to(self.runtime.dtype)) if self._recorded else x.to(self.runtime.dtype)
+        states = self.runtime.to_rows(x.to(self.runtime.dtype)) if self._blocked else x.to(self.runtime.dtype)
         layers = self.layers[:-1]
         if additions is not None:
             for layer, features in zip(layers, additions.features, strict=False):
-                with self.together():
+                with self.recorded():
                     states = layer(states, rotations.get(layer.spec.rotary), batches)
-                add(states, additions.rows, features.to(self.runtime.dtype))
+                index_add(states, additions.rows, features.to(self.runtime.dtype))
             layers = layers[len(additions.features) :]
-        with self.together():
+        with self.recorded():
             for layer in layers:
                 states = layer(states, rotations.get(layer.spec.rotary), batches)
             states = self.layers[-1](states, rotations.get(self.layers[-1].spec.rotary), last, rows)
-        exact = plain(states).float()
-        return exact if self.spec.final_norm is None else norm(exact, self.spec.final_norm, self.final_norm)
+        last_states = to_dense(states).float()
+        return last_states if self.spec.final_norm is None else norm(last_states, self.spec.final_norm, self.final_norm)
 
     @property
-    def _recorded(self) -> bool:
-        """Whether kernels pass on rows between layers, which then are in blocks."""
+    def _blocked(self) -> bool:
+        """Whether kernels compute the layers, which then pass on rows in the blocked layout."""
         return self.layers[0].attention_norm.kernels is not None
 
 
@@ -163,8 +163,8 @@ def pre_norm_layer(spec: LayerSpec, weights: LayerWeights, runtime: Runtime, ind
         out=linear["out"],
         up=linear["up"],
         down=linear["down"],
-        query_turn=_head_turn(spec, weights.query_norm, runtime),
-        key_turn=_head_turn(spec, weights.key_norm, runtime),
+        query_norm_rope=_norm_rope(spec, weights.query_norm, runtime),
+        key_norm_rope=_norm_rope(spec, weights.key_norm, runtime),
         attention_norm=_row_norm(spec.norm, weights.attention_norm, runtime),
         mlp_norm=_row_norm(spec.norm, weights.mlp_norm, runtime),
     )
@@ -180,7 +180,7 @@ def _linears(spec: LayerSpec, weights: LayerWeights, runtime: Runtime, index: in
         "down": weights.down,
     }
     return {
-        name: (runtime.linear if name in names else runtime.exact_linear)(affine.weight, affine.bias)
+        name: (runtime.linear if name in names else runtime.unquantized_linear)(affine.weight, affine.bias)
         for name, affine in own.items()
     }
 
@@ -199,15 +199,15 @@ def _row_norm(spec: Norm, weights: Affine | None, runtime: Runtime) -> RowNorm:
     return PlainLayerNorm(weight, None if weights.bias is None else weights.bias.to(runtime.dtype), spec.eps)
 
 
-def _head_turn(spec: LayerSpec, weights: Affine | None, runtime: Runtime) -> HeadTurn:
+def _norm_rope(spec: LayerSpec, weights: Affine | None, runtime: Runtime) -> NormRope:
     normed = None
     if spec.qk_norm is not None and weights is not None:
         normed = RMSNorm(weights.weight.to(runtime.dtype), spec.qk_norm.eps, runtime.kernels)
-    return HeadTurn(spec.head_dim, normed, spec.rotary is not None)
+    return NormRope(spec.head_dim, normed, spec.rotary is not None)
 
 
 def _kept(batches: Sequence[MicroBatch], keep: Sequence[int]) -> Iterator[tuple[AttentionLayout, Tensor]]:
-    """Of each micro-batch the layout of its kept rows, and these rows."""
+    """For each micro-batch: the layout of its kept rows, and the indices of these rows."""
     for batch in batches:
         own = [row - batch.keys.start for row in keep if batch.keys.start <= row < batch.keys.stop]
         yield kept_layout(batch.layout, own), torch.tensor(own, dtype=torch.int64)

@@ -18,24 +18,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rerankd.backends.cpu.buffers import Buffer, BufferPool, Pending
 from rerankd.backends.cpu.native.sources import digest
-from rerankd.backends.cpu.rows import STRIP_BYTES, Pending, Room, Rooms, Rows, StripRows
+from rerankd.backends.cpu.rows import COLUMN_BLOCK_BYTES, BlockedTensor, Rows
 from rerankd.backends.cpu.runs import runs_of
 from rerankd.core import RerankdError
 from rerankd.layers.layout import AttentionLayout
 from rerankd.layers.rotary import Rotation
 
 _LANES = 16
-_STRIP = 32
+_BLOCK_COLUMNS = 32
 HAS_VECTORS, HAS_TILES = 1, 2
 """What a processor has, as a sum: AVX512 with products of bfloat16 and of 8 bits; AMX."""
-_THEN = (None, "gelu", "gelu_tanh", "gated", "plus")
+_EPILOGUES = (None, "gelu", "gelu_tanh", "gated", "residual")
 _RECORDED = (
     "These rows belong to operations that are recorded and not computed yet. Read or write them after the scope of "
-    "`Kernels.together`, or inside of it by operations of the kernels."
+    "`Kernels.recorded`, or inside of it by operations of the kernels."
 )
 _LOST = (
-    "These rows were never computed: the scope of `Kernels.together` that was to write them ended with an error. "
+    "These rows were never computed: the scope of `Kernels.recorded` that was to write them ended with an error. "
     "Compute them again, in rows of their own."
 )
 _ONE_THREAD = "Another thread is using these kernels. Load kernels for each thread that computes."
@@ -51,23 +52,23 @@ class Int8Rows(NamedTuple):
     codes: uint8 [rows, width]; steps, zeros: float32 [rows]
     """
 
-    codes: StripRows
+    codes: BlockedTensor
     steps: Tensor
     zeros: Tensor
 
 
-class TiledWeight(NamedTuple):
+class PackedWeight(NamedTuple):
     """A weight as products read it: bfloat16 or int8 [outputs, inputs], in the order that the product reads.
 
     scales, sums: float32 [outputs], what a step of each 8-bit output is and its weights' sum
     """
 
-    tiles: Tensor
+    packed: Tensor
     scales: Tensor | None = None
     sums: Tensor | None = None
 
 
-class _Scope:
+class CommandList:
     """Operations that are computed together, and what has to stay in memory until then.
 
     They are computed in order. So room that one of them was the last to use is free for those that come after it, which
@@ -76,13 +77,13 @@ class _Scope:
     reads, writes: what operations read and write, but for rows in such room
     """
 
-    def __init__(self, rooms: Rooms) -> None:
+    def __init__(self, pool: BufferPool) -> None:
         self.operations: list[bytes] = []
         self.reads: list[object] = []
         self.writes: list[object] = []
         self.written = Pending(_RECORDED)
         self._read = Pending(_RECORDED)
-        self._rooms = rooms
+        self._pool = pool
         self._thread = get_ident()
 
     def check_thread(self) -> None:
@@ -94,13 +95,13 @@ class _Scope:
         self.check_thread()
         for things, pending, kept in ((reads, self._read, self.reads), (writes, self.written, self.writes)):
             for x in things:
-                if isinstance(x, StripRows):
-                    room = x.room
-                    if room.pending is not self.written and room.pending is not pending:
-                        if room.pending is not self._read:
+                if isinstance(x, BlockedTensor):
+                    buffer = x.buffer
+                    if buffer.pending is not self.written and buffer.pending is not pending:
+                        if buffer.pending is not self._read:
                             x.check()
-                        room.pending = pending
-                    if room.rooms is self._rooms:
+                        buffer.pending = pending
+                    if buffer.pool is self._pool:
                         continue
                 kept.append(x)
         self.operations.append(operation)
@@ -121,8 +122,8 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, features: int) -> None:
         self.library = library
         self.has_tiles = bool(features & HAS_TILES)
-        self._scope: _Scope | None = None
-        self._rooms = Rooms()
+        self._recording: CommandList | None = None
+        self._pool = BufferPool()
         self._computing = Lock()
         _check_agreement(library)
         for name, arguments in _ARGUMENTS.items():
@@ -143,14 +144,14 @@ class Kernels:
         return None
 
     @staticmethod
-    def fit_products(outputs: int, inputs: int) -> bool:
+    def fit_gemm(outputs: int, inputs: int) -> bool:
         """Whether the products can take a weight of this shape here."""
-        return inputs % 64 == 0 and outputs % _STRIP == 0
+        return inputs % 64 == 0 and outputs % _BLOCK_COLUMNS == 0
 
     @staticmethod
-    def fit_strips(width: int) -> bool:
+    def fit_blocked(width: int) -> bool:
         """Whether rows of this width are handed on in strips."""
-        return width % _STRIP == 0
+        return width % _BLOCK_COLUMNS == 0
 
     @staticmethod
     def fit(*widths: int) -> bool:
@@ -158,7 +159,7 @@ class Kernels:
         return all(width % _LANES == 0 for width in widths)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def recorded(self) -> Iterator[None]:
         """Operations called for in this scope are computed by one call at its end: none of their values is there yet.
 
         While an operation runs, Python's own code and data fall out of the caches. To call for the next one then takes
@@ -171,30 +172,30 @@ class Kernels:
         After an error in the scope, or in computing, rows that an operation was to write raise RuntimeError for good.
         Scopes do not nest.
         """
-        scope = self._scope
+        scope = self._recording
         if scope is not None:
             scope.check_thread()
-            raise RuntimeError("Operations are recorded already: scopes of `Kernels.together` do not nest.")
-        scope = self._scope = _Scope(self._rooms)
-        self._rooms.pending = scope.written
+            raise RuntimeError("Operations are recorded already: scopes of `Kernels.recorded` do not nest.")
+        scope = self._recording = CommandList(self._pool)
+        self._pool.pending = scope.written
         lost: str | None = _LOST
         try:
             yield
             self._run(b"".join(scope.operations))
             lost = None
         finally:
-            self._scope = self._rooms.pending = None
+            self._recording = self._pool.pending = None
             scope.close(lost)
-            self._rooms.trim()
+            self._pool.trim()
 
     def _compute(self, operation: bytes, reads: Sequence[object], writes: Sequence[object]) -> None:
         """Compute an operation that reads and writes these, or record it in the scope of `together`."""
-        scope = self._scope
+        scope = self._recording
         if scope is not None:
             scope.record(operation, reads, writes)
             return
         for x in (*reads, *writes):
-            if isinstance(x, StripRows):
+            if isinstance(x, BlockedTensor):
                 x.check()
         self._run(operation)
 
@@ -216,18 +217,18 @@ class Kernels:
 
     def _at_once(self, function: Callable[..., int], *arguments: object) -> int:
         """A function that computes at once what is called for, and so not while operations are recorded."""
-        if self._scope is not None:
+        if self._recording is not None:
             raise RuntimeError(
                 f"`{function.__name__}` computes at once, and operations before it are recorded and not computed yet. "
-                "Call for it outside of the scope of `Kernels.together`."
+                "Call for it outside of the scope of `Kernels.recorded`."
             )
         return self._call(function, *arguments)
 
-    def _lend(self, size: int) -> Room:
-        scope = self._scope
+    def _acquire(self, size: int) -> Buffer:
+        scope = self._recording
         if scope is not None:
             scope.check_thread()
-        return self._rooms.lend(size)
+        return self._pool.acquire(size)
 
     def rms_norm(self, x: Rows, weight: Tensor, eps: float) -> Rows:
         """x / sqrt(mean(x^2) + eps) * weight for x [rows, width]."""
@@ -237,12 +238,12 @@ class Kernels:
         return out
 
     def empty_rows(self, count: int, width: int) -> Rows:
-        """Room for bfloat16 rows in the form that products read and write here."""
-        if self.fit_strips(width):
-            return StripRows.empty(count, width, room_of=self._lend)
+        """Buffer for bfloat16 rows in the form that products read and write here."""
+        if self.fit_blocked(width):
+            return BlockedTensor.empty(count, width, allocate=self._acquire)
         return torch.empty(count, width, dtype=torch.bfloat16)
 
-    def norm_rotate(self, x: Rows, weight: Tensor, eps: float, rotation: Rotation, out: Rows) -> None:
+    def norm_rope(self, x: Rows, weight: Tensor, eps: float, rotation: Rotation, out: Rows) -> None:
         """RMSNorm over each head of x [rows, heads * head_dim], turned by `rotation`, into `out` of the same shape.
 
         A head's half is a multiple of 16 wide.
@@ -250,9 +251,7 @@ class Kernels:
         rows, width = x.shape
         head_dim = len(weight)
         angles = _at(rotation.cos), _at(rotation.sin)
-        operation = _norm_rotate(
-            rows, width // head_dim, head_dim, *_matrix(x), _at(weight), eps, *angles, *_matrix(out)
-        )
+        operation = _norm_rope(rows, width // head_dim, head_dim, *_matrix(x), _at(weight), eps, *angles, *_matrix(out))
         self._compute(operation, (x, weight, rotation), (out,))
 
     def add_layer_norm(
@@ -277,111 +276,111 @@ class Kernels:
         tables: each with its rows' numbers, int64 [rows], or None for its first row; IndexError where it lacks one
         """
         rows, width = out.shape
-        if isinstance(rounded, StripRows):
+        if isinstance(rounded, BlockedTensor):
             rounded.check()
-        chosen = b"".join(_CHOSEN.pack(_at(table), len(table), _at(numbers)) for table, numbers in tables)
+        lookups = b"".join(_LOOKUP.pack(_at(table), len(table), _at(numbers)) for table, numbers in tables)
         to = _MATRIX.pack(*_matrix(rounded))
         to_norm = _at(weight), _at(bias), eps, _at(out)
         embed = self.library.rerankd_embed_layer_norm
-        failed = self._at_once(embed, torch.get_num_threads(), rows, width, chosen, *to_norm, to)
+        failed = self._at_once(embed, torch.get_num_threads(), rows, width, lookups, *to_norm, to)
         if failed:
             raise IndexError(
                 f"A token's number lies outside of the model's tables of {[len(x) for x, _ in tables]} rows."
             )
 
-    def tile(self, x: Rows) -> StripRows:
+    def to_blocked(self, x: Rows) -> BlockedTensor:
         """Rows [rows, width] as bfloat16 weights' products read them."""
-        if isinstance(x, StripRows):
+        if isinstance(x, BlockedTensor):
             return x
-        out = StripRows.empty(len(x), x.shape[1], room_of=self._lend)
-        self._compute(_tile(*x.shape, *_matrix(x), *_matrix(out)), (x,), (out,))
+        out = BlockedTensor.empty(len(x), x.shape[1], allocate=self._acquire)
+        self._compute(_to_blocked(*x.shape, *_matrix(x), *_matrix(out)), (x,), (out,))
         return out
 
-    def choose(self, x: Rows, rows: Tensor) -> Rows:
+    def index_select(self, x: Rows, rows: Tensor) -> Rows:
         """The rows of x, of any dtype, whose numbers `rows` (int64, each below len(x)) has, copied."""
         count, width = len(rows), x.shape[1]
         out: Rows
-        if isinstance(x, StripRows):
-            out = StripRows.empty(count, width, x.dtype, self._lend)
-            runs, size = width * x.dtype.itemsize // STRIP_BYTES, STRIP_BYTES
-            from_to = x.at, STRIP_BYTES, x.strip, out.at, STRIP_BYTES, out.strip
+        if isinstance(x, BlockedTensor):
+            out = BlockedTensor.empty(count, width, x.dtype, self._acquire)
+            runs, size = width * x.dtype.itemsize // COLUMN_BLOCK_BYTES, COLUMN_BLOCK_BYTES
+            from_to = x.address, COLUMN_BLOCK_BYTES, x.block_stride, out.address, COLUMN_BLOCK_BYTES, out.block_stride
         else:
             out = torch.empty(count, width, dtype=x.dtype)
             runs, size = 1, width * x.itemsize
             from_to = _at(x), size, 0, _at(out), size, 0
-        self._compute(_choose(count, _at(rows), runs, size, *from_to), (x, rows), (out,))
+        self._compute(_index_select(count, _at(rows), runs, size, *from_to), (x, rows), (out,))
         return out
 
     def quantize(self, x: Rows) -> Int8Rows:
         """Rows [rows, width] as 8-bit integers, each row over its own range, as 8-bit weights' products read them."""
         rows, width = x.shape
-        codes = StripRows.empty(rows, width, torch.uint8, self._lend)
+        codes = BlockedTensor.empty(rows, width, torch.uint8, self._acquire)
         steps, zeros = torch.empty(rows), torch.empty(rows)
-        operation = _quantize(rows, width, *_matrix(x), codes.at, codes.strip, _at(steps), _at(zeros))
+        operation = _quantize(rows, width, *_matrix(x), codes.address, codes.block_stride, _at(steps), _at(zeros))
         self._compute(operation, (x,), (codes, steps, zeros))
         return Int8Rows(codes, steps, zeros)
 
-    def pack_bf16(self, weight: Tensor) -> TiledWeight:
+    def pack_bf16(self, weight: Tensor) -> PackedWeight:
         """A bfloat16 weight [outputs, inputs] as `product` reads it."""
         outputs, inputs = weight.shape
         tiles = torch.empty_like(weight)
         self._at_once(self.library.rerankd_pack_bf16, outputs, inputs, _at(weight), _at(tiles))
-        return TiledWeight(tiles)
+        return PackedWeight(tiles)
 
-    def pack_int8(self, weight: Tensor, scales: Tensor) -> TiledWeight:
+    def pack_int8(self, weight: Tensor, scales: Tensor) -> PackedWeight:
         """An int8 weight [outputs, inputs] with float32 scales [outputs] as `product` reads it."""
         outputs, inputs = weight.shape
         tiles, sums = torch.empty_like(weight), torch.empty(outputs)
         self._at_once(self.library.rerankd_pack_int8, outputs, inputs, _at(weight), _at(tiles), _at(sums))
-        return TiledWeight(tiles, scales, sums)
+        return PackedWeight(tiles, scales, sums)
 
-    def product(
+    def gemm(
         self,
-        rows: StripRows | Int8Rows,
-        weight: TiledWeight,
+        rows: BlockedTensor | Int8Rows,
+        weight: PackedWeight,
         bias: Tensor | None,
         out: Rows,
-        then: str | None = None,
-        addend: Rows | None = None,
+        epilogue: str | None = None,
+        residual: Rows | None = None,
     ) -> None:
         """x W^T + b of rows and a weight, both in bfloat16 or both in 8 bits, and what follows it, written to `out`.
 
         bias: float32 [outputs]
-        then: "gelu", "gelu_tanh", "gated" (silu of the first half of the outputs, times the second half),
-            or "plus" `addend` [rows, outputs]; computed before the product is rounded
+        epilogue: "gelu", "gelu_tanh", "gated" (silu of the first half of the outputs, times the second half),
+            or "residual" `residual` [rows, outputs]; computed before the product is rounded
         """
-        outputs, inputs = weight.tiles.shape
+        outputs, inputs = weight.packed.shape
         x, steps, zeros = rows if isinstance(rows, Int8Rows) else (rows, None, None)
-        shape = (x.count, outputs // 2 if then == "gated" else outputs)
+        shape = (x.count, outputs // 2 if epilogue == "gated" else outputs)
         if (steps is None) != (weight.scales is None) or x.width != inputs:
             raise ValueError(
                 f"Rows of {x.width} columns in {x.dtype} do not fit a weight of {inputs} columns in "
-                f"{weight.tiles.dtype}."
+                f"{weight.packed.dtype}."
             )
-        if out.shape != shape or (addend is not None and addend.shape != shape):
+        if out.shape != shape or (residual is not None and residual.shape != shape):
             raise ValueError(f"A product of shape {list(shape)} cannot be written to rows of {list(out.shape)}.")
-        operation = _product(
+        operation = _gemm(
             x.count,
-            inputs * weight.tiles.itemsize // STRIP_BYTES,
+            inputs * weight.packed.itemsize // COLUMN_BLOCK_BYTES,
             outputs,
-            x.at,
-            x.strip,
-            _at(weight.tiles),
+            x.address,
+            x.block_stride,
+            _at(weight.packed),
             _at(bias),
-            *(_NO_MATRIX if addend is None else _matrix(addend)),
+            *(_NO_MATRIX if residual is None else _matrix(residual)),
             *_matrix(out),
-            _THEN.index(then),
+            _EPILOGUES.index(epilogue),
             _at(weight.scales),
             _at(weight.sums),
             _at(steps),
             _at(zeros),
         )
-        self._compute(operation, (x, steps, zeros, weight, bias, addend), (out,))
+        self._compute(operation, (x, steps, zeros, weight, bias, residual), (out,))
 
     @staticmethod
     def fit_attention(head_dim: int) -> bool:
         """Whether `attention` can take heads of this size."""
-        return head_dim % _STRIP == 0
+        return head_dim % _BLOCK_COLUMNS == 0
 
     def attention(self, q: Rows, k: Rows, v: Rows, head_dim: int, layout: AttentionLayout, scale: float) -> Rows:
         """An `Attention` (see layout.py) of q [rows, heads * head_dim], k and v [T, kv_heads * head_dim]."""
@@ -398,31 +397,31 @@ class Kernels:
 
 _MATRIX = Struct("3q")
 """`matrix` of common.h."""
-_CHOSEN = Struct("3q")
+_LOOKUP = Struct("3q")
 """`chosen` of operations.h."""
 _OPERATIONS = {
     "rms_norm": "6qd3q",
-    "norm_rotate": "7qd5q",
+    "norm_rope": "7qd5q",
     "add_layer_norm": "8qd4q",
-    "tile": "8q",
-    "choose": "10q",
+    "to_blocked": "8q",
+    "index_select": "10q",
     "quantize": "9q",
-    "product": "18q",
+    "gemm": "18q",
     "attention": "16qd3q",
 }
 """The structs of operations.h, in the order of the operations' numbers."""
-_rms_norm, _norm_rotate, _add_layer_norm, _tile, _choose, _quantize, _product, _attention = (
+_rms_norm, _norm_rope, _add_layer_norm, _to_blocked, _index_select, _quantize, _gemm, _attention = (
     partial(Struct("q" + operands).pack, number) for number, operands in enumerate(_OPERATIONS.values())
 )
 """Operations as operations.c reads them: their number, then the struct of operations.h."""
-_ABI = 1
+_ABI = 2
 """RERANKD_ABI of operations.h."""
 _AGREED = {
     "abi": _ABI,
     "matrix": _MATRIX.size,
-    "chosen": _CHOSEN.size,
+    "lookup": _LOOKUP.size,
     "block": 6 * 8,
-    "then": len(_THEN),
+    "epilogue": len(_EPILOGUES),
     **{name: Struct(operands).size for name, operands in _OPERATIONS.items()},
 }
 """What operations.c and this file have to agree on, in operations.c's order: bytes of a struct, or a number."""
@@ -484,11 +483,11 @@ def _check_agreement(library: ctypes.CDLL) -> None:
 
 def _matrix(x: Rows) -> tuple[int, int, int]:
     """The members of a `matrix`: an address, values from row to row, and values from 32 columns to the next 32."""
-    if isinstance(x, StripRows):
-        return x.at, _STRIP, x.strip // 2
+    if isinstance(x, BlockedTensor):
+        return x.address, _BLOCK_COLUMNS, x.block_stride // 2
     if x.stride(1) != 1 and x.shape[1] > 1:
         raise ValueError(f"The rows of a tensor of shape {list(x.shape)} are not contiguous.")
-    return x.data_ptr(), x.stride(0), _STRIP
+    return x.data_ptr(), x.stride(0), _BLOCK_COLUMNS
 
 
 def _at(tensor: Tensor | None) -> int:

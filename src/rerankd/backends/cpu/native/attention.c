@@ -1,4 +1,4 @@
-/* Attention of packed documents, as layout.py says. */
+/* Shared-prefix (cascade) attention of packed documents, over the layout of layout.py. */
 #if defined(__x86_64__) && defined(__linux__)
 #include "operations.h"
 #include "panels.h"
@@ -11,15 +11,16 @@
 /* Packed keys and values of `count` rows of one head. */
 typedef struct { int64_t count; bf16 *keys, *values; } side;
 
-/* What a thread works in. logits and weights: for each query, shared keys first, each side up to a multiple of 32, of logits
- * without tiles of 16. Without tiles queries and weights are in strips of VECTOR_ROWS. */
+/* A thread's scratch memory. logits and weights: of each query for the shared keys, then for its own, each side padded to a
+ * multiple of 32 (logits of the vector unit: of 16). The vector unit's queries and weights have the blocked layout, of
+ * VECTOR_ROWS rows. */
 typedef struct { bf16 *queries, *weights; float *logits, *sums; } scratch;
 
-/* Query rows that are computed together: two tiles, so that keys and values are read half as often, or one where they are
- * few, which measures faster. */
+/* Query rows of one pass: two tiles, so that keys and values are read half as often; one tile where there are few keys, which
+ * measures faster. */
 enum { QUERIES = 32, FEW_KEYS = 192 };
 
-/* Values [n, head_dim] as the packed right side of p v: keys (up to a multiple of 32) are summed over. */
+/* Pack values [n, head_dim] as the right operand of p v. The GEMM sums over keys, padded to a multiple of 32. */
 TARGET static void pack_values(const matrix *values, int64_t first, int64_t column, int64_t n, int64_t head_dim, bf16 *out)
 {
     const int64_t depth = padded(n);
@@ -31,7 +32,7 @@ TARGET static void pack_values(const matrix *values, int64_t first, int64_t colu
     const __m512i low = _mm512_loadu_si512(order), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     for (int64_t i = 0; i < depth; i += 2)
         for (int64_t j = 0; j < head_dim; j += 32) {
-            const bf16 *from = run_of(values, first + i, column + j);
+            const bf16 *from = address_of(values, first + i, column + j);
             __m512i even = i < n ? _mm512_loadu_si512(from) : _mm512_setzero_si512();
             __m512i odd = i + 1 < n ? _mm512_loadu_si512(from + values->row) : _mm512_setzero_si512();
             _mm512_storeu_si512(out + j * depth + 16 * i, _mm512_permutex2var_epi16(even, low, odd));
@@ -51,22 +52,22 @@ TARGET static void pack(side *to, const matrix *keys, const matrix *values, int6
 
 /* The logits of 16 or 32 (m) queries for n packed keys (a multiple of 32), summed over head_dim: c [m, n].
  *
- * Packed keys lie in panels of 16 columns, as pairs of what is summed over: a tile reads 16 such pairs as they are.
+ * A panel holds 16 keys as pairs of adjacent values of head_dim: a tile loads 16 such pairs as they are.
  */
 INLINE void logits_of(int64_t m, int64_t n, int64_t head_dim, const matrix *q, const bf16 *keys, float *c, int64_t c_stride)
 {
     const size_t q_bytes = 2 * q->row, c_bytes = 4 * c_stride;
-    __asm__ volatile("" ::: "memory"); /* What tiles read is stored by now; to the compiler they read nothing. */
+    __asm__ volatile("" ::: "memory"); /* The compiler does not see that tiles read memory: all stores come before. */
     for (int64_t j = 0; j < n; j += 16) {
         const bf16 *panel = keys + j * head_dim;
         _tile_zero(0);
         _tile_zero(1);
         for (int64_t x = 0; x < head_dim; x += 32) {
             _tile_loadd(6, panel + 16 * x, TILE_BYTES);
-            _tile_loadd(4, run_of(q, 0, x), q_bytes);
+            _tile_loadd(4, address_of(q, 0, x), q_bytes);
             _tile_dpbf16ps(0, 4, 6);
             if (m > 16) {
-                _tile_loadd(5, run_of(q, 16, x), q_bytes);
+                _tile_loadd(5, address_of(q, 16, x), q_bytes);
                 _tile_dpbf16ps(1, 5, 6);
             }
         }
@@ -100,11 +101,11 @@ INLINE void logits_by_tiles(const scratch *s, const side *shared, const side *ow
 {
     const int64_t height = rows > 16 ? 32 : 16, width = before + behind;
     matrix q = *queries;
-    if (rows < height) { /* tiles would read past the last row */
+    if (rows < height) { /* a tile would load rows behind the last one */
         for (int64_t i = 0; i < height; i++)
             for (int64_t j = 0; j < head_dim; j += 32)
                 _mm512_storeu_si512(s->queries + i * head_dim + j,
-                                    i < rows ? _mm512_loadu_si512(run_of(&q, i, j)) : _mm512_setzero_si512());
+                                    i < rows ? _mm512_loadu_si512(address_of(&q, i, j)) : _mm512_setzero_si512());
         q = (matrix){ s->queries, head_dim, 32 };
     }
     logits_of(height, before, head_dim, &q, shared->keys, s->logits, width);
@@ -137,13 +138,15 @@ INLINE void values_by_tiles(const scratch *s, const side *shared, const side *ow
 
 /* ---- by vectors ---------------------------------------------------------------------------------------------------- */
 
-/* sums [count, columns] of rows in strips of VECTOR_ROWS by `columns` (a multiple of 16) packed outputs, of panels that lie
- * `panel` values apart; added to what is `there`. depth: of a row's values, an even number, those that are summed. */
-TARGET static void multiply_strips(const bf16 *rows, int64_t count, const bf16 *panels, int64_t panel, int64_t depth,
-                                   int64_t columns, float *sums, int64_t stride, int there)
+/* sums [count, columns] of VECTOR_ROWS rows in the blocked layout by `columns` (a multiple of 16) packed outputs, whose panels
+ * lie `panel` values apart; added to the sums before, if `accumulate`. depth: the number of values, an even one, that are
+ * summed. */
+TARGET static void multiply_blocked(const bf16 *rows, int64_t count, const bf16 *panels, int64_t panel, int64_t depth,
+                                   int64_t columns, float *sums, int64_t stride, int accumulate)
 {
-    factors f = {
-        .rows = (const uint8_t *)rows, .strip = VECTOR_ROWS * TILE_BYTES, .depth = depth / 2, .stride = stride, .there = there
+    microkernel f = {
+        .rows = (const uint8_t *)rows, .block_stride = VECTOR_ROWS * TILE_BYTES, .depth = depth / 2, .stride = stride,
+        .accumulate = accumulate,
     };
     for (int64_t j = 0; j < columns; j += 32, panels += 2 * panel) {
         f.left = (const uint8_t *)panels;
@@ -159,9 +162,9 @@ INLINE void logits_by_vectors(const scratch *s, const side *shared, const side *
     const int64_t width = before + behind, panel = 16 * head_dim;
     for (int64_t j = 0; j < head_dim; j += 32)
         for (int64_t i = 0; i < rows; i++)
-            _mm512_storeu_si512(s->queries + j * VECTOR_ROWS + i * 32, _mm512_loadu_si512(run_of(queries, i, j)));
-    multiply_strips(s->queries, rows, shared->keys, panel, head_dim, before, s->logits, width, 0);
-    multiply_strips(s->queries, rows, own->keys, panel, head_dim, behind, s->logits + before, width, 0);
+            _mm512_storeu_si512(s->queries + j * VECTOR_ROWS + i * 32, _mm512_loadu_si512(address_of(queries, i, j)));
+    multiply_blocked(s->queries, rows, shared->keys, panel, head_dim, before, s->logits, width, 0);
+    multiply_blocked(s->queries, rows, own->keys, panel, head_dim, behind, s->logits + before, width, 0);
 }
 
 INLINE void values_by_vectors(const scratch *s, const side *shared, const side *own, int64_t rows, int64_t head_dim,
@@ -169,13 +172,13 @@ INLINE void values_by_vectors(const scratch *s, const side *shared, const side *
 {
     const int64_t before = padded(shared->count);
     const bf16 *of_own = s->weights + before * VECTOR_ROWS;
-    multiply_strips(s->weights, rows, shared->values, 16 * before, up_to(shared->count, 2), head_dim, s->sums, head_dim, 0);
-    multiply_strips(of_own, rows, own->values, 16 * padded(own->count), up_to(visible, 2), head_dim, s->sums, head_dim, 1);
+    multiply_blocked(s->weights, rows, shared->values, 16 * before, up_to(shared->count, 2), head_dim, s->sums, head_dim, 0);
+    multiply_blocked(of_own, rows, own->values, 16 * padded(own->count), up_to(visible, 2), head_dim, s->sums, head_dim, 1);
 }
 
 /* ---- by either ----------------------------------------------------------------------------------------------------- */
 
-/* The lanes of 16 that lie below `end`, for the run that begins at `j`. */
+/* Of the 16 lanes from `j` on, those below `end`. */
 INLINE __mmask16 lanes(int64_t j, int64_t end)
 {
     return end - j >= 16 ? 0xffff : end <= j ? 0 : (__mmask16)((1u << (end - j)) - 1);
@@ -188,8 +191,8 @@ INLINE __m512 max_over(const float *x, int64_t end, __m512 largest)
     return largest;
 }
 
-/* out = 2^(scale * x - shift) up to `end`, 0 from there to `width`, a multiple of 32; returns the sum so far. `columns` lie
- * between 32 values and the next. */
+/* out = 2^(scale * x - shift) up to `end`, 0 from there to `width`, a multiple of 32. Returns `sum` plus these values. columns:
+ * values from 32 columns of `out` to the next 32 */
 INLINE __m512 exp2_over(const float *x, int64_t end, int64_t width, __m512 scale, __m512 shift, __m512 sum, bf16 *out,
                         int64_t columns)
 {
@@ -209,11 +212,11 @@ INLINE __m512 exp2_over(const float *x, int64_t end, int64_t width, __m512 scale
     return sum;
 }
 
-/* Rows of one head that are packed next. */
+/* The keys and values of one head that are packed next. */
 typedef struct { matrix keys, values; int64_t rows; } coming;
 
-/* Up to QUERIES query rows of one head, or VECTOR_ROWS without tiles; the last of them sees `visible` of its own keys, in a
- * causal block the row before it one key less, and so on. */
+/* Attention of up to QUERIES query rows of one head, or VECTOR_ROWS without tiles. The last row sees `visible` of its own keys;
+ * in a causal block each row before it sees one key less. */
 INLINE void attend(int tiles, const scratch *s, const side *shared, const side *own, int64_t rows, int64_t head_dim,
                    const matrix *queries, int64_t visible, int causal, float scale, const matrix *out, const coming *next)
 {
@@ -225,7 +228,7 @@ INLINE void attend(int tiles, const scratch *s, const side *shared, const side *
         logits_by_tiles(s, shared, own, rows, head_dim, queries, before, behind);
     else
         logits_by_vectors(s, shared, own, rows, head_dim, queries, before, behind);
-    /* First all maxima, then all weights: within a row each waits for what is before it. */
+    /* All maxima first, then all weights: within a row each step waits for the one before. */
     __m512 shifts[QUERIES];
     const __m512 factor = _mm512_set1_ps(scale * LOG2_E);
     for (int64_t i = 0; i < rows; i++) {
@@ -239,12 +242,12 @@ INLINE void attend(int tiles, const scratch *s, const side *shared, const side *
         const float *row = s->logits + i * width;
         if (i < next->rows)
             for (int64_t j = 0; j < head_dim; j += 32) {
-                _mm_prefetch((const char *)run_of(&next->keys, i, j), _MM_HINT_T1);
-                _mm_prefetch((const char *)run_of(&next->values, i, j), _MM_HINT_T1);
+                _mm_prefetch((const char *)address_of(&next->keys, i, j), _MM_HINT_T1);
+                _mm_prefetch((const char *)address_of(&next->values, i, j), _MM_HINT_T1);
             }
-        bf16 *to = run_of(&weights, i, 0), *behind_them = run_of(&weights, i, padded(before));
+        bf16 *to = address_of(&weights, i, 0), *own_weights = address_of(&weights, i, padded(before));
         __m512 sum = exp2_over(row, shared->count, before, factor, shifts[i], _mm512_setzero_ps(), to, weights.columns);
-        totals[i] = exp2_over(row + before, end, behind, factor, shifts[i], sum, behind_them, weights.columns);
+        totals[i] = exp2_over(row + before, end, behind, factor, shifts[i], sum, own_weights, weights.columns);
     }
     if (tiles)
         values_by_tiles(s, shared, own, rows, head_dim, before, behind);
@@ -253,11 +256,11 @@ INLINE void attend(int tiles, const scratch *s, const side *shared, const side *
     for (int64_t i = 0; i < rows; i++) {
         __m512 inverse = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(totals[i]));
         for (int64_t j = 0; j < head_dim; j += 16)
-            store_bf16(run_of(out, i, j), _mm512_mul_ps(_mm512_loadu_ps(s->sums + i * head_dim + j), inverse));
+            store_bf16(address_of(out, i, j), _mm512_mul_ps(_mm512_loadu_ps(s->sums + i * head_dim + j), inverse));
     }
 }
 
-/* Of each way one that is called. */
+/* One function for each unit, which is called and not inlined. */
 TARGET static __attribute__((noinline)) void attend_by_tiles(const scratch *s, const side *shared, const side *own,
                                                              int64_t rows, int64_t head_dim, const matrix *queries,
                                                              int64_t visible, int causal, float scale, const matrix *out,
@@ -331,7 +334,7 @@ TARGET int rerankd_attention(int threads, int tiles, const attention *o)
                 pack(&own, k, v, b->own, b->own_stop, kv * head_dim, head_dim);
                 const int few = padded(shared.count) + padded(count) <= FEW_KEYS;
                 const int64_t most = !tiles ? VECTOR_ROWS : few ? QUERIES / 2 : QUERIES;
-                const int turn = b + 1 == blocks + runs[run + 1]; /* to the next piece: another head, or another run */
+                const int turn = b + 1 == blocks + runs[run + 1]; /* the next piece is another head, or another run */
                 const int64_t next_kv = turn ? (kv + 1) % kv_heads : kv;
                 const block *after = turn && next_kv ? first : b + 1;
                 for (int64_t h = kv * repeat; h < (kv + 1) * repeat; h++)

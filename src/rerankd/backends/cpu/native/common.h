@@ -1,8 +1,8 @@
-/* What the kernels share: bfloat16, 2^x, rows in strips, and shares of work.
+/* Code that all kernels share: bfloat16, 2^x, the blocked layout, and the distribution of work.
  *
- * torch computes what is here as several passes over float32 temporaries; here a row is read once and written once.
- * Plain C behind a C ABI for x86-64 with AVX512-BF16: built without torch's headers, loaded by ctypes, and left out where it
- * does not compile. Threads are torch's own: both use the one OpenMP runtime that is loaded.
+ * torch computes the same operations in several passes over float32 temporaries; a kernel reads and writes each row once.
+ * Plain C behind a C ABI for x86-64 with AVX512-BF16: built without torch's headers, loaded by ctypes, and left out where the
+ * files do not compile. The threads are torch's: both use the one OpenMP runtime that is loaded.
  *
  * Everywhere: bf16 is a bfloat16 as its 16 bits, strides count elements, rows are contiguous in their last dimension.
  * Widths are multiples of 16 (`Kernels.fit` checks), head dimensions multiples of 32.
@@ -18,7 +18,7 @@
 
 typedef uint16_t bf16;
 
-/* One target for all, so that all can be inlined into each other; tiles are used only where HAS_TILES says so. */
+/* One target for all functions, so that any can be inlined into any. Code runs on tiles only where HAS_TILES is set. */
 #define TARGET                                                                                                        \
     __attribute__((target("amx-tile,amx-bf16,amx-int8,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni,fma,"  \
                           "prefer-vector-width=512")))
@@ -34,8 +34,8 @@ INLINE void store_bf16(bf16 *to, __m512 x)
     _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x));
 }
 
-/* 2^x to 3e-6 of itself, less than a 1000th of what bfloat16 keeps, for -100 <= x <= 127; next to 0 below. (Not nearer:
- * what is too small for a normal float32 takes the processor a hundred times as long.) */
+/* 2^x with a relative error of 3e-6, a 1000th of bfloat16's, for -100 <= x <= 127; about 0 below. (The lower bound keeps
+ * results normal: subnormal float32 takes the processor a hundred times as long.) */
 INLINE __m512 exp2_ps(__m512 x)
 {
     x = _mm512_max_ps(_mm512_set1_ps(-100.0f), x); /* in this order not-a-number stays what it is */
@@ -53,28 +53,28 @@ INLINE __m512 exp2_ps(__m512 x)
 
 /* ---- tiles ------------------------------------------------------------------------------------------------------
  *
- * A tile is 16 rows of 64 bytes: 32 bfloat16 values or 64 8-bit ones. Rows between products lie in strips, 64 bytes of every
- * row, then the next 64 of every row: any 16 lines on end are a tile, and what a product writes, some columns of many rows,
- * it writes to lines on end, which the processor asks for by itself. Behind the last strip is room for 31 rows more, that
- * products and attention may read and never look at.
+ * A tile is 16 rows of 64 bytes: 32 bfloat16 values or 64 8-bit ones. Between GEMMs a tensor has the blocked layout: a column
+ * block holds 64 bytes of every row, and column blocks follow one another. So any 16 adjacent lines of a column block are a
+ * tile; and a GEMM, which writes some columns of many rows, writes adjacent lines, which the processor prefetches by itself.
+ * The last column block has 31 spare rows behind it, which GEMMs and attention may load and whose values they ignore.
  */
 
 enum { TILE_ROWS = 16, TILE_BYTES = 64, TILE = TILE_ROWS * TILE_BYTES };
 
-/* Rows of bfloat16, in strips or not: how many values lie between one row and the next, and between 32 columns and the next
- * 32. */
+/* A bfloat16 matrix in the blocked layout or row after row. row: values from a row to the next; columns: values from 32 columns
+ * to the next 32. */
 typedef struct { bf16 *at; int64_t row, columns; } matrix;
 
-/* Where a run of 16 values begins. */
-INLINE bf16 *run_of(const matrix *m, int64_t row, int64_t column)
+/* The address of a value; the values that follow it, up to the next multiple of 32 columns, are adjacent. */
+INLINE bf16 *address_of(const matrix *m, int64_t row, int64_t column)
 {
     return m->at + row * m->row + (column >> 5) * m->columns + (column & 31);
 }
 
-/* What lies from a row and a column, a multiple of 32, on. */
+/* The part of a matrix that begins at a row and a column, a multiple of 32. */
 INLINE matrix shifted(const matrix *m, int64_t row, int64_t column)
 {
-    return (matrix){ run_of(m, row, column), m->row, m->columns };
+    return (matrix){ address_of(m, row, column), m->row, m->columns };
 }
 
 INLINE int64_t up_to(int64_t n, int64_t multiple)
@@ -82,7 +82,7 @@ INLINE int64_t up_to(int64_t n, int64_t multiple)
     return (n + multiple - 1) / multiple * multiple;
 }
 
-/* Rows of which panels are made, and what tiles sum over, come in multiples of 32. */
+/* Panels are packed from multiples of 32 rows, and tiles sum over multiples of 32 values. */
 INLINE int64_t padded(int64_t n)
 {
     return up_to(n, 32);
@@ -90,18 +90,18 @@ INLINE int64_t padded(int64_t n)
 
 /* ---- work ----------------------------------------------------------------------------------------------------------
  *
- * Each thread is given pieces of about the rows that are its own in all operations, since its second-level cache may have them.
+ * A thread gets pieces of about the same rows in every operation, since its second-level cache may still hold these rows.
  */
 
-/* Pieces that a thread was given, of which `next` is the first that none has taken; on a line of its own. */
+/* The pieces of one thread; `next` is the first that no thread has taken. Aligned to a cache line of its own. */
 typedef struct { int64_t next, end; } __attribute__((aligned(64))) range;
 
-/* A piece of the thread's own, then of what is left of the other threads', since one that shares its core with others is
- * slower; -1 where nothing is. */
-INLINE int64_t take_piece(range *ranges, int64_t thread, int64_t crew)
+/* The next piece of the thread's own, else of another thread of the team, since a thread that shares its core with other work
+ * is slower; -1 where no piece is left. team: the number of threads */
+INLINE int64_t take_piece(range *ranges, int64_t thread, int64_t team)
 {
-    for (int64_t k = 0; k < crew; k++) {
-        range *from = ranges + (thread + k) % crew;
+    for (int64_t k = 0; k < team; k++) {
+        range *from = ranges + (thread + k) % team;
         const int64_t piece = __atomic_fetch_add(&from->next, 1, __ATOMIC_RELAXED);
         if (piece < from->end)
             return piece;

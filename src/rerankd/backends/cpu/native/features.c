@@ -1,4 +1,4 @@
-/* What the processor has of what the kernels need, as a sum; 0 where they cannot run. */
+/* The instruction sets that the kernels can use on this processor, as a sum; 0 where the kernels cannot run. */
 enum { HAS_VECTORS = 1, HAS_TILES = 2 };
 
 #if defined(__x86_64__) && defined(__linux__)
@@ -30,5 +30,5 @@ int rerankd_features(void) { return 0; }
 #define RERANKD_SOURCES ""
 #endif
 
-/* The digest of the sources that this was compiled from, as setup.py computed it; empty where another way compiled it. */
+/* The digest of the sources of this library, as setup.py computed it; empty where setup.py did not compile the library. */
 const char *rerankd_sources(void) { return RERANKD_SOURCES; }

@@ -1,4 +1,4 @@
-/* Operations one after another by one call. */
+/* The interpreter of command lists: one call computes one operation after another. */
 #if defined(__x86_64__) && defined(__linux__)
 #include "operations.h"
 
@@ -10,8 +10,8 @@ static const int64_t OPERAND_BYTES[] = { OPERATIONS(BYTES) };
 
 #define NAMED(number, type) { #type, sizeof(type) },
 static const agreed AGREED[] = {
-    { "abi", RERANKD_ABI },      { "matrix", sizeof(matrix) }, { "chosen", sizeof(chosen) },
-    { "block", sizeof(block) },  { "then", THEN_COUNT },       OPERATIONS(NAMED)
+    { "abi", RERANKD_ABI },      { "matrix", sizeof(matrix) },      { "lookup", sizeof(lookup) },
+    { "block", sizeof(block) },  { "epilogue", EPILOGUE_COUNT },   OPERATIONS(NAMED)
 };
 
 /* An entry of the above; NULL behind the last. */
@@ -20,7 +20,8 @@ const agreed *rerankd_agreed(int64_t entry)
     return entry >= 0 && entry < (int64_t)(sizeof AGREED / sizeof *AGREED) ? AGREED + entry : NULL;
 }
 
-/* Whether all operations can be read: before the first is computed, since each tells where the next begins. */
+/* COMPUTED, or why the list cannot be read. The whole list is checked before the first operation is computed, since each
+ * operation's number says where the next one begins. */
 static int check(const char *at, const char *end)
 {
     while (at < end) {
@@ -33,15 +34,15 @@ static int check(const char *at, const char *end)
             return UNKNOWN_OPERATION;
         if (end - at < OPERAND_BYTES[number])
             return CUT_SHORT;
-        if (number == PRODUCT && (uint64_t)((const product *)at)->then >= THEN_COUNT)
+        if (number == GEMM && (uint64_t)((const gemm *)at)->epilogue >= EPILOGUE_COUNT)
             return UNKNOWN_OPERATION;
         at += OPERAND_BYTES[number];
     }
     return COMPUTED;
 }
 
-/* operations: of each its number, then its operands. Returns COMPUTED; NO_MEMORY where memory ran out for one, and it ends
- * there; or, with nothing computed, UNKNOWN_OPERATION or CUT_SHORT. */
+/* Compute a command list: of each operation its number, then its operands. Returns COMPUTED; NO_MEMORY where memory ran out for
+ * an operation, and that one and those after it are not computed; or, with nothing computed, UNKNOWN_OPERATION or CUT_SHORT. */
 int rerankd_run(int threads, int tiles, int64_t bytes, const char *operations)
 {
     const char *at = operations, *end = operations + bytes;
@@ -56,29 +57,29 @@ int rerankd_run(int threads, int tiles, int64_t bytes, const char *operations)
             rerankd_rms_norm(threads, o);
             at += sizeof(rms_norm);
             break;
-        case NORM_ROTATE:
-            rerankd_norm_rotate(threads, o);
-            at += sizeof(norm_rotate);
+        case NORM_ROPE:
+            rerankd_norm_rope(threads, o);
+            at += sizeof(norm_rope);
             break;
         case ADD_LAYER_NORM:
             rerankd_add_layer_norm(threads, o);
             at += sizeof(add_layer_norm);
             break;
-        case TILE_ROWS_OF:
-            rerankd_tile(threads, o);
-            at += sizeof(tile);
+        case TO_BLOCKED:
+            rerankd_to_blocked(threads, o);
+            at += sizeof(to_blocked);
             break;
-        case CHOOSE:
-            rerankd_choose(threads, o);
-            at += sizeof(choose);
+        case INDEX_SELECT:
+            rerankd_index_select(threads, o);
+            at += sizeof(index_select);
             break;
         case QUANTIZE:
             rerankd_quantize(threads, o);
             at += sizeof(quantize);
             break;
-        case PRODUCT:
-            rerankd_product(threads, tiles, o);
-            at += sizeof(product);
+        case GEMM:
+            rerankd_gemm(threads, tiles, o);
+            at += sizeof(gemm);
             break;
         case ATTENTION:
             if (rerankd_attention(threads, tiles, o))

@@ -1,4 +1,4 @@
-/* The operations of a layer, each with what it reads and writes: as `native/__init__.py` packs it, 8 bytes a value. */
+/* The operations of a layer. Each struct holds one operation's operands, 8 bytes a value, as Python packs them. */
 #ifndef RERANKD_OPERATIONS_H
 #define RERANKD_OPERATIONS_H
 
@@ -6,15 +6,15 @@
 
 #include <stddef.h>
 
-/* To be raised with every change that Python's side has to follow and that sizes and names do not show: the order or the
- * meaning of members. `_ABI` in `native/__init__.py` is the same number. */
-enum { RERANKD_ABI = 1 };
+/* Raise this number with every change of the order or the meaning of members: sizes and names do not show such a change, and
+ * Python has to follow it. `_ABI` on Python's side is the same number. */
+enum { RERANKD_ABI = 2 };
 
-/* What Python's side compares with its own: bytes of a struct, or a number. */
+/* An entry that Python compares with its own: bytes of a struct, or a number. */
 typedef struct { const char *name; int64_t value; } agreed;
 
-/* Rows of a table [count, width], by their numbers; without numbers the first. */
-typedef struct { const bf16 *values; int64_t count; const int64_t *numbers; } chosen;
+/* A look-up in a table [count, width]: the indices of rows, or NULL for the first row every time. */
+typedef struct { const bf16 *values; int64_t count; const int64_t *indices; } lookup;
 
 /* out = x / sqrt(mean(x^2) + eps) * weight */
 typedef struct {
@@ -25,7 +25,7 @@ typedef struct {
     matrix out;
 } rms_norm;
 
-/* Each head's RMSNorm, then its rotation: x and out [rows, heads * head_dim], cosines and sines [rows, head_dim / 2]. */
+/* RMSNorm and rotary embedding of each head: x and out [rows, heads * head_dim], cosines and sines [rows, head_dim / 2]. */
 typedef struct {
     int64_t rows, heads, head_dim;
     matrix x;
@@ -33,9 +33,9 @@ typedef struct {
     double eps;
     const bf16 *cosines, *sines;
     matrix out;
-} norm_rotate;
+} norm_rope;
 
-/* LayerNorm of x + delta, in float32 as `out` and rounded as `rounded`. */
+/* LayerNorm of x + delta: `out` in float32, `rounded` in bfloat16. */
 typedef struct {
     int64_t rows, width;
     const float *x;
@@ -46,60 +46,62 @@ typedef struct {
     matrix rounded;
 } add_layer_norm;
 
-/* Rows [rows, width] in strips. */
+/* A copy of x [rows, width] in the blocked layout (common.h). */
 typedef struct {
     int64_t rows, width;
     matrix x, out;
-} tile;
+} to_blocked;
 
-/* The rows whose numbers `rows` has, copied; a row is `runs` times `bytes` bytes, and strides count bytes. */
+/* Copies of the rows with these indices. A row is `segments` times `segment_bytes` bytes; strides count bytes. */
 typedef struct {
     int64_t count;
-    const int64_t *rows;
-    int64_t runs, bytes;
+    const int64_t *indices;
+    int64_t segments, segment_bytes;
     const char *x;
-    int64_t x_row, x_run;
+    int64_t x_row, x_segment;
     char *out;
-    int64_t out_row, out_run;
-} choose;
+    int64_t out_row, out_segment;
+} index_select;
 
-/* Rows as unsigned 8-bit integers, x = (code - zero) * step, in strips with `strip` bytes between them. Each row has a step
- * and a zero of its own, so that its whole range, lopsided or not, is used. width is a multiple of 64. */
+/* Rows as unsigned 8-bit integers, x = (code - zero) * step, in the blocked layout with `block_stride` bytes from a column
+ * block to the next. Each row has a step and a zero of its own, so that the codes cover the row's range. width is a multiple of
+ * 64. */
 typedef struct {
     int64_t rows, width;
     matrix x;
     uint8_t *codes;
-    int64_t strip;
+    int64_t block_stride;
     float *steps, *zeros;
 } quantize;
 
-/* What follows a product. THEN_GATED: silu of the first half of the outputs, times the second half. */
-enum { THEN_NOTHING, THEN_GELU, THEN_GELU_TANH, THEN_GATED, THEN_PLUS, THEN_COUNT };
+/* The epilogue of a GEMM. EPILOGUE_GATED: silu of the first half of the outputs, times the second half. */
+enum { EPILOGUE_NONE, EPILOGUE_GELU, EPILOGUE_GELU_TANH, EPILOGUE_GATED, EPILOGUE_RESIDUAL, EPILOGUE_COUNT };
 
-/* x [rows, steps of 64 bytes] W^T + bias and what follows it; outputs is a multiple of 32. scales and what is below it are
- * NULL for bfloat16 rows. */
+/* x [rows, steps of 64 bytes] W^T + bias, then the epilogue. outputs is a multiple of 32. scales and the members below are NULL
+ * for bfloat16 rows. */
 typedef struct {
     int64_t rows, steps, outputs;
-    const uint8_t *strips;
-    int64_t strip;            /* bytes between strips */
+    const uint8_t *x;         /* in the blocked layout */
+    int64_t block_stride;     /* bytes from a column block to the next */
     const uint8_t *packed;
     const float *bias;        /* [outputs] or NULL */
-    matrix other;             /* [rows, outputs] that are added */
+    matrix residual;          /* [rows, outputs], for EPILOGUE_RESIDUAL */
     matrix out;
-    int64_t then;
-    const float *scales;      /* of each output of an 8-bit weight */
-    const float *sums;        /* of each output's weights */
+    int64_t epilogue;
+    const float *scales;      /* [outputs], of an 8-bit weight */
+    const float *sums;        /* [outputs], sums of the weights of an output */
     const float *row_steps;
     const float *row_zeros;
-} product;
+} gemm;
 
-/* What layout.py calls a block. */
+/* A `Block` of layout.py. */
 typedef struct { int64_t query, query_stop, shared, shared_stop, own, own_stop; } block;
 
-/* Attention as layout.py says: q and out [rows, heads * head_dim], k and v [T, kv_heads * head_dim].
+/* Shared-prefix (cascade) attention over the layout of layout.py: q and out [rows, heads * head_dim], k and v
+ * [T, kv_heads * head_dim].
  *
- * blocks: their spans; runs [run_count + 1]: where runs of blocks with one `shared` span begin; each run of each key
- * head is a piece of work, in which the shared keys and values are packed once. */
+ * blocks: the spans of each block; runs [run_count + 1]: the first block of each run of blocks that share a prefix. A run and a
+ * key head are a piece of work, for which the prefix's keys and values are packed once. */
 typedef struct {
     int64_t run_count;
     const int64_t *runs;
@@ -114,63 +116,63 @@ typedef struct {
 /* All operations in the order of their numbers, each with its struct. */
 #define OPERATIONS(OF)                                                                                                \
     OF(RMS_NORM, rms_norm)                                                                                            \
-    OF(NORM_ROTATE, norm_rotate)                                                                                      \
+    OF(NORM_ROPE, norm_rope)                                                                                          \
     OF(ADD_LAYER_NORM, add_layer_norm)                                                                                \
-    OF(TILE_ROWS_OF, tile)                                                                                            \
-    OF(CHOOSE, choose)                                                                                                \
+    OF(TO_BLOCKED, to_blocked)                                                                                        \
+    OF(INDEX_SELECT, index_select)                                                                                    \
     OF(QUANTIZE, quantize)                                                                                            \
-    OF(PRODUCT, product)                                                                                              \
+    OF(GEMM, gemm)                                                                                                    \
     OF(ATTENTION, attention)
 
 /* What rerankd_run returns. */
 enum { COMPUTED, NO_MEMORY, UNKNOWN_OPERATION, CUT_SHORT };
 
-/* Where members lie and how long structs are, in values of 8 bytes, as Python packs them: integers, addresses and
- * structs of these, or doubles. */
+/* The offsets of members and the sizes of structs, in values of 8 bytes, as Python packs them: integers, addresses and structs
+ * of these, or doubles. */
 #define MEMBER(type, member) (((type *)0)->member)
 #define IS_DOUBLE(type, member) _Generic(MEMBER(type, member), double: 1, default: 0)
-#define LIES(type, member, values)                                                                                    \
+#define IS_AT(type, member, values)                                                                                    \
     (offsetof(type, member) == 8 * (values) && sizeof MEMBER(type, member) % 8 == 0)
 #define AT(type, member, values)                                                                                      \
-    _Static_assert(LIES(type, member, values) && !IS_DOUBLE(type, member), #type "." #member)
+    _Static_assert(IS_AT(type, member, values) && !IS_DOUBLE(type, member), #type "." #member)
 #define DOUBLE_AT(type, member, values)                                                                               \
-    _Static_assert(LIES(type, member, values) && IS_DOUBLE(type, member), #type "." #member)
+    _Static_assert(IS_AT(type, member, values) && IS_DOUBLE(type, member), #type "." #member)
 #define LENGTH(type, values) _Static_assert(sizeof(type) == 8 * (values), #type)
 AT(matrix, at, 0); AT(matrix, row, 1); AT(matrix, columns, 2); LENGTH(matrix, 3);
-AT(chosen, values, 0); AT(chosen, count, 1); AT(chosen, numbers, 2); LENGTH(chosen, 3);
+AT(lookup, values, 0); AT(lookup, count, 1); AT(lookup, indices, 2); LENGTH(lookup, 3);
 AT(block, query, 0); AT(block, query_stop, 1); AT(block, shared, 2); AT(block, shared_stop, 3); AT(block, own, 4);
 AT(block, own_stop, 5); LENGTH(block, 6);
 AT(rms_norm, rows, 0); AT(rms_norm, width, 1); AT(rms_norm, x, 2); AT(rms_norm, weight, 5); DOUBLE_AT(rms_norm, eps, 6);
 AT(rms_norm, out, 7); LENGTH(rms_norm, 10);
-AT(norm_rotate, rows, 0); AT(norm_rotate, heads, 1); AT(norm_rotate, head_dim, 2); AT(norm_rotate, x, 3);
-AT(norm_rotate, weight, 6); DOUBLE_AT(norm_rotate, eps, 7); AT(norm_rotate, cosines, 8); AT(norm_rotate, sines, 9);
-AT(norm_rotate, out, 10); LENGTH(norm_rotate, 13);
+AT(norm_rope, rows, 0); AT(norm_rope, heads, 1); AT(norm_rope, head_dim, 2); AT(norm_rope, x, 3);
+AT(norm_rope, weight, 6); DOUBLE_AT(norm_rope, eps, 7); AT(norm_rope, cosines, 8); AT(norm_rope, sines, 9);
+AT(norm_rope, out, 10); LENGTH(norm_rope, 13);
 AT(add_layer_norm, rows, 0); AT(add_layer_norm, width, 1); AT(add_layer_norm, x, 2); AT(add_layer_norm, delta, 3);
 AT(add_layer_norm, weight, 6); AT(add_layer_norm, bias, 7); DOUBLE_AT(add_layer_norm, eps, 8); AT(add_layer_norm, out, 9);
 AT(add_layer_norm, rounded, 10); LENGTH(add_layer_norm, 13);
-AT(tile, rows, 0); AT(tile, width, 1); AT(tile, x, 2); AT(tile, out, 5); LENGTH(tile, 8);
-AT(choose, count, 0); AT(choose, rows, 1); AT(choose, runs, 2); AT(choose, bytes, 3); AT(choose, x, 4);
-AT(choose, x_row, 5); AT(choose, x_run, 6); AT(choose, out, 7); AT(choose, out_row, 8); AT(choose, out_run, 9);
-LENGTH(choose, 10);
-AT(quantize, rows, 0); AT(quantize, width, 1); AT(quantize, x, 2); AT(quantize, codes, 5); AT(quantize, strip, 6);
+AT(to_blocked, rows, 0); AT(to_blocked, width, 1); AT(to_blocked, x, 2); AT(to_blocked, out, 5); LENGTH(to_blocked, 8);
+AT(index_select, count, 0); AT(index_select, indices, 1); AT(index_select, segments, 2); AT(index_select, segment_bytes, 3);
+AT(index_select, x, 4); AT(index_select, x_row, 5); AT(index_select, x_segment, 6); AT(index_select, out, 7);
+AT(index_select, out_row, 8); AT(index_select, out_segment, 9); LENGTH(index_select, 10);
+AT(quantize, rows, 0); AT(quantize, width, 1); AT(quantize, x, 2); AT(quantize, codes, 5); AT(quantize, block_stride, 6);
 AT(quantize, steps, 7); AT(quantize, zeros, 8); LENGTH(quantize, 9);
-AT(product, rows, 0); AT(product, steps, 1); AT(product, outputs, 2); AT(product, strips, 3); AT(product, strip, 4);
-AT(product, packed, 5); AT(product, bias, 6); AT(product, other, 7); AT(product, out, 10); AT(product, then, 13);
-AT(product, scales, 14); AT(product, sums, 15); AT(product, row_steps, 16); AT(product, row_zeros, 17);
-LENGTH(product, 18);
+AT(gemm, rows, 0); AT(gemm, steps, 1); AT(gemm, outputs, 2); AT(gemm, x, 3); AT(gemm, block_stride, 4);
+AT(gemm, packed, 5); AT(gemm, bias, 6); AT(gemm, residual, 7); AT(gemm, out, 10); AT(gemm, epilogue, 13);
+AT(gemm, scales, 14); AT(gemm, sums, 15); AT(gemm, row_steps, 16); AT(gemm, row_zeros, 17);
+LENGTH(gemm, 18);
 AT(attention, run_count, 0); AT(attention, runs, 1); AT(attention, blocks, 2); AT(attention, heads, 3);
 AT(attention, kv_heads, 4); AT(attention, head_dim, 5); AT(attention, q, 6); AT(attention, k, 9); AT(attention, v, 12);
 AT(attention, causal, 15); DOUBLE_AT(attention, scale, 16); AT(attention, out, 17); LENGTH(attention, 20);
 
 void rerankd_rms_norm(int threads, const rms_norm *o);
-void rerankd_norm_rotate(int threads, const norm_rotate *o);
+void rerankd_norm_rope(int threads, const norm_rope *o);
 void rerankd_add_layer_norm(int threads, const add_layer_norm *o);
-void rerankd_tile(int threads, const tile *o);
-void rerankd_choose(int threads, const choose *o);
+void rerankd_to_blocked(int threads, const to_blocked *o);
+void rerankd_index_select(int threads, const index_select *o);
 void rerankd_quantize(int threads, const quantize *o);
-/* By tiles, or by the vector unit. */
-void rerankd_product(int threads, int tiles, const product *p);
-/* The same; returns 0, or 1 where memory ran out. */
+/* By AMX tiles, or by the vector unit. */
+void rerankd_gemm(int threads, int tiles, const gemm *p);
+/* By AMX tiles, or by the vector unit. Returns 0, or 1 where memory ran out. */
 int rerankd_attention(int threads, int tiles, const attention *o);
 
 #endif

@@ -1,4 +1,4 @@
-/* The packed right side of a product: panels of 16 outputs, in which 4 bytes of each of them lie side by side. */
+/* The packed right operand of a GEMM: panels of 16 outputs. A line of a panel holds 4 bytes of each of the 16. */
 #ifndef RERANKD_PANELS_H
 #define RERANKD_PANELS_H
 
@@ -31,15 +31,15 @@ INLINE void transpose_16x16(__m512i r[16])
     }
 }
 
-/* y [n, width], that begins at a row and a column, as the right side of x y^T: width is summed over, rows of y (up to a
- * multiple of 32) are columns. */
+/* Pack y [n, width], which begins at a row and a column of a matrix, as the right operand of x y^T. The GEMM sums over width;
+ * rows of y, padded to a multiple of 32, are its outputs. */
 TARGET static void pack_panels(const matrix *y, int64_t first, int64_t column, int64_t n, int64_t width, bf16 *out)
 {
     for (int64_t i = 0; i < padded(n); i += 16)
         for (int64_t j = 0; j < width; j += 32) {
             __m512i rows[16];
             for (int r = 0; r < 16; r++)
-                rows[r] = i + r < n ? _mm512_loadu_si512(run_of(y, first + i + r, column + j)) : _mm512_setzero_si512();
+                rows[r] = i + r < n ? _mm512_loadu_si512(address_of(y, first + i + r, column + j)) : _mm512_setzero_si512();
             transpose_16x16(rows);
             for (int r = 0; r < 16; r++)
                 _mm512_storeu_si512(out + i * width + (j / 2 + r) * 32, rows[r]);

@@ -1,20 +1,21 @@
-/* Operations on each row by itself: norms, rotation, and the forms in which products read rows. */
+/* Operations on each row by itself: norms, rotary embedding, quantisation and copies into the blocked layout. */
 #if defined(__x86_64__) && defined(__linux__)
 #include "operations.h"
 
 #include <float.h>
 
-/* Rows that are computed together: lines that lie side by side in strips. */
+/* Rows that a loop interleaves: their lines are adjacent in the blocked layout. */
 enum { ABREAST = 8 };
 
-/* `count` rows from `first` on; of fewer than ABREAST, the first of them again, whose results are not stored. */
+/* RMSNorm of `count` rows from `first` on. Where there are fewer than ABREAST, the first row fills their places, and only
+ * `count` results are stored. */
 INLINE void rms_norm_rows(int64_t first, int64_t count, int64_t width, const matrix *x, const bf16 *weight, float eps,
                           const matrix *out)
 {
     const bf16 *from[ABREAST];
     __m512 sums[ABREAST];
     for (int64_t r = 0; r < ABREAST; r++) {
-        from[r] = run_of(x, r < count ? first + r : first, 0);
+        from[r] = address_of(x, r < count ? first + r : first, 0);
         sums[r] = _mm512_setzero_ps();
     }
     for (int64_t j = 0; j < width; j += 16)
@@ -28,7 +29,7 @@ INLINE void rms_norm_rows(int64_t first, int64_t count, int64_t width, const mat
         const __m512 w = load_bf16(weight + j);
         for (int64_t r = 0; r < count; r++) {
             __m512 v = load_bf16(from[r] + (j >> 5) * x->columns + (j & 31));
-            store_bf16(run_of(out, first + r, j), _mm512_mul_ps(_mm512_mul_ps(v, sums[r]), w));
+            store_bf16(address_of(out, first + r, j), _mm512_mul_ps(_mm512_mul_ps(v, sums[r]), w));
         }
     }
 }
@@ -43,8 +44,8 @@ TARGET void rerankd_rms_norm(int threads, const rms_norm *o)
             rms_norm_rows(i, o->rows - i, o->width, &o->x, o->weight, (float)o->eps, &o->out);
 }
 
-/* Norm and rotation of one head, from column `begin` on, of `count` rows from `first` on. */
-INLINE void norm_rotate_head(int64_t first, int64_t count, int64_t begin, const norm_rotate *o)
+/* RMSNorm and rotary embedding of the head that begins at column `begin`, of `count` rows from `first` on. */
+INLINE void norm_rope_head(int64_t first, int64_t count, int64_t begin, const norm_rope *o)
 {
     const int64_t head_dim = o->head_dim, half = head_dim / 2;
     const matrix *x = &o->x, *out = &o->out;
@@ -54,7 +55,7 @@ INLINE void norm_rotate_head(int64_t first, int64_t count, int64_t begin, const 
     for (int64_t r = 0; r < count; r++)
         scales[r] = _mm512_setzero_ps();
     for (int64_t j = 0; j < head_dim; j += 16) {
-        const bf16 *at = run_of(x, first, begin + j);
+        const bf16 *at = address_of(x, first, begin + j);
         for (int64_t r = 0; r < count; r++) {
             _mm_prefetch((const char *)(at + (ABREAST + r) * x->row), _MM_HINT_T0);
             __m512 v = load_bf16(at + r * x->row);
@@ -64,8 +65,8 @@ INLINE void norm_rotate_head(int64_t first, int64_t count, int64_t begin, const 
     for (int64_t r = 0; r < count; r++)
         scales[r] = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(scales[r]) / (float)head_dim + eps));
     for (int64_t j = 0; j < half; j += 16) {
-        const bf16 *left = run_of(x, first, begin + j), *right = run_of(x, first, begin + half + j);
-        bf16 *to_left = run_of(out, first, begin + j), *to_right = run_of(out, first, begin + half + j);
+        const bf16 *left = address_of(x, first, begin + j), *right = address_of(x, first, begin + half + j);
+        bf16 *to_left = address_of(out, first, begin + j), *to_right = address_of(out, first, begin + half + j);
         const __m512 wa = load_bf16(weight + j), wb = load_bf16(weight + half + j);
         for (int64_t r = 0; r < count; r++) {
             __m512 a = _mm512_mul_ps(_mm512_mul_ps(load_bf16(left + r * x->row), scales[r]), wa);
@@ -77,21 +78,21 @@ INLINE void norm_rotate_head(int64_t first, int64_t count, int64_t begin, const 
     }
 }
 
-TARGET void rerankd_norm_rotate(int threads, const norm_rotate *o)
+TARGET void rerankd_norm_rope(int threads, const norm_rope *o)
 {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < o->rows; i += ABREAST)
         for (int64_t h = 0; h < o->heads; h++)
             if (o->rows - i >= ABREAST)
-                norm_rotate_head(i, ABREAST, h * o->head_dim, o);
+                norm_rope_head(i, ABREAST, h * o->head_dim, o);
             else
-                norm_rotate_head(i, o->rows - i, h * o->head_dim, o);
+                norm_rope_head(i, o->rows - i, h * o->head_dim, o);
 }
 
-/* Rows of LayerNorm that are computed together. */
+/* Rows that a loop of LayerNorm interleaves. */
 enum { NORMED = 4 };
 
-/* LayerNorm of `count` rows from `first` on that `out` has, whose values sum up to `sums`; in their place, and as `rounded`. */
+/* LayerNorm of `count` rows of `out` from `first` on, in place, and in bfloat16 into `rounded`. sums: each row's sum */
 INLINE void layer_norm_rows(int64_t first, int64_t count, int64_t width, __m512 *sums, const float *weight, const float *bias,
                             float eps, float *out, const matrix *rounded)
 {
@@ -113,7 +114,7 @@ INLINE void layer_norm_rows(int64_t first, int64_t count, int64_t width, __m512 
             __m512 v = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(to), sums[r]), squares[r]);
             v = _mm512_fmadd_ps(v, _mm512_loadu_ps(weight + j), _mm512_loadu_ps(bias + j));
             _mm512_storeu_ps(to, v);
-            store_bf16(run_of(rounded, first + r, j), v);
+            store_bf16(address_of(rounded, first + r, j), v);
         }
 }
 
@@ -129,7 +130,7 @@ TARGET void rerankd_add_layer_norm(int threads, const add_layer_norm *o)
         for (int64_t j = 0; j < width; j += 16)
             for (int64_t r = 0; r < count; r++) {
                 const int64_t at = (i + r) * width + j;
-                __m512 v = _mm512_add_ps(_mm512_loadu_ps(o->x + at), load_bf16(run_of(&o->delta, i + r, j)));
+                __m512 v = _mm512_add_ps(_mm512_loadu_ps(o->x + at), load_bf16(address_of(&o->delta, i + r, j)));
                 _mm512_storeu_ps(o->out + at, v);
                 sums[r] = _mm512_add_ps(sums[r], v);
             }
@@ -137,18 +138,18 @@ TARGET void rerankd_add_layer_norm(int threads, const add_layer_norm *o)
     }
 }
 
-INLINE int64_t number_at(const chosen *table, int64_t i)
+INLINE int64_t index_at(const lookup *table, int64_t i)
 {
-    return table->numbers ? table->numbers[i] : 0;
+    return table->indices ? table->indices[i] : 0;
 }
 
-/* The same of the sum of a row of each of three tables. Returns 1, with nothing done, where a table lacks a row, or 0. */
-TARGET int rerankd_embed_layer_norm(int threads, int64_t rows, int64_t width, const chosen *tables, const float *weight,
+/* LayerNorm of the sum of three embeddings. Returns 0, or 1, with nothing written, where an index lies outside of its table. */
+TARGET int rerankd_embed_layer_norm(int threads, int64_t rows, int64_t width, const lookup *tables, const float *weight,
                                     const float *bias, float eps, float *out, const matrix *rounded)
 {
     for (int64_t i = 0; i < rows; i++)
-        for (const chosen *table = tables; table < tables + 3; table++)
-            if (number_at(table, i) < 0 || number_at(table, i) >= table->count)
+        for (const lookup *table = tables; table < tables + 3; table++)
+            if (index_at(table, i) < 0 || index_at(table, i) >= table->count)
                 return 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < rows; i += NORMED) {
@@ -157,7 +158,7 @@ TARGET int rerankd_embed_layer_norm(int threads, int64_t rows, int64_t width, co
         for (int64_t r = 0; r < count; r++) {
             const bf16 *from[3];
             for (int64_t t = 0; t < 3; t++)
-                from[t] = tables[t].values + number_at(tables + t, i + r) * width;
+                from[t] = tables[t].values + index_at(tables + t, i + r) * width;
             sums[r] = _mm512_setzero_ps();
             for (int64_t j = 0; j < width; j += 16) {
                 __m512 v = _mm512_add_ps(load_bf16(from[0] + j), load_bf16(from[1] + j));
@@ -171,20 +172,21 @@ TARGET int rerankd_embed_layer_norm(int threads, int64_t rows, int64_t width, co
     return 0;
 }
 
-TARGET void rerankd_tile(int threads, const tile *o)
+TARGET void rerankd_to_blocked(int threads, const to_blocked *o)
 {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < o->rows; i++)
         for (int64_t j = 0; j < o->width; j += 32)
-            _mm512_storeu_si512(run_of(&o->out, i, j), _mm512_loadu_si512(run_of(&o->x, i, j)));
+            _mm512_storeu_si512(address_of(&o->out, i, j), _mm512_loadu_si512(address_of(&o->x, i, j)));
 }
 
-TARGET void rerankd_choose(int threads, const choose *o)
+TARGET void rerankd_index_select(int threads, const index_select *o)
 {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t i = 0; i < o->count; i++)
-        for (int64_t j = 0; j < o->runs; j++)
-            memcpy(o->out + i * o->out_row + j * o->out_run, o->x + o->rows[i] * o->x_row + j * o->x_run, (size_t)o->bytes);
+        for (int64_t j = 0; j < o->segments; j++)
+            memcpy(o->out + i * o->out_row + j * o->out_segment, o->x + o->indices[i] * o->x_row + j * o->x_segment,
+                   (size_t)o->segment_bytes);
 }
 
 /* bfloat16 values as 16-bit integers of the same order. */
@@ -193,7 +195,7 @@ INLINE __m512i ordered(__m512i x)
     return _mm512_xor_si512(x, _mm512_and_si512(_mm512_srai_epi16(x, 15), _mm512_set1_epi16(0x7fff)));
 }
 
-/* The value that `ordered` made this of. */
+/* The inverse of `ordered`. */
 INLINE float value_of(int ordered)
 {
     const uint32_t bits = (uint32_t)(ordered ^ (ordered >> 15 & 0x7fff)) << 16;
@@ -234,7 +236,7 @@ TARGET void rerankd_quantize(int threads, const quantize *o)
         const bf16 *row[ABREAST];
         __m512i low[ABREAST], high[ABREAST];
         for (int r = 0; r < ABREAST; r++) {
-            row[r] = run_of(x, r < count ? i + r : i, 0);
+            row[r] = address_of(x, r < count ? i + r : i, 0);
             low[r] = high[r] = _mm512_setzero_si512();
         }
         for (int64_t j = 0; j < width / 32; j++)
@@ -247,7 +249,7 @@ TARGET void rerankd_quantize(int threads, const quantize *o)
             }
         for (int64_t r = 0; r < count; r++) {
             const float least = smallest(low[r]), range = (largest(high[r]) - least) / 255.0f;
-            const float step = range < FLT_MIN * 256 ? FLT_MIN * 256 : range; /* what is not a number stays */
+            const float step = range < FLT_MIN * 256 ? FLT_MIN * 256 : range; /* the comparison keeps NaN */
             const float zero = rintf(-least / step);
             o->steps[i + r] = step;
             o->zeros[i + r] = zero;
@@ -258,7 +260,7 @@ TARGET void rerankd_quantize(int threads, const quantize *o)
                 const bf16 *from = row[r] + 2 * j * x->columns;
                 __m512i a = _mm512_add_epi16(rounded(_mm512_loadu_si512(from), factor), shift);
                 __m512i b = _mm512_add_epi16(rounded(_mm512_loadu_si512(from + x->columns), factor), shift);
-                _mm512_storeu_si512(to + j * o->strip, _mm512_permutexvar_epi64(order, _mm512_packus_epi16(a, b)));
+                _mm512_storeu_si512(to + j * o->block_stride, _mm512_permutexvar_epi64(order, _mm512_packus_epi16(a, b)));
             }
         }
     }

@@ -1,4 +1,4 @@
-/* AMX's tile registers: on and off. */
+/* AMX's tile registers, configured and released. */
 #ifndef RERANKD_TILES_H
 #define RERANKD_TILES_H
 

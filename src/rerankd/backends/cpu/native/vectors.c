@@ -1,34 +1,34 @@
-/* Products by the vector unit.
+/* The GEMM microkernel of the vector unit.
  *
- * A product of registers takes a line of a panel, 16 outputs, and 4 bytes of a row, spread over a register. The sums of 12
- * rows by 32 outputs are what registers hold. So many products come of two lines and 12 spreads that the caches keep up by
- * themselves, and sums stay where they are until they are whole.
+ * One instruction multiplies a line of a panel (16 outputs) by 4 bytes of a row that are broadcast over a register. The
+ * registers hold the sums of 12 rows by 32 outputs. Two lines and 12 broadcasts serve 24 instructions, so that the caches keep
+ * up, and the sums stay in registers until they are complete.
  */
 #if defined(__x86_64__) && defined(__linux__)
 #include "vectors.h"
 
-/* A register of one row's sums, and 4 bytes of the row by as many of each of 16 outputs. */
-#define ADD_PRODUCT(sums, spread, line)                                                                               \
-    (quantized ? (__m512)_mm512_dpbusd_epi32((__m512i)(sums), spread, line)                                           \
-               : _mm512_dpbf16_ps(sums, (__m512bh)(spread), (__m512bh)(line)))
+/* Add the dot products of 4 bytes of a row, broadcast, and of a line of a panel, to a register of the row's 16 sums. */
+#define ADD_DOT_PRODUCTS(sums, broadcast, line)                                                                       \
+    (quantized ? (__m512)_mm512_dpbusd_epi32((__m512i)(sums), broadcast, line)                                        \
+               : _mm512_dpbf16_ps(sums, (__m512bh)(broadcast), (__m512bh)(line)))
 
-INLINE void multiply(factors *f, int count, int both, int quantized)
+INLINE void multiply(microkernel *f, int count, int both, int quantized)
 {
     const uint8_t *left = f->left, *right = f->right;
     __m512 s[2 * VECTOR_ROWS];
 #pragma GCC unroll 16
     for (int r = 0; r < count; r++) {
-        s[2 * r] = f->there ? _mm512_loadu_ps(f->sums + r * f->stride) : _mm512_setzero_ps();
+        s[2 * r] = f->accumulate ? _mm512_loadu_ps(f->sums + r * f->stride) : _mm512_setzero_ps();
         if (both)
-            s[2 * r + 1] = f->there ? _mm512_loadu_ps(f->sums + r * f->stride + 16) : _mm512_setzero_ps();
+            s[2 * r + 1] = f->accumulate ? _mm512_loadu_ps(f->sums + r * f->stride + 16) : _mm512_setzero_ps();
     }
-    const uint8_t *strip = f->rows;
-    for (int64_t k = 0; k < f->depth; k += 16, strip += f->strip) {
+    const uint8_t *block = f->rows;
+    for (int64_t k = 0; k < f->depth; k += 16, block += f->block_stride) {
         for (int64_t n = 0; n < f->lines && f->fetched < f->end; n++, f->fetched += 64) {
             _mm_prefetch(f->ahead[0] + f->fetched, _MM_HINT_T1);
             _mm_prefetch(f->ahead[1] + f->fetched, _MM_HINT_T1);
         }
-        const uint8_t *x = strip, *stop = strip + 4 * (f->depth - k < 16 ? f->depth - k : 16);
+        const uint8_t *x = block, *stop = block + 4 * (f->depth - k < 16 ? f->depth - k : 16);
         for (; x < stop; x += 4, left += 64) {
             const __m512i a = _mm512_loadu_si512(left), b = both ? _mm512_loadu_si512(right) : a;
             if (both)
@@ -37,10 +37,10 @@ INLINE void multiply(factors *f, int count, int both, int quantized)
             for (int r = 0; r < count; r++) {
                 int32_t bytes;
                 memcpy(&bytes, x + r * TILE_BYTES, sizeof bytes);
-                const __m512i spread = _mm512_set1_epi32(bytes);
-                s[2 * r] = ADD_PRODUCT(s[2 * r], spread, a);
+                const __m512i broadcast = _mm512_set1_epi32(bytes);
+                s[2 * r] = ADD_DOT_PRODUCTS(s[2 * r], broadcast, a);
                 if (both)
-                    s[2 * r + 1] = ADD_PRODUCT(s[2 * r + 1], spread, b);
+                    s[2 * r + 1] = ADD_DOT_PRODUCTS(s[2 * r + 1], broadcast, b);
             }
         }
     }
@@ -52,8 +52,8 @@ INLINE void multiply(factors *f, int count, int both, int quantized)
     }
 }
 
-/* The same for a number of rows, up to VECTOR_ROWS, that is known only now. */
-INLINE void multiply_some(factors *f, int64_t count, int both, int quantized)
+/* The same where the number of rows, up to VECTOR_ROWS, is known only at run time. */
+INLINE void multiply_some(microkernel *f, int64_t count, int both, int quantized)
 {
     switch (count) {
     case 1: multiply(f, 1, both, quantized); break;
@@ -71,7 +71,7 @@ INLINE void multiply_some(factors *f, int64_t count, int both, int quantized)
     }
 }
 
-TARGET void rerankd_multiply_bf16(factors *f, int64_t count)
+TARGET void rerankd_multiply_bf16(microkernel *f, int64_t count)
 {
     if (f->right)
         multiply_some(f, count, 1, 0);
@@ -79,7 +79,7 @@ TARGET void rerankd_multiply_bf16(factors *f, int64_t count)
         multiply_some(f, count, 0, 0);
 }
 
-TARGET void rerankd_multiply_int8(factors *f, int64_t count)
+TARGET void rerankd_multiply_int8(microkernel *f, int64_t count)
 {
     multiply_some(f, count, 1, 1);
 }

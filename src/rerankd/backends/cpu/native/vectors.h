@@ -1,29 +1,31 @@
-/* Products by the vector unit, of what its registers hold. */
+/* The GEMM microkernel of the vector unit. */
 #ifndef RERANKD_VECTORS_H
 #define RERANKD_VECTORS_H
 
 #include "common.h"
 
-/* Rows that are computed together. */
+/* The most rows of one call. */
 enum { VECTOR_ROWS = 12 };
 
-/* Rows of lines on end by two panels, or by the left one where the right is NULL, and where their sums go: 16 of each row and
- * panel, `stride` apart, begun at 0 or at those that are `there`. depth: of lines, 4 bytes of a row each, that are summed.
- * Meanwhile `lines` of the panels that come next are asked for with every 64 bytes of a row, from `fetched` on. */
+/* The operands of one call: adjacent rows of the blocked layout by two panels, or by the left one where the right is NULL.
+ *
+ * depth: the lines of a panel that are summed over, each by 4 bytes of a row
+ * sums: 16 for each row and panel, rows `stride` apart; added to the values that they have, if `accumulate`, else written
+ * ahead: the panels of the next call. With every 64 bytes of a row `lines` of them are prefetched, from `fetched` to `end` */
 typedef struct {
     const uint8_t *rows;
-    int64_t strip;
+    int64_t block_stride;
     const uint8_t *left, *right;
     int64_t depth;
     float *sums;
     int64_t stride;
-    int there;
+    int accumulate;
     const uint8_t *ahead[2];
     int64_t lines, fetched, end;
-} factors;
+} microkernel;
 
-/* Of up to VECTOR_ROWS rows, by bfloat16 values or by unsigned 8-bit rows and signed 8-bit panels, whose sums are int32. */
-__attribute__((visibility("hidden"))) void rerankd_multiply_bf16(factors *f, int64_t count);
-__attribute__((visibility("hidden"))) void rerankd_multiply_int8(factors *f, int64_t count);
+/* Multiply up to VECTOR_ROWS rows: bfloat16 by bfloat16 into float32, or uint8 rows by int8 panels into int32. */
+__attribute__((visibility("hidden"))) void rerankd_multiply_bf16(microkernel *f, int64_t count);
+__attribute__((visibility("hidden"))) void rerankd_multiply_int8(microkernel *f, int64_t count);
 
 #endif
