@@ -1,4 +1,4 @@
-"""When the kernels compute what is called for, and what they refuse."""
+"""When the kernels compute operations, and the uses that they refuse."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rerankd.backends.cpu import native
-from rerankd.backends.cpu.native import HAS_VECTORS, Kernels, KernelsError
+from rerankd.backends.cpu.native import HAS_VECTORS, Kernels, KernelsError, descriptors, library
 from rerankd.backends.cpu.rows import BlockedTensor, to_dense
 from rerankd.backends.select import place
 from rerankd.core import RerankdError
 
 KERNELS = Kernels.load()
-SOURCES = Path(native.__file__).parent
+SOURCES = Path(library.__file__).parent
 
 
 @pytest.fixture
@@ -118,7 +117,7 @@ def test_index_select_of_a_blocked_tensor_is_recorded(kernels: Kernels) -> None:
     assert torch.equal(to_dense(again), to_dense(kernels.rms_norm(expected, weight, 1e-6)))
 
 
-def test_what_is_used_stays_in_memory_until_it_is_computed(kernels: Kernels) -> None:
+def test_operands_stay_in_memory_until_they_are_read(kernels: Kernels) -> None:
     weight = torch.ones(64).bfloat16()
     with kernels.recorded():
         before = kernels.rms_norm(torch.randn(40, 64).bfloat16(), weight, 1e-6)
@@ -130,7 +129,7 @@ def test_what_is_used_stays_in_memory_until_it_is_computed(kernels: Kernels) -> 
         last = kernels.rms_norm(out, weight, 1e-6)
         size = before.buffer.size
         del before, eye
-        # What takes its place, were it free.
+        # Tensors that would get its memory, were the memory free.
         taken = [torch.full((size,), 255, dtype=torch.uint8) for _ in range(64)]
     torch.testing.assert_close(to_dense(last), expected, rtol=1e-2, atol=1e-2)
     assert len(taken) == 64
@@ -160,20 +159,20 @@ def test_rows_of_recorded_operations_are_not_to_be_used(
 ) -> None:
     own = BlockedTensor.empty(40, 64)
     own.copy_(ROWS)
-    lent, early = kernels.to_blocked(ROWS), kernels.empty_rows(40, 64)
+    pooled, early = kernels.to_blocked(ROWS), kernels.empty_rows(40, 64)
     assert isinstance(early, BlockedTensor)
     eye = kernels.pack_bf16(torch.eye(64).bfloat16())
     with kernels.recorded():
         normed = norm(kernels, own)
-        kernels.gemm(lent, eye, None, early)
+        kernels.gemm(pooled, eye, None, early)
         fresh = cast(BlockedTensor, kernels.empty_rows(40, 64))
-        for rows in (normed, own, lent, early, fresh):
+        for rows in (normed, own, pooled, early, fresh):
             with pytest.raises(RuntimeError, match="recorded and not computed yet"):
                 use(rows)
     assert torch.equal(to_dense(own), ROWS)
     assert torch.equal(to_dense(early), ROWS)
     torch.testing.assert_close(to_dense(normed), to_dense(norm(kernels, ROWS)))
-    for rows in (normed, own, lent, early, fresh):
+    for rows in (normed, own, pooled, early, fresh):
         use(rows)
 
 
@@ -211,7 +210,7 @@ def test_tensors_of_recorded_operations_are_watched(
             kernels.add_layer_norm(x, delta, weight, weight, 1e-5, out, rounded)
             with pytest.raises(RuntimeError, match="an operation has yet to"):
                 use(x, out)
-            # What reads an input, or no value at all, is right.
+            # Functions that read an input, or no value at all, are right.
             assert (x[1:3].sum() + weight.sum()).isfinite()
             assert torch.empty_like(out[2:9].view(-1, 32)).shape == (14, 32)
         use(x, out)
@@ -257,7 +256,7 @@ def test_rows_that_an_error_left_uncomputed_are_refused(kernels: Kernels) -> Non
             use(kept[0][3:9])
     with kernels.recorded(), pytest.raises(RuntimeError, match="never computed"):
         norm(kernels, kept[0])
-    # What was only read is as it was, and the kernels work.
+    # Rows that were only read are unchanged, and the kernels work.
     assert torch.equal(to_dense(source), ROWS)
     assert torch.equal(to_dense(norm(kernels, source)), to_dense(norm(kernels, ROWS)))
 
@@ -265,7 +264,7 @@ def test_rows_that_an_error_left_uncomputed_are_refused(kernels: Kernels) -> Non
 def test_an_error_gives_memory_back_and_keeps_none_alive(kernels: Kernels) -> None:
     own = Kernels(kernels.library, HAS_VECTORS)
     x = own.to_blocked(ROWS)
-    lent = own._pool._used_bytes
+    used = own._pool._used_bytes
     weights = []
 
     def fail() -> None:
@@ -282,7 +281,7 @@ def test_an_error_gives_memory_back_and_keeps_none_alive(kernels: Kernels) -> No
         fail()
     assert error.traceback
     assert weights[0]() is None
-    assert own._pool._used_bytes == lent
+    assert own._pool._used_bytes == used
     at = norm(own, x).address
     with own.recorded():
         assert norm(own, x).address == at
@@ -291,7 +290,7 @@ def test_an_error_gives_memory_back_and_keeps_none_alive(kernels: Kernels) -> No
 def test_memory_that_runs_out_half_way_leaves_no_rows_to_be_read(kernels: Kernels) -> None:
     runs, bounds, out = array("q", [0, 1]), array("q", [0, 1, 0, 0, 0, 1 << 42]), torch.zeros(1, 32).bfloat16()
     place_of = (out.data_ptr(), 32, 32)
-    too_large = native._attention(
+    too_large = descriptors.attention(
         1, runs.buffer_info()[0], bounds.buffer_info()[0], 1, 1, 32, *place_of * 3, False, 1.0, *place_of
     )
 
@@ -373,7 +372,7 @@ def test_rows_of_other_kernels_are_held_and_refused_as_ones_own_are(kernels: Ker
         theirs = other.to_blocked(ROWS)
         normed = norm(kernels, theirs)
         del theirs
-        # Their memory is not lent on before it was read.
+        # Their buffer is not used again before it was read.
         assert to_dense(norm(other, torch.zeros(40, 64).bfloat16())).eq(0).all()
     assert torch.equal(to_dense(normed), expected)
 
@@ -381,12 +380,12 @@ def test_rows_of_other_kernels_are_held_and_refused_as_ones_own_are(kernels: Ker
 def test_an_unknown_or_cut_operation_is_an_error_and_nothing_is_computed(kernels: Kernels) -> None:
     x, out = torch.randn(4, 64).bfloat16(), torch.zeros(4, 64).bfloat16()
     weight = torch.ones(64).bfloat16()
-    good = native._rms_norm(4, 64, x.data_ptr(), 64, 32, weight.data_ptr(), 1e-6, out.data_ptr(), 64, 32)
-    product = native._gemm(1, 1, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, len(native._EPILOGUES), 0, 0, 0, 0)
+    good = descriptors.rms_norm(4, 64, x.data_ptr(), 64, 32, weight.data_ptr(), 1e-6, out.data_ptr(), 64, 32)
+    unknown = descriptors.gemm(1, 1, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, len(descriptors.EPILOGUES), 0, 0, 0, 0)
     for bad, problem in (
-        (struct.pack("q", len(native._OPERATIONS)), "unknown"),
+        (struct.pack("q", len(descriptors.OPERATIONS)), "unknown"),
         (struct.pack("q", -1), "unknown"),
-        (product, "unknown"),
+        (unknown, "unknown"),
         (good[:-8], "ends within"),
         (good[:8], "ends within"),
         (b"1234", "ends within"),
@@ -399,7 +398,7 @@ def test_an_unknown_or_cut_operation_is_an_error_and_nothing_is_computed(kernels
 
 
 def test_structs_and_numbers_of_other_versions_are_refused(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    agreed = native._AGREED
+    agreed = descriptors.AGREED
     swapped = {
         **{name: agreed[name] for name in ("abi", "matrix", "lookup", "block", "epilogue", "norm_rope")},
         **agreed,
@@ -410,7 +409,7 @@ def test_structs_and_numbers_of_other_versions_are_refused(kernels: Kernels, mon
         ({**agreed, "another": 8}, "differ in another"),
         (swapped, "the order of operations"),
     ):
-        monkeypatch.setattr(native, "_AGREED", changed)
+        monkeypatch.setattr(library, "AGREED", changed)
         with pytest.raises(KernelsError, match=named):
             Kernels(kernels.library, HAS_VECTORS)
     monkeypatch.undo()
@@ -459,7 +458,7 @@ def test_a_library_with_another_struct_is_refused(kernels: Kernels, compiler: st
     changed_sources(tmp_path, "} to_blocked;", "int64_t more;\n} to_blocked;")
     header, rest = tmp_path / "operations.h", tmp_path / "rest.c"
     header.write_text(header.read_text().replace("LENGTH(to_blocked, 8)", "LENGTH(to_blocked, 9)"))
-    rest.write_text("".join(f"int rerankd_{name}(void) {{ return 0; }}\n" for name in native._OPERATIONS))
+    rest.write_text("".join(f"int rerankd_{name}(void) {{ return 0; }}\n" for name in descriptors.OPERATIONS))
     command = [compiler, "-shared", "-fPIC", tmp_path / "operations.c", rest, "-o", tmp_path / "changed.so"]
     subprocess.run(command, check=True)
     with pytest.raises(KernelsError, match="differ in to_blocked"):
@@ -473,7 +472,7 @@ def installed(kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     folder.mkdir(parents=True)
     for file in (*SOURCES.glob("*.c"), *SOURCES.glob("*.h"), *SOURCES.glob("_kernels*.so")):
         shutil.copy(file, folder)
-    monkeypatch.setattr(native, "__file__", str(folder / "__init__.py"))
+    monkeypatch.setattr(library, "__file__", str(folder / "library.py"))
     assert Kernels.load() is not None
     return folder
 
@@ -497,8 +496,8 @@ def test_a_library_without_sources_beside_it_is_loaded(installed: Path) -> None:
 
 
 def test_a_library_that_does_not_say_its_sources_is_refused(installed: Path, compiler: str) -> None:
-    (library,) = installed.glob("_kernels*.so")
-    library.unlink()
+    (built,) = installed.glob("_kernels*.so")
+    built.unlink()
     # Of another name, since a file that was loaded once is not loaded again.
     subprocess.run(
         [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", installed / "_kernels.other.so"],
@@ -514,6 +513,6 @@ def test_a_library_that_does_not_say_its_sources_is_refused(installed: Path, com
 
 
 def test_no_library_is_no_kernels(installed: Path) -> None:
-    for library in installed.glob("_kernels*.so"):
-        library.unlink()
+    for built in installed.glob("_kernels*.so"):
+        built.unlink()
     assert Kernels.load() is None

@@ -334,9 +334,9 @@ TARGET int rerankd_attention(int threads, int tiles, const attention *o)
                 pack(&own, k, v, b->own, b->own_stop, kv * head_dim, head_dim);
                 const int few = padded(shared.count) + padded(count) <= FEW_KEYS;
                 const int64_t most = !tiles ? VECTOR_ROWS : few ? QUERIES / 2 : QUERIES;
-                const int turn = b + 1 == blocks + runs[run + 1]; /* the next piece is another head, or another run */
-                const int64_t next_kv = turn ? (kv + 1) % kv_heads : kv;
-                const block *after = turn && next_kv ? first : b + 1;
+                const int is_last = b + 1 == blocks + runs[run + 1]; /* the next piece is another head, or another run */
+                const int64_t next_kv = is_last ? (kv + 1) % kv_heads : kv;
+                const block *after = is_last && next_kv ? first : b + 1;
                 for (int64_t h = kv * repeat; h < (kv + 1) * repeat; h++)
                     for (int64_t i = 0; i < queries; i += most) {
                         const int64_t rows = queries - i < most ? queries - i : most;

@@ -38,7 +38,7 @@ INLINE void store_bf16(bf16 *to, __m512 x)
  * results normal: subnormal float32 takes the processor a hundred times as long.) */
 INLINE __m512 exp2_ps(__m512 x)
 {
-    x = _mm512_max_ps(_mm512_set1_ps(-100.0f), x); /* in this order not-a-number stays what it is */
+    x = _mm512_max_ps(_mm512_set1_ps(-100.0f), x); /* this order of operands keeps NaN */
     __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 r = _mm512_sub_ps(x, n);
     __m512 p = _mm512_set1_ps(9.56051e-3f);

@@ -1,4 +1,4 @@
-/* The operations of a layer. Each struct holds one operation's operands, 8 bytes a value, as Python packs them. */
+/* The operations of a layer. Each struct holds one operation's operands, 8 bytes a value, as descriptors.py packs them. */
 #ifndef RERANKD_OPERATIONS_H
 #define RERANKD_OPERATIONS_H
 
@@ -7,7 +7,7 @@
 #include <stddef.h>
 
 /* Raise this number with every change of the order or the meaning of members: sizes and names do not show such a change, and
- * Python has to follow it. `_ABI` on Python's side is the same number. */
+ * Python has to follow it. `ABI` in descriptors.py is the same number. */
 enum { RERANKD_ABI = 2 };
 
 /* An entry that Python compares with its own: bytes of a struct, or a number. */
@@ -124,7 +124,7 @@ typedef struct {
     OF(GEMM, gemm)                                                                                                    \
     OF(ATTENTION, attention)
 
-/* What rerankd_run returns. */
+/* The results of rerankd_run. */
 enum { COMPUTED, NO_MEMORY, UNKNOWN_OPERATION, CUT_SHORT };
 
 /* The offsets of members and the sizes of structs, in values of 8 bytes, as Python packs them: integers, addresses and structs

@@ -1,0 +1,262 @@
+"""The operations of the kernels, as functions of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rerankd.backends.cpu.native import descriptors
+from rerankd.backends.cpu.native.descriptors import BLOCK_COLUMNS, EPILOGUES, LOOKUP, MATRIX, NO_MATRIX, address, matrix
+from rerankd.backends.cpu.native.execution import Execution
+from rerankd.backends.cpu.native.library import load_library
+from rerankd.backends.cpu.rows import COLUMN_BLOCK_BYTES, BlockedTensor, Rows
+from rerankd.backends.cpu.runs import runs_of
+from rerankd.layers.layout import AttentionLayout
+from rerankd.layers.rotary import Rotation
+
+_LANES = 16
+
+
+class Int8Rows(NamedTuple):
+    """Rows in 8 bits, as GEMMs read them: x = (code - zero) * step.
+
+    codes: uint8 [rows, width]; steps, zeros: float32 [rows]
+    """
+
+    codes: BlockedTensor
+    steps: Tensor
+    zeros: Tensor
+
+
+class PackedWeight(NamedTuple):
+    """A weight, bfloat16 or int8 [outputs, inputs], in the order that GEMMs read.
+
+    scales, sums: float32 [outputs], of an int8 weight: the step of an output's codes, and their sum
+    """
+
+    packed: Tensor
+    scales: Tensor | None = None
+    sums: Tensor | None = None
+
+
+class Kernels(Execution):
+    """The operations. Tensors lie on the CPU, contiguous in their last dimension, in bfloat16 unless noted."""
+
+    @classmethod
+    def load(cls) -> Kernels | None:
+        """The kernels, or None where none were built, or the processor lacks the instructions.
+
+        KernelsError for a library that was compiled from other sources than those beside it, or for another version of
+        the Python code.
+        """
+        loaded = load_library()
+        return None if loaded is None else cls(*loaded)
+
+    @staticmethod
+    def fit(*widths: int) -> bool:
+        """Whether rows of these widths fill whole registers."""
+        return all(width % _LANES == 0 for width in widths)
+
+    @staticmethod
+    def fit_blocked(width: int) -> bool:
+        """Whether rows of this width fill whole column blocks, and so are passed on as a `BlockedTensor`."""
+        return width % BLOCK_COLUMNS == 0
+
+    @staticmethod
+    def fit_gemm(outputs: int, inputs: int) -> bool:
+        """Whether `gemm` supports a weight of this shape."""
+        return inputs % 64 == 0 and outputs % BLOCK_COLUMNS == 0
+
+    @staticmethod
+    def fit_attention(head_dim: int) -> bool:
+        """Whether `attention` supports heads of this size."""
+        return head_dim % BLOCK_COLUMNS == 0
+
+    def empty_rows(self, count: int, width: int) -> Rows:
+        """bfloat16 rows without values, in the layout that GEMMs read and write."""
+        if self.fit_blocked(width):
+            return BlockedTensor.empty(count, width, allocate=self._acquire)
+        return torch.empty(count, width, dtype=torch.bfloat16)
+
+    def to_blocked(self, x: Rows) -> BlockedTensor:
+        """x [rows, width] in the blocked layout: x itself, or a copy."""
+        if isinstance(x, BlockedTensor):
+            return x
+        out = BlockedTensor.empty(len(x), x.shape[1], allocate=self._acquire)
+        self._compute(descriptors.to_blocked(*x.shape, *matrix(x), *matrix(out)), (x,), (out,))
+        return out
+
+    def index_select(self, x: Rows, rows: Tensor) -> Rows:
+        """A copy of the rows of x, of any dtype, with indices `rows` (int64, each below len(x))."""
+        count, width = len(rows), x.shape[1]
+        out: Rows
+        if isinstance(x, BlockedTensor):
+            out = BlockedTensor.empty(count, width, x.dtype, self._acquire)
+            segments, size = width * x.dtype.itemsize // COLUMN_BLOCK_BYTES, COLUMN_BLOCK_BYTES
+            source = x.address, COLUMN_BLOCK_BYTES, x.block_stride
+            target = out.address, COLUMN_BLOCK_BYTES, out.block_stride
+        else:
+            out = torch.empty(count, width, dtype=x.dtype)
+            segments, size = 1, width * x.itemsize
+            source, target = (address(x), size, 0), (address(out), size, 0)
+        operation = descriptors.index_select(count, address(rows), segments, size, *source, *target)
+        self._compute(operation, (x, rows), (out,))
+        return out
+
+    def quantize(self, x: Rows) -> Int8Rows:
+        """x [rows, width] in 8 bits, each row over its own range, for GEMMs with an int8 weight."""
+        rows, width = x.shape
+        codes = BlockedTensor.empty(rows, width, torch.uint8, self._acquire)
+        steps, zeros = torch.empty(rows), torch.empty(rows)
+        operation = descriptors.quantize(
+            rows, width, *matrix(x), codes.address, codes.block_stride, address(steps), address(zeros)
+        )
+        self._compute(operation, (x,), (codes, steps, zeros))
+        return Int8Rows(codes, steps, zeros)
+
+    def rms_norm(self, x: Rows, weight: Tensor, eps: float) -> Rows:
+        """x / sqrt(mean(x^2) + eps) * weight for x [rows, width]."""
+        rows, width = x.shape
+        out = self.empty_rows(rows, width)
+        operation = descriptors.rms_norm(rows, width, *matrix(x), address(weight), eps, *matrix(out))
+        self._compute(operation, (x, weight), (out,))
+        return out
+
+    def norm_rope(self, x: Rows, weight: Tensor, eps: float, rotation: Rotation, out: Rows) -> None:
+        """RMSNorm and rotary embedding of each head of x [rows, heads * head_dim], into `out` of the same shape.
+
+        head_dim: len(weight), a multiple of 32
+        """
+        rows, width = x.shape
+        head_dim = len(weight)
+        angles = address(rotation.cos), address(rotation.sin)
+        operation = descriptors.norm_rope(
+            rows, width // head_dim, head_dim, *matrix(x), address(weight), eps, *angles, *matrix(out)
+        )
+        self._compute(operation, (x, weight, rotation), (out,))
+
+    def add_layer_norm(
+        self, x: Tensor, delta: Rows, weight: Tensor, bias: Tensor, eps: float, out: Tensor, rounded: Rows
+    ) -> None:
+        """LayerNorm of x + delta into `out` and, in bfloat16, into `rounded`.
+
+        x, out: float32 [rows, width]; delta, rounded: bfloat16 of the same shape; weight, bias: float32 [width]
+        """
+        weights = address(weight), address(bias), eps
+        operation = descriptors.add_layer_norm(
+            *x.shape, address(x), *matrix(delta), *weights, address(out), *matrix(rounded)
+        )
+        self._compute(operation, (x, delta, weight, bias), (out, rounded))
+
+    def embed_layer_norm(
+        self,
+        tables: Sequence[tuple[Tensor, Tensor | None]],
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        out: Tensor,
+        rounded: Rows,
+    ) -> None:
+        """LayerNorm of the float32 sum of rows of three tables into `out` and `rounded`, as in `add_layer_norm`.
+
+        tables: bfloat16 [any, width], each with the indices of its rows, int64 [rows], or None for its first row
+
+        IndexError for an index outside of its table.
+        """
+        rows, width = out.shape
+        if isinstance(rounded, BlockedTensor):
+            rounded.check()
+        lookups = b"".join(LOOKUP.pack(address(table), len(table), address(indices)) for table, indices in tables)
+        norm = address(weight), address(bias), eps, address(out)
+        embed = self.library.rerankd_embed_layer_norm
+        failed = self._at_once(
+            embed, torch.get_num_threads(), rows, width, lookups, *norm, MATRIX.pack(*matrix(rounded))
+        )
+        if failed:
+            raise IndexError(
+                f"A token's number lies outside of the model's tables of {[len(x) for x, _ in tables]} rows."
+            )
+
+    def pack_bf16(self, weight: Tensor) -> PackedWeight:
+        """A bfloat16 weight [outputs, inputs] for `gemm`."""
+        outputs, inputs = weight.shape
+        packed = torch.empty_like(weight)
+        self._at_once(self.library.rerankd_pack_bf16, outputs, inputs, address(weight), address(packed))
+        return PackedWeight(packed)
+
+    def pack_int8(self, weight: Tensor, scales: Tensor) -> PackedWeight:
+        """An int8 weight [outputs, inputs] with float32 scales [outputs] for `gemm`."""
+        outputs, inputs = weight.shape
+        packed, sums = torch.empty_like(weight), torch.empty(outputs)
+        self._at_once(self.library.rerankd_pack_int8, outputs, inputs, address(weight), address(packed), address(sums))
+        return PackedWeight(packed, scales, sums)
+
+    def gemm(
+        self,
+        rows: BlockedTensor | Int8Rows,
+        weight: PackedWeight,
+        bias: Tensor | None,
+        out: Rows,
+        epilogue: str | None = None,
+        residual: Rows | None = None,
+    ) -> None:
+        """epilogue(x W^T + b) into `out`, for rows and a weight both in bfloat16 or both in 8 bits.
+
+        bias: float32 [outputs]
+        epilogue: computed on the sums before they are rounded: "gelu", "gelu_tanh", "gated" (silu of the first half of
+            the outputs, times the second half), or "residual", which adds `residual` [rows, outputs]
+
+        ValueError where shapes or precisions do not fit each other.
+        """
+        outputs, inputs = weight.packed.shape
+        x, steps, zeros = rows if isinstance(rows, Int8Rows) else (rows, None, None)
+        shape = (x.count, outputs // 2 if epilogue == "gated" else outputs)
+        if (steps is None) != (weight.scales is None) or x.width != inputs:
+            raise ValueError(
+                f"Rows of {x.width} columns in {x.dtype} do not fit a weight of {inputs} columns in "
+                f"{weight.packed.dtype}."
+            )
+        if out.shape != shape or (residual is not None and residual.shape != shape):
+            raise ValueError(f"An output of shape {list(shape)} cannot be written to rows of {list(out.shape)}.")
+        operation = descriptors.gemm(
+            x.count,
+            inputs * weight.packed.itemsize // COLUMN_BLOCK_BYTES,
+            outputs,
+            x.address,
+            x.block_stride,
+            address(weight.packed),
+            address(bias),
+            *(NO_MATRIX if residual is None else matrix(residual)),
+            *matrix(out),
+            EPILOGUES.index(epilogue),
+            address(weight.scales),
+            address(weight.sums),
+            address(steps),
+            address(zeros),
+        )
+        self._compute(operation, (x, steps, zeros, weight, bias, residual), (out,))
+
+    def attention(self, q: Rows, k: Rows, v: Rows, head_dim: int, layout: AttentionLayout, scale: float) -> Rows:
+        """Attention of q [rows, heads * head_dim], k and v [T, kv_heads * head_dim]; of the shape of q."""
+        rows, width = q.shape
+        out = self.empty_rows(rows, width)
+        runs, bounds = layout.derived(runs_of)
+        operation = descriptors.attention(
+            len(runs) - 1,
+            runs.buffer_info()[0],
+            bounds.buffer_info()[0],
+            width // head_dim,
+            k.shape[1] // head_dim,
+            head_dim,
+            *matrix(q),
+            *matrix(k),
+            *matrix(v),
+            layout.causal,
+            scale,
+            *matrix(out),
+        )
+        self._compute(operation, (q, k, v, runs, bounds), (out,))
+        return out

@@ -1,0 +1,89 @@
+"""The compiled library: found, loaded, and compared with its sources and with the Python code that calls it."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+from rerankd.backends.cpu.native.descriptors import AGREED
+from rerankd.backends.cpu.native.sources import digest
+from rerankd.core import RerankdError
+
+HAS_VECTORS, HAS_TILES = 1, 2
+"""Features of a processor, as a sum: AVX512 with dot products in bfloat16 and in 8 bits; AMX."""
+
+_T, _I, _F, _P, _S = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_char_p
+_ARGUMENTS = {
+    "run": (_T, _T, _I, _S),
+    "embed_layer_norm": (_T, _I, _I, _S, _P, _P, _F, _P, _S),
+    "pack_bf16": (_I, _I, _P, _P),
+    "pack_int8": (_I, _I, _P, _P, _P),
+}
+"""The arguments of each function that Python calls; the number of threads comes first."""
+
+
+class KernelsError(RerankdError):
+    """The compiled kernels do not fit the Python code that calls them."""
+
+
+class _Agreed(ctypes.Structure):
+    """`agreed` of operations.h."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("value", _I))
+
+
+def load_library() -> tuple[ctypes.CDLL, int] | None:
+    """The library and the processor's features; None where no library was built, or the processor lacks HAS_VECTORS.
+
+    KernelsError for a library that was compiled from other sources than those beside it.
+    """
+    for path in sorted(Path(__file__).parent.glob("_kernels*.so")):
+        library = ctypes.CDLL(str(path))
+        _check_sources(library, path)
+        features: int = library.rerankd_features()
+        return (library, features) if features else None
+    return None
+
+
+def prepare(library: ctypes.CDLL) -> None:
+    """Declare the arguments of the library's functions.
+
+    KernelsError for a library whose structs, operations or ABI number are not those of descriptors.py.
+    """
+    _check_agreement(library)
+    for name, arguments in _ARGUMENTS.items():
+        getattr(library, f"rerankd_{name}").argtypes = arguments
+
+
+def _check_sources(library: ctypes.CDLL, path: Path) -> None:
+    beside = digest(path.parent)
+    if beside is None:
+        return
+    compiled: bytes | None = None
+    if hasattr(library, "rerankd_sources"):
+        library.rerankd_sources.restype = ctypes.c_char_p
+        compiled = library.rerankd_sources()
+    if compiled != beside.encode():
+        checkouts = (root for root in path.parents if (root / "setup.py").exists() and root / "src" in path.parents)
+        root = next(checkouts, None)
+        command = "pip install --force-reinstall rerankd" if root is None else f"pip install -e {root}"
+        raise KernelsError(
+            f"The compiled kernels {path} were built from other sources than those beside them. "
+            f"Build them again: {command}"
+        )
+
+
+def _check_agreement(library: ctypes.CDLL) -> None:
+    found: list[tuple[str, int]] = []
+    if hasattr(library, "rerankd_agreed"):
+        library.rerankd_agreed.restype = ctypes.POINTER(_Agreed)
+        library.rerankd_agreed.argtypes = (_I,)
+        while entry := library.rerankd_agreed(len(found)):
+            found.append((entry.contents.name.decode(), entry.contents.value))
+    expected = list(AGREED.items())
+    if found != expected:
+        differing = sorted({name for name, _ in {*found} ^ {*expected}})
+        raise KernelsError(
+            f"The compiled kernels {library._name} and the Python code that calls them are of different versions; they "
+            f"differ in {', '.join(differing) or 'the order of operations'}. Install rerankd again."
+        )
