@@ -1,5 +1,5 @@
-/* Tiles of AMX in plain C, so that code for them can be tested on a processor that has none: included before the kernels'
- * own files, it takes the place of the intrinsics. Semantics are those of Intel's manual for 16 rows of 64 bytes. */
+/* AMX's tiles in plain C, for tests on a processor without AMX: included before the kernels' own files, this header replaces
+ * the intrinsics. Semantics are those of Intel's manual for 16 rows of 64 bytes. */
 #include <immintrin.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -19,7 +19,7 @@ static inline void emulated_config(const uint8_t *shapes)
     emulated_on = 1;
 }
 
-/* What the processor refuses with a signal. */
+/* A processor would refuse with a signal. */
 static inline void emulated_check(void)
 {
     if (!emulated_on)

@@ -49,7 +49,7 @@ def by_definition(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @pytest.mark.parametrize("backend", INT8)
-def test_a_row_that_is_not_a_number_stays_one_in_8_bits_and_no_other_does(
+def test_nan_and_inf_spoil_their_own_row_only_in_8_bits(
     backend: tuple[torch.dtype, Make],
 ) -> None:
     dtype, make = backend
@@ -81,7 +81,7 @@ def test_int8_is_the_gemm_defined(backend: tuple[torch.dtype, Make], biased: boo
 
 
 @pytest.mark.parametrize("backend", INT8)
-def test_int8_lies_near_the_exact_product(backend: tuple[torch.dtype, Make]) -> None:
+def test_int8_is_near_float32(backend: tuple[torch.dtype, Make]) -> None:
     dtype, make = backend
     x, weight = matrix(40, 256, 1).to(dtype), matrix(64, 256, 2).to(dtype)
     exact = F.linear(x.float(), weight.float())
@@ -115,30 +115,32 @@ def test_epilogues(dtype: torch.dtype, make: Make, near: float, epilogue: Activa
     bias = matrix(1, 64, 3)[0].to(dtype) if biased else None
     linear = make(weight, bias)
     exact = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
-    assert exact.abs().max() > 6  # far out on both sides of the nonlinearities
-    product = linear(x).float()
-    torch.testing.assert_close(product, exact, rtol=near, atol=near)
+    assert exact.abs().max() > 6  # far out on both sides of the activations
+    projected = linear(x).float()
+    torch.testing.assert_close(projected, exact, rtol=near, atol=near)
     result = to_dense(linear.with_activation(x, epilogue))
     assert result.dtype == dtype
     rounding = 1e-6 if dtype == torch.float32 else 2**-6
-    torch.testing.assert_close(result.float(), activate(product, epilogue), rtol=rounding, atol=rounding)
+    torch.testing.assert_close(result.float(), activate(projected, epilogue), rtol=rounding, atol=rounding)
     gated = to_dense(linear.with_gate(x)).float()
-    torch.testing.assert_close(gated, F.silu(product[:, :32]) * product[:, 32:], rtol=2 * rounding, atol=2 * rounding)
+    torch.testing.assert_close(
+        gated, F.silu(projected[:, :32]) * projected[:, 32:], rtol=2 * rounding, atol=2 * rounding
+    )
     residual = matrix(35, 64, 4).to(dtype)
     plus = linear.with_residual(x, residual).float()
-    torch.testing.assert_close(plus, product + residual.float(), rtol=rounding, atol=2 * rounding)
+    torch.testing.assert_close(plus, projected + residual.float(), rtol=rounding, atol=2 * rounding)
     # Into a part of a wider tensor, as a layer does.
     wide = torch.full((35, 96), 7.0, dtype=dtype)
     linear(x, out=wide[:, 32:])
-    assert torch.equal(wide[:, 32:].float(), product)
+    assert torch.equal(wide[:, 32:].float(), projected)
     linear.with_residual(x, residual, out=wide[:, :64])
     assert torch.equal(wide[:, :64].float(), plus)
-    assert torch.equal(wide[:, 64:].float(), product[:, 32:])
+    assert torch.equal(wide[:, 64:].float(), projected[:, 32:])
 
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize(("epilogue", "near"), [("gelu", 1.5e-5), ("gelu_tanh", 1e-4)])
-def test_nonlinearities_of_all_values_there_are(unit: str, epilogue: Activation, near: float) -> None:
+def test_activations_of_all_bfloat16_values(unit: str, epilogue: Activation, near: float) -> None:
     # Every bfloat16 between 1e-9 and 64 and its negative, through a layer that leaves it as it is.
     bits = torch.arange(0x3089, 0x4281, dtype=torch.int16)
     positive = torch.cat([bits, torch.zeros(-len(bits) % 32, dtype=torch.int16)]).view(torch.bfloat16)
@@ -158,7 +160,7 @@ def test_layers_read_and_write_blocked_tensors_as_they_do_dense_ones(make: Make)
     assert torch.equal(linear(rows), linear(x))
     assert torch.equal(linear(rows[31:70]), linear(x[31:70]))
     assert torch.equal(to_dense(linear.with_gate(rows)), to_dense(linear.with_gate(x)))
-    # Into a part of the columns, and over what is added.
+    # Into a part of the columns, and over the residual.
     wide, residual = blocked(torch.full((77, 96), 7.0).bfloat16()), matrix(77, 64, 3).bfloat16()
     linear(rows, out=wide.columns(slice(32, 96)))
     assert torch.equal(to_dense(wide)[:, 32:], to_dense(linear(x)))
@@ -190,7 +192,7 @@ def test_layers_read_and_write_blocked_tensors_as_they_do_dense_ones(make: Make)
 def test_own_gemms_of_many_shapes(
     unit: str, team: int, rows: int, inputs: int, outputs: int, biased: bool, make: Callable[..., Linear]
 ) -> None:
-    # Rows that lie apart, and tensors that hold what is not a number where nothing may be read.
+    # Rows that lie apart, and tensors with NaN where nothing may be read.
     x = torch.full((rows, inputs + 64), float("nan"), dtype=torch.bfloat16)[:, :inputs]
     x.copy_(matrix(rows, inputs, 1))
     weight = matrix(outputs, inputs, 2).bfloat16()
@@ -235,15 +237,15 @@ def test_shapes_that_fill_no_column_blocks_are_computed_by_onednn(unit: str) -> 
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_fused_nonlinearities_are_torchs_to_bfloat16(unit: str) -> None:
-    # A weight that picks one input each makes the product exact, whatever the input.
+def test_fused_activations_are_torchs_to_bfloat16(unit: str) -> None:
+    # A weight that selects one input for each output makes the GEMM exact for any input.
     x = torch.linspace(-12, 12, 64 * 64).view(64, 64).bfloat16()
     linear = int8_linear(torch.eye(64).bfloat16(), None, kernels_by(unit))
-    product = linear(x).float()
-    nonlinearities: tuple[Activation, ...] = ("gelu", "gelu_tanh")
-    for epilogue in nonlinearities:
+    projected = linear(x).float()
+    activations: tuple[Activation, ...] = ("gelu", "gelu_tanh")
+    for epilogue in activations:
         torch.testing.assert_close(
-            to_dense(linear.with_activation(x, epilogue)).float(), activate(product, epilogue), rtol=2**-7, atol=2e-4
+            to_dense(linear.with_activation(x, epilogue)).float(), activate(projected, epilogue), rtol=2**-7, atol=2e-4
         )
 
 

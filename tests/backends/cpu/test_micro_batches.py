@@ -18,7 +18,7 @@ GARBAGE = 1e3
 
 
 def attention_in_micro_batches(layout: AttentionLayout, rows: int | None, keys: int) -> torch.Tensor:
-    """What a layer does: the keys and values of each micro-batch behind those that are left of the one before."""
+    """Attention as a layer computes it: keys and values of each micro-batch behind those kept from the one before."""
     q, k, v = tensors(layout.query_rows, keys, heads=2, kv_heads=1)
     batches = in_micro_batches(layout, rows)
     buffer = torch.full((2, max(batch.key_count for batch in batches), *k.shape[1:]), GARBAGE)

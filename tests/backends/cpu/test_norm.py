@@ -28,7 +28,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("width", [16, 1024, 8])
 @pytest.mark.parametrize("rows", [1, 5, 8, 61])
 def test_rms_norm(rows: int, width: int) -> None:
-    # Rows apart from each other in memory, as a slice of a wider product has them; 8 columns fill no register.
+    # Rows apart from each other in memory, as in a slice of a wider tensor; 8 columns fill no register.
     x = random(rows, 2 * width).bfloat16()[:, :width] * torch.linspace(0.01, 50, rows)[:, None].bfloat16()
     x = torch.cat([x, x], 1)[:, :width]
     weight = (random(width, seed=1) + 2).bfloat16()
@@ -54,11 +54,11 @@ def test_norm_and_rotation_of_heads(heads: int, head_dim: int, is_blocked: bool)
     weight = (random(head_dim, seed=1) + 2).bfloat16()
     rotation = Rotary.plain(head_dim, 1e4).rotation(torch.arange(rows) * 7, torch.bfloat16)
     sides: Rows = blocked(projected) if is_blocked else projected
-    turn = NormRope(head_dim, RMSNorm(weight, 1e-6, KERNELS), rotary=True)
+    norm_rope = NormRope(head_dim, RMSNorm(weight, 1e-6, KERNELS), rotary=True)
     for own in (slice(width), slice(width, 2 * width)):
         x = columns(sides, own)
         out = torch.empty(rows, width, dtype=torch.bfloat16)
-        turn(x, rotation, out)
+        norm_rope(x, rotation, out)
         expected = torch.empty(rows, heads, head_dim)
         normed = F.rms_norm(projected[:, own].view(rows, heads, head_dim).float(), (head_dim,), weight.float(), 1e-6)
         rotate(normed, Rotation(rotation.cos.float(), rotation.sin.float()), expected)
@@ -66,7 +66,7 @@ def test_norm_and_rotation_of_heads(heads: int, head_dim: int, is_blocked: bool)
         slack = 1 if KERNELS is not None and KERNELS.fit(head_dim // 2) else 4
         torch.testing.assert_close(out.view(expected.shape).float(), expected, rtol=slack * ULP, atol=slack * 4e-3)
         # In place, as a layer does.
-        turn(x, rotation, x)
+        norm_rope(x, rotation, x)
         assert torch.equal(to_dense(x), out)
 
 
@@ -84,13 +84,13 @@ def test_add_norm(width: int) -> None:
         LayerNorm(weight, bias, 1e-5, KERNELS).add_norm(x, blocked(delta), same)
         assert torch.equal(same.float32, out.float32)
         assert torch.equal(to_dense(same.rounded), to_dense(out.rounded))
-    # The layer writes its second norm over what its first one wrote.
+    # A layer writes its second norm over the result of its first one.
     again = F.layer_norm(out.float32 + delta, (width,), weight, bias, 1e-5)
     LayerNorm(weight, bias, 1e-5, KERNELS).add_norm(out.float32, delta, out)
     torch.testing.assert_close(out.float32, again, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_not_a_number_stays_so() -> None:
+def test_nan_stays_nan() -> None:
     x = random(3, 64).bfloat16()
     x[1, 7] = float("nan")
     normed = to_dense(RMSNorm(torch.ones(64).bfloat16(), 1e-6, KERNELS).rows(x))

@@ -17,7 +17,7 @@ from tests.backends.test_transformers import BERT, QWEN, VISION
 
 @pytest.fixture
 def marked(monkeypatch: pytest.MonkeyPatch) -> CpuBackend:
-    """A backend whose linear layers are what they should be computed in."""
+    """A backend whose linear layers are the name of their quantisation."""
     monkeypatch.setattr(backend, "_linear", lambda quantization, *rest: lambda weight, bias: quantization)
     return CpuBackend(torch.float32, "int8")
 

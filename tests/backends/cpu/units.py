@@ -46,7 +46,7 @@ def _with_emulated_tiles() -> ctypes.CDLL:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """So many threads for what torch and the kernels do meanwhile."""
+    """Let torch and the kernels use so many threads meanwhile."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

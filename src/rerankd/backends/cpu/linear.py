@@ -70,7 +70,7 @@ class UnfusedLinear(ABC):
 
 
 class DenseLinear(UnfusedLinear):
-    """A linear layer with a plain weight `[out_features, in_features]`."""
+    """A linear layer by torch, with an unpacked weight `[out_features, in_features]`."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = weight
