@@ -142,10 +142,13 @@ INLINE void values_by_tiles(const scratch *s, const side *shared, const side *ow
  * lie `panel` values apart; added to the sums before, if `accumulate`. depth: the number of values, an even one, that are
  * summed. */
 TARGET static void multiply_blocked(const bf16 *rows, int64_t count, const bf16 *panels, int64_t panel, int64_t depth,
-                                   int64_t columns, float *sums, int64_t stride, int accumulate)
+                                    int64_t columns, float *sums, int64_t stride, int accumulate)
 {
     microkernel f = {
-        .rows = (const uint8_t *)rows, .block_stride = VECTOR_ROWS * TILE_BYTES, .depth = depth / 2, .stride = stride,
+        .rows = (const uint8_t *)rows,
+        .block_stride = VECTOR_ROWS * TILE_BYTES,
+        .depth = depth / 2,
+        .stride = stride,
         .accumulate = accumulate,
     };
     for (int64_t j = 0; j < columns; j += 32, panels += 2 * panel) {

@@ -326,9 +326,15 @@ INLINE void pass_by_vectors(const gemm *p, int64_t row, int64_t end, const panel
 {
     const int64_t rows = end - row, groups = (rows + VECTOR_ROWS - 1) / VECTOR_ROWS;
     microkernel f = {
-        .block_stride = p->block_stride, .left = w->at[0], .right = w->at[1],
-        .depth = 16 * p->steps, .sums = sums, .stride = 32,
-        .ahead = { next->at[0], next->at[1] }, .lines = (TILE_ROWS + groups - 1) / groups, .end = p->steps * TILE,
+        .block_stride = p->block_stride,
+        .left = w->at[0],
+        .right = w->at[1],
+        .depth = 16 * p->steps,
+        .sums = sums,
+        .stride = 32,
+        .ahead = { next->at[0], next->at[1] },
+        .lines = (TILE_ROWS + groups - 1) / groups,
+        .end = p->steps * TILE,
     };
     for (int64_t g = 0; g < groups; g++) {
         const int64_t first = row + rows * g / groups, count = row + rows * (g + 1) / groups - first;
@@ -347,8 +353,8 @@ INLINE void passes_by_vectors(const gemm *p, const cut *c, range *ranges, int64_
     for (int64_t i; (i = take_piece(ranges, thread, team)) >= 0;) {
         const int64_t block = i / pairs;
         const panels now = panels_of(p, i % pairs), next = panels_of(p, (i + 1) % pairs);
-        pass_by_vectors(p, first_row(c, block), first_row(c, block + 1), &now, &next, sums,
-                        EPILOGUES[quantized][p->epilogue], quantized);
+        pass_by_vectors(p, first_row(c, block), first_row(c, block + 1), &now, &next, sums, EPILOGUES[quantized][p->epilogue],
+                        quantized);
     }
 }
 
