@@ -23,7 +23,7 @@ class Recipe:
 
     name: what a user calls it
     family: what ready lines and answers call its way to score
-    pairs: whether query and document are read together, else each by itself
+    pairs: whether query and document are read as one pair, else each by itself
     answers: the tokens (no, yes) of a decoder, whose difference of logits scores, or one, whose logit scores; empty
         for a model that is no decoder
     divisor: what the logit of `answers` is divided by
