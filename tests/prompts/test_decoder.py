@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rerankd.core import Image, RerankRequest, Text, Video, text_content
+from rerankd.core import Image, InvalidRequest, RerankRequest, Text, Video, text_content
 from rerankd.models.recipes.qwen3 import QWEN3_RERANKER
 from rerankd.prompts import LoadedPrompts, load_prompts
 from tests import texts
@@ -280,15 +280,26 @@ class TestLosingTheBeginning:
         ).map("".join),
         limit=st.integers(76, 140),
     )
+    @example(document="word \U00013000", limit=76)  # whose last character takes more than the two tokens of room
     def test_any_document_at_any_limit(
         self, document: str, limit: int, qwen3: LoadedPrompts, qwen_reference: Any
     ) -> None:
-        group = qwen3.build(request("q", [document], max_tokens=limit, side="left"))
+        ends = [authors.qwen3_ids(qwen_reference, "q", document[start:]) for start in range(len(document) + 1)]
+        asked = request("q", [document], max_tokens=limit, side="left")
+        try:
+            group = qwen3.build(asked)
+        except InvalidRequest:
+            error = refusal(qwen3, asked)
+            assert (error.field, "its last character alone" in error.problem) == ("documents[0]", True)
+            # A character may be composed of some.
+            assert max(map(len, ends[-4:-1])) > limit
+            return
         (ids,) = whole(group)
         assert len(ids) <= limit
-        ends = [authors.qwen3_ids(qwen_reference, "q", document[start:]) for start in range(len(document) + 1)]
         kept = ends.index(ids)
         assert group.truncated == (kept > 0,)
+        # Nothing is left of none but an empty document.
+        assert kept < len(document) or not document
         # Of the longer ends none fits, but for what tokens merging differently may leave over.
         assert kept == 0 or all(len(end) > limit - 2 for end in ends[:kept])
 

@@ -241,7 +241,7 @@ class DecoderPrompts:
 
     def _cut_to(self, field: str, text: str, limit: int, limits: Limits) -> str:
         """A text cut to its own limit, its images and videos kept; InvalidRequest where nothing of it fits."""
-        shorter = _not_nothing(field, text, self._seen.cut(text, limit, limits.side), limit)
+        shorter = limits.not_nothing(field, text, self._seen.cut(text, limit, limits.side), limit)
         if (tokens := len(self._tokenizer.ids([shorter])[0])) > limit:
             work.refuse(
                 InvalidRequest(
@@ -288,7 +288,7 @@ class DecoderPrompts:
         query = self._shortened(
             texts.query, lambda query: self._frame(replace(texts, query=query)).tokens - most, limits
         )
-        return replace(texts, query=_not_nothing("query", texts.query, query, room))
+        return replace(texts, query=limits.not_nothing("query", texts.query, query, room))
 
     def _no_room(self, texts: Texts, shown: str, bare: int, limits: Limits) -> InvalidRequest:
         """What to raise where the prompt takes `bare` tokens without any text of query and document."""
@@ -354,7 +354,7 @@ class DecoderPrompts:
             left = self._shortened(document, over, limits)
             one = frame.prompts([left], [field])
             if one.length(0) <= limits.prompt:
-                _not_nothing(field, document, left, limits.prompt - frame.tokens)
+                limits.not_nothing(field, document, left, limits.prompt - frame.tokens)
                 ids.kept[i], ids.rest[i] = one.kept[0], one.rest[0]
                 continue
             if not left:
@@ -391,14 +391,3 @@ def _too_much_shown(field: str, tokens: int, limits: Limits) -> InvalidRequest:
         f"its images and videos leave no room for the query: {tokens} tokens would be needed, and {limits.prompt} are "
         "allowed; send fewer or smaller ones (max_pixels, max_frames), or raise the limit",
     )
-
-
-def _not_nothing(field: str, text: str, left: str, room: int) -> str:
-    """What is left of a text; InvalidRequest where that is nothing."""
-    if text and not left:
-        work.refuse(
-            InvalidRequest(
-                field, f"its first character alone does not fit into the room of {room} tokens; raise the limit"
-            )
-        )
-    return left

@@ -90,6 +90,17 @@ class Limits:
             return ids
         return ids[:head] + self.side_of(ids[head:], limit - head)
 
+    def not_nothing(self, field: str, text: str, left: str, room: int) -> str:
+        """What is left of a text; InvalidRequest where that is nothing of one that says something."""
+        if text and not left:
+            which = "first" if self.side == "right" else "last"
+            work.refuse(
+                InvalidRequest(
+                    field, f"its {which} character alone does not fit into the room of {room} tokens; raise the limit"
+                )
+            )
+        return left
+
     def side_of(self, ids: list[int], count: int) -> list[int]:
         """The `count` ids that are left when the others are cut."""
         return ids[:count] if self.side == "right" else ids[len(ids) - count :]
