@@ -16,7 +16,7 @@ import jinja2
 from rerankd.core import ModelError
 from rerankd.models.checkpoint.chat_template import chat_template
 from rerankd.models.checkpoint.sentence_transformers import MODULES, section, transformer_settings
-from rerankd.models.recipes.template import RenderError, Template
+from rerankd.models.recipes.template import PieceTemplate, RenderError, Template
 from rerankd.prompts.jinja import environment
 from rerankd.prompts.visuals import END, IMAGE, START
 
@@ -71,8 +71,10 @@ def folder_template(
         if not own.carries_pairs(structured):
             return known
         instructions = (*INSTRUCTIONS, *([prompt] if prompt else []))
-        same = known is not None and all(
-            own.render(instruction, query, document, structured) == known.render(instruction, query, document)
+        # sentence-transformers tokenises a prompt whole, and not in pieces.
+        whole = None if isinstance(known, PieceTemplate) else known
+        same = whole is not None and all(
+            own.render(instruction, query, document, structured) == whole.render(instruction, query, document)
             for instruction in instructions
             for query, document in PAIRS
         )

@@ -24,13 +24,14 @@ from rerankd.models.checkpoint.sentence_transformers import (
     transformer_settings,
 )
 from rerankd.models.recipes.recipe import Recipe
-from rerankd.models.recipes.template import RenderError, Template
+from rerankd.models.recipes.template import PieceTemplate, RenderError, Template
 from rerankd.prompts.bi_encoder import BiEncoderPrompts
 from rerankd.prompts.cross_encoder import CrossEncoderPrompts
 from rerankd.prompts.decoder import DecoderPrompts
 from rerankd.prompts.folder_template import folder_template
 from rerankd.prompts.jinja import JinjaTemplate
 from rerankd.prompts.limits import within_characters
+from rerankd.prompts.pieces import PiecePrompts
 from rerankd.prompts.sharing import alike
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer, lower_case
 from rerankd.prompts.verbatim import VerbatimPrompts
@@ -127,8 +128,12 @@ def load_prompts(
         default_instruction = default_instruction or own
     if chosen is None:
         raise ModelError(f"There is no built-in prompt for {folder}; give one as the chat template (--chat-template).")
-    placeholders = Placeholders(tokenizer) if recipe.sees else None
-    builder = DecoderPrompts(tokenizer, chosen, max_tokens, default_instruction, placeholders)
+    builder: PromptBuilder
+    if isinstance(chosen, PieceTemplate):
+        builder = PiecePrompts(tokenizer, chosen, max_tokens, default_instruction)
+    else:
+        placeholders = Placeholders(tokenizer) if recipe.sees else None
+        builder = DecoderPrompts(tokenizer, chosen, max_tokens, default_instruction, placeholders)
     if default_instruction is not None and not builder.takes_instruction:
         raise ModelError("A default instruction was given, but the chat template has no place for one; leave it out.")
     default_instruction = default_instruction or chosen.default_instruction

@@ -59,3 +59,43 @@ class InstructedTemplate:
             f"{self.before_query}{query}"
             f"{self.before_document}{document}{self.tail}"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PieceTemplate:
+    """The prompt of authors who tokenise its pieces apart and join their ids: no token reaches over a piece's border.
+
+    The pieces are those of `head`, the query's, `between`, the document's, and those of `tail`.
+
+    before_query, before_document: what the pieces of the query and the document begin with
+    before_instruction: what an instruction at the beginning of the query's piece begins with; a newline ends it.
+        None where the instruction is the last piece of all
+    default_instruction: what the authors use where none is given
+    """
+
+    head: tuple[str, ...]
+    before_query: str
+    between: str
+    before_document: str
+    tail: tuple[str, ...]
+    before_instruction: str | None = None
+    default_instruction: str | None = None
+    takes_instruction: bool = True
+    verbatim: bool = True
+    empty: str = ""
+
+    def asking(self, instruction: str | None) -> str:
+        """What stands before the query in its piece."""
+        if self.before_instruction is None or not instruction:
+            return self.before_query
+        return f"{self.before_instruction}{instruction}\n{self.before_query}"
+
+    def ending(self, instruction: str | None) -> tuple[str, ...]:
+        """The pieces behind the document's."""
+        last = (instruction or self.default_instruction or "",) if self.before_instruction is None else ()
+        return self.tail + last
+
+    def render(self, instruction: str | None, query: str, document: str) -> str:
+        """See `Template.render`; the text alone does not say where tokens end."""
+        asked, answered = self.asking(instruction) + query, self.before_document + document
+        return "".join((*self.head, asked, self.between, answered, *self.ending(instruction)))

@@ -1,0 +1,186 @@
+"""Prompts of decoders whose authors tokenise the pieces of a prompt apart and join their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+from rerankd.core import InvalidRequest, PromptGroup, RerankRequest, Visuals
+from rerankd.models.recipes.template import PieceTemplate
+from rerankd.prompts.chunks import Chunks, reduced_overlap, split
+from rerankd.prompts.contents import read_text
+from rerankd.prompts.limits import Limits, no_room
+from rerankd.prompts.sharing import SharedIds
+from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """What stands around the texts of a request.
+
+    head, between, tail: ids of the pieces before the query's, before the document's, and behind it
+    asking: the text before the query in its piece; tokens: its tokens by themselves
+    """
+
+    head: list[int]
+    between: list[int]
+    tail: list[int]
+    asking: str
+    tokens: int
+
+    def room(self, limits: Limits) -> int:
+        """Tokens that the pieces of a query and a document may have together."""
+        return limits.prompt - len(self.head) - len(self.between) - len(self.tail)
+
+    def most(self, limits: Limits) -> int:
+        """Tokens that the query's piece may have: three quarters of what it, `between` and the document's may have.
+
+        Source: `mxbai_rerank_v2.py` in mxbai-rerank, and `decoder_only/base.py` in FlagEmbedding.
+        """
+        return (self.room(limits) + len(self.between)) * 3 // 4
+
+
+class PiecePrompts:
+    """A PromptBuilder. A prompt that does not fit loses the document's end, as the authors cut it."""
+
+    def __init__(
+        self, tokenizer: LoadedTokenizer, template: PieceTemplate, max_tokens: int, default_instruction: str | None
+    ) -> None:
+        """max_tokens: in one prompt; default_instruction: None for the template's own."""
+        self.takes_instruction = template.takes_instruction
+        self._tokenizer = tokenizer
+        self._added = AddedTokens(tokenizer.tokenizer)
+        self._template = template
+        self._max_tokens = max_tokens
+        self._default_instruction = default_instruction
+        self._before = template.before_document
+        self._before_tokens = self._count(self._before)
+
+    def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
+        """The request's prompts; the prefix is the longest that all share. See `PromptBuilder.build`."""
+        limits = Limits.of(request, self._max_tokens)
+        query = self._read(read_text(request.query, "query"))
+        texts = [read_text(document, f"documents[{i}]") for i, document in enumerate(request.documents)]
+        fixed = self._fixed(request.instruction or self._default_instruction)
+        asked, query_cut = self._asked(query, fixed, request, limits)
+        room = fixed.room(limits) - len(asked)
+        reached = [self._read(self._reach(text, limits)) for text in texts]
+        pieces = self._pieces(self._before, reached)
+        own = list(map(len, self._tokenizer.ids(reached))) if limits.document is not None else [0] * len(reached)
+        if room <= self._before_tokens and any(len(ids) > room for ids in pieces):
+            raise self._no_room(fixed, limits)
+        base = fixed.head + asked + fixed.between
+        found: list[list[int]] = []
+        truncated: list[bool] = []
+        chunks: list[Chunks | None] = []
+        for i, text in enumerate(reached):
+            field = f"documents[{i}]"
+            fits = len(pieces[i]) <= room and (limits.document is None or own[i] <= limits.document)
+            parts = None if fits else self._split(texts[i], room, limits, field)
+            if parts:
+                found += self._pieces(self._before, [self._read(chunk.text) for chunk in parts.chunks])
+                truncated.append(not parts.whole)
+            else:
+                text = self._within_own(field, text, own[i], limits.document, limits)
+                ids = pieces[i] if text == reached[i] else self._pieces(self._before, [text])[0]
+                tokens = len(base) + len(ids) + len(fixed.tail)
+                if long := limits.exceeded(field, "its prompt", tokens, limits.prompt):
+                    ids = self._cut(field, self._before, text, ids, room, limits)
+                found.append(ids)
+                truncated.append(long or text != reached[i])
+            chunks.append(parts)
+        shared = SharedIds(base, [len(base)] * len(found), [piece + fixed.tail for piece in found])
+        return replace(
+            shared.group(),
+            truncated=tuple(truncated),
+            query_truncated=query_cut,
+            chunks=tuple(parts.chunks if parts else () for parts in chunks) if any(chunks) else (),
+            ignored=reduced_overlap(chunks),
+        )
+
+    def _fixed(self, instruction: str | None) -> Fixed:
+        instruction = self._read(well_formed(instruction)) if instruction else None
+        asking, ending = self._template.asking(instruction), self._template.ending(instruction)
+        return Fixed(
+            head=self._joined(self._template.head),
+            between=self._joined((self._template.between,)),
+            tail=self._joined(ending),
+            asking=asking,
+            tokens=self._count(asking),
+        )
+
+    def _asked(self, query: str, fixed: Fixed, request: RerankRequest, limits: Limits) -> tuple[list[int], bool]:
+        """The ids of the query's piece, and whether anything of the query is cut."""
+        text = self._reach(query, limits)
+        own = self._count(text) if limits.query is not None else 0
+        text = self._within_own("query", text, own, limits.query, limits)
+        ids = self._pieces(fixed.asking, [text])[0]
+        most = fixed.most(limits)
+        if len(ids) <= most:
+            return ids, text != query
+        if most <= fixed.tokens:
+            plain = self._fixed(self._default_instruction)
+            if request.instruction and plain.most(limits) > plain.tokens:
+                raise InvalidRequest(
+                    "instruction",
+                    f"takes too many of the {limits.prompt} tokens that are allowed in a prompt; shorten it",
+                )
+            raise self._no_room(fixed, limits)
+        limits.exceeded("query", "its part of the prompt", len(ids), most)
+        return self._cut("query", fixed.asking, text, ids, most, limits), True
+
+    def _cut(self, field: str, before: str, text: str, ids: list[int], room: int, limits: Limits) -> list[int]:
+        """The ids of a piece, of `before` and a text, cut to `room`: its last ids go, or the beginning of the text."""
+        if limits.side == "right":
+            return ids[:room]
+        while len(ids) > room and text:
+            over = len(ids) - room
+            left = self._tokenizer.cut(text, self._count(text) - over, limits.side)
+            text = limits.not_nothing(field, text, left, room)
+            ids = self._pieces(before, [text])[0]
+        return ids
+
+    def _within_own(self, field: str, text: str, tokens: int, limit: int | None, limits: Limits) -> str:
+        """A text cut to its own limit."""
+        if limit is None or not limits.exceeded(field, "it", tokens, limit):
+            return text
+        return limits.not_nothing(field, text, self._tokenizer.cut(text, limit, limits.side), limit)
+
+    def _split(self, text: str, room: int, limits: Limits, field: str) -> Chunks | None:
+        """The chunks of a document that does not fit, where chunks are asked for."""
+        if limits.chunking is None:
+            return None
+        text = self._tokenizer.reach(text, limits.reach, limits.side)
+        most = room if limits.document is None else limits.document
+
+        def excess(piece: str) -> int:
+            piece = self._read(piece)
+            return max(len(self._pieces(self._before, [piece])[0]) - room, self._count(piece) - most)
+
+        least = min(room - self._before_tokens, most)
+        return split(text, self._tokenizer.offsets(text), least, limits, excess, field)
+
+    def _no_room(self, fixed: Fixed, limits: Limits) -> InvalidRequest:
+        """What to raise where a query or a document is left without a token; the limit that it names suffices."""
+        between = len(fixed.between)
+        least = max(ceil((fixed.tokens + 1) * 4 / 3), 4 * (between + self._before_tokens) + 1) - between
+        needed = limits.prompt - fixed.room(limits) + fixed.tokens + self._before_tokens
+        return no_room(limits.prompt, needed, least - fixed.tokens - self._before_tokens)
+
+    def _reach(self, text: str, limits: Limits) -> str:
+        """A text without what is so far beyond the limit that it is cut surely."""
+        return self._tokenizer.reach(text, limits.prompt, limits.side) if limits.may_cut else text
+
+    def _read(self, text: str) -> str:
+        """A text in which nothing is a special token."""
+        return self._added.neutralise(text)
+
+    def _pieces(self, before: str, texts: Sequence[str]) -> list[list[int]]:
+        return self._tokenizer.ids([before + text for text in texts])
+
+    def _joined(self, pieces: Sequence[str]) -> list[int]:
+        return [token for ids in self._tokenizer.ids(pieces) for token in ids]
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer.ids([text])[0])
