@@ -1,109 +1,41 @@
 """Qwen3-Reranker: a Qwen3 decoder (Yang et al., 2025) that is asked for "yes" or "no".
 
-Behaviour reference: `modeling_qwen3.py` in transformers and the scoring script on the model's card.
+zerank and ctxl-rerank are such decoders with other rules. Behaviour reference: `modeling_qwen3.py` in transformers and
+the scoring script on the model's card.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rerankd.layers.rotary import Rotary
-from rerankd.layers.spec import EmbeddingWeights, LayerSpec, Norm, TransformerSpec
+from rerankd.layers.spec import TransformerSpec
 from rerankd.layers.transformer import Executor
-from rerankd.models.answers import token_head
 from rerankd.models.architecture import Architecture, plain_positions
 from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
+from rerankd.models.decoders import by_answers, layer_of, rotary_of, stacked
 from rerankd.models.recipes.ctxl import CTXL_RERANK
 from rerankd.models.recipes.qwen3 import QWEN3_RERANKER
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.recipes.zerank import ZERANK
-from rerankd.models.stack import LayerNames, Stack
-
-NAMES = LayerNames(
-    layer="layers.{}",
-    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    out="self_attn.o_proj",
-    up=("mlp.gate_proj", "mlp.up_proj"),
-    down="mlp.down_proj",
-    attention_norm="input_layernorm",
-    mlp_norm="post_attention_layernorm",
-    query_norm="self_attn.q_norm",
-    key_norm="self_attn.k_norm",
-)
-
-
-def head_dim_of(config: Config) -> int:
-    """Values of one head."""
-    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
-    head_dim = config.size("head_dim", max(hidden // heads, 1))
-    if head_dim % 2:
-        raise config.wrong("head_dim", "must be even")
-    return head_dim
-
-
-def rotary_of(config: Config) -> Rotary:
-    """The rotation of the heads."""
-    return config.rope().rotary(head_dim_of(config))
 
 
 def spec_of(config: Config, rotary: Rotary) -> TransformerSpec:
-    """The decoder that a configuration describes, whose heads are turned by `rotary`."""
+    """The decoder that a configuration describes: Llama's layers, with norms of each head's query and key."""
     config.require("hidden_act", "silu")
     config.require("use_sliding_window", False, None)
     config.require("attention_bias", False, None)
-    heads = config.size("num_attention_heads")
-    kv_heads = config.size("num_key_value_heads", heads)
-    if heads % kv_heads:
-        raise config.wrong("num_key_value_heads", f"must divide `num_attention_heads` ({heads})")
-    norm = Norm("rms", config.epsilon("rms_norm_eps", 1e-6))
-    layer = LayerSpec(
-        hidden=config.size("hidden_size"),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim_of(config),
-        mlp=config.size("intermediate_size"),
-        norm=norm,
-        qk_norm=norm,
-        placement="pre",
-        activation="silu",
-        gated=True,
-        causal=True,
-        rotary=rotary,
-    )
-    return TransformerSpec((layer,) * config.size("num_hidden_layers"), final_norm=norm)
-
-
-def expect_in(config: Config, weights: Weights) -> None:
-    """Refuse weights of other sizes than the configuration's, before anything is made by these."""
-    weights.expect_size(config, "hidden_size", config.size("hidden_size"), "embed_tokens.weight", axis=1)
-    weights.expect_size(config, "vocab_size", config.size("vocab_size"), "embed_tokens.weight")
-    weights.expect_count(config, "num_hidden_layers", config.size("num_hidden_layers"), "layers")
-    first, each, heads = weights.scope("layers.0"), head_dim_of(config), config.size("num_attention_heads")
-    kv_heads = config.size("num_key_value_heads", heads)
-    first.expect_size(config, "intermediate_size", config.size("intermediate_size"), "mlp.gate_proj.weight")
-    first.expect_size(config, "head_dim", each, "self_attn.q_norm.weight")
-    first.expect_size(config, "num_attention_heads", heads, "self_attn.q_proj.weight", each=each)
-    first.expect_size(config, "num_key_value_heads", kv_heads, "self_attn.k_proj.weight", each=each)
-
-
-def decoder(config: Config, weights: Weights, rotary: Rotary) -> Stack:
-    """The weights of the decoder, which must have passed `expect_in`."""
-    spec = spec_of(config, rotary)
-    assert spec.final_norm is not None
-    words = weights.tensor("embed_tokens.weight", config.size("vocab_size"), spec.hidden)
-    norm = weights.norm("norm", spec.hidden, spec.final_norm)
-    return Stack(spec, weights, NAMES, EmbeddingWeights(words), norm)
+    layer = layer_of(config, rotary)
+    return stacked(config, replace(layer, qk_norm=layer.norm))
 
 
 def qwen3_reranker(
     config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
 ) -> TextModel:
     """`Qwen3ForCausalLM` by the logits of its answers, `Qwen3ForSequenceClassification` by its score rows."""
-    base = weights.scope_holding("embed_tokens.weight", "model", "")
-    expect_in(config, base)
-    stack = decoder(config, base, rotary_of(config))
-    head = token_head(config, weights, base, stack, token_id, recipe)
-    return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
+    return by_answers(config, weights, token_id, executor, recipe, spec_of(config, rotary_of(config)))
 
 
 QWEN3 = Architecture(

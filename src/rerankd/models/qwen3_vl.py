@@ -20,9 +20,10 @@ from rerankd.models.base import TokenIds, layout_of, tokens_of
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.weights import Weights
+from rerankd.models.decoders import decoder, expect_in, head_dim_of
 from rerankd.models.grids import visual_positions
 from rerankd.models.heads import TokenHead
-from rerankd.models.qwen3 import decoder, expect_in, head_dim_of, spec_of
+from rerankd.models.qwen3 import spec_of
 from rerankd.models.qwen3_vl_vision import VisionTower
 from rerankd.models.recipes.qwen3 import QWEN3_VL_RERANKER
 from rerankd.models.recipes.recipe import Recipe
@@ -70,7 +71,7 @@ def qwen3_vl_reranker(
     expect_in(text, base)
     if seen.size("out_hidden_size") != text.size("hidden_size"):
         raise seen.wrong("out_hidden_size", f"must be the text's `hidden_size` ({text.size('hidden_size')})")
-    stack = decoder(text, base, interleaved_rotary(text))
+    stack = decoder(text, base, spec_of(text, interleaved_rotary(text)))
     placeholders = tuple(_placeholder(config, kind, token_id) for kind in ("image", "video"))
     vision = weights.scope_holding("patch_embed.proj.weight", "model.visual", "visual")
     return Qwen3VLModel(

@@ -12,6 +12,8 @@ from rerankd.models.checkpoint.json_files import shown
 ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3.QWEN3",
     "Qwen3ForSequenceClassification": "qwen3.QWEN3",
+    "Qwen2ForCausalLM": "qwen2.QWEN2",
+    "Qwen2ForSequenceClassification": "qwen2.QWEN2",
     "Qwen3VLForConditionalGeneration": "qwen3_vl.QWEN3_VL",
     "Qwen3VLForSequenceClassification": "qwen3_vl.QWEN3_VL",
     "XLMRobertaForSequenceClassification": "roberta.CROSS_ENCODER",

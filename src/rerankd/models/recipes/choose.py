@@ -15,6 +15,7 @@ from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.modules import expect_modules, is_scoring_chain
 from rerankd.models.recipes.evidence import Evidence
 from rerankd.models.recipes.known import RECIPES
+from rerankd.models.recipes.qwen3 import QWEN3_RERANKER, QWEN3_VL_RERANKER
 from rerankd.models.recipes.recipe import Recipe
 
 OTHERS = ("jina[-_]reranker", "mxbai[-_]rerank", "qwen3[-_](vl[-_])?(embedding|guard)")
@@ -60,7 +61,7 @@ def choose_recipe(
         # Its prompt is what its chat template writes, and known only where the model is.
         chain = found.recipe if found else replace(recipes[0], name="sentence-transformers", template=None)
         return Choice(chain, "modules.json lists a chain of sentence-transformers, which scores so")
-    if is_original_qwen3(evidence.config):
+    if is_original_qwen3(evidence.config) and recipes[0] in (QWEN3_RERANKER, QWEN3_VL_RERANKER):
         return Choice(recipes[0], "`is_original_qwen3_reranker` is true")
     if found:
         return found

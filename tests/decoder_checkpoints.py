@@ -1,0 +1,58 @@
+"""Seeded random checkpoints of decoder families, by transformers' own classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from tests.checkpoints import QWEN_CHAT_TEMPLATE, Storage, randomise, store, widen_rows, write_qwen_tokenizer
+
+PLAIN = Storage()
+SIZE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def language_model(model: Any, folder: Path, storage: Storage, answers: Sequence[int], spread: float) -> None:
+    """Fill a language model, the logits of `answers` spread over the documents, and write it."""
+    randomise(model, 0.8)
+    widen_rows(model.lm_head.weight, tuple(answers), spread)
+    store(model, folder, storage)
+
+
+def chats(folder: Path) -> None:
+    """Give a folder the chat template of Qwen's chat models, which mxbai-rerank-v2 has too."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": QWEN_CHAT_TEMPLATE}))
+
+
+def qwen2(
+    folder: Path, *, tied: bool = True, rows: int = 0, answers: Sequence[int] = (15, 16), storage: Storage = PLAIN
+) -> Path:
+    """mxbai-rerank-v2's architecture, or as many `rows` of a classifier over it; it has biases of query, key, value."""
+    config = transformers.Qwen2Config(
+        vocab_size=151936, max_position_embeddings=32768, tie_word_embeddings=tied, rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6}, bos_token_id=151643, eos_token_id=151645,
+        pad_token_id=151643, **SIZE,
+    )  # fmt: skip
+    if rows:
+        config.num_labels = rows
+        model = transformers.Qwen2ForSequenceClassification(config)
+        randomise(model, 0.8)
+        with torch.no_grad():
+            model.score.weight.mul_(1.0 if rows == 1 else 0.8)
+        store(model, folder, storage)
+    else:
+        language_model(transformers.Qwen2ForCausalLM(config), folder, storage, answers, 0.4)
+    write_qwen_tokenizer(folder)
+    chats(folder)
+    return folder
