@@ -10,7 +10,9 @@ from typing import Any
 import torch
 import transformers
 
+from tests import vocabularies
 from tests.checkpoints import QWEN_CHAT_TEMPLATE, Storage, randomise, store, widen_rows, write_qwen_tokenizer
+from tests.encoder_checkpoints import edit
 
 PLAIN = Storage()
 SIZE: dict[str, Any] = {
@@ -25,6 +27,11 @@ SIZE: dict[str, Any] = {
 def language_model(model: Any, folder: Path, storage: Storage, answers: Sequence[int], spread: float) -> None:
     """Fill a language model, the logits of `answers` spread over the documents, and write it."""
     randomise(model, 0.8)
+    if model.config.model_type == "gemma":
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" in name:  # of which the weight minus 1 is stored
+                    parameter.sub_(1.0)
     widen_rows(model.lm_head.weight, tuple(answers), spread)
     store(model, folder, storage)
 
@@ -55,4 +62,26 @@ def qwen2(
         language_model(transformers.Qwen2ForCausalLM(config), folder, storage, answers, 0.4)
     write_qwen_tokenizer(folder)
     chats(folder)
+    return folder
+
+
+def gemma(folder: Path, *, tied: bool = True, storage: Storage = PLAIN, **own: Any) -> Path:
+    """bge-reranker-v2-gemma's architecture: one head of key and value, of its true width.
+
+    own: entries of the configuration
+    """
+    vocabulary = vocabularies.gemma()
+    sizes = SIZE | {"num_key_value_heads": 1, "head_dim": 256}
+    config = transformers.GemmaConfig(
+        vocab_size=vocabularies.size(vocabulary), max_position_embeddings=8192, tie_word_embeddings=tied,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, **sizes,
+    )  # fmt: skip
+    vocabularies.write(
+        folder, vocabulary, tokenizer_class="PreTrainedTokenizerFast", bos_token="<bos>", eos_token="<eos>",
+        pad_token="<pad>", unk_token="<unk>", model_max_length=8192,
+    )  # fmt: skip
+    yes = transformers.AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("Yes")
+    model = transformers.GemmaForCausalLM(config)
+    language_model(model, folder, storage, (yes,), 0.3)
+    edit(folder, **own)
     return folder

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from math import log
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -166,6 +167,25 @@ def roberta() -> str:
     tokenizer.post_processor = processors.RobertaProcessing(
         ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False
     )
+    return str(tokenizer.to_str())
+
+
+@cache
+def gemma() -> str:
+    """A BPE tokenizer with Gemma's special ids and its normaliser, which reads a text whole: tokens reach over words
+    and lines. It puts `<bos>` before a text."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        special_tokens=["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    lines = [line for line in corpus() if line][:4000]
+    pairs = [f"{first[-20:]}\n{second[:20]}" for first, second in pairwise(lines)]
+    tokenizer.train_from_iterator([*pairs, *["Yes"] * 1000], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
     return str(tokenizer.to_str())
 
 

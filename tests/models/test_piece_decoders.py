@@ -47,6 +47,14 @@ def mxbai_pieces(query: str, document: str, instruction: str | None) -> list[str
     ]
 
 
+def gemma_pieces(query: str, document: str, instruction: str | None) -> list[str]:
+    question = (
+        "Given a query A and a passage B, determine whether the passage contains an answer to the query by providing a "
+        "prediction of either 'Yes' or 'No'."
+    )
+    return ["<bos>", f"A: {query}", "\n", f"B: {document}", "\n", instruction or question]
+
+
 @dataclass(frozen=True)
 class Rule:
     """An authors' rule: the pieces of a prompt, and the tokens whose logits make the score."""
@@ -83,6 +91,9 @@ class Rule:
 
 RULES = {
     "mxbai-rerank": Rule(decoder_checkpoints.qwen2, mxbai_pieces, "1", "0", "mxbai-rerank-base-v2", "Qwen2ForCausalLM"),
+    "bge-reranker-gemma": Rule(
+        decoder_checkpoints.gemma, gemma_pieces, "Yes", None, "bge-reranker-v2-gemma", "GemmaForCausalLM"
+    ),
 }
 
 
@@ -221,3 +232,12 @@ def test_a_chain_of_sentence_transformers(make_checkpoint: MakeCheckpoint, tmp_p
     expected = [float(score) for score in model.predict(PAIRS, batch_size=1)]
     assert plan(LoadOptions(str(folder), device="cpu")).choice.certain
     assert found(folder, None) == pytest.approx(expected, abs=1e-5)
+
+
+def test_gemma_as_it_was_released(make_checkpoint: MakeCheckpoint) -> None:
+    old = make_checkpoint(decoder_checkpoints.gemma, tied=True, hidden_act="gelu", hidden_activation=None)
+    expected = RULES["bge-reranker-gemma"].scores(old)
+    assert found(old, "bge-reranker-gemma") == pytest.approx(expected, abs=1e-5)
+    other = make_checkpoint(decoder_checkpoints.gemma, tied=True, hidden_act="silu")
+    with pytest.raises(ModelError, match="hidden_act"):
+        plan(LoadOptions(str(other), device="cpu", recipe="bge-reranker-gemma")).load()

@@ -14,6 +14,8 @@ ARCHITECTURES = {
     "Qwen3ForSequenceClassification": "qwen3.QWEN3",
     "Qwen2ForCausalLM": "qwen2.QWEN2",
     "Qwen2ForSequenceClassification": "qwen2.QWEN2",
+    "GemmaForCausalLM": "gemma.GEMMA",
+    "GemmaForSequenceClassification": "gemma.GEMMA",
     "Qwen3VLForConditionalGeneration": "qwen3_vl.QWEN3_VL",
     "Qwen3VLForSequenceClassification": "qwen3_vl.QWEN3_VL",
     "XLMRobertaForSequenceClassification": "roberta.CROSS_ENCODER",

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from rerankd.models.recipes.ctxl import CTXL_RERANK
 from rerankd.models.recipes.encoders import BI_ENCODER, CROSS_ENCODER
+from rerankd.models.recipes.gemma import BGE_RERANKER_GEMMA
 from rerankd.models.recipes.mxbai import MXBAI_RERANK
 from rerankd.models.recipes.qwen3 import QWEN3_RERANKER, QWEN3_VL_RERANKER
 from rerankd.models.recipes.zerank import ZERANK
 
-ALL = (CROSS_ENCODER, BI_ENCODER, QWEN3_RERANKER, QWEN3_VL_RERANKER, ZERANK, CTXL_RERANK, MXBAI_RERANK)
+ALL = (
+    CROSS_ENCODER,
+    BI_ENCODER,
+    QWEN3_RERANKER,
+    QWEN3_VL_RERANKER,
+    ZERANK,
+    CTXL_RERANK,
+    MXBAI_RERANK,
+    BGE_RERANKER_GEMMA,
+)
 RECIPES = {recipe.name: recipe for recipe in ALL}
