@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, processors
 
 from tests import vocabularies
 from tests.checkpoints import QWEN_CHAT_TEMPLATE, Storage, randomise, store, widen_rows, write_qwen_tokenizer
 from tests.encoder_checkpoints import edit
 
 PLAIN = Storage()
+BEGIN = "<|begin_of_text|>"
 SIZE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -84,4 +86,45 @@ def gemma(folder: Path, *, tied: bool = True, storage: Storage = PLAIN, **own: A
     model = transformers.GemmaForCausalLM(config)
     language_model(model, folder, storage, (yes,), 0.3)
     edit(folder, **own)
+    return folder
+
+
+def write_llama3_tokenizer(folder: Path) -> None:
+    """A byte-level BPE of Llama 3's kind, over Qwen's pieces: it puts `<|begin_of_text|>` before a text."""
+    tokenizer = Tokenizer.from_str(vocabularies.qwen())
+    tokenizer.normalizer = None
+    tokenizer.add_special_tokens([BEGIN, "<|eot_id|>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A", special_tokens=[(BEGIN, tokenizer.token_to_id(BEGIN))]
+    )
+    vocabularies.write(
+        folder, tokenizer.to_str(), tokenizer_class="PreTrainedTokenizerFast", bos_token=BEGIN,
+        eos_token="<|eot_id|>", pad_token="<|eot_id|>", model_max_length=131072,
+    )  # fmt: skip
+
+
+def nemotron(folder: Path, *, labels: int = 1, storage: Storage = PLAIN, **own: Any) -> Path:
+    """llama-nemotron-rerank's architecture, whose class transformers has only with a causal mask.
+
+    own: entries of the configuration
+    """
+    rope = {
+        "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    config = transformers.LlamaConfig(
+        vocab_size=151936, max_position_embeddings=2048, rope_parameters=rope, num_labels=labels, head_dim=32,
+        tie_word_embeddings=True, pad_token_id=0, **SIZE,
+    )  # fmt: skip
+    model = transformers.LlamaForSequenceClassification(config)
+    randomise(model, 1.0)
+    with torch.no_grad():
+        model.score.weight.mul_(2.0)
+    store(model, folder, storage)
+    edit(
+        folder, architectures=["LlamaBidirectionalForSequenceClassification"], model_type="llama_bidirec",
+        auto_map={"AutoModelForSequenceClassification": "llama_bidirectional_model.LlamaBidirectional"},
+        **({"pooling": "avg"} | own),
+    )  # fmt: skip
+    write_llama3_tokenizer(folder)
     return folder

@@ -16,6 +16,7 @@ ARCHITECTURES = {
     "Qwen2ForSequenceClassification": "qwen2.QWEN2",
     "GemmaForCausalLM": "gemma.GEMMA",
     "GemmaForSequenceClassification": "gemma.GEMMA",
+    "LlamaBidirectionalForSequenceClassification": "llama_bidirectional.NEMOTRON",
     "Qwen3VLForConditionalGeneration": "qwen3_vl.QWEN3_VL",
     "Qwen3VLForSequenceClassification": "qwen3_vl.QWEN3_VL",
     "XLMRobertaForSequenceClassification": "roberta.CROSS_ENCODER",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rerankd import work
-from rerankd.core import Content, InvalidRequest, ModelError, PromptGroup, RerankRequest, Visual, Visuals
+from rerankd.core import Content, InvalidRequest, ModelError, PromptGroup, RerankRequest, Segment, Visual, Visuals
 from rerankd.models.recipes.template import RenderError, Template
 from rerankd.prompts.chunks import Chunks, reduced_overlap, split
 from rerankd.prompts.contents import read_text
@@ -51,10 +51,12 @@ class DecoderPrompts:
         max_tokens: int,
         default_instruction: str | None,
         placeholders: Placeholders | None = None,
+        shares: bool = True,
     ) -> None:
         """max_tokens: in one prompt; default_instruction: None for the template's own.
 
         placeholders: of a model that sees images and videos; None for one that reads text only
+        shares: whether prompts share a prefix; in a model whose tokens see those behind them none is the same
         """
         self.takes_instruction = template.takes_instruction
         self._tokenizer = tokenizer
@@ -67,6 +69,7 @@ class DecoderPrompts:
         self._max_tokens = max_tokens
         self._default_instruction = default_instruction
         self._placeholders = placeholders
+        self._shares = shares
         self._told_of_instruction = False
         try:
             probe = template.render(None, "\ue000", "\ue001")
@@ -116,6 +119,8 @@ class DecoderPrompts:
         fields: Sequence[str],
     ) -> PromptGroup:
         """The prompts with what all of them share laid once; `documents` and `query` are their images and videos."""
+        if not self._shares:
+            return PromptGroup(Segment([]), tuple(map(Segment, ids.behind(0))), truncated=())
         if self._placeholders is None or not any((query, *documents)):
             return ids.group()
         order = [(query, own) if self._query_first else (own, query) for own in documents]

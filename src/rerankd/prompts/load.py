@@ -111,7 +111,7 @@ def load_prompts(
         for name, value in (("chat template", chat_template), ("default instruction", default_instruction)):
             if value is not None:
                 raise ModelError(f"A {name} was given, but a {recipe.family} has no use for one; leave it out.")
-    if not recipe.answers:
+    if recipe.template is None and not recipe.answers:
         return _encoder(folder, recipe, positions, max_model_len, max_characters)
     tokenizer = tokenizer or load_tokenizer(folder)
     settings = read_settings(folder, "CrossEncoder")
@@ -133,7 +133,9 @@ def load_prompts(
         builder = PiecePrompts(tokenizer, chosen, max_tokens, default_instruction)
     else:
         placeholders = Placeholders(tokenizer) if recipe.sees else None
-        builder = DecoderPrompts(tokenizer, chosen, max_tokens, default_instruction, placeholders)
+        builder = DecoderPrompts(
+            tokenizer, chosen, max_tokens, default_instruction, placeholders, shares=bool(recipe.answers)
+        )
     if default_instruction is not None and not builder.takes_instruction:
         raise ModelError("A default instruction was given, but the chat template has no place for one; leave it out.")
     default_instruction = default_instruction or chosen.default_instruction

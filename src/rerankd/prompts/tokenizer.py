@@ -46,7 +46,7 @@ class LoadedTokenizer:
         """The id of a string that is one token; ModelError where it is none."""
         found = self.tokenizer.token_to_id(token)
         if found is None:
-            raise ModelError(f"The tokenizer has no token {token!r}, whose logit the score is made of.")
+            raise ModelError(f"The tokenizer has no token {token!r}, which the model's scores are made with.")
         return int(found)
 
     def ids(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:

@@ -6,6 +6,7 @@ from rerankd.models.recipes.ctxl import CTXL_RERANK
 from rerankd.models.recipes.encoders import BI_ENCODER, CROSS_ENCODER
 from rerankd.models.recipes.gemma import BGE_RERANKER_GEMMA
 from rerankd.models.recipes.mxbai import MXBAI_RERANK
+from rerankd.models.recipes.nemotron import NEMOTRON_RERANK
 from rerankd.models.recipes.qwen3 import QWEN3_RERANKER, QWEN3_VL_RERANKER
 from rerankd.models.recipes.zerank import ZERANK
 
@@ -18,5 +19,6 @@ ALL = (
     CTXL_RERANK,
     MXBAI_RERANK,
     BGE_RERANKER_GEMMA,
+    NEMOTRON_RERANK,
 )
 RECIPES = {recipe.name: recipe for recipe in ALL}

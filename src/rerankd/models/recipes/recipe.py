@@ -28,7 +28,7 @@ class Recipe:
         for a model that is no decoder
     divisor: what the logit of `answers` is divided by
     activation: what makes a score of a decoder's logit, unless its folder says otherwise
-    template: how a decoder's prompt is written; None where nothing is known of it
+    template: how a prompt is written; None for an encoder, whose tokenizer does that, and where nothing is known of it
     sees: whether its prompts may hold images and videos
     models: a regular expression for the models' names, whose case does not matter; None for no model in particular
     recognised: says in a clause why a folder without such a name holds one of the models; None where it may not
