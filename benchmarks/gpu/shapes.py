@@ -60,8 +60,8 @@ def bert(hidden: int, layers: int, heads: int, mlp: int) -> Any:
 
 DECODER, ENCODER, BERT = "Qwen3ForCausalLM", "XLMRobertaForSequenceClassification", "BertForSequenceClassification"
 SMALL = [
-    Shape("qwen3-small", DECODER, lambda: qwen3(128, 2, 4, 2, 32, 256)),
-    Shape("xlmr-small", ENCODER, lambda: roberta(128, 2, 4, 256)),
+    Shape("qwen3-small", DECODER, lambda: qwen3(64, 1, 2, 1, 32, 128)),
+    Shape("xlmr-small", ENCODER, lambda: roberta(64, 1, 2, 128)),
 ]
 FULL = [
     Shape("qwen3-0.6b", DECODER, lambda: qwen3(1024, 28, 16, 8, 128, 3072)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rerankd.layers.rotary import Rotary
 from rerankd.layers.spec import EmbeddingWeights, LayerSpec, Norm, TransformerSpec
 from rerankd.layers.transformer import Executor
@@ -88,11 +90,18 @@ def decoder(config: Config, weights: Weights, spec: TransformerSpec) -> Stack:
 
 
 def by_answers(
-    config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe, spec: TransformerSpec
+    config: Config,
+    weights: Weights,
+    token_id: TokenIds,
+    executor: Executor,
+    recipe: Recipe,
+    spec_of: Callable[[Config], TransformerSpec],
 ) -> TextModel:
     """A decoder by the logits of its answers, or where it was converted to a classifier by its score rows."""
     base = weights.scope_holding("embed_tokens.weight", "model", "")
     expect_in(config, base)
+    # Only now: the configuration's sizes may be any numbers.
+    spec = spec_of(config)
     stack = decoder(config, base, spec)
     head = token_head(config, weights, base, stack, token_id, recipe)
     return TextModel(spec, executor.transformer(spec, stack), head)

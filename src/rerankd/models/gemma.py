@@ -37,7 +37,7 @@ def gemma_reranker(
     config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
 ) -> TextModel:
     """`GemmaForCausalLM` by the logit of its answer, `GemmaForSequenceClassification` by its score rows."""
-    return by_answers(config, weights, token_id, executor, recipe, spec_of(config))
+    return by_answers(config, weights, token_id, executor, recipe, spec_of)
 
 
 GEMMA = Architecture(("gemma",), (BGE_RERANKER_GEMMA,), gemma_reranker, plain_positions, spec_of)

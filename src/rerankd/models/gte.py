@@ -49,10 +49,10 @@ def spec_of(config: Config) -> TransformerSpec:
 def encoder(config: Config, weights: Weights) -> Stack:
     """The weights of the encoder."""
     weights.expect_count(config, "num_hidden_layers", config.size("num_hidden_layers"), "encoder.layer")
-    spec = spec_of(config)
     words, types = config.size("vocab_size"), config.size("type_vocab_size", 1, least=0)
     embeddings = weights.scope("embeddings")
-    embeddings.expect_size(config, "hidden_size", spec.hidden, "word_embeddings.weight", axis=1)
+    embeddings.expect_size(config, "hidden_size", config.size("hidden_size"), "word_embeddings.weight", axis=1)
+    spec = spec_of(config)
     embeddings.expect_size(config, "vocab_size", words, "word_embeddings.weight")
     mlp = "encoder.layer.0.mlp.down_proj.weight"
     weights.expect_size(config, "intermediate_size", spec.layers[0].mlp, mlp, axis=1)

@@ -39,8 +39,9 @@ NAMES = LayerNames(
 def encoder(config: Config, weights: Weights) -> Stack:
     """The weights of the encoder."""
     weights.expect_count(config, "num_hidden_layers", config.size("num_hidden_layers"), "layers")
-    spec, words = spec_of(config), config.size("vocab_size")
-    weights.expect_size(config, "hidden_size", spec.hidden, "embeddings.tok_embeddings.weight", axis=1)
+    hidden, words = config.size("hidden_size"), config.size("vocab_size")
+    weights.expect_size(config, "hidden_size", hidden, "embeddings.tok_embeddings.weight", axis=1)
+    spec = spec_of(config)
     weights.expect_size(config, "vocab_size", words, "embeddings.tok_embeddings.weight")
     weights.expect_size(config, "intermediate_size", spec.layers[0].mlp, "layers.0.mlp.Wo.weight", axis=1)
     assert spec.embedding_norm is not None

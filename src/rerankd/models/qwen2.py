@@ -29,7 +29,7 @@ def qwen2_reranker(
     config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
 ) -> TextModel:
     """`Qwen2ForCausalLM` by the logits of its answers, `Qwen2ForSequenceClassification` by its score rows."""
-    return by_answers(config, weights, token_id, executor, recipe, spec_of(config))
+    return by_answers(config, weights, token_id, executor, recipe, spec_of)
 
 
 QWEN2 = Architecture(("qwen2",), (MXBAI_RERANK,), qwen2_reranker, plain_positions, spec_of)

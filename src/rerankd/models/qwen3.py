@@ -31,11 +31,16 @@ def spec_of(config: Config, rotary: Rotary) -> TransformerSpec:
     return stacked(config, replace(layer, qk_norm=layer.norm))
 
 
+def plain_spec(config: Config) -> TransformerSpec:
+    """The decoder of a model that reads text."""
+    return spec_of(config, rotary_of(config))
+
+
 def qwen3_reranker(
     config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
 ) -> TextModel:
     """`Qwen3ForCausalLM` by the logits of its answers, `Qwen3ForSequenceClassification` by its score rows."""
-    return by_answers(config, weights, token_id, executor, recipe, spec_of(config, rotary_of(config)))
+    return by_answers(config, weights, token_id, executor, recipe, plain_spec)
 
 
 QWEN3 = Architecture(
@@ -43,5 +48,5 @@ QWEN3 = Architecture(
     (QWEN3_RERANKER, ZERANK, CTXL_RERANK),
     qwen3_reranker,
     plain_positions,
-    spec=lambda config: spec_of(config, rotary_of(config)),
+    spec=plain_spec,
 )
