@@ -114,7 +114,7 @@ class EngineLoad:
     waiting: documents that no batch has taken
     batches, tokens, seconds: batches computed, the tokens in them, and how long the model took
     waiting_requests, waiting_tokens: requests of which a document waits, and tokens to compute for what waits
-    running: requests in the batches in hand
+    running: requests in the batches that are being computed
     rate: tokens a second of the last batches; 0 before the first
     """
 

@@ -137,7 +137,7 @@ class Engine:
             yield
 
     def close(self) -> None:
-        """Finish the batch in hand, fail what still waits with EngineClosed, and stop the worker.
+        """Finish the running batch, fail what still waits with EngineClosed, and stop the worker.
 
         A batch that will not end is not waited for: its thread ends with the process.
         """
@@ -160,7 +160,7 @@ class Engine:
             self._batcher.drop(job)
 
     def _give_up(self, seconds: float) -> None:
-        """The batch in hand hangs."""
+        """The running batch hangs."""
         self._hung = True
         log.critical("A batch did not end in %.0f seconds; the engine is given up", seconds)
         self._die(EngineDead(f"A batch did not end in {seconds:.0f} seconds."))

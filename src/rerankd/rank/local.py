@@ -24,7 +24,7 @@ MEDIA_DOCUMENTS = 32
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What is queued at once: pieces of a block, each ready or not to be had. `last` ends the block."""
+    """What is queued at once: pieces of a block, each ready or an error. `last` ends the block."""
 
     block: Block
     found: list[Found]

@@ -265,7 +265,7 @@ class Connection(HttpToolsProtocol):
         self._unparsed.clear()
         whole = self._in_head or not self._in_message
         if self._answers() and not whole:
-            # The call in hand will never be there; whoever reads its body is told that the client is gone.
+            # The present call will never be there; whoever reads its body is told that the client is gone.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self._answers() and whole:

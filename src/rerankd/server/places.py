@@ -24,7 +24,7 @@ class Places:
         queued_calls: int | None = None,
         queued_tokens: int | None = None,
     ) -> None:
-        """calls: answered at a time; queued_calls: of these, those that are not in the batch in hand; queued_tokens: to
+        """calls: answered at a time; queued_calls: of these, those that are not in the running batch; queued_tokens: to
         compute for what waits. None for any number
         """
         self._load = load
