@@ -54,10 +54,10 @@ def start(command: Sequence[str], cwd: Path | None = None) -> subprocess.Popen[s
 
 @contextmanager
 def launched(
-    program: Sequence[str], *arguments: str, cwd: Path | None = None, exit_code: int = 0
+    program: Sequence[str], *arguments: str, cwd: Path | None = None, exit_code: int = 0, port: str = "0"
 ) -> Iterator[Launched]:
     """A server that is ready, stopped by Ctrl-C at the end, when it must exit with `exit_code` and no traceback."""
-    process = start([*program, *arguments, "--port", "0"], cwd)
+    process = start([*program, *arguments, "--port", port], cwd)
     said = ""
     assert process.stdout is not None
     try:
