@@ -10,6 +10,7 @@ from rerankd.core import InvalidRequest
 from rerankd.models.recipes.template import RenderError, Template
 from rerankd.prompts.seams import Seams
 from rerankd.prompts.sharing import Around, SharedIds
+from rerankd.prompts.texts import Texts
 from rerankd.prompts.tokenizer import LoadedTokenizer
 
 
@@ -75,3 +76,16 @@ class Frame:
         except RenderError as error:
             work.refuse(InvalidRequest(field, f"the chat template fails on it: {error}"))
             return document
+
+
+class Frames:
+    """Makes the frames of one template."""
+
+    def __init__(self, tokenizer: LoadedTokenizer, seams: Seams, template: Template) -> None:
+        self._tokenizer = tokenizer
+        self._seams = seams
+        self._template = template
+
+    def of(self, texts: Texts) -> Frame:
+        """The template filled with the texts' instruction and query. Raises InvalidRequest where it fails on them."""
+        return Frame(self._tokenizer, self._seams, self._template, texts.instruction, texts.query)

@@ -1,0 +1,114 @@
+"""Cutting the prompts of a decoder that are too long."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rerankd import work
+from rerankd.core import InvalidRequest
+from rerankd.prompts.cutting import PromptCutter
+from rerankd.prompts.fitting import Fitting
+from rerankd.prompts.frame import Frame, Frames
+from rerankd.prompts.limits import Limits
+from rerankd.prompts.sharing import SharedIds
+from rerankd.prompts.texts import Texts
+from rerankd.prompts.tokenizer import LoadedTokenizer
+from rerankd.prompts.visuals import SeenTexts
+
+
+class LongPrompts:
+    """Cuts prompts at the end as the authors of Qwen's rerankers do, or at the beginning of the document."""
+
+    def __init__(self, tokenizer: LoadedTokenizer, seen: SeenTexts, frames: Frames, fitting: Fitting) -> None:
+        added = tokenizer.tokenizer.get_added_tokens_decoder()
+        self._special = {token_id for token_id, token in added.items() if token.special}
+        self._seen = seen
+        self._frames = frames
+        self._fitting = fitting
+
+    def cut(self, frame: Frame, texts: Texts, ids: SharedIds, long: Sequence[int], limits: Limits) -> bool:
+        """Cut the prompts that are too long, by index, in `ids`; whether any lost something of the query."""
+        if not long:
+            return False
+        return (self._cut_ends if limits.side == "right" else self._cut_beginnings)(frame, texts, ids, long, limits)
+
+    def _cut_ends(self, frame: Frame, texts: Texts, ids: SharedIds, long: Sequence[int], limits: Limits) -> bool:
+        """As in the authors' scripts, what stands before a document and the document are tokenised together and cut.
+
+        The template's tail is tokenised by itself and appended.
+        """
+        documents, fields = [texts.documents[i] for i in long], [texts.fields[i] for i in long]
+        for i, document, field in zip(long, documents, fields, strict=True):
+            if not frame.is_cuttable(document, field):
+                work.refuse(_uncuttable(field, ids.length(i), limits))
+        heads = frame.heads(documents, fields)
+        cutter = PromptCutter(heads.base, self._special)
+        room = limits.prompt - len(frame.tail)
+        whole = self._plain_tokens(frame.head)
+        query_cut = False
+        for place, i in enumerate(long):
+            if (plain := cutter.plain_room(heads, place, room)) < whole:
+                # The document's images and videos, which stay, leave too little to the query before them.
+                shown = self._seen.cut(texts.query, 0, limits.side)
+                needed = self._plain_tokens(self._frames.of(replace(texts, query=shown)).head) + (shown != texts.query)
+                if plain < needed:
+                    work.refuse(_too_much_shown(fields[place], limits.prompt - plain + needed, limits))
+                    continue
+                query_cut = True
+            ids.kept[i], rest = cutter.cut(heads, place, room)
+            ids.rest[i] = rest + frame.tail
+        return query_cut
+
+    def _cut_beginnings(self, frame: Frame, texts: Texts, ids: SharedIds, long: Sequence[int], limits: Limits) -> bool:
+        """A document that loses its beginning is tokenised with all that stands around what is left of it.
+
+        Where its images and videos alone leave too little room, the query loses its beginning in this prompt.
+        """
+        query_cut = False
+        for i in long:
+            field, document = texts.fields[i], texts.documents[i]
+
+            def over(text: str, field: str = field) -> int:
+                return frame.length(text, field) - limits.prompt
+
+            left = self._fitting.shortened(document, over, limits)
+            one = frame.prompts([left], [field])
+            if one.length(0) <= limits.prompt:
+                limits.not_nothing(field, document, left, limits.prompt - frame.tokens)
+                ids.kept[i], ids.rest[i] = one.kept[0], one.rest[0]
+                continue
+            if not left:
+                work.refuse(_uncuttable(field, one.length(0), limits))
+                continue
+
+            def excess(query: str, left: str = left, field: str = field) -> int:
+                return self._frames.of(replace(texts, query=query)).length(left, field) - limits.prompt
+
+            query = self._fitting.shortened(texts.query, excess, limits)
+            if query == self._seen.cut(query, 0, limits.side):
+                work.refuse(_too_much_shown(field, one.length(0), limits))
+                continue
+            one = self._frames.of(replace(texts, query=query)).prompts([left], [field])
+            ids.put(i, one.prompt(0))
+            query_cut = True
+        return query_cut
+
+    def _plain_tokens(self, ids: Sequence[int]) -> int:
+        return sum(token not in self._special for token in ids)
+
+
+def _uncuttable(field: str, tokens: int, limits: Limits) -> InvalidRequest:
+    return InvalidRequest(
+        field,
+        f"its prompt takes {tokens} tokens and {limits.prompt} are allowed, and it cannot be cut, because what the "
+        "chat template writes around it depends on it; shorten it",
+    )
+
+
+def _too_much_shown(field: str, tokens: int, limits: Limits) -> InvalidRequest:
+    return InvalidRequest(
+        field,
+        f"its images and videos leave no room for the query: {tokens} tokens would be needed, and {limits.prompt} are "
+        "allowed; send fewer or smaller ones (max_pixels, max_frames), or raise the limit",
+    )

@@ -1,0 +1,94 @@
+"""The texts of a request, as a decoder's template is filled with them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rerankd.core import Content, RerankRequest, Visual, Visuals
+from rerankd.models.recipes.template import Template
+from rerankd.prompts.contents import read_text
+from rerankd.prompts.tokenizer import AddedTokens, well_formed
+from rerankd.prompts.untemplate import untemplate_document, untemplate_query
+from rerankd.prompts.visuals import spell_seen
+
+log = logging.getLogger("rerankd")
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What a template is filled with. Nothing in it can become a special token but images and videos.
+
+    documents: those of the request, or the chunks of some of them; fields: what errors call each
+    templated: whether the client had put the query into the template already
+    """
+
+    instruction: str | None
+    query: str
+    documents: tuple[str, ...]
+    fields: tuple[str, ...]
+    templated: bool = False
+
+
+class TextReader:
+    """Reads texts out of a client's own template, and escapes their special tokens but for placeholders."""
+
+    def __init__(self, template: Template, added: AddedTokens, default_instruction: str | None) -> None:
+        """default_instruction: None for the template's own"""
+        self._template = template
+        self._added = added
+        self._default_instruction = default_instruction
+        self._told_of_instruction = False
+
+    def read(self, request: RerankRequest, seen: Visuals) -> Texts:
+        """The texts of a request. Raises InvalidRequest."""
+        instruction = request.instruction
+        templated = None
+        if seen.query:
+            query = spell_seen(request.query, seen.query, self._added)
+        else:
+            query = self._plain(request.query, "query")
+            if templated := untemplate_query(query):
+                query = templated[1]
+                instruction = instruction or self._templated_instruction(templated[0])
+            query = self._added.neutralise(query)
+        instruction = instruction or self._default_instruction
+        return Texts(
+            instruction=self._added.neutralise(well_formed(instruction)) if instruction else None,
+            query=query,
+            documents=tuple(
+                self._read_document(document, f"documents[{i}]", own, templated is not None)
+                for i, (document, own) in enumerate(zip(request.documents, seen.documents, strict=True))
+            ),
+            fields=tuple(f"documents[{i}]" for i in range(len(request.documents))),
+            templated=templated is not None,
+        )
+
+    def untemplated(self, content: Content, field: str, templated: bool) -> str:
+        """A document's text, taken out of the client's template where the query came in it too."""
+        text = self._plain(content, field)
+        plain = untemplate_document(text) if templated else None
+        return text if plain is None else plain
+
+    def _templated_instruction(self, instruction: str) -> str:
+        """The instruction of a query that the client has templated: a request's own, as one in its field would be."""
+        default = self._default_instruction
+        if instruction and default and instruction != default and not self._told_of_instruction:
+            self._told_of_instruction = True
+            log.warning(
+                "A query came in the model's own template, and the instruction in it, %r, stands in place of the "
+                "default instruction %r, for such queries; send plain queries to have the default one. This is said "
+                "once.",
+                instruction,
+                default,
+            )
+        return instruction
+
+    def _read_document(self, content: Content, field: str, visuals: Sequence[Visual], templated: bool) -> str:
+        if visuals:
+            return spell_seen(content, visuals, self._added)
+        return self._added.neutralise(self.untemplated(content, field, templated))
+
+    def _plain(self, content: Content, field: str) -> str:
+        return read_text(content, field) if content else self._template.empty
