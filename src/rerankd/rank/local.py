@@ -13,8 +13,9 @@ from rerankd.rank.scoring import Block, Found, Piece, Wanted, in_query, pieces
 from rerankd.rank.values import is_text
 
 if TYPE_CHECKING:
+    from rerankd.preparing import Prepared
     from rerankd.ranking import Submitted
-    from rerankd.reranker import Prepared, Reranker
+    from rerankd.reranker import Reranker
 
 T = TypeVar("T")
 BLOCK_DOCUMENTS = 1024

@@ -1,0 +1,218 @@
+"""A loaded model for requests: prompts are built and queued, and logits become results."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from rerankd.core import EngineDead, EngineLoad, InvalidRequest, PromptBuilder, RerankRequest, RerankResult, Stage, Text
+from rerankd.engine.engine import Engine
+from rerankd.loading import plan
+from rerankd.models.heads import TokenHead
+from rerankd.options import LoadOptions
+from rerankd.preparing import Prepared, Preparer
+from rerankd.progress import by_document
+from rerankd.prompts.limits import too_many_characters
+from rerankd.ranking import Submitted, rank
+from rerankd.work import Workers, all_of
+
+if TYPE_CHECKING:
+    from rerankd.media.loader import LoadedMedia
+
+SOON_RANKED = 1000
+"""Logits that an event loop makes a result of by itself; of more a thread does."""
+
+
+class RequestReranker:
+    """What a server and file jobs need of a loaded model: `RerankRequest` to `RerankResult`.
+
+    Every method may be called from any thread. Raises ModelError where the model cannot be found, read or served.
+    """
+
+    def __init__(self, model: str | Path | LoadOptions, **options: Any) -> None:
+        """model: a folder, a hub id, or all options at once; `options` are the fields of `LoadOptions`."""
+        chosen = replace(model, **options) if isinstance(model, LoadOptions) else LoadOptions(str(model), **options)
+        planned = plan(chosen)
+        self.info = planned.info()
+        self._prompts, self._load_prompts = planned.prompts, planned.load_prompts
+        loaded = planned.load()
+        self._activation = loaded.head.activation
+        self._media = planned.media_loader()
+        self._engine = Engine(
+            loaded,
+            planned.placement.device,
+            chosen.max_batch_tokens or planned.placement.batch_tokens,
+            chosen.engine_timeout,
+            planned.placement.in_flight,
+            chosen.max_queued_tokens,
+        )
+        vocabulary = loaded.head.vocabulary if isinstance(loaded.head, TokenHead) else None
+        verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, self.info.sees)
+        self._preparer = Preparer(self._prompts, verbatim, chosen.request_limits)
+        self._workers = Workers("rerankd-request")
+        self._warm_up()
+
+    def prompts(self, chat_template: str | Path) -> PromptBuilder:
+        """The prompts of a Jinja file or text in place of the loaded ones, for `submit`. Raises ModelError."""
+        return self._load_prompts(chat_template=chat_template)
+
+    def tokenize(self, text: str, special: bool = True) -> list[tuple[int, str]]:
+        """A text's tokens as ids and strings, as the model's own tokenizer has them.
+
+        special: whether the tokens that begin and end a prompt are added
+
+        Raises InvalidRequest for a text of too many characters.
+        """
+        if len(text) > self._prompts.max_characters:
+            raise too_many_characters("text", len(text), self._prompts.max_characters)
+        # A batch, since `encode` lets no other thread run.
+        (encoding,) = self._prompts.tokenizer.tokenizer.encode_batch([text], add_special_tokens=special)
+        return list(zip(encoding.ids, encoding.tokens, strict=True))
+
+    def load(self) -> EngineLoad:
+        """How busy the engine is, and what it has done since the start."""
+        return self._engine.load()
+
+    @property
+    def failure(self) -> EngineDead | None:
+        """Why no request is answered any more; None while requests are."""
+        return self._engine.failure
+
+    def submit(
+        self,
+        request: RerankRequest,
+        on_progress: Callable[[int], object] | None = None,
+        prompts: PromptBuilder | None = None,
+    ) -> Submitted:
+        """Tokenise a request and queue it; `collect` waits for it. Raises InvalidRequest.
+
+        on_progress: called from the engine's thread with the number of documents just scored
+        prompts: in place of the loaded ones
+        """
+        return self._enqueue(request, self._load_blocking(request), on_progress, prompts)
+
+    def prepare(self, request: RerankRequest) -> Prepared:
+        """Tokenise a request without queueing it, for `submit_together`. Raises InvalidRequest."""
+        return self._preparer.prepare(request, self._load_blocking(request))
+
+    def submit_together(
+        self, prepared: Sequence[Prepared], on_progress: Callable[[int], object] | None = None
+    ) -> list[Submitted]:
+        """Queue several requests at once, for `collect`.
+
+        Where nothing else waits, the same requests are computed in the same batches each time, so to the last digit.
+        """
+        with self._engine.held():
+            return [self._queue(one, on_progress) for one in prepared]
+
+    def collect(self, submitted: Submitted) -> RerankResult:
+        """Wait for a submitted request and rank its documents. Raises EngineError, EngineClosed, EngineDead."""
+        return self._rank(submitted, submitted.logits.result())
+
+    async def answer(self, request: RerankRequest) -> RerankResult:
+        """Score a request without blocking the event loop.
+
+        Cancelling the awaiting task drops the documents that still wait, and ends the reading of the others.
+        """
+        return (await self.answer_all([request]))[0]
+
+    async def answer_all(self, requests: Sequence[RerankRequest]) -> list[RerankResult]:
+        """`answer` of several requests, in order; all of them are read by one thread, since handing over is dear.
+
+        Raises InvalidRequest for the first that cannot be answered, with its place as `request`.
+        """
+        loaded = await all_of(self._load(request, number) for number, request in enumerate(requests))
+        size = sum(map(_characters, requests))
+        submitted = await self._workers.run(partial(self._enqueue_all, requests, loaded), drop_all, size)
+        logits = await all_of(asyncio.wrap_future(one.logits) for one in submitted)
+        if sum(map(len, logits)) <= SOON_RANKED:
+            return self._rank_all(submitted, logits)
+        return await self._workers.run(partial(self._rank_all, submitted, logits))
+
+    def close(self) -> None:
+        """Stop the engine; requests that still wait fail with EngineClosed."""
+        self._workers.close()
+        self._engine.close()
+        if self._media is not None:
+            self._media.close()
+
+    async def _load(self, request: RerankRequest, number: int) -> tuple[LoadedMedia | None, list[Stage]]:
+        """A request's media, and the stage that it took; InvalidRequest with the request's place."""
+        if self._media is None:
+            return None, []
+        began = perf_counter()
+        try:
+            media = await self._media.load(request, skip_bad_documents=request.on_error == "skip")
+        except InvalidRequest as error:
+            raise InvalidRequest(error.field, error.problem, number) from error
+        return media, [Stage("media", began, perf_counter() - began)]
+
+    def _enqueue_all(
+        self, requests: Sequence[RerankRequest], loaded: Sequence[tuple[LoadedMedia | None, list[Stage]]]
+    ) -> list[Submitted]:
+        submitted: list[Submitted] = []
+        try:
+            for request, (media, stages) in zip(requests, loaded, strict=True):
+                submitted.append(self._enqueue(request, media, stages=stages))
+        except InvalidRequest as error:
+            drop_all(submitted)
+            raise InvalidRequest(error.field, error.problem, len(submitted)) from error
+        except BaseException:
+            drop_all(submitted)
+            raise
+        return submitted
+
+    def _enqueue(
+        self,
+        request: RerankRequest,
+        media: LoadedMedia | None,
+        on_progress: Callable[[int], object] | None = None,
+        prompts: PromptBuilder | None = None,
+        stages: list[Stage] | None = None,
+    ) -> Submitted:
+        return self._queue(self._preparer.prepare(request, media, prompts, stages), on_progress)
+
+    def _load_blocking(self, request: RerankRequest) -> LoadedMedia | None:
+        if self._media is None:
+            return None
+        return self._media.load_blocking(request, skip_bad_documents=request.on_error == "skip")
+
+    def _queue(self, prepared: Prepared, on_progress: Callable[[int], object] | None = None) -> Submitted:
+        group, media = prepared.group, prepared.media
+        logits = self._engine.submit(group, on_progress and by_document(group, on_progress), prepared.stages)
+        if media is not None:
+            logits.add_done_callback(lambda _: media.release())
+        return Submitted(prepared.request, group, logits, prepared.places, prepared.failed, prepared.stages)
+
+    def _warm_up(self) -> None:
+        """Run once before the first request: kernels are chosen now, and a broken model shows now."""
+        try:
+            self.collect(self.submit(RerankRequest((Text("warm"),), ((Text("up"),), (Text("warm up"),)))))
+        except Exception:
+            self.close()
+            raise
+
+    def _rank_all(self, submitted: Iterable[Submitted], logits: Iterable[list[float]]) -> list[RerankResult]:
+        return [self._rank(one, own) for one, own in zip(submitted, logits, strict=True)]
+
+    def _rank(self, submitted: Submitted, logits: list[float]) -> RerankResult:
+        asked = submitted.request.instruction is not None
+        ignored = ("instruction",) if asked and not self.info.takes_instruction else ()
+        return rank(submitted, logits, self._activation == "sigmoid", ignored)
+
+
+def _characters(request: RerankRequest) -> int:
+    """How much text there is to read."""
+    contents = (request.query, *request.documents)
+    return sum(len(part.text) for content in contents for part in content if isinstance(part, Text))
+
+
+def drop_all(submitted: Iterable[Submitted]) -> None:
+    """Have the engine leave out requests that nobody waits for."""
+    for one in submitted:
+        one.logits.cancel()
