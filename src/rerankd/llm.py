@@ -19,9 +19,9 @@ from typing import Any, NoReturn, TypeAlias
 from pydantic import TypeAdapter, ValidationError
 from tqdm.auto import tqdm
 
-from rerankd.cli.peer import Given, UsageProblem
-from rerankd.cli.variables import VLLM_VARIABLES, modelscope
-from rerankd.cli.vllm_flags import VLLM
+from rerankd.compat.flags import Given, UsageProblem
+from rerankd.compat.peers import VLLM
+from rerankd.compat.variables import VLLM_VARIABLES, modelscope
 from rerankd.core import Content, InvalidRequest, PromptBuilder, RerankRequest
 from rerankd.media.sizing import Sizing
 from rerankd.media.sources import Access
@@ -29,8 +29,8 @@ from rerankd.options import LoadOptions
 from rerankd.pooling import PoolingParams, asked, no_adapter
 from rerankd.ranking import Submitted
 from rerankd.reranker import Reranker
-from rerankd.server.dialects.contents import ContentBody, to_content
-from rerankd.server.dialects.processor_kwargs import ProcessorKwargs
+from rerankd.schemas.contents import ContentBody, to_content
+from rerankd.schemas.processor_kwargs import ProcessorKwargs
 
 log = logging.getLogger("rerankd")
 

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from rerankd.cli.start import Launch
-from rerankd.cli.variables import SGLANG_VARIABLES, VLLM_VARIABLES, Variables, modelscope
+from rerankd.compat.variables import SGLANG_VARIABLES, VLLM_VARIABLES, Variables, modelscope
 from tests.cli.test_options import Started, run, started  # noqa: F401 - a fixture
 from tests.server.launched import SERVE, environment, launched
 
@@ -92,7 +92,7 @@ def test_what_has_no_effect_is_said_a_line_each_and_what_nobody_knows_in_one() -
 
 @pytest.mark.parametrize("variables", BOTH, ids=lambda one: one.program)
 def test_each_variable_has_one_verdict(variables: Variables) -> None:
-    names = [name for names in variables.ignored.values() for name in names.split()] + list(variables.honoured)
+    names = [name for names in variables.ignored.values() for name in names] + list(variables.honoured)
     assert sorted(names) == sorted(set(names))
     assert all(re.fullmatch(r"[A-Z0-9_]+", name) for name in names)
     assert not any(reason.endswith(".") for reason in variables.ignored)

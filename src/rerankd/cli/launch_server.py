@@ -9,9 +9,9 @@ import typer
 
 from rerankd.cli import door, options
 from rerankd.cli.options import BackendName, DialectName, HubName, LogFormatName, LogLevel
-from rerankd.cli.sglang_flags import SGLANG
 from rerankd.cli.start import MEDIA, Launch, Media, TracesTo, start
-from rerankd.cli.variables import SGLANG_VARIABLES
+from rerankd.compat.peers import SGLANG
+from rerankd.compat.variables import SGLANG_VARIABLES
 from rerankd.limits import RequestLimits
 from rerankd.media.limits import Limits
 

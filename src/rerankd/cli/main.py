@@ -13,13 +13,12 @@ from rerankd.cli.evaluate import evaluate
 from rerankd.cli.inspect import inspect
 from rerankd.cli.launch_server import launch_server
 from rerankd.cli.models import models
-from rerankd.cli.options import lists_command, peer_command
-from rerankd.cli.peer import UsageProblem
+from rerankd.cli.options import lists_command, peer_command, takes
 from rerankd.cli.rank import rank, run_batch
 from rerankd.cli.serve import serve
-from rerankd.cli.sglang_flags import SGLANG
-from rerankd.cli.variables import SGLANG_VARIABLES, VLLM_VARIABLES
-from rerankd.cli.vllm_flags import VLLM
+from rerankd.compat.flags import Takes, UsageProblem
+from rerankd.compat.peers import SGLANG, VLLM
+from rerankd.compat.variables import SGLANG_VARIABLES, VLLM_VARIABLES
 from rerankd.version import __version__
 
 
@@ -30,9 +29,26 @@ def main() -> None:
 
 def main_launch_server() -> None:
     """`python -m rerankd.launch_server ...`."""
+    _run(_launch_server())
+
+
+def own_flags(command: str) -> dict[str, Takes]:
+    """The flags of `serve` or `launch_server`, without dashes, and what each takes."""
+    app = _launch_server() if command == "launch_server" else _rerankd()
+    made = typer.main.get_command(app)
+    made = getattr(made, "commands", {}).get(command, made)
+    return {
+        flag.lstrip("-"): takes(param)
+        for param in made.params
+        for flag in (*param.opts, *param.secondary_opts)
+        if flag.startswith("-")
+    }
+
+
+def _launch_server() -> typer.Typer:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command(cls=peer_command(SGLANG, SGLANG_VARIABLES))(launch_server)
-    _run(app)
+    return app
 
 
 def _rerankd() -> typer.Typer:

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from rerankd.cli.peer import Peer, Takes, sort_out
-from rerankd.cli.variables import Variables
+from rerankd.compat.flags import Peer, Takes, sort_out
+from rerankd.compat.variables import Variables
 from rerankd.limits import WHAT, LimitName, RequestLimits
 
 
@@ -81,7 +81,8 @@ MaxChunks = Annotated[int, _limit("chunks")]
 MaxTokens = Annotated[int, _limit("tokens")]
 
 
-def _takes(param: Any) -> Takes:
+def takes(param: Any) -> Takes:
+    """What an option takes; one whose metavar ends in dots takes several values."""
     if getattr(param, "is_flag", False):
         return "nothing"
     return "values" if (param.metavar or "").endswith("...") else "value"
@@ -96,7 +97,7 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
     class PeerCommand(TyperCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             own: dict[str, Takes] = {
-                flag: _takes(param)
+                flag: takes(param)
                 for param in self.get_params(ctx)
                 for flag in (*param.opts, *param.secondary_opts)
                 if flag.startswith("-")
@@ -152,7 +153,7 @@ def processor_kwargs(text: str) -> dict[str, Any]:
     """vLLM's `--mm-processor-kwargs`, as fields of `media.sizing.Sizing`."""
     from pydantic import ValidationError
 
-    from rerankd.server.dialects.processor_kwargs import ProcessorKwargs
+    from rerankd.schemas.processor_kwargs import ProcessorKwargs
 
     try:
         given = ProcessorKwargs.model_validate(json_object(text))

@@ -13,8 +13,8 @@ import typer
 
 from rerankd.cli import door, options
 from rerankd.cli.options import BackendName, DialectName, HubName
-from rerankd.cli.variables import VLLM_VARIABLES
-from rerankd.cli.vllm_flags import VLLM
+from rerankd.compat.peers import VLLM
+from rerankd.compat.variables import VLLM_VARIABLES
 from rerankd.core import RerankdError
 
 MaxBatchTokens = Annotated[

@@ -10,8 +10,8 @@ import typer
 from rerankd.cli import door, options
 from rerankd.cli.options import BackendName, DialectName, HubName, LogFormatName, LogLevel
 from rerankd.cli.start import MEDIA, Launch, Media, TracesTo, start
-from rerankd.cli.variables import VLLM_VARIABLES
-from rerankd.cli.vllm_flags import VLLM
+from rerankd.compat.peers import VLLM
+from rerankd.compat.variables import VLLM_VARIABLES
 from rerankd.limits import RequestLimits
 from rerankd.media.limits import Limits
 

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from rerankd import contents
 from rerankd.core import Content, Image, InvalidRequest, Part, Text, Tokens, Video
-from rerankd.server.dialects.contents import ContentBody
-from rerankd.server.dialects.contents import to_content as of_body
+from rerankd.schemas.contents import ContentBody
+from rerankd.schemas.contents import to_content as of_body
 
 _BODY: TypeAdapter[ContentBody] = TypeAdapter(ContentBody)
 REMOTE = ("http:", "https:", "data:")

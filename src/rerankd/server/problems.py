@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticCustomError
 
 from rerankd.core import RerankdError
-from rerankd.limits import LimitName, RequestLimits
+from rerankd.limits import RequestLimits
+from rerankd.schemas.lists import OVER_LIMIT, Counted
 
 Body = TypeVar("Body", bound=BaseModel)
-OVER_LIMIT = "over_limit"
 
 
 class Problem(RerankdError):
@@ -33,24 +32,6 @@ class Problem(RerankdError):
         self.field = field
         self.well_formed = well_formed
         self.retry_after = retry_after
-
-
-class Counted:
-    """What a body is validated with: how many elements its lists may have. See `dialects.lists`."""
-
-    def __init__(self, limits: RequestLimits) -> None:
-        self._limits = limits
-        self._counts: dict[LimitName, int] = {}
-
-    def one(self, name: LimitName, count: int) -> None:
-        """Refuse a list of `count` elements that is over a limit."""
-        if count > getattr(self._limits, name):
-            raise PydanticCustomError(OVER_LIMIT, "{problem}", {"problem": f"holds {self._limits.exceeded(name)}"})
-
-    def together(self, name: LimitName, count: int) -> None:
-        """The same, of all lists of that name in the body together."""
-        self._counts[name] = self._counts.get(name, 0) + count
-        self.one(name, self._counts[name])
 
 
 def checked(body: type[Body], sent: Mapping[str, Any], limits: RequestLimits) -> Body:
@@ -76,6 +57,6 @@ def _path(location: tuple[int | str, ...]) -> str:
     path = ""
     for step in location:
         if isinstance(step, str) and step.startswith("<"):
-            continue  # a union's tag, see dialects/contents.py
+            continue  # a union's tag, see schemas/contents.py
         path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
     return path or "body"

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from rerankd.core import Chunking, ScoredDocument
-from rerankd.server.dialects.contents import Open
+from rerankd.schemas.contents import Open
 
 CHUNKING_WORDS = {f"chunking.{name}": name for name in ("max_chunks_per_doc", "overlap_tokens")}
 

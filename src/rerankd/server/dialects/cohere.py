@@ -8,10 +8,10 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from rerankd.core import RerankResult, Truncation, text_content
+from rerankd.schemas.contents import AT_LEAST_ONE, by_type
+from rerankd.schemas.lists import DocumentList, FieldList
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
 from rerankd.server.dialects.chunks import CHUNKING_WORDS, Chunked, MayCarryChunk
-from rerankd.server.dialects.contents import AT_LEAST_ONE, by_type
-from rerankd.server.dialects.lists import DocumentList, FieldList
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.ranking import ranking
 from rerankd.server.dialects.threshold import Thresholded

@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult, text_content
+from rerankd.schemas.contents import AT_LEAST_ONE
+from rerankd.schemas.lists import DocumentList
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Nothing, Served
-from rerankd.server.dialects.contents import AT_LEAST_ONE
-from rerankd.server.dialects.lists import DocumentList
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.ranking import (
     VALIDATION_ERRORS,

@@ -8,10 +8,10 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from rerankd.core import Content, Image, Part, RerankResult, Text, Truncation
+from rerankd.schemas.contents import AT_LEAST_ONE, Open, by_type
+from rerankd.schemas.lists import DocumentList
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
 from rerankd.server.dialects.chunks import CHUNKING_WORDS, Chunked, MayCarryChunk
-from rerankd.server.dialects.contents import AT_LEAST_ONE, Open, by_type
-from rerankd.server.dialects.lists import DocumentList
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.ranking import (
     VALIDATION_ERRORS,

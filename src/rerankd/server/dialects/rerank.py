@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from rerankd.core import Content, OnError, RerankRequest, Side, Truncation
+from rerankd.schemas.contents import ContentBody, to_content, unknown_fields
+from rerankd.schemas.processor_kwargs import ProcessorKwargs
 from rerankd.server.dialects.base import Call, Served
 from rerankd.server.dialects.chunks import CHUNKING_WORDS, Chunked
-from rerankd.server.dialects.contents import ContentBody, to_content, unknown_fields
-from rerankd.server.dialects.processor_kwargs import ProcessorKwargs
 from rerankd.server.dialects.threshold import Thresholded
 from rerankd.server.problems import Problem
 

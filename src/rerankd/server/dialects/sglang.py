@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult
+from rerankd.schemas.contents import AT_LEAST_ONE, ContentBody, from_content
+from rerankd.schemas.lists import DocumentList
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
 from rerankd.server.dialects.chunks import MayCarryChunk
-from rerankd.server.dialects.contents import AT_LEAST_ONE, ContentBody, from_content
-from rerankd.server.dialects.lists import DocumentList
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.rerank import RerankBody
 from rerankd.server.dialects.sglang_tools import HEALTH_GENERATE, MODEL_INFO, READY, SCORE, SERVER_INFO

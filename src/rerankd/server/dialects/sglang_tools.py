@@ -12,9 +12,9 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 
 from rerankd.core import Content, Labels, RerankRequest, RerankResult, Text, Tokens, text_content
 from rerankd.limits import RequestLimits
+from rerankd.schemas.contents import Open, by_type
+from rerankd.schemas.lists import DocumentList, IdList, LabelList
 from rerankd.server.dialects.base import Call, Endpoint, Nothing, Served, ready
-from rerankd.server.dialects.contents import Open, by_type
-from rerankd.server.dialects.lists import DocumentList, IdList, LabelList
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.problems import Problem
 from rerankd.version import __version__

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult, Side, Truncation, text_content
+from rerankd.schemas.contents import AT_LEAST_ONE
+from rerankd.schemas.lists import DocumentList
 from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Nothing, Served
-from rerankd.server.dialects.contents import AT_LEAST_ONE
-from rerankd.server.dialects.lists import DocumentList
 from rerankd.server.dialects.ranking import ranking
 from rerankd.server.dialects.threshold import Thresholded
 from rerankd.server.problems import Problem

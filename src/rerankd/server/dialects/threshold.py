@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from rerankd.server.dialects.contents import Open
+from rerankd.schemas.contents import Open
 from rerankd.server.problems import Problem
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult
+from rerankd.schemas.contents import AT_LEAST_ONE, from_content
 from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Served
 from rerankd.server.dialects.chunks import MayCarryChunk
-from rerankd.server.dialects.contents import AT_LEAST_ONE, from_content
 from rerankd.server.dialects.names import only_ours
 from rerankd.server.dialects.rerank import RerankBody
 from rerankd.server.dialects.vllm_common import Documents, VllmOptions, VllmUsage, as_list, no_use_for

@@ -6,8 +6,8 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from rerankd.server.dialects.contents import ContentBody, Message, Open, by_type
-from rerankd.server.dialects.lists import DocumentList
+from rerankd.schemas.contents import ContentBody, Message, Open, by_type
+from rerankd.schemas.lists import DocumentList
 
 Documents: TypeAlias = Annotated[
     Annotated[DocumentList[ContentBody], Tag("<list>")]

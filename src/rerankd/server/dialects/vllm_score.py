@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from rerankd.core import Content, RerankResult
+from rerankd.schemas.contents import ContentBody, to_content, unknown_fields
 from rerankd.server.dialects.base import Call, Endpoint, Served
 from rerankd.server.dialects.chunks import MayCarryChunk
-from rerankd.server.dialects.contents import ContentBody, to_content, unknown_fields
 from rerankd.server.dialects.names import only_ours
 from rerankd.server.dialects.rerank import ScoringBody
 from rerankd.server.dialects.vllm_common import Documents, VllmOptions, VllmUsage, as_list, no_use_for

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult
+from rerankd.schemas.contents import Open
 from rerankd.server.dialects.base import Call, Endpoint, Nothing, Served, ready
-from rerankd.server.dialects.contents import Open
 from rerankd.server.dialects.names import only_ours
 from rerankd.version import __version__
 

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult, Truncation, text_content
+from rerankd.schemas.contents import AT_LEAST_ONE
+from rerankd.schemas.lists import DocumentList
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
-from rerankd.server.dialects.contents import AT_LEAST_ONE
-from rerankd.server.dialects.lists import DocumentList
 from rerankd.server.dialects.names import ignored_model
 from rerankd.server.dialects.ranking import TokensUsed, ranking
 from rerankd.server.dialects.threshold import Thresholded

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from rerankd.core import Content, Image, Part, Video
-from rerankd.server.dialects.contents import Open
+from rerankd.schemas.contents import Open
 
 
 class Size(Open):

@@ -14,7 +14,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from rerankd.core import Content, Image, Part, Text, Tokens, Video, text_content
-from rerankd.server.dialects.lists import PartList
+from rerankd.schemas.lists import PartList
 
 AT_LEAST_ONE: dict[str, Any] = {"minItems": 1}
 """What the OpenAPI document says of a list that may not be empty; each API refuses an empty one in its own way."""

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerankd.cli.peer import Given, Peer, Takes, UsageProblem, sort_out
-from rerankd.cli.sglang_flags import SGLANG
-from rerankd.cli.vllm_flags import VLLM
+from rerankd.compat.flags import Given, Peer, Takes, UsageProblem, sort_out
+from rerankd.compat.peers import REASONS, SGLANG, SGLANG_IGNORED_VARIABLES, VLLM, VLLM_IGNORED_VARIABLES
 
 OWN: Mapping[str, Takes] = {
     "--max-model-len": "value",
@@ -24,11 +23,7 @@ PEERS = [VLLM, SGLANG]
 
 
 def names(peer: Peer) -> list[str]:
-    return [
-        name
-        for group in (*peer.ignored.values(), *(refused.names for refused in peer.refused))
-        for name in group.split()
-    ]
+    return [name for group in (*peer.ignored.values(), *(one.names for one in peer.refused)) for name in group]
 
 
 @pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.name)
@@ -37,6 +32,15 @@ def test_each_flag_has_one_verdict(peer: Peer) -> None:
     assert sorted(listed) == sorted(set(listed)), "a flag is listed twice"
     assert all(re.fullmatch(r"[A-Za-z0-9-]+(=\+?)?", name) for name in names(peer))
     assert len(listed) == len(peer.flags) > 300
+
+
+def test_every_reason_is_meant() -> None:
+    """A reason that is misspelt in a data file would be told as it stands; each is a sentence's worth, and used."""
+    said = [*(one.why for peer in PEERS for one in peer.refused)]
+    said += [why for peer in PEERS for why in peer.ignored]
+    said += [why for ignored in (VLLM_IGNORED_VARIABLES, SGLANG_IGNORED_VARIABLES) for why in ignored]
+    assert all(" " in why and not why.endswith(".") for why in said)
+    assert set(REASONS.values()) <= set(said)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Flags of the programs that rerankd replaces: those without effect here, and those that are not supported."""
+"""Flags of the programs that rerankd replaces: those without effect here, and those that are not supported.
+
+Names are without dashes, and say what a flag takes: `name` is a switch, `name=` takes a value, `name=+` several.
+"""
 
 from __future__ import annotations
 
@@ -11,33 +14,6 @@ from typing import Literal
 
 from rerankd.core import RerankdError
 
-ALWAYS_SCORES = "rerankd does one thing, which is to score documents, and the checkpoint says how"
-OWN_TEMPLATES = "the model family's own prompt is built in, and --chat-template takes any other"
-NO_REMOTE_CODE = "no code from a checkpoint is ever run, and none is needed"
-NO_CACHE = "there is no KV cache: keys and values live for one layer"
-OWN_BATCHING = "documents of all requests are packed up to one token budget"
-OWN_MEMORY = "memory is what the weights and one batch need; nothing is reserved, swapped or put to sleep"
-OWN_KERNELS = "the device decides which kernels run"
-ONE_DEVICE = "one process drives one device, so there is nothing to spread or to balance"
-OWN_LOADING = "weights are read from safetensors or .bin files as they are"
-NO_LORA = "no adapters are loaded"
-NO_GENERATION = "nothing is generated or sampled: a document is scored in one pass"
-OWN_MEDIA = "pictures and videos are read the way the model's authors do it, within limits of rerankd's own"
-OWN_WARM_UP = "the model is warmed up before the ready line, always"
-OWN_LOGS = "rerankd keeps its own logs and measurements"
-
-ONE_PROCESS = "one process drives one device; start one for each device, and a load balancer before them"
-NO_PLUGINS = "rerankd runs no code but its own; leave it out"
-NO_ADAPTERS = "adapters are not supported; merge the adapter into its model and serve the result"
-PLAIN_HTTP = "rerankd speaks HTTP/1.1 on one socket; put a proxy before it, and leave it out"
-PLAIN_TLS = "certificates are read once, with the ciphers of this Python; restart for new ones, and leave it out"
-NO_ADMIN = "nothing here is for administrators alone; give every key with --api-key, and leave it out"
-ANY_PUBLIC = (
-    "images and videos are fetched from any public address and from no private one; narrow it in a firewall, and leave "
-    "it out"
-)
-NO_QUANTIZATION = "rerankd quantises by itself, to int8 where --quantization int8 says so; leave it out"
-
 Takes = Literal["nothing", "value", "values"]
 
 
@@ -49,12 +25,11 @@ class UsageProblem(RerankdError):
 class Refused:
     """Flags whose silent loss would change scores, safety or place: an error, unless their value asks for nothing.
 
-    names: as in `Peer.ignored`
     why: the reason, and the way out
     harmless: values that ask for nothing; `{model}` stands for the model that is served
     """
 
-    names: str
+    names: tuple[str, ...]
     why: str
     harmless: tuple[str, ...] = ()
 
@@ -73,23 +48,25 @@ class Given:
 class Peer:
     """A program whose command line is accepted here.
 
-    ignored: reason -> names without dashes: `name` is a switch, `name=` takes a value, `name=+` takes several
+    ignored: reason -> names
     """
 
     name: str
-    ignored: Mapping[str, str]
+    ignored: Mapping[str, tuple[str, ...]]
     refused: tuple[Refused, ...]
 
     @cached_property
     def flags(self) -> dict[str, tuple[Takes, str | Refused]]:
         """Name -> what it takes, and the reason why it has no effect or is refused."""
-        verdicts: list[tuple[str, str | Refused]] = [(names, reason) for reason, names in self.ignored.items()]
+        verdicts: list[tuple[tuple[str, ...], str | Refused]] = [
+            (names, reason) for reason, names in self.ignored.items()
+        ]
         verdicts += [(refused.names, refused) for refused in self.refused]
         takes: dict[str, Takes] = {"": "nothing", "=": "value", "=+": "values"}
         return {
             name.rstrip("=+"): (takes[name[len(name.rstrip("=+")) :]], verdict)
             for names, verdict in verdicts
-            for name in names.split()
+            for name in names
         }
 
     def judge(self, given: Sequence[Given], model: str) -> Iterator[str]:

@@ -8,11 +8,30 @@ from __future__ import annotations
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationInfo
+from pydantic_core import PydanticCustomError
 
-from rerankd.limits import LimitName
-from rerankd.server.problems import Counted
+from rerankd.limits import LimitName, RequestLimits
 
 T = TypeVar("T")
+OVER_LIMIT = "over_limit"
+
+
+class Counted:
+    """What a body is validated with: how many elements its lists may have."""
+
+    def __init__(self, limits: RequestLimits) -> None:
+        self._limits = limits
+        self._counts: dict[LimitName, int] = {}
+
+    def one(self, name: LimitName, count: int) -> None:
+        """Refuse a list of `count` elements that is over a limit."""
+        if count > getattr(self._limits, name):
+            raise PydanticCustomError(OVER_LIMIT, "{problem}", {"problem": f"holds {self._limits.exceeded(name)}"})
+
+    def together(self, name: LimitName, count: int) -> None:
+        """The same, of all lists of that name in the body together."""
+        self._counts[name] = self._counts.get(name, 0) + count
+        self.one(name, self._counts[name])
 
 
 def _at_most(name: LimitName, together: bool = False) -> BeforeValidator:

@@ -1,0 +1,1 @@
+"""Command lines and environment variables of the programs that rerankd replaces."""
