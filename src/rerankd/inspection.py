@@ -25,6 +25,7 @@ from rerankd.models.labels import declared_activation, label_count
 QUERY, DOCUMENT = "what is panda?", "The giant panda is a bear."
 FILES = (
     *("config.json", "generation_config.json", "chat_template.jin*", "chat_template.json", "configuration.json"),
+    *("quantize_config.json", "quant_config.json", "recipe.yaml", "hf_quant_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.*"),
     *("merges.txt", "*.model", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
     *("model*.safetensors", "pytorch_model*.bin", SAFETENSORS[1], PICKLED[1], MODULES, SETTINGS, *TRANSFORMER),
@@ -50,6 +51,7 @@ class Inspection:
     template: what writes a decoder's prompt; None for an encoder
     prompts: those of an example, with their special tokens: the texts that the model reads
     max_tokens, positions: of one prompt, and by the model's own positions
+    stored: how quantised weights are stored, and what becomes of them; None for weights that are not
     backend: with reasons against those that come before it
     not_understood: what in the folder is not read, or has no effect
     """
@@ -70,6 +72,7 @@ class Inspection:
     device: str
     dtype: str
     quantization: str | None
+    stored: str | None
     backend: str
     not_understood: tuple[str, ...]
 
@@ -95,6 +98,7 @@ def inspect(plan: Plan) -> Inspection:
         device=str(plan.placement.device),
         dtype=plan.placement.dtype_name,
         quantization=plan.options.quantization,
+        stored=plan.storage,
         backend="; ".join([backend.name, *reasons]),
         not_understood=tuple(_not_understood(plan)),
     )

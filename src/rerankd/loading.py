@@ -16,7 +16,8 @@ from rerankd.models.architecture import Architecture
 from rerankd.models.base import Model
 from rerankd.models.checkpoint.config import Config, read_config
 from rerankd.models.checkpoint.hub import resolve
-from rerankd.models.checkpoint.weights import Checkpoint, Weights
+from rerankd.models.checkpoint.quantized.source import open_tensors, read_scheme
+from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.recipes.choose import Choice, choose_recipe
 from rerankd.models.recipes.evidence import Evidence
 from rerankd.models.registry import find_architecture
@@ -48,6 +49,18 @@ class Plan:
     load_prompts: Callable[..., LoadedPrompts]
     prompts: LoadedPrompts
 
+    @property
+    def precision(self) -> str:
+        """In what the linear layers compute."""
+        quantization = self.options.quantization
+        return self.placement.dtype_name + (f", and quantised to {quantization}" if quantization else "")
+
+    @property
+    def storage(self) -> str | None:
+        """How quantised weights are stored; None for weights that are not."""
+        scheme = read_scheme(self.config)
+        return None if scheme is None else f"{scheme.said}; dequantised to {self.precision} as they are read"
+
     def info(self) -> ModelInfo:
         """What ready lines and answers say of the model."""
         recipe = self.choice.recipe
@@ -66,7 +79,10 @@ class Plan:
 
     def load(self) -> Model:
         """Read the weights. Raises ModelError for those that are missing or do not fit the configuration."""
-        weights = Weights(Checkpoint(self.folder), self.placement.device, self.placement.dtype)
+        tensors = open_tensors(self.folder, self.config)
+        if tensors.said:
+            log.info("%s: they are dequantised to %s as they are read.", tensors.said, self.precision)
+        weights = Weights(tensors, self.placement.device, self.placement.dtype)
         model = self.architecture.load(self.config, weights, self.prompts.token_id, self.placement, self.choice.recipe)
         weights.finish()
         trim_after_load()

@@ -75,6 +75,7 @@ def _text(found: Inspection) -> str:
         "limit": limit,
         "device": found.device,
         "dtype": precision,
+        "weights": found.stored,
         "backend": found.backend,
     }
     shown = [f"{name + ':':<14}{value}" for name, value in lines.items() if value]

@@ -140,9 +140,13 @@ def token_count(text: str) -> int | None:
     return int(count)
 
 
+STORED_FORMATS = ("gptq", "gptq_marlin", "awq", "awq_marlin", "compressed-tensors", "gguf")
+"""Names of formats in which weights are stored; a checkpoint in one of them is read as its configuration says."""
+
+
 def quantization(text: str) -> str | None:
-    """int8, fp8, or a way to say none."""
-    if text.lower() in ("none", "null"):
+    """int8, fp8, or a way to say none, as vLLM's names of what a checkpoint says by itself are."""
+    if text.lower() in ("none", "null", *STORED_FORMATS):
         return None
     if text not in ("int8", "fp8"):
         raise typer.BadParameter(f"{text!r} is not supported; use int8 or fp8, or leave the flag out")

@@ -8,6 +8,7 @@ from rerankd.core import ModelError
 from rerankd.models.architecture import Architecture
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
+from rerankd.models.checkpoint.quantized.source import read_scheme
 
 ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3.QWEN3",
@@ -46,12 +47,12 @@ def architecture(name: str) -> Architecture:
 def find_architecture(config: Config) -> tuple[str, Architecture]:
     """The name and the entry of the checkpoint's architecture; ModelError with the list of known ones.
 
-    ModelError too where its configuration is of another model's.
+    ModelError too where its configuration is of another model's, or of quantised weights that are not read.
     """
     for name in config.architectures:
         if name in ARCHITECTURES:
             found = architecture(name)
-            config.require("quantization_config", None)
+            read_scheme(config)
             kind = config.entries.get("model_type")
             if kind is not None and kind not in found.model_types:
                 types = " or ".join(found.model_types)

@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,11 +26,41 @@ MAPPED_BYTES = 64 << 20
 """What is read of a file before it is opened anew: pages that were read count as memory until the file is let go."""
 
 
+PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""The dtypes of weights that are numbers by themselves."""
+
+
+class Tensors(Protocol):
+    """Where weights are read from. `folder` is for messages; `said` is how they are stored, where that is no matter of
+    course, else empty.
+    """
+
+    folder: Path
+    said: str
+
+    @property
+    def names(self) -> frozenset[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, which need not be read for it. ModelError where there is none of this name."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor, on the CPU."""
+        ...
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
+        """Some rows of a matrix: [len(rows), columns]."""
+        ...
+
+
 class Checkpoint:
     """The tensors of a model folder by name, single or sharded, `.safetensors` or `.bin`; nothing is read ahead.
 
     Raises ModelError for missing, truncated or unreadable files.
     """
+
+    said = ""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -86,7 +116,7 @@ class Weights:
     model. `finish` complains of tensors that were left unread.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, prefix: str = "") -> None:
+    def __init__(self, checkpoint: Tensors, device: torch.device, dtype: torch.dtype, prefix: str = "") -> None:
         self.device = device
         self.dtype = dtype
         self._checkpoint = checkpoint
@@ -114,12 +144,7 @@ class Weights:
         """The tensor `name`, which must have `shape`, in the view's dtype unless another is asked for."""
         full = self._prefix + name
         self._expect(full, shape)
-        stored = self._checkpoint.read(full)
-        if not stored.is_floating_point():
-            raise ModelError(
-                f"`{full}` in {self._checkpoint.folder} is stored as {str(stored.dtype).removeprefix('torch.')}; "
-                "quantised weights are not supported, so serve the checkpoint that they were made of."
-            )
+        stored = self._plain(full, self._checkpoint.read(full))
         # A copy, since what is read is a view of the file, all of which would stay in memory with it.
         return stored.to(self.device, dtype or self.dtype, copy=True)
 
@@ -161,7 +186,16 @@ class Weights:
         self._expect(full, (height, columns))
         if max(rows) >= height:
             raise ModelError(f"`{full}` has {height} rows; the answer tokens {list(rows)} lie beyond them.")
-        return self._checkpoint.read_rows(full, rows).to(self.device, torch.float32)
+        return self._plain(full, self._checkpoint.read_rows(full, rows)).to(self.device, torch.float32)
+
+    def _plain(self, full: str, stored: Tensor) -> Tensor:
+        """`stored`, unless it is of a dtype whose numbers need a scale that no configuration names."""
+        if stored.dtype not in PLAIN:
+            raise ModelError(
+                f"`{full}` in {self._checkpoint.folder} is stored as {str(stored.dtype).removeprefix('torch.')}, and "
+                "config.json has no `quantization_config` that says how; quantised weights cannot be read without it."
+            )
+        return stored
 
     def affine(self, name: str, outputs: int, inputs: int, bias: bool, dtype: torch.dtype | None = None) -> Affine:
         """A linear layer."""
@@ -179,9 +213,11 @@ class Weights:
         """Complain of tensors that nothing asked for.
 
         One inside a stack of layers means that the configuration does not describe these weights (a layer
-        too few, a bias that would be left out), so that is a ModelError; others are only logged.
+        too few, a bias that would be left out), so that is a ModelError; others are only logged. Programs that quantise
+        give each linear layer a bias; one of zeros adds nothing.
         """
         unread = sorted(self._checkpoint.names - self._read)
+        unread = [name for name in unread if not name.endswith(".bias") or self._checkpoint.read(name).any()]
         in_layers = [name for name in unread if re.search(r"\b(layers?|blocks)\.\d+\.(?!.*(inv_freq|_ids)$)", name)]
         if in_layers:
             raise ModelError(

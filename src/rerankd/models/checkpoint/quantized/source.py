@@ -1,0 +1,135 @@
+"""A checkpoint of quantised weights, which gives the numbers that they stand for, one weight at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rerankd.core import ModelError
+from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.json_files import read_json, shown
+from rerankd.models.checkpoint.quantized.bitsandbytes import BitsAndBytes
+from rerankd.models.checkpoint.quantized.integers import Awq, Gptq
+from rerankd.models.checkpoint.quantized.scaled import CompressedTensors, Scaled
+from rerankd.models.checkpoint.quantized.stored import Rows, Scheme, Stored
+from rerankd.models.checkpoint.weights import Checkpoint, Tensors
+
+SCHEMES: Mapping[str, Callable[[Config], Scheme]] = {
+    "gptq": Gptq.of,
+    "awq": Awq.of,
+    "compressed-tensors": CompressedTensors.of,
+    "fp8": Scaled.fp8,
+    "fbgemm_fp8": Scaled.fp8,
+    "bitsandbytes": BitsAndBytes.of,
+}
+"""By `quant_method`."""
+KEYS = ("quantization_config", "compression_config")
+ACTIVATIONS = ("input_scale", "input_zero_point", "input_scale_ub", "activation_scale", "output_scale")
+CACHES = ("k_scale", "v_scale", "q_scale", "kv_scale")
+"""Scales of activations and of a KV cache, neither of which is quantised here."""
+OLD_GPTQ = "quantize_config.json"
+"""Where AutoGPTQ wrote its configuration before config.json had it."""
+ROWS_AT_ONCE = 512
+"""Rows of a weight that are dequantised at a time."""
+
+
+def read_scheme(config: Config) -> Scheme | None:
+    """How the weights that a configuration describes are quantised; None for weights that are not.
+
+    Raises ModelError for a format that is not read.
+    """
+    found = next((config.section(key) for key in KEYS if config.entries.get(key)), None)
+    if found is None and isinstance(config.entries.get("text_config"), Mapping):
+        text = config.section("text_config")
+        found = next((text.section(key) for key in KEYS if text.entries.get(key)), None)
+    old = Path(config.source).parent / OLD_GPTQ
+    if found is None and old.is_file():
+        found = Config({"quant_method": "gptq"} | read_json(old), str(old))
+    if found is None:
+        return None
+    method = found.entries.get("quant_method")
+    if method is None and any(found.entries.get(name) for name in ("load_in_8bit", "load_in_4bit")):
+        method = "bitsandbytes"
+    if not isinstance(method, str) or method not in SCHEMES:
+        raise ModelError(
+            f"{found.source}: `quant_method` is {shown(method)}, whose weights are not read; {', '.join(SCHEMES)} and "
+            "GGUF are. Serve the checkpoint that it was made of."
+        )
+    return SCHEMES[method](found)
+
+
+class Quantized:
+    """The tensors of a checkpoint, with its quantised weights in float32.
+
+    Of a weight, what is stored is read whole, and made numbers of a part at a time.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, scheme: Scheme) -> None:
+        self.folder = checkpoint.folder
+        self._checkpoint = checkpoint
+        try:
+            self._stored = scheme.stored(checkpoint)
+        except ValueError:
+            raise ModelError(f"{self.folder} has quantised weights of another form than {scheme.said} has.") from None
+        if not self._stored:
+            raise ModelError(
+                f"{self.folder} says in config.json (`quantization_config`) that its weights are quantised "
+                f"({scheme.said}), but none is stored so; take the entry out if they are not."
+            )
+        unused = {name for name in checkpoint.names if name.rpartition(".")[2] in (*ACTIVATIONS, *CACHES)}
+        parts = {part for stored in self._stored.values() for part in stored.parts}
+        self.names = (checkpoint.names - parts - unused) | set(self._stored)
+        self.said = f"{len(self._stored)} weights are stored quantised ({scheme.said})"
+        if unused:
+            self.said += f", and {len(unused)} scales of activations or of a cache, which are not quantised here"
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """See `Tensors`."""
+        stored = self._stored.get(name)
+        return self._checkpoint.shape(name) if stored is None else stored.shape
+
+    def read(self, name: str) -> Tensor:
+        """See `Tensors`."""
+        stored = self._stored.get(name)
+        if stored is None:
+            return self._checkpoint.read(name)
+        height = stored.shape[0]
+        weight = torch.empty(stored.shape)
+        opened = self._open(name, stored)
+        for start in range(0, height, ROWS_AT_ONCE):
+            chosen = slice(start, min(start + ROWS_AT_ONCE, height))
+            weight[chosen] = self._rows(name, opened, chosen)
+        return weight
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
+        """See `Tensors`."""
+        stored = self._stored.get(name)
+        if stored is None:
+            return self._checkpoint.read_rows(name, rows)
+        opened = self._open(name, stored)
+        return torch.cat([self._rows(name, opened, slice(row, row + 1)) for row in rows])
+
+    def _open(self, name: str, stored: Stored) -> Rows:
+        try:
+            return stored.open()
+        except (ModelError, RuntimeError, IndexError, ValueError) as error:
+            raise self._wrong(name, error) from None
+
+    def _rows(self, name: str, opened: Rows, chosen: slice) -> Tensor:
+        try:
+            return opened(chosen)
+        except (ModelError, RuntimeError, IndexError, ValueError) as error:
+            raise self._wrong(name, error) from None
+
+    def _wrong(self, name: str, error: Exception) -> ModelError:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return ModelError(f"`{name}` in {self.folder} is stored quantised and cannot be read: {reason.rstrip('.')}.")
+
+
+def open_tensors(folder: Path, config: Config) -> Tensors:
+    """The tensors of a model folder: as they are stored, or as the numbers that quantised ones stand for."""
+    scheme, checkpoint = read_scheme(config), Checkpoint(folder)
+    return checkpoint if scheme is None else Quantized(checkpoint, scheme)
