@@ -262,6 +262,41 @@ def test_the_command_reads_stdin_and_writes_stdout(bert_checkpoint: Path) -> Non
     assert "2 queries, 3 documents; " in done.stderr
 
 
+class Reversed:
+    """Finishes its blocks in pairs, the second before the first; `look` is called before each pair after the first."""
+
+    block_documents = 4
+
+    def __init__(self, inner: Any, look: Callable[[], None]) -> None:
+        self.inner, self.look = inner, look
+
+    def score(self, blocks: Any, wanted: Wanted, on_documents: Any) -> Iterator[tuple[Block, list[Found]]]:
+        done = list(self.inner.score(blocks, wanted, on_documents))
+        for start in range(0, len(done), 2):
+            if start:
+                self.look()
+            yield from reversed(done[start : start + 2])
+
+
+def test_standard_output_has_each_block_as_soon_as_those_before_it(
+    reranker: Reranker, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    written: list[bytes] = []
+    scorer = Reversed(LocalScorer(reranker), lambda: written.append(capfdbinary.readouterr().out))
+    output = Output("-", "jsonl", "tag")
+    said = rank(collection(), scorer, PLAIN, output, {"model": "m"}, BadLines(), progress=False)
+    written.append(capfdbinary.readouterr().out)
+    assert len(written) > 2
+    assert all(written)
+    ranked(LocalScorer(reranker), tmp_path / "out.jsonl")
+    found = [json.loads(line) for line in b"".join(written).splitlines()]
+    assert [one["query_id"] for one in found] == [one["query_id"] for one in lines(tmp_path / "out.jsonl")]
+    for one, other in zip(found, lines(tmp_path / "out.jsonl"), strict=True):
+        scores, wanted = ({each["id"]: each["score"] for each in of["results"]} for of in (one, other))
+        assert scores == pytest.approx(wanted, abs=0.01)
+    assert said.queries == len(found)
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

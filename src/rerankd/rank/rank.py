@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from rerankd.core import RerankdError
-from rerankd.rank.files import BadLines, FileProblem
+from rerankd.rank.files import STANDARD, BadLines, FileProblem
 from rerankd.rank.journal import Journal
 from rerankd.rank.queries import Queries
 from rerankd.rank.runs import Ranked, Ranking, check_ids, write_rankings
-from rerankd.rank.scoring import Found, Scorer, Wanted, in_blocks
+from rerankd.rank.scoring import Block, Found, Scorer, Wanted, in_blocks
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,44 +106,88 @@ def rank(
 ) -> Summary:
     """Rank every query and write the output. A run that was stopped goes on where its journal ends.
 
+    Standard output has no journal: each block is written as soon as those before it are.
+
     about: what the model is and how it is asked; a journal of something else is not gone on with
 
     Raises RerankdError; what was finished until then is kept.
     """
     summary, began = Summary(), perf_counter()
-    told = {**about, **queries.digests, **asdict(wanted), "block": scorer.block_documents}
-    with Journal(output.path, told, restart) as journal, Progress(queries, progress) as bar:
-        if len(journal):
-            bar.tell(f"Going on with {journal.path}")
+    with Progress(queries, progress) as bar:
         bad.tell = bar.tell
-
-        def left() -> Iterator[Any]:
-            for block in in_blocks(queries, scorer.block_documents):
-                for query in block.queries:
-                    check_ids(query.id, (), output.format)
-                known = journal.digest(block.number)
-                if known is None:
-                    yield block
-                elif known != block.digest:
-                    raise FileProblem(
-                        f"{block.queries[0].where}, or a line behind it, has changed since {journal.path} was written; "
-                        "give another output, or --restart to begin anew."
-                    )
-                else:
-                    summary.kept += block.documents
-                    bar.kept(block.documents)
-
-        for block, found in scorer.score(left(), wanted, bar.add):
-            for one in found:
-                _report(one, bad)
-            rankings = [None if one.error else one.ranking() for one in found]
-            for ranking in filter(None, rankings):
-                check_ids(ranking.query, (document.id for document in ranking.results), output.format)
-            journal.add(block.number, block.digest, [ranking and _packed(ranking) for ranking in rankings])
-        write_rankings(output.path, output.format, _counted(journal, summary), output.tag)
-        journal.finish()
+        if output.path == STANDARD:
+            blocks = _scored(in_blocks(queries, scorer.block_documents), scorer, wanted, output, bad, bar)
+            write_rankings(output.path, output.format, _counted(_flushed(_in_order(blocks)), summary), output.tag)
+        else:
+            told = {**about, **queries.digests, **asdict(wanted), "block": scorer.block_documents}
+            with Journal(output.path, told, restart) as journal:
+                if len(journal):
+                    bar.tell(f"Going on with {journal.path}")
+                left = _left(journal, in_blocks(queries, scorer.block_documents), summary, bar)
+                for block, rankings in _scored(left, scorer, wanted, output, bad, bar):
+                    journal.add(block.number, block.digest, [ranking and _packed(ranking) for ranking in rankings])
+                kept = (map(_unpacked, block) for block in journal.results())
+                write_rankings(output.path, output.format, _counted(kept, summary), output.tag)
+                journal.finish()
     summary.bad, summary.seconds = bad.count, perf_counter() - began
     return summary
+
+
+def _left(journal: Journal, blocks: Iterable[Block], summary: Summary, bar: Progress) -> Iterator[Block]:
+    """The blocks that are not finished. Raises FileProblem where a finished one was of another input."""
+    for block in blocks:
+        known = journal.digest(block.number)
+        if known is None:
+            yield block
+        elif known != block.digest:
+            raise FileProblem(
+                f"{block.queries[0].where}, or a line behind it, has changed since {journal.path} was written; "
+                "give another output, or --restart to begin anew."
+            )
+        else:
+            summary.kept += block.documents
+            bar.kept(block.documents)
+
+
+def _scored(
+    blocks: Iterable[Block], scorer: Scorer, wanted: Wanted, output: Output, bad: BadLines, bar: Progress
+) -> Iterator[tuple[Block, list[Ranking | None]]]:
+    """The blocks with their rankings, as they are finished; None for a query that is left out.
+
+    Raises FileProblem for an id that the output cannot hold, before its query is scored where it is the query's.
+    """
+
+    def checked() -> Iterator[Block]:
+        for block in blocks:
+            for query in block.queries:
+                check_ids(query.id, (), output.format)
+            yield block
+
+    for block, found in scorer.score(checked(), wanted, bar.add):
+        for one in found:
+            _report(one, bad)
+        rankings = [None if one.error else one.ranking() for one in found]
+        for ranking in filter(None, rankings):
+            check_ids(ranking.query, (document.id for document in ranking.results), output.format)
+        yield block, rankings
+
+
+def _in_order(blocks: Iterable[tuple[Block, list[Ranking | None]]]) -> Iterator[list[Ranking | None]]:
+    """The rankings of the first block, of the second, and so on: a block waits for those before it."""
+    waiting: dict[int, list[Ranking | None]] = {}
+    following = 0
+    for block, rankings in blocks:
+        waiting[block.number] = rankings
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def _flushed(blocks: Iterable[T]) -> Iterator[T]:
+    """The blocks. What was written of one is in the reader's hands before the next one is waited for."""
+    for block in blocks:
+        yield block
+        sys.stdout.flush()
 
 
 def _report(found: Found, bad: BadLines) -> None:
@@ -156,15 +202,18 @@ def _packed(ranking: Ranking) -> list[Any]:
     return [ranking.query, results, ranking.scored, ranking.query_truncated, dict(ranking.failed)]
 
 
-def _counted(journal: Journal, summary: Summary) -> Iterator[Ranking]:
-    """The rankings that a journal holds, counted as they pass."""
-    for block in journal.results():
-        for packed in block:
-            if packed is None:
-                continue
-            query, results, scored, query_truncated, failed = packed
-            ranking = Ranking(query, tuple(Ranked(*one) for one in results), scored, query_truncated, failed)
+def _unpacked(packed: list[Any] | None) -> Ranking | None:
+    if packed is None:
+        return None
+    query, results, scored, query_truncated, failed = packed
+    return Ranking(query, tuple(Ranked(*one) for one in results), scored, query_truncated, failed)
+
+
+def _counted(blocks: Iterable[Iterable[Ranking | None]], summary: Summary) -> Iterator[Ranking]:
+    """The rankings of blocks, counted as they pass."""
+    for block in blocks:
+        for ranking in filter(None, block):
             summary.queries += 1
-            summary.documents += scored
+            summary.documents += ranking.scored
             summary.truncated += sum(bool(one.truncated) for one in ranking.results)
             yield ranking
