@@ -4,15 +4,19 @@ PORT ?= 8000
 WORKERS ?= 2
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip
+PYTHON_HERE = $(abspath $(VENV)/bin/python)
 
-.PHONY: help serve test test-clients lint check clean
+.PHONY: help serve test test-fast test-clients test-sanitized test-without-kernels lint check clean
 
 help:
 	@echo "make serve         a server with a small embedded model (PORT=8000)"
 	@echo "make test          ruff, mypy and all tests"
+	@echo "make test-fast     tests without references, servers and emulators: under a minute"
 	@echo "make lint          ruff and mypy"
 	@echo "make check         all tests"
 	@echo "make test-clients  tests with the published clients, in a venv of their own"
+	@echo "make test-sanitized        tests of the C kernels, under ASan and UBSan"
+	@echo "make test-without-kernels  tests of scores in a tree where no kernels were built"
 	@echo "make clean         removes venvs, builds and caches"
 
 serve: $(VENV)/.serve
@@ -28,6 +32,28 @@ lint: $(VENV)/.test
 # Several processes share the cores: a thread that waits must not spin.
 check: $(VENV)/.test
 	OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -q -n $(WORKERS) --dist loadfile
+
+# Each copy has a source tree of its own: a library lies beside the sources from which it was built.
+build/%/setup.py: $(VENV)/.test
+	rm -rf build/$*
+	mkdir -p build/$*
+	cp -r src tests setup.py pyproject.toml README.md LICENSE build/$*
+	rm -f build/$*/src/rerankd/backends/cpu/native/*.so
+
+# Python itself is not sanitized: the runtimes are loaded first. Some tests ask for more memory than there is.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g
+RUNTIMES = $(foreach library,asan ubsan stdc++,$(shell gcc -print-file-name=lib$(library).so))
+
+test-sanitized: $(VENV)/.test
+	$(MAKE) -B build/sanitized/setup.py
+	cd build/sanitized && CC=gcc CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(PYTHON_HERE) setup.py -q build_ext --inplace
+	cd build/sanitized && LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+		OMP_WAIT_POLICY=passive PYTHONPATH=src $(PYTHON_HERE) -m pytest -q -p no:cacheprovider tests/backends/cpu
+
+test-without-kernels: $(VENV)/.test
+	$(MAKE) -B build/without-kernels/setup.py
+	cd build/without-kernels && OMP_WAIT_POLICY=passive PYTHONPATH=src $(PYTHON_HERE) -m pytest -q -p no:cacheprovider \
+		-n $(WORKERS) --dist loadfile tests/backends/test_attention.py tests/backends/cpu tests/test_scores.py tests/test_python.py
 
 # Clients have a venv of their own: their pins and the server's disagree.
 test-clients: $(VENV)/.serve $(VENV)-clients/.done
