@@ -15,7 +15,7 @@ import transformers
 
 from rerankd import InvalidRequest, Reranker
 from rerankd.core import Labels, RerankRequest, Tokens, text_content
-from rerankd.server.app import Settings
+from rerankd.server.settings import Settings
 from tests import checkpoints, texts
 from tests.conftest import MakeCheckpoint
 from tests.labels import label_request

@@ -13,8 +13,8 @@ import requests
 import trustme
 
 from rerankd.cli.door import Door, DoorError
-from rerankd.server.access import Cors
 from rerankd.server.run import ListenError, Tls, bind_unix
+from rerankd.server.settings import Cors
 from tests.cli.test_options import Started, run, started  # noqa: F401 - a fixture
 from tests.server.launched import LAUNCH_SERVER, SERVE, launched
 

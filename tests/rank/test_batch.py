@@ -15,7 +15,7 @@ from rerankd import Reranker
 from rerankd.rank.batch import run_batch
 from rerankd.rank.files import BadLine, BadLines, FileProblem
 from rerankd.rank.journal import Journal
-from rerankd.server.app import Settings
+from rerankd.server.settings import Settings
 from tests.server.fakes import MODEL, FakeReranker, running
 from tests.server.launched import environment
 

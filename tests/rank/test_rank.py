@@ -27,7 +27,7 @@ from rerankd.rank.rank import Output, Summary, rank
 from rerankd.rank.remote import APIS, RemoteScorer, ServerError
 from rerankd.rank.runs import read_run
 from rerankd.rank.scoring import Block, Found, Wanted
-from rerankd.server.app import Settings
+from rerankd.server.settings import Settings
 from tests.server.fakes import MODEL, FakeReranker, fake_score, running
 from tests.server.launched import environment
 from tests.texts import WORDS

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rerankd.server.app import Settings
+from rerankd.server.settings import Settings
 from tests.server.fakes import MODEL, FakeReranker, running
 
 

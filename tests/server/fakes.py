@@ -25,9 +25,11 @@ from rerankd.core import (
     text_content,
 )
 from rerankd.options import ModelInfo
-from rerankd.server.app import Serves, Settings, create_app
+from rerankd.server.app import create_app
 from rerankd.server.connections import Connection, Connections
 from rerankd.server.run import bind
+from rerankd.server.service import Serves
+from rerankd.server.settings import Settings
 from tests.labels import written_out
 
 MODEL = "example/reranker"

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from rerankd.server.access import Cors
-from rerankd.server.app import Settings
 from rerankd.server.dialects import DIALECTS
+from rerankd.server.settings import Cors, Settings
 from tests.server.fakes import MODEL, FakeReranker, running
 
 KEYS = ("first-key", "zweiter")

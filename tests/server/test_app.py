@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import requests
 
-from rerankd.server.app import Settings
+from rerankd.server.settings import Settings
 from tests.server.fakes import INFO, MODEL, FakeReranker, running
 
 

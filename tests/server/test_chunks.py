@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from rerankd import Chunking, Reranker, RerankResult, Truncation
-from rerankd.server.app import Settings
+from rerankd.server.settings import Settings
 from tests import texts
 from tests.server.fakes import running
 

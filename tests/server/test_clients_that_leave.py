@@ -17,8 +17,9 @@ import pytest
 import requests
 
 from rerankd.core import EngineClosed, RerankRequest, RerankResult
-from rerankd.server.app import Settings, create_app
+from rerankd.server.app import create_app
 from rerankd.server.run import Lifetime, ListenError, bind, serve
+from rerankd.server.settings import Settings
 from tests.server.fakes import MODEL, FakeReranker, running
 
 WAIT = {"query": "wait", "documents": ["a"]}

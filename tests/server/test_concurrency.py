@@ -17,7 +17,7 @@ import requests
 from rerankd import Reranker, work
 from rerankd.core import EngineClosed, PackedBatch
 from rerankd.prompts.tokenizer import LoadedTokenizer
-from rerankd.server.app import Settings
+from rerankd.server.settings import Settings
 from tests.server.fakes import running
 from tests.server.test_clients_that_leave import open_call, until
 from tests.texts import SENTENCES, WORDS

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from rerankd.server.app import Settings
 from rerankd.server.connections import HEAD_PIECE, Connection, Connections
 from rerankd.server.run import most_connections
+from rerankd.server.settings import Settings
 from tests.server.fakes import MODEL, FakeReranker, running
 from tests.server.test_clients_that_leave import until
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rerankd import Reranker
 from rerankd.core import EngineDead, PackedBatch
-from rerankd.server.app import Settings
+from rerankd.server.settings import Settings
 from tests.server.fakes import MODEL, FakeReranker, running
 from tests.server.launched import launched
 from tests.server.test_clients_that_leave import until

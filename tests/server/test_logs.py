@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 import requests
 
-from rerankd.server.app import Settings
 from rerankd.server.lines import Lines
 from rerankd.server.logs import JsonFormatter, logging_config
+from rerankd.server.settings import Settings
 from tests.server.fakes import MODEL, FakeReranker, running
 from tests.server.launched import SERVE, environment
 from tests.server.test_clients_that_leave import until

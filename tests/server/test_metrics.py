@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rerankd.core import RerankRequest, RerankResult
 from rerankd.reranker import Reranker
-from rerankd.server.app import Settings
+from rerankd.server.settings import Settings
 from tests.server.fakes import INFO, MODEL, FakeReranker, running
 from tests.server.test_clients_that_leave import until
 

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from rerankd import Reranker
-from rerankd.server.app import Settings
+from rerankd.server.settings import Settings
 from tests.server.fakes import running
 from tests.texts import DOCUMENTS, QUERIES
 

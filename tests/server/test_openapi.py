@@ -14,7 +14,8 @@ import requests
 from jsonschema.exceptions import best_match
 
 from rerankd.core import EngineClosed, RerankRequest, RerankResult
-from rerankd.server.app import Settings, create_app
+from rerankd.server.app import create_app
+from rerankd.server.settings import Settings
 from tests.labels import written_out
 from tests.server.fakes import INFO, MODEL, FakeReranker, running, words
 from tests.server.test_clients_that_leave import until

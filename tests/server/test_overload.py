@@ -15,7 +15,7 @@ import requests
 
 from rerankd import Reranker
 from rerankd.core import EngineLoad, PackedBatch
-from rerankd.server.app import Settings
+from rerankd.server.settings import Settings
 from tests.server.fakes import MODEL, FakeReranker, running
 from tests.server.launched import SERVE, launched
 from tests.server.test_clients_that_leave import open_call, until

@@ -19,7 +19,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from rerankd import Reranker
-from rerankd.server.app import Settings
+from rerankd.server.settings import Settings
 from tests.server.fakes import MODEL, FakeReranker, running
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

@@ -13,8 +13,8 @@ import pytest
 import requests
 
 from rerankd.core import RerankRequest, RerankResult, Text
-from rerankd.server.app import Settings
 from rerankd.server.dialects import DIALECTS
+from rerankd.server.settings import Settings
 from tests.server.fakes import MODEL, running
 from tests.server.test_openapi import Decoder
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import requests
 
-from rerankd.server.app import Settings
 from rerankd.server.dialects import DIALECTS
+from rerankd.server.settings import Settings
 from tests.server.fakes import MODEL, FakeReranker, running
 
 

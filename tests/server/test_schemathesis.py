@@ -10,7 +10,8 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import CHECKS
 
-from rerankd.server.app import Settings, create_app
+from rerankd.server.app import create_app
+from rerankd.server.settings import Settings
 from tests.server.fakes import MODEL, running
 from tests.server.test_openapi import Decoder
 

@@ -13,7 +13,7 @@ import requests
 from hypothesis import HealthCheck, given, settings
 
 from rerankd.core import Image, RerankRequest, RerankResult, Text, text_content
-from rerankd.server.app import Settings
+from rerankd.server.settings import Settings
 from tests.server.fakes import INFO, MODEL, FakeReranker, fake_score, running
 from tests.server.test_bodies import BODIES, JSON, VALUES
 

@@ -17,7 +17,7 @@ import requests
 
 from rerankd import Reranker
 from rerankd.core import Image, Text, Video
-from rerankd.server.app import Settings
+from rerankd.server.settings import Settings
 from tests.media.films import MP4, film
 from tests.media.hostile import large_png, long_gif, resident, write_padded_film
 from tests.media.patterns import pattern

@@ -12,7 +12,7 @@ import transformers
 
 from rerankd.core import Labels, RerankRequest, RerankResult, text_content
 from rerankd.reranker import Reranker
-from rerankd.server.app import Settings
+from rerankd.server.settings import Settings
 from rerankd.version import __version__
 from tests.labels import label_request, written_out
 from tests.server.fakes import INFO, MODEL, FakeReranker, fake_probability, fake_score, running

@@ -13,8 +13,8 @@ import typer
 from rerankd.core import RerankdError
 
 if TYPE_CHECKING:
-    from rerankd.server.access import Cors
     from rerankd.server.run import Tls
+    from rerankd.server.settings import Cors
 
 KEY_VARIABLE = "RERANKD_API_KEY"
 
@@ -67,7 +67,7 @@ class Door:
             if self.allow_credentials:
                 raise DoorError("--allow-credentials needs --allowed-origins, which names the pages that may call.")
             return None
-        from rerankd.server.access import Cors
+        from rerankd.server.settings import Cors
 
         if self.allow_credentials and "*" in self.allowed_origins:
             raise DoorError(

@@ -26,8 +26,8 @@ from rerankd.version import __version__
 if TYPE_CHECKING:
     from rerankd.media.sizing import Sizing
     from rerankd.options import ModelInfo
-    from rerankd.server.app import Settings
     from rerankd.server.logs import LogFormat
+    from rerankd.server.settings import Settings
     from rerankd.server.tracing import Traces
 
 log = logging.getLogger("rerankd")
@@ -178,7 +178,8 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
         from rerankd.media.sources import Access
         from rerankd.options import LoadOptions
         from rerankd.reranker import Reranker
-        from rerankd.server.app import Settings, create_app
+        from rerankd.server.app import create_app
+        from rerankd.server.settings import Settings
 
         options = LoadOptions(
             model=model,

@@ -13,15 +13,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
+from urllib.parse import unquote
 
-import httpx
 from tqdm import tqdm
 
 from rerankd.limits import RequestLimits
 from rerankd.rank.files import BadLine, BadLines, Source, whole_file
 from rerankd.rank.journal import Journal
 from rerankd.rank.rows import decoded, json_object
-from rerankd.server.app import Serves, Settings, create_app
+from rerankd.server.service import Serves, Service
+from rerankd.server.settings import Settings
 
 AT_ONCE = 16
 """Requests that are answered at a time."""
@@ -43,14 +44,14 @@ class Asked:
 def run_batch(
     reranker: Serves, names: tuple[str, ...], input: str, output: str, bad: BadLines, *, restart: bool, progress: bool
 ) -> tuple[int, int]:
-    """Answer every line of `input` by the app that `rerankd serve` runs, without a socket; how many, how many failed.
+    """Answer every line of `input` as `rerankd serve` would, without a socket; how many, how many failed.
 
     Answers are in the order of the input. A run that was stopped goes on. Raises RerankdError.
     """
     settings = Settings(names=names, docs=False, max_body=sys.maxsize, max_bodies=sys.maxsize, limits=NO_LIMITS)
-    transport = httpx.ASGITransport(create_app(reranker, settings), raise_app_exceptions=False)
+    service = Service(reranker, settings)
     with Journal(output, {"batch": names[0]}, restart) as journal:
-        asyncio.run(_run(transport, input, journal, bad, progress))
+        asyncio.run(_run(service, input, journal, bad, progress))
         answered = failed = 0
         with whole_file(output) as stream:
             for result in journal.results():
@@ -61,48 +62,44 @@ def run_batch(
     return answered, failed
 
 
-async def _run(transport: httpx.ASGITransport, input: str, journal: Journal, bad: BadLines, progress: bool) -> None:
+async def _run(service: Service, input: str, journal: Journal, bad: BadLines, progress: bool) -> None:
     source = Source(input)
     lines = _asked(source, bad)
     with tqdm(unit="request", disable=not progress) as bar:
         bad.tell = lambda text: bar.write(text, file=sys.stderr)
-        async with httpx.AsyncClient(transport=transport, base_url="http://batch", timeout=None) as client:
-            stopped = False
+        stopped = False
 
-            async def work() -> None:
-                for asked in lines:
-                    if journal.digest(asked.number) != asked.digest:
-                        answer = await _answer(client, asked)
-                        if stopped:  # the app answers a cancelled call all the same, that it is shutting down
-                            return
-                        journal.add(asked.number, asked.digest, answer)
-                    bar.update()
+        async def work() -> None:
+            for asked in lines:
+                if journal.digest(asked.number) != asked.digest:
+                    answer = await _answer(service, asked)
+                    if stopped:  # the service answers a cancelled call all the same, that it is shutting down
+                        return
+                    journal.add(asked.number, asked.digest, answer)
+                bar.update()
 
-            workers = [asyncio.ensure_future(work()) for _ in range(AT_ONCE)]
-            try:
-                done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
-                for worker in done:
-                    worker.result()
-            finally:
-                stopped = True
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+        workers = [asyncio.ensure_future(work()) for _ in range(AT_ONCE)]
+        try:
+            done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+            for worker in done:
+                worker.result()
+        finally:
+            stopped = True
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
 
 
-async def _answer(client: httpx.AsyncClient, asked: Asked) -> dict[str, Any]:
-    response = await client.post(asked.url, json=asked.body)
-    try:
-        body = response.json()
-    except ValueError:
-        body = response.text
-    request_id = response.headers.get("X-Request-Id", "")
+async def _answer(service: Service, asked: Asked) -> dict[str, Any]:
+    # A path is what comes before a query string, and may be quoted.
+    reply = await service.call("POST", unquote(asked.url.partition("?")[0]), json.dumps(asked.body).encode())
+    body = json.loads(reply.body) if reply.body else ""
     return {
         "id": f"rerankd-{secrets.token_hex(16)}",
         "custom_id": asked.id,
         # OpenAI puts what went wrong in the body, vLLM beside it.
-        "response": {"status_code": response.status_code, "request_id": request_id, "body": body},
-        "error": None if response.status_code == 200 else body,
+        "response": {"status_code": reply.status, "request_id": reply.headers["X-Request-Id"], "body": body},
+        "error": None if reply.status == 200 else body,
     }
 
 

@@ -1,11 +1,10 @@
-"""Who may call: API keys as Bearer tokens (RFC 6750), and which web pages a browser lets call (CORS)."""
+"""Who may call: API keys as Bearer tokens (RFC 6750)."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from starlette._utils import get_route_path
 from starlette.requests import Request
@@ -15,16 +14,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rerankd.server.problems import Problem
 
 UNAUTHORIZED = Problem(401, "An API key that this server knows is required, as in `Authorization: Bearer KEY`.")
-
-
-@dataclass(frozen=True, slots=True)
-class Cors:
-    """What a browser lets pages of other origins do here; `("*",)` stands for all."""
-
-    origins: tuple[str, ...]
-    methods: tuple[str, ...] = ("*",)
-    headers: tuple[str, ...] = ("*",)
-    credentials: bool = False
 
 
 class KeyCheck:

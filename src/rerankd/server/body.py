@@ -12,10 +12,9 @@ from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]
 from json.scanner import py_make_scanner  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
-from starlette.requests import Request
-
 from rerankd import work
 from rerankd.limits import RequestLimits
+from rerankd.server.incoming import Incoming
 from rerankd.server.problems import Problem
 
 LARGE = 32 << 10
@@ -34,24 +33,24 @@ class Bodies:
         self._held = 0
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytearray]:
+    async def read(self, incoming: Incoming) -> AsyncIterator[bytearray]:
         """A call's body, which counts as held until the context ends.
 
         Raises `Problem`: 413 for a body above the limit, 415 for a content type that is not JSON or a body that is
         compressed, 408 for one that does not arrive in time, 429 where all bodies together are too large.
         """
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        media_type = incoming.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             got = f"{media_type!r}" if media_type else "none"
             raise Problem(415, f"The Content-Type must be application/json; this request's is {got}.")
-        coding = request.headers.get("content-encoding", "").strip().lower()
+        coding = incoming.headers.get("content-encoding", "").strip().lower()
         if coding not in ("", "identity"):
             raise Problem(
                 415, f"The body is compressed ({coding!r:.50}); send it as it is, without a Content-Encoding."
             )
         body = bytearray()
         try:
-            await asyncio.wait_for(self._fill(body, request), self._seconds)
+            await asyncio.wait_for(self._fill(body, incoming), self._seconds)
             yield body
         except asyncio.TimeoutError:
             raise Problem(
@@ -62,16 +61,16 @@ class Bodies:
         finally:
             self._held -= len(body)
 
-    async def _fill(self, body: bytearray, request: Request) -> None:
+    async def _fill(self, body: bytearray, incoming: Incoming) -> None:
         too_large = Problem(
             413,
             f"The body is larger than the {self._each} bytes that this server takes; "
             "send fewer documents at a time, or start it with a larger --max-body-mb.",
         )
-        announced = request.headers.get("content-length", "")
+        announced = incoming.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > self._each:
             raise too_large
-        async for chunk in request.stream():
+        async for chunk in incoming.chunks():
             if self._held + len(chunk) > self._together:
                 raise Problem(
                     429,

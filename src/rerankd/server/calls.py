@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -14,41 +10,15 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rerankd.core import RerankResult, seconds_by_stage
-from rerankd.server.logs import ACCESS, request_id
+from rerankd.core import seconds_by_stage
+from rerankd.server.called import NO_ROUTE, Called
+from rerankd.server.logs import ACCESS
 from rerankd.server.metrics import Metrics
 
 if TYPE_CHECKING:
     from rerankd.server.tracing import Traces
 
 log = logging.getLogger(ACCESS)
-
-ID_LIMIT = 200
-NO_ROUTE = "none"
-
-
-@dataclass(slots=True)
-class Called:
-    """What is known of a call, filled in while it is answered; a request has its own as `state.called`.
-
-    route: the path as the app has it, once the answer is there; "none" for one that it has not
-    dialect: whose words the answer is in; None for what is the server's own
-    """
-
-    id: str
-    route: str = NO_ROUTE
-    dialect: str | None = None
-    results: Sequence[RerankResult] = ()
-
-    def rename(self, id: str) -> None:
-        """Give the call another id."""
-        self.id = id
-        request_id.set(self.header_id())
-
-    def header_id(self) -> str:
-        """The id as a header's value: a body's may be any text, a header's is printable ASCII."""
-        printable = self.id if self.id.isascii() and self.id.isprintable() else json.dumps(self.id)
-        return printable[:ID_LIMIT]
 
 
 class Calls:
@@ -65,8 +35,7 @@ class Calls:
             return
         began = perf_counter()
         self._metrics.watch_loop()
-        called = Called("")
-        called.rename(Headers(scope=scope).get("x-request-id") or secrets.token_hex(8))
+        called = Called.named(Headers(scope=scope).get("x-request-id"))
         scope.setdefault("state", {})["called"] = called
         trace = self._traces.begin(scope) if self._traces else None
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from contextvars import ContextVar
 from datetime import datetime, timezone
 from typing import Any, Literal, TypeAlias
 
 from uvicorn.config import LOGGING_CONFIG
 from uvicorn.logging import AccessFormatter
 
+from rerankd.server.called import request_id
 from rerankd.server.lines import LineHandler, Lines
 
 LogFormat: TypeAlias = Literal["text", "json"]
@@ -21,9 +21,6 @@ ACCESS = "rerankd.access"
 
 SAID, SAID_OF_ERRORS = "rerankd.said", "rerankd.said.error"
 """The loggers of what whoever started the server is told whatever the level: on standard output, on standard error."""
-
-request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The id of the call that is being answered, for lines that whoever writes them cannot give it to."""
 
 _OF_EVERY_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
 

@@ -11,10 +11,11 @@ from pydantic.json_schema import models_json_schema
 
 from rerankd.core import RerankRequest, RerankResult, ScoredDocument
 from rerankd.server.access import UNAUTHORIZED
-from rerankd.server.answer import SHUTTING_DOWN, Routed
+from rerankd.server.answer import Routed
 from rerankd.server.dialects.base import Dialect, Endpoint, Served
 from rerankd.server.places import OVERLOADED
 from rerankd.server.problems import Problem
+from rerankd.server.replies import SHUTTING_DOWN
 
 Examples: TypeAlias = dict[int, dict[str, object]]
 """By status and title."""

@@ -1,0 +1,48 @@
+"""What is known of a call while it is answered."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from rerankd.core import RerankResult
+
+ID_LIMIT = 200
+NO_ROUTE = "none"
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The id of the call that is being answered, for lines that whoever writes them cannot give it to."""
+
+
+@dataclass(slots=True)
+class Called:
+    """What is known of a call, filled in while it is answered; an HTTP request has its own as `state.called`.
+
+    route: the path as the app has it, once the answer is there; "none" for one that it has not
+    dialect: whose words the answer is in; None for what is the server's own
+    """
+
+    id: str
+    route: str = NO_ROUTE
+    dialect: str | None = None
+    results: Sequence[RerankResult] = ()
+
+    @classmethod
+    def named(cls, id: str | None) -> Called:
+        """A call with its own id, or a random one where it has none."""
+        called = cls("")
+        called.rename(id or secrets.token_hex(8))
+        return called
+
+    def rename(self, id: str) -> None:
+        """Give the call another id."""
+        self.id = id
+        request_id.set(self.header_id())
+
+    def header_id(self) -> str:
+        """The id as a header's value: a body's may be any text, a header's is printable ASCII."""
+        printable = self.id if self.id.isascii() and self.id.isprintable() else json.dumps(self.id)
+        return printable[:ID_LIMIT]

@@ -1,0 +1,45 @@
+"""A call as it comes in, whatever carries it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Gone(Exception):
+    """The client hung up before its answer was there."""
+
+
+class Incoming(Protocol):
+    """What answering reads of a call. `headers` have names in lower case."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The call's headers."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises Gone."""
+        ...
+
+    async def hung_up(self) -> None:
+        """Return once the client has hung up. Not before the body was read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WholeCall:
+    """A call that is all there, and whose caller waits."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body in one piece."""
+        yield self.body
+
+    async def hung_up(self) -> None:
+        """Never return."""
+        await asyncio.get_running_loop().create_future()

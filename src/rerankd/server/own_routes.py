@@ -1,0 +1,84 @@
+"""Routes that are no API's: the names of the model, health and metrics."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from rerankd.server.dialects.names import not_ours
+from rerankd.server.http import response_of
+from rerankd.server.metrics import Metrics
+from rerankd.server.openapi import NO_KEY, refusal_of
+from rerankd.server.replies import refusal
+from rerankd.server.service import Service
+
+
+class ModelCard(BaseModel):
+    """A name that the model answers to."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str = "rerankd"
+    root: str
+    parent: None = None
+    max_model_len: int
+    permission: list[Any] = []
+
+
+class ModelList(BaseModel):
+    """The names that the model answers to."""
+
+    object: str = "list"
+    data: list[ModelCard]
+
+
+def add_own_routes(app: FastAPI, service: Service, metrics: Metrics, protect_all: bool) -> None:
+    """Add the routes; protect_all: whether health and metrics want a key too."""
+    served, own = service.served, service.own
+    created = int(time.time())
+    # Routes that need no key say so.
+    locked: dict[int | str, dict[str, Any]] = {401: refusal_of([own], 401)}
+    open: dict[str, Any] = {"responses": locked} if protect_all else {"openapi_extra": dict(NO_KEY)}
+
+    def card(name: str) -> ModelCard:
+        info = served.info
+        return ModelCard(id=name, created=created, root=info.model, max_model_len=info.max_model_len)
+
+    @app.get("/v1/models", tags=["server"], summary="The names that the model answers to", responses=locked)
+    async def models() -> ModelList:
+        return ModelList(data=[card(name) for name in served.names])
+
+    missing: dict[str, Any] = {"description": "no model of that name", "model": own.error}
+
+    @app.get(
+        "/v1/models/{model:path}",
+        tags=["server"],
+        summary="One of the names that the model answers to",
+        response_model=ModelCard,
+        responses={**locked, 404: missing},
+    )
+    async def model(model: str, request: Request) -> ModelCard | Response:
+        if model in served.names:
+            return card(model)
+        request.state.called.dialect = own.name
+        return response_of(refusal(own, not_ours(model, served)))
+
+    @app.get("/health", tags=["server"], summary="503 once the engine has failed", response_class=Response, **open)
+    async def health() -> Response:
+        return Response(status_code=503 if service.failure else 200)
+
+    @app.get(
+        "/metrics",
+        tags=["server"],
+        summary="What the server has counted, for Prometheus",
+        response_class=PlainTextResponse,
+        **open,
+    )
+    async def exposed() -> Response:
+        return metrics.exposed()

@@ -1,0 +1,135 @@
+"""A model behind every API, without a transport: calls of plain data to answers of plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
+
+from rerankd.core import EngineDead, EngineLoad
+from rerankd.server.answer import Answers, Desk, Routed, answer
+from rerankd.server.body import Bodies
+from rerankd.server.called import Called
+from rerankd.server.dialects import DIALECTS
+from rerankd.server.dialects.base import Dialect, Served
+from rerankd.server.incoming import Incoming, WholeCall
+from rerankd.server.places import Places
+from rerankd.server.problems import Problem
+from rerankd.server.replies import ENGINE_DEAD, SHUTTING_DOWN, Reply, refusal
+from rerankd.server.settings import Settings
+from rerankd.work import Workers
+
+if TYPE_CHECKING:
+    from rerankd.options import ModelInfo
+
+CALL_THREADS = 2
+"""Threads that parse large bodies and render large answers. More of them would be no sooner done, and hold more."""
+
+
+class Serves(Answers, Protocol):
+    """What a service needs of a `Reranker`."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What was loaded."""
+        ...
+
+    @property
+    def failure(self) -> EngineDead | None:
+        """Why the engine answers no more; None while it does."""
+        ...
+
+    def load(self) -> EngineLoad:
+        """How busy the engine is."""
+        ...
+
+    def tokenize(self, text: str, special: bool) -> list[tuple[int, str]]:
+        """A text's tokens as ids and strings."""
+        ...
+
+
+class Service:
+    """Answers calls with `reranker`. It closes nothing: the reranker is the caller's.
+
+    own: the dialect at the root
+    routes: what each method and path may mean
+    """
+
+    def __init__(self, reranker: Serves, settings: Settings) -> None:
+        places = Places(reranker.load, settings.max_calls, settings.max_queued_calls, settings.max_queued_tokens)
+
+        def unready() -> Problem | None:
+            if reranker.failure:
+                return ENGINE_DEAD
+            return SHUTTING_DOWN if settings.draining.is_set() else None
+
+        self._reranker = reranker
+        self.own = DIALECTS[settings.dialect]
+        self.routes = _routes(self.own)
+        self.served = Served(
+            settings.names,
+            reranker.info,
+            reranker.tokenize,
+            places,
+            reranker.load,
+            unready,
+            settings.max_calls,
+            settings.max_queued_calls,
+            settings.limits,
+        )
+        self._desk = Desk(
+            reranker,
+            self.served,
+            Bodies(settings.max_body, settings.max_bodies, settings.body_timeout),
+            places,
+            Workers("rerankd-call", CALL_THREADS),
+            settings.request_timeout,
+        )
+
+    @property
+    def failure(self) -> EngineDead | None:
+        """Why the engine answers no more; None while it does."""
+        return self._reranker.failure
+
+    async def call(self, method: str, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
+        """Answer a call that is all there, of a JSON body. The answer's `X-Request-Id` is the call's own, or random.
+
+        path: without a query string
+        headers: beside the content type, in any case
+        """
+        sent = {name.lower(): value for name, value in (headers or {}).items()}
+        called = Called.named(sent.get("x-request-id"))
+        routed = self.routes.get((method, path))
+        if routed is None:
+            status = 405 if any(path == other for _, other in self.routes) else 404
+            problem = Problem(status, f"{method} {path}: {HTTPStatus(status).phrase}. See /docs.")
+            reply = refusal(self.spoken(path, sent), problem)
+        else:
+            reply = await self.answer(WholeCall({"content-type": "application/json", **sent}, body), routed, called)
+        reply.headers["X-Request-Id"] = called.header_id()
+        return reply
+
+    async def answer(self, incoming: Incoming, routed: Sequence[Routed], called: Called) -> Reply:
+        """Answer a call whose path may mean any of `routed`. What becomes known of it is put in `called`."""
+        return await answer(incoming, routed, self._desk, called)
+
+    def spoken(self, path: str, headers: Mapping[str, str]) -> Dialect:
+        """The dialect of a call whose body is not read: by its path's prefix, or its headers, or the one at the root.
+
+        headers: with names in lower case
+        """
+        prefix = path.split("/")[1:2]
+        claiming = (dialect for dialect in DIALECTS.values() if dialect.claims({}, headers))
+        return DIALECTS[prefix[0]] if prefix and prefix[0] in DIALECTS else next(claiming, self.own)
+
+
+def _routes(own: Dialect) -> dict[tuple[str, str], list[Routed]]:
+    """What each method and path may mean: below a prefix that dialect's endpoints; at the root all, `own` first."""
+    routes: dict[tuple[str, str], list[Routed]] = {}
+    for dialect in sorted(DIALECTS.values(), key=lambda one: one is not own):
+        for endpoint in dialect.endpoints:
+            for method in endpoint.methods:
+                for path in endpoint.paths:
+                    for place in (path, f"/{dialect.name}{path}"):
+                        routes.setdefault((method, place), []).append((dialect, endpoint))
+    return routes
