@@ -12,12 +12,13 @@ from rerankd.models.answers import has_classifier, read_answers
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.files import PICKLED, SAFETENSORS
 from rerankd.models.checkpoint.json_files import read_json
-from rerankd.models.checkpoint.modules import is_scoring_chain, read_modules, read_pooling
+from rerankd.models.checkpoint.modules import chained, embedding_modules, pooling_modes, read_modules
 from rerankd.models.checkpoint.sentence_transformers import (
     MODULES,
     SETTINGS,
     TRANSFORMER,
     counts,
+    read_settings,
     transformer_settings,
 )
 from rerankd.models.labels import declared_activation, label_count
@@ -34,7 +35,7 @@ FILES = (
 """Files of a folder that are read, or that have no say in a score."""
 SETTING_NAMES = {
     *("__version__", "model_type", "prompts", "default_prompt_name", "activation_fn", "similarity_fn_name"),
-    *("requirements", "keep_in_fp32_modules"),
+    *("truncate_dim", "requirements", "keep_in_fp32_modules"),
 }
 TRANSFORMER_NAMES = {
     *("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "processing_kwargs"),
@@ -108,9 +109,9 @@ def _head(plan: Plan) -> tuple[str, dict[str, int], str]:
     """The head in words, the ids of its tokens, and its activation."""
     config, recipe, prompts = plan.config, plan.choice.recipe, plan.prompts
     if not recipe.pairs:
-        return f"cosine of embeddings by {read_pooling(plan.folder)} pooling", {}, "identity"
-    if is_scoring_chain(plan.folder):
-        modules = read_modules(plan.folder) or ()
+        return _comparison(plan), {}, "identity"
+    modules = read_modules(plan.folder) or ()
+    if chained(plan.folder) == "scores":
         labels = Config(read_json(modules[-1].folder / "config.json"), str(modules[-1].folder)).size("out_features")
         return f"modules {', '.join(module.kind for module in modules[1:])}", {}, declared_activation(config, labels)
     if not recipe.answers or has_classifier(plan.folder, plan.name):
@@ -123,6 +124,17 @@ def _head(plan: Plan) -> tuple[str, dict[str, int], str]:
     if answers.divisor != 1:
         said += f", divided by {answers.divisor:g}"
     return said, dict(zip(names, answers.ids, strict=True)), answers.activation
+
+
+def _comparison(plan: Plan) -> str:
+    """The head of a model that reads query and document apart."""
+    _, pooling, *rest = embedding_modules(plan.folder)
+    settings = read_settings(plan.folder, "SentenceTransformer")
+    measure = "cosine" if settings.similarity == "cosine" else "dot product"
+    said = f"{measure} of embeddings by {' and '.join(pooling_modes(pooling))} pooling"
+    steps = [module.kind for module in rest if module.kind != "Normalize"]
+    said += f", then {', '.join(steps)}" if steps else ""
+    return said + (f", of {settings.truncate_dim} values" if settings.truncate_dim else "")
 
 
 def _template(plan: Plan) -> str | None:

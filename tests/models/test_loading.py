@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def test_config_that_is_no_json(folder: Path) -> None:
 def test_unknown_architecture_lists_what_is_supported(folder: Path) -> None:
     message = reason(folder, architectures=["LlamaForCausalLM"])
     assert "LlamaForCausalLM" in message
-    assert all(name in message for name in ARCHITECTURES)
+    assert all(re.sub(r"(For\w+|Model)$", "", name) in message for name in ARCHITECTURES)
 
 
 def test_a_familys_module_is_imported_when_its_architecture_is_asked_for() -> None:
@@ -185,7 +186,7 @@ def test_a_bare_encoder_asks_for_modules_json(xlmr_embedder_checkpoint: Path, tm
     assert "modules.json" in reason(folder)
 
 
-@pytest.mark.parametrize("kind", ["Dense", "LayerNorm"])
+@pytest.mark.parametrize("kind", ["WordWeights", "Router"])
 def test_unknown_modules_are_refused(xlmr_embedder_checkpoint: Path, tmp_path: Path, kind: str) -> None:
     folder = Path(shutil.copytree(xlmr_embedder_checkpoint, tmp_path / "model"))
     modules = json.loads((folder / "modules.json").read_text())
@@ -198,9 +199,9 @@ def test_unknown_pooling_is_refused(xlmr_embedder_checkpoint: Path, tmp_path: Pa
     folder = Path(shutil.copytree(xlmr_embedder_checkpoint, tmp_path / "model"))
     path = folder / "1_Pooling" / "config.json"
     pooling = json.loads(path.read_text())
-    pooling |= {"pooling_mode_cls_token": False, "pooling_mode_max_tokens": True}
+    pooling |= {"pooling_mode_cls_token": False, "pooling_mode": "median"}
     path.write_text(json.dumps(pooling))
-    assert "max" in reason(folder)
+    assert "median" in reason(folder)
 
 
 def test_old_names_of_layer_norms_are_read(bert_checkpoint: Path, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def change(folder: Path, name: str, **entries: Any) -> None:
         ("2_Dense/config.json", {"bias": True}, "linear.bias"),
         ("3_LayerNorm/config.json", {"dimension": 3}, "dimension"),
         ("4_Dense/config.json", {"module_output_name": "sentence_embedding"}, "as 'sentence_embedding'"),
-        ("1_Pooling/config.json", {"pooling_mode": "max"}, "pools by"),
+        ("1_Pooling/config.json", {"pooling_mode": "median"}, "pools by"),
     ],
 )
 def test_odd_modules_are_refused(

@@ -272,7 +272,7 @@ def test_patches_are_the_models_own(qwen3_vl_checkpoint: Path, tmp_path: Path) -
         ({"max_seq_length": True}, "max_seq_length"),
         ({"do_lower_case": "no"}, "do_lower_case"),
         ({"pooling_mode_cls_token": "true", "pooling_mode_mean_tokens": False}, "pools by"),
-        ({"pooling_mode": ["mean"]}, "pools by"),
+        ({"pooling_mode": ["mean", 3]}, "pools by"),
         ({"include_prompt": False}, "include_prompt"),
     ],
     ids=str,

@@ -210,11 +210,11 @@ def test_a_recipe_that_is_unknown_or_of_others(qwen3_checkpoint: Path, bert_chec
     assert plan(LoadOptions(str(bert_checkpoint), recipe="cross-encoder")).choice.why == "--recipe says cross-encoder"
 
 
-def test_an_embedding_model_stays_refused_whatever_is_said(
+def test_an_embedding_model_is_none_of_the_decoders_recipes(
     xlmr_embedder_checkpoint: Path, qwen3_checkpoint: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(qwen3_checkpoint, tmp_path / "model"))
     shutil.copy(xlmr_embedder_checkpoint / "modules.json", folder)
     for name in ("1_Pooling", "2_Normalize"):
         shutil.copytree(xlmr_embedder_checkpoint / name, folder / name)
-    assert "embedding model" in refusal(folder, recipe="qwen3-reranker")
+    assert "choose bi-encoder" in refusal(folder, recipe="qwen3-reranker")

@@ -58,7 +58,7 @@ class Kind:
 
     shares_prefix: whether what a request's prompts share is computed once, as in a decoder
     pairs: whether query and document are read together, else each by itself
-    reads_firsts: whether a text that is read by itself is embedded by its first token's state, else by the mean of all
+    reads_firsts: whether a text that is read by itself is embedded by one token's state, else by the mean of all
     """
 
     shares_prefix: bool
@@ -68,11 +68,11 @@ class Kind:
     @classmethod
     def of(cls, reranker: Reranker) -> Kind:
         """The kind of a loaded model."""
-        from rerankd.models.heads import CosineHead
+        from rerankd.models.embedding import EmbeddingHead
 
         model = reranker._engine.model
-        if isinstance(model.head, CosineHead):
-            return cls(model.shares_prefix, pairs=False, reads_firsts=model.head.pooling == "cls")
+        if isinstance(model.head, EmbeddingHead):
+            return cls(model.shares_prefix, pairs=False, reads_firsts=model.head.pooling.rows(()) is not None)
         return cls(model.shares_prefix)
 
 

@@ -65,9 +65,9 @@ def causal_layout(groups: Sequence[PackedGroup]) -> AttentionLayout:
     return AttentionLayout(tuple(blocks), causal=True)
 
 
-def separate_layout(spans: Sequence[Span]) -> AttentionLayout:
-    """An encoder's layout: every span sees itself, in both directions, and nothing else."""
-    return AttentionLayout(tuple(Block(span, NOTHING, span, 0) for span in spans), causal=False)
+def separate_layout(spans: Sequence[Span], causal: bool = False) -> AttentionLayout:
+    """An encoder's layout: every span sees itself and nothing else, in both directions or causally."""
+    return AttentionLayout(tuple(Block(span, NOTHING, span, 0) for span in spans), causal)
 
 
 def kept_layout(layout: AttentionLayout, rows: Sequence[int]) -> AttentionLayout:

@@ -37,22 +37,29 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TextModel:
-    """A model that reads nothing but tokens."""
+    """A model that reads nothing but tokens.
+
+    apart: whether query and documents are texts of their own even where a row sees only rows before it
+    """
 
     spec: TransformerSpec
     transformer: Transformer
     head: Head
+    apart: bool = False
 
     @property
     def shares_prefix(self) -> bool:
         """See `Model`."""
-        return self.spec.causal
+        return self.spec.causal and not self.apart
 
     def __call__(self, batch: PackedBatch) -> Tensor:
         """See `Model`."""
         rotates = any(layer.rotary is not None for layer in self.spec.layers)
         states = self.transformer(
-            tokens_of(batch), layout_of(batch, self.spec), batch.positions if rotates else None, self.head.rows(batch)
+            tokens_of(batch),
+            layout_of(batch, self.spec, self.apart),
+            batch.positions if rotates else None,
+            self.head.rows(batch),
         )
         return self.head(states, batch)
 
@@ -62,9 +69,9 @@ def tokens_of(batch: PackedBatch) -> Tokens:
     return Tokens(batch.token_ids, batch.positions, batch.token_types)
 
 
-def layout_of(batch: PackedBatch, spec: TransformerSpec) -> AttentionLayout:
-    """Which rows of a batch attend to which."""
-    if spec.causal:
+def layout_of(batch: PackedBatch, spec: TransformerSpec, apart: bool = False) -> AttentionLayout:
+    """Which rows of a batch attend to which; see `TextModel`."""
+    if spec.causal and not apart:
         return causal_layout(batch.groups)
     spans = [span for group in batch.groups for span in (group.prefix, *group.suffixes) if len(span)]
-    return separate_layout(spans)
+    return separate_layout(spans, spec.causal)

@@ -13,7 +13,7 @@ from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.weights import Weights
-from rerankd.models.encoders import cross_encoder, pooled_encoder
+from rerankd.models.encoders import cross_encoder, pooled
 from rerankd.models.recipes import encoders
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.stack import LayerNames, Stack
@@ -96,13 +96,11 @@ def bert_cross_encoder(
     return cross_encoder(config, weights, executor, stack, "bert.pooler.dense", "classifier")
 
 
-def bert_bi_encoder(
-    config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
-) -> TextModel:
+def bert_pooled(config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe) -> TextModel:
     """`BertModel` in a sentence-transformers folder."""
     scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "bert")
-    return pooled_encoder(config, executor, encoder(config, scope, 0), recipe)
+    return pooled(config, executor, encoder(config, scope, 0), recipe)
 
 
 CROSS_ENCODER = Architecture(("bert",), (encoders.CROSS_ENCODER,), bert_cross_encoder, plain_positions, spec_of)
-BI_ENCODER = Architecture(("bert",), encoders.POOLED, bert_bi_encoder, plain_positions, spec_of)
+POOLED = Architecture(("bert",), encoders.POOLED, bert_pooled, plain_positions, spec_of)

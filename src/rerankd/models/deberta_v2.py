@@ -18,7 +18,7 @@ from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.deberta_tables import RelativeTables, kinds_of, span_of
-from rerankd.models.encoders import cross_encoder
+from rerankd.models.encoders import cross_encoder, pooled
 from rerankd.models.recipes import encoders
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.stack import Stack
@@ -76,6 +76,15 @@ def deberta_v2_cross_encoder(
     return cross_encoder(config, weights, executor, stack, "pooler.dense", "classifier", between)
 
 
+def deberta_v2_pooled(
+    config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
+) -> TextModel:
+    """`DebertaV2Model` in a sentence-transformers folder."""
+    scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "deberta")
+    return pooled(config, executor, encoder(config, scope), recipe)
+
+
 CROSS_ENCODER = Architecture(
     ("deberta-v2",), (encoders.CROSS_ENCODER,), deberta_v2_cross_encoder, plain_positions, spec_of
 )
+POOLED = Architecture(("deberta-v2",), encoders.POOLED, deberta_v2_pooled, plain_positions, spec_of)

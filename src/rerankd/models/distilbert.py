@@ -12,7 +12,7 @@ from rerankd.models.architecture import Architecture, plain_positions
 from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
-from rerankd.models.encoders import cross_encoder
+from rerankd.models.encoders import cross_encoder, pooled
 from rerankd.models.recipes import encoders
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.stack import LayerNames, Stack
@@ -70,6 +70,15 @@ def distilbert_cross_encoder(
     return cross_encoder(config, weights, executor, stack, "pre_classifier", "classifier", "relu")
 
 
+def distilbert_pooled(
+    config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
+) -> TextModel:
+    """`DistilBertModel` in a sentence-transformers folder."""
+    scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "distilbert")
+    return pooled(config, executor, encoder(config, scope), recipe)
+
+
 CROSS_ENCODER = Architecture(
     ("distilbert",), (encoders.CROSS_ENCODER,), distilbert_cross_encoder, plain_positions, spec_of
 )
+POOLED = Architecture(("distilbert",), encoders.POOLED, distilbert_pooled, plain_positions, spec_of)

@@ -11,9 +11,9 @@ from rerankd.layers.transformer import Executor
 from rerankd.models.base import TextModel
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
-from rerankd.models.checkpoint.modules import read_pooling
 from rerankd.models.checkpoint.weights import Weights
-from rerankd.models.heads import BETWEEN, ClassifierHead, CosineHead, Head
+from rerankd.models.embedding import embedding_head
+from rerankd.models.heads import BETWEEN, ClassifierHead, Head
 from rerankd.models.labels import declared_activation, label_count
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.sequential import chain_head
@@ -40,12 +40,13 @@ def cross_encoder(
     return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
 
 
-def pooled_encoder(config: Config, executor: Executor, stack: Stack, recipe: Recipe) -> TextModel:
-    """An encoder whose pooled states score as the modules of its sentence-transformers folder say: those of two texts
-    by their cosine, those of a pair by the modules behind the pooling."""
+def pooled(config: Config, executor: Executor, stack: Stack, recipe: Recipe) -> TextModel:
+    """A stack whose pooled states score as the modules of its sentence-transformers folder say: those of two texts by
+    their similarity, those of a pair by the modules behind the pooling."""
+    hidden, device = stack.spec.hidden, stack.weights.device
     head: Head
     if recipe.pairs:
-        head = chain_head(config, stack.spec.hidden, stack.weights.device)
+        head = chain_head(config, hidden, device)
     else:
-        head = CosineHead(read_pooling(Path(config.source).parent))
-    return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
+        head = embedding_head(Path(config.source).parent, hidden, device)
+    return TextModel(stack.spec, executor.transformer(stack.spec, stack), head, apart=not recipe.pairs)

@@ -15,7 +15,7 @@ from rerankd.models.architecture import Architecture, plain_positions
 from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
-from rerankd.models.encoders import cross_encoder
+from rerankd.models.encoders import cross_encoder, pooled
 from rerankd.models.recipes import encoders
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.stack import LayerNames, Stack
@@ -74,4 +74,11 @@ def gte_cross_encoder(
     return cross_encoder(config, weights, executor, stack, f"{prefix}.pooler.dense", "classifier")
 
 
+def gte_pooled(config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe) -> TextModel:
+    """`NewModel`, `GteModel` in a sentence-transformers folder."""
+    scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "new", "gte")
+    return pooled(config, executor, encoder(config, scope), recipe)
+
+
 CROSS_ENCODER = Architecture(("new", "gte"), (encoders.CROSS_ENCODER,), gte_cross_encoder, plain_positions, spec_of)
+POOLED = Architecture(("new", "gte"), encoders.POOLED, gte_pooled, plain_positions, spec_of)

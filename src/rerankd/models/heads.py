@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol, TypeAlias
@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rerankd.core import PackedBatch, Span
+from rerankd.core import PackedBatch
 from rerankd.layers.spec import Affine
 from rerankd.models.vocabulary import VocabularyHead
 
 Activation: TypeAlias = Literal["sigmoid", "identity"]
 """What turns a logit into a score."""
-Pooling: TypeAlias = Literal["mean", "cls"]
 
 
 class Head(Protocol):
@@ -100,28 +99,6 @@ class TokenHead:
         return torch.cat([part if group.labels is None else next(found).flatten() for part, group in scored])
 
 
-@dataclass(frozen=True, slots=True)
-class CosineHead:
-    """The cosine of the pooled states of a document and of its group's prefix, which is the query.
-
-    Reference: Reimers and Gurevych, 2019.
-    """
-
-    pooling: Pooling
-    activation: Activation = "identity"
-
-    def rows(self, batch: PackedBatch) -> list[int] | None:
-        """The first token of each text where that is its embedding, else all."""
-        return [span.start for span in _texts(batch)] if self.pooling == "cls" else None
-
-    def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
-        """See `Head`."""
-        embeddings = states if self.pooling == "cls" else means(states, _texts(batch))
-        embeddings = F.normalize(embeddings, dim=-1)
-        sizes = [1 + len(group.suffixes) for group in batch.groups]
-        return torch.cat([own[1:] @ own[0] for own in torch.split(embeddings, sizes)])
-
-
 def one_logit(logits: Tensor) -> Tensor:
     """One logit a document from a head of 1 or 2 labels: [documents, labels] -> [documents].
 
@@ -129,15 +106,3 @@ def one_logit(logits: Tensor) -> Tensor:
     case of its own further on.
     """
     return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
-
-
-def _texts(batch: PackedBatch) -> list[Span]:
-    return [span for group in batch.groups for span in (group.prefix, *group.suffixes)]
-
-
-def means(states: Tensor, spans: Sequence[Span]) -> Tensor:
-    """The mean of the rows of each span: float32 [spans, hidden]."""
-    lengths = torch.tensor([len(span) for span in spans], device=states.device)
-    owner = torch.repeat_interleave(torch.arange(len(spans), device=states.device), lengths)
-    sums = torch.zeros(len(spans), states.shape[1], device=states.device)
-    return sums.index_add_(0, owner, states) / lengths[:, None]

@@ -18,13 +18,14 @@ from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.decoders import decoder, expect_in, layer_of, rotary_of, stacked
-from rerankd.models.heads import Pooling
 from rerankd.models.labels import declared_activation, label_count
+from rerankd.models.pooling import Pooling
 from rerankd.models.recipes.nemotron import BEGIN, NEMOTRON_RERANK
 from rerankd.models.recipes.recipe import Recipe
-from rerankd.models.sequential import Linear, SequentialHead
+from rerankd.models.sequential import SequentialHead
+from rerankd.models.steps import Linear
 
-POOLINGS: dict[Any, Pooling] = {"avg": "mean", "cls": "cls"}
+POOLINGS: dict[Any, Pooling] = {"avg": Pooling(("mean",)), "cls": Pooling(("cls",))}
 """What config.json calls a way to pool."""
 
 
@@ -52,7 +53,7 @@ def nemotron_reranker(
     rows = weights.tensor("score.weight", labels, stack.spec.hidden, dtype=torch.float32)
     head = SequentialHead(
         POOLINGS[config.entries.get("pooling", "avg")],
-        (Linear(Affine(rows / temperature)),),
+        Linear(Affine(rows / temperature)),
         declared_activation(config, labels),
     )
     return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)

@@ -16,14 +16,16 @@ from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.weights import Weights
-from rerankd.models.encoders import pooled_encoder
+from rerankd.models.encoders import pooled
 from rerankd.models.heads import BETWEEN
 from rerankd.models.labels import declared_activation, label_count
 from rerankd.models.modernbert_shape import spec_of
+from rerankd.models.pooling import Pooling
 from rerankd.models.recipes import encoders
 from rerankd.models.recipes.recipe import Recipe
-from rerankd.models.sequential import LayerNorm, Linear, SequentialHead
+from rerankd.models.sequential import SequentialHead
 from rerankd.models.stack import LayerNames, Stack
+from rerankd.models.steps import SCORES, LayerNorm, Linear, Steps
 
 NAMES = LayerNames(
     layer="layers.{}",
@@ -68,7 +70,11 @@ def modernbert_cross_encoder(
         LayerNorm(weights.norm("head.norm", hidden, norm), norm.eps),
         Linear(weights.affine("classifier", labels, hidden, True, torch.float32)),
     )
-    head = SequentialHead("mean" if pooling == "mean" else "cls", steps, declared_activation(config, labels))
+    head = SequentialHead(
+        Pooling(("mean" if pooling == "mean" else "cls",)),
+        Steps(steps, labels, SCORES),
+        declared_activation(config, labels),
+    )
     return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
 
 
@@ -77,7 +83,7 @@ def modernbert_pooled(
 ) -> TextModel:
     """`ModernBertModel` in a sentence-transformers folder."""
     scope = weights.scope_holding("embeddings.tok_embeddings.weight", "", "model")
-    return pooled_encoder(config, executor, encoder(config, scope), recipe)
+    return pooled(config, executor, encoder(config, scope), recipe)
 
 
 MODEL_TYPES = ("modernbert",)

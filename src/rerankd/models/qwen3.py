@@ -15,8 +15,10 @@ from rerankd.models.architecture import Architecture, plain_positions
 from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
-from rerankd.models.decoders import by_answers, layer_of, rotary_of, stacked
+from rerankd.models.decoders import by_answers, decoder, expect_in, layer_of, rotary_of, stacked
+from rerankd.models.encoders import pooled
 from rerankd.models.recipes.ctxl import CTXL_RERANK
+from rerankd.models.recipes.encoders import BI_ENCODER
 from rerankd.models.recipes.qwen3 import QWEN3_RERANKER
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.recipes.zerank import ZERANK
@@ -39,14 +41,27 @@ def plain_spec(config: Config) -> TransformerSpec:
 def qwen3_reranker(
     config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
 ) -> TextModel:
-    """`Qwen3ForCausalLM` by the logits of its answers, `Qwen3ForSequenceClassification` by its score rows."""
+    """`Qwen3ForCausalLM` by the logits of its answers, `Qwen3ForSequenceClassification` by its score rows, and either
+    by the similarity of embeddings."""
+    if not recipe.pairs:
+        return qwen3_embedding(config, weights, token_id, executor, recipe)
     return by_answers(config, weights, token_id, executor, recipe, plain_spec)
+
+
+def qwen3_embedding(
+    config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
+) -> TextModel:
+    """`Qwen3Model` in a sentence-transformers folder: Qwen3-Embedding."""
+    base = weights.scope_holding("embed_tokens.weight", "model", "")
+    expect_in(config, base)
+    return pooled(config, executor, decoder(config, base, plain_spec(config)), recipe)
 
 
 QWEN3 = Architecture(
     ("qwen3",),
-    (QWEN3_RERANKER, ZERANK, CTXL_RERANK),
+    (QWEN3_RERANKER, ZERANK, CTXL_RERANK, BI_ENCODER),
     qwen3_reranker,
     plain_positions,
     spec=plain_spec,
 )
+EMBEDDING = Architecture(("qwen3",), (BI_ENCODER,), qwen3_embedding, plain_positions, spec=plain_spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 
 from rerankd.core import ModelError
@@ -30,9 +31,23 @@ ARCHITECTURES = {
     "NewForSequenceClassification": "gte.CROSS_ENCODER",
     "GteForSequenceClassification": "gte.CROSS_ENCODER",
     "ModernBertForSequenceClassification": "modernbert.CROSS_ENCODER",
-    "BertModel": "bert.BI_ENCODER",
+    "BertModel": "bert.POOLED",
+    "XLMRobertaModel": "roberta.POOLED",
+    "RobertaModel": "roberta.POOLED",
+    "CamembertModel": "roberta.POOLED",
     "ModernBertModel": "modernbert.POOLED",
-    "XLMRobertaModel": "roberta.BI_ENCODER",
+    "DistilBertModel": "distilbert.POOLED",
+    "ElectraModel": "electra.POOLED",
+    "DebertaV2Model": "deberta_v2.POOLED",
+    "NewModel": "gte.POOLED",
+    "GteModel": "gte.POOLED",
+    "BertForMaskedLM": "bert.POOLED",
+    "XLMRobertaForMaskedLM": "roberta.POOLED",
+    "RobertaForMaskedLM": "roberta.POOLED",
+    "CamembertForMaskedLM": "roberta.POOLED",
+    "ModernBertForMaskedLM": "modernbert.POOLED",
+    "DistilBertForMaskedLM": "distilbert.POOLED",
+    "Qwen3Model": "qwen3.EMBEDDING",
 }
 """Names in config.json, and where `Architecture` is: a module of this folder and its variable."""
 
@@ -59,4 +74,13 @@ def find_architecture(config: Config) -> tuple[str, Architecture]:
                 raise config.wrong("model_type", f"must be {types} for the architecture {name}")
             return name, found
     names = ", ".join(map(shown, config.architectures)) or "no architecture"
-    raise ModelError(f"{config.source} names {names} (`architectures`); supported are {', '.join(ARCHITECTURES)}.")
+    raise ModelError(f"{config.source} names {names} (`architectures`); supported are {_known()}.")
+
+
+def _known() -> str:
+    """The architectures by what their names end with."""
+    kinds: dict[str, list[str]] = {}
+    for name in ARCHITECTURES:
+        family, kind = re.fullmatch(r"(.+?)((?:For\w+)?|Model)", name).groups()  # type: ignore[union-attr]
+        kinds.setdefault(kind, []).append(family)
+    return "; ".join(f"{kind} of {', '.join(families)}" for kind, families in kinds.items())

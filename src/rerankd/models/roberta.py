@@ -12,7 +12,7 @@ from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.bert import encoder, spec_of
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
-from rerankd.models.encoders import cross_encoder, pooled_encoder
+from rerankd.models.encoders import cross_encoder, pooled
 from rerankd.models.recipes import encoders
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.stack import LayerNames
@@ -50,12 +50,12 @@ def roberta_cross_encoder(
     return cross_encoder(config, weights, executor, stack, "classifier.dense", "classifier.out_proj")
 
 
-def roberta_bi_encoder(
+def roberta_pooled(
     config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
 ) -> TextModel:
     """`XLMRobertaModel` in a sentence-transformers folder."""
     scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "roberta")
-    return pooled_encoder(config, executor, encoder(config, scope, first_position(config)), recipe)
+    return pooled(config, executor, encoder(config, scope, first_position(config)), recipe)
 
 
 def positions(config: Config) -> int:
@@ -65,4 +65,4 @@ def positions(config: Config) -> int:
 
 MODEL_TYPES = ("roberta", "xlm-roberta", "camembert")
 CROSS_ENCODER = Architecture(MODEL_TYPES, (encoders.CROSS_ENCODER,), roberta_cross_encoder, positions, spec_of)
-BI_ENCODER = Architecture(MODEL_TYPES, encoders.POOLED, roberta_bi_encoder, positions, spec_of)
+POOLED = Architecture(MODEL_TYPES, encoders.POOLED, roberta_pooled, positions, spec_of)

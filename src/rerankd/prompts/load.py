@@ -25,7 +25,7 @@ from rerankd.models.checkpoint.sentence_transformers import (
 )
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.recipes.template import PieceTemplate, RenderError, Template
-from rerankd.prompts.bi_encoder import BiEncoderPrompts
+from rerankd.prompts.bi_encoder import BiEncoderPrompts, with_instruction
 from rerankd.prompts.cross_encoder import CrossEncoderPrompts
 from rerankd.prompts.decoder import DecoderPrompts
 from rerankd.prompts.folder_template import folder_template
@@ -50,7 +50,7 @@ class LoadedPrompts:
     max_tokens: the most tokens that one prompt (of a bi-encoder: one text) may have
     max_characters: the most characters of one text before it is tokenised
     template: by which a decoder's prompts are written; None for an encoder
-    default_instruction: of a decoder, for requests without one; None where its template sees to that
+    default_instruction: for requests without one; None where the template sees to that, or has no place for one
     """
 
     builder: PromptBuilder
@@ -99,7 +99,7 @@ def load_prompts(
         `max_seq_length` does in sentence-transformers, but not `positions`.
     max_characters: characters of one text at most, before it is cut and tokenised
     chat_template: a Jinja file or Jinja text in place of the recipe's template
-    default_instruction: a decoder's instruction where a request brings none; None for the template's own
+    default_instruction: the instruction where a request brings none; None for the template's own
     tokenizer: a decoder's, where it is loaded already
 
     A chat template that writes another prompt than the built-in one is used, and a warning shows the first difference.
@@ -108,11 +108,12 @@ def load_prompts(
     range, and a template or instruction for a model that takes none.
     """
     if not recipe.answers:
-        for name, value in (("chat template", chat_template), ("default instruction", default_instruction)):
-            if value is not None:
-                raise ModelError(f"A {name} was given, but a {recipe.family} has no use for one; leave it out.")
-    if recipe.template is None and not recipe.answers:
-        return _encoder(folder, recipe, positions, max_model_len, max_characters)
+        if chat_template is not None:
+            raise _no_use("chat template", recipe)
+        if recipe.template is None:
+            return _encoder(folder, recipe, positions, max_model_len, max_characters, default_instruction)
+        if default_instruction is not None:
+            raise _no_use("default instruction", recipe)
     tokenizer = tokenizer or load_tokenizer(folder)
     settings = read_settings(folder, "CrossEncoder")
     declared = _declared_length(folder, folder, "CrossEncoder") or tokenizer.max_length
@@ -167,8 +168,17 @@ def _warn_of_difference(
         return
 
 
+def _no_use(what: str, recipe: Recipe) -> ModelError:
+    return ModelError(f"A {what} was given, but a {recipe.family} has no use for one; leave it out.")
+
+
 def _encoder(
-    folder: Path, recipe: Recipe, positions: int, max_model_len: int | None, max_characters: int
+    folder: Path,
+    recipe: Recipe,
+    positions: int,
+    max_model_len: int | None,
+    max_characters: int,
+    default_instruction: str | None,
 ) -> LoadedPrompts:
     """The prompts of a model that reads texts without a template."""
     inner = folder if recipe.pairs else _encoder_folder(folder)
@@ -182,15 +192,22 @@ def _encoder(
             lower_case(tokenizer.tokenizer)
     max_tokens = _max_tokens(max_model_len, _declared_length(folder, inner, kind) or tokenizer.max_length, positions)
     settings = read_settings(folder, kind)
-    builder: PromptBuilder
     if recipe.pairs:
-        builder = CrossEncoderPrompts(tokenizer, max_tokens, settings.default_prompt or "")
-    else:
-        # sentence-transformers' encode_query and encode_document read these two names alone: it fills in both as
-        # empty when they are missing, so that neither `passage` nor the default prompt is ever reached.
-        query, document = (settings.prompts.get(name) or "" for name in ("query", "document"))
-        builder = BiEncoderPrompts(tokenizer, max_tokens, query, document)
-    return LoadedPrompts(builder, max_tokens, max_characters, tokenizer)
+        if default_instruction is not None:
+            raise _no_use("default instruction", recipe)
+        pairs = CrossEncoderPrompts(tokenizer, max_tokens, settings.default_prompt or "")
+        return LoadedPrompts(pairs, max_tokens, max_characters, tokenizer)
+    # sentence-transformers' encode_query and encode_document read these two names alone: it fills in both as
+    # empty when they are missing, so that neither `passage` nor the default prompt is ever reached.
+    query, document = (settings.prompts.get(name) or "" for name in ("query", "document"))
+    if not query and not document:
+        query, document = recipe.query_prompt, recipe.document_prompt
+    if default_instruction is not None:
+        query = with_instruction(query, default_instruction) or query
+    texts = BiEncoderPrompts(tokenizer, max_tokens, query, document)
+    if default_instruction is not None and not texts.takes_instruction:
+        raise _no_use("default instruction", recipe)
+    return LoadedPrompts(texts, max_tokens, max_characters, tokenizer, default_instruction=texts.default_instruction)
 
 
 def _declared_length(folder: Path, inner: Path, kind: Kind) -> int | None:

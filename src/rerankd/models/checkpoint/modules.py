@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from rerankd.core import ModelError
 from rerankd.models.checkpoint.config import Config
@@ -17,7 +17,19 @@ from rerankd.models.checkpoint.sentence_transformers import MODULES, counts, tra
 from rerankd.models.recipes.recipe import Recipe
 
 TASKS = {"classifier": ("sequence-classification",), "language model": ("text-generation", "any-to-any")}
-Pooling = Literal["mean", "cls"]
+Mode: TypeAlias = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+"""How a module Pooling pools."""
+Chain: TypeAlias = Literal["embedding", "scores"]
+FLAGS: dict[str, Mode] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+"""Older entries of a module Pooling, each for a mode, in the order in which pooled states follow one another."""
+BEHIND_POOLING = {"Dense", "LayerNorm", "Normalize"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +58,48 @@ def read_modules(folder: Path) -> tuple[Module, ...] | None:
     return tuple(modules)
 
 
+def chained(folder: Path) -> Chain | None:
+    """What a chain of modules makes: embeddings of texts, or scores of pooled pairs; None for others and for none."""
+    kinds = [module.kind for module in read_modules(folder) or ()]
+    if kinds[:2] != ["Transformer", "Pooling"] or "LogitScore" in kinds:
+        return None
+    if counts(folder, "SentenceTransformer"):
+        return "embedding"
+    scores = "Dense" in kinds and set(kinds[2:]) <= {"Dense", "LayerNorm"} and counts(folder, "CrossEncoder")
+    return "scores" if scores else None
+
+
+def embedding_modules(folder: Path) -> tuple[Module, ...]:
+    """The modules of a chain that makes embeddings: Transformer, Pooling, and those behind them.
+
+    Raises ModelError for a folder without any, and for modules that would change the embeddings and are unknown.
+    """
+    modules = read_modules(folder)
+    if modules is None:
+        raise ModelError(
+            f"{folder / 'config.json'} describes a bare encoder and there is no {MODULES} beside it "
+            "that says how to pool; a bi-encoder comes as a sentence-transformers folder."
+        )
+    kinds = [module.kind for module in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or not set(kinds[2:]) <= BEHIND_POOLING:
+        raise ModelError(
+            f"{folder / MODULES} lists {', '.join(kinds)}; a bi-encoder is supported with Transformer, Pooling and "
+            f"behind them {', '.join(sorted(BEHIND_POOLING))}."
+        )
+    pooling_modes(modules[1])
+    return modules
+
+
 def expect_modules(name: str, recipe: Recipe, folder: Path) -> bool:
     """Whether the modules say how a decoder's prompt is written. Without modules.json they do not.
 
     Raises ModelError for modules that make another score, or another thing, of the architecture `name` than is served,
-    and for a bi-encoder without any.
+    and for a bare encoder without any.
     """
-    modules = read_modules(folder)
     if not recipe.pairs:
-        if modules is None:
-            raise ModelError(
-                f"{folder / 'config.json'} describes a bare encoder ({name}) and there is no {MODULES} beside it "
-                "that says how to pool; a bi-encoder comes as a sentence-transformers folder."
-            )
-        read_pooling(folder)
+        embedding_modules(folder)
         return False
+    modules = read_modules(folder)
     if modules is None:
         return False
     kinds = [module.kind for module in modules]
@@ -68,7 +107,7 @@ def expect_modules(name: str, recipe: Recipe, folder: Path) -> bool:
     if "Pooling" in kinds and not {"Dense", "LogitScore"} & set(kinds):
         raise ModelError(
             f"{said}, so this is an embedding model, which is not supported over {name}; serve a reranker, or an "
-            "embedding model over BertModel or XLMRobertaModel."
+            "embedding model over a bare encoder (BertModel) or over Qwen3."
         )
     classifier = "LogitScore" not in kinds and name.endswith("ForSequenceClassification")
     expected = ["Transformer"] if classifier or not recipe.answers else ["Transformer", "LogitScore"]
@@ -82,39 +121,19 @@ def expect_modules(name: str, recipe: Recipe, folder: Path) -> bool:
     return bool(recipe.answers)
 
 
-def is_scoring_chain(folder: Path) -> bool:
-    """Whether the modules pool a pair and make scores of the pooled state."""
-    kinds = [module.kind for module in read_modules(folder) or ()]
-    rest = kinds[2:]
-    chained = kinds[:2] == ["Transformer", "Pooling"] and "Dense" in rest and set(rest) <= {"Dense", "LayerNorm"}
-    return chained and counts(folder, "CrossEncoder")
-
-
-def read_pooling(folder: Path) -> Pooling:
-    """How the folder's `modules.json` pools; ModelError for modules that would change the score and are unknown."""
-    modules = read_modules(folder) or ()
-    kinds = [module.kind for module in modules]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise ModelError(
-            f"{folder / MODULES} lists {', '.join(kinds)}; supported are Transformer, Pooling and Normalize."
-        )
-    return pooling_of(modules[1])
-
-
-def pooling_of(module: Module) -> Pooling:
-    """How a module Pooling pools; ModelError for a way that is not supported."""
+def pooling_modes(module: Module) -> tuple[Mode, ...]:
+    """How a module Pooling pools, and in which order; ModelError for a way that is not supported."""
     path = module.folder / "config.json"
     pooling = read_json(path)
-    modes = [key.removeprefix("pooling_mode_") for key, value in pooling.items() if value is True and "mode" in key]
-    mode = pooling.get("pooling_mode") or "+".join(modes)
     if pooling.get("include_prompt", True) is not True:
         raise ModelError(f"{path}: `include_prompt` is {shown(pooling['include_prompt'])}; only true is supported.")
-    match str(mode).removesuffix("_tokens").removesuffix("_token"):
-        case "mean":
-            return "mean"
-        case "cls":
-            return "cls"
-    raise ModelError(f"{path} pools by {shown(mode)}; supported are mean and CLS pooling.")
+    named = pooling.get("pooling_mode")
+    modes: object = [named] if isinstance(named, str) else named
+    if modes is None:
+        modes = [mode for key, mode in FLAGS.items() if pooling.get(key) is True]
+    if not isinstance(modes, list) or not modes or not all(mode in FLAGS.values() for mode in modes):
+        raise ModelError(f"{path} pools by {shown(modes)}; supported are {', '.join(FLAGS.values())}.")
+    return tuple(modes)
 
 
 def read_logit_score(folder: Path) -> tuple[int, ...] | None:

@@ -7,7 +7,7 @@ Reference: `_parse_model_config` of `base/model.py` and `cross_encoder/model.py`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -16,6 +16,8 @@ from rerankd.models.checkpoint.json_files import read_json, shown
 
 Kind: TypeAlias = Literal["CrossEncoder", "SentenceTransformer"]
 """As what a folder is read."""
+Similarity: TypeAlias = Literal["cosine", "dot"]
+"""How two embeddings are compared."""
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
 TRANSFORMER = (
@@ -37,11 +39,15 @@ class Settings:
     activation: what SETTINGS names; None for nothing
     prompts: texts that are put before a text, by name
     default_prompt: of a cross-encoder, what each query, or a decoder's system turn, begins with; None for nothing
+    similarity: of two embeddings
+    truncate_dim: how many first values of an embedding are read; None for all
     """
 
     activation: object = None
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    similarity: Similarity = "cosine"
+    truncate_dim: int | None = None
 
 
 def counts(folder: Path, kind: Kind) -> bool:
@@ -63,14 +69,31 @@ def read_settings(folder: Path, kind: Kind) -> Settings:
     if not path.is_file() or not counts(folder, kind):
         return Settings()
     settings = read_json(path)
-    found = settings.get("prompts") or {}
-    if not isinstance(found, dict) or not all(isinstance(text, str | None) for text in found.values()):
-        raise ModelError(f"{path}: `prompts` must be an object of texts, not {shown(found)}.")
-    prompts = {name: text for name, text in found.items() if text}
+    written = settings.get("prompts") or {}
+    if not isinstance(written, dict) or not all(isinstance(text, str | None) for text in written.values()):
+        raise ModelError(f"{path}: `prompts` must be an object of texts, not {shown(written)}.")
+    prompts = {name: text for name, text in written.items() if text}
     name = settings.get("default_prompt_name")
-    if name is not None and (not isinstance(name, str) or name not in found):
+    if name is not None and (not isinstance(name, str) or name not in written):
         raise ModelError(f"{path}: `default_prompt_name` must be one of `prompts`, not {shown(name)}.")
-    return Settings(settings.get("activation_fn"), prompts, prompts.get(name) if name is not None else None)
+    found = Settings(settings.get("activation_fn"), prompts, prompts.get(name) if name is not None else None)
+    if kind == "CrossEncoder":
+        return found
+    return replace(found, similarity=_similarity(path, settings), truncate_dim=_truncate_dim(path, settings))
+
+
+def _similarity(path: Path, settings: Mapping[str, Any]) -> Similarity:
+    name = settings.get("similarity_fn_name")
+    if name not in (None, "cosine", "dot"):
+        raise ModelError(f"{path}: `similarity_fn_name` is {shown(name)}; cosine and dot are supported.")
+    return "dot" if name == "dot" else "cosine"
+
+
+def _truncate_dim(path: Path, settings: Mapping[str, Any]) -> int | None:
+    size = settings.get("truncate_dim")
+    if size is not None and (type(size) is not int or size < 1):
+        raise ModelError(f"{path}: `truncate_dim` must be a number of values, at least 1, not {shown(size)}.")
+    return size
 
 
 def transformer_settings(folder: Path) -> tuple[Path, dict[str, Any]]:

@@ -12,7 +12,8 @@ from rerankd.core import ModelError
 from rerankd.models.answers import is_original_qwen3, named_tokens
 from rerankd.models.architecture import Architecture
 from rerankd.models.checkpoint.json_files import shown
-from rerankd.models.checkpoint.modules import expect_modules, is_scoring_chain
+from rerankd.models.checkpoint.modules import chained, embedding_modules, expect_modules
+from rerankd.models.recipes.encoders import BI_ENCODER, CROSS_ENCODER
 from rerankd.models.recipes.evidence import Evidence
 from rerankd.models.recipes.known import RECIPES
 from rerankd.models.recipes.qwen3 import QWEN3_RERANKER, QWEN3_VL_RERANKER
@@ -46,16 +47,37 @@ def choose_recipe(
     that is unknown or for other models.
     """
     recipes = architecture.recipes
-    if not recipes[0].pairs and len(recipes) > 1 and is_scoring_chain(evidence.folder):
-        if asked is not None:
-            return Choice(_by_name(asked, name, recipes[1:]), f"--recipe says {asked}")
-        return Choice(recipes[1], "modules.json lists a chain that makes scores of pooled pairs")
-    chained = expect_modules(name, recipes[0], evidence.folder)
+    match chained(evidence.folder):
+        case "scores" if CROSS_ENCODER in recipes and len(recipes) > 1:
+            why = "modules.json lists a chain that makes scores of pooled pairs"
+            return _one_of((CROSS_ENCODER,), name, asked, why)
+        case "embedding" if BI_ENCODER in recipes:
+            embedding_modules(evidence.folder)
+            return _embedding(tuple(recipe for recipe in recipes if not recipe.pairs), name, evidence, asked)
+    own = tuple(recipe for recipe in recipes if recipe.pairs == recipes[0].pairs)
+    chain = expect_modules(name, own[0], evidence.folder)
     if asked is not None:
-        known = recipes if recipes[0].answers else recipes[:1]
-        return Choice(_by_name(asked, name, known), f"--recipe says {asked}")
-    if not recipes[0].answers:
-        return Choice(recipes[0], f"it is the one for {name}")
+        return Choice(_by_name(asked, name, own if own[0].answers else own[:1]), f"--recipe says {asked}")
+    if not own[0].answers:
+        return Choice(own[0], f"it is the one for {name}")
+    return _decoder(name, own, evidence, chain, has_template)
+
+
+def _one_of(recipes: Sequence[Recipe], name: str, asked: str | None, why: str) -> Choice:
+    if asked is not None:
+        return Choice(_by_name(asked, name, recipes), f"--recipe says {asked}")
+    return Choice(recipes[0], why)
+
+
+def _embedding(recipes: Sequence[Recipe], name: str, evidence: Evidence, asked: str | None) -> Choice:
+    """The recipe of an embedding model, whose prompts its folder says, or its name."""
+    if asked is None and not evidence.prompts and (found := _recognised(recipes, evidence)):
+        return found
+    return _one_of(recipes, name, asked, "modules.json lists a chain that makes embeddings")
+
+
+def _decoder(name: str, recipes: Sequence[Recipe], evidence: Evidence, chained: bool, has_template: bool) -> Choice:
+    """The recipe of a decoder that is asked for answers."""
     found = _recognised(recipes, evidence)
     if chained:
         # Its prompt is what its chat template writes, and known only where the model is.

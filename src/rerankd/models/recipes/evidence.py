@@ -13,6 +13,7 @@ from rerankd.models.checkpoint.chat_template import chat_template
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import read_json
 from rerankd.models.checkpoint.modules import read_logit_score
+from rerankd.models.checkpoint.sentence_transformers import read_settings
 
 CARD_CHARACTERS = 20_000
 """How much of a model's card is read for its heading."""
@@ -61,6 +62,12 @@ class Evidence:
     def chat_template(self) -> str | None:
         """The text of the folder's chat template; None where it has none."""
         return chat_template(self.folder)[0]
+
+    @cached_property
+    def prompts(self) -> bool:
+        """Whether the folder says what its embedding model's texts begin with."""
+        settings = read_settings(self.folder, "SentenceTransformer")
+        return any(settings.prompts.get(name) for name in ("query", "document"))
 
     @cached_property
     def logit_score(self) -> tuple[int, ...] | None:
