@@ -117,14 +117,16 @@ def test_what_cannot_be_scored_names_its_argument(llm: LLM, data_1: Any, data_2:
 def test_other_runners_and_arguments(qwen3_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match="'generate' does not score"):
         LLM(str(qwen3_checkpoint), runner="generate")
-    with LLM(str(qwen3_checkpoint), tensor_parallel_size=1, enforce_eager=True, pooler_config=None, enable_lora=False):
-        assert "no effect here: enable_lora, enforce_eager, tensor_parallel_size" in caplog.text
+    with LLM(
+        str(qwen3_checkpoint), pipeline_parallel_size=1, enforce_eager=True, pooler_config=None, enable_lora=False
+    ):
+        assert "no effect here: enable_lora, enforce_eager, pipeline_parallel_size" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({"tensor_parallel_size": 2}, "tensor_parallel_size 2 is not supported"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size 2 is not supported"),
         ({"enable_lora": True}, "enable_lora is not supported: adapters are not supported"),
         ({"tokenizer": "another/one"}, "tokenizer another/one is not supported"),
         ({"hf_overrides": lambda config: config}, "hf_overrides: a function"),

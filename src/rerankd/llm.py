@@ -68,12 +68,13 @@ class LLM:
     """A reranker under vLLM's offline interface.
 
     runner: "auto" or "pooling"; nothing else scores
-    model, revision, dtype, quantization, max_model_len, hf_overrides, recipe, chat_template, device: of `LoadOptions`
+    model, revision, dtype, quantization, max_model_len, hf_overrides, recipe, chat_template, device,
+        tensor_parallel_size: of `LoadOptions`
     max_num_batched_tokens: `LoadOptions.max_batch_tokens`
     allowed_local_media_path: the only folder that images and videos may be read from; "" or None for any
     mm_processor_kwargs: `min_pixels`, `max_pixels` (or `size`), `fps` and `max_frames` of images and videos
     Every other argument of vLLM's is accepted, and named in one warning, unless its loss would change scores or place
-    (more than one device, adapters, another tokenizer, ...). The variable VLLM_USE_MODELSCOPE is read.
+    (pipeline parallelism, adapters, another tokenizer, ...). The variable VLLM_USE_MODELSCOPE is read.
 
     Raises ModelError where the model cannot be found, read or served, ValueError for another runner, other processor
     arguments, and arguments that are not supported.
@@ -88,6 +89,7 @@ class LLM:
         dtype: str = "auto",
         quantization: str | None = None,
         gpu_memory_utilization: float | None = None,
+        tensor_parallel_size: int = 1,
         max_model_len: int | None = None,
         hf_overrides: Mapping[str, Any] | None = None,
         recipe: str | None = None,
@@ -116,6 +118,7 @@ class LLM:
                 dtype=dtype,
                 quantization=quantization,
                 gpu_memory_utilization=gpu_memory_utilization,
+                tensor_parallel_size=tensor_parallel_size,
                 max_model_len=max_model_len,
                 hf_overrides=hf_overrides or {},
                 recipe=recipe,

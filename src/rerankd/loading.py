@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerankd.backends.select import Placement, limit_memory, place
 from rerankd.core import ModelError
+from rerankd.layers.shard import Shard
 from rerankd.memory import trim_after_load
 from rerankd.models.architecture import Architecture
 from rerankd.models.base import Model
@@ -75,14 +76,42 @@ class Plan:
             takes_instruction=self.prompts.takes_instruction,
             sees=recipe.sees,
             quantization=self.options.quantization,
+            tensor_parallel_size=self.options.tensor_parallel_size,
         )
 
     def load(self) -> Model:
+<<<<<<< HEAD
         """Read the weights. Raises ModelError for those that are missing or do not fit the configuration."""
         tensors = open_tensors(self.folder, self.config)
         if tensors.said:
             log.info("%s: they are dequantised to %s as they are read.", tensors.said, self.precision)
         weights = Weights(tensors, self.placement.device, self.placement.dtype)
+=======
+        """Read the weights, in as many processes as the options say. Raises ModelError for those that are missing or do
+        not fit the configuration.
+
+        The processes are this one's children; it leads them, see `LeadingModel`.
+        """
+        shard = self.placement.ranks.shard
+        if shard.size == 1 or shard.rank > 0:
+            return self.load_part()
+        # Before processes are started that would all say it.
+        self.placement.backend_for(self.architecture.spec(self.config))
+        from rerankd.parallel.leader import Followers
+
+        found = replace(self.options, model=str(self.folder), recipe=self.choice.recipe.name)
+        followers = Followers(found, self.placement.ranks)
+        try:
+            return followers.lead(self.load_part(), self.placement.device)
+        except BaseException:
+            followers.close()
+            raise
+
+    def load_part(self) -> Model:
+        """Read the weights of this process alone. See `load`."""
+        placement = self.placement
+        weights = Weights(Checkpoint(self.folder), placement.device, placement.dtype, shard=placement.ranks.shard)
+>>>>>>> 8f16743 (One model in several processes: --tensor-parallel-size)
         model = self.architecture.load(self.config, weights, self.prompts.token_id, self.placement, self.choice.recipe)
         weights.finish()
         trim_after_load()
@@ -113,13 +142,17 @@ class Plan:
         )
 
 
-def plan(options: LoadOptions, weights: bool = True) -> Plan:
+def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
     """Find the model, and how it is scored.
 
     weights: whether a model from a hub is fetched with them
+    rank: of this process among `tensor_parallel_size`
 
     Raises ModelError where it cannot be found, read or scored."""
-    placement = place(options.device, options.dtype, options.quantization, options.backend)
+    if options.tensor_parallel_size < 1:
+        raise ModelError(f"The tensor parallel size must be at least 1, not {options.tensor_parallel_size}.")
+    shard = Shard(rank, options.tensor_parallel_size)
+    placement = place(options.device, options.dtype, options.quantization, options.backend, shard)
     if options.gpu_memory_utilization is not None:
         limit_memory(placement.device, options.gpu_memory_utilization)
     if options.max_batch_tokens is not None and options.max_batch_tokens < 1:

@@ -22,6 +22,7 @@ class LoadOptions:
     model: a local folder, or an id on `hub`
     quantization: "int8" for 8-bit linear layers on a CPU, "fp8" for a decoder's on a CUDA device, None for `dtype`
     gpu_memory_utilization: share of a CUDA device's memory to use at most; None for all of it
+    tensor_parallel_size: processes that compute the model together, each its part of every layer on a device of its own
     backend: "auto" for the fastest that supports the model; "torch", "cpu" or "cuda" for that one alone, to find faults
     max_model_len: tokens in one prompt; None for the model's own limit
     max_characters: characters of one text (query, document or instruction) at most; a longer one is an error
@@ -44,6 +45,7 @@ class LoadOptions:
     dtype: str = "auto"
     quantization: str | None = None
     gpu_memory_utilization: float | None = None
+    tensor_parallel_size: int = 1
     backend: str = "auto"
     max_model_len: int | None = None
     max_characters: int = MAX_CHARACTERS
@@ -74,3 +76,4 @@ class ModelInfo:
     takes_instruction: bool
     sees: bool = False
     quantization: str | None = None
+    tensor_parallel_size: int = 1

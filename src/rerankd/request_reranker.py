@@ -15,6 +15,7 @@ from rerankd.engine.engine import Engine
 from rerankd.loading import plan
 from rerankd.models.heads import TokenHead
 from rerankd.options import LoadOptions
+from rerankd.parallel.leader import LeadingModel
 from rerankd.preparing import Prepared, Preparer
 from rerankd.progress import by_document
 from rerankd.prompts.limits import too_many_characters
@@ -51,11 +52,18 @@ class RequestReranker:
             planned.placement.in_flight,
             chosen.max_queued_tokens,
         )
+        self._followers = loaded.followers if isinstance(loaded, LeadingModel) else None
+        if self._followers:
+            self._followers.watch(self._engine.give_up)
         vocabulary = loaded.head.vocabulary if isinstance(loaded.head, TokenHead) else None
         verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, self.info.sees)
         self._preparer = Preparer(self._prompts, verbatim, chosen.request_limits)
         self._workers = Workers("rerankd-request")
-        self._warm_up()
+        try:
+            self._warm_up()
+        except BaseException:
+            self.close()
+            raise
 
     def prompts(self, chat_template: str | Path) -> PromptBuilder:
         """The prompts of a Jinja file or text in place of the loaded ones, for `submit`. Raises ModelError."""
@@ -138,6 +146,8 @@ class RequestReranker:
         """Stop the engine; requests that still wait fail with EngineClosed."""
         self._workers.close()
         self._engine.close()
+        if self._followers:
+            self._followers.close()
         if self._media is not None:
             self._media.close()
 

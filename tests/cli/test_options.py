@@ -225,7 +225,7 @@ def test_an_unknown_quantization_says_which_there_is(
     ("words", "said"),
     [
         (["--prot", "1"], "did you mean --port?"),
-        (["-tp", "2"], "one process drives one device"),
+        (["-pp", "2"], "only --tensor-parallel-size splits a model"),
         (["--port", "70000"], "--port"),
         (["--hf-overrides", "{"], "is not JSON"),
         (["--hf-overrides", "[]"], "is not a JSON object"),

@@ -171,11 +171,11 @@ def test_every_refused_flag_is_an_error_with_a_way_out() -> None:
 @pytest.mark.parametrize(
     ("peer", "args"),
     [
-        (VLLM, ["--tensor-parallel-size", "1"]),
-        (VLLM, ["-tp=1"]),
+        (VLLM, ["--pipeline-parallel-size", "1"]),
+        (VLLM, ["-pp=1"]),
         (VLLM, ["--tokenizer", "org/model"]),
         (VLLM, ["--no-enable-lora"]),
-        (SGLANG, ["--tp", "1", "--dp-size=1"]),
+        (SGLANG, ["--pp", "1", "--dp-size=1"]),
         (SGLANG, ["--disaggregation-mode", "null"]),
         (SGLANG, ["--tokenizer-path", "org/model"]),
     ],
@@ -187,12 +187,12 @@ def test_a_refused_flag_that_asks_for_nothing_is_taken(peer: Peer, args: list[st
 @pytest.mark.parametrize(
     ("peer", "args"),
     [
-        (VLLM, ["--tensor-parallel-size", "2"]),
+        (VLLM, ["--pipeline-parallel-size", "2"]),
         (VLLM, ["--quantization-config", "{}"]),
         (VLLM, ["--tokenizer", "org/another"]),
         (VLLM, ["--hf-token", "secret"]),
         (VLLM, ["--ssl-ciphers", "ALL"]),
-        (SGLANG, ["--tp", "2"]),
+        (SGLANG, ["--dp", "2"]),
         (SGLANG, ["--admin-api-key=secret"]),
     ],
 )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from rerankd.backends.base import Backend
+from rerankd.backends.ranks import Ranks, expect_parallel
 from rerankd.backends.torch.backend import TorchBackend
 from rerankd.core import ModelError
+from rerankd.layers.shard import WHOLE, Shard
 from rerankd.layers.spec import Activation, Affine, TransformerSpec, TransformerWeights
 from rerankd.layers.transformer import Projection, Transformer
 from rerankd.memory import keep_freed_memory
@@ -38,12 +40,14 @@ class Placement:
     batch_tokens: the default token budget of a batch
     in_flight: batches that the device has at a time
     may_fall_back: whether another backend than the first may run a model
+    ranks: this process among those that compute the model together
     """
 
     backends: tuple[Backend, ...]
     batch_tokens: int
     in_flight: int = 1
     may_fall_back: bool = True
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def device(self) -> torch.device:
@@ -88,7 +92,11 @@ class Placement:
 
 
 def place(
-    device: str = "auto", dtype: str = "auto", quantization: str | None = None, backend: str = "auto"
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: str | None = None,
+    backend: str = "auto",
+    shard: Shard = WHOLE,
 ) -> Placement:
     """Choose where and how to run.
 
@@ -98,12 +106,15 @@ def place(
     quantization: None for linear layers in `dtype`; "int8" for 8-bit integers, on a CPU with VNNI; "fp8" for 8-bit
         floats, on a CUDA device of compute capability 8.9 (Ada, Hopper) or later, with Triton
     backend: "auto", or one of BACKENDS that alone may run the model
+    shard: the part of each layer that this process has; on CUDA each part has a device of its own
 
     Raises ModelError for what the machine does not have.
     """
     if backend not in BACKENDS:
         raise ModelError(f"The backend {backend!r} is unknown; choose {', '.join(BACKENDS)}.")
-    chosen = _device(device)
+    chosen, ranks = _device(device), Ranks(shard)
+    if shard.size > 1:
+        chosen = _own_device(chosen, shard, quantization, backend)
     on_cpu = chosen.type == "cpu"
     chosen_dtype = _dtype(dtype, on_cpu)
     if backend not in ("auto", "torch", chosen.type):
@@ -111,10 +122,11 @@ def place(
     if on_cpu:
         keep_freed_memory()
     return Placement(
-        backends=_backends(chosen, chosen_dtype, quantization, backend),
+        backends=_backends(chosen, chosen_dtype, quantization, backend, ranks),
         batch_tokens=CPU_BATCH_TOKENS if on_cpu else ACCELERATOR_BATCH_TOKENS,
         in_flight=CUDA_IN_FLIGHT if chosen.type == "cuda" else 1,
         may_fall_back=backend == "auto" and quantization is None,
+        ranks=ranks,
     )
 
 
@@ -132,20 +144,22 @@ def limit_memory(device: torch.device, share: float) -> None:
         log.warning("gpu_memory_utilization has no effect on the device %s.", device)
 
 
-def _backends(device: torch.device, dtype: torch.dtype, quantization: str | None, backend: str) -> tuple[Backend, ...]:
-    plain = TorchBackend(device, dtype)
+def _backends(
+    device: torch.device, dtype: torch.dtype, quantization: str | None, backend: str, ranks: Ranks
+) -> tuple[Backend, ...]:
+    plain = TorchBackend(device, dtype, ranks=ranks)
     if quantization is not None:
         _expect_quantization(quantization, device, backend)
     if backend == "torch":
         return (plain,)
-    if device.type == "cpu":
+    if device.type == "cpu" and ranks.shard.size == 1:
         from rerankd.backends.cpu.backend import CpuBackend
 
         return CpuBackend(dtype, quantization), plain
     if device.type == "cuda":
         from rerankd.backends.cuda.backend import cuda_backend
 
-        return cuda_backend(device, dtype, quantization), plain
+        return cuda_backend(device, dtype, quantization, ranks), plain
     return (plain,)
 
 
@@ -178,6 +192,22 @@ def _device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError as error:
         raise ModelError(f"The device {name!r} is not one that torch knows: {error}.") from None
+
+
+def _own_device(device: torch.device, shard: Shard, quantization: str | None, backend: str) -> torch.device:
+    """The device of one of several processes. ModelError where they cannot compute one model."""
+    if device.index is not None:
+        raise ModelError(
+            f"Tensor parallelism of {shard.size} takes the first {shard.size} devices, so --device {device} cannot be "
+            "kept; leave the number out, and choose devices by CUDA_VISIBLE_DEVICES."
+        )
+    if device.type == "cpu" and (backend == "cpu" or quantization is not None):
+        raise ModelError(
+            "The backend cpu does not run in several processes; leave --tensor-parallel-size out, or choose --backend "
+            "torch without a quantization."
+        )
+    expect_parallel(device, shard.size)
+    return device if device.type == "cpu" else torch.device(device.type, shard.rank)
 
 
 def _available(kind: str) -> bool:

@@ -73,6 +73,7 @@ def launch_server(
     dtype: options.Dtype = "auto",
     quantization: options.Quantization = None,
     gpu_memory_utilization: options.MemoryShare = None,
+    tensor_parallel_size: options.TensorParallel = 1,
     backend: options.BackendFlag = BackendName.auto,
     context_length: Annotated[
         int | None,
@@ -154,6 +155,7 @@ def launch_server(
             dtype=dtype,
             quantization=quantization,
             gpu_memory_utilization=gpu_memory_utilization,
+            tensor_parallel_size=tensor_parallel_size,
             backend=backend.value,
             max_model_len=context_length,
             max_batch_tokens=max_prefill_tokens,

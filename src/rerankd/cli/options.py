@@ -246,6 +246,17 @@ MemoryShare = Annotated[
         help="Share of a GPU's memory to use at most; batches become smaller where it runs out. [default: all]",
     ),
 ]
+TensorParallel = Annotated[
+    int,
+    typer.Option(
+        "--tensor-parallel-size",
+        "--tp-size",
+        "--tp",
+        "-tp",
+        min=1,
+        help="Processes that compute the model together, each its part of every layer on a GPU of its own.",
+    ),
+]
 Quantization = Annotated[
     str | None,
     typer.Option(

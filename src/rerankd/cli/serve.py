@@ -87,6 +87,7 @@ def serve(
     dtype: options.Dtype = "auto",
     quantization: options.Quantization = None,
     gpu_memory_utilization: options.MemoryShare = None,
+    tensor_parallel_size: options.TensorParallel = 1,
     backend: options.BackendFlag = BackendName.auto,
     max_model_len: options.MaxModelLen = None,
     max_num_batched_tokens: Annotated[
@@ -161,6 +162,7 @@ def serve(
             dtype=dtype,
             quantization=quantization,
             gpu_memory_utilization=gpu_memory_utilization,
+            tensor_parallel_size=tensor_parallel_size,
             backend=backend.value,
             max_model_len=max_model_len,
             max_batch_tokens=max_num_batched_tokens,

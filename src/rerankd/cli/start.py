@@ -98,6 +98,7 @@ class Launch:
     dtype: str = "auto"
     quantization: str | None = None
     gpu_memory_utilization: float | None = None
+    tensor_parallel_size: int = 1
     backend: str = "auto"
     max_model_len: int | None = None
     max_batch_tokens: int | None = None
@@ -189,6 +190,7 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
             dtype=launch.dtype,
             quantization=launch.quantization,
             gpu_memory_utilization=launch.gpu_memory_utilization,
+            tensor_parallel_size=launch.tensor_parallel_size,
             backend=launch.backend,
             max_model_len=launch.max_model_len,
             max_batch_tokens=launch.max_batch_tokens,
@@ -298,9 +300,11 @@ def _ready(url: str, settings: Settings, info: ModelInfo, door: Door) -> str:
     name, locked = settings.names[0], bool(settings.keys)
     body = json.dumps({"query": "what is panda?", "documents": ["hi", "The giant panda is a bear."]})
     key = " -H 'Authorization: Bearer KEY'" if locked else ""
+    more = f" quantization={info.quantization}" if info.quantization else ""
+    more += f" tensor_parallel_size={info.tensor_parallel_size}" if info.tensor_parallel_size > 1 else ""
     return (
         f"rerankd {__version__} is ready: {url} model={name} family={info.family} "
-        f"device={info.device} dtype={info.dtype}{f' quantization={info.quantization}' if info.quantization else ''}\n"
+        f"device={info.device} dtype={info.dtype}{more}\n"
         f"Try: curl {_reached(url, door)}/v1/rerank{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
         + ("" if door.uds else _clients(url + settings.root_path, name, settings.playground))
     )

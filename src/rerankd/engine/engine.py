@@ -67,7 +67,7 @@ class Engine:
         self._landed = 0.0
         self._batches, self._tokens, self._seconds = 0, 0, 0.0
         self._last: deque[tuple[int, float]] = deque(maxlen=RATED_BATCHES)
-        self._watchdog = None if timeout is None else Watchdog(timeout, self._give_up)
+        self._watchdog = None if timeout is None else Watchdog(timeout, self._hangs)
         self._worker = threading.Thread(target=self._run, name="rerankd-engine", daemon=True)
         self._worker.start()
 
@@ -147,23 +147,25 @@ class Engine:
             self._wake.notify()
         for job in waiting:
             job.fail(EngineClosed("The engine was closed before this request was answered."))
+        # The watchdog looks on while the last batch is waited for.
+        while self._worker.is_alive() and not self._hung and threading.current_thread() is not self._worker:
+            self._worker.join(0.1)
         if self._watchdog:
-            # It looks on while the last batch is waited for.
-            while self._worker.is_alive() and not self._hung and threading.current_thread() is not self._worker:
-                self._worker.join(0.1)
             self._watchdog.close()
-        elif threading.current_thread() is not self._worker:
-            self._worker.join()
 
     def _leave(self, job: Job) -> None:
         with self._wake:
             self._batcher.drop(job)
 
-    def _give_up(self, seconds: float) -> None:
-        """The running batch hangs."""
+    def give_up(self, error: EngineDead) -> None:
+        """Fail all requests, of now and later: the model computes no more, and the running batch may never end."""
         self._hung = True
-        log.critical("A batch did not end in %.0f seconds; the engine is given up", seconds)
-        self._die(EngineDead(f"A batch did not end in {seconds:.0f} seconds."))
+        log.critical("The engine is given up: %s", error)
+        self._die(error)
+
+    def _hangs(self, seconds: float) -> None:
+        """The running batch does."""
+        self.give_up(EngineDead(f"A batch did not end in {seconds:.0f} seconds."))
 
     def _die(self, error: EngineDead) -> None:
         """Fail whatever waits; nothing is taken any more."""

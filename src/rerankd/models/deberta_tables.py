@@ -52,8 +52,14 @@ class RelativeTables:
         keys = Affine(layer.key_value.weight[:width], None if (b := layer.key_value.bias) is None else b[:width])
         queries = layer.query
         if not self.shared:
-            keys = own.affine("pos_key_proj", width, self.hidden, True) if "c2p" in self.kinds else keys
-            queries = own.affine("pos_query_proj", width, self.hidden, True) if "p2c" in self.kinds else queries
+            # Of the same heads: as wide as hidden states in all.
+            rows = slice(weights.shard.rank * width, (weights.shard.rank + 1) * width)
+
+            def projection(name: str) -> Affine:
+                return own.affine(name, self.hidden, self.hidden, True, rows=rows)
+
+            keys = projection("pos_key_proj") if "c2p" in self.kinds else keys
+            queries = projection("pos_query_proj") if "p2c" in self.kinds else queries
         return RelativeWeights(
             keys=self._projected(keys) if "c2p" in self.kinds else None,
             queries=self._projected(queries) if "p2c" in self.kinds else None,

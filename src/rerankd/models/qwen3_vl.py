@@ -57,7 +57,8 @@ class Qwen3VLModel:
         features = self.visuals(batch.visuals)
         x = self.transformer.embed(tokens_of(batch))
         x[rows] = features[0]
-        additions = Additions(rows, list(features[1:]))
+        # What would be added behind the last layer reaches no row that the head reads.
+        additions = Additions(rows, list(features[1 : len(self.spec.layers)]))
         states = self.transformer(x, layout_of(batch, self.spec), positions, self.head.rows(batch), additions)
         return self.head(states, batch)
 

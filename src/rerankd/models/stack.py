@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 
@@ -62,40 +63,61 @@ class Stack:
 
 
 def read_layer(spec: LayerSpec, weights: Weights, names: LayerNames) -> LayerWeights:
-    """The weights of one layer. ModelError for tensors that are missing or of another shape than the specification."""
-    hidden, kv = spec.hidden, spec.kv_width
-    if len(names.qkv) == 1:
-        whole = weights.affine(names.qkv[0], spec.query_width + 2 * kv, hidden, spec.qkv_bias)
-        query, key_value = _rows(whole, 0, spec.query_width), _rows(whole, spec.query_width, None)
-    else:
-        query = weights.affine(names.qkv[0], spec.query_width, hidden, spec.qkv_bias)
-        parts = [weights.affine(name, kv, hidden, spec.qkv_bias) for name in names.qkv[1:]]
-        key_value = _stacked(parts)
-    up_bias = spec.mlp_bias and names.up_bias
-    if len(names.up) == 1:
-        up = weights.affine(names.up[0], spec.mlp * (2 if spec.gated else 1), hidden, up_bias)
-        if spec.gated and names.gate_last:
-            up = _stacked([_rows(up, spec.mlp, None), _rows(up, 0, spec.mlp)])
-    else:
-        up = _stacked([weights.affine(name, spec.mlp, hidden, up_bias) for name in names.up])
+    """The weights of the part `weights.shard` of one layer. ModelError for tensors that are missing or of another shape
+    than the specification."""
+    shard = weights.shard
+    queries, keys, inner = shard.heads(spec), shard.kv_heads(spec), shard.mlp(spec)
+    query, *key_value = _inputs(
+        weights,
+        names.qkv,
+        [(spec.query_width, _values(queries, spec)), *[(spec.kv_width, _values(keys, spec))] * 2],
+        spec,
+        spec.qkv_bias,
+    )
+    up = _inputs(
+        weights, names.up, [(spec.mlp, inner)] * (2 if spec.gated else 1), spec, spec.mlp_bias and names.up_bias
+    )
     qk = spec.qk_norm
     return LayerWeights(
         query=query,
-        key_value=key_value,
-        out=weights.affine(names.out, hidden, spec.query_width, spec.out_bias),
-        up=up,
-        down=weights.affine(names.down, hidden, spec.mlp, spec.mlp_bias),
-        attention_norm=weights.norm(names.attention_norm, hidden, spec.norm) if spec.attention_norm else None,
-        mlp_norm=weights.norm(names.mlp_norm, hidden, spec.norm),
+        key_value=_stacked(key_value),
+        out=_output(weights, names.out, spec.query_width, _values(queries, spec), spec, spec.out_bias),
+        up=_stacked(up[::-1] if spec.gated and names.gate_last else up),
+        down=_output(weights, names.down, spec.mlp, inner, spec, spec.mlp_bias),
+        attention_norm=weights.norm(names.attention_norm, spec.hidden, spec.norm) if spec.attention_norm else None,
+        mlp_norm=weights.norm(names.mlp_norm, spec.hidden, spec.norm),
         query_norm=None if qk is None else weights.norm(names.query_norm, spec.head_dim, qk),
         key_norm=None if qk is None else weights.norm(names.key_norm, spec.head_dim, qk),
     )
 
 
-def _rows(affine: Affine, start: int, stop: int | None) -> Affine:
-    return Affine(affine.weight[start:stop], None if affine.bias is None else affine.bias[start:stop])
+def _inputs(
+    weights: Weights, names: Sequence[str], parts: Sequence[tuple[int, slice]], spec: LayerSpec, bias: bool
+) -> list[Affine]:
+    """Linear layers of hidden states, each of some width and of these the rows that are read. They have a name each, or
+    stand one below another under one name."""
+    if len(names) > 1:
+        own = zip(names, parts, strict=True)
+        return [weights.affine(name, width, spec.hidden, bias, rows=rows) for name, (width, rows) in own]
+    starts = [0, *accumulate(width for width, _ in parts)]
+    return [
+        weights.affine(names[0], starts[-1], spec.hidden, bias, rows=slice(start + rows.start, start + rows.stop))
+        for start, (_, rows) in zip(starts, parts, strict=False)
+    ]
+
+
+def _output(weights: Weights, name: str, width: int, columns: slice, spec: LayerSpec, bias: bool) -> Affine:
+    """A linear layer that gives hidden states, of some inputs. Its bias is added once, by the first part."""
+    read = weights.affine(name, spec.hidden, width, bias, columns=columns)
+    return read if weights.shard.rank == 0 else Affine(read.weight)
+
+
+def _values(heads: slice, spec: LayerSpec) -> slice:
+    return slice(heads.start * spec.head_dim, heads.stop * spec.head_dim)
 
 
 def _stacked(parts: list[Affine]) -> Affine:
+    if len(parts) == 1:
+        return parts[0]
     biases = [part.bias for part in parts if part.bias is not None]
     return Affine(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None)

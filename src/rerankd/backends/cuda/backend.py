@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rerankd.backends.base import Backend
+from rerankd.backends.ranks import Ranks
 from rerankd.backends.torch.attention import sdpa_attention
 from rerankd.backends.torch.backend import TorchBackend
 from rerankd.backends.torch.transformer import activate
@@ -25,15 +26,15 @@ FP8_CAPABILITY = (8, 9)
 """The first compute capability whose GEMMs take float8: Ada."""
 
 
-def cuda_backend(device: torch.device, dtype: torch.dtype, quantization: str | None = None) -> Backend:
+def cuda_backend(device: torch.device, dtype: torch.dtype, quantization: str | None, ranks: Ranks) -> Backend:
     """Fused kernels where Triton is installed, else plain tensors, with torch's flash attention for 16 bits."""
     if find_spec("triton") is not None:
-        return CudaBackend(device, dtype, fp8=quantization == "fp8")
+        return CudaBackend(device, dtype, fp8=quantization == "fp8", ranks=ranks)
     if dtype == torch.float32:
-        return TorchBackend(device, dtype, sdpa_attention, "cuda")
+        return TorchBackend(device, dtype, sdpa_attention, "cuda", ranks)
     from rerankd.backends.cuda.attention import varlen_attention
 
-    return TorchBackend(device, dtype, varlen_attention, "cuda")
+    return TorchBackend(device, dtype, varlen_attention, "cuda", ranks)
 
 
 def expect_fp8(device: torch.device) -> None:
@@ -56,6 +57,7 @@ class CudaBackend:
     dtype: torch.dtype
     fp8: bool = False
     name: str = "cuda"
+    ranks: Ranks = field(default_factory=Ranks)
 
     def supports(self, spec: TransformerSpec) -> str | None:
         """See `Backend.supports`."""
@@ -65,7 +67,7 @@ class CudaBackend:
             return "heads of more than 256 values"
         if len({layer.placement for layer in spec.layers}) > 1:
             return "pre- and post-norm layers in one model"
-        return None
+        return self.ranks.shard.lacks(spec)
 
     def transformer(self, spec: TransformerSpec, weights: TransformerWeights) -> Transformer:
         """See `Executor.transformer`."""
@@ -74,8 +76,10 @@ class CudaBackend:
 
         if self.fp8 and not spec.causal:
             log.warning("fp8 is for decoders: the layers of a bidirectional transformer stay in %s.", self.dtype)
-        record = cuda_recorder() if self.device.type == "cuda" else None
-        return CudaTransformer(spec, weights, self.device, self.dtype, self.fp8 and spec.causal, record)
+        # Sums of several processes are not recorded.
+        record = cuda_recorder() if self.device.type == "cuda" and self.ranks.shard.size == 1 else None
+        fp8 = self.fp8 and spec.causal
+        return CudaTransformer(spec, weights, self.device, self.dtype, fp8, record, self.ranks)
 
     def projection(self, weights: Affine, activation: Activation | None = None) -> Projection:
         """See `Executor.projection`."""

@@ -14,6 +14,7 @@ from rerankd.backends.cuda.graphs import Graphs, Inputs, Recorder
 from rerankd.backends.cuda.kernels import add_norm, gated, norm_sum, turn_heads
 from rerankd.backends.cuda.linear import PlainLinear, linear, stacked
 from rerankd.backends.cuda.tiles import Tiles, Tiling
+from rerankd.backends.ranks import Ranks
 from rerankd.backends.torch.attention import alibi_slopes
 from rerankd.backends.torch.transformer import activate, embed
 from rerankd.layers.layout import AttentionLayout, kept_layout
@@ -26,9 +27,11 @@ class Layer:
     """One layer with its weights as the GEMMs take them: query, key and value as one."""
 
     def __init__(
-        self, spec: LayerSpec, weights: LayerWeights, device: torch.device, dtype: torch.dtype, fp8: bool
+        self, whole: LayerSpec, weights: LayerWeights, device: torch.device, dtype: torch.dtype, fp8: bool, ranks: Ranks
     ) -> None:
-        self.spec = spec
+        """whole: the layer of which this process has the part `weights`; what the parts of all `ranks` add is summed"""
+        self.spec, self.ranks = ranks.shard.layer(whole), ranks
+        spec = self.spec
         self.qkv = linear(stacked(weights.query, weights.key_value), fp8)
         cut = spec.query_width
         self.query, self.key_value = self.qkv.rows(0, cut), self.qkv.rows(cut, None)
@@ -39,7 +42,8 @@ class Layer:
         self.fuses_gelu = spec.activation in ("gelu", "gelu_tanh") and device.type == "cuda" and dtype != torch.float32
         self.slopes = None
         if spec.attention_bias == "alibi":
-            self.slopes = torch.tensor(alibi_slopes(spec.heads), dtype=torch.float32, device=device)
+            slopes = ranks.shard.of_heads(alibi_slopes(whole.heads), whole)
+            self.slopes = torch.tensor(slopes, dtype=torch.float32, device=device)
 
     def attend(self, x: Tensor, tiles: Tiles, rotation: Rotation | None, keep: Tensor | None) -> Tensor:
         """Attention and its output projection: [T, hidden], or the rows `keep`, which `tiles` then have for queries."""
@@ -56,15 +60,16 @@ class Layer:
             turn_heads(keys_values, kv_heads, spec.head_dim, rotation, spec.qk_norm, self.key_norm)
         keys, values = keys_values[:, : spec.kv_width], keys_values[:, spec.kv_width :]
         q, k, v = (part.view(len(part), -1, spec.head_dim) for part in (queries, keys, values))
-        return self.out(flash_attention(q, k, v, tiles, spec.softmax_scale, spec.window, self.slopes))
+        attended = flash_attention(q, k, v, tiles, spec.softmax_scale, spec.window, self.slopes)
+        return self.ranks.sum(self.out(attended))
 
     def mlp(self, x: Tensor) -> Tensor:
         """The MLP."""
         if self.fuses_gelu and not self.spec.gated and isinstance(self.up, PlainLinear):
-            return self.down(self.up.gelu(x))
+            return self.ranks.sum(self.down(self.up.gelu(x)))
         inner = self.up(x)
         inner = gated(inner, self.spec.activation) if self.spec.gated else activate(inner, self.spec.activation)
-        return self.down(inner)
+        return self.ranks.sum(self.down(inner))
 
 
 class Angles:
@@ -110,12 +115,14 @@ class CudaTransformer:
         dtype: torch.dtype,
         fp8: bool = False,
         record: Recorder | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """record: how forwards of small batches are recorded; None for not at all"""
         self.spec, self.device, self.dtype = spec, device, dtype
         self.embedding, self.final_norm = weights.embedding, weights.final_norm
         self.layers = [
-            Layer(own, read, device, dtype, fp8) for own, read in zip(spec.layers, weights.layers(), strict=True)
+            Layer(own, read, device, dtype, fp8, ranks or Ranks())
+            for own, read in zip(spec.layers, weights.layers(), strict=True)
         ]
         self.angles = {layer.rotary: Angles(layer.rotary, device) for layer in spec.layers if layer.rotary is not None}
         self.graphs = None if record is None else Graphs(self.padded, device, record)

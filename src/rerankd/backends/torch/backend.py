@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rerankd.backends.ranks import Ranks
 from rerankd.backends.torch.attention import Attention, sdpa_attention
 from rerankd.backends.torch.transformer import TorchTransformer, activate
 from rerankd.layers.spec import Activation, Affine, TransformerSpec, TransformerWeights
@@ -22,14 +23,15 @@ class TorchBackend:
     dtype: torch.dtype
     attention: Attention = sdpa_attention
     name: str = "torch"
+    ranks: Ranks = field(default_factory=Ranks)
 
     def supports(self, spec: TransformerSpec) -> str | None:
         """See `Backend.supports`."""
-        return None
+        return self.ranks.shard.lacks(spec)
 
     def transformer(self, spec: TransformerSpec, weights: TransformerWeights) -> TorchTransformer:
         """See `Executor.transformer`."""
-        return TorchTransformer(spec, weights, self.attention, self.dtype)
+        return TorchTransformer(spec, weights, self.attention, self.dtype, self.ranks)
 
     def projection(self, weights: Affine, activation: Activation | None = None) -> Projection:
         """See `Executor.projection`."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rerankd.backends.ranks import Ranks
 from rerankd.backends.torch.attention import Attention, alibi_slopes
 from rerankd.backends.torch.disentangled import disentangled_attention
 from rerankd.layers.layout import AttentionLayout, kept_layout
@@ -30,12 +31,16 @@ from rerankd.layers.transformer import Additions, Tokens
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One layer. States are in the dtype of the weights; in a "post" layer float32, so that only the input of a linear
-    layer is rounded."""
+    layer is rounded.
+
+    spec: of the part of the layer that this process has; what the parts of all `ranks` add is summed up
+    """
 
     spec: LayerSpec
     weights: LayerWeights
     attention: Attention
     slopes: tuple[float, ...]
+    ranks: Ranks
 
     def __call__(self, x: Tensor, layout: AttentionLayout, rotation: Rotation | None, keep: Tensor | None) -> Tensor:
         """x: [T, hidden]. Returns the same, or the rows `keep` (int64) of it, which `layout` then has for queries."""
@@ -71,7 +76,7 @@ class Layer:
             )
         else:
             attended = self.attention(queries, keys, values, layout, spec.softmax_scale, spec.window, self.slopes)
-        return F.linear(attended, *weights.out)
+        return self.ranks.sum(F.linear(attended, *weights.out))
 
     def _mlp(self, x: Tensor) -> Tensor:
         inner = F.linear(x, *self.weights.up)
@@ -80,25 +85,32 @@ class Layer:
             inner = activate(gate, self.spec.activation) * inner
         else:
             inner = activate(inner, self.spec.activation)
-        return F.linear(inner, *self.weights.down)
+        return self.ranks.sum(F.linear(inner, *self.weights.down))
 
 
 class TorchTransformer:
     """A `Transformer` of plain tensors."""
 
     def __init__(
-        self, spec: TransformerSpec, weights: TransformerWeights, attention: Attention, dtype: torch.dtype
+        self,
+        spec: TransformerSpec,
+        weights: TransformerWeights,
+        attention: Attention,
+        dtype: torch.dtype,
+        ranks: Ranks,
     ) -> None:
+        shard = ranks.shard
         self.spec = spec
         self.dtype = dtype
         self.embedding = weights.embedding
         self.final_norm = weights.final_norm
         self.layers = [
             Layer(
-                spec=own,
+                spec=shard.layer(own),
                 weights=_in_dtype(read, torch.float32 if own.placement == "post" else dtype, dtype),
                 attention=attention,
-                slopes=alibi_slopes(own.heads) if own.attention_bias == "alibi" else (),
+                slopes=shard.of_heads(alibi_slopes(own.heads), own) if own.attention_bias == "alibi" else (),
+                ranks=ranks,
             )
             for own, read in zip(spec.layers, weights.layers(), strict=True)
         ]

@@ -7,6 +7,7 @@ import logging
 import re
 import zipfile
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rerankd.core import ModelError
+from rerankd.layers.shard import WHOLE, Shard
 from rerankd.layers.spec import Affine, Norm
 from rerankd.models.checkpoint.config import Config, adapter_error
 from rerankd.models.checkpoint.files import PICKLED, SAFETENSORS, inside
@@ -22,6 +24,7 @@ from rerankd.models.checkpoint.json_files import read_json, shown
 
 log = logging.getLogger("rerankd")
 
+ALL = slice(None)
 MAPPED_BYTES = 64 << 20
 """What is read of a file before it is opened anew: pages that were read count as memory until the file is let go."""
 
@@ -88,10 +91,20 @@ class Checkpoint:
         if isinstance(source, dict):
             return cast(Tensor, source[stored])
         tensor: Tensor = source.get_tensor(stored)
-        self._mapped[file] = self._mapped.get(file, 0) + tensor.nbytes
-        if self._mapped[file] > MAPPED_BYTES:
-            self._files[file], self._mapped[file] = _open(self.folder / file), 0
+        self._was_mapped(file, tensor.nbytes)
         return tensor
+
+    def read_part(self, name: str, rows: slice, columns: slice) -> Tensor:
+        """Some rows, and of a matrix some columns, without the rest of the tensor."""
+        file, stored = self._locate(name)
+        source = self._files[file]
+        place = rows if columns == ALL else (rows, columns)
+        if isinstance(source, dict):
+            return cast(Tensor, source[stored][place])
+        part: Tensor = source.get_slice(stored)[place]
+        # Of some columns all pages are read.
+        self._was_mapped(file, prod(self.shape(name)) * part.element_size())
+        return part
 
     def read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
         """Some rows of a matrix, without reading the rest of it: [len(rows), columns]."""
@@ -99,6 +112,11 @@ class Checkpoint:
         source = self._files[file]
         matrix = source[stored] if isinstance(source, dict) else source.get_slice(stored)
         return torch.cat([matrix[row : row + 1] for row in rows])
+
+    def _was_mapped(self, file: str, size: int) -> None:
+        self._mapped[file] = self._mapped.get(file, 0) + size
+        if self._mapped[file] > MAPPED_BYTES:
+            self._files[file], self._mapped[file] = _open(self.folder / file), 0
 
     def _locate(self, name: str) -> tuple[str, str]:
         try:
@@ -114,18 +132,32 @@ class Weights:
 
     Every tensor is converted to `dtype` on `device` as it is read, so that loading needs little more memory than the
     model. `finish` complains of tensors that were left unread.
+
+    shard: the part of each layer that is to be read
     """
 
+<<<<<<< HEAD
     def __init__(self, checkpoint: Tensors, device: torch.device, dtype: torch.dtype, prefix: str = "") -> None:
+=======
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        prefix: str = "",
+        shard: Shard = WHOLE,
+    ) -> None:
+>>>>>>> 8f16743 (One model in several processes: --tensor-parallel-size)
         self.device = device
         self.dtype = dtype
+        self.shard = shard
         self._checkpoint = checkpoint
         self._prefix = prefix
         self._read: set[str] = set()
 
     def scope(self, name: str) -> Weights:
         """The tensors below `name`."""
-        inner = Weights(self._checkpoint, self.device, self.dtype, f"{self._prefix}{name}.")
+        inner = Weights(self._checkpoint, self.device, self.dtype, f"{self._prefix}{name}.", self.shard)
         inner._read = self._read
         return inner
 
@@ -140,11 +172,28 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._checkpoint.names
 
-    def tensor(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor `name`, which must have `shape`, in the view's dtype unless another is asked for."""
+    def tensor(
+        self, name: str, *shape: int, dtype: torch.dtype | None = None, rows: slice = ALL, columns: slice = ALL
+    ) -> Tensor:
+        """The tensor `name`, which must have `shape`, in the view's dtype unless another is asked for.
+
+        rows, columns: the part of it that is read
+        """
         full = self._prefix + name
         self._expect(full, shape)
+<<<<<<< HEAD
         stored = self._plain(full, self._checkpoint.read(full))
+=======
+        if rows in (ALL, slice(0, shape[0])) and columns in (ALL, slice(0, shape[-1])):
+            stored = self._checkpoint.read(full)
+        else:
+            stored = self._checkpoint.read_part(full, rows, columns)
+        if not stored.is_floating_point():
+            raise ModelError(
+                f"`{full}` in {self._checkpoint.folder} is stored as {str(stored.dtype).removeprefix('torch.')}; "
+                "quantised weights are not supported, so serve the checkpoint that they were made of."
+            )
+>>>>>>> 8f16743 (One model in several processes: --tensor-parallel-size)
         # A copy, since what is read is a view of the file, all of which would stay in memory with it.
         return stored.to(self.device, dtype or self.dtype, copy=True)
 
@@ -197,10 +246,19 @@ class Weights:
             )
         return stored
 
-    def affine(self, name: str, outputs: int, inputs: int, bias: bool, dtype: torch.dtype | None = None) -> Affine:
-        """A linear layer."""
-        weight = self.tensor(f"{name}.weight", outputs, inputs, dtype=dtype)
-        return Affine(weight, self.tensor(f"{name}.bias", outputs, dtype=dtype) if bias else None)
+    def affine(
+        self,
+        name: str,
+        outputs: int,
+        inputs: int,
+        bias: bool,
+        dtype: torch.dtype | None = None,
+        rows: slice = ALL,
+        columns: slice = ALL,
+    ) -> Affine:
+        """A linear layer, or some of its outputs (rows) and inputs (columns)."""
+        weight = self.tensor(f"{name}.weight", outputs, inputs, dtype=dtype, rows=rows, columns=columns)
+        return Affine(weight, self.tensor(f"{name}.bias", outputs, dtype=dtype, rows=rows) if bias else None)
 
     def norm(self, name: str, width: int, norm: Norm) -> Affine:
         """The float32 weights of a norm. A LayerNorm may be stored without a bias."""

@@ -1,0 +1,76 @@
+"""Tensor parallelism: which part of every layer a process has (Shoeybi et al., 2019).
+
+The linear layers that read hidden states are split by outputs: queries, keys and values by heads, the first of an MLP
+by its inner width. Those that write hidden states are split by the same values, which are their inputs, so that the
+parts of all processes sum up to what the layer adds. Norms and embeddings are whole everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from rerankd.layers.spec import LayerSpec, TransformerSpec
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Part `rank` of `size`, from 0 on."""
+
+    rank: int = 0
+    size: int = 1
+
+    def lacks(self, spec: TransformerSpec) -> str | None:
+        """None, or what cannot be split: words that complete "the backend does not support ..."."""
+        for layer in spec.layers:
+            kv_heads = layer.kv_heads or layer.heads
+            if layer.heads % self.size:
+                return f"{layer.heads} heads in {self.size} equal parts"
+            if kv_heads % self.size and self.size % kv_heads:
+                return f"{kv_heads} heads of keys in {self.size} equal parts"
+            if layer.mlp % self.size:
+                return f"an MLP of width {layer.mlp} in {self.size} equal parts"
+        return None
+
+    def layer(self, spec: LayerSpec) -> LayerSpec:
+        """The layer that is this part."""
+        if self.size == 1:
+            return spec
+        kv_heads = self.kv_heads(spec)
+        return replace(
+            spec,
+            heads=spec.heads // self.size,
+            kv_heads=kv_heads.stop - kv_heads.start,
+            mlp=spec.mlp // self.size,
+            scale=spec.softmax_scale,
+        )
+
+    def heads(self, spec: LayerSpec) -> slice:
+        """The heads of queries."""
+        return self._part(spec.heads)
+
+    def kv_heads(self, spec: LayerSpec) -> slice:
+        """The heads of keys and values. Where there are fewer than parts, several have one and the same."""
+        kv_heads = spec.kv_heads or spec.heads
+        if kv_heads >= self.size:
+            return self._part(kv_heads)
+        own = self.rank * kv_heads // self.size
+        return slice(own, own + 1)
+
+    def mlp(self, spec: LayerSpec) -> slice:
+        """The inner values of the MLP."""
+        return self._part(spec.mlp)
+
+    def of_heads(self, values: Sequence[T], spec: LayerSpec) -> tuple[T, ...]:
+        """Of one value for each head, those of the part."""
+        return tuple(values[self.heads(spec)])
+
+    def _part(self, count: int) -> slice:
+        each = count // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+
+WHOLE = Shard()
