@@ -73,11 +73,8 @@ class Inspection:
     device: str
     dtype: str
     quantization: str | None
-<<<<<<< HEAD
     stored: str | None
-=======
     tensor_parallel_size: int
->>>>>>> 8f16743 (One model in several processes: --tensor-parallel-size)
     backend: str
     not_understood: tuple[str, ...]
 
@@ -103,11 +100,8 @@ def inspect(plan: Plan) -> Inspection:
         device=str(plan.placement.device),
         dtype=plan.placement.dtype_name,
         quantization=plan.options.quantization,
-<<<<<<< HEAD
         stored=plan.storage,
-=======
         tensor_parallel_size=plan.options.tensor_parallel_size,
->>>>>>> 8f16743 (One model in several processes: --tensor-parallel-size)
         backend="; ".join([backend.name, *reasons]),
         not_understood=tuple(_not_understood(plan)),
     )

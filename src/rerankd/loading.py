@@ -80,13 +80,6 @@ class Plan:
         )
 
     def load(self) -> Model:
-<<<<<<< HEAD
-        """Read the weights. Raises ModelError for those that are missing or do not fit the configuration."""
-        tensors = open_tensors(self.folder, self.config)
-        if tensors.said:
-            log.info("%s: they are dequantised to %s as they are read.", tensors.said, self.precision)
-        weights = Weights(tensors, self.placement.device, self.placement.dtype)
-=======
         """Read the weights, in as many processes as the options say. Raises ModelError for those that are missing or do
         not fit the configuration.
 
@@ -109,9 +102,10 @@ class Plan:
 
     def load_part(self) -> Model:
         """Read the weights of this process alone. See `load`."""
-        placement = self.placement
-        weights = Weights(Checkpoint(self.folder), placement.device, placement.dtype, shard=placement.ranks.shard)
->>>>>>> 8f16743 (One model in several processes: --tensor-parallel-size)
+        placement, tensors = self.placement, open_tensors(self.folder, self.config)
+        if tensors.said:
+            log.info("%s: they are dequantised to %s as they are read.", tensors.said, self.precision)
+        weights = Weights(tensors, placement.device, placement.dtype, shard=placement.ranks.shard)
         model = self.architecture.load(self.config, weights, self.prompts.token_id, self.placement, self.choice.recipe)
         weights.finish()
         trim_after_load()

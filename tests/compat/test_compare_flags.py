@@ -92,7 +92,7 @@ def test_flags_that_are_new_gone_or_changed() -> None:
         "enable-novelty": "nothing",
     }
     assert found.other == {"swap-space": ("values", "value")}
-    assert {"tensor-parallel-size", "task"} <= set(found.gone)
+    assert {"pipeline-parallel-size", "task"} <= set(found.gone)
     assert not {"enforce-eager", "response-role", "max-model-len"} & set(found.gone)
     found = compare(PROGRAMS["sglang"], [SGLANG_SOURCE])
     assert sorted(found.unknown) == ["lunar-days", "moon-phase", "ranks", "spelt-so", "tide"]

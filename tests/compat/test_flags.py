@@ -92,7 +92,7 @@ def test_our_flags_come_out_as_we_spell_them(args: list[str], ours: list[str]) -
         ),
         (["-O3", "model"], [Given("-O3", "O", None)]),
         (["-O", "3", "model"], [Given("-O", "O", "3")]),
-        (["-tp", "2", "model"], [Given("-tp", "tp", "2")]),
+        (["-pp", "2", "model"], [Given("-pp", "pp", "2")]),
         (
             ["--ignore-patterns", "a", "b", "--quiet", "model"],
             [Given("--ignore-patterns", "ignore-patterns", "a"), Given("--ignore-patterns", "ignore-patterns", "b")],

@@ -57,6 +57,8 @@ def test_weights_are_the_numbers_that_they_stand_for(
         assert tensors.names == {"layers.0.up.weight"}
         assert tensors.shape("layers.0.up.weight") == weight.shape
         found = tensors.read("layers.0.up.weight")
+        part = tensors.read_part("layers.0.up.weight", slice(3, 14), slice(1, 11))
+    torch.testing.assert_close(part, form[1][3:14, 1:11], rtol=1e-6, atol=1e-7)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, form[1], rtol=1e-6, atol=1e-7)
     assert (found - weight).abs().max() < 0.9 * weight.abs().max()

@@ -22,7 +22,7 @@ from rerankd.engine.packing import pack
 from rerankd.layers.shard import Shard
 from rerankd.layers.spec import TransformerSpec
 from rerankd.loading import Plan, plan
-from rerankd.media.visual import Visual, VisionFormat
+from rerankd.media.visual import VisionFormat, Visual
 from rerankd.models.checkpoint.weights import Checkpoint
 from rerankd.options import LoadOptions
 from tests import checkpoints, decoder_checkpoints, encoder_checkpoints, modernbert_checkpoints

@@ -14,36 +14,6 @@ from typing import Literal
 
 from rerankd.core import RerankdError
 
-<<<<<<< HEAD:src/rerankd/compat/flags.py
-=======
-ALWAYS_SCORES = "rerankd does one thing, which is to score documents, and the checkpoint says how"
-OWN_TEMPLATES = "the model family's own prompt is built in, and --chat-template takes any other"
-NO_REMOTE_CODE = "no code from a checkpoint is ever run, and none is needed"
-NO_CACHE = "there is no KV cache: keys and values live for one layer"
-OWN_BATCHING = "documents of all requests are packed up to one token budget"
-OWN_MEMORY = "memory is what the weights and one batch need; nothing is reserved, swapped or put to sleep"
-OWN_KERNELS = "the device decides which kernels run"
-ONE_DEVICE = "one server is one model, on one device or on --tensor-parallel-size of them, and nothing else is spread"
-OWN_LOADING = "weights are read from safetensors or .bin files as they are"
-NO_LORA = "no adapters are loaded"
-NO_GENERATION = "nothing is generated or sampled: a document is scored in one pass"
-OWN_MEDIA = "pictures and videos are read the way the model's authors do it, within limits of rerankd's own"
-OWN_WARM_UP = "the model is warmed up before the ready line, always"
-OWN_LOGS = "rerankd keeps its own logs and measurements"
-
-ONE_PROCESS = "only --tensor-parallel-size splits a model; start several servers, and a load balancer before them"
-NO_PLUGINS = "rerankd runs no code but its own; leave it out"
-NO_ADAPTERS = "adapters are not supported; merge the adapter into its model and serve the result"
-PLAIN_HTTP = "rerankd speaks HTTP/1.1 on one socket; put a proxy before it, and leave it out"
-PLAIN_TLS = "certificates are read once, with the ciphers of this Python; restart for new ones, and leave it out"
-NO_ADMIN = "nothing here is for administrators alone; give every key with --api-key, and leave it out"
-ANY_PUBLIC = (
-    "images and videos are fetched from any public address and from no private one; narrow it in a firewall, and leave "
-    "it out"
-)
-NO_QUANTIZATION = "rerankd quantises by itself, to int8 where --quantization int8 says so; leave it out"
-
->>>>>>> 8f16743 (One model in several processes: --tensor-parallel-size):src/rerankd/cli/peer.py
 Takes = Literal["nothing", "value", "values"]
 
 

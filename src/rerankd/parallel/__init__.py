@@ -1,1 +1,1 @@
-"""Tensor parallelism: one model in several processes, a device each. The first leads, the others follow its batches."""
+"""Tensor parallelism: one model in several processes, which the first leads; `follower.py` is of the others."""

@@ -38,7 +38,7 @@ class Follower:
         self.connection, theirs = Pipe()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "rerankd.parallel.follower", str(theirs.fileno())],
+                [sys.executable, "-m", "rerankd.follower", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # standard output is rank 0's own
                 pass_fds=(theirs.fileno(),),

@@ -52,6 +52,10 @@ class Tensors(Protocol):
         """The whole tensor, on the CPU."""
         ...
 
+    def read_part(self, name: str, rows: slice, columns: slice) -> Tensor:
+        """Some rows, and of a matrix some columns, without the rest of the tensor."""
+        ...
+
     def read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
         """Some rows of a matrix: [len(rows), columns]."""
         ...
@@ -95,7 +99,7 @@ class Checkpoint:
         return tensor
 
     def read_part(self, name: str, rows: slice, columns: slice) -> Tensor:
-        """Some rows, and of a matrix some columns, without the rest of the tensor."""
+        """See `Tensors`."""
         file, stored = self._locate(name)
         source = self._files[file]
         place = rows if columns == ALL else (rows, columns)
@@ -136,18 +140,14 @@ class Weights:
     shard: the part of each layer that is to be read
     """
 
-<<<<<<< HEAD
-    def __init__(self, checkpoint: Tensors, device: torch.device, dtype: torch.dtype, prefix: str = "") -> None:
-=======
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Tensors,
         device: torch.device,
         dtype: torch.dtype,
         prefix: str = "",
         shard: Shard = WHOLE,
     ) -> None:
->>>>>>> 8f16743 (One model in several processes: --tensor-parallel-size)
         self.device = device
         self.dtype = dtype
         self.shard = shard
@@ -181,19 +181,11 @@ class Weights:
         """
         full = self._prefix + name
         self._expect(full, shape)
-<<<<<<< HEAD
-        stored = self._plain(full, self._checkpoint.read(full))
-=======
         if rows in (ALL, slice(0, shape[0])) and columns in (ALL, slice(0, shape[-1])):
             stored = self._checkpoint.read(full)
         else:
             stored = self._checkpoint.read_part(full, rows, columns)
-        if not stored.is_floating_point():
-            raise ModelError(
-                f"`{full}` in {self._checkpoint.folder} is stored as {str(stored.dtype).removeprefix('torch.')}; "
-                "quantised weights are not supported, so serve the checkpoint that they were made of."
-            )
->>>>>>> 8f16743 (One model in several processes: --tensor-parallel-size)
+        stored = self._plain(full, stored)
         # A copy, since what is read is a view of the file, all of which would stay in memory with it.
         return stored.to(self.device, dtype or self.dtype, copy=True)
 

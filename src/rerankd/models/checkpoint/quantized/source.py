@@ -15,7 +15,7 @@ from rerankd.models.checkpoint.quantized.bitsandbytes import BitsAndBytes
 from rerankd.models.checkpoint.quantized.integers import Awq, Gptq
 from rerankd.models.checkpoint.quantized.scaled import CompressedTensors, Scaled
 from rerankd.models.checkpoint.quantized.stored import Rows, Scheme, Stored
-from rerankd.models.checkpoint.weights import Checkpoint, Tensors
+from rerankd.models.checkpoint.weights import ALL, Checkpoint, Tensors
 
 SCHEMES: Mapping[str, Callable[[Config], Scheme]] = {
     "gptq": Gptq.of,
@@ -96,13 +96,14 @@ class Quantized:
         stored = self._stored.get(name)
         if stored is None:
             return self._checkpoint.read(name)
-        height = stored.shape[0]
-        weight = torch.empty(stored.shape)
-        opened = self._open(name, stored)
-        for start in range(0, height, ROWS_AT_ONCE):
-            chosen = slice(start, min(start + ROWS_AT_ONCE, height))
-            weight[chosen] = self._rows(name, opened, chosen)
-        return weight
+        return self._dequantised(name, stored, ALL, ALL)
+
+    def read_part(self, name: str, rows: slice, columns: slice) -> Tensor:
+        """See `Tensors`."""
+        stored = self._stored.get(name)
+        if stored is None:
+            return self._checkpoint.read_part(name, rows, columns)
+        return self._dequantised(name, stored, rows, columns)
 
     def read_rows(self, name: str, rows: Sequence[int]) -> Tensor:
         """See `Tensors`."""
@@ -111,6 +112,15 @@ class Quantized:
             return self._checkpoint.read_rows(name, rows)
         opened = self._open(name, stored)
         return torch.cat([self._rows(name, opened, slice(row, row + 1)) for row in rows])
+
+    def _dequantised(self, name: str, stored: Stored, rows: slice, columns: slice) -> Tensor:
+        height, width = (range(size)[part] for size, part in zip(stored.shape, (rows, columns), strict=True))
+        weight = torch.empty((len(height), len(width)))
+        opened = self._open(name, stored)
+        for start in range(0, len(height), ROWS_AT_ONCE):
+            own = height[start : start + ROWS_AT_ONCE]
+            weight[start : start + len(own)] = self._rows(name, opened, slice(own.start, own.stop))[:, columns]
+        return weight
 
     def _open(self, name: str, stored: Stored) -> Rows:
         try:

@@ -1,6 +1,6 @@
 """A process of another rank than 0: it loads its part of the model, and computes the batches that are broadcast to it.
 
-    python -m rerankd.parallel.follower FILE_DESCRIPTOR
+    python -m rerankd.follower FILE_DESCRIPTOR
 
 The descriptor is of a connection to the process of rank 0. When the connection ends, so does this process.
 """
