@@ -85,7 +85,7 @@ def inspect(plan: Plan) -> Inspection:
     backend, reasons = plan.placement.backend_for(plan.architecture.spec(plan.config))
     return Inspection(
         model=plan.options.model,
-        folder=str(plan.folder),
+        folder=str(plan.gguf or plan.folder),
         architecture=plan.name,
         recipe=plan.choice.recipe.name,
         why=plan.choice.why,

@@ -16,6 +16,7 @@ from rerankd.memory import trim_after_load
 from rerankd.models.architecture import Architecture
 from rerankd.models.base import Model
 from rerankd.models.checkpoint.config import Config, read_config
+from rerankd.models.checkpoint.gguf.tensors import GgufTensors
 from rerankd.models.checkpoint.hub import resolve
 from rerankd.models.checkpoint.quantized.source import open_tensors, read_scheme
 from rerankd.models.checkpoint.weights import Weights
@@ -24,6 +25,7 @@ from rerankd.models.recipes.evidence import Evidence
 from rerankd.models.registry import find_architecture
 from rerankd.options import LoadOptions, ModelInfo
 from rerankd.prompts import LoadedPrompts, load_prompts
+from rerankd.prompts.gguf import unfold
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ log = logging.getLogger("rerankd")
 class Plan:
     """How a model is going to be loaded and scored.
 
+    gguf: the file that holds the weights, where they are not in the folder
     name: of the architecture
     load_prompts: `prompts.load_prompts`, given everything but the chat template
     """
@@ -43,6 +46,7 @@ class Plan:
     options: LoadOptions
     placement: Placement
     folder: Path
+    gguf: Path | None
     config: Config
     name: str
     architecture: Architecture
@@ -60,6 +64,8 @@ class Plan:
     def storage(self) -> str | None:
         """How quantised weights are stored; None for weights that are not."""
         scheme = read_scheme(self.config)
+        if self.gguf is not None:
+            return f"GGUF; dequantised to {self.precision} as they are read"
         return None if scheme is None else f"{scheme.said}; dequantised to {self.precision} as they are read"
 
     def info(self) -> ModelInfo:
@@ -67,7 +73,7 @@ class Plan:
         recipe = self.choice.recipe
         return ModelInfo(
             model=self.options.model,
-            path=self.folder,
+            path=self.gguf or self.folder,
             architecture=self.name,
             family=recipe.family,
             device=str(self.placement.device),
@@ -92,7 +98,7 @@ class Plan:
         self.placement.backend_for(self.architecture.spec(self.config))
         from rerankd.parallel.leader import Followers
 
-        found = replace(self.options, model=str(self.folder), recipe=self.choice.recipe.name)
+        found = replace(self.options, model=str(self.gguf or self.folder), recipe=self.choice.recipe.name)
         followers = Followers(found, self.placement.ranks)
         try:
             return followers.lead(self.load_part(), self.placement.device)
@@ -102,7 +108,8 @@ class Plan:
 
     def load_part(self) -> Model:
         """Read the weights of this process alone. See `load`."""
-        placement, tensors = self.placement, open_tensors(self.folder, self.config)
+        placement = self.placement
+        tensors = open_tensors(self.folder, self.config) if self.gguf is None else GgufTensors(self.gguf)
         if tensors.said:
             log.info("%s: they are dequantised to %s as they are read.", tensors.said, self.precision)
         weights = Weights(tensors, placement.device, placement.dtype, shard=placement.ranks.shard)
@@ -151,7 +158,9 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
         limit_memory(placement.device, options.gpu_memory_utilization)
     if options.max_batch_tokens is not None and options.max_batch_tokens < 1:
         raise ModelError(f"The token budget of a batch must be at least 1, not {options.max_batch_tokens}.")
-    folder = resolve(options.model, options.hub, options.revision, weights)
+    found = resolve(options.model, options.hub, options.revision, weights)
+    gguf = found if found.is_file() else None
+    folder = found if gguf is None else unfold(gguf)
     config = read_config(folder, options.hf_overrides)
     name, architecture = find_architecture(config)
     tokenizer = cache(lambda: load_tokenizer(folder))
@@ -173,6 +182,7 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
         options=options,
         placement=placement,
         folder=folder,
+        gguf=gguf,
         config=config,
         name=name,
         architecture=architecture,

@@ -11,7 +11,8 @@ from rerankd.core import ModelError
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-SMALL_FILES = ("*.json", "*.jinja", "vocab.txt", "merges.txt")
+GGUF = ".gguf"
+SMALL_FILES = ("*.json", "*.jinja", "vocab.txt", "merges.txt", "*.model")
 UNUSED_FILES = ("onnx/*", "openvino/*", "checkpoint-*", "trainer_state.json", "data_config.json")
 
 
@@ -30,6 +31,10 @@ def needed_files(files: Sequence[str], weights: bool = True) -> list[str]:
         else:
             continue
         break
+    else:
+        # Its metadata are in the file with its weights. Of several one must be named, in a folder of the user's.
+        whole = [name for name in files if "/" not in name and name.endswith(GGUF)]
+        wanted += whole if len(whole) == 1 else []
     if weights:
         wanted += _module_weights(files)
     indexes = {SAFETENSORS[1], PICKLED[1]}

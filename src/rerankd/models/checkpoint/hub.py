@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rerankd.core import ModelError
-from rerankd.models.checkpoint.files import SMALL_FILES, UNUSED_FILES, needed_files
+from rerankd.models.checkpoint.files import GGUF, PICKLED, SAFETENSORS, SMALL_FILES, UNUSED_FILES, needed_files
 
 log = logging.getLogger("rerankd")
 
@@ -15,7 +15,7 @@ Hub = Literal["huggingface", "modelscope"]
 
 
 def resolve(model: str, hub: Hub = "huggingface", revision: str | None = None, weights: bool = True) -> Path:
-    """The folder that holds `model`, downloaded first if it is an id on `hub`.
+    """The folder that holds `model`, downloaded first if it is an id on `hub`, or the GGUF file that it is.
 
     weights: whether they are needed
 
@@ -24,13 +24,27 @@ def resolve(model: str, hub: Hub = "huggingface", revision: str | None = None, w
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return folder
+        return _gguf_in(folder) or folder
     if folder.is_file():
-        raise ModelError(f"{model} is a file; give the model's folder or its id on a hub.")
+        if folder.suffix != GGUF:
+            raise ModelError(f"{model} is a file and no GGUF; give the model's folder or its id on a hub.")
+        return folder
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         raise ModelError(f"There is no folder {model}.")
     fetch = _from_modelscope if hub == "modelscope" else _from_hugging_face
-    return fetch(model, revision, weights)
+    folder = fetch(model, revision, weights)
+    return _gguf_in(folder) or folder
+
+
+def _gguf_in(folder: Path) -> Path | None:
+    """The GGUF file of a folder that has no other weights; None where there is none."""
+    found = sorted(folder.glob(f"*{GGUF}"))
+    if not found or any((folder / name).is_file() for name in (*SAFETENSORS, *PICKLED)):
+        return None
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ModelError(f"{folder} holds several GGUF files ({names}); give the path of one of them.")
+    return found[0]
 
 
 def _from_hugging_face(model: str, revision: str | None, weights: bool) -> Path:
@@ -63,7 +77,7 @@ def _from_hugging_face(model: str, revision: str | None, weights: bool) -> Path:
     except Exception as error:  # the HTTP client's own errors; offline mode is one too
         reason = _first_line(error)
     # Which files the repository has is not known now, so either form of the weights may be the cached one.
-    for form in ("*.safetensors", "*.bin"):
+    for form in ("*.safetensors", "*.bin", f"*{GGUF}"):
         try:
             folder = snapshot_download(
                 model,

@@ -1,0 +1,1 @@
+"""GGUF files: one file with weights, configuration and tokenizer, as llama.cpp converts models."""
