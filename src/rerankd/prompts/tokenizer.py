@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from rerankd import work
 from rerankd.core import ModelError, Side
+from rerankd.prompts.sentencepiece import sentencepiece_tokenizer
 
 _SEAM = re.compile(r"(?<=[A-Za-z\u4e00-\u9fa5])[ \n](?=[A-Za-z\u4e00-\u9fa5])")
 """Between letters that every version of Unicode counts as such."""
@@ -186,9 +187,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(folder: Path) -> LoadedTokenizer:
-    """The tokenizer of a checkpoint: `tokenizer.json`, or the `vocab.txt` of older BERT checkpoints.
+    """The tokenizer of a checkpoint: `tokenizer.json`, or the `vocab.txt` of older BERT checkpoints, or a SentencePiece
+    model.
 
-    Raises ModelError where neither is there or one cannot be read.
+    Raises ModelError where none is there or one cannot be read.
     """
     settings = read_json(folder / "tokenizer_config.json")
     length = _read_settings(folder / "tokenizer_config.json", settings)
@@ -244,9 +246,14 @@ def _read_tokenizer(folder: Path, settings: dict[str, Any]) -> Tokenizer:
         return tokenizer
     if (folder / "vocab.txt").is_file():
         return _bert_tokenizer(folder / "vocab.txt", settings)
+    model_type = read_json(folder / "config.json").get("model_type")
+    converted = sentencepiece_tokenizer(folder, settings, model_type)
+    if converted is not None:
+        return converted
     raise ModelError(
-        f"{folder} holds neither tokenizer.json nor vocab.txt. Where the checkpoint has another tokenizer file, "
-        "transformers makes a tokenizer.json of it: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
+        f"{folder} holds neither tokenizer.json nor vocab.txt nor a SentencePiece model. Where the checkpoint has "
+        "another tokenizer file, transformers makes a tokenizer.json of it: "
+        "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)."
     )
 
 
