@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.gpu import kernels, models, parity, peers, serving
+from benchmarks.gpu import kernels, models, parity, peers, seeing, serving
 from benchmarks.gpu.timing import Bench
 
 STEPS: dict[str, Callable[[Bench], None]] = {
@@ -29,6 +29,7 @@ STEPS: dict[str, Callable[[Bench], None]] = {
     "scores": models.scores,
     "speed": models.speed,
     "profile": models.profile,
+    "vision": seeing.vision,
     "fp8": models.fp8,
     "peers": peers.transformers_speed,
     "kernels": kernels.variants,

@@ -12,11 +12,12 @@ nvidia-smi --query-gpu=name,memory.used,utilization.gpu --format=csv
 part() {  # NAME MODELS STEPS: a process of its own, so that a fault of the device ends no other part
     python3 -m benchmarks.gpu.check --output "$out/$1.json" --models "$2" --steps "$3" 2>>"$out/errors" || tail -5 "$out/errors"
 }
-for name in ${*:-small text parity large peers scores fp8 kernels}; do
+for name in ${*:-small text parity large vision peers scores fp8 kernels}; do
     case $name in
     small) part small qwen3-0.6b,bge-v2-m3,minilm-l6 limits,speed,profile ;;
     kernels) part kernels "" kernels ;;
     large) part large qwen3-8b,qwen3-4b limits,speed ;;
+    vision) part vision qwen3-vl-8b,qwen3-vl-2b limits,vision ;;
     text) part text qwen3-0.6b,minilm-l6,bge-v2-m3 text ;;
     scores) part scores qwen3-0.6b,bge-v2-m3,minilm-l6 scores ;;
     parity) part parity "" attention,parity ;;

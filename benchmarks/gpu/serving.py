@@ -48,7 +48,10 @@ def text(bench: Bench) -> None:
             with Reranker(folder, device=str(bench.device), **options) as reranker:
                 loaded = time.perf_counter() - began
                 offline(bench, shape, reranker, requests, short, loaded)
-            online(bench, shape, folder, requests, short)
+            try:
+                online(bench, shape, folder, requests, short)
+            except (RuntimeError, OSError) as error:  # the other models are worth having
+                bench.tell(step="text", model=shape.name, way="http", failed=repr(error)[-300:])
 
 
 def offline(bench: Bench, shape: Shape, reranker: Reranker, requests: Sequence[Any], short: Any, loaded: float) -> None:

@@ -35,7 +35,10 @@ def test_every_step_runs(tmp_path: Path) -> None:
         "profile",
         "peers",
         "text",
+        "vision",
     }
+    seen = [figure for figure in found if figure.get("step") == "vision"]
+    assert [(figure["kind"], figure["picture_tokens"]) for figure in seen] == [("text", 0), ("pictures", 8)]
     scores = [figure for figure in found if figure.get("step") == "scores" and figure["path"] != "plain"]
     assert scores
     assert all(figure["error"] < 1e-5 < figure["spread"] for figure in scores)
@@ -43,9 +46,9 @@ def test_every_step_runs(tmp_path: Path) -> None:
 
 def test_the_shell_script_names_steps_and_models_that_exist() -> None:
     from benchmarks.gpu.check import STEPS
-    from benchmarks.gpu.shapes import FULL
+    from benchmarks.gpu.shapes import FULL, SEEING_FULL
 
     parts = re.findall(r"part \w+ (\S+) (\S+) ;;", (ROOT / "benchmarks/gpu/run.sh").read_text())
     assert {step for _, steps in parts for step in steps.split(",")} == STEPS.keys()
     named = {name for models, _ in parts for name in models.strip('"').split(",") if name}
-    assert named == {shape.name for shape in FULL}
+    assert named == {shape.name for shape in (*FULL, *SEEING_FULL)}
