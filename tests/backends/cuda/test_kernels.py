@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rerankd.backends.cuda import flash, kernels
+from rerankd.backends.cuda import flash, float8, kernels
+from rerankd.backends.cuda.float8 import Operand
 from rerankd.backends.cuda.linear import Fp8Linear, PlainLinear, linear
 from rerankd.backends.cuda.tiles import HostTiles
 from rerankd.backends.torch.attention import alibi_slopes
@@ -138,11 +139,11 @@ def test_rows_are_quantised_by_their_largest_value() -> None:
     rows = torch.stack([held.roll(i) for i in range(3)])
     rows[:, 0] = torch.tensor([448.0, -448.0, 448.0])
     x = rows * torch.tensor([[1.0], [0.25], [8.0]])
-    quantised, scale = kernels.quantised_rows(x)
+    quantised, scale = float8.quantised_rows(x)
     assert quantised.dtype == torch.float8_e4m3fn
     torch.testing.assert_close(scale[:, 0], torch.tensor([1.0, 0.25, 8.0]))
     torch.testing.assert_close(quantised.float(), rows)
-    zeros, scale = kernels.quantised_rows(torch.zeros(2, 16))
+    zeros, scale = float8.quantised_rows(torch.zeros(2, 16))
     assert not zeros.float().any()
     assert scale.isfinite().all()
 
@@ -154,8 +155,46 @@ def test_float8_layers_multiply_what_was_quantised() -> None:
     layer = linear(Affine(weight, bias), fp8=True)
     assert isinstance(layer, Fp8Linear)
     exact = layer.weight.float() * layer.scale
-    torch.testing.assert_close(layer(x).float(), F.linear(x.float(), exact, bias.float()), rtol=0.01, atol=0.01)
+    found = layer(Operand(x))
+    torch.testing.assert_close(found.float(), F.linear(x.float(), exact, bias.float()), rtol=0.01, atol=0.01)
+    assert torch.equal(layer(Operand(None, float8.quantised_rows(x))), found)
     some = layer.rows(4, 20)
-    torch.testing.assert_close(some(x).float(), layer(x)[:, 4:20].float(), rtol=0.01, atol=0.01)
+    torch.testing.assert_close(some(Operand(x)).float(), found[:, 4:20].float(), rtol=0.01, atol=0.01)
     # Sizes that a float8 GEMM does not take stay in the dtype of their weights.
     assert isinstance(linear(Affine(draw(20, 32)), fp8=True), PlainLinear)
+
+
+def stands_for(codes: float8.Codes, expected: Tensor) -> None:
+    """Each row by its own scale, rounded to four digits of 2."""
+    largest = expected.abs().amax(1, keepdim=True)
+    torch.testing.assert_close(codes.scale, largest / 448, rtol=1e-5, atol=1e-12)
+    error = (codes.values.float() * codes.scale - expected).abs()
+    assert (error <= expected.abs() / 15.9 + codes.scale / 512).all()
+
+
+@pytest.mark.usefixtures("rounding")
+@pytest.mark.parametrize("spec", [RMS, LAYER], ids=["rms", "layer"])
+@pytest.mark.parametrize("is_read", [True, False], ids=["plain too", "codes alone"])
+def test_norms_are_quantised_as_they_are_computed(spec: Norm, is_read: bool) -> None:
+    x, delta = draw(37, 96) * 3, draw(37, 96, seed=1)
+    weights = Affine(draw(96, seed=2), draw(96, seed=3) if spec is LAYER else None)
+    summed, normed = float8.add_norm_quantised(x, delta, spec, weights, torch.float16 if is_read else None)
+    close(summed, x + delta, torch.float32)
+    expected = norm(x + delta, spec, weights)
+    assert normed.codes is not None
+    stands_for(normed.codes, expected)
+    assert (normed.plain is not None) == is_read
+    if normed.plain is not None:
+        close(normed.plain, expected, torch.float16)
+    some = normed.rows(torch.tensor([3, 30]))
+    assert some.codes is not None
+    stands_for(some.codes, expected[[3, 30]])
+    assert float8.add_norm_quantised(x, None, spec, weights, None)[0] is x
+
+
+@pytest.mark.usefixtures("rounding")
+@pytest.mark.parametrize("activation", ["gelu_tanh", "silu"])
+def test_gates_are_quantised_as_they_are_computed(activation: Activation) -> None:
+    x = draw(37, 2 * 24) * 3
+    gate, up = x.chunk(2, 1)
+    stands_for(float8.gated_quantised(x, activation), activate(gate, activation) * up)

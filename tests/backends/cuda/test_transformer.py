@@ -11,6 +11,7 @@ from torch import Tensor
 from rerankd.backends.cuda import graphs
 from rerankd.backends.cuda.backend import CudaBackend
 from rerankd.backends.cuda.graphs import KEPT, ROWS, Size
+from rerankd.backends.cuda.linear import Fp8Linear, PlainLinear
 from rerankd.backends.cuda.transformer import CudaTransformer
 from rerankd.core import PackedGroup, Span
 from rerankd.layers.layout import causal_layout
@@ -82,6 +83,19 @@ def test_half_precision_lies_near(name: str) -> None:
     rough = executor(spec, torch.float16)(packed.tokens, packed.layout, positions, LAST)
     assert rough.dtype == torch.float32
     assert 0 < (rough - exact).abs().max() < 0.01 * exact.abs().max()
+
+
+@pytest.mark.usefixtures("rounding")
+def test_in_float8_keys_and_values_stay_plain_and_states_lie_near() -> None:
+    spec = TransformerSpec(QWEN.layers[:2], final_norm=QWEN.final_norm)
+    packed, weights = Packed(causal=True), RandomWeights(spec, torch.float16)
+    rough = CudaTransformer(spec, weights, CPU, torch.float16, fp8=True)
+    for layer in rough.layers:
+        assert isinstance(layer.key_value, PlainLinear)
+        assert all(isinstance(one, Fp8Linear) for one in (layer.query, layer.out, layer.up, layer.down))
+    exact = executor(spec)(packed.tokens, packed.layout, packed.tokens.positions, LAST)
+    states = rough(packed.tokens, packed.layout, packed.tokens.positions, LAST)
+    assert 0.98 < torch.cosine_similarity(states, exact, dim=1).min() < 0.99999
 
 
 def test_additions_reach_the_layers_behind() -> None:

@@ -27,7 +27,7 @@ def add_norm(
     """
     normed = torch.empty(x.shape, dtype=out_dtype, device=x.device)
     summed = x if delta is None else torch.empty_like(x)
-    _norm(x, delta, spec, weights, summed if delta is not None else None, normed, sum_is_normed=False)
+    launch_norm(x, delta, spec, weights, summed if delta is not None else None, normed, sum_is_normed=False)
     return summed, normed
 
 
@@ -37,22 +37,28 @@ def norm_sum(
     """The norm of x + delta, in x's dtype and in `out_dtype`: what stands behind a linear layer of a "post" layer."""
     state = torch.empty_like(x)
     if x.dtype == out_dtype:
-        _norm(x, delta, spec, weights, None, state, sum_is_normed=False)
+        launch_norm(x, delta, spec, weights, None, state, sum_is_normed=False)
         return state, state
     normed = torch.empty(x.shape, dtype=out_dtype, device=x.device)
-    _norm(x, delta, spec, weights, state, normed, sum_is_normed=True)
+    launch_norm(x, delta, spec, weights, state, normed, sum_is_normed=True)
     return state, normed
 
 
-def _norm(
+def launch_norm(
     x: Tensor,
     delta: Tensor | None,
     spec: Norm,
     weights: Affine,
     summed: Tensor | None,
-    normed: Tensor,
+    normed: Tensor | None,
     sum_is_normed: bool,
+    codes: tuple[Tensor, Tensor] | None = None,
 ) -> None:
+    """Write what is given, each of x's shape.
+
+    summed: x + delta, or its norm where `sum_is_normed`; normed: the norm; codes: the norm in float8, each row times
+    a scale, and the scales [rows, 1]
+    """
     rows, width = x.shape
     if not rows:
         return
@@ -60,18 +66,20 @@ def _norm(
     tile = max(1, TILE // block)
     weight, bias = weights
     _norm_kernel[(triton.cdiv(rows, tile),)](
-        x, delta, weight, bias, summed, normed, rows, spec.eps,
+        x, delta, weight, bias, summed, normed, *(codes or (None, None)), rows, spec.eps,
         width=width, block=block, tile=tile, rms=spec.kind == "rms", has_delta=delta is not None,
         has_bias=bias is not None, writes_sum=summed is not None, sum_is_normed=sum_is_normed,
+        writes_norm=normed is not None, quantises=codes is not None,
         num_warps=min(16, max(4, block // 512)),
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _norm_kernel(
-    x_ptr, delta_ptr, weight_ptr, bias_ptr, sum_ptr, out_ptr, rows, eps,
+    x_ptr, delta_ptr, weight_ptr, bias_ptr, sum_ptr, out_ptr, codes_ptr, scale_ptr, rows, eps,
     width: tl.constexpr, block: tl.constexpr, tile: tl.constexpr, rms: tl.constexpr, has_delta: tl.constexpr,
-    has_bias: tl.constexpr, writes_sum: tl.constexpr, sum_is_normed: tl.constexpr,
+    has_bias: tl.constexpr, writes_sum: tl.constexpr, sum_is_normed: tl.constexpr, writes_norm: tl.constexpr,
+    quantises: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * tile + tl.arange(0, tile)
     column = tl.arange(0, block)
@@ -96,7 +104,13 @@ def _norm_kernel(
         y += tl.load(bias_ptr + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
     if writes_sum and sum_is_normed:
         tl.store(sum_ptr + place, y.to(sum_ptr.dtype.element_ty), mask=inside)
-    tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=inside)
+    if writes_norm:
+        tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=inside)
+    if quantises:
+        # 448 is the largest number of float8 e4m3.
+        scale = tl.maximum(tl.max(tl.abs(y), axis=1) / 448.0, 1.0e-12)
+        tl.store(scale_ptr + row, scale, mask=row < rows)
+        tl.store(codes_ptr + place, (y / scale[:, None]).to(codes_ptr.dtype.element_ty), mask=inside)
 
 
 def turn_heads(
@@ -193,6 +207,21 @@ def gated(x: Tensor, activation: Activation) -> Tensor:
     return out
 
 
+@triton.jit
+def activated(x, activation: tl.constexpr):
+    """The activation of x, by its number in ACTIVATIONS."""
+    if activation == 0:
+        x = x * 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif activation == 1:
+        inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+        x = x * (1.0 / (1.0 + tl.exp(-2.0 * inner)))
+    elif activation == 2:
+        x = x * (1.0 / (1.0 + tl.exp(-x)))
+    else:
+        x = tl.maximum(x, 0.0)
+    return x
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _gated_kernel(
     x_ptr, out_ptr, rows, width: tl.constexpr, block: tl.constexpr, tile: tl.constexpr, activation: tl.constexpr
@@ -203,41 +232,5 @@ def _gated_kernel(
     place = row.to(tl.int64)[:, None] * (2 * width) + column[None, :]
     gate = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + place + width, mask=inside, other=0.0).to(tl.float32)
-    if activation == 0:
-        gate = gate * 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
-    elif activation == 1:
-        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
-        gate = gate * (1.0 / (1.0 + tl.exp(-2.0 * inner)))
-    elif activation == 2:
-        gate = gate * (1.0 / (1.0 + tl.exp(-gate)))
-    else:
-        gate = tl.maximum(gate, 0.0)
     out = row.to(tl.int64)[:, None] * width + column[None, :]
-    tl.store(out_ptr + out, (gate * up).to(out_ptr.dtype.element_ty), mask=inside)
-
-
-MOST = 448.0
-"""The largest number of float8 e4m3."""
-
-
-def quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(x in float8 e4m3, float32 [rows, 1]), whose product is x: each row is scaled so that its largest value fits."""
-    rows, width = x.shape
-    out = torch.empty((rows, width), dtype=torch.float8_e4m3fn, device=x.device)
-    scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
-    if rows:
-        block = triton.next_power_of_2(width)
-        _quantise_kernel[(rows,)](
-            x, out, scale, x.stride(0), most=MOST, width=width, block=block, num_warps=min(16, max(4, block // 1024))
-        )
-    return out, scale
-
-
-@triton.jit
-def _quantise_kernel(x_ptr, out_ptr, scale_ptr, stride, most: tl.constexpr, width: tl.constexpr, block: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, block)
-    x = tl.load(x_ptr + row * stride + column, mask=column < width, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(x), axis=0) / most, 1.0e-12)
-    tl.store(scale_ptr + row, scale)
-    tl.store(out_ptr + row * width + column, (x / scale).to(out_ptr.dtype.element_ty), mask=column < width)
+    tl.store(out_ptr + out, (activated(gate, activation) * up).to(out_ptr.dtype.element_ty), mask=inside)

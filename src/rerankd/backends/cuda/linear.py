@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rerankd.backends.cuda.kernels import quantised_rows
+from rerankd.backends.cuda.float8 import Operand, quantised_rows
 from rerankd.layers.spec import Affine
 
-FP8 = torch.float8_e4m3fn
 MULTIPLE = 16
 """What both sides of a float8 GEMM must be a multiple of."""
 
@@ -20,7 +19,7 @@ MULTIPLE = 16
 class Linear(Protocol):
     """x W^T + b: [rows, in] -> [rows, out]."""
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Operand) -> Tensor: ...
 
     def rows(self, start: int, stop: int | None) -> Linear:
         """The layer of some outputs alone; it shares the weights."""
@@ -33,16 +32,18 @@ class PlainLinear:
 
     affine: Affine
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """See `Linear`."""
-        return F.linear(x, *self.affine)
+    def __call__(self, x: Operand) -> Tensor:
+        """See `Linear`. It reads plain rows."""
+        assert x.plain is not None, "the rows were quantised"
+        return F.linear(x.plain, *self.affine)
 
-    def gelu(self, x: Tensor) -> Tensor:
+    def gelu(self, x: Operand) -> Tensor:
         """GELU behind it, in the GEMM's epilogue: by the approximation with tanh, which is what cuBLAS has."""
         weight, bias = self.affine
+        assert x.plain is not None, "the rows were quantised"
         if bias is None:
-            return F.gelu(F.linear(x, weight), approximate="tanh")
-        return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
+            return F.gelu(F.linear(x.plain, weight), approximate="tanh")
+        return torch._addmm_activation(bias, x.plain, weight.t(), use_gelu=True)
 
     def rows(self, start: int, stop: int | None) -> PlainLinear:
         """See `Linear`."""
@@ -55,29 +56,39 @@ class Fp8Linear:
     """A `Linear` of float8 weights and inputs (e4m3), each row of both with a scale of its own; sums are float32.
 
     weight: float8 [out, in]; scale: float32 [out, 1]
+    dtype: of the result
     """
 
     weight: Tensor
     scale: Tensor
     bias: Tensor | None
+    dtype: torch.dtype
 
     @classmethod
     def of(cls, affine: Affine) -> Fp8Linear:
         """Quantise the weights of a layer."""
         weight, scale = quantised_rows(affine.weight)
-        return cls(weight, scale, affine.bias)
+        return cls(weight, scale, affine.bias, affine.weight.dtype)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """See `Linear`."""
-        quantised, scale = quantised_rows(x)
+    def __call__(self, x: Operand) -> Tensor:
+        """See `Linear`. Rows that no kernel has quantised yet are now."""
+        codes = x.codes
+        if codes is None:
+            assert x.plain is not None, "an operand has rows of one kind"
+            codes = quantised_rows(x.plain)
         return torch._scaled_mm(
-            quantised, self.weight.t(), scale_a=scale, scale_b=self.scale.t(), bias=self.bias, out_dtype=x.dtype
+            codes.values,
+            self.weight.t(),
+            scale_a=codes.scale,
+            scale_b=self.scale.t(),
+            bias=self.bias,
+            out_dtype=self.dtype,
         )
 
     def rows(self, start: int, stop: int | None) -> Fp8Linear:
         """See `Linear`."""
         bias = None if self.bias is None else self.bias[start:stop]
-        return Fp8Linear(self.weight[start:stop], self.scale[start:stop], bias)
+        return Fp8Linear(self.weight[start:stop], self.scale[start:stop], bias, self.dtype)
 
 
 def linear(affine: Affine, fp8: bool) -> Linear:

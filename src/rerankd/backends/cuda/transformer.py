@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
 
+from rerankd.backends.cpu.quantization import LinearName, quantized
 from rerankd.backends.cuda.flash import flash_attention
+from rerankd.backends.cuda.float8 import Operand, add_norm_quantised, gated_quantised
 from rerankd.backends.cuda.graphs import Graphs, Inputs, Recorder
 from rerankd.backends.cuda.kernels import add_norm, gated, norm_sum, turn_heads
-from rerankd.backends.cuda.linear import PlainLinear, linear, stacked
+from rerankd.backends.cuda.linear import Fp8Linear, Linear, PlainLinear, linear, stacked
 from rerankd.backends.cuda.tiles import Tiles, Tiling
 from rerankd.backends.ranks import Ranks
 from rerankd.backends.torch.attention import alibi_slopes
 from rerankd.backends.torch.transformer import activate, embed
 from rerankd.layers.layout import AttentionLayout, kept_layout
 from rerankd.layers.rotary import Rotary, Rotation
-from rerankd.layers.spec import LayerSpec, LayerWeights, TransformerSpec, TransformerWeights
+from rerankd.layers.spec import Affine, LayerSpec, LayerWeights, TransformerSpec, TransformerWeights
 from rerankd.layers.transformer import Additions, Tokens
 
 
@@ -27,15 +29,28 @@ class Layer:
     """One layer with its weights as the GEMMs take them: query, key and value as one."""
 
     def __init__(
-        self, whole: LayerSpec, weights: LayerWeights, device: torch.device, dtype: torch.dtype, fp8: bool, ranks: Ranks
+        self,
+        whole: LayerSpec,
+        weights: LayerWeights,
+        device: torch.device,
+        dtype: torch.dtype,
+        fp8: Set[LinearName],
+        ranks: Ranks,
     ) -> None:
-        """whole: the layer of which this process has the part `weights`; what the parts of all `ranks` add is summed"""
-        self.spec, self.ranks = ranks.shard.layer(whole), ranks
+        """whole: the layer of which this process has the part `weights`; what the parts of all `ranks` add is summed
+        fp8: the linear layers that are computed in float8
+        """
+        self.spec, self.ranks, self.dtype = ranks.shard.layer(whole), ranks, dtype
         spec = self.spec
-        self.qkv = linear(stacked(weights.query, weights.key_value), fp8)
-        cut = spec.query_width
-        self.query, self.key_value = self.qkv.rows(0, cut), self.qkv.rows(cut, None)
-        self.out, self.up, self.down = (linear(part, fp8) for part in (weights.out, weights.up, weights.down))
+        self.qkv: Linear | None = None
+        self.query = linear(weights.query, "query" in fp8)
+        self.key_value = linear(weights.key_value, "key_value" in fp8)
+        if type(self.query) is type(self.key_value):
+            cut = spec.query_width
+            self.qkv = linear(stacked(weights.query, weights.key_value), "query" in fp8)
+            self.query, self.key_value = self.qkv.rows(0, cut), self.qkv.rows(cut, None)
+        self.out, self.up = linear(weights.out, "out" in fp8), linear(weights.up, "up" in fp8)
+        self.down = linear(weights.down, "down" in fp8)
         self.attention_norm, self.mlp_norm = weights.attention_norm, weights.mlp_norm
         self.query_norm, self.key_norm = weights.query_norm, weights.key_norm
         # In 16 bits the approximation with tanh lies within the rounding of its result.
@@ -45,14 +60,35 @@ class Layer:
             slopes = ranks.shard.of_heads(alibi_slopes(whole.heads), whole)
             self.slopes = torch.tensor(slopes, dtype=torch.float32, device=device)
 
-    def attend(self, x: Tensor, tiles: Tiles, rotation: Rotation | None, keep: Tensor | None) -> Tensor:
+    def before_attention(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Operand]:
+        """x + delta, and what `attend` of a "pre" layer reads of it."""
+        if self.attention_norm is None:
+            x = x if delta is None else x + delta
+            return x, Operand(x)
+        return self._normed(x, delta, self.attention_norm, (self.query, self.key_value))
+
+    def before_mlp(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Operand]:
+        """x + delta, and what `mlp` of a "pre" layer reads of it."""
+        return self._normed(x, delta, self.mlp_norm, (self.up,))
+
+    def _normed(
+        self, x: Tensor, delta: Tensor | None, weights: Affine, readers: Sequence[Linear]
+    ) -> tuple[Tensor, Operand]:
+        quantises = any(isinstance(reader, Fp8Linear) for reader in readers)
+        if not quantises:
+            x, normed = add_norm(x, delta, self.spec.norm, weights, self.dtype)
+            return x, Operand(normed)
+        is_read = any(isinstance(reader, PlainLinear) for reader in readers)
+        return add_norm_quantised(x, delta, self.spec.norm, weights, self.dtype if is_read else None)
+
+    def attend(self, x: Operand, tiles: Tiles, rotation: Rotation | None, keep: Tensor | None) -> Tensor:
         """Attention and its output projection: [T, hidden], or the rows `keep`, which `tiles` then have for queries."""
         spec, cut = self.spec, self.spec.query_width
-        if keep is None:
+        if keep is None and self.qkv is not None:
             qkv = self.qkv(x)
             queries, keys_values = qkv[:, :cut], qkv[:, cut:]
         else:
-            queries, keys_values = self.query(x.index_select(0, keep)), self.key_value(x)
+            queries, keys_values = self.query(x if keep is None else x.rows(keep)), self.key_value(x)
         if rotation is not None or spec.qk_norm is not None:
             kv_heads = spec.kv_heads or spec.heads
             own = rotation if keep is None or rotation is None else rotation.rows(keep)
@@ -61,14 +97,19 @@ class Layer:
         keys, values = keys_values[:, : spec.kv_width], keys_values[:, spec.kv_width :]
         q, k, v = (part.view(len(part), -1, spec.head_dim) for part in (queries, keys, values))
         attended = flash_attention(q, k, v, tiles, spec.softmax_scale, spec.window, self.slopes)
-        return self.ranks.sum(self.out(attended))
+        return self.ranks.sum(self.out(Operand(attended)))
 
-    def mlp(self, x: Tensor) -> Tensor:
+    def mlp(self, x: Operand) -> Tensor:
         """The MLP."""
-        if self.fuses_gelu and not self.spec.gated and isinstance(self.up, PlainLinear):
-            return self.ranks.sum(self.down(self.up.gelu(x)))
-        inner = self.up(x)
-        inner = gated(inner, self.spec.activation) if self.spec.gated else activate(inner, self.spec.activation)
+        spec = self.spec
+        if self.fuses_gelu and not spec.gated and isinstance(self.up, PlainLinear):
+            inner = Operand(self.up.gelu(x))
+        elif not spec.gated:
+            inner = Operand(activate(self.up(x), spec.activation))
+        elif isinstance(self.down, Fp8Linear):
+            inner = Operand(None, gated_quantised(self.up(x), spec.activation))
+        else:
+            inner = Operand(gated(self.up(x), spec.activation))
         return self.ranks.sum(self.down(inner))
 
 
@@ -121,8 +162,8 @@ class CudaTransformer:
         self.spec, self.device, self.dtype = spec, device, dtype
         self.embedding, self.final_norm = weights.embedding, weights.final_norm
         self.layers = [
-            Layer(own, read, device, dtype, fp8, ranks or Ranks())
-            for own, read in zip(spec.layers, weights.layers(), strict=True)
+            Layer(own, read, device, dtype, quantized(own, i) if fp8 else frozenset(), ranks or Ranks())
+            for i, (own, read) in enumerate(zip(spec.layers, weights.layers(), strict=True))
         ]
         self.angles = {layer.rotary: Angles(layer.rotary, device) for layer in spec.layers if layer.rotary is not None}
         self.graphs = None if record is None else Graphs(self.padded, device, record)
@@ -180,17 +221,13 @@ class CudaTransformer:
     def _pre(self, states: Tensor, rotations: Rotations, batch: Batch) -> Tensor:
         delta: Tensor | None = None
         for i, layer in enumerate(self.layers):
-            spec, rotation = layer.spec, rotations.get(layer.spec.rotary)
+            rotation = rotations.get(layer.spec.rotary)
             keep, tiles = self._of(i, batch)
-            if layer.attention_norm is not None:
-                states, normed = add_norm(states, delta, spec.norm, layer.attention_norm, self.dtype)
-            else:
-                states = states if delta is None else states + delta
-                normed = states
+            states, normed = layer.before_attention(states, delta)
             delta = layer.attend(normed, tiles, rotation, keep)
             if keep is not None:
                 states = states.index_select(0, keep)
-            states, normed = add_norm(states, delta, spec.norm, layer.mlp_norm, self.dtype)
+            states, normed = layer.before_mlp(states, delta)
             delta = layer.mlp(normed)
             if batch.additions is not None and i < len(batch.additions.features):
                 delta.index_add_(0, batch.additions.rows, batch.additions.features[i].to(delta.dtype))
@@ -205,11 +242,11 @@ class CudaTransformer:
             spec = layer.spec
             keep, tiles = self._of(i, batch)
             assert layer.attention_norm is not None, "a post-norm layer has two norms"
-            delta = layer.attend(inputs, tiles, rotations.get(spec.rotary), keep)
+            delta = layer.attend(Operand(inputs), tiles, rotations.get(spec.rotary), keep)
             if keep is not None:
                 states = states.index_select(0, keep)
             states, inputs = norm_sum(states, delta, spec.norm, layer.attention_norm, self.dtype)
-            states, inputs = norm_sum(states, layer.mlp(inputs), spec.norm, layer.mlp_norm, self.dtype)
+            states, inputs = norm_sum(states, layer.mlp(Operand(inputs)), spec.norm, layer.mlp_norm, self.dtype)
         return states.float()
 
     def _of(self, i: int, batch: Batch) -> tuple[Tensor | None, Tiles]:
