@@ -125,6 +125,8 @@ class FakeReranker:
         self.labelled.append(request)
         if self.info.family != "decoder":
             raise InvalidRequest("model", "has no head over its vocabulary")
+        if not labels.token_ids:
+            raise InvalidRequest("labels", "must hold at least one token id")
         prompts = written_out(request)
         if any(isinstance(prompt, str) and prompt.startswith("break") for prompt in prompts):
             raise RuntimeError("a secret of the engine room")

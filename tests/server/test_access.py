@@ -81,6 +81,9 @@ ERRORS = {
     "infinity": {"error"},
     "voyage": {"detail"},
     "jina": {"detail"},
+    "nvidia": {"object", "message", "detail", "type"},
+    "weaviate": {"error"},
+    "elastic": {"error"},
 }
 
 

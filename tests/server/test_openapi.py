@@ -215,15 +215,19 @@ def slowly(start: bytes) -> Iterator[bytes]:
 def bad_bodies(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A body with each thing that can be wrong with one."""
     query = next(name for name in ("query", "text_1", "queries", "prompt") if name in body)
-    texts = next((name for name in ("documents", "texts", "items", "text_2") if name in body), query)
+    texts = next((name for name in ("documents", "texts", "items", "text_2", "passages") if name in body), query)
+
+    def said(text: str) -> Any:
+        return {"text": text} if isinstance(body[query], dict) else text
+
     yield {**body, query: 1}
     yield {**body, texts: []}
     yield {**body, "model": "another"}
     yield {**body, texts: [LONG], "truncation": False, "truncate": False, "top_n": 1}
-    yield {**body, query: "a" * (1 << 20)}
+    yield {**body, query: said("a" * (1 << 20))}
     for word in ("break", "close"):
         if query != "prompt":
-            yield {**body, query: word}
+            yield {**body, query: said(word)}
 
 
 @pytest.mark.parametrize(("dialect", "path"), POSTS)

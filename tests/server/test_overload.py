@@ -49,6 +49,9 @@ SHAPES = {
     "infinity": {"error": {"message": ..., "type": "Too Many Requests", "param": None, "code": 429}},
     "voyage": {"detail": ...},
     "jina": {"detail": ...},
+    "nvidia": {"object": "error", "message": ..., "detail": {}, "type": "invalid_request_error"},
+    "weaviate": {"error": ...},
+    "elastic": {"error": ...},
 }
 
 
@@ -62,7 +65,8 @@ def without_message(body: object) -> object:
 @pytest.mark.parametrize("dialect", SHAPES)
 def test_more_calls_are_refused_in_the_apis_own_words(full: tuple[str, FakeReranker], dialect: str) -> None:
     url, fake = full
-    path = "rerank" if dialect in ("tei", "infinity") else "v1/rerank"
+    short = dict.fromkeys(("tei", "infinity", "weaviate", "elastic"), "rerank")
+    path = {**short, "nvidia": "v1/ranking"}.get(dialect, "v1/rerank")
     response = requests.post(f"{url}/{dialect}/{path}", json=QUICK, timeout=30)
     assert response.status_code == 429
     assert without_message(response.json()) == SHAPES[dialect]

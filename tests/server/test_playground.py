@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -335,10 +336,14 @@ def test_a_server_with_a_key(
     expect(page.locator("#snippet")).not_to_contain_text("secret")
 
 
-DIALECTS = ("vllm", "sglang", "cohere", "tei", "infinity", "voyage", "jina")
+DIALECTS = ("vllm", "sglang", "cohere", "tei", "infinity", "voyage", "jina", "nvidia", "weaviate", "elastic")
 
 
 def answer(data: Any) -> list[tuple[int, float]]:
+    if "rankings" in data:
+        return [(one["index"], 1 / (1 + math.exp(-one["logit"]))) for one in data["rankings"]]
+    if "scores" in data:  # of all documents, in the order of the request
+        return sorted(enumerate(one["score"] for one in data["scores"]), key=lambda one: -one[1])[:3]
     found = data if isinstance(data, list) else data.get("results", data.get("data"))
     return [(one["index"], one.get("relevance_score", one.get("score"))) for one in found]
 

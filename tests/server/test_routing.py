@@ -25,7 +25,11 @@ def servers() -> Iterator[dict[str, str]]:
 def spoken(answer: Any) -> str:
     """The API whose answer this is."""
     if isinstance(answer, list):
-        return "sglang" if "meta_info" in answer[0] else "tei"
+        return "sglang" if "meta_info" in answer[0] else "elastic" if "relevance_score" in answer[0] else "tei"
+    if "scores" in answer:
+        return "weaviate"
+    if "rankings" in answer:
+        return "nvidia"
     if "meta" in answer:
         return "cohere"
     if "data" in answer:
@@ -49,6 +53,9 @@ PLAIN = {
     "infinity": ["/rerank", "/v1/rerank"],
     "voyage": ["/rerank", "/v1/rerank"],
     "jina": ["/rerank", "/v1/rerank"],
+    "nvidia": [],
+    "weaviate": ["/rerank"],
+    "elastic": ["/rerank"],
 }
 
 
@@ -69,6 +76,8 @@ def test_every_dialect_is_below_its_prefix(servers: dict[str, str], own: str) ->
         for path in paths:
             assert ask(f"{servers[own]}/{name}{path}") == name
     assert ask(f"{servers[own]}/tei/rerank", texts=["b"]) == "tei"
+    for place in ("/v1/ranking", "/ranking", "/nvidia/v1/ranking"):
+        assert ask(servers[own] + place, query={"text": "a"}, passages=[{"text": "b"}]) == "nvidia"
 
 
 @pytest.mark.parametrize(
@@ -81,6 +90,7 @@ def test_every_dialect_is_below_its_prefix(servers: dict[str, str], own: str) ->
         (["/rerank"], {"texts": ["b"], "raw_scores": True}, {}, "tei"),
         (["/rerank", "/v1/rerank"], {"raw_scores": False}, {}, "infinity"),
         (["/rerank", "/v1/rerank"], {"top_k": 1}, {}, "voyage"),
+        (["/rerank"], {"property": ""}, {}, "weaviate"),
         (["/rerank", "/v1/rerank"], {"documents": ["b", {"text": "c"}]}, {}, "jina"),
         (["/rerank", "/v1/rerank"], {"query": {"text": "c"}}, {}, "jina"),
     ],

@@ -33,6 +33,9 @@ class DialectName(str, Enum):
     infinity = "infinity"
     voyage = "voyage"
     jina = "jina"
+    nvidia = "nvidia"
+    weaviate = "weaviate"
+    elastic = "elastic"
 
 
 class LogLevel(str, Enum):

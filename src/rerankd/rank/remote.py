@@ -1,4 +1,4 @@
-"""Scoring by a server that speaks one of the seven APIs."""
+"""Scoring by a server that speaks one of these APIs."""
 
 from __future__ import annotations
 

@@ -114,13 +114,18 @@ class Service:
         return await answer(incoming, routed, self._desk, called)
 
     def spoken(self, path: str, headers: Mapping[str, str]) -> Dialect:
-        """The dialect of a call whose body is not read: by its path's prefix, or its headers, or the one at the root.
+        """The dialect of a call whose body is not read: by its path's prefix, its headers, or its path alone.
 
         headers: with names in lower case
         """
         prefix = path.split("/")[1:2]
+        if prefix and prefix[0] in DIALECTS:
+            return DIALECTS[prefix[0]]
         claiming = (dialect for dialect in DIALECTS.values() if dialect.claims({}, headers))
-        return DIALECTS[prefix[0]] if prefix and prefix[0] in DIALECTS else next(claiming, self.own)
+        if found := next(claiming, None):
+            return found
+        having = {one.name for (_, place), routed in self.routes.items() if place == path for one, _ in routed}
+        return DIALECTS[having.pop()] if len(having) == 1 else self.own
 
 
 def _routes(own: Dialect) -> dict[tuple[str, str], list[Routed]]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from rerankd.server.dialects.base import Dialect
 from rerankd.server.dialects.cohere import COHERE
+from rerankd.server.dialects.elastic import ELASTIC
 from rerankd.server.dialects.infinity import INFINITY
 from rerankd.server.dialects.jina import JINA
+from rerankd.server.dialects.nvidia import NVIDIA
 from rerankd.server.dialects.sglang import SGLANG
 from rerankd.server.dialects.tei import TEI
 from rerankd.server.dialects.vllm import VLLM
 from rerankd.server.dialects.voyage import VOYAGE
+from rerankd.server.dialects.weaviate import WEAVIATE
 
 # Where a call could be several APIs', the first that claims it has it, the server's own before all.
 DIALECTS: dict[str, Dialect] = {
-    dialect.name: dialect for dialect in (VLLM, SGLANG, COHERE, TEI, INFINITY, VOYAGE, JINA)
+    dialect.name: dialect for dialect in (VLLM, SGLANG, COHERE, TEI, INFINITY, VOYAGE, JINA, NVIDIA, WEAVIATE, ELASTIC)
 }

@@ -1,0 +1,142 @@
+"""NVIDIA NIM's ranking API (https://docs.nvidia.com/nim/nemo-retriever/reranking/latest/reference.html)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from rerankd.core import Content, Image, RerankResult, Text, Truncation
+from rerankd.schemas.contents import AT_LEAST_ONE, Open
+from rerankd.schemas.lists import DocumentList
+from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
+from rerankd.server.dialects.names import ignored_model
+from rerankd.server.dialects.ranking import ranking
+from rerankd.server.dialects.threshold import Thresholded
+from rerankd.server.problems import Problem
+
+
+class NvidiaQuery(Open):
+    """The text to rank passages by."""
+
+    text: str = Field(description="the text to rank passages by.", examples=["what is panda?"])
+
+
+class NvidiaPassage(Open):
+    """A text, a picture, or both."""
+
+    text: str | None = Field(None, description="the passage's text.", examples=["The giant panda is a bear."])
+    image: str | None = Field(
+        None, description="a `data:` or http(s) URL of a picture, for models that see.", examples=[None]
+    )
+
+    def content(self, place: int) -> Content:
+        """Raises Problem for a passage of nothing."""
+        parts = [Image(self.image)] if self.image is not None else []
+        if self.text is not None:
+            return (*parts, Text(self.text))
+        if not parts:
+            raise Problem(400, "must have `text`, `image`, or both.", f"passages[{place}]")
+        return tuple(parts)
+
+
+class NvidiaBody(Thresholded):
+    """NIM's ranking request."""
+
+    model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")
+    query: NvidiaQuery = Field(description="an object with the text to rank passages by.")
+    passages: DocumentList[NvidiaPassage] = Field(
+        description="the passages to rank.",
+        examples=[[{"text": "The giant panda is a bear."}, {"text": "hi"}]],
+        json_schema_extra=AT_LEAST_ONE,
+    )
+    truncate: Literal["NONE", "END"] = Field(
+        "END",
+        description="`END` for a passage that does not fit to lose its end (the answer says so), `NONE` to refuse it.",
+    )
+    top_k: int | None = Field(
+        None, ge=1, description="the most rankings, as the hosted API has it; none for all.", examples=[None]
+    )
+
+
+class NvidiaRanking(BaseModel):
+    """One passage's logit: the model's score before a sigmoid."""
+
+    index: int = Field(description="the passage's place in the request")
+    logit: float
+
+
+class NvidiaUsage(BaseModel):
+    """Tokens of every passage's whole prompt."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class NvidiaReply(BaseModel):
+    """The passages by falling logit."""
+
+    rankings: list[NvidiaRanking]
+    usage: NvidiaUsage
+
+
+class NvidiaError(BaseModel):
+    """NIM's error body."""
+
+    object: Literal["error"] = "error"
+    message: str
+    detail: dict[str, Any]
+    type: str
+
+
+def _parse(body: NvidiaBody, served: Served) -> Call[NvidiaBody]:
+    return ranking(
+        body,
+        (Text(body.query.text),),
+        [passage.content(place) for place, passage in enumerate(body.passages)],
+        body.top_k,
+        ignored=ignored_model(body.model, served),
+        words={"documents": "passages", "top_n": "top_k"},
+        truncation=Truncation(allowed=body.truncate == "END"),
+        activation=False,
+    )
+
+
+def _render(call: Call[NvidiaBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
+    (result,) = results
+    return {
+        "rankings": [{"index": one.index, "logit": one.score} for one in result.documents],
+        "usage": {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens},
+    }
+
+
+def _render_error(problem: Problem) -> object:
+    kind = "invalid_request_error" if problem.status < 500 else "internal_server_error"
+    detail = {"loc": ["body", problem.field]} if problem.field else {}
+    return {"object": "error", "message": str(problem), "detail": detail, "type": kind}
+
+
+NVIDIA = Dialect(
+    name="nvidia",
+    endpoints=(
+        Endpoint(
+            paths=("/v1/ranking", "/ranking"),
+            summary="Rank passages by their relevance to a query (NVIDIA NIM)",
+            body=NvidiaBody,
+            reply=NvidiaReply,
+            parse=_parse,
+            render=_render,
+            examples={
+                "a query and passages": {
+                    "model": "nvidia/llama-nemotron-rerank-1b-v2",
+                    "query": {"text": "what is panda?"},
+                    "passages": [{"text": "hi"}, {"text": "The giant panda is a bear."}],
+                    "truncate": "END",
+                },
+            },
+        ),
+    ),
+    error=NvidiaError,
+    render_error=_render_error,
+)
