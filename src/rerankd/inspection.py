@@ -12,11 +12,13 @@ from rerankd.models.answers import has_classifier, read_answers
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.files import PICKLED, SAFETENSORS
 from rerankd.models.checkpoint.json_files import read_json
+from rerankd.models.checkpoint.late_interaction import METADATA, read_late_interaction
 from rerankd.models.checkpoint.modules import chained, embedding_modules, pooling_modes, read_modules
 from rerankd.models.checkpoint.sentence_transformers import (
     MODULES,
     SETTINGS,
     TRANSFORMER,
+    Kind,
     counts,
     read_settings,
     transformer_settings,
@@ -29,7 +31,16 @@ FILES = (
     *("quantize_config.json", "quant_config.json", "recipe.yaml", "hf_quant_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.*"),
     *("merges.txt", "*.model", "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
-    *("model*.safetensors", "pytorch_model*.bin", SAFETENSORS[1], PICKLED[1], MODULES, SETTINGS, *TRANSFORMER),
+    *(
+        "model*.safetensors",
+        "pytorch_model*.bin",
+        SAFETENSORS[1],
+        PICKLED[1],
+        MODULES,
+        SETTINGS,
+        METADATA,
+        *TRANSFORMER,
+    ),
     *("README*", "LICENSE*", "NOTICE*", "*.md", "*.png", "*.jpg", ".*"),
 )
 """Files of a folder that are read, or that have no say in a score."""
@@ -40,6 +51,12 @@ SETTING_NAMES = {
 TRANSFORMER_NAMES = {
     *("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "processing_kwargs"),
     *("processor_kwargs", "tokenizer_args", "module_output_name", "method_output_name", "unpad_inputs"),
+}
+
+
+LATE_NAMES = {
+    *("query_prefix", "document_prefix", "query_length", "document_length", "query_expansion", "do_query_expansion"),
+    *("attend_to_expansion_tokens", "skiplist_words"),
 }
 
 
@@ -130,6 +147,8 @@ def _head(plan: Plan) -> tuple[str, dict[str, int], str]:
 
 def _comparison(plan: Plan) -> str:
     """The head of a model that reads query and document apart."""
+    if plan.choice.recipe.family == "late-interaction":
+        return _late_interaction(plan)
     _, pooling, *rest = embedding_modules(plan.folder)
     settings = read_settings(plan.folder, "SentenceTransformer")
     measure = "cosine" if settings.similarity == "cosine" else "dot product"
@@ -137,6 +156,17 @@ def _comparison(plan: Plan) -> str:
     steps = [module.kind for module in rest if module.kind != "Normalize"]
     said += f", then {', '.join(steps)}" if steps else ""
     return said + (f", of {settings.truncate_dim} values" if settings.truncate_dim else "")
+
+
+def _late_interaction(plan: Plan) -> str:
+    settings = read_late_interaction(plan.folder)
+    said = "mean" if settings.mean else "sum"
+    said = f"{said} over the query's tokens of the largest product with a document's tokens"
+    if settings.expansion is not None:
+        said += f"; queries filled to {settings.expansion.length} tokens"
+    if settings.skipped:
+        said += f"; {len(settings.skipped)} tokens that do not count"
+    return said
 
 
 def _template(plan: Plan) -> str | None:
@@ -167,15 +197,17 @@ def _not_understood(plan: Plan) -> Iterator[str]:
             yield f"{path.name}: not read{' and not run' if path.suffix == '.py' else ''}"
     if "auto_map" in plan.config.entries:
         yield "config.json: `auto_map` names code of the folder's own, which is not run"
-    kind = "CrossEncoder" if recipe.pairs else "SentenceTransformer"
+    late = recipe.family == "late-interaction"
+    kind: Kind = "CrossEncoder" if recipe.pairs else "MultiVectorEncoder" if late else "SentenceTransformer"
     if (folder / SETTINGS).is_file():
-        if counts(folder, "CrossEncoder" if recipe.pairs else "SentenceTransformer"):
-            yield from _unknown(SETTINGS, set(read_json(folder / SETTINGS)) - SETTING_NAMES)
+        if counts(folder, kind):
+            known_names = SETTING_NAMES | (LATE_NAMES if late else set())
+            yield from _unknown(SETTINGS, set(read_json(folder / SETTINGS)) - known_names)
         else:
             yield f"{SETTINGS}: not read, for want of {MODULES} or since its `model_type` is not {kind}"
     if modules:
         path, settings = transformer_settings(modules[0].folder)
-        yield from _unknown(path.name, set(settings) - TRANSFORMER_NAMES)
+        yield from _unknown(path.name, set(settings) - TRANSFORMER_NAMES - (LATE_NAMES if late else set()))
 
 
 def _unknown(file: str, names: set[str]) -> Iterator[str]:

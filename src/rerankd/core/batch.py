@@ -25,11 +25,15 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class PackedGroup:
-    """Where a group's prefix and (some of) its suffixes lie in a packed batch, and what is asked of each of these."""
+    """Where a group's prefix and (some of) its suffixes lie in a packed batch, and what is asked of each of these.
+
+    unseen: how many of the prefix' last rows no row attends to
+    """
 
     prefix: Span
     suffixes: tuple[Span, ...]
     labels: Labels | None = None
+    unseen: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,11 +43,13 @@ class Segment:
     """A run of tokens laid end to end in a packed batch. `token_types` is empty where all are zero.
 
     visuals: the images and videos whose placeholder tokens lie in the run, in the order of those
+    unseen: how many of the last tokens no token attends to, not even they themselves (the expansion of a query)
     """
 
     token_ids: list[int]
     token_types: list[int] = field(default_factory=list)
     visuals: tuple[Visual, ...] = ()
+    unseen: int = 0
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -42,7 +42,8 @@ def pack(groups: Sequence[PromptGroup], shares_prefix: bool, device: torch.devic
         positions=positions_there,
         token_types=token_types[0] if token_types else None,
         groups=tuple(
-            PackedGroup(next(spans), tuple(next(spans) for _ in group.suffixes), group.labels) for group in groups
+            PackedGroup(next(spans), tuple(next(spans) for _ in group.suffixes), group.labels, group.prefix.unseen)
+            for group in groups
         ),
         visuals=tuple(chain.from_iterable(segment.visuals for segment in segments)),
     )

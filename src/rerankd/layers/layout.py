@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from rerankd.core import PackedGroup, Span
@@ -65,9 +66,15 @@ def causal_layout(groups: Sequence[PackedGroup]) -> AttentionLayout:
     return AttentionLayout(tuple(blocks), causal=True)
 
 
-def separate_layout(spans: Sequence[Span], causal: bool = False) -> AttentionLayout:
-    """An encoder's layout: every span sees itself and nothing else, in both directions or causally."""
-    return AttentionLayout(tuple(Block(span, NOTHING, span, 0) for span in spans), causal)
+def separate_layout(
+    spans: Sequence[Span], causal: bool = False, unseen: Mapping[Span, int] = MappingProxyType({})
+) -> AttentionLayout:
+    """An encoder's layout: every span sees itself and nothing else, in both directions or causally.
+
+    unseen: how many of a span's last rows are no keys
+    """
+    keys = [Span(span.start, span.stop - unseen.get(span, 0)) for span in spans]
+    return AttentionLayout(tuple(Block(span, NOTHING, own, 0) for span, own in zip(spans, keys, strict=True)), causal)
 
 
 def kept_layout(layout: AttentionLayout, rows: Sequence[int]) -> AttentionLayout:

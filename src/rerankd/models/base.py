@@ -74,4 +74,5 @@ def layout_of(batch: PackedBatch, spec: TransformerSpec, apart: bool = False) ->
     if spec.causal and not apart:
         return causal_layout(batch.groups)
     spans = [span for group in batch.groups for span in (group.prefix, *group.suffixes) if len(span)]
-    return separate_layout(spans, spec.causal)
+    unseen = {group.prefix: group.unseen for group in batch.groups if group.unseen}
+    return separate_layout(spans, spec.causal, unseen)

@@ -99,8 +99,15 @@ def bert_cross_encoder(
 def bert_pooled(config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe) -> TextModel:
     """`BertModel` in a sentence-transformers folder."""
     scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "bert")
-    return pooled(config, executor, encoder(config, scope, 0), recipe)
+    return pooled(config, token_id, executor, encoder(config, scope, 0), recipe)
+
+
+def colbert(config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe) -> TextModel:
+    """`HF_ColBERT`: Stanford's ColBERT, whose projection lies beside the encoder."""
+    stack = encoder(config, weights.scope("bert"), 0)
+    return pooled(config, token_id, executor, stack, recipe)
 
 
 CROSS_ENCODER = Architecture(("bert",), (encoders.CROSS_ENCODER,), bert_cross_encoder, plain_positions, spec_of)
 POOLED = Architecture(("bert",), encoders.POOLED, bert_pooled, plain_positions, spec_of)
+COLBERT = Architecture(("bert",), (encoders.LATE_INTERACTION,), colbert, plain_positions, spec_of)

@@ -81,7 +81,7 @@ def deberta_v2_pooled(
 ) -> TextModel:
     """`DebertaV2Model` in a sentence-transformers folder."""
     scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "deberta")
-    return pooled(config, executor, encoder(config, scope), recipe)
+    return pooled(config, token_id, executor, encoder(config, scope), recipe)
 
 
 CROSS_ENCODER = Architecture(

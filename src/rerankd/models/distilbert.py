@@ -75,7 +75,7 @@ def distilbert_pooled(
 ) -> TextModel:
     """`DistilBertModel` in a sentence-transformers folder."""
     scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "distilbert")
-    return pooled(config, executor, encoder(config, scope), recipe)
+    return pooled(config, token_id, executor, encoder(config, scope), recipe)
 
 
 CROSS_ENCODER = Architecture(

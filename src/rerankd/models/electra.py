@@ -31,7 +31,7 @@ def electra_pooled(
     """`ElectraModel` in a sentence-transformers folder."""
     config.require("embedding_size", config.size("hidden_size"))
     scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "electra")
-    return pooled(config, executor, encoder(config, scope, 0), recipe)
+    return pooled(config, token_id, executor, encoder(config, scope, 0), recipe)
 
 
 CROSS_ENCODER = Architecture(("electra",), (encoders.CROSS_ENCODER,), electra_cross_encoder, plain_positions, spec_of)

@@ -8,13 +8,14 @@ import torch
 
 from rerankd.core import ModelError
 from rerankd.layers.transformer import Executor
-from rerankd.models.base import TextModel
+from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.embedding import embedding_head
 from rerankd.models.heads import BETWEEN, ClassifierHead, Head
 from rerankd.models.labels import declared_activation, label_count
+from rerankd.models.late_interaction import late_interaction
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.sequential import chain_head
 from rerankd.models.stack import Stack
@@ -40,9 +41,11 @@ def cross_encoder(
     return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
 
 
-def pooled(config: Config, executor: Executor, stack: Stack, recipe: Recipe) -> TextModel:
+def pooled(config: Config, token_id: TokenIds, executor: Executor, stack: Stack, recipe: Recipe) -> TextModel:
     """A stack whose pooled states score as the modules of its sentence-transformers folder say: those of two texts by
-    their similarity, those of a pair by the modules behind the pooling."""
+    their similarity, those of a pair by the modules behind the pooling; or whose states of tokens do, by MaxSim."""
+    if recipe.family == "late-interaction":
+        return late_interaction(Path(config.source).parent, stack, token_id, executor)
     hidden, device = stack.spec.hidden, stack.weights.device
     head: Head
     if recipe.pairs:

@@ -77,7 +77,7 @@ def gte_cross_encoder(
 def gte_pooled(config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe) -> TextModel:
     """`NewModel`, `GteModel` in a sentence-transformers folder."""
     scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "new", "gte")
-    return pooled(config, executor, encoder(config, scope), recipe)
+    return pooled(config, token_id, executor, encoder(config, scope), recipe)
 
 
 CROSS_ENCODER = Architecture(("new", "gte"), (encoders.CROSS_ENCODER,), gte_cross_encoder, plain_positions, spec_of)

@@ -83,7 +83,7 @@ def modernbert_pooled(
 ) -> TextModel:
     """`ModernBertModel` in a sentence-transformers folder."""
     scope = weights.scope_holding("embeddings.tok_embeddings.weight", "", "model")
-    return pooled(config, executor, encoder(config, scope), recipe)
+    return pooled(config, token_id, executor, encoder(config, scope), recipe)
 
 
 MODEL_TYPES = ("modernbert",)

@@ -18,7 +18,7 @@ from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.decoders import by_answers, decoder, expect_in, layer_of, rotary_of, stacked
 from rerankd.models.encoders import pooled
 from rerankd.models.recipes.ctxl import CTXL_RERANK
-from rerankd.models.recipes.encoders import BI_ENCODER
+from rerankd.models.recipes.encoders import BI_ENCODER, LATE_INTERACTION
 from rerankd.models.recipes.qwen3 import QWEN3_RERANKER
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.recipes.zerank import ZERANK
@@ -54,14 +54,14 @@ def qwen3_embedding(
     """`Qwen3Model` in a sentence-transformers folder: Qwen3-Embedding."""
     base = weights.scope_holding("embed_tokens.weight", "model", "")
     expect_in(config, base)
-    return pooled(config, executor, decoder(config, base, plain_spec(config)), recipe)
+    return pooled(config, token_id, executor, decoder(config, base, plain_spec(config)), recipe)
 
 
 QWEN3 = Architecture(
     ("qwen3",),
-    (QWEN3_RERANKER, ZERANK, CTXL_RERANK, BI_ENCODER),
+    (QWEN3_RERANKER, ZERANK, CTXL_RERANK, BI_ENCODER, LATE_INTERACTION),
     qwen3_reranker,
     plain_positions,
     spec=plain_spec,
 )
-EMBEDDING = Architecture(("qwen3",), (BI_ENCODER,), qwen3_embedding, plain_positions, spec=plain_spec)
+EMBEDDING = Architecture(("qwen3",), (BI_ENCODER, LATE_INTERACTION), qwen3_embedding, plain_positions, spec=plain_spec)

@@ -48,6 +48,7 @@ ARCHITECTURES = {
     "ModernBertForMaskedLM": "modernbert.POOLED",
     "DistilBertForMaskedLM": "distilbert.POOLED",
     "Qwen3Model": "qwen3.EMBEDDING",
+    "HF_ColBERT": "bert.COLBERT",
 }
 """Names in config.json, and where `Architecture` is: a module of this folder and its variable."""
 
@@ -81,6 +82,6 @@ def _known() -> str:
     """The architectures by what their names end with."""
     kinds: dict[str, list[str]] = {}
     for name in ARCHITECTURES:
-        family, kind = re.fullmatch(r"(.+?)((?:For\w+)?|Model)", name).groups()  # type: ignore[union-attr]
+        family, kind = re.fullmatch(r"(.+?)(For\w+|Model|_ColBERT)", name).groups()  # type: ignore[union-attr]
         kinds.setdefault(kind, []).append(family)
     return "; ".join(f"{kind} of {', '.join(families)}" for kind, families in kinds.items())

@@ -55,7 +55,7 @@ def roberta_pooled(
 ) -> TextModel:
     """`XLMRobertaModel` in a sentence-transformers folder."""
     scope = weights.scope_holding("embeddings.word_embeddings.weight", "", "roberta")
-    return pooled(config, executor, encoder(config, scope, first_position(config)), recipe)
+    return pooled(config, token_id, executor, encoder(config, scope, first_position(config)), recipe)
 
 
 def positions(config: Config) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from rerankd import work
 from rerankd.core import InvalidRequest, PromptGroup, RerankRequest, Segment, Visuals
@@ -25,24 +26,46 @@ def with_instruction(prompt: str, instruction: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What stands before a text, and how many tokens it is."""
+    """What stands before a text, and how many tokens it is.
+
+    marker: ids of tokens before `text`, which would be other tokens if they were text
+    """
 
     text: str
     tokens: int
+    marker: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How texts of one kind are read.
+
+    length: tokens of a text, with all that is put around it; None for the model's limit
+    filler, fill: the id of a token that is put behind a text until it has `fill` tokens
+    unseen: whether no token attends to those
+    """
+
+    prompt: str = ""
+    marker: tuple[int, ...] = ()
+    length: int | None = None
+    filler: int = 0
+    fill: int = 0
+    unseen: bool = False
 
 
 class BiEncoderPrompts:
     """A PromptBuilder. Every limit on a prompt holds for each text, since each is read alone."""
 
-    def __init__(self, tokenizer: LoadedTokenizer, max_tokens: int, query_prompt: str, document_prompt: str) -> None:
-        """query_prompt, document_prompt: what is put before each text, as in `encode_query` and `encode_document`; an
-        instruction takes the place of the one that a `query_prompt` of the form of INSTRUCTED holds."""
+    def __init__(self, tokenizer: LoadedTokenizer, max_tokens: int, query: Reading, document: Reading) -> None:
+        """query, document: how texts are read, as in `encode_query` and `encode_document`; an instruction takes the
+        place of the one that a query's prompt of the form of INSTRUCTED holds."""
         self._special = SpecialTokens(tokenizer.tokenizer, pair=False)
         self._plain = PlainTexts(tokenizer)
         self._max_tokens = max_tokens
         self._side = tokenizer.side
-        self._instructed = INSTRUCTED.fullmatch(query_prompt)
-        self._before_query, self._before_document = map(self._before, (query_prompt, document_prompt))
+        self._instructed = INSTRUCTED.fullmatch(query.prompt)
+        self._query, self._document = query, document
+        self._before_query, self._before_document = map(self._before, (query, document))
 
     @property
     def takes_instruction(self) -> bool:
@@ -58,9 +81,9 @@ class BiEncoderPrompts:
         """The query as prefix, the documents as suffixes. See `PromptBuilder.build`."""
         limits = Limits.of(request, self._max_tokens, self._side)
         before_query, before_document = self._asking(request.instruction), self._before_document
-        room = limits.prompt - self._special.count
+        query_room, room = (self._room(reading, limits) for reading in (self._query, self._document))
         least = max(before_query.tokens, before_document.tokens)
-        if room <= least:  # an embedding of the prompt alone would mean nothing
+        if min(query_room, room) <= least:  # an embedding of the prompt alone would mean nothing
             raise no_room(limits.prompt, self._special.count + least, 1)
         texts = [read_text(document, f"documents[{i}]") for i, document in enumerate(request.documents)]
         query_text = self._plain.reach(read_text(request.query, "query"), limits.prompt, limits)
@@ -68,25 +91,24 @@ class BiEncoderPrompts:
         # A request that cuts beginnings means those of its texts. sentence-transformers knows the checkpoint's side
         # alone, and cuts the prompt with the text that follows.
         stays = request.truncation.side is not None
-        whole, *documents = self._plain.ids(
-            [before_query.text + query_text, *(before_document.text + text for text in texts)]
-        )
-        query = self._fitting("query", whole, limits.query, before_query.tokens, stays, room, limits)
+        (whole,) = self._ids(before_query, [query_text])
+        documents = self._ids(before_document, texts)
+        query = self._fitting("query", whole, limits.query, before_query.tokens, stays, query_room, limits)
         suffixes: list[Segment] = []
         truncated: list[bool] = []
         chunks: list[Chunks | None] = []
         for i, (text, document) in enumerate(zip(texts, documents, strict=True)):
             field = f"documents[{i}]"
             if split := self._split(text, document, room, limits, field):
-                pieces = self._plain.ids([before_document.text + chunk.text for chunk in split.chunks])
+                pieces = self._ids(before_document, [chunk.text for chunk in split.chunks])
                 truncated.append(not split.whole)
             else:
                 pieces = [self._fitting(field, document, limits.document, before_document.tokens, stays, room, limits)]
                 truncated.append(len(pieces[0]) < len(document))
-            suffixes += (self._around(field, piece) for piece in pieces)
+            suffixes += (self._around(field, piece, self._document) for piece in pieces)
             chunks.append(split)
         return PromptGroup(
-            prefix=self._around("query", query),
+            prefix=self._around("query", query, self._query),
             suffixes=tuple(suffixes),
             truncated=tuple(truncated),
             query_truncated=len(query) < len(whole),
@@ -94,20 +116,35 @@ class BiEncoderPrompts:
             ignored=reduced_overlap(chunks),
         )
 
-    def _before(self, text: str) -> Before:
-        return Before(text, len(self._plain.ids([text])[0]))
+    def _room(self, reading: Reading, limits: Limits) -> int:
+        """Tokens that a text may have with its prompt."""
+        return min(limits.prompt, reading.length or limits.prompt) - self._special.count
+
+    def _before(self, reading: Reading) -> Before:
+        tokens = len(reading.marker) + len(self._plain.ids([reading.prompt])[0])
+        return Before(reading.prompt, tokens, list(reading.marker))
+
+    def _ids(self, before: Before, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts with what stands before each."""
+        return [before.marker + ids for ids in self._plain.ids([before.text + text for text in texts])]
 
     def _asking(self, instruction: str | None) -> Before:
         """What stands before the query of a request with this instruction."""
         prompt = with_instruction(self._before_query.text, well_formed(instruction)) if instruction else None
-        return self._before_query if prompt is None else self._before(prompt)
+        return self._before_query if prompt is None else self._before(replace(self._query, prompt=prompt))
 
-    def _around(self, field: str, ids: list[int]) -> Segment:
+    def _around(self, field: str, ids: list[int], reading: Reading) -> Segment:
         """A text with its special tokens. InvalidRequest for one without any token, which has no embedding."""
         segment = self._special.around(ids)
         if not len(segment):
             work.refuse(InvalidRequest(field, "is empty, and this model's tokenizer puts no token around a text"))
-        return segment
+        more = max(reading.fill - len(segment), 0)
+        if not more:
+            return segment
+        work.count("tokens", more)
+        types = segment.token_types + [0] * more if segment.token_types else []
+        ids = segment.token_ids + [reading.filler] * more
+        return Segment(ids, types, unseen=more if reading.unseen else 0)
 
     def _fitting(
         self, field: str, ids: list[int], own: int | None, prompt: int, stays: bool, room: int, limits: Limits
@@ -129,6 +166,6 @@ class BiEncoderPrompts:
             text,
             room - self._before_document.tokens,
             limits,
-            lambda piece: len(self._plain.ids([self._before_document.text + piece])[0]) - room,
+            lambda piece: len(self._ids(self._before_document, [piece])[0]) - room,
             field,
         )

@@ -15,6 +15,7 @@ from rerankd.core import (
     RerankRequest,
     Visuals,
 )
+from rerankd.models.checkpoint.late_interaction import read_late_interaction
 from rerankd.models.checkpoint.sentence_transformers import (
     MODULES,
     Kind,
@@ -25,11 +26,12 @@ from rerankd.models.checkpoint.sentence_transformers import (
 )
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.recipes.template import PieceTemplate, RenderError, Template
-from rerankd.prompts.bi_encoder import BiEncoderPrompts, with_instruction
+from rerankd.prompts.bi_encoder import BiEncoderPrompts, Reading, with_instruction
 from rerankd.prompts.cross_encoder import CrossEncoderPrompts
 from rerankd.prompts.decoder import DecoderPrompts
 from rerankd.prompts.folder_template import folder_template
 from rerankd.prompts.jinja import JinjaTemplate
+from rerankd.prompts.late_interaction import readings
 from rerankd.prompts.limits import within_characters
 from rerankd.prompts.pieces import PiecePrompts
 from rerankd.prompts.sharing import alike
@@ -181,8 +183,9 @@ def _encoder(
     default_instruction: str | None,
 ) -> LoadedPrompts:
     """The prompts of a model that reads texts without a template."""
-    inner = folder if recipe.pairs else _encoder_folder(folder)
-    kind: Kind = "CrossEncoder" if recipe.pairs else "SentenceTransformer"
+    late = read_late_interaction(folder) if recipe.family == "late-interaction" else None
+    inner = folder if recipe.pairs or not (folder / MODULES).is_file() else _encoder_folder(folder)
+    kind: Kind = "CrossEncoder" if recipe.pairs else "SentenceTransformer" if late is None else "MultiVectorEncoder"
     tokenizer = load_tokenizer(inner)
     if counts(folder, kind):
         path, own = transformer_settings(inner)
@@ -190,13 +193,19 @@ def _encoder(
             raise ModelError(f"{path}: `do_lower_case` must be true or false, not {own['do_lower_case']!r:.60}.")
         if own.get("do_lower_case"):
             lower_case(tokenizer.tokenizer)
-    max_tokens = _max_tokens(max_model_len, _declared_length(folder, inner, kind) or tokenizer.max_length, positions)
+    declared = _declared_length(folder, inner, kind) or tokenizer.max_length
+    max_tokens = _max_tokens(max_model_len, declared if late is None else late.document_length or declared, positions)
     settings = read_settings(folder, kind)
     if recipe.pairs:
         if default_instruction is not None:
             raise _no_use("default instruction", recipe)
         pairs = CrossEncoderPrompts(tokenizer, max_tokens, settings.default_prompt or "")
         return LoadedPrompts(pairs, max_tokens, max_characters, tokenizer)
+    if late is not None:
+        if default_instruction is not None:
+            raise _no_use("default instruction", recipe)
+        tokens = BiEncoderPrompts(tokenizer, max_tokens, *readings(late, tokenizer))
+        return LoadedPrompts(tokens, max_tokens, max_characters, tokenizer)
     # sentence-transformers' encode_query and encode_document read these two names alone: it fills in both as
     # empty when they are missing, so that neither `passage` nor the default prompt is ever reached.
     query, document = (settings.prompts.get(name) or "" for name in ("query", "document"))
@@ -204,7 +213,7 @@ def _encoder(
         query, document = recipe.query_prompt, recipe.document_prompt
     if default_instruction is not None:
         query = with_instruction(query, default_instruction) or query
-    texts = BiEncoderPrompts(tokenizer, max_tokens, query, document)
+    texts = BiEncoderPrompts(tokenizer, max_tokens, Reading(query), Reading(document))
     if default_instruction is not None and not texts.takes_instruction:
         raise _no_use("default instruction", recipe)
     return LoadedPrompts(texts, max_tokens, max_characters, tokenizer, default_instruction=texts.default_instruction)

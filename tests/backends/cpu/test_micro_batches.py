@@ -43,6 +43,7 @@ def test_micro_batches_attend_as_the_whole_layout_does(groups: list[PackedGroup]
         (kept_layout(causal, [span.stop - 1 for span in spans]), keys),
         (kept_layout(causal, list(range(0, keys, 2))), keys),
         (separate_layout(alone), 12),
+        (separate_layout(alone, unseen={alone[0]: 2, alone[1]: 1, alone[2]: 4}), 12),
         (kept_layout(separate_layout(alone), [span.start for span in alone]), 12),
     ):
         q, k, v = tensors(layout.query_rows, count, heads=2, kv_heads=1)

@@ -12,7 +12,7 @@ from rerankd.backends.cuda import tiles as tiles_module
 from rerankd.backends.cuda.tiles import HostTiles, Tiling
 from rerankd.core import PackedGroup, Span
 from rerankd.layers.layout import AttentionLayout, causal_layout, kept_layout, separate_layout
-from tests.backends.test_attention import LAYOUTS, packed_groups, visible
+from tests.backends.test_attention import IDS, LAYOUTS, packed_groups, visible
 
 QUERIES = st.sampled_from([1, 3, 16])
 
@@ -34,7 +34,7 @@ def seen_by_tiles(layout: AttentionLayout, keys: int, queries: int) -> numpy.nda
     return seen
 
 
-@pytest.mark.parametrize("layout_of", LAYOUTS, ids=["causal", "separate", "pruned-causal", "pruned-separate"])
+@pytest.mark.parametrize("layout_of", LAYOUTS, ids=IDS)
 def test_rows_see_what_the_layout_says(layout_of: object) -> None:
     @settings(deadline=None)
     @given(packed_groups(), QUERIES)

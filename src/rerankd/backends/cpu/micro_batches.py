@@ -43,28 +43,33 @@ def in_micro_batches(layout: AttentionLayout, rows: int | None) -> tuple[MicroBa
         start, kept = _start(blocks[first], end)
         stop = first + 1
         while stop < len(blocks) and (
-            rows is None or blocks[stop].own.stop - start <= rows or _inseparable(blocks[stop - 1], blocks[stop])
+            rows is None or _end(blocks[stop]) - start <= rows or _inseparable(blocks[stop - 1], blocks[stop])
         ):
             stop += 1
         if stop < len(blocks):
             stop = _before_cut_prefix(blocks, start, stop)
-        end = blocks[stop - 1].own.stop
+        end = _end(blocks[stop - 1])
         found.append(_micro_batch(layout, blocks[first:stop], start, end, kept))
         first = stop
     return tuple(found)
 
 
+def _end(block: Block) -> int:
+    """Behind the last row of a block; the last of its queries may be no keys."""
+    return max(block.own.stop, block.query.stop)
+
+
 def _inseparable(block: Block, after: Block) -> bool:
     """Whether a cut between the two blocks would divide a document or a prefix, of which only some rows are queries."""
-    end = block.own.stop
+    end = _end(block)
     return after.own.start < end or after.shared.start < end < after.shared.stop
 
 
 def _before_cut_prefix(blocks: Sequence[Block], start: int, stop: int) -> int:
     """`stop`, or the first block of the documents whose prefix would lie in the middle of the micro-batch before."""
     shared = blocks[stop].shared
-    if start < shared.start < blocks[stop - 1].own.stop:
-        while blocks[stop - 1].own.stop > shared.start:
+    if start < shared.start < _end(blocks[stop - 1]):
+        while _end(blocks[stop - 1]) > shared.start:
             stop -= 1
     return stop
 

@@ -51,7 +51,7 @@ def read_modules(folder: Path) -> tuple[Module, ...] | None:
         kind, where = listed.get("type"), listed.get("path", "")
         if not isinstance(kind, str) or not isinstance(where, str):
             raise ModelError(f"{path} lists {shown(listed)}; a module has a `type` and a `path`, which are strings.")
-        own = kind.startswith("sentence_transformers.")
+        own = kind.startswith("sentence_transformers.") or kind == "pylate.models.Dense.Dense"
         modules.append(Module(kind.rsplit(".", 1)[-1] if own else shown(kind), inside(folder, where, path)))
     if not modules:
         raise ModelError(f"{path} lists no modules.")

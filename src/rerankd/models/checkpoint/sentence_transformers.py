@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 from rerankd.core import ModelError
 from rerankd.models.checkpoint.json_files import read_json, shown
 
-Kind: TypeAlias = Literal["CrossEncoder", "SentenceTransformer"]
+Kind: TypeAlias = Literal["CrossEncoder", "SentenceTransformer", "MultiVectorEncoder"]
 """As what a folder is read."""
 Similarity: TypeAlias = Literal["cosine", "dot"]
 """How two embeddings are compared."""
@@ -60,7 +60,8 @@ def counts(folder: Path, kind: Kind) -> bool:
     if not (folder / MODULES).is_file():
         return False
     saved: object = (read_json(path) if path.is_file() else {}).get("model_type", "SentenceTransformer")
-    return saved == kind
+    # PyLate's folders say ColBERT, and older ones nothing.
+    return saved == kind or kind == "MultiVectorEncoder"
 
 
 def read_settings(folder: Path, kind: Kind) -> Settings:
@@ -77,7 +78,7 @@ def read_settings(folder: Path, kind: Kind) -> Settings:
     if name is not None and (not isinstance(name, str) or name not in written):
         raise ModelError(f"{path}: `default_prompt_name` must be one of `prompts`, not {shown(name)}.")
     found = Settings(settings.get("activation_fn"), prompts, prompts.get(name) if name is not None else None)
-    if kind == "CrossEncoder":
+    if kind != "SentenceTransformer":
         return found
     return replace(found, similarity=_similarity(path, settings), truncate_dim=_truncate_dim(path, settings))
 

@@ -161,6 +161,12 @@ class Weights:
         inner._read = self._read
         return inner
 
+    def root(self) -> Weights:
+        """All tensors."""
+        whole = Weights(self._checkpoint, self.device, self.dtype)
+        whole._read = self._read
+        return whole
+
     def scope_holding(self, name: str, *scopes: str) -> Weights:
         """Whichever of `scopes` ("" for this one) holds the tensor `name`; the first where none does."""
         for scope in scopes:

@@ -12,8 +12,9 @@ from rerankd.core import ModelError
 from rerankd.models.answers import is_original_qwen3, named_tokens
 from rerankd.models.architecture import Architecture
 from rerankd.models.checkpoint.json_files import shown
+from rerankd.models.checkpoint.late_interaction import is_late_interaction
 from rerankd.models.checkpoint.modules import chained, embedding_modules, expect_modules
-from rerankd.models.recipes.encoders import BI_ENCODER, CROSS_ENCODER
+from rerankd.models.recipes.encoders import BI_ENCODER, CROSS_ENCODER, LATE_INTERACTION
 from rerankd.models.recipes.evidence import Evidence
 from rerankd.models.recipes.known import RECIPES
 from rerankd.models.recipes.qwen3 import QWEN3_RERANKER, QWEN3_VL_RERANKER
@@ -47,13 +48,18 @@ def choose_recipe(
     that is unknown or for other models.
     """
     recipes = architecture.recipes
+    if LATE_INTERACTION in recipes and (len(recipes) == 1 or is_late_interaction(evidence.folder)):
+        listed = "modules.json lists a chain that makes a vector of each token"
+        return _one_of((LATE_INTERACTION,), name, asked, f"it is the one for {name}" if len(recipes) == 1 else listed)
     match chained(evidence.folder):
         case "scores" if CROSS_ENCODER in recipes and len(recipes) > 1:
             why = "modules.json lists a chain that makes scores of pooled pairs"
             return _one_of((CROSS_ENCODER,), name, asked, why)
         case "embedding" if BI_ENCODER in recipes:
             embedding_modules(evidence.folder)
-            return _embedding(tuple(recipe for recipe in recipes if not recipe.pairs), name, evidence, asked)
+            return _embedding(
+                tuple(recipe for recipe in recipes if recipe.family == BI_ENCODER.family), name, evidence, asked
+            )
     own = tuple(recipe for recipe in recipes if recipe.pairs == recipes[0].pairs)
     chain = expect_modules(name, own[0], evidence.folder)
     if asked is not None:

@@ -32,6 +32,9 @@ BGE_ZH = _bi_encoder(
 )
 """The same for Chinese."""
 
+LATE_INTERACTION = Recipe("late-interaction", family="late-interaction", pairs=False)
+"""MaxSim over the vectors of tokens."""
+
 BI_ENCODERS = (BI_ENCODER, E5, E5_INSTRUCT, BGE_EN, BGE_ZH)
-POOLED = (*BI_ENCODERS, CROSS_ENCODER)
-"""What a bare encoder may be: a cross-encoder where the modules of its folder make scores of pooled pairs."""
+POOLED = (*BI_ENCODERS, CROSS_ENCODER, LATE_INTERACTION)
+"""What a bare encoder may be, as the modules of its folder say."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rerankd.models.recipes.ctxl import CTXL_RERANK
-from rerankd.models.recipes.encoders import BI_ENCODERS, CROSS_ENCODER
+from rerankd.models.recipes.encoders import BI_ENCODERS, CROSS_ENCODER, LATE_INTERACTION
 from rerankd.models.recipes.gemma import BGE_RERANKER_GEMMA
 from rerankd.models.recipes.mxbai import MXBAI_RERANK
 from rerankd.models.recipes.nemotron import NEMOTRON_RERANK
@@ -13,6 +13,7 @@ from rerankd.models.recipes.zerank import ZERANK
 ALL = (
     CROSS_ENCODER,
     *BI_ENCODERS,
+    LATE_INTERACTION,
     QWEN3_RERANKER,
     QWEN3_VL_RERANKER,
     ZERANK,

@@ -1,0 +1,194 @@
+"""How a folder's model for late interaction reads queries and documents.
+
+Behaviour reference: `multi_vector_encoder/model.py` in sentence-transformers 6, which reads PyLate's folders and
+those of Stanford's ColBERT too.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rerankd.core import ModelError
+from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.json_files import read_json, shown
+from rerankd.models.checkpoint.modules import Module, read_modules
+from rerankd.models.checkpoint.sentence_transformers import SETTINGS, read_settings, transformer_settings
+
+METADATA = "artifact.metadata"
+"""The settings of Stanford's ColBERT."""
+QUERY_LENGTH = 32
+"""Of an expanded query, where nothing says: ColBERT's."""
+MEASURES = {"maxsim": False, "meanmaxsim": True}
+"""Names of `similarity_fn_name`, and whether the sum is divided by the query's tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expansion:
+    """How a short query is made longer by mask tokens, whose vectors count (Khattab and Zaharia, 2020).
+
+    length: of the query with them, in tokens
+    attend: whether the other tokens attend to them, and they to one another
+    cuts: whether a longer query is cut to `length`
+    token: None for the tokenizer's mask token, or without one for its last token of a text
+    """
+
+    length: int
+    attend: bool = False
+    cuts: bool = True
+    token: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LateInteraction:
+    """How texts are read and which of their tokens count.
+
+    query_prompt, document_prompt: what a text begins with
+    marked: whether such a prompt begins with a token of the vocabulary, else that is so for special tokens alone
+    query_length, document_length: in tokens; None for the tokenizer's limit
+    skipped: tokens that do not count, in texts of the kinds `skipped_in`
+    mean: whether the sum over the query's tokens is divided by their number
+    """
+
+    query_prompt: str
+    document_prompt: str
+    marked: bool
+    query_length: int | None
+    document_length: int | None
+    expansion: Expansion | None
+    skipped: tuple[str, ...]
+    skipped_in: tuple[str, ...] = ("document",)
+    mean: bool = False
+
+
+def is_late_interaction(folder: Path) -> bool:
+    """Whether a folder's modules make a vector of each token, as their settings say."""
+    modules = read_modules(folder)
+    path = folder / SETTINGS
+    if modules is None or not path.is_file() or any(module.kind == "Pooling" for module in modules):
+        return False
+    settings = read_json(path)
+    return settings.get("model_type") in ("MultiVectorEncoder", "ColBERT") or "query_prefix" in settings
+
+
+def token_modules(folder: Path) -> tuple[Module, ...]:
+    """The modules behind the transformer that make a token's vector; ModelError for those that are unknown.
+
+    PyLate's folders list no module that gives vectors the length 1, but theirs have it.
+    """
+    first, *rest = read_modules(folder) or ()
+    kinds = [module.kind for module in (first, *rest)]
+    if kinds[0] != "Transformer" or not set(kinds[1:]) <= {"Dense", "Normalize", "MultiVectorMask"}:
+        raise ModelError(
+            f"{folder / 'modules.json'} lists {', '.join(kinds)}; late interaction is supported with Transformer, "
+            "Dense, MultiVectorMask and Normalize."
+        )
+    return tuple(module for module in rest if module.kind != "MultiVectorMask")
+
+
+def read_late_interaction(folder: Path) -> LateInteraction:
+    """The settings of a folder of sentence-transformers or PyLate, or of Stanford's; ModelError for odd ones."""
+    modules = read_modules(folder)
+    if modules is None:
+        path = folder / METADATA
+        return _stanford(Config(read_json(path) if path.is_file() else {}, str(path)))
+    path = folder / SETTINGS
+    settings = Config(read_json(path), str(path))
+    prompts = read_settings(folder, "MultiVectorEncoder").prompts
+    if settings.entries.get("model_type") == "MultiVectorEncoder" and "query_prefix" not in settings.entries:
+        return _native(settings, prompts, modules)
+    return _pylate(settings, prompts)
+
+
+def _stanford(metadata: Config) -> LateInteraction:
+    return LateInteraction(
+        query_prompt=metadata.get("query_token_id", str, "[unused0]") + " ",
+        document_prompt=metadata.get("doc_token_id", str, "[unused1]") + " ",
+        marked=True,
+        query_length=None,
+        document_length=_length(metadata, "doc_maxlen"),
+        expansion=Expansion(
+            _length(metadata, "query_maxlen") or QUERY_LENGTH, metadata.flag("attend_to_mask_tokens") is True
+        ),
+        skipped=() if metadata.flag("mask_punctuation") is False else tuple(string.punctuation),
+    )
+
+
+def _pylate(settings: Config, prompts: Mapping[str, str]) -> LateInteraction:
+    expansion, length = None, _length(settings, "query_length")
+    if settings.flag("do_query_expansion") is not False:
+        attend = settings.flag("attend_to_expansion_tokens") is True
+        expansion, length = Expansion(length or QUERY_LENGTH, attend), None
+    query, document = settings.get("query_prefix", str, ""), settings.get("document_prefix", str, "")
+    skipped = settings.entries.get("skiplist_words")
+    return LateInteraction(
+        query_prompt=query + prompts.get("query", "").removeprefix(query),
+        document_prompt=document + prompts.get("document", "").removeprefix(document),
+        marked=True,
+        query_length=length,
+        document_length=_length(settings, "document_length"),
+        expansion=expansion,
+        skipped=tuple(string.punctuation) if skipped is None else _words(settings, "skiplist_words"),
+        mean=_mean(settings),
+    )
+
+
+def _native(settings: Config, prompts: Mapping[str, str], modules: tuple[Module, ...]) -> LateInteraction:
+    path, entries = transformer_settings(modules[0].folder)
+    transformer = Config(entries, str(path))
+    skipped: tuple[str, ...] = ()
+    skipped_in: tuple[str, ...] = ("document",)
+    for module in modules:
+        if module.kind == "MultiVectorMask":
+            path = module.folder / "config.json"
+            mask = Config(read_json(path), str(path))
+            mask.require("keep_only_token_ids", None, [])
+            skipped, skipped_in = _words(mask, "skiplist_words"), _words(mask, "skiplist_tasks", skipped_in)
+    return LateInteraction(
+        query_prompt=prompts.get("query", ""),
+        document_prompt=prompts.get("document", ""),
+        marked=False,
+        query_length=_length(transformer, "query_length"),
+        document_length=_length(transformer, "document_length"),
+        expansion=_expansion(transformer) if any(module.kind == "MultiVectorMask" for module in modules) else None,
+        skipped=skipped,
+        skipped_in=skipped_in,
+        mean=_mean(settings),
+    )
+
+
+def _expansion(transformer: Config) -> Expansion | None:
+    if transformer.entries.get("query_expansion") is None:
+        return None
+    section = transformer.section("query_expansion")
+    section.require("strategy", "fixed", "min")
+    token = section.entries.get("token")
+    if token is not None and not isinstance(token, str):
+        raise section.wrong("token", "must be a token")
+    cuts = section.entries.get("strategy") != "min"
+    return Expansion(section.size("length"), section.flag("attend") is True, cuts, token)
+
+
+def _length(config: Config, name: str) -> int | None:
+    return None if config.entries.get(name) is None else config.size(name)
+
+
+def _words(config: Config, name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
+    words: Any = config.entries.get(name)
+    if words is None:
+        return default
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise config.wrong(name, "must be a list of strings")
+    return tuple(words)
+
+
+def _mean(settings: Config) -> bool:
+    name = settings.entries.get("similarity_fn_name")
+    if name is None or (isinstance(name, str) and name.lower() in ("cosine", "dot")):
+        return False  # what older folders were saved with, whose score was MaxSim
+    if not isinstance(name, str) or name.lower() not in MEASURES:
+        raise ModelError(f"{settings.source}: `similarity_fn_name` is {shown(name)}; known: {', '.join(MEASURES)}.")
+    return MEASURES[name.lower()]
