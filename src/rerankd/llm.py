@@ -25,6 +25,7 @@ from rerankd.compat.variables import VLLM_VARIABLES, modelscope
 from rerankd.core import Content, InvalidRequest, PromptBuilder, RerankRequest
 from rerankd.media.sizing import Sizing
 from rerankd.media.sources import Access
+from rerankd.models.checkpoint.hub import Hub
 from rerankd.options import LoadOptions
 from rerankd.pooling import PoolingParams, asked, no_adapter
 from rerankd.ranking import Submitted
@@ -38,6 +39,11 @@ ScoreInput: TypeAlias = str | Mapping[str, Any]
 """A text, or vLLM's `{"content": [...]}`."""
 
 RUNNERS = ("auto", "pooling")
+LOADING = (
+    "revision", "dtype", "quantization", "gpu_memory_utilization", "tensor_parallel_size", "max_model_len",
+    "hf_overrides", "recipe", "chat_template", "device", "backend", "hub", "default_instruction",
+)  # fmt: skip
+"""Fields of `LoadOptions` that are arguments of `LLM` as they are."""
 _CONTENT: TypeAdapter[ContentBody] = TypeAdapter(ContentBody)
 
 
@@ -68,8 +74,8 @@ class LLM:
     """A reranker under vLLM's offline interface.
 
     runner: "auto" or "pooling"; nothing else scores
-    model, revision, dtype, quantization, max_model_len, hf_overrides, recipe, chat_template, device,
-        tensor_parallel_size: of `LoadOptions`
+    revision, dtype, quantization, gpu_memory_utilization, tensor_parallel_size, max_model_len, hf_overrides, recipe,
+        chat_template, device, backend, hub and default_instruction: of `LoadOptions`
     max_num_batched_tokens: `LoadOptions.max_batch_tokens`
     allowed_local_media_path: the only folder that images and videos may be read from; "" or None for any
     mm_processor_kwargs: `min_pixels`, `max_pixels` (or `size`), `fps` and `max_frames` of images and videos
@@ -85,26 +91,18 @@ class LLM:
         model: str,
         *,
         runner: str = "auto",
-        revision: str | None = None,
-        dtype: str = "auto",
-        quantization: str | None = None,
-        gpu_memory_utilization: float | None = None,
-        tensor_parallel_size: int = 1,
-        max_model_len: int | None = None,
-        hf_overrides: Mapping[str, Any] | None = None,
-        recipe: str | None = None,
-        chat_template: str | Path | None = None,
         max_num_batched_tokens: int | None = None,
-        device: str = "auto",
         mm_processor_kwargs: Mapping[str, Any] | None = None,
         allowed_local_media_path: str | None = None,
         **others: Any,
     ) -> None:
+        given = {name: value for name, value in others.items() if value is not None}
+        loading = {name: given.pop(name) for name in LOADING if name in given}
         if runner not in RUNNERS:
             raise ValueError(f"runner: {runner!r} does not score; give 'pooling', or leave it out")
-        if callable(hf_overrides):
+        if callable(loading.get("hf_overrides")):
             raise ValueError("hf_overrides: a function is not supported; give the entries that it changes")
-        ignored = _judged(model, others)
+        ignored = _judged(model, given)
         if ignored:
             log.warning("LLM: no effect here: %s", ", ".join(ignored))
         for note in VLLM_VARIABLES.notes(os.environ):
@@ -113,20 +111,10 @@ class LLM:
         self._reranker = Reranker(
             LoadOptions(
                 model=model,
-                revision=revision,
-                hub="modelscope" if modelscope(os.environ) else "huggingface",
-                dtype=dtype,
-                quantization=quantization,
-                gpu_memory_utilization=gpu_memory_utilization,
-                tensor_parallel_size=tensor_parallel_size,
-                max_model_len=max_model_len,
-                hf_overrides=hf_overrides or {},
-                recipe=recipe,
-                chat_template=chat_template,
                 max_batch_tokens=max_num_batched_tokens,
-                device=device,
                 media_access=Access(folders, allow_private=True),
                 media_sizing=_sizing(mm_processor_kwargs or {}),
+                **{"hub": _hub(), **loading},
             )
         )
         self._templates: dict[str, PromptBuilder] = {}
@@ -233,7 +221,7 @@ class LLM:
 
 def _judged(model: str, others: Mapping[str, Any]) -> list[str]:
     """The names of arguments without effect. Raises ValueError for those that `rerankd serve` refuses as flags."""
-    names = sorted(name for name, value in others.items() if value is not None)
+    names = sorted(others)
     flags = {name: name.replace("_", "-") for name in names}
     switches = {name for name in names if isinstance(others[name], bool)}
     given = [
@@ -246,6 +234,10 @@ def _judged(model: str, others: Mapping[str, Any]) -> list[str]:
     except UsageProblem as problem:
         raise ValueError(f"LLM: {problem}") from None
     return names
+
+
+def _hub() -> Hub:
+    return "modelscope" if modelscope(os.environ) else "huggingface"
 
 
 def _sizing(processor_kwargs: Mapping[str, Any]) -> Sizing:

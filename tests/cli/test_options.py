@@ -13,8 +13,8 @@ import typer
 
 from rerankd.cli import default_model as defaults
 from rerankd.cli import launch_server, main, serve
-from rerankd.cli.options import token_count
 from rerankd.cli.start import Launch, Media, TracesTo
+from rerankd.cli.values import token_count
 from rerankd.media.limits import Limits
 
 
@@ -37,6 +37,40 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
     return stand_in
 
 
+SETTINGS: dict[str, Any] = {
+    "names": (), "dialect": "vllm", "docs": True, "playground": True, "max_body": 64 << 20, "max_bodies": 256 << 20,
+    "body_timeout": 60.0, "request_timeout": None, "max_calls": None, "max_queued_calls": 1000,
+    "max_queued_tokens": 8 << 20,
+}  # fmt: skip
+LOADING: dict[str, Any] = {
+    "revision": None, "hub": "huggingface", "device": "auto", "dtype": "auto", "quantization": None,
+    "gpu_memory_utilization": None, "tensor_parallel_size": 1, "backend": "auto", "max_model_len": None,
+    "max_batch_tokens": None, "hf_overrides": {}, "recipe": None, "chat_template": None, "default_instruction": None,
+    "engine_timeout": 300.0,
+}  # fmt: skip
+
+
+def launch_of(**changes: Any) -> Launch:
+    """What a command starts that has all defaults but these; None for a field that the command has no flag for."""
+
+    def changed(defaults: dict[str, Any]) -> dict[str, Any]:
+        taken = {name: changes.pop(name) for name in defaults if name in changes}
+        absent = {name for name, value in taken.items() if value is None and defaults[name] is True}
+        return {name: value for name, value in {**defaults, **taken}.items() if name not in absent}
+
+    settings, loading = changed(SETTINGS), changed(LOADING)
+    if changes.get("access_log", "") is None:
+        del changes["access_log"]
+    return Launch(**{"model": None, **changes}, settings=settings, loading=loading)
+
+
+def told(launch: Launch | None) -> dict[str, Any]:
+    """Every field of a launch, by name."""
+    assert launch is not None
+    own = {name: getattr(launch, name) for name in launch.__slots__}
+    return {**own, **launch.settings, **launch.loading}
+
+
 def run(monkeypatch: pytest.MonkeyPatch, program: str, *args: str) -> int:
     command = {"serve": main.main, "launch_server": main.main_launch_server}[program]
     words = ["serve", *args] if program == "serve" else list(args)
@@ -48,19 +82,16 @@ def run(monkeypatch: pytest.MonkeyPatch, program: str, *args: str) -> int:
 
 def test_serve_has_vllms_defaults(monkeypatch: pytest.MonkeyPatch, started: Started) -> None:
     assert run(monkeypatch, "serve") == 0
-    assert started.launch == Launch(
-        model=None, names=(), host="127.0.0.1", port=8000, dialect="vllm", log_level="info", max_body=64 << 20
-    )
+    assert started.launch == launch_of()
 
 
 def test_launch_server_has_sglangs_defaults(monkeypatch: pytest.MonkeyPatch, started: Started) -> None:
     assert run(monkeypatch, "launch_server") == 0
-    assert started.launch == Launch(
-        model=None, names=(), host="127.0.0.1", port=30000, dialect="sglang", log_level="info", max_body=64 << 20
-    )
+    assert started.launch is not None
+    assert started.launch == launch_of(port=30000, dialect="sglang", access_log=None, docs=None)
 
 
-SERVED = Launch(
+SERVED = launch_of(
     model="org/model",
     names=("a", "b"),
     host="0.0.0.0",
@@ -85,11 +116,11 @@ SERVED = Launch(
     media=Media(
         (Path(__file__).parent, Path(__file__).parents[1]),
         True,
-        Limits(timeout=2.5, decode_timeout=7.0, memory=100 << 20),
         4096,
         65536,
         {"max_pixels": 7, "fps": 2.0},
     ),
+    media_limits=Limits(timeout=2.5, decode_timeout=7.0, memory=100 << 20),
 )
 SERVE_WORDS = shlex.split(
     "org/model --served-model-name a b --host 0.0.0.0 --port 9 --dialect sglang --uvicorn-log-level "
@@ -137,7 +168,8 @@ def test_flags_of_load_logs_and_traces(
     monkeypatch: pytest.MonkeyPatch, started: Started, program: str, words: str, expected: dict[str, Any]
 ) -> None:
     assert run(monkeypatch, program, *words.split()) == 0
-    assert {name: getattr(started.launch, name) for name in expected} == expected
+    found = told(started.launch)
+    assert {name: found[name] for name in expected} == expected
     assert started.notes == []
 
 
@@ -186,7 +218,9 @@ def test_launch_server_takes_every_flag(monkeypatch: pytest.MonkeyPatch, started
         "--chat-template t.jinja --default-instruction find --is-embedding --tp 1 "
         "--allowed-local-media-path / --max-pixels 65536"
     )
-    expected = Launch(
+    expected = launch_of(
+        access_log=None,
+        docs=None,
         model="org/model",
         names=("a",),
         host="0.0.0.0",
@@ -218,7 +252,7 @@ def test_an_unknown_quantization_says_which_there_is(
     assert "'torchao' is not supported; use int8 or fp8" in " ".join(capsys.readouterr().err.split())
     assert run(monkeypatch, "serve", "org/model", "--quantization", "awq_marlin") == 0
     assert started.launch is not None
-    assert started.launch.quantization is None
+    assert started.launch.loading["quantization"] is None
 
 
 @pytest.mark.parametrize(

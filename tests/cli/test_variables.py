@@ -38,8 +38,8 @@ def test_modelscope_is_where_models_are_looked_up(
         ("launch_server", "SGLANG_USE_MODELSCOPE", ["--model-path", "a/b"]),
     ):
         monkeypatch.setenv(variable, value)
-        assert launch(monkeypatch, started, command, *words).hub == "modelscope"
-        assert launch(monkeypatch, started, command, *words, "--hub", "huggingface").hub == "huggingface"
+        assert launch(monkeypatch, started, command, *words).loading["hub"] == "modelscope"
+        assert launch(monkeypatch, started, command, *words, "--hub", "huggingface").loading["hub"] == "huggingface"
         monkeypatch.delenv(variable)
     assert modelscope({"VLLM_USE_MODELSCOPE": value})
 
@@ -47,7 +47,7 @@ def test_modelscope_is_where_models_are_looked_up(
 @pytest.mark.parametrize("value", NO)
 def test_and_a_no_asks_for_nothing(monkeypatch: pytest.MonkeyPatch, started: Started, value: str) -> None:  # noqa: F811
     monkeypatch.setenv("VLLM_USE_MODELSCOPE", value)
-    assert launch(monkeypatch, started, "serve", "a/b").hub == "huggingface"
+    assert launch(monkeypatch, started, "serve", "a/b").loading["hub"] == "huggingface"
     assert not modelscope({"VLLM_USE_MODELSCOPE": value})
     assert not modelscope({"SGLANG_USE_MODELSCOPE": "true"})
 

@@ -182,7 +182,7 @@ def test_nothing_is_loaded_that_nobody_asks_for(variables: dict[str, str], loade
     script = (
         "import sys\n"
         "from rerankd.cli.start import Launch, _traces\n"
-        "launch = Launch('m', (), 'localhost', 0, 'vllm', 'info', 1)\n"
+        "launch = Launch('m')\n"
         "print(_traces(launch, 'm') is not None, 'opentelemetry.sdk.trace' in sys.modules)\n"
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}

@@ -8,7 +8,9 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from rerankd.cli.options import lists_command
+from rerankd.cli.commands import lists_command
+from rerankd.cli.groups import Values, grouped
+from rerankd.cli.options import LOADING, MODEL
 from rerankd.core import RerankdError
 
 app = typer.Typer(
@@ -173,20 +175,17 @@ def serve(
 
 
 @app.command()
+@grouped
 def offline(
-    model: Annotated[str, typer.Argument(help="A model's folder or hub id.")],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     workload: Annotated[
         str, typer.Option(help="uniform, mixed or short; with a number of documents in a request: uniform:200.")
     ] = "uniform",
     rounds: Annotated[int, typer.Option(min=1, help="Measurements, each on documents never seen before.")] = 5,
     seed: Annotated[int, typer.Option(help="Chooses the documents.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, npu, xpu, mps or auto.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="bfloat16, float32, float16 or auto.")] = "auto",
-    quantization: Annotated[str | None, typer.Option(help="int8 or fp8, or none by leaving it out.")] = None,
-    max_num_batched_tokens: Annotated[
-        int | None, typer.Option("--max-num-batched-tokens", "--max-batch-tokens", help="Tokens in one batch.")
-    ] = None,
     save_result: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
+    *,
+    loading: Annotated[Values, LOADING],
 ) -> None:
     """Measure the engine without a server, and what share it reaches of the limit that this machine sets.
 
@@ -208,10 +207,9 @@ def offline(
         wanted = Workload.parse(workload)
         from rerankd.reranker import Reranker
 
-        options = {"device": device, "dtype": dtype, "quantization": quantization}
-        with Reranker(model, **options, max_batch_tokens=max_num_batched_tokens) as reranker:
+        with Reranker(model, **loading) as reranker:
             info = reranker.info
-            precision = quantization or info.dtype
+            precision = info.quantization or info.dtype
             typer.echo(f"{info.model} ({info.architecture}, {info.device}, {precision}), {wanted}")
             summary = Summary.of(measure(reranker, wanted, rounds, precision, seed=seed, progress=show))
         typer.echo(summary.table())
@@ -224,7 +222,7 @@ def offline(
 
 @app.command()
 def quantization(
-    model: Annotated[str, typer.Argument(help="A model's folder or hub id.")],
+    model: Annotated[str, typer.Argument(help=MODEL)],
     pairs: Annotated[int, typer.Option(min=2, help="Pairs of query and document to score.")] = 500,
     seed: Annotated[int, typer.Option(help="Chooses the texts.")] = 0,
 ) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING
 
 from rerankd.core import RerankdError
 
@@ -96,47 +93,3 @@ def _lines(path: Path) -> list[str]:
     if not keys:
         raise DoorError(f"--api-key-file {path} holds no key.")
     return keys
-
-
-def strings(text: str) -> tuple[str, ...]:
-    """A JSON list of strings."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-        raise typer.BadParameter(f"{text!r} is not a JSON list of strings, such as '[\"https://example.org\"]'")
-    return tuple(value)
-
-
-ApiKeys = Annotated[
-    list[str] | None,
-    typer.Option("--api-key", metavar="KEY...", help="Keys that clients send as Bearer tokens. Also RERANKD_API_KEY."),
-]
-ApiKeyFile = Annotated[str | None, typer.Option(help="A file of keys, one a line.")]
-ProtectAll = Annotated[bool, typer.Option("--protect-all", help="Health probes and /metrics want a key too.")]
-Origins = Annotated[
-    Any,
-    typer.Option("--allowed-origins", parser=strings, metavar="JSON", help="Web pages that may call. [default: none]"),
-]
-Methods = Annotated[
-    Any,
-    typer.Option("--allowed-methods", parser=strings, metavar="JSON", help="Methods that they may use. [default: all]"),
-]
-Headers = Annotated[
-    Any,
-    typer.Option("--allowed-headers", parser=strings, metavar="JSON", help="Headers they may send. [default: all]"),
-]
-Credentials = Annotated[bool, typer.Option("--allow-credentials", help="Whether they may send cookies and keys.")]
-SslKeyfile = Annotated[str | None, typer.Option(help="The certificate's private key, where it is not in its file.")]
-SslKeyfilePassword = Annotated[str | None, typer.Option(help="What the private key is encrypted with.")]
-SslCertfile = Annotated[str | None, typer.Option(help="A certificate to serve HTTPS with.")]
-SslCaCerts = Annotated[str | None, typer.Option(help="Certificates that clients' own must be signed by.")]
-SslCertReqs = Annotated[
-    int, typer.Option(min=0, max=2, help="Clients' certificates: 0 not asked for, 1 optional, 2 required.")
-]
-RootPath = Annotated[
-    str,
-    typer.Option("--root-path", "--fastapi-root-path", help="What a proxy puts before every path."),
-]
-Uds = Annotated[str | None, typer.Option(help="A Unix socket to listen on in place of host and port.")]

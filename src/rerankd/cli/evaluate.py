@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from rerankd.cli import options
-from rerankd.cli.options import BackendName, HubName
+from rerankd.cli.groups import Values, grouped
+from rerankd.cli.options import LOADING
 from rerankd.cli.rank import (
     Corpus,
     Dataset,
-    MaxBatchTokens,
     NoProgress,
     Queries,
     SkipBad,
@@ -31,6 +30,7 @@ LISTS = ("--run", "--metrics", "--fail-under", "--compare", "--output", "-o")
 SUFFIXES = {".txt": "text", ".md": "markdown", ".json": "json", ".html": "html", ".htm": "html"}
 
 
+@grouped
 def evaluate(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="A folder or an id on the hub, to rank --dataset with.")
@@ -88,17 +88,8 @@ def evaluate(
     instruction: Annotated[str | None, typer.Option(help="With MODEL: what makes a document relevant.")] = None,
     skip_bad: SkipBad = False,
     no_progress: NoProgress = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    quantization: options.Quantization = None,
-    backend: options.BackendFlag = BackendName.auto,
-    max_model_len: options.MaxModelLen = None,
-    max_num_batched_tokens: MaxBatchTokens = None,
-    hf_overrides: options.HfOverrides = None,
-    recipe: options.Recipe = None,
-    chat_template: options.Template = None,
-    revision: options.Revision = None,
-    hub: options.HubFlag = HubName.huggingface,
+    *,
+    loading: Annotated[Values, LOADING.but("default_instruction")],
 ) -> None:
     """Measure rankings against judgments, and compare them.
 
@@ -129,19 +120,6 @@ def evaluate(
         judged = measures.read_judgments(qrels or _judgments(dataset, split), bad)
         systems = [_system(path, run or (), bad) for path in run or ()]
         if model is not None:
-            loading: dict[str, Any] = {
-                "device": device,
-                "dtype": dtype,
-                "quantization": quantization,
-                "backend": backend.value,
-                "max_model_len": max_model_len,
-                "max_batch_tokens": max_num_batched_tokens,
-                "hf_overrides": hf_overrides or {},
-                "recipe": recipe,
-                "chat_template": chat_template,
-                "revision": revision,
-                "hub": hub.value,
-            }
             systems += _ranked(
                 model, queries, corpus, run or (), compare or (), loading, top_k, instruction, save_runs, bad,
                 skip_bad, not no_progress,

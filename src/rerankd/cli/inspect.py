@@ -9,52 +9,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rerankd.cli import options
-from rerankd.cli.options import BackendName, HubName
+from rerankd.cli.groups import Values, grouped
+from rerankd.cli.options import LOADING, MODEL
 from rerankd.core import RerankdError
 
 if TYPE_CHECKING:
     from rerankd.inspection import Inspection
 
 
+@grouped
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, or an id on the hub.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL)],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    revision: options.Revision = None,
-    hub: options.HubFlag = HubName.huggingface,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    quantization: options.Quantization = None,
-    tensor_parallel_size: options.TensorParallel = 1,
-    backend: options.BackendFlag = BackendName.auto,
-    max_model_len: options.MaxModelLen = None,
-    hf_overrides: options.HfOverrides = None,
-    recipe: options.Recipe = None,
-    chat_template: options.Template = None,
-    default_instruction: options.Instruction = None,
+    *,
+    loading: Annotated[Values, LOADING.but("gpu_memory_utilization", "max_batch_tokens")],
 ) -> None:
     """Print how a model would be scored, and why, without reading its weights."""
     from rerankd.inspection import inspect as look
     from rerankd.loading import plan
     from rerankd.options import LoadOptions
 
-    chosen = LoadOptions(
-        model=model,
-        revision=revision,
-        hub=hub.value,
-        device=device,
-        dtype=dtype,
-        quantization=quantization,
-        tensor_parallel_size=tensor_parallel_size,
-        backend=backend.value,
-        max_model_len=max_model_len,
-        hf_overrides=hf_overrides or {},
-        recipe=recipe,
-        chat_template=chat_template,
-        default_instruction=default_instruction,
-    )
     try:
-        found = look(plan(chosen, weights=False))
+        found = look(plan(LoadOptions(model, **loading), weights=False))
     except RerankdError as error:
         print(f"rerankd: error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
@@ -63,7 +39,7 @@ def inspect(
 
 def _text(found: Inspection) -> str:
     limit = f"{found.max_tokens} tokens of one prompt (positions: {found.positions})"
-    precision = found.dtype + (f", {found.quantization} products" if found.quantization else "")
+    precision = found.dtype + (f", {found.quantization} linear layers" if found.quantization else "")
     lines = {
         "model": found.model,
         "folder": found.folder,

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
+from rerankd.cli.commands import lists_command, peer_command, takes
 from rerankd.cli.evaluate import LISTS as EVAL_LISTS
 from rerankd.cli.evaluate import evaluate
 from rerankd.cli.inspect import inspect
 from rerankd.cli.launch_server import launch_server
 from rerankd.cli.models import models
-from rerankd.cli.options import lists_command, peer_command, takes
 from rerankd.cli.rank import rank, run_batch
 from rerankd.cli.serve import serve
 from rerankd.compat.flags import Takes, UsageProblem

@@ -11,22 +11,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from rerankd.cli import door, options
-from rerankd.cli.options import BackendName, DialectName, HubName
+from rerankd.cli import door
+from rerankd.cli.groups import Values, grouped
+from rerankd.cli.options import LOADING, NAMED, DialectName
 from rerankd.compat.peers import VLLM
 from rerankd.compat.variables import VLLM_VARIABLES
 from rerankd.core import RerankdError
 
-MaxBatchTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--max-num-batched-tokens",
-        "--max-batch-tokens",
-        parser=options.token_count,
-        metavar="TOKENS",
-        help="Tokens of one batch. [default: the device's]",
-    ),
-]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="List bad lines and go on, instead of stopping at one.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Begin anew, whatever is there of the output.")]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progress bar.")]
@@ -49,6 +40,7 @@ Dataset = Annotated[
 ]
 
 
+@grouped
 def rank(
     model: Annotated[
         str | None,
@@ -81,7 +73,7 @@ def rank(
     server: Annotated[
         str | None, typer.Option(metavar="URL", help="Ask this server instead of loading a model.")
     ] = None,
-    api: Annotated[DialectName, typer.Option(help="With --server: the API that it speaks.")] = DialectName.vllm,
+    api: Annotated[DialectName, typer.Option(help="With --server: the API that it speaks.")] = "vllm",
     api_key: Annotated[
         str | None, typer.Option(envvar=door.KEY_VARIABLE, help="With --server: sent as a Bearer token.")
     ] = None,
@@ -89,17 +81,8 @@ def rank(
     request_documents: Annotated[
         int, typer.Option(min=1, help="With --server: documents in a request at most.")
     ] = 1000,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    quantization: options.Quantization = None,
-    backend: options.BackendFlag = BackendName.auto,
-    max_model_len: options.MaxModelLen = None,
-    max_num_batched_tokens: MaxBatchTokens = None,
-    hf_overrides: options.HfOverrides = None,
-    recipe: options.Recipe = None,
-    chat_template: options.Template = None,
-    revision: options.Revision = None,
-    hub: options.HubFlag = HubName.huggingface,
+    *,
+    loading: Annotated[Values, LOADING.but("default_instruction")],
 ) -> None:
     """Score the documents of many queries, from files to files.
 
@@ -129,40 +112,28 @@ def rank(
         if server is not None:
             from rerankd.rank.remote import RemoteScorer
 
-            remote = RemoteScorer(server, api.value, model, api_key, concurrency, request_documents)
+            remote = RemoteScorer(server, api, model, api_key, concurrency, request_documents)
             try:
                 if instruction is not None and not remote.takes_instruction:
-                    raise RerankdError(f"--instruction: the API {api.value} has no field for one; try --api vllm.")
+                    raise RerankdError(f"--instruction: the API {api} has no field for one; try --api vllm.")
                 name = remote.model or server
-                do(remote, name, {"server": server, "api": api.value, "model": remote.model, "top_k": top_k})
+                do(remote, name, {"server": server, "api": api, "model": remote.model, "top_k": top_k})
             finally:
                 remote.close()
             return
         from rerankd.rank.local import LocalScorer
         from rerankd.reranker import Reranker
 
-        loaded: dict[str, Any] = {
-            "device": device,
-            "dtype": dtype,
-            "quantization": quantization,
-            "backend": backend.value,
-            "max_model_len": max_model_len,
-            "max_batch_tokens": max_num_batched_tokens,
-            "hf_overrides": hf_overrides or {},
-            "recipe": recipe,
-            "chat_template": chat_template,
-            "revision": revision,
-            "hub": hub.value,
-        }
-        with Reranker(chosen(model), **loaded) as reranker:
+        with Reranker(chosen(model), **loading) as reranker:
             info = reranker.info
             if instruction is not None and not info.takes_instruction:
                 raise RerankdError(f"--instruction: {info.model} takes none; leave it out.")
             precision = info.quantization or info.dtype
-            about = {**loaded, "model": info.model, "device": info.device, "dtype": info.dtype, "top_k": top_k}
+            about = {**loading, "model": info.model, "device": info.device, "dtype": info.dtype, "top_k": top_k}
             do(LocalScorer(reranker), f"{Path(info.model).name}@{precision}", about)
 
 
+@grouped
 def run_batch(
     ctx: typer.Context,
     input_file: Annotated[str, typer.Option("--input-file", "-i", metavar="FILE", help="Requests, one a line.")],
@@ -170,22 +141,12 @@ def run_batch(
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A folder or an id on the hub. [default: the embedded model]")
     ] = None,
-    served_model_name: options.Names = None,
     skip_bad: SkipBad = False,
     restart: Restart = False,
     no_progress: NoProgress = False,
-    device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
-    quantization: options.Quantization = None,
-    backend: options.BackendFlag = BackendName.auto,
-    max_model_len: options.MaxModelLen = None,
-    max_num_batched_tokens: MaxBatchTokens = None,
-    hf_overrides: options.HfOverrides = None,
-    recipe: options.Recipe = None,
-    chat_template: options.Template = None,
-    default_instruction: options.Instruction = None,
-    revision: options.Revision = None,
-    hub: options.HubFlag = HubName.huggingface,
+    *,
+    served: Annotated[Values, NAMED],
+    loading: Annotated[Values, LOADING],
 ) -> None:
     """Answer a file of requests in vLLM's and OpenAI's batch format, with vLLM's flags."""
     with told_in_one_line(output_file):
@@ -195,23 +156,8 @@ def run_batch(
 
         for note in [*VLLM.judge(ctx.obj, model or ""), *VLLM_VARIABLES.notes(os.environ)]:
             typer.echo(note, err=True)
-        name = chosen(model)
-        with Reranker(
-            name,
-            device=device,
-            dtype=dtype,
-            quantization=quantization,
-            backend=backend.value,
-            max_model_len=max_model_len,
-            max_batch_tokens=max_num_batched_tokens,
-            hf_overrides=hf_overrides or {},
-            recipe=recipe,
-            chat_template=chat_template,
-            default_instruction=default_instruction,
-            revision=revision,
-            hub=hub.value,
-        ) as reranker:
-            names = tuple(served_model_name or ([model] if model else default_names()))
+        with Reranker(chosen(model), **loading) as reranker:
+            names = served["names"] or ((model,) if model else default_names())
             bad = BadLines(skip_bad)
             answered, failed = run_batch(
                 reranker, names, input_file, output_file, bad, restart=restart, progress=not no_progress

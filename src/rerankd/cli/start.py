@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 from rerankd.cli.default_model import default_model
 from rerankd.cli.door import Door
@@ -26,28 +26,25 @@ from rerankd.version import __version__
 if TYPE_CHECKING:
     from rerankd.media.sizing import Sizing
     from rerankd.options import ModelInfo
-    from rerankd.server.logs import LogFormat
     from rerankd.server.settings import Settings
     from rerankd.server.tracing import Traces
 
 log = logging.getLogger("rerankd")
 
-MEDIA = Limits()
-"""What media may cost by default. Seconds to fetch one are vLLM's for a video; vLLM has 5 for an image."""
+LogLevel: TypeAlias = Literal["critical", "error", "warning", "info", "debug", "trace"]
+LogFormat: TypeAlias = Literal["text", "json"]
 
 
 @dataclass(frozen=True, slots=True)
 class Media:
     """What requests may have images and videos read from, and how large a model is shown them.
 
-    limits: what media may cost
-    min_pixels, max_pixels: of an image that says nothing of it; None for what `shown` says
+    min_pixels, max_pixels: of an image that comes without; None for what `shown` says
     shown: fields of `media.sizing.Sizing`
     """
 
     local_folders: tuple[Path, ...] = ()
     allow_private: bool = False
-    limits: Limits = MEDIA
     min_pixels: int | None = None
     max_pixels: int | None = None
     shown: Mapping[str, Any] = field(default_factory=dict)
@@ -63,60 +60,32 @@ class TracesTo:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to serve, where and how. The fields from `revision` to `default_instruction` are `LoadOptions`' own.
+    """What to serve, where and how.
 
     model: None for the default one
-    names: what the model is called; empty for `model` itself
-    max_body, max_bodies: bytes
-    body_timeout: seconds
     shutdown_timeout: seconds from a signal to the end of the process
     keep_alive: seconds that a connection may idle
-    engine_timeout: seconds that a batch may take; 0 for any time
+    settings: fields of `Settings`, but those that are made of the others; without names the model is called as given
+    loading: fields of `LoadOptions`, but the model and what the others say
     door: who may call, and how a call comes in
-    max_calls: how many calls are answered at a time; None for any number
-    max_queued_calls, max_queued_tokens: how many of them, and of their tokens, wait for the model
-    request_timeout: seconds from a call's body to its answer; 0 for any time
     traces: None for what the environment asks for
     """
 
     model: str | None
-    names: tuple[str, ...]
-    host: str
-    port: int
-    dialect: str
-    log_level: str
-    max_body: int
-    access_log: bool = True
-    docs: bool = True
-    playground: bool = True
-    shutdown_timeout: float = 10.0
-    engine_timeout: float = 300.0
-    keep_alive: float = 75.0
-    revision: str | None = None
-    hub: Literal["huggingface", "modelscope"] = "huggingface"
-    device: str = "auto"
-    dtype: str = "auto"
-    quantization: str | None = None
-    gpu_memory_utilization: float | None = None
-    tensor_parallel_size: int = 1
-    backend: str = "auto"
-    max_model_len: int | None = None
-    max_batch_tokens: int | None = None
-    hf_overrides: Mapping[str, Any] = field(default_factory=dict)
-    recipe: str | None = None
-    chat_template: str | None = None
-    default_instruction: str | None = None
-    media: Media = field(default_factory=Media)
-    door: Door = Door()  # noqa: RUF009 - frozen
+    host: str = "127.0.0.1"
+    port: int = 8000
+    log_level: LogLevel = "info"
     log_format: LogFormat = "text"
-    max_calls: int | None = None
-    max_queued_calls: int = 1000
-    max_queued_tokens: int = 8 << 20
-    request_timeout: float = 0.0
-    traces: TracesTo | None = None
-    max_bodies: int = 256 << 20
-    body_timeout: float = 60.0
+    access_log: bool = True
+    shutdown_timeout: float = 10.0
+    keep_alive: float = 75.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    loading: Mapping[str, Any] = field(default_factory=dict)
     request_limits: RequestLimits = RequestLimits()  # noqa: RUF009 - frozen
+    media: Media = field(default_factory=Media)
+    media_limits: Limits = Limits()  # noqa: RUF009 - frozen
+    door: Door = Door()  # noqa: RUF009 - frozen
+    traces: TracesTo | None = None
 
 
 def start(launch: Launch, notes: Iterable[str]) -> None:
@@ -170,10 +139,10 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
     keys, cors, tls = door.keys(), door.cors(), door.tls()
     listener = bind_unix(door.uds) if door.uds else bind(launch.host, launch.port)
     with closing(listener), _removed(door.uds):
-        model, names = launch.model, launch.names
+        model, names = launch.model, tuple[str, ...]()
         if model is None:
             choice = default_model()
-            model, names = choice.model, names or choice.names
+            model, names = choice.model, choice.names
             _say(choice.why, launch)
 
         from rerankd.media.sources import Access
@@ -184,47 +153,24 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
 
         options = LoadOptions(
             model=model,
-            revision=launch.revision,
-            hub=launch.hub,
-            device=launch.device,
-            dtype=launch.dtype,
-            quantization=launch.quantization,
-            gpu_memory_utilization=launch.gpu_memory_utilization,
-            tensor_parallel_size=launch.tensor_parallel_size,
-            backend=launch.backend,
-            max_model_len=launch.max_model_len,
-            max_batch_tokens=launch.max_batch_tokens,
-            engine_timeout=launch.engine_timeout or None,
-            max_queued_tokens=launch.max_queued_tokens,
-            hf_overrides=launch.hf_overrides,
-            recipe=launch.recipe,
-            chat_template=launch.chat_template,
-            default_instruction=launch.default_instruction,
             request_limits=launch.request_limits,
             max_characters=launch.request_limits.characters,
+            max_queued_tokens=launch.settings.get("max_queued_tokens"),
             media_access=Access(launch.media.local_folders, launch.media.allow_private),
-            media_limits=launch.media.limits,
+            media_limits=launch.media_limits,
             media_sizing=_sizing(launch.media),
+            **launch.loading,
         )
-        traces = _traces(launch, (names or (model,))[0])
+        names = launch.settings.get("names") or names or (model,)
+        traces = _traces(launch, names[0])
         with Reranker(options) as reranker, closing(traces) if traces else nullcontext():
             settings = Settings(
-                names=names or (model,),
-                dialect=launch.dialect,
-                max_body=launch.max_body,
-                max_bodies=launch.max_bodies,
-                body_timeout=launch.body_timeout,
+                **{**launch.settings, "names": names},
                 limits=launch.request_limits,
-                docs=launch.docs,
-                playground=launch.playground,
                 keys=keys,
                 protect_all=door.protect_all,
                 cors=cors,
                 root_path=door.root_path.rstrip("/"),
-                max_calls=launch.max_calls,
-                max_queued_calls=launch.max_queued_calls,
-                max_queued_tokens=launch.max_queued_tokens,
-                request_timeout=launch.request_timeout or None,
                 traces=traces,
             )
             app = create_app(reranker, settings)

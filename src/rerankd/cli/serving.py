@@ -1,0 +1,242 @@
+"""Options of the two commands that start a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rerankd.cli.door import Door
+from rerankd.cli.groups import Group, Option
+from rerankd.cli.options import LOADING, NAMED, TOKENS, DialectName
+from rerankd.cli.start import Launch, Media
+from rerankd.cli.values import processor_kwargs, strings
+from rerankd.limits import WHAT, RequestLimits
+from rerankd.media.limits import Limits
+from rerankd.server.settings import MEGABYTE, Settings
+
+QUEUED_TOKENS = 8 << 20
+"""Each of them takes some 40 bytes."""
+
+
+def _bytes(megabytes: float) -> int:
+    return int(megabytes * MEGABYTE)
+
+
+def _negated(flag: bool) -> bool:
+    return not flag
+
+
+def _or_none(seconds: float) -> float | None:
+    return seconds or None
+
+
+def _tuple(values: list[Any] | None) -> tuple[Any, ...]:
+    return tuple(values or ())
+
+
+LAUNCH = Group(
+    Launch,
+    {
+        "host": Option("Address to listen on; 0.0.0.0 for all."),
+        "port": Option("Port to listen on; 0 for a free one.", typed={"min": 0, "max": 65535}),
+        "log_level": Option(
+            "How much is logged.",
+        ),
+        "log_format": Option("Lines of text, or one JSON object a line."),
+        "access_log": Option(
+            "Log no line for each request.", ("--disable-uvicorn-access-log",), default=False, convert=_negated
+        ),
+        "shutdown_timeout": Option(
+            "Seconds from Ctrl-C or SIGTERM to the end; requests in flight have most of them.", typed={"min": 0}
+        ),
+        "keep_alive": Option(
+            "Seconds that a connection may idle; give more than the load balancer has, which is mostly 60.",
+            ("--timeout-keep-alive",),
+            typed={"min": 0.001},
+        ),
+    },
+)
+"""The process and its socket."""
+
+SETTINGS = Group(
+    Settings,
+    {
+        **NAMED.options,
+        "dialect": Option("API at the root; each is under its own prefix too, as /vllm.", kind=DialectName),
+        "docs": Option(
+            "Serve neither /docs nor /openapi.json.", ("--disable-fastapi-docs",), default=False, convert=_negated
+        ),
+        "playground": Option(
+            "Serve no page at / and /playground to try the model on.",
+            ("--disable-playground",),
+            default=False,
+            convert=_negated,
+        ),
+        "max_body": Option(
+            "Most megabytes of one request's body.",
+            ("--max-body-mb",),
+            kind=float,
+            default=64.0,
+            convert=_bytes,
+            typed={"min": 0.001},
+        ),
+        "max_bodies": Option(
+            "Most megabytes of all bodies that are being read or answered.",
+            ("--max-bodies-mb",),
+            kind=float,
+            default=256.0,
+            convert=_bytes,
+            typed={"min": 0.001},
+        ),
+        "body_timeout": Option("Seconds in which a request's body must arrive.", typed={"min": 0.001}),
+        "request_timeout": Option(
+            "Seconds from a request's body to its answer; a later one gets 504. 0 for any time.",
+            kind=float,
+            default=0.0,
+            convert=_or_none,
+            typed={"min": 0},
+        ),
+        "max_calls": Option(
+            "Most calls answered at a time, those that wait included; more get 429. [default: any number]",
+            ("--max-concurrent-requests",),
+            typed={"min": 1},
+        ),
+        "max_queued_calls": Option(
+            "Most calls that wait for the model; further ones get 429.",
+            ("--max-queued-requests", "--max-num-queued-reqs"),
+            kind=int,
+            default=1000,
+            typed={"min": 1},
+        ),
+        "max_queued_tokens": Option(
+            "Most tokens that wait for the model, beside one request that may have more; others get 429. [default: 8M]",
+            ("--max-queued-tokens", "--max-num-queued-tokens"),
+            convert=lambda tokens: tokens or QUEUED_TOKENS,
+            typed=TOKENS,
+        ),
+    },
+)
+"""What is served, and to how many at a time."""
+
+LIMITS = Group(
+    RequestLimits,
+    {
+        name: Option(f"Most {what} in one request.", (f"--max-request-{name}",), typed={"min": 1})
+        for name, what in WHAT.items()
+    },
+)
+"""What one request may hold."""
+
+SERVED_LOADING = Group(
+    LOADING.made,
+    {
+        **LOADING.options,
+        "engine_timeout": Option(
+            "Seconds until a batch that does not end ends the server; a slow machine has more. 0 for never.",
+            ("--engine-timeout", "--watchdog-timeout"),
+            kind=float,
+            default=300.0,
+            convert=_or_none,
+            typed={"min": 0},
+        ),
+    },
+)
+"""How a server loads its model."""
+
+MEDIA = Group(
+    Media,
+    {
+        "local_folders": Option(
+            "A folder that file: URLs of images and videos may lead into; repeat it for several. [default: none]",
+            ("--allowed-local-media-path",),
+            kind=list[Path] | None,
+            default=None,
+            convert=_tuple,
+            typed={"metavar": "FOLDER", "exists": True, "file_okay": False},
+        ),
+        "allow_private": Option(
+            "Fetch images and videos from private and loopback addresses too.", ("--allow-private-media",)
+        ),
+        "min_pixels": Option(
+            "Enlarge an image to at least as many pixels. [default: the model authors' own]", typed={"min": 1}
+        ),
+        "max_pixels": Option(
+            "Reduce an image to at most as many pixels. [default: the model authors' own]", typed={"min": 1}
+        ),
+        "shown": Option(
+            "min_pixels, max_pixels, fps and max_frames for images and videos that come without.",
+            ("--mm-processor-kwargs",),
+            kind=dict[str, object] | None,
+            convert=lambda fields: fields or {},
+            typed={"parser": processor_kwargs, "metavar": "JSON"},
+        ),
+    },
+)
+"""Images and videos of requests."""
+
+MEDIA_LIMITS = Group(
+    Limits,
+    {
+        "timeout": Option("Seconds to fetch one image or video.", ("--media-timeout",), typed={"min": 0.001}),
+        "decode_timeout": Option(
+            "Seconds to decode one image or video.", ("--media-decode-timeout",), typed={"min": 0.001}
+        ),
+        "memory": Option(
+            "Megabytes of memory for the images and videos of all requests.",
+            ("--media-memory-mb",),
+            kind=float,
+            default=Limits().memory / MEGABYTE,
+            convert=_bytes,
+            typed={"min": 1},
+        ),
+    },
+)
+"""What images and videos may cost."""
+
+DOOR = Group(
+    Door,
+    {
+        "api_keys": Option(
+            "Keys that clients send as Bearer tokens. Also RERANKD_API_KEY.",
+            ("--api-key",),
+            kind=list[str] | None,
+            default=None,
+            convert=_tuple,
+            typed={"metavar": "KEY..."},
+        ),
+        "api_key_file": Option("File of keys, one a line."),
+        "protect_all": Option("Ask for a key at health probes and /metrics too.", ("--protect-all",)),
+        "allowed_origins": Option(
+            "Web pages that may call, as a list. [default: none]",
+            kind=Any,
+            default=None,
+            convert=_tuple,
+            typed={"parser": strings, "metavar": "JSON"},
+        ),
+        "allowed_methods": Option(
+            "Methods that these pages may use. [default: all]",
+            kind=Any,
+            default=None,
+            convert=lambda methods: methods or ("*",),
+            typed={"parser": strings, "metavar": "JSON"},
+        ),
+        "allowed_headers": Option(
+            "Headers that these pages may send. [default: all]",
+            kind=Any,
+            default=None,
+            convert=lambda headers: headers or ("*",),
+            typed={"parser": strings, "metavar": "JSON"},
+        ),
+        "allow_credentials": Option("Let these pages send cookies and keys.", ("--allow-credentials",)),
+        "ssl_keyfile": Option("The certificate's private key, where it is not in the certificate's file."),
+        "ssl_keyfile_password": Option("Password of the private key."),
+        "ssl_certfile": Option("Certificate to serve HTTPS with."),
+        "ssl_ca_certs": Option("Certificates of the authorities that sign clients' certificates."),
+        "ssl_cert_reqs": Option(
+            "Clients' certificates: 0 not asked for, 1 optional, 2 required.", typed={"min": 0, "max": 2}
+        ),
+        "root_path": Option("Path that a proxy puts before every path.", ("--root-path", "--fastapi-root-path")),
+        "uds": Option("Unix socket to listen on in place of host and port."),
+    },
+)
+"""Who may call, and how."""
