@@ -12,7 +12,7 @@ from rerankd.limits import RequestLimits
 from rerankd.work import bounded, leaving_out
 
 if TYPE_CHECKING:
-    from rerankd.media.loader import LoadedMedia
+    from rerankd.media.places import LoadedMedia
 
 
 @dataclass(frozen=True, slots=True)

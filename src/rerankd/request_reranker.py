@@ -23,7 +23,7 @@ from rerankd.ranking import Submitted, rank
 from rerankd.work import Workers, all_of
 
 if TYPE_CHECKING:
-    from rerankd.media.loader import LoadedMedia
+    from rerankd.media.places import LoadedMedia
 
 SOON_RANKED = 1000
 """Logits that an event loop makes a result of by itself; of more a thread does."""

@@ -1,45 +1,33 @@
+"""From requests to what models are shown of their images and videos."""
+
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from rerankd.core import Content, Image, InvalidRequest, RerankRequest, Text, Video, text_content
-from rerankd.media import loader as loader_module
-from rerankd.media.limits import BadMedia, Limits
-from rerankd.media.loader import LoadedMedia, MediaLoader
+from rerankd.media import reading
+from rerankd.media.limits import Limits
+from rerankd.media.loader import MediaLoader
+from rerankd.media.places import LoadedMedia
 from rerankd.media.sizing import Sizing
 from rerankd.media.sources import Access
 from rerankd.media.visual import VisionFormat
 from tests.media import films
 from tests.media.patterns import pattern
-from tests.media.servers import Server, ok, serving
+from tests.media.pictures import PICTURE, data_uri, png
+from tests.media.servers import Server, ok
 
 OFFLINE = Access(local_folders=None, allow_private=True)
-PICTURE = PIL.Image.fromarray(pattern(96, 64))
-
-
-def png(image: PIL.Image.Image = PICTURE) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def data_uri(data: bytes) -> str:
-    return "data:application/octet-stream;base64," + base64.b64encode(data).decode()
-
-
 QUERY = text_content("q")
 
 
@@ -56,13 +44,6 @@ def refused(what: RerankRequest, **options: Any) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
         load(what, **options)
     return caught.value
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as running:
-        running.answers["/a.png"] = ok(png())
-        yield running
 
 
 def test_every_source_gives_the_same_picture(server: Server, tmp_path: Path) -> None:
@@ -257,186 +238,6 @@ def test_a_bad_query_is_never_skipped() -> None:
     assert refused(request((Image(PICTURE),), query=(BAD,)), skip=True).field == "query.content[0]"
 
 
-def test_the_first_failure_ends_the_rest(server: Server) -> None:
-    under_way, gone = threading.Event(), threading.Event()
-
-    def forever(file: BinaryIO) -> None:
-        try:
-            file.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-            under_way.set()
-            while True:
-                file.write(b"1\r\n.\r\n")
-                file.flush()
-        finally:
-            gone.set()
-
-    def bad(file: BinaryIO) -> None:
-        under_way.wait(30)
-        file.write(ok(b"this is text"))
-
-    server.answers |= {"/forever": forever, "/bad": bad}
-    what = request((Image(server.url("/forever")),), (Image(server.url("/bad")),))
-    error = refused(what, limits=Limits(timeout=200))
-    assert error.field == "documents[1].content[0]"
-    assert gone.wait(30)
-
-
-def test_cancelling_waits_until_the_thread_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The memory of a file is let go when its thread is done with it, and not before."""
-    started, seen, release = threading.Event(), threading.Event(), threading.Event()
-
-    def stubborn(*arguments: Any) -> Any:
-        decoding = arguments[-2]
-        started.set()
-        while True:
-            try:
-                decoding.go_on()
-            except BadMedia:
-                seen.set()
-                assert release.wait(30)
-                raise
-
-    monkeypatch.setattr(loader_module, "read_video", stubborn)
-    data = films.film(films.MP4)
-
-    async def run() -> None:
-        with MediaLoader(VisionFormat(), access=OFFLINE) as loader:
-            task = asyncio.create_task(loader.load(request((Video(data_uri(data)),))))
-            assert await asyncio.to_thread(started.wait, 30)
-            for _ in range(2):  # whoever asks twice gets it no sooner
-                task.cancel()
-                assert await asyncio.to_thread(seen.wait, 30)
-                await asyncio.sleep(0)
-            held = loader._memory
-            assert not task.done()
-            assert held.files.held >= len(data)
-            assert held.shown.held > 0
-            release.set()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert (held.files.held, held.decoding.held, held.shown.held) == (0, 0, 0)
-
-    try:
-        asyncio.run(run())
-    finally:
-        release.set()
-
-
-def test_closing_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    started = threading.Event()
-
-    def endless(*arguments: Any) -> Any:
-        started.set()
-        while True:
-            arguments[-2].go_on()
-
-    monkeypatch.setattr(loader_module, "read_video", endless)
-
-    async def run() -> None:
-        loader = MediaLoader(VisionFormat(), access=OFFLINE)
-        task = asyncio.create_task(loader.load(request((Video(data_uri(films.film(films.MP4))),))))
-        assert await asyncio.to_thread(started.wait, 30)
-        loader.close()
-        with pytest.raises(InvalidRequest, match="cancelled"):
-            await task
-
-    asyncio.run(run())
-
-
-def test_cancelling_while_waiting_for_memory_lets_others_by() -> None:
-    async def run() -> None:
-        with MediaLoader(VisionFormat(), access=OFFLINE) as loader:
-            memory = loader._memory
-            most = {budget: await budget.hold(budget.total) for budget in memory}
-            for budget in (memory.shown, memory.files, memory.decoding):
-                task = asyncio.create_task(loader.load(request((Image(data_uri(png())),))))
-                while not budget._asked:
-                    await asyncio.sleep(0.01)
-                task.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await task
-                most[budget].release()
-                assert budget.held == 0
-            assert len((await loader.load(request((Image(data_uri(png())),)))).documents[0]) == 1
-
-    asyncio.run(run())
-
-
-def test_what_is_shown_counts_until_it_is_released() -> None:
-    async def run() -> None:
-        with MediaLoader(VisionFormat(), access=OFFLINE) as loader:
-            loaded = await loader.load(request((Image(PICTURE),)))
-            assert loader._memory.shown.held == 96 * 64 * 3
-            loaded.release()
-            assert loader._memory.shown.held == 0
-            loaded = await loader.load(request((Image(PICTURE),)))
-            del loaded
-            assert loader._memory.shown.held == 0
-            with pytest.raises(InvalidRequest):
-                await loader.load(request((Image(PICTURE), BAD)))
-            late = Video([PICTURE, PICTURE, "data:,x"])  # all of its frames are counted before the last one fails
-            loaded = await loader.load(request((late,)), skip_bad_documents=True)
-            assert list(loaded.failed) == [0]
-            assert [budget.held for budget in loader._memory] == [0, 0, 0]
-
-    asyncio.run(run())
-
-
-def jpeg(seed: int, size: tuple[int, int] = (96, 64)) -> bytes:
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pattern(*size, seed)).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def frames_uri(*frames: bytes, kind: str = "video/jpeg") -> str:
-    return f"data:{kind};base64," + ",".join(base64.b64encode(frame).decode() for frame in frames)
-
-
-@pytest.mark.parametrize(("count", "max_frames"), [(1, 64), (2, 64), (5, 64), (20, 7)])
-def test_vllms_list_of_jpegs_is_the_list_of_frames(count: int, max_frames: int) -> None:
-    files = [jpeg(seed) for seed in range(count)]
-    pictures = [PIL.Image.open(io.BytesIO(file)) for file in files]
-    parts = [Video(source, max_frames=max_frames) for source in (frames_uri(*files), pictures)]
-    joined, listed = load(request(tuple(parts))).documents[0]
-    assert joined.digest == listed.digest
-    assert joined.seconds == listed.seconds
-    assert joined.seconds[0] == 0.25
-    assert np.array_equal(joined.frames, listed.frames)
-
-
-@pytest.mark.parametrize("kind", ["Video/JPEG", "video/jpeg;charset=binary"])
-def test_vllms_list_in_other_spelling(kind: str) -> None:
-    files = [jpeg(1), jpeg(2)]
-    (loaded,) = load(request((Video(frames_uri(*files, kind=kind)),))).documents[0]
-    assert loaded.seconds == (0.25,)
-
-
-@pytest.mark.parametrize(
-    ("uri", "problem"),
-    [
-        (frames_uri(), "frame 0: the data: URI is empty"),
-        (frames_uri(jpeg(1)) + ",", "frame 1: the data: URI is empty"),
-        (frames_uri(jpeg(1), b"text"), "frame 1: this is not an image"),
-        (frames_uri(jpeg(1), jpeg(1)[:400]), "frame 1: the picture's header is damaged (Truncated File Read)"),
-        (frames_uri(jpeg(1), jpeg(1, (300, 64))), "frame 1 has another shape than frame 0"),
-        (frames_uri(films.film(films.MP4)), "frame 0: this is a video, not an image"),
-        ("data:video/jpeg;base64," + 1200 * ",", "the list holds 1,201 frames, over the limit of 1,200"),
-        (frames_uri(jpeg(1), bytes(1 << 20)), "frame 1: the file is over the limit of 1.0 MiB"),
-        (frames_uri(jpeg(1), jpeg(2), kind="video/png"), "not valid base64"),
-    ],
-)
-def test_vllms_list_that_cannot_be_read(uri: str, problem: str) -> None:
-    error = refused(request((Video(uri),)), limits=Limits(image_bytes=(1 << 20) - 1))
-    assert error.field == "documents[0].content[0]"
-    assert problem in error.problem
-
-
-def test_the_limit_for_listed_frames_is_that_for_seconds() -> None:
-    what = request((Video([PICTURE] * 9),))
-    assert len(load(what, limits=Limits(video_seconds=4.5)).documents[0][0].frames) == 10
-    assert "9 frames, over the limit of 8" in refused(what, limits=Limits(video_seconds=4.0)).problem
-
-
 def test_what_a_server_calls_a_file_is_told_and_nothing_of_it(server: Server) -> None:
     server.answers["/login"] = ok(b"<html>secret", "Content-Type: text/html; charset=utf-8")
     for part in (Image(server.url("/login")), Video(server.url("/login"))):
@@ -451,13 +252,13 @@ async def test_blocking_works_within_an_event_loop() -> None:
 
 async def test_decoding_is_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = set()
-    inner = loader_module.open_image
+    inner = reading.open_image
 
     def noting(*arguments: Any) -> Any:
         threads.add(threading.current_thread().name)
         return inner(*arguments)
 
-    monkeypatch.setattr(loader_module, "open_image", noting)
+    monkeypatch.setattr(reading, "open_image", noting)
     with MediaLoader(VisionFormat(), access=OFFLINE) as loader:
         await loader.load(request((Image(data_uri(png())),)))
     (name,) = threads

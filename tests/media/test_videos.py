@@ -1,3 +1,5 @@
+"""Reading videos: containers, frames, times, sound."""
+
 from __future__ import annotations
 
 import contextlib
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from rerankd.media import videos
 from rerankd.media.budget import Budget
 from rerankd.media.decoding import Decoding
-from rerankd.media.limits import BadMedia, Limits, NotRead
+from rerankd.media.limits import BadMedia, Limits
 from rerankd.media.sizing import TOKEN, Sizing
 from rerankd.media.videos import read_video
 from tests.media import films
@@ -164,110 +166,6 @@ def test_a_streamed_matroska_file_has_no_size_to_be_cut_from() -> None:
     assert len(read(bytes(data))[0]) == 4
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"hello",
-        b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1/x.ts\n",
-        b"ffconcat version 1.0\nfile /etc/passwd\n",
-        b"RIFF....WAVE",
-        b"<html>secret</html>",
-    ],
-)
-def test_only_three_containers_are_read(data: bytes) -> None:
-    with pytest.raises(NotRead, match="not a video; MP4, QuickTime, WebM and GIF are read") as caught:
-        read(data)
-    assert f"of {len(data)} bytes" in str(caught.value)
-    assert not data or data[:6].decode() not in str(caught.value), "nothing of the file itself is told"
-
-
-@pytest.mark.parametrize(
-    ("data", "kind"),
-    [
-        (b"RIFF....AVI LIST", "AVI"),
-        (b"FLV\x01\x05", "Flash"),
-        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6", "Windows Media"),
-        (b"\0\0\1\xba\x44", "MPEG"),
-        (b"\x47" * 188 * 4, "MPEG transport stream"),
-        (b"OggS\0", "Ogg"),
-    ],
-)
-def test_other_kinds_of_film_say_what_to_do(data: bytes, kind: str) -> None:
-    with pytest.raises(NotRead, match=rf"a kind that is not read \({kind}\); re-encode it as MP4 or WebM"):
-        read(data)
-
-
-def saved(form: str, frames: int = 1, size: tuple[int, int] = (64, 64), **options: Any) -> bytes:
-    pictures = [PIL.Image.new("RGB", size, colour) for colour in ("red", "lime", "blue", "white")][:frames]
-    buffer = io.BytesIO()
-    more = {"save_all": True, "append_images": pictures[1:]} if frames > 1 else {}
-    pictures[0].save(buffer, form, **more, **options)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("brands", [b"avifmif1miaf", b"mif1avif", b"isomavif"])
-def test_an_avif_picture_is_no_film(brands: bytes) -> None:
-    data = saved("AVIF").replace(
-        b"ftypavif\0\0\0\0avifmif1miafMA1B", b"ftyp" + brands[:4] + b"\0\0\0\0" + 4 * brands[-4:]
-    )
-    with pytest.raises(NotRead, match=r"a still picture \(AVIF\), not a video; send it as an image part"):
-        read(data)
-
-
-@pytest.mark.parametrize(
-    ("brands", "kind"),
-    [(b"heicmif1", "HEIF"), (b"mif1heic", "HEIF"), (b"crx isom", "camera raw"), (b"isomisom", "in a")],
-)
-def test_pictures_in_other_iso_files_are_no_film(brands: bytes, kind: str) -> None:
-    """The very bytes that libavformat would read as a film of one frame."""
-    data = saved("AVIF").replace(b"ftypavif\0\0\0\0avifmif1miafMA1B", b"ftyp" + brands[:4] + b"\0\0\0\0" + brands * 2)
-    with pytest.raises(
-        NotRead, match=rf"a still picture \({kind}.*, not a video; convert it to JPEG or PNG and send it"
-    ):
-        read(data)
-
-
-@pytest.mark.parametrize("brand", [b"avis", b"msf1", b"hevc"])
-def test_a_sequence_of_pictures_is_a_film(brand: bytes) -> None:
-    frames, seconds = read(saved("AVIF", 4, quality=100, duration=500).replace(b"ftypavis", b"ftyp" + brand))
-    assert len(seconds) == 2
-    shown = [frame[32, 32].astype(int) for frame in frames]
-    for pixel, expected in zip(shown, [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)], strict=True):
-        assert np.abs(pixel - expected).max() <= 3
-
-
-@pytest.mark.parametrize("form", ["PNG", "WEBP"])
-def test_animated_pictures_are_no_films(form: str) -> None:
-    with pytest.raises(NotRead, match=f"an animated {form} is not read as a video; send it as GIF, MP4 or WebM"):
-        read(saved(form, 3))
-
-
-@pytest.mark.parametrize("form", ["ICO", "JPEG2000"])
-def test_other_pictures_are_no_films(form: str) -> None:
-    with pytest.raises(NotRead, match="not a video; convert it to JPEG or PNG and send it as an image part"):
-        read(saved(form))
-
-
-@pytest.mark.parametrize("tail", [b"", film(films.MP4)])
-def test_a_photo_is_no_film_and_a_motion_photo_neither(tail: bytes) -> None:
-    with pytest.raises(NotRead, match="this is an image, not a video; send it as an image part"):
-        read(saved("JPEG") + tail)
-
-
-def test_a_still_in_a_quicktime_film_stands_alone() -> None:
-    frames, seconds = read(film(films.MOV, frames=1, size=(64, 64), crf="0"))
-    assert (len(frames), seconds) == (1, (0.0,))
-    assert np.array_equal(frames[0], scene(64, 64, 0))
-
-
-def test_an_image_as_a_video_says_so() -> None:
-    buffer = io.BytesIO()
-    PIL.Image.new("RGB", (8, 8)).save(buffer, "PNG")
-    with pytest.raises(BadMedia, match="this is an image, not a video; send it as an image part"):
-        read(buffer.getvalue())
-
-
 @pytest.mark.parametrize("container", ["mp4", "webm", "matroska"])
 def test_sound_alone(container: str) -> None:
     with pytest.raises(BadMedia, match="no video track"):
@@ -290,145 +188,6 @@ def test_a_file_that_only_begins_like_one() -> None:
     for data in (b"\0\0\0\x14ftypmp42\0\0\0\0mp42", b"\x1a\x45\xdf\xa3\x80", b"GIF89a" + b"\0" * 30):
         with pytest.raises(BadMedia):
             read(data)
-
-
-def test_the_limit_for_seconds() -> None:
-    data = film(films.MP4, frames=30)
-    assert len(read(data, limits=Limits(video_seconds=3.0))[0]) == 4
-    with pytest.raises(BadMedia, match=r"3\.0 seconds long, over the limit of 2\.9"):
-        read(data, limits=Limits(video_seconds=2.9))
-
-
-def test_the_limit_for_seconds_where_the_header_lies() -> None:
-    data = bytearray(film(films.MP4, frames=30))
-    for box, duration in ((b"mvhd", 16), (b"mdhd", 16)):
-        at = data.index(box) + 4 + duration
-        data[at : at + 4] = (1).to_bytes(4, "big")
-    with pytest.raises(BadMedia, match="over the limit of 2"):
-        read(bytes(data), limits=Limits(video_seconds=2.0))
-
-
-def test_the_limit_for_frames() -> None:
-    data = film(films.MP4, frames=300, rate=600)
-    with pytest.raises(BadMedia, match="more than 240 frames, the limit of 1 seconds at 240 a second"):
-        read(data, limits=Limits(video_seconds=1.0))
-
-
-def test_the_limit_for_pixels() -> None:
-    data = film(films.MP4, frames=4, size=(640, 480))
-    with pytest.raises(BadMedia, match=r"640 x 480 is 307,200 pixels, over the limit of 307,199"):
-        read(data, limits=Limits(pixels=307_199))
-    assert len(read(data, limits=Limits(pixels=310_000))[0]) == 4
-
-
-def test_the_limit_for_pixels_where_the_header_lies() -> None:
-    data = bytearray(film(films.MP4, frames=4, size=(640, 480)))
-    at = data.index(b"avc1", data.index(b"stsd")) + 4 + 24
-    assert data[at : at + 4] == (640).to_bytes(2, "big") + (480).to_bytes(2, "big")
-    data[at : at + 4] = (16).to_bytes(2, "big") * 2
-    with pytest.raises(BadMedia, match=r"over the limit|cannot be decoded"):
-        read(bytes(data), limits=Limits(pixels=100_000))
-
-
-def test_the_limit_for_pixels_that_are_decoded() -> None:
-    # A GIF has one key frame: its last frame is reached through all others.
-    data = film(films.GIF, frames=30, size=(100, 100))
-    assert len(read(data, limits=Limits(video_pixels=300_000))[0]) == 4
-    with pytest.raises(BadMedia, match="more than 299,999 pixels have to be decoded"):
-        read(data, limits=Limits(video_pixels=299_999))
-
-
-def test_damage_within_a_video_is_noticed() -> None:
-    data = bytearray(film(films.MP4, frames=40, size=(128, 96)))
-    start = data.index(b"mdat") + 900
-    data[start : start + 600] = b"\xa5" * 600
-    with pytest.raises(BadMedia, match=r"damaged|cannot be decoded|breaks off"):
-        read(bytes(data), fps=10.0)
-
-
-class Slices(Decoding):
-    """Counts how often it is asked, and after so many says no."""
-
-    def __init__(self, most: int, seconds: float = 60.0) -> None:
-        super().__init__(Budget(LIMITS.decode_memory, "decoding"), seconds, threading.Event())
-        self.most = most
-        self.asked = 0
-
-    def go_on(self) -> None:
-        self.asked += 1
-        if self.asked == self.most:
-            self.cancel()
-        super().go_on()
-
-
-def test_cancelling_ends_every_phase_within_a_slice() -> None:
-    data = film(films.MP4, frames=40)
-    whole = Slices(10**9)
-    read(data, decoding=whole)
-    assert whole.asked > 2 * 40, "each packet and each frame"
-    for most in range(1, whole.asked + 1):
-        slices = Slices(most)
-        with pytest.raises(BadMedia, match="cancelled"):
-            read(data, decoding=slices)
-        assert slices.asked <= most + 5, "libavformat may ask for bytes again before it gives up"
-
-
-def test_the_limit_for_decoding_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(10**6))
-    monkeypatch.setattr("rerankd.media.decoding.time.monotonic", lambda: float(next(clock)))
-    with pytest.raises(BadMedia, match="takes more than 50 seconds, the limit"):
-        read(film(films.MP4, frames=40), decoding=Slices(10**9, seconds=50.0))
-
-
-def test_work_is_counted_before_any_frame_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(videos, "_decode", None)
-    with pytest.raises(BadMedia, match="more than 299,999 pixels have to be decoded"):
-        read(film(films.GIF, frames=30, size=(100, 100)), limits=Limits(video_pixels=299_999))
-
-
-def test_key_frames_save_work() -> None:
-    """64 x 64 pixels; four frames are shown, none further from its key frame than nine others."""
-    data = film(films.MP4, frames=200, size=(64, 64), g="10", bf="0")
-    assert len(read(data, fps=0.1, limits=Limits(video_pixels=64 * 64 * 40))[0]) == 4
-    with pytest.raises(BadMedia, match="have to be decoded"):
-        read(data, fps=0.1, limits=Limits(video_pixels=64 * 64 * 3))
-
-
-def test_memory_is_held_for_what_a_decoder_takes() -> None:
-    small = Budget(videos._PROBE_MEMORY, "decoding")
-    data = film(films.MP4, frames=4, size=(640, 480))
-    assert len(read(data, decoding=Decoding(small, 60.0, threading.Event()))[0]) == 4
-    assert small.held == 0
-    data = film(films.MP4, frames=4, size=(1920, 1280))
-    with pytest.raises(
-        BadMedia, match=r"it takes about [\d.]+ MiB of memory, over the limit of 108.0 MiB for decoding"
-    ):
-        read(data, decoding=Decoding(small, 60.0, threading.Event()))
-
-
-def in_fragments(data: bytes) -> bytes:
-    buffer = io.BytesIO()
-    options = {"movflags": "frag_keyframe+empty_moov"}
-    with av.open(io.BytesIO(data)) as whole, av.open(buffer, "w", "mp4", options=options) as file:
-        track = file.add_stream_from_template(whole.streams.video[0])
-        for packet in whole.demux(video=0):
-            if packet.size:
-                packet.stream = track
-                file.mux(packet)
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("field", ["stsz", "trun"])
-def test_samples_that_a_few_bytes_claim_are_not_listed(field: str) -> None:
-    data = bytearray(film(films.MP4, frames=20, g="5"))
-    if field == "trun":
-        data = bytearray(in_fragments(bytes(data)))
-    at = data.rindex(field.encode()) + 4
-    count = at + (8 if field == "stsz" else 4)
-    assert len(read(bytes(data))[0]) == 4
-    data[count : count + 4] = (50_000_000).to_bytes(4, "big")
-    with pytest.raises(BadMedia, match="lists more than 1,152,000 samples of picture and sound"):
-        read(bytes(data))
 
 
 def with_sound(sound: str, container: str = "mov") -> bytes:

@@ -33,7 +33,8 @@ SUFFIXES = {".txt": "text", ".md": "markdown", ".json": "json", ".html": "html",
 @grouped
 def evaluate(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A folder or an id on the hub, to rank --dataset with.")
+        str | None,
+        typer.Argument(metavar="MODEL", help="A folder, or an id on the hub: the model to rank --dataset with."),
     ] = None,
     qrels: Annotated[
         str | None, typer.Option(metavar="FILE", help="Judgments: TREC's 4 columns, BEIR's TSV, CSV, JSONL or Parquet.")
@@ -43,17 +44,19 @@ def evaluate(
         typer.Option(
             "--run",
             metavar="FILE...",
-            help="Runs; the first is what the others are compared with. With MODEL its first stage.",
+            help="Runs to measure and compare with the first one. With MODEL: the model's first stage.",
         ),
     ] = None,
     dataset: Dataset = None,
     queries: Queries = None,
     corpus: Corpus = None,
-    split: Annotated[str, typer.Option(help="Of --dataset: which judgments, qrels/SPLIT.tsv.")] = "test",
+    split: Annotated[str, typer.Option(help="Judgments of --dataset to use, from qrels/SPLIT.tsv.")] = "test",
     metrics: Annotated[
         list[str] | None,
         typer.Option(
-            "--metrics", metavar="NAME...", help="Of ir-measures. [default: nDCG@10 RR@10 AP R@100 P@5 Judged@10]"
+            "--metrics",
+            metavar="NAME...",
+            help="Measures, as ir-measures names them. [default: nDCG@10 RR@10 AP R@100 P@5 Judged@10]",
         ),
     ] = None,
     compare: Annotated[
@@ -68,24 +71,29 @@ def evaluate(
         str | None,
         typer.Option(metavar="FILE", help="Fuse the runs by reciprocal rank, write that run and measure it."),
     ] = None,
-    worst: Annotated[int, typer.Option(min=0, help="Queries to show of each run, those it does worst at.")] = 3,
+    worst: Annotated[int, typer.Option(min=0, help="Queries to show of each run, from the worst.")] = 3,
     per_query: Annotated[str | None, typer.Option(metavar="FILE", help="Write each query's values as JSONL.")] = None,
     fail_under: Annotated[
         list[str] | None,
-        typer.Option("--fail-under", metavar="NAME=VALUE...", help="Exit code 1 where a mean is lower, for CI."),
+        typer.Option("--fail-under", metavar="NAME=VALUE...", help="End with exit code 1 if a mean is lower, for CI."),
     ] = None,
     format: Annotated[
-        Literal["text", "markdown", "json", "html"], typer.Option(help="What is printed on standard output.")
+        Literal["text", "markdown", "json", "html"], typer.Option(help="Format of the report on standard output.")
     ] = "text",
     output: Annotated[
         list[str] | None,
-        typer.Option("--output", "-o", metavar="FILE...", help="Write the report too: .txt, .md, .json or .html."),
+        typer.Option(
+            "--output", "-o", metavar="FILE...", help="Files to write the report to: .txt, .md, .json or .html."
+        ),
     ] = None,
     save_runs: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="With MODEL: keep its runs, and go on with stopped ones.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="With MODEL: keep the model's runs here, and go on with stopped runs."),
     ] = None,
     top_k: TopK = None,
-    instruction: Annotated[str | None, typer.Option(help="With MODEL: what makes a document relevant.")] = None,
+    instruction: Annotated[
+        str | None, typer.Option(help="With MODEL: instruction that says which documents are relevant.")
+    ] = None,
     skip_bad: SkipBad = False,
     no_progress: NoProgress = False,
     *,
@@ -100,7 +108,7 @@ def evaluate(
     with told_in_one_line("-"):
         from rerankd.evaluate import measures, report
         from rerankd.rank.files import BadLines
-        from rerankd.rank.queries import texts_of
+        from rerankd.rank.texts import texts_of
 
         writers = _writers()
         for path in output or ():

@@ -18,23 +18,29 @@ from rerankd.compat.peers import VLLM
 from rerankd.compat.variables import VLLM_VARIABLES
 from rerankd.core import RerankdError
 
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="List bad lines and go on, instead of stopping at one.")]
-Restart = Annotated[bool, typer.Option("--restart", help="Begin anew, whatever is there of the output.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="List bad lines and go on, instead of stopping at the first.")
+]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Start from the beginning, even where a stopped run could go on.")
+]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progress bar.")]
 Queries = Annotated[
     str | None, typer.Option(metavar="FILE", help="Queries: TSV (id, text), JSONL, CSV or Parquet, or a BEIR folder.")
 ]
 Corpus = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Documents, in the same forms. .gz and .zst are read too, and - is stdin."),
+    typer.Option(
+        metavar="FILE", help="Documents, in the same formats as queries. .gz and .zst are read too; - is stdin."
+    ),
 ]
 Runs = Annotated[
     list[str] | None,
     typer.Option(
-        "--run", metavar="FILE...", help="First-stage runs; of several the ranks are fused. [default: all documents]"
+        "--run", metavar="FILE...", help="First-stage runs; ranks of several runs are fused. [default: all documents]"
     ),
 ]
-TopK = Annotated[int | None, typer.Option(min=1, help="Documents of each query to score, the first of the run.")]
+TopK = Annotated[int | None, typer.Option(min=1, help="Documents to score for each query, from the top of the run.")]
 Dataset = Annotated[
     str | None, typer.Option(metavar="FOLDER", help="A BEIR folder, in place of --queries and --corpus.")
 ]
@@ -44,28 +50,29 @@ Dataset = Annotated[
 def rank(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="A folder or an id on the hub; with --server the name that is sent."),
+        typer.Argument(metavar="MODEL", help="A folder, or an id on the hub; with --server the name to send."),
     ] = None,
     pairs: Annotated[
         str | None,
-        typer.Argument(metavar="PAIRS", help="A file with {query, documents} on each line, or a pair a row."),
+        typer.Argument(metavar="PAIRS", help="A file with {query, documents} on each line, or one pair in each row."),
     ] = None,
     queries: Queries = None,
     corpus: Corpus = None,
     run: Runs = None,
     dataset: Dataset = None,
     output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE", help="Where rankings go; - is stdout.")
+        str, typer.Option("--output", "-o", metavar="FILE", help="File to write rankings to; - is stdout.")
     ] = "-",
     format: Annotated[
-        Literal["trec", "jsonl", "csv", "parquet"] | None, typer.Option(help="[default: as the output's suffix says]")
+        Literal["trec", "jsonl", "csv", "parquet"] | None,
+        typer.Option(help="Format of the output. [default: from its suffix]"),
     ] = None,
     top_k: TopK = None,
-    top_n: Annotated[int | None, typer.Option(min=1, help="Documents of each query to write, the best.")] = None,
+    top_n: Annotated[int | None, typer.Option(min=1, help="Documents to write for each query, from the best.")] = None,
     min_score: Annotated[float | None, typer.Option(help="Leave out documents of a lower score.")] = None,
-    instruction: Annotated[str | None, typer.Option(help="What makes a document relevant.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="Instruction that says which documents are relevant.")] = None,
     tag: Annotated[
-        str | None, typer.Option(help="The last column of a TREC run. [default: the model and dtype]")
+        str | None, typer.Option(help="Text in the last column of a TREC run. [default: the model and dtype]")
     ] = None,
     skip_bad: SkipBad = False,
     restart: Restart = False,
@@ -73,14 +80,12 @@ def rank(
     server: Annotated[
         str | None, typer.Option(metavar="URL", help="Ask this server instead of loading a model.")
     ] = None,
-    api: Annotated[DialectName, typer.Option(help="With --server: the API that it speaks.")] = "vllm",
+    api: Annotated[DialectName, typer.Option(help="With --server: the API that the server has.")] = "vllm",
     api_key: Annotated[
-        str | None, typer.Option(envvar=door.KEY_VARIABLE, help="With --server: sent as a Bearer token.")
+        str | None, typer.Option(envvar=door.KEY_VARIABLE, help="With --server: key to send as a Bearer token.")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="With --server: requests in flight.")] = 8,
-    request_documents: Annotated[
-        int, typer.Option(min=1, help="With --server: documents in a request at most.")
-    ] = 1000,
+    concurrency: Annotated[int, typer.Option(min=1, help="With --server: requests in flight at a time.")] = 8,
+    request_documents: Annotated[int, typer.Option(min=1, help="With --server: most documents in one request.")] = 1000,
     *,
     loading: Annotated[Values, LOADING.but("default_instruction")],
 ) -> None:
@@ -136,8 +141,15 @@ def rank(
 @grouped
 def run_batch(
     ctx: typer.Context,
-    input_file: Annotated[str, typer.Option("--input-file", "-i", metavar="FILE", help="Requests, one a line.")],
-    output_file: Annotated[str, typer.Option("--output-file", "-o", metavar="FILE", help="Answers, in their order.")],
+    input_file: Annotated[
+        str, typer.Option("--input-file", "-i", metavar="FILE", help="File of requests, one on each line.")
+    ],
+    output_file: Annotated[
+        str,
+        typer.Option(
+            "--output-file", "-o", metavar="FILE", help="File to write answers to, in the order of the requests."
+        ),
+    ],
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A folder or an id on the hub. [default: the embedded model]")
     ] = None,
@@ -176,7 +188,8 @@ def source_of(
     bad: Any,
 ) -> Any:
     """What options say is to be ranked. Raises RerankdError for options that do not go together."""
-    from rerankd.rank.queries import Collection, Pairs
+    from rerankd.rank.collection import Collection
+    from rerankd.rank.pairs import Pairs
 
     if pairs is not None:
         if queries or corpus or runs or dataset:

@@ -10,9 +10,9 @@ from typing import Any
 from rerankd.core import RerankdError
 from rerankd.evaluate.measures import load_run
 from rerankd.evaluate.report import System
+from rerankd.rank.collection import Collection
 from rerankd.rank.files import COMPRESSIONS, BadLines, FileProblem
 from rerankd.rank.local import LocalScorer
-from rerankd.rank.queries import Collection
 from rerankd.rank.rank import Output, rank
 from rerankd.rank.scoring import Wanted
 from rerankd.reranker import Reranker

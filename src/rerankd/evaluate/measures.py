@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from rerankd.core import RerankdError
+from rerankd.rank.collection import RRF_CONSTANT
 from rerankd.rank.files import BadLine, BadLines, FileProblem, Source, needed
-from rerankd.rank.queries import RRF_CONSTANT
 from rerankd.rank.rows import Columns, decoded, rows
 from rerankd.rank.runs import read_run
 

@@ -1,0 +1,237 @@
+"""The reading of one request's images and videos."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+import PIL.Image
+
+from rerankd.core import Image, InvalidRequest, Video
+from rerankd.media.budget import Budget
+from rerankd.media.decoding import Decoding
+from rerankd.media.fetch import Fetcher
+from rerankd.media.frames import Pixels, listed, listed_memory, shrink
+from rerankd.media.images import Opened, memory_of, open_image, resize, resize_memory, to_rgb
+from rerankd.media.limits import BadMedia, Limits, NotRead, megabytes
+from rerankd.media.sampling import LIST_FPS, list_indices, timestamps
+from rerankd.media.sizing import LIST_TOTAL_PIXELS, Sizing
+from rerankd.media.sources import Access, Frames, is_url, listed_frames, local_size, read_local
+from rerankd.media.videos import read_video
+from rerankd.media.visual import VisionFormat, Visual
+from rerankd.media.waiting import all_done, ended
+
+_AT_ONCE = 8
+"""Files of one request that are fetched or decoded at the same time, so that other requests have threads too."""
+
+Result = TypeVar("Result")
+
+
+class Memory(NamedTuple):
+    """The memory that all requests share: for files, for decoding, and for what models are shown."""
+
+    files: Budget
+    decoding: Budget
+    shown: Budget
+
+
+class _File(NamedTuple):
+    """A file's bytes, and what the server that it came from calls it."""
+
+    data: bytes
+    media_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Show(Generic[Result]):
+    """What is made of a decoded picture; `memory` is what that takes, by the picture before it is decoded."""
+
+    make: Callable[[PIL.Image.Image], Result]
+    memory: Callable[[PIL.Image.Image], int]
+
+
+class Reading:
+    """Reads the parts of one request: waiting is done in the event loop, everything else in threads.
+
+    shown: bytes of the visuals so far
+    """
+
+    def __init__(
+        self,
+        form: VisionFormat,
+        sizing: Sizing,
+        limits: Limits,
+        access: Access,
+        fetcher: Fetcher,
+        threads: ThreadPoolExecutor,
+        memory: Memory,
+        closing: threading.Event,
+    ) -> None:
+        self._form = form
+        self._sizing = sizing
+        self._limits = limits
+        self._access = access
+        self._fetcher = fetcher
+        self._threads = threads
+        self._memory = memory
+        self._closing = closing
+        self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._counting = threading.Lock()
+        self.shown = 0
+
+    async def visual(self, part: Image | Video) -> Visual:
+        """Raises BadMedia, and InvalidRequest once all that is read is too much together."""
+        if isinstance(part, Image):
+            return await self._image(part)
+        frames = listed_frames(part.source, int(self._limits.video_seconds * LIST_FPS))
+        return await self._video_file(part) if frames is None else await self._frame_list(part, frames)
+
+    async def visual_or_error(self, part: Image | Video) -> Visual | BadMedia:
+        """`visual`, with BadMedia returned in place of raised."""
+        try:
+            return await self.visual(part)
+        except BadMedia as error:
+            return error
+
+    @contextmanager
+    def _claim(self, size: int) -> Iterator[None]:
+        """Count `size` bytes among those that are shown, before they are held and unless they fail; in any thread."""
+        with self._counting:
+            self.shown += size
+            fits = self.shown <= self._limits.shown_memory
+        try:
+            if not fits:
+                raise self._too_much()
+            yield
+        except BaseException:
+            with self._counting:
+                self.shown -= size
+            raise
+
+    def _too_much(self) -> InvalidRequest:
+        return InvalidRequest(
+            "documents",
+            f"the request's images and videos take more than {megabytes(self._limits.shown_memory)} together as the "
+            "model is shown them; send fewer documents at a time, or smaller pictures (max_pixels, max_frames)",
+        )
+
+    async def _image(self, part: Image) -> Visual:
+        low, high = self._sizing.image_bounds(part)
+        factor = self._form.factor
+
+        def show(image: PIL.Image.Image) -> Visual:
+            pixels = np.array(resize(image, factor, low, high))
+            with self._claim(pixels.nbytes):
+                return Visual.of_image(pixels, self._form)
+
+        return await self._picture(part.source, _Show(show, lambda image: resize_memory(image, factor, low, high)))
+
+    async def _video_file(self, part: Video) -> Visual:
+        fps, max_frames = self._sizing.video_sampling(part)
+
+        def show(file: _File, decoding: Decoding) -> Visual:
+            frames, seconds = read_video(
+                file.data, self._form.factor, self._sizing, fps, max_frames, self._limits, decoding, self._claim
+            )
+            return Visual.of_video(frames, seconds, self._form)
+
+        return await self._from_file(part.source, self._limits.video_bytes, show)
+
+    async def _frame_list(self, part: Video, sources: Frames) -> Visual:
+        _, max_frames = self._sizing.video_sampling(part)
+        if not sources.total:
+            raise BadMedia("the list of frames is empty")
+        indices = list_indices(sources.total, max_frames)
+        low, high = self._sizing.frame_bounds(len(indices), LIST_TOTAL_PIXELS)
+        factor = self._form.factor
+
+        def make(image: PIL.Image.Image) -> tuple[tuple[int, ...], Pixels]:
+            frame = listed(image, factor)
+            return frame.shape, shrink(frame, factor, low, high)
+
+        show = _Show(make, lambda image: listed_memory(image, factor))
+
+        async def read(index: int) -> tuple[tuple[int, ...], Pixels]:
+            try:
+                return await self._picture(sources.at(index), show)
+            except BadMedia as error:
+                raise BadMedia(f"frame {index}: {error}") from error
+
+        # The first one tells the size of all, which are counted before they are read.
+        first, frame = await read(indices[0])
+        with self._claim(len(indices) * frame.nbytes):
+            frames = np.empty((len(indices), *frame.shape), dtype=np.uint8)
+
+            def lay(index: int, frame: Pixels) -> None:
+                frames[[at for at, wanted in enumerate(indices) if wanted == index]] = frame
+
+            async def follow(index: int) -> None:
+                shape, frame = await read(index)
+                if shape != first:
+                    raise BadMedia(
+                        f"frame {index} has another shape than frame 0 (near {shape[1]} x {shape[0]} and "
+                        f"{first[1]} x {first[0]}); give all frames of a video one size"
+                    )
+                lay(index, frame)
+
+            lay(indices[0], frame)
+            await all_done(follow, list(dict.fromkeys(indices))[1:])
+        return Visual.of_video(frames, timestamps(range(len(indices)), LIST_FPS), self._form)
+
+    async def _picture(self, source: object, show: _Show[Result]) -> Result:
+        def shown(opened: Opened, decoding: Decoding) -> Result:
+            with decoding.room(opened.memory + show.memory(opened.image)):
+                return show.make(to_rgb(opened.image, self._limits))
+
+        def read(file: _File, decoding: Decoding) -> Result:
+            return shown(open_image(file.data, self._limits, decoding), decoding)
+
+        if isinstance(source, PIL.Image.Image):
+            async with self._gate:
+                self._limits.check_pixels(*source.size)
+                return await self._in_thread(partial(shown, Opened(source, memory_of(source))))
+        return await self._from_file(source, self._limits.image_bytes, read)
+
+    async def _from_file(self, source: object, limit: int, read: Callable[[_File, Decoding], Result]) -> Result:
+        async with self._gate, self._file(source, limit) as file:
+            try:
+                return await self._in_thread(partial(read, file))
+            except NotRead as error:
+                if file.media_type is None:
+                    raise
+                raise NotRead(f"{error}; its server calls it {file.media_type}") from error
+
+    @asynccontextmanager
+    async def _file(self, source: object, limit: int) -> AsyncIterator[_File]:
+        """A file, counted while it is held."""
+        if is_url(source):
+            data, held, media_type = await self._fetcher.get(str(source), limit, self._memory.files)
+        else:
+            size = await self._in_thread(lambda _: local_size(source, self._access))
+            held, media_type = await self._memory.files.hold(min(size, limit)), None
+        try:
+            if not is_url(source):
+                data = await self._in_thread(lambda decoding: read_local(source, limit, self._access, decoding.go_on))
+            yield _File(data, media_type)
+        finally:
+            held.release()
+
+    async def _in_thread(self, work: Callable[[Decoding], Result]) -> Result:
+        """What `work` returns; a task that is cancelled meanwhile ends when the thread has stopped."""
+        decoding = Decoding(self._memory.decoding, self._limits.decode_timeout, self._closing)
+        running = self._threads.submit(work, decoding)
+        waiting = asyncio.wrap_future(running)
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            decoding.cancel()
+            running.cancel()
+            await ended([waiting])
+            raise

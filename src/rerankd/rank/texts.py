@@ -1,0 +1,75 @@
+"""Files of queries or documents: an id and a text, or media, on each row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container
+from pathlib import Path
+from typing import Any, Literal
+
+from rerankd.core import InvalidRequest
+from rerankd.rank.files import COMPRESSIONS, BadLine, BadLines, FileProblem, Source
+from rerankd.rank.rows import Columns, rows
+from rerankd.rank.values import to_content, well_formed
+
+IDS = ("id", "_id", "docid", "doc_id", "pid", "corpus_id", "document_id", "docno")
+QUERY_IDS = ("query_id", "qid")
+TEXTS = Columns(
+    names={
+        "id": (*IDS, *QUERY_IDS),
+        "title": ("title",),
+        "text": ("text", "contents", "content", "body", "passage", "query", "document"),
+        "image": ("image",),
+        "video": ("video",),
+    },
+    positions={2: ("id", "text"), 3: ("id", "title", "text")},
+)
+
+
+def texts_of(path: str, what: Literal["queries", "corpus"], ids: Container[str], bad: BadLines) -> dict[str, str]:
+    """The texts of a file of queries or documents, or of a BEIR folder, of those ids. Raises FileProblem."""
+    source = Source(inside(path, what))
+    found: dict[str, str] = {}
+    for number, row in rows(source, TEXTS, bad):
+        try:
+            id, value = text_of(source, number, row)
+        except BadLine as problem:
+            bad.add(problem)
+            continue
+        if id in ids:
+            found.setdefault(id, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return found
+
+
+def inside(path: str, name: str) -> str:
+    """The file of that name where `path` is a BEIR folder, else `path`. Raises FileProblem for a folder without it."""
+    if not Path(path).is_dir():
+        return path
+    for suffix in ("", *COMPRESSIONS):
+        if (file := Path(path, f"{name}.jsonl{suffix}")).is_file():
+            return str(file)
+    raise FileProblem(f"{path} holds no {name}.jsonl.")
+
+
+def text_of(source: Source, number: int, row: dict[str, Any]) -> tuple[str, Any]:
+    """The id and the JSON value of a row of texts. Raises BadLine."""
+    cells = TEXTS.read(row)
+    if cells.get("id") is None:
+        raise BadLine(source.name, number, "has no `id`.")
+    id = well_formed(str(cells["id"]))
+    title, text = cells.get("title"), cells.get("text")
+    media = {name: cells[name] for name in ("image", "video") if name in cells}
+    if title and not isinstance(title, str):
+        raise BadLine(source.name, number, "`title` is not a string.")
+    if isinstance(text, str) and title:
+        # As BEIR joins them.
+        text = f"{title} {text}".strip()
+    value: Any = {"text": text, **media} if media else title if text is None else text
+    if value is None:
+        raise BadLine(source.name, number, "has no `text`.")
+    if not isinstance(value, str):
+        try:
+            to_content(value, "text")
+        except InvalidRequest as error:
+            raise BadLine(source.name, number, f"{error}.") from None
+    return id, value

@@ -1,0 +1,214 @@
+"""Ranking by a server, with every API."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rerankd.core import InvalidRequest, RerankdError, Text, text_content
+from rerankd.rank.files import BadLines
+from rerankd.rank.pairs import Pairs
+from rerankd.rank.rank import Output, rank
+from rerankd.rank.remote import APIS, RemoteScorer, ServerError
+from rerankd.rank.scoring import Wanted
+from rerankd.server.settings import Settings
+from tests.rank.test_rank import COLLECTION, QUERIES, RANK, lines, ranked
+from tests.server.fakes import MODEL, FakeReranker, fake_score, running
+from tests.server.launched import environment
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with running(FakeReranker(), Settings(names=(MODEL,))) as url:
+        yield url
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_every_api_gives_the_servers_scores(api: str, server: str, tmp_path: Path) -> None:
+    scorer = RemoteScorer(f"{server}/{api}", api, MODEL, request_documents=7)
+    said = ranked(scorer, tmp_path / "out.jsonl")
+    scorer.close()
+    corpus = {one["_id"]: f"{one['title']} {one['text']}".strip() for one in lines(COLLECTION / "corpus.jsonl")}
+    written = lines(tmp_path / "out.jsonl")
+    assert [one["query_id"] for one in written] == [one["_id"] for one in QUERIES]
+    for query, one in zip(QUERIES, written, strict=True):
+        scores = [
+            fake_score(text_content(query["text"]), text_content(corpus[found["id"]])) for found in one["results"]
+        ]
+        assert [found["score"] for found in one["results"]] == scores == sorted(scores, reverse=True)
+    assert said.documents == 192
+
+
+@pytest.mark.parametrize("api", ["vllm", "sglang", "tei"])
+def test_a_server_says_what_was_cut(api: str, server: str, tmp_path: Path) -> None:
+    documents = ["w " * 600 if n in (1, 2, 5) else "w" for n in range(7)]
+    (tmp_path / "p.jsonl").write_text(json.dumps({"query": "what", "documents": documents}))
+    scorer = RemoteScorer(server if api != "sglang" else f"{server}/sglang", api, MODEL)
+    ranked(scorer, tmp_path / "out.jsonl", Pairs(str(tmp_path / "p.jsonl"), None, BadLines()))
+    (one,) = lines(tmp_path / "out.jsonl")
+    assert {found["index"] for found in one["results"] if found["truncated"]} == {1, 2, 5}
+    assert all(found["truncated"] is not None for found in one["results"])
+
+
+def test_the_command_asks_a_server(server: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"query": "what", "documents": ["a", "b"]}\n')
+    command = [*RANK, "p.jsonl", "--server", server, "--no-progress", "-o", "out.trec"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, _ = (tmp_path / "out.trec").read_text().splitlines()
+    scores = {str(n): fake_score((Text("what"),), (Text(text),)) for n, text in enumerate("ab")}
+    assert first.split()[2] == max(scores, key=scores.__getitem__)
+    assert first.split()[5] == MODEL
+
+
+class Peer:
+    """A server whose answers a test chooses: for each body a status and an answer."""
+
+    def __init__(self, answer: Callable[[dict[str, Any], int], tuple[int, Any]]) -> None:
+        self.calls: list[dict[str, Any]] = []
+        peer, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self._send(404, {})
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    peer.calls.append({**body, "key": self.headers.get("Authorization"), "path": self.path})
+                    count = len(peer.calls)
+                self._send(*answer(body, count))
+
+            def _send(self, status: int, content: Any) -> None:
+                data = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                if status == 429:
+                    self.send_header("Retry-After", "0")
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *words: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> Peer:
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def results(body: dict[str, Any]) -> dict[str, Any]:
+    return {"results": [{"index": i, "relevance_score": i / 10} for i in range(len(body["documents"]))]}
+
+
+def three(tmp_path: Path) -> Pairs:
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps({"query": q, "documents": ["x", "y"]}) + "\n" for q in "abc"))
+    return Pairs(str(path), None, BadLines())
+
+
+def test_a_busy_server_is_asked_again(tmp_path: Path) -> None:
+    with Peer(lambda body, count: (429, {}) if count % 2 else (200, results(body))) as peer:
+        scorer = RemoteScorer(f"{peer.url}/v2/rerank", "cohere", "m", "secret", concurrency=1)
+        said = ranked(scorer, tmp_path / "out.jsonl", three(tmp_path))
+    assert said.queries == 3
+    assert len(peer.calls) == 6
+    assert {call["path"] for call in peer.calls} == {"/v2/rerank"}
+    assert {call["key"] for call in peer.calls} == {"Bearer secret"}
+    assert all(found["truncated"] is None for one in lines(tmp_path / "out.jsonl") for found in one["results"])
+
+
+def test_what_a_server_refuses_is_told_by_line(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any], count: int) -> tuple[int, Any]:
+        return (400, {"message": "no b here"}) if body["query"] == "b" else (200, results(body))
+
+    with Peer(answer) as peer:
+        with pytest.raises(InvalidRequest, match=r"p\.jsonl, line 2: .*400: .*no b here"):
+            ranked(RemoteScorer(peer.url, "vllm", "m"), tmp_path / "out.jsonl", three(tmp_path))
+        said: list[str] = []
+        bad = BadLines(skip=True)
+        rank(
+            three(tmp_path), RemoteScorer(peer.url, "vllm", "m"), Wanted(skip_bad=True),
+            Output(str(tmp_path / "o.jsonl"), "jsonl", "t"), {}, bad, progress=False,
+        )  # fmt: skip
+    assert [one["query_id"] for one in lines(tmp_path / "o.jsonl")] == ["1", "3"]
+    assert (bad.count, said) == (1, [])
+
+
+def test_what_was_finished_before_an_error_is_kept(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any], count: int) -> tuple[int, Any]:
+        return (500, {"message": "broken"}) if body["query"] == "b" and count < 5 else (200, results(body))
+
+    with Peer(answer) as peer:
+        with pytest.raises(ServerError, match=r"500: .*broken"):
+            ranked(RemoteScorer(peer.url, "vllm", "m", concurrency=1), tmp_path / "out.jsonl", three(tmp_path))
+        before = len(peer.calls)
+        while len(peer.calls) < 5:
+            peer.calls.append({"query": "-"})
+        said = ranked(RemoteScorer(peer.url, "vllm", "m", concurrency=1), tmp_path / "out.jsonl", three(tmp_path))
+    assert before == 2
+    assert [call["query"] for call in peer.calls[5:]] == ["b", "c"]
+    assert (said.queries, said.kept) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        ({"results": [{"index": 0, "relevance_score": 1}]}, "has 1 scores for 2 documents"),
+        ({"results": [{"index": 0, "score": 1}]}, "is not one of the API vllm"),
+        ([], "is not one of the API vllm"),
+    ],
+)
+def test_a_servers_answer_is_looked_at(answer: Any, problem: str, tmp_path: Path) -> None:
+    with Peer(lambda body, count: (200, answer)) as peer, pytest.raises(ServerError, match=problem):
+        ranked(RemoteScorer(peer.url, "vllm", "m"), tmp_path / "out.jsonl", three(tmp_path))
+
+
+def test_what_an_api_has_no_field_for(server: str, tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="is not a URL"):
+        RemoteScorer("localhost:8000")
+    with pytest.raises(ServerError, match="cannot be reached"):
+        RemoteScorer("http://127.0.0.1:1")
+    (tmp_path / "p.jsonl").write_text(json.dumps({"query": "a", "documents": [{"image": "x.png"}]}))
+    pairs = Pairs(str(tmp_path / "p.jsonl"), None, BadLines())
+    with pytest.raises(RerankdError, match="use --api vllm"):
+        ranked(RemoteScorer(server, "tei", MODEL), tmp_path / "out.jsonl", pairs)
+    with pytest.raises(RerankdError, match="no field in the API voyage"):
+        ranked(
+            RemoteScorer(server, "voyage", MODEL), tmp_path / "o.jsonl", three(tmp_path), Wanted(instruction="match")
+        )
+
+
+def test_files_are_sent_as_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.png").write_bytes(b"pixels")
+    monkeypatch.chdir(tmp_path)
+    line = {
+        "query": "a",
+        "documents": [{"image": "x.png", "text": "t"}, {"video": f"file://{tmp_path}/x.png", "fps": 2}],
+    }
+    (tmp_path / "p.jsonl").write_text(json.dumps(line))
+    with Peer(lambda body, count: (200, results(body))) as peer:
+        for api in ("vllm", "jina"):
+            pairs = Pairs(str(tmp_path / "p.jsonl"), 1 if api == "jina" else None, BadLines())
+            ranked(RemoteScorer(peer.url, api, "m"), tmp_path / f"{api}.jsonl", pairs)
+    data = "data:image/png;base64,cGl4ZWxz"
+    assert peer.calls[0]["documents"] == [
+        [{"type": "image_url", "image_url": {"url": data}}, {"type": "text", "text": "t"}],
+        [{"type": "video_url", "video_url": {"url": data, "fps": 2}}],
+    ]
+    assert peer.calls[1]["documents"] == [{"image": data, "text": "t"}]
