@@ -33,27 +33,29 @@ def serve(
     backend: Annotated[
         Literal["vllm-rerank", "sglang", "tei", "infinity", "cohere"], typer.Option(help="The API to speak.")
     ] = "vllm-rerank",
-    base_url: Annotated[str | None, typer.Option(help="In place of --host and --port.")] = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
+    base_url: Annotated[str | None, typer.Option(help="URL of the server, in place of --host and --port.")] = None,
+    host: Annotated[str, typer.Option(help="Address of the server.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of the server.")] = 8000,
     endpoint: Annotated[
-        str | None, typer.Option(help="The route; by default the backend's own, such as /v1/rerank.")
+        str | None, typer.Option(help="Route to call. [default: the backend's own, such as /v1/rerank]")
     ] = None,
-    header: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Sent with each request.")] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Header to send with each request.")
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Do not verify TLS certificates.")] = False,
     model: Annotated[
-        str | None, typer.Option(help="A model's name or folder; by default the first that the server names.")
+        str | None, typer.Option(help="Name or folder of the model. [default: the first that the server lists]")
     ] = None,
-    served_model_name: Annotated[
-        str | None, typer.Option(help="The name to send, where it differs from --model.")
-    ] = None,
+    served_model_name: Annotated[str | None, typer.Option(help="Name to send, if it differs from --model.")] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="Folder or hub id with tokenizer.json; by default --model's, or what the server loaded."),
+        typer.Option(help="Folder or hub id with tokenizer.json. [default: that of --model, or of the server's model]"),
     ] = None,
-    dataset_name: Annotated[Literal["random-rerank", "jsonl"], typer.Option(help="What to send.")] = "random-rerank",
+    dataset_name: Annotated[
+        Literal["random-rerank", "jsonl"], typer.Option(help="Kind of requests to send.")
+    ] = "random-rerank",
     dataset_path: Annotated[
-        Path | None, typer.Option(help="For jsonl: a file with an object of query and documents on each line.")
+        Path | None, typer.Option(help="For jsonl: file with an object of query and documents on each line.")
     ] = None,
     num_prompts: Annotated[
         int, typer.Option(min=1, help="Documents to send (random-rerank), or requests (jsonl).")
@@ -64,34 +66,41 @@ def serve(
     ] = 1024,
     random_batch_size: Annotated[int, typer.Option(min=1, help="Documents in a request.")] = 1,
     random_range_ratio: Annotated[float, typer.Option(help="How far lengths vary: 0.3 is up to 30 % each way.")] = 0.0,
-    seed: int = 0,
-    num_warmups: Annotated[int, typer.Option(min=0, help="Requests before the run that count for nothing.")] = 0,
-    request_rate: Annotated[float, typer.Option(help="Requests a second; inf sends all at once.")] = float("inf"),
+    seed: Annotated[int, typer.Option(help="Chooses the random texts.")] = 0,
+    num_warmups: Annotated[int, typer.Option(min=0, help="Requests to send before the measurement starts.")] = 0,
+    request_rate: Annotated[float, typer.Option(help="Requests for each second; inf sends all at once.")] = float(
+        "inf"
+    ),
     burstiness: Annotated[
-        float, typer.Option(help="Of arrivals at a finite rate: 1 is a Poisson process, less is burstier.")
+        float, typer.Option(help="Burstiness of arrivals at a finite rate: 1 is a Poisson process, less is burstier.")
     ] = 1.0,
-    max_concurrency: Annotated[int | None, typer.Option(help="Requests in flight at most.")] = None,
+    max_concurrency: Annotated[int | None, typer.Option(help="Most requests in flight at a time.")] = None,
     ready_check_timeout_sec: Annotated[
-        int, typer.Option(min=0, help="How long to wait for a server that is not up yet.")
+        int, typer.Option(min=0, help="Seconds to wait for a server that is not up yet.")
     ] = 0,
     percentile_metrics: Annotated[
-        str, typer.Option(help="Of e2el, client_queue_time, e2el_including_client_queue; comma-separated.")
+        str,
+        typer.Option(
+            help="Latencies to report: e2el, client_queue_time, e2el_including_client_queue, with commas between them."
+        ),
     ] = "e2el",
-    metric_percentiles: Annotated[str, typer.Option(help="Comma-separated.")] = "99",
-    disable_tqdm: Annotated[bool, typer.Option("--disable-tqdm", help="No progress bar.")] = False,
-    save_result: Annotated[bool, typer.Option("--save-result", help="Write a JSON file.")] = False,
+    metric_percentiles: Annotated[
+        str, typer.Option(help="Percentiles of these latencies, with commas between them.")
+    ] = "99",
+    disable_tqdm: Annotated[bool, typer.Option("--disable-tqdm", help="Show no progress bar.")] = False,
+    save_result: Annotated[bool, typer.Option("--save-result", help="Write the figures to a JSON file.")] = False,
     save_detailed: Annotated[
-        bool, typer.Option("--save-detailed", help="With each request's tokens and error in the file.")
+        bool, typer.Option("--save-detailed", help="Write the tokens and error of each request to the file too.")
     ] = False,
     append_result: Annotated[
-        bool, typer.Option("--append-result", help="Write a JSON line behind what the file holds.")
+        bool, typer.Option("--append-result", help="Append a JSON line to the file instead of replacing it.")
     ] = False,
-    result_dir: Path | None = None,
+    result_dir: Annotated[Path | None, typer.Option(help="Folder of the file. [default: the current one]")] = None,
     result_filename: Annotated[
-        str | None, typer.Option(help="By default {label}-{rate}qps-{model}-{date}.json.")
+        str | None, typer.Option(help="Name of the file. [default: {label}-{rate}qps-{model}-{date}.json]")
     ] = None,
-    label: Annotated[str | None, typer.Option(help="Begins the file's name in place of the backend.")] = None,
-    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Put in the file as it is.")] = None,
+    label: Annotated[str | None, typer.Option(help="Beginning of the file's name, in place of the backend.")] = None,
+    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Entry to add to the file.")] = None,
 ) -> None:
     """Send rerank requests to a server and report throughput and latency, as `vllm bench serve` does."""
     import asyncio
@@ -179,17 +188,17 @@ def serve(
 def offline(
     model: Annotated[str, typer.Argument(help=MODEL)],
     workload: Annotated[
-        str, typer.Option(help="uniform, mixed or short; with a number of documents in a request: uniform:200.")
+        str, typer.Option(help="uniform, mixed or short; uniform:200 has 200 documents in each request.")
     ] = "uniform",
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements, each on documents never seen before.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements, each on new documents.")] = 5,
     seed: Annotated[int, typer.Option(help="Chooses the documents.")] = 0,
-    save_result: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as JSON.")] = None,
+    save_result: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file to write the figures to.")] = None,
     *,
     loading: Annotated[Values, LOADING],
 ) -> None:
-    """Measure the engine without a server, and what share it reaches of the limit that this machine sets.
+    """Measure the engine without a server, and the share of this machine's limit that the engine reaches.
 
-    The limit is the workload's own multiply-adds over the machine's rate at matrix products of its shapes.
+    The limit is the workload's number of multiply-adds over the machine's rate at GEMMs of the workload's shapes.
     """
     from rerankd.bench.offline import measure
     from rerankd.bench.report import save
@@ -200,7 +209,7 @@ def offline(
         seconds = sum(one.seconds)
         typer.echo(
             f"  {one.documents / seconds:9.2f} documents/s {one.tokens / seconds:9.0f} tokens/s"
-            f" {2e-9 * one.gemm_rate:8.0f} GFLOP/s in products"
+            f" {2e-9 * one.gemm_rate:8.0f} GFLOP/s in GEMMs"
         )
 
     try:
