@@ -1,4 +1,4 @@
-"""How fast the processor's vector unit multiplies at all: no implementation's products by it are faster.
+"""How fast the processor's vector unit multiplies at all: no GEMM by it is faster.
 
 usage: python -m benchmarks.peak
 """
@@ -36,7 +36,7 @@ def main() -> None:
 def peak_rates() -> Mapping[str, float] | None:
     """Multiply-adds a second by precision, on torch's threads: of many short runs the best, as other tenants slow some.
 
-    None where products are not the vector unit's: without AVX512-BF16, and with AMX
+    None where the vector unit does not compute GEMMs: without AVX512-BF16, and with AMX
     """
     kernels = Kernels.load()
     if kernels is None or kernels.has_tiles:

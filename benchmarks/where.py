@@ -3,9 +3,9 @@
 usage: python -m benchmarks.where MODEL WORKLOAD [int8]
 
 Where the project's own kernels run, the requests come twice: first as ever, to see for how long no kernel runs; then
-each operation by a call and a function of its own, which Python's profiler tells apart at little cost. The products'
+each operation by a call and a function of its own, which Python's profiler tells apart at little cost. The GEMMs'
 multiply-adds are counted by precision, with those of attention, and it says what share of the first time they would
-take at the rates of torch's products. With `int8` some stay in bfloat16, and so does attention: how much of the limit
+take at the rates of torch's GEMMs. With `int8` some stay in bfloat16, and so does attention: how much of the limit
 in 8 bits that leaves within reach comes next. On a processor whose peak is known (`benchmarks.peak`) the last line has
 the seconds below which nothing that multiplies as much on it can get.
 """
@@ -80,7 +80,7 @@ def main() -> None:
         f"{done[kind] / done.total():.1%} in {kind} ({2e-9 * rates[kind]:.0f} GFLOP/s)" for kind in rates
     )
     least = sum(done[kind] / rate for kind, rate in rates.items())
-    print(f"multiply-adds: {shares}, by torch's products {least / seconds['forward']:.0%} of the time")
+    print(f"multiply-adds: {shares}, by torch's GEMMs {least / seconds['forward']:.0%} of the time")
     if "int8" in done:
         print(f"which leaves {done.total() / rates['int8'] / least:.2f} of the limit in int8 within reach")
     if peak := peak_rates():

@@ -44,7 +44,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # Reranker and LLM bring torch with them; `import rerankd` alone must not.
+    # Reranker and LLM import torch; `import rerankd` alone must not.
     if name == "Reranker":
         from rerankd.reranker import Reranker
 

@@ -1,4 +1,4 @@
-"""What a Python caller gives, as requests, and scores of pairs in the order that they were given in."""
+"""Requests from the arguments of a Python caller, and scores of pairs in the order of the pairs."""
 
 from __future__ import annotations
 

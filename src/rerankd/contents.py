@@ -1,4 +1,4 @@
-"""What a query or a document may be given as from Python, and the content that it stands for."""
+"""The forms of a query or a document in Python, and the contents that they stand for."""
 
 from __future__ import annotations
 

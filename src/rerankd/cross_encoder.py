@@ -130,7 +130,7 @@ class CrossEncoder:
 
     @property
     def mteb_model_meta(self) -> Any:
-        """What mteb writes beside its results."""
+        """The description of the model that mteb writes beside its results."""
         from mteb.models import ModelMeta
 
         info = self.reranker.info

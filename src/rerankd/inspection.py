@@ -1,4 +1,4 @@
-"""What would be done with a model, said without reading its weights."""
+"""How a model would be scored, found without reading its weights."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class RequestLimits:
     tokens: int = 4_000_000
 
     def exceeded(self, name: LimitName) -> str:
-        """What an error says of a request that is over a limit."""
+        """The problem of a request that is over a limit."""
         return (
             f"more than {getattr(self, name):,} {WHAT[name]} in one request; send less at a time, or start the server "
             f"with a larger --max-request-{name}"

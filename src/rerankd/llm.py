@@ -56,7 +56,7 @@ class ScoringOutput:
 
 @dataclass(frozen=True, slots=True)
 class ScoringRequestOutput:
-    """What `LLM.score` gives for one pair, in vLLM's words.
+    """The result of `LLM.score` for one pair, in vLLM's words.
 
     num_cached_tokens: tokens of the prompt that were computed once for several documents
     error: always None; what goes wrong is raised

@@ -69,7 +69,7 @@ class Plan:
         return None if scheme is None else f"{scheme.said}; dequantised to {self.precision} as they are read"
 
     def info(self) -> ModelInfo:
-        """What ready lines and answers say of the model."""
+        """The description of the model for ready lines and answers."""
         recipe = self.choice.recipe
         return ModelInfo(
             model=self.options.model,
@@ -119,7 +119,7 @@ class Plan:
         return model
 
     def media_loader(self) -> MediaLoader | None:
-        """What reads the images and videos of requests; None for a model that reads text only."""
+        """The reader of images and videos; None for a model that reads text only."""
         if not self.choice.recipe.sees:
             return None
         # Imported here, since it brings decoders that a text model has no use for.

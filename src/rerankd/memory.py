@@ -9,7 +9,7 @@ from contextlib import suppress
 
 _ON_LINUX = platform.system() == "Linux"
 SLACK_BYTES = 256 << 20
-"""What a process may hold beyond the last mark before it is trimmed."""
+"""Bytes that a process may hold beyond the last mark before its memory is trimmed."""
 
 
 def keep_freed_memory() -> None:

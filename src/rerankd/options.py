@@ -1,4 +1,4 @@
-"""How a model is to be loaded, and what was."""
+"""The options of loading a model, and the description of a loaded model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rerankd.models.checkpoint.hub import Hub
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to load and run a model; every field but `model` has a default that needs no thought.
+    """How to load and run a model; only `model` has no default.
 
     model: a local folder, or an id on `hub`
     quantization: "int8" for 8-bit linear layers on a CPU, "fp8" for a decoder's on a CUDA device, None for `dtype`
@@ -32,7 +32,7 @@ class LoadOptions:
     hf_overrides: entries laid over the checkpoint's config.json
     recipe: how the model is scored, by name (docs/models.md); None for what its folder says
     chat_template: a Jinja file, or Jinja text, in place of the built-in template of a decoder
-    default_instruction: used where a request brings none; None for the model authors' own
+    default_instruction: for requests without an instruction; None for the model authors' own
     request_limits: what one request may hold and grow to; None for no bounds, as a caller has it who owns the machine
     media_access: what images and videos may be read from; a server narrows it, here the caller owns the machine
     media_limits, media_sizing: what they may cost, and how large a model is shown them
@@ -64,7 +64,7 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What was loaded: for ready lines, `/v1/models` and metrics."""
+    """The loaded model: for ready lines, `/v1/models` and metrics."""
 
     model: str
     path: Path

@@ -1,4 +1,4 @@
-"""What a call of vLLM's `LLM.score` may say of its scores and its prompts' length, beside the texts.
+"""Parameters of vLLM's `LLM.score` for scores and for the length of prompts.
 
 Reference: vLLM's `pooling_params.py` (0.8 to 0.32) and `renderers/params.py`.
 """
@@ -63,7 +63,7 @@ class PoolingParams:
         return limit or None
 
     def instruction(self) -> str | None:
-        """What makes a document relevant, if it is told."""
+        """The instruction, if there is one."""
         told = self._template_kwargs()
         return next((told[name] for name in INSTRUCTION if told.get(name) is not None), None)
 
@@ -88,7 +88,7 @@ class PoolingParams:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a call asks of its prompts and its scores, and the arguments without effect."""
+    """The settings of a call for prompts and scores, and its arguments without effect."""
 
     truncation: Truncation
     activation: bool
@@ -102,7 +102,7 @@ def asked(
     pooling_params: PoolingParams | None,
     tokenization_kwargs: Mapping[str, Any] | None,
 ) -> Asked:
-    """What the arguments of a call ask for together; of `truncate_prompt_tokens` the first that is given holds.
+    """The settings of a call from all its arguments; the first `truncate_prompt_tokens` that is given holds.
 
     limit: the model's own, in tokens
 

@@ -69,7 +69,7 @@ class Preparer:
         return Prepared(request, group, places, failed, media, stages)
 
     def _for_labels(self, request: RerankRequest, labels: Labels) -> PromptBuilder:
-        """What writes the prompts of a request with labels. Raises InvalidRequest where no token has a probability."""
+        """The builder of prompts for a request with labels. Raises InvalidRequest if tokens have no probabilities."""
         if self._verbatim is None:
             raise InvalidRequest(
                 "model",

@@ -30,7 +30,7 @@ SOON_RANKED = 1000
 
 
 class RequestReranker:
-    """What a server and file jobs need of a loaded model: `RerankRequest` to `RerankResult`.
+    """A loaded model for a server and for file jobs: `RerankRequest` to `RerankResult`.
 
     Every method may be called from any thread. Raises ModelError where the model cannot be found, read or served.
     """

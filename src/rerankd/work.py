@@ -115,7 +115,7 @@ class Workers:
         self._closed = False
 
     async def run(self, task: Callable[[], T], drop: Callable[[T], object] | None = None, size: int = 0) -> T:
-        """What `task` returns or raises, done in one of the threads.
+        """Run `task` in one of the threads; return or raise as it does.
 
         drop: given the result where nobody takes it
         size: how much there is to do, in the unit of the other tasks

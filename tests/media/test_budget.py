@@ -115,7 +115,7 @@ def test_a_thread_that_waits_for_memory_can_be_cancelled(how: str) -> None:
     decoding = Decoding(budget, 60.0, closing)
 
     def work() -> None:
-        with decoding.room(50):
+        with decoding.holding(50):
             raise AssertionError("there is no room")
 
     thread, found = started(work)
@@ -135,7 +135,7 @@ def test_waiting_for_memory_is_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     decoding.go_on()
 
     def work() -> float:
-        with decoding.room(50):
+        with decoding.holding(50):
             decoding.go_on()
             now[0] += 9.0
             decoding.go_on()

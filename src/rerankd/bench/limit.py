@@ -1,7 +1,7 @@
-"""How fast a workload is by torch's products alone: its own multiply-adds over the machine's rate at such products.
+"""How fast a workload is by torch's GEMMs alone: its own multiply-adds over the machine's rate at such GEMMs.
 
 The count is of what no implementation can leave out: a prefix once for all documents that share it, and in the
-last layer only the rows that the head reads (and every row's keys and values). The products of attention count
+last layer only the rows that the head reads (and every row's keys and values). The matrix products of attention count
 with the pairs that a token may see.
 """
 
@@ -54,7 +54,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What of the way in which a model scores changes its work.
+    """The settings of a model's scoring that change its work.
 
     shares_prefix: whether what a request's prompts share is computed once, as in a decoder
     pairs: whether query and document are read together, else each by itself
@@ -84,16 +84,16 @@ class Work:
     attention: int
 
     @property
-    def products(self) -> int:
+    def gemms(self) -> int:
         return sum(rows * inputs * outputs for (inputs, outputs), rows in self.rows.items())
 
     @property
     def multiply_adds(self) -> int:
-        return self.products + self.attention
+        return self.gemms + self.attention
 
 
 def work(config: Mapping[str, Any], kind: Kind, lengths: Lengths) -> Work:
-    """What a checkpoint with this config.json has to compute for a request of these lengths."""
+    """The work of a checkpoint with this config.json for a request of these lengths."""
     config = config.get("text_config", config)
     rows: dict[Shape, int] = {}
 
@@ -131,7 +131,7 @@ def work(config: Mapping[str, Any], kind: Kind, lengths: Lengths) -> Work:
 
 
 def gemm_rate(work: Work, dtype: str, device: str = "cpu", seconds: float = 2.0) -> float:
-    """Multiply-adds a second of this machine at the work's own products, in about `seconds` seconds.
+    """Multiply-adds a second of this machine at the work's own GEMMs, in about `seconds` seconds.
 
     dtype: float32, bfloat16, float16, or int8 (uint8 rows by int8 weights through oneDNN, on a CPU)
 
@@ -146,13 +146,13 @@ def gemm_rate(work: Work, dtype: str, device: str = "cpu", seconds: float = 2.0)
             counts = sorted({min(rows, 512), min(rows, 2048)})
             rates = []
             for count in counts:
-                product = a_product(torch.device(device), dtype, count, inputs, outputs)
-                rates.append(count * inputs * outputs / median_seconds(product, device, share))
+                gemm = a_gemm(torch.device(device), dtype, count, inputs, outputs)
+                rates.append(count * inputs * outputs / median_seconds(gemm, device, share))
             total += rows * inputs * outputs / max(rates)
-    return work.products / total
+    return work.gemms / total
 
 
-def a_product(device: torch.device, dtype: str, rows: int, inputs: int, outputs: int) -> Callable[[], object]:
+def a_gemm(device: torch.device, dtype: str, rows: int, inputs: int, outputs: int) -> Callable[[], object]:
     import torch
 
     if dtype == "int8":

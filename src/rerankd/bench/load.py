@@ -73,7 +73,7 @@ class Traffic:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a request. All times are in seconds.
+    """The outcome of a request. All times are in seconds.
 
     latency: from sending to the whole answer read; 0 where it failed
     queue_time: waited here for its turn under the limit on requests in flight

@@ -25,7 +25,7 @@ def measure(
 ) -> Sequence[Round]:
     """Time `rounds` rounds of a workload, each on documents that it has not seen.
 
-    precision: of the model's products, as `gemm_rate` names it: the reranker's dtype, or int8
+    precision: of the model's GEMMs, as `gemm_rate` names it: the reranker's dtype, or int8
 
     A request of the same shape comes first and counts for nothing: kernels are chosen in it.
     """

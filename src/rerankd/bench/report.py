@@ -1,4 +1,4 @@
-"""What a run of the load generator says: vLLM's table, and a JSON file with vLLM's keys."""
+"""The report of a run of the load generator: vLLM's table, and a JSON file with vLLM's keys."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METRICS = {
     "client_queue_time": ("Client Queue Time", "Client-side Queueing"),
     "e2el_including_client_queue": ("E2EL incl. Client Queue", "Queue-inclusive End-to-end Latency"),
 }
-"""What vLLM's `--percentile-metrics` can name for a request without generated tokens: short and long title."""
+"""Metrics of vLLM's `--percentile-metrics` for requests without generated tokens: short and long title."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ def row(name: str, value: float | int | None) -> str:
 
 
 DETAILS = ("input_lens", "errors")
-"""What vLLM leaves out of the file unless `--save-detailed` is given."""
+"""Keys that vLLM leaves out of the file without `--save-detailed`."""
 
 
 def file_name(label: str, traffic: Traffic, model: str, date: str) -> str:

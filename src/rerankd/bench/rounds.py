@@ -14,7 +14,7 @@ class Round:
 
     seconds: of each request
     documents, tokens, multiply_adds: of all of them; tokens count each document's whole prompt
-    gemm_rate: the machine's multiply-adds a second at these products, measured beside the round
+    gemm_rate: the machine's multiply-adds for each second at these GEMMs, measured beside the round
     """
 
     seconds: tuple[float, ...]

@@ -1,4 +1,4 @@
-"""What the load generator sends: random texts of a wanted length in tokens, or the lines of a file."""
+"""The requests of the load generator: random texts of a given length in tokens, or the lines of a file."""
 
 from __future__ import annotations
 

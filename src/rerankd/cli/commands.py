@@ -12,7 +12,7 @@ from rerankd.compat.variables import Variables
 
 
 def takes(param: Any) -> Takes:
-    """What an option takes; one whose metavar ends in dots takes several values."""
+    """Whether an option takes a value. An option whose metavar ends in dots takes several."""
     if getattr(param, "is_flag", False):
         return "nothing"
     return "values" if (param.metavar or "").endswith("...") else "value"

@@ -59,7 +59,7 @@ class Door:
         return tuple(key.strip() for key in found)
 
     def cors(self) -> Cors | None:
-        """What browsers are told; None for nothing. Raises DoorError."""
+        """The permissions for pages of other origins; None for none. Raises DoorError."""
         if not self.allowed_origins:
             if self.allow_credentials:
                 raise DoorError("--allow-credentials needs --allowed-origins, which names the pages that may call.")

@@ -176,7 +176,7 @@ def _bounds(items: Sequence[str]) -> dict[str, float]:
 
 
 def _missed(report: Report, bounds: Mapping[str, float]) -> Iterator[str]:
-    """What is under a bound; the first of several runs is what they are compared with, and is not asked."""
+    """A line for each mean under its bound; the first of several runs is the baseline and is not checked."""
     for system in report.systems[1:] or report.systems:
         for measure, bound in bounds.items():
             value = report.mean(system.name, measure)

@@ -55,7 +55,7 @@ class Group:
         return Group(self.made, {**self.options, **changed})
 
     def parameters(self, prefix: str) -> list[inspect.Parameter]:
-        """What Typer makes options of, each named by the prefix and its field."""
+        """The parameters for Typer, each named by the prefix and its field."""
         fields = {one.name: one for one in dataclasses.fields(self.made)}
         names = vars(sys.modules[self.made.__module__])
         made = []

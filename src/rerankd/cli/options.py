@@ -72,4 +72,4 @@ NAMED = Group(
         ),
     },
 )
-"""What the model is called."""
+"""The names of the model."""

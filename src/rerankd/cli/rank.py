@@ -187,15 +187,13 @@ def source_of(
     top_k: int | None,
     bad: Any,
 ) -> Any:
-    """What options say is to be ranked. Raises RerankdError for options that do not go together."""
+    """The queries and documents that the options name. Raises RerankdError for options that do not go together."""
     from rerankd.rank.collection import Collection
     from rerankd.rank.pairs import Pairs
 
     if pairs is not None:
         if queries or corpus or runs or dataset:
-            raise RerankdError(
-                f"{pairs} brings its own queries and documents; leave out --queries, --corpus and --run."
-            )
+            raise RerankdError(f"{pairs} has its own queries and documents; leave out --queries, --corpus and --run.")
         return Pairs(pairs, top_k, bad)
     queries, corpus = queries or dataset, corpus or dataset
     if queries is None or corpus is None:
@@ -215,7 +213,7 @@ def chosen(model: str | None) -> str:
 
 
 def default_names() -> tuple[str, ...]:
-    """What the default model is called."""
+    """The names of the default model."""
     from rerankd.cli.default_model import default_model
 
     return default_model().names

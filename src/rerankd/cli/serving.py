@@ -116,7 +116,7 @@ SETTINGS = Group(
         ),
     },
 )
-"""What is served, and to how many at a time."""
+"""The served model, and limits on load."""
 
 LIMITS = Group(
     RequestLimits,
@@ -125,7 +125,7 @@ LIMITS = Group(
         for name, what in WHAT.items()
     },
 )
-"""What one request may hold."""
+"""Limits on one request."""
 
 SERVED_LOADING = Group(
     LOADING.made,
@@ -191,7 +191,7 @@ MEDIA_LIMITS = Group(
         ),
     },
 )
-"""What images and videos may cost."""
+"""Limits on images and videos."""
 
 DOOR = Group(
     Door,

@@ -37,7 +37,7 @@ LogFormat: TypeAlias = Literal["text", "json"]
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """What requests may have images and videos read from, and how large a model is shown them.
+    """The sources of images and videos, and their sizes for the model.
 
     min_pixels, max_pixels: of an image that comes without; None for what `shown` says
     shown: fields of `media.sizing.Sizing`
@@ -60,7 +60,7 @@ class TracesTo:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to serve, where and how.
+    """The model to serve, and how to serve it.
 
     model: None for the default one
     shutdown_timeout: seconds from a signal to the end of the process
@@ -68,7 +68,7 @@ class Launch:
     settings: fields of `Settings`, but those that are made of the others; without names the model is called as given
     loading: fields of `LoadOptions`, but the model and what the others say
     door: who may call, and how a call comes in
-    traces: None for what the environment asks for
+    traces: None to do as the environment says
     """
 
     model: str | None
@@ -193,7 +193,7 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
 
 
 def _traces(launch: Launch, model: str) -> Traces | None:
-    """What makes spans, where a flag or the environment asks for it. Raises TracingError where a flag cannot be met."""
+    """The maker of spans, if a flag or the environment asks for traces. Raises TracingError if a flag asks in vain."""
     if not launch.traces and not any(name.startswith("OTEL_") for name in os.environ):
         return None
     from rerankd.server import tracing
@@ -218,7 +218,7 @@ def _removed(path: str | None) -> Iterator[None]:
 
 
 def _sizing(media: Media) -> Sizing:
-    """Raises ModelError for bounds that leave no room."""
+    """Raises ModelError for bounds that no size satisfies."""
     from rerankd.core import Image, Video
     from rerankd.media.limits import BadMedia
     from rerankd.media.sizing import Sizing
@@ -257,7 +257,7 @@ def _ready(url: str, settings: Settings, info: ModelInfo, door: Door) -> str:
 
 
 def _clients(url: str, name: str, playground: bool) -> str:
-    """What the clients that people use are told, a line each."""
+    """A line for each client that people use, with the address to give it."""
     lines = [
         *([f"In a browser: {url}/playground"] if playground else []),
         f"Cohere's SDK, LangChain, LlamaIndex: base URL {url}/cohere, as in cohere.ClientV2(KEY, base_url=...)",
@@ -268,5 +268,5 @@ def _clients(url: str, name: str, playground: bool) -> str:
 
 
 def _reached(url: str, door: Door) -> str:
-    """What curl is told, so that it reaches the server."""
+    """The arguments with which curl reaches the server."""
     return f"--unix-socket {shlex.quote(door.uds)} http://localhost" if door.uds else url

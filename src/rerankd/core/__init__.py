@@ -1,7 +1,7 @@
-"""The words that every room shares: contents, requests, prompts, packed batches, results, errors.
+"""The dataclasses that all parts share: contents, requests, prompts, packed batches, results, errors.
 
-Nothing here imports another room, and nothing imports torch at run time, so that a server or a command
-line can speak of a request without loading an engine.
+Nothing here imports another part, and nothing imports torch at run time, so that a server or a command
+line can handle a request without loading an engine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a query or a document holds: texts, images, videos."""
+"""The content of a query or a document: texts, images, videos."""
 
 from __future__ import annotations
 

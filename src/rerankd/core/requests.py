@@ -1,4 +1,4 @@
-"""What is asked: a query, documents, and how they may be read."""
+"""Requests: a query, documents, and how they may be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is answered: scored documents, chunks, times, and how busy an engine is."""
+"""Results: scored documents, chunks, times, and how busy an engine is."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ Forward: TypeAlias = Callable[[Sequence[Slice]], Sequence[list[float]]]
 """Each slice's logits."""
 NOT_FINITE = "The model's logits are not finite numbers; its weights or dtype are at fault."
 WITHOUT_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What the errors of torch's allocators say that are no `OutOfMemoryError`."""
+"""Texts of errors of torch's allocators that are no `OutOfMemoryError`."""
 
 
 class Budget:
@@ -28,7 +28,7 @@ class Budget:
     BATCHES = 32
     """After so many batches that fit, the budget is doubled, until it is whole again."""
     PARTS = 16
-    """It never becomes smaller than this part of the whole."""
+    """The smallest part of the whole budget."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens

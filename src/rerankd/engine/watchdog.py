@@ -28,7 +28,7 @@ class Watchdog:
 
     @contextmanager
     def watching(self, tokens: int) -> Iterator[None]:
-        """What is done inside is a batch of so many tokens."""
+        """A context in which a batch of so many tokens is computed."""
         began = monotonic()
         self._running = began, began + max(self._seconds, MUCH_SLOWER * tokens * self._slowest)
         try:

@@ -150,8 +150,8 @@ def _plot(title: str, axis: str, names: Sequence[str], across: Sequence[float], 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
     """Around the values, so that equal ones do not lie on an axis."""
     low, high = min(values), max(values)
-    room = max(0.2 * (high - low), 0.005)
-    return low - room, high + room
+    margin = max(0.2 * (high - low), 0.005)
+    return low - margin, high + margin
 
 
 def ticks(low: float, high: float) -> list[float]:

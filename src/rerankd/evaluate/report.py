@@ -1,4 +1,4 @@
-"""What an evaluation found, and how it is told: as text, Markdown or JSON. `page` has it as a web page."""
+"""The results of an evaluation, as text, Markdown or JSON. `page` writes them as a web page."""
 
 from __future__ import annotations
 

@@ -39,5 +39,5 @@ class Disentangled:
         return torch.where(distances.abs() <= near, distances, (steps * distances.sign()).long())
 
     def logits_scale(self, head_dim: int, tables: int) -> float:
-        """The factor of logits that are sums of 1 + `tables` products."""
+        """The factor of logits that are sums of 1 + `tables` dot products."""
         return 1 / math.sqrt(head_dim * (1 + tables))

@@ -72,7 +72,7 @@ class Rope:
     scaling: Scaling | None = None
 
     def rotary(self, width: int, axes: tuple[int, ...] = ()) -> Rotary:
-        """How it turns `width` values of each head; see `Rotary` for `axes`."""
+        """The rotation of `width` values of each head; see `Rotary` for `axes`."""
         frequencies: list[float] = self.frequencies(width).tolist()
         return Rotary(tuple(frequencies), axes, self.attention_factor)
 
@@ -94,7 +94,7 @@ class Rope:
 
     @property
     def attention_factor(self) -> float:
-        """What cosines and sines are multiplied by."""
+        """The factor of cosines and sines."""
         if not isinstance(self.scaling, Yarn):
             return 1.0
         yarn = self.scaling

@@ -1,4 +1,4 @@
-"""What a model asks of the machine that it runs on: functions of packed rows, made of specifications and weights."""
+"""The protocol between models and backends: functions of packed rows, made of specifications and weights."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def container_of(data: bytes) -> Container | None:
 
 
 IsoPicture: TypeAlias = Literal["AVIF", "HEIF", "camera raw"]
-"""What an ISO container holds where it is made for pictures."""
+"""Brands of ISO containers that are made for pictures."""
 
 
 def iso_picture(data: bytes, go_on: GoOn) -> IsoPicture | None:

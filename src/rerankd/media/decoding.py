@@ -22,7 +22,7 @@ class Decoding:
     """The reading of one file or picture, as the thread sees it that does it.
 
     Nothing can stop a thread from outside: it asks between slices of its work (`go_on`), and before it takes
-    memory (`room`).
+    memory (`holding`).
     """
 
     def __init__(self, memory: Budget, seconds: float, closing: threading.Event) -> None:
@@ -50,8 +50,8 @@ class Decoding:
             )
 
     @contextmanager
-    def room(self, amount: int) -> Iterator[None]:
-        """Hold `amount` bytes of memory meanwhile, once there are as many. Waiting does not count as work.
+    def holding(self, amount: int) -> Iterator[None]:
+        """Hold `amount` bytes of memory during the context, once they are free. Waiting does not count as work.
 
         Raises BadMedia as `go_on` does, and for more than there ever are.
         """

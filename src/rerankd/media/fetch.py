@@ -39,7 +39,7 @@ _HEADERS = (
 
 
 def system_resolver(threads: Executor) -> Resolve:
-    """What the operating system says, asked in `threads`.
+    """Look names up with the operating system, in `threads`.
 
     A look-up cannot be cancelled, and whoever owns a name decides how long one takes: in an event loop's own
     threads a few of them would hold up everything else that runs there.

@@ -1,4 +1,4 @@
-"""What media may cost, and the error for media that cannot be used."""
+"""Limits on media, and the error for media that cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where in a request its images and videos stand, and what a request is given of them."""
+"""The places of images and videos in a request, and the loaded media of a request."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LoadedMedia:
 
     @property
     def visuals(self) -> Visuals:
-        """What was read, as prompts take it."""
+        """The visuals, as prompts take them."""
         return Visuals(self.query, self.documents)
 
     def release(self) -> None:
@@ -66,7 +66,7 @@ def collect(
     skip_bad_documents: bool,
     held: Lease,
 ) -> LoadedMedia:
-    """What was read, where it belongs. Raises InvalidRequest for the first part that cannot be used.
+    """Sort the visuals into the query and the documents. Raises InvalidRequest for the first part that cannot be used.
 
     tasks: the reading of each part, by its key
     skip_bad_documents: to report a document's bad media in `failed` instead

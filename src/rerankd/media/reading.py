@@ -51,7 +51,7 @@ class _File(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Show(Generic[Result]):
-    """What is made of a decoded picture; `memory` is what that takes, by the picture before it is decoded."""
+    """How to use a decoded picture; `memory` gives the bytes that this takes, from the picture before decoding."""
 
     make: Callable[[PIL.Image.Image], Result]
     memory: Callable[[PIL.Image.Image], int]
@@ -187,7 +187,7 @@ class Reading:
 
     async def _picture(self, source: object, show: _Show[Result]) -> Result:
         def shown(opened: Opened, decoding: Decoding) -> Result:
-            with decoding.room(opened.memory + show.memory(opened.image)):
+            with decoding.holding(opened.memory + show.memory(opened.image)):
                 return show.make(to_rgb(opened.image, self._limits))
 
         def read(file: _File, decoding: Decoding) -> Result:
@@ -224,7 +224,7 @@ class Reading:
             held.release()
 
     async def _in_thread(self, work: Callable[[Decoding], Result]) -> Result:
-        """What `work` returns; a task that is cancelled meanwhile ends when the thread has stopped."""
+        """Run `work` in a thread; a task that is cancelled meanwhile ends when the thread has stopped."""
         decoding = Decoding(self._memory.decoding, self._limits.decode_timeout, self._closing)
         running = self._threads.submit(work, decoding)
         waiting = asyncio.wrap_future(running)

@@ -21,7 +21,7 @@ TOKEN = 32 * 32
 MAX_RATIO = 200
 CEILING_IMAGE_PIXELS = 16_384 * TOKEN
 CEILING_FRAMES = 768
-"""What a request may ask for at most; qwen-vl-utils' own ceilings."""
+"""The largest values that a request may ask for; qwen-vl-utils' own limits."""
 
 FRAME_PAIR = 2
 MIN_FRAMES = 4

@@ -25,7 +25,7 @@ _MOST_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a request's media may reach.
+    """The sources that a request's media may come from.
 
     local_folders: folders below which `file:` URLs are read; empty for none; None where the caller owns the
         machine anyway (offline use), so that plain paths and any `file:` URL are read
@@ -148,7 +148,7 @@ def _data(uri: str, max_bytes: int, go_on: GoOn) -> bytes:
 
 
 def _slices(uri: str, at: int) -> Iterator[str]:
-    """What lies from `at` on, in slices that no escape lies across."""
+    """The text from `at` on, in slices that split no escape."""
     while at < len(uri):
         end = at + _SLICE
         escape = uri.find("%", end - 2, end)

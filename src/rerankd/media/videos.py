@@ -55,7 +55,7 @@ class _Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """What a file's packets say without being decoded.
+    """The facts that a file's packets give without being decoded.
 
     times: presentation times of the frames, ascending, in the stream's time base
     keys: the frames that decoding can begin at, ascending; never empty
@@ -92,7 +92,7 @@ def read_video(
     if container == "mov":
         _check_iso(data, limits, decoding)
     try:
-        with decoding.room(_PROBE_MEMORY):
+        with decoding.holding(_PROBE_MEMORY):
             file = _open(data, container, decoding)
         with file:
             stream = _film(file)
@@ -109,7 +109,7 @@ def read_video(
             rows, columns = fit(height, width, factor, low, high)
             wanted = [index.times[at] for at in indices]
             _check_work(index, wanted, width * height, limits)
-            with claim(len(indices) * rows * columns * 3), decoding.room(_memory(stream, width, height)):
+            with claim(len(indices) * rows * columns * 3), decoding.holding(_memory(stream, width, height)):
                 frames = _stacked(
                     (
                         shrink(_to_array(frame, limits), factor, low, high)

@@ -1,4 +1,4 @@
-"""What the model is shown of an image or a video: pixels in patches, where they lie, and when."""
+"""An image or a video as the model gets it: pixels in patches, with their places and times."""
 
 from __future__ import annotations
 

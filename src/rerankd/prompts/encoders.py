@@ -1,4 +1,4 @@
-"""What both kinds of encoders need: texts as plain tokens, and the special tokens around them."""
+"""Shared by both kinds of encoders: texts as plain tokens, and the special tokens around them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class PlainTexts:
 
 
 class SpecialTokens:
-    """What a tokenizer's template puts around one text, or around a pair, learnt from one example.
+    """The tokens that a tokenizer's template puts around one text or a pair, found from one example.
 
     count: how many tokens that is
     """

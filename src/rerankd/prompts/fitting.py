@@ -109,7 +109,7 @@ class Fitting:
         return replace(texts, query=limits.not_nothing("query", texts.query, query, room))
 
     def _no_room(self, texts: Texts, shown: str, bare: int, limits: Limits) -> InvalidRequest:
-        """What to raise where the prompt takes `bare` tokens without any text of query and document."""
+        """The error for a prompt that takes `bare` tokens without any text of query and document."""
         if shown and self._frames.of(replace(texts, query="")).tokens + 2 <= limits.prompt:
             return InvalidRequest(
                 "query",

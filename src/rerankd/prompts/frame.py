@@ -1,4 +1,4 @@
-"""What a template writes around the documents of a request."""
+"""The part of a request's prompts that the template writes around the documents."""
 
 from __future__ import annotations
 

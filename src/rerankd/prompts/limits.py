@@ -1,4 +1,4 @@
-"""How many tokens a request's prompts may have, and what is said of one that has more."""
+"""Limits on the tokens of a request's prompts, and the errors for longer prompts."""
 
 from __future__ import annotations
 
@@ -91,13 +91,11 @@ class Limits:
         return ids[:head] + self.side_of(ids[head:], limit - head)
 
     def not_nothing(self, field: str, text: str, left: str, room: int) -> str:
-        """What is left of a text; InvalidRequest where that is nothing of one that says something."""
+        """The rest of a text that was cut; InvalidRequest if nothing is left of a text that is not empty."""
         if text and not left:
             which = "first" if self.side == "right" else "last"
             work.refuse(
-                InvalidRequest(
-                    field, f"its {which} character alone does not fit into the room of {room} tokens; raise the limit"
-                )
+                InvalidRequest(field, f"its {which} character alone does not fit into {room} tokens; raise the limit")
             )
         return left
 
@@ -107,7 +105,7 @@ class Limits:
 
 
 def no_room(limit: int, needed: int, least: int = 0) -> InvalidRequest:
-    """What to raise where a prompt of nothing but the template is too long, or leaves less than `least` tokens."""
+    """The error for a prompt whose template alone is too long, or leaves less than `least` tokens."""
     return InvalidRequest(
         "truncation.max_tokens",
         f"{limit} tokens are allowed, and the prompt without query and document takes {needed}; "
@@ -138,7 +136,7 @@ def within_characters(request: RerankRequest, most: int) -> RerankRequest:
 
 
 def too_many_characters(field: str, count: int, most: int) -> InvalidRequest:
-    """What to raise for a text of too many characters."""
+    """The error for a text of too many characters."""
     return InvalidRequest(
         field,
         f"has {count} characters, and {most} are allowed in one text (--max-request-characters, in Python "

@@ -17,7 +17,7 @@ from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """What stands around the texts of a request.
+    """The tokens around the texts of a request.
 
     head, between, tail: ids of the pieces before the query's, before the document's, and behind it
     asking: the text before the query in its piece; tokens: its tokens by themselves
@@ -162,7 +162,7 @@ class PiecePrompts:
         return split(text, self._tokenizer.offsets(text), least, limits, excess, field)
 
     def _no_room(self, fixed: Fixed, limits: Limits) -> InvalidRequest:
-        """What to raise where a query or a document is left without a token; the limit that it names suffices."""
+        """The error where a query or a document is left without a token; the limit that the error names suffices."""
         between = len(fixed.between)
         least = max(ceil((fixed.tokens + 1) * 4 / 3), 4 * (between + self._before_tokens) + 1) - between
         needed = limits.prompt - fixed.room(limits) + fixed.tokens + self._before_tokens

@@ -41,7 +41,7 @@ class SharedIds:
         return max(least + _common(self.behind(least)), 0)
 
     def behind(self, start: int) -> list[list[int]]:
-        """What each prompt has from place `start` on."""
+        """The ids of each prompt from place `start` on."""
         return [
             self.base[start:kept] + rest[max(start - kept, 0) :]
             for kept, rest in zip(self.kept, self.rest, strict=True)

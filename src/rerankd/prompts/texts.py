@@ -18,7 +18,7 @@ log = logging.getLogger("rerankd")
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What a template is filled with. Nothing in it can become a special token but images and videos.
+    """The texts that a template is filled with. Only images and videos in them become special tokens.
 
     documents: those of the request, or the chunks of some of them; fields: what errors call each
     templated: whether the client had put the query into the template already

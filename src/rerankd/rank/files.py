@@ -36,7 +36,7 @@ class BadLine(FileProblem):
 
 @dataclass
 class BadLines:
-    """What becomes of bad lines: the first is an error, or with `skip` each is told and left out."""
+    """The treatment of bad lines: the first is an error, or with `skip` each is listed and left out."""
 
     skip: bool = False
     tell: Callable[[str], object] = lambda text: print(text, file=sys.stderr)
@@ -131,7 +131,7 @@ def format_of(path: str) -> str:
 
 
 def decompressed(raw: BinaryIO, path: str) -> IO[bytes]:
-    """What a file holds once it is decompressed, as its suffix says."""
+    """The decompressed content of a file, by its suffix."""
     if path.lower().endswith(".gz"):
         return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
     if path.lower().endswith(".zst"):

@@ -1,4 +1,4 @@
-"""What a run has finished so far, in a file beside its output: a run that was stopped goes on from there."""
+"""The finished part of a run, in a file beside its output: a run that was stopped goes on from there."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ MEDIA_DOCUMENTS = 32
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What is queued at once: pieces of a block, each ready or an error. `last` ends the block."""
+    """Pieces of a block that are queued at once, each ready or an error. `last` ends the block."""
 
     block: Block
     found: list[Found]

@@ -1,4 +1,4 @@
-"""What is to be ranked: queries with their documents."""
+"""Queries to rank, with their documents."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Output:
 
 @dataclass
 class Summary:
-    """What was done. `kept` counts documents that an earlier run had finished; seconds are this run's own."""
+    """Counts of a run. `kept` are documents that an earlier run finished; seconds are those of this run."""
 
     queries: int = 0
     documents: int = 0

@@ -16,7 +16,7 @@ ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What a file's columns mean.
+    """The meanings of a file's columns.
 
     names: for each meaning, the names that a header may have for it
     positions: the meanings of columns without a header, for each number of columns

@@ -35,7 +35,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked of every query."""
+    """The settings for every query."""
 
     top_n: int | None = None
     min_score: float | None = None
@@ -76,7 +76,7 @@ class Found:
 
 
 class Scorer(Protocol):
-    """What scores queries: a loaded model, or a server.
+    """Scores queries, by a loaded model or by a server.
 
     block_documents: how many documents a block has at least
     """

@@ -17,7 +17,7 @@ from rerankd.core import Content, Image, Part, Text, Tokens, Video, text_content
 from rerankd.schemas.lists import PartList
 
 AT_LEAST_ONE: dict[str, Any] = {"minItems": 1}
-"""What the OpenAPI document says of a list that may not be empty; each API refuses an empty one in its own way."""
+"""A list that may not be empty, in the OpenAPI document; each API refuses an empty list in its own way."""
 
 
 class Open(BaseModel):

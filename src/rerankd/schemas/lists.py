@@ -17,7 +17,7 @@ OVER_LIMIT = "over_limit"
 
 
 class Counted:
-    """What a body is validated with: how many elements its lists may have."""
+    """The validation context of a body: how many elements its lists may have."""
 
     def __init__(self, limits: RequestLimits) -> None:
         self._limits = limits

@@ -42,7 +42,7 @@ Routed: TypeAlias = tuple[Dialect, Endpoint[Any]]
 
 
 class Answers(Protocol):
-    """What the server needs of a `Reranker`."""
+    """The methods of a `Reranker` that answering needs."""
 
     async def answer_all(self, requests: Sequence[RerankRequest]) -> list[RerankResult]:
         """Score requests; cancelling the awaiting task drops what still waits."""
@@ -51,10 +51,10 @@ class Answers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What calls are answered with.
+    """The objects that answer calls.
 
     places: of calls that are answered at a time
-    workers: threads for what would hold up the event loop
+    workers: threads for long work, which would block the event loop
     timeout: seconds from a call's body to its answer; None for any time
     """
 
@@ -67,10 +67,10 @@ class Desk:
 
 
 async def answer(incoming: Incoming, routed: Sequence[Routed], desk: Desk, called: Called) -> Reply:
-    """Read, parse, score and render one call; whatever goes wrong is an error in the dialect's shape.
+    """Read, parse, score and render one call. Every failure becomes an error in the dialect's shape.
 
-    routed: what the path may mean; the first that claims the call answers it, else the first of all
-    called: what becomes known of the call is put there
+    routed: the endpoints of the path; the first that claims the call answers it, or else the first of all
+    called: facts about the call, which are filled in
     """
     exchange = _Exchange(incoming, routed, desk, called)
     try:
@@ -114,7 +114,7 @@ async def answer(incoming: Incoming, routed: Sequence[Routed], desk: Desk, calle
 
 
 class _Exchange:
-    """One call on its way to its answer. What takes long of it is done by workers."""
+    """One call on its way to its answer. Workers do the long parts of the work."""
 
     def __init__(self, incoming: Incoming, routed: Sequence[Routed], desk: Desk, called: Called) -> None:
         self.dialect, self.endpoint = _claiming(routed, {}, incoming.headers)
@@ -139,7 +139,7 @@ class _Exchange:
         return refusal(self.dialect, problem)
 
     async def parse(self, body: bytes | bytearray) -> None:
-        """Find out what the call asks for, and name it as it asks to be named. Its time begins now."""
+        """Parse the body, and give the call the id that the body has. The timeout starts now."""
         self._began = time.monotonic()
         parse = partial(self._parse, body)
         self._large = len(body) > LARGE
@@ -172,7 +172,7 @@ class _Exchange:
             await asyncio.gather(working, hung_up, return_exceptions=True)
 
     async def answer(self) -> Reply:
-        """Do what the call asks for, once it is parsed."""
+        """Score the parsed call and render the answer."""
         call = self.call
         assert call is not None
         results: Sequence[RerankResult] = ()

@@ -174,7 +174,7 @@ def _handler(routed: Sequence[Routed], service: Service) -> Callable[[Request], 
 
 
 def _spoken_here(routed: Sequence[Routed]) -> str:
-    """What /docs says below a route's summary."""
+    """The text of /docs under a route's summary."""
     names = list(dict.fromkeys(dialect.name for dialect, _ in routed))
     if len(names) == 1:
         return f"In the words of {names[0]}, whatever the call holds."

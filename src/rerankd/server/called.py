@@ -1,4 +1,4 @@
-"""What is known of a call while it is answered."""
+"""Facts about a call, collected while it is answered."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 @dataclass(slots=True)
 class Called:
-    """What is known of a call, filled in while it is answered; an HTTP request has its own as `state.called`.
+    """Facts about a call, filled in while it is answered; an HTTP request has its own as `state.called`.
 
     route: the path as the app has it, once the answer is there; "none" for one that it has not
     dialect: whose words the answer is in; None for what is the server's own

@@ -1,4 +1,4 @@
-"""What is done for every call, whatever answers it: it gets an id, is counted, logged and traced."""
+"""Work that is done for every call: it gets an id, is counted, logged and traced."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Calls:
 
 
 def _line(scope: Scope, status: int) -> tuple[str, str, str, str, int]:
-    """What uvicorn's access line says, in its order."""
+    """The values of uvicorn's access line, in its order."""
     client = scope.get("client")
     path = quote(scope["path"])
     query = scope["query_string"].decode("latin-1")

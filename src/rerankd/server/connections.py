@@ -51,13 +51,13 @@ class Connections:
     _warned: float = field(default=float("-inf"))
 
     def idles(self, connection: Connection, idle: bool) -> None:
-        """Note whether a connection may be closed to make room for another."""
+        """Note whether a connection may be closed in favour of another."""
         self._idle.pop(connection, None)
         if idle:
             self._idle[connection] = None
 
-    def make_room(self, open_connections: int) -> bool:
-        """Whether there is room for a connection that has just come, after closing another where there was none."""
+    def admit(self, open_connections: int) -> bool:
+        """Whether a new connection may stay, after closing an idle one if too many are open."""
         if open_connections <= self.most:
             return True
         if (now := time.monotonic()) - self._warned > SECONDS_BETWEEN_WARNINGS:
@@ -125,7 +125,7 @@ class Connection(HttpToolsProtocol):
         """Of asyncio's protocols."""
         super().connection_made(cast(asyncio.Transport, _Transport(transport)))
         self.flow = _Flow(transport, lambda: not self._unparsed and not self.pipeline)
-        if self._all.make_room(len(self.connections)):
+        if self._all.admit(len(self.connections)):
             self._all.idles(self, True)
             self._wait(self._all.keep_alive, self.abort)
         else:

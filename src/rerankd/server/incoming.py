@@ -13,7 +13,7 @@ class Gone(Exception):
 
 
 class Incoming(Protocol):
-    """What answering reads of a call. `headers` have names in lower case."""
+    """A call as answering reads it. `headers` have names in lower case."""
 
     @property
     def headers(self) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""What /docs says of bodies that the server reads itself, with examples that the server itself has made or answers."""
+"""The part of the OpenAPI document for bodies that FastAPI does not read, with examples that the server answers."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def describe(
 
 
 def responses(routed: Sequence[Routed]) -> dict[int | str, dict[str, Any]]:
-    """What a route that may mean any of `routed` answers with, for FastAPI."""
+    """The responses of a route that has the endpoints `routed`, for FastAPI."""
     described: dict[int | str, dict[str, Any]] = {
         200: {"description": routed[0][1].summary, "headers": {**OF_EVERY_ANSWER, **OF_AN_ANSWER}}
     }
@@ -110,7 +110,7 @@ def responses(routed: Sequence[Routed]) -> dict[int | str, dict[str, Any]]:
 
 
 def refusal_of(dialects: Sequence[Dialect], status: int) -> dict[str, Any]:
-    """What an error of `dialects` is, for FastAPI."""
+    """The error response of `dialects`, for FastAPI."""
     return {
         "model": Union[tuple(dialect.error for dialect in dialects)],  # noqa: UP007
         "description": dialects[0].errors[status],
@@ -135,7 +135,7 @@ def _refusal(dialect: Dialect, status: int) -> object:
 
 
 def _answers(endpoint: Endpoint[Any], served: Served) -> dict[str, object]:
-    """What an endpoint makes of its examples, with scores that are made up."""
+    """An endpoint's answers to its examples, with made-up scores."""
     rendered: dict[str, object] = {}
     if endpoint.reply is None:
         return rendered

@@ -1,4 +1,4 @@
-"""What goes wrong with a call, before a dialect gives it its own shape."""
+"""The errors of a call, before a dialect gives them its own shape."""
 
 from __future__ import annotations
 

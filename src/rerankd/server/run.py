@@ -49,7 +49,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """What surrounds serving.
+    """Callbacks and times around serving.
 
     ready: called once requests are taken
     close: fails the requests that still wait; may block

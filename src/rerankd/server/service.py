@@ -27,16 +27,16 @@ CALL_THREADS = 2
 
 
 class Serves(Answers, Protocol):
-    """What a service needs of a `Reranker`."""
+    """The methods of a `Reranker` that a service needs."""
 
     @property
     def info(self) -> ModelInfo:
-        """What was loaded."""
+        """The loaded model."""
         ...
 
     @property
     def failure(self) -> EngineDead | None:
-        """Why the engine answers no more; None while it does."""
+        """Why the engine has stopped answering; None while it answers."""
         ...
 
     def load(self) -> EngineLoad:
@@ -52,7 +52,7 @@ class Service:
     """Answers calls with `reranker`. It closes nothing: the reranker is the caller's.
 
     own: the dialect at the root
-    routes: what each method and path may mean
+    routes: the endpoints of each method and path
     """
 
     def __init__(self, reranker: Serves, settings: Settings) -> None:
@@ -88,7 +88,7 @@ class Service:
 
     @property
     def failure(self) -> EngineDead | None:
-        """Why the engine answers no more; None while it does."""
+        """Why the engine has stopped answering; None while it answers."""
         return self._reranker.failure
 
     async def call(self, method: str, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
@@ -110,7 +110,7 @@ class Service:
         return reply
 
     async def answer(self, incoming: Incoming, routed: Sequence[Routed], called: Called) -> Reply:
-        """Answer a call whose path may mean any of `routed`. What becomes known of it is put in `called`."""
+        """Answer a call by one of the endpoints of its path. `called` is filled in."""
         return await answer(incoming, routed, self._desk, called)
 
     def spoken(self, path: str, headers: Mapping[str, str]) -> Dialect:
@@ -129,7 +129,7 @@ class Service:
 
 
 def _routes(own: Dialect) -> dict[tuple[str, str], list[Routed]]:
-    """What each method and path may mean: below a prefix that dialect's endpoints; at the root all, `own` first."""
+    """The endpoints of each method and path: under a prefix those of its dialect; at the root all, `own` first."""
     routes: dict[tuple[str, str], list[Routed]] = {}
     for dialect in sorted(DIALECTS.values(), key=lambda one: one is not own):
         for endpoint in dialect.endpoints:

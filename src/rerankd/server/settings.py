@@ -16,7 +16,7 @@ MEGABYTE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Cors:
-    """What a browser lets pages of other origins do here; `("*",)` stands for all."""
+    """Permissions for pages of other origins; `("*",)` stands for all."""
 
     origins: tuple[str, ...]
     methods: tuple[str, ...] = ("*",)
@@ -36,12 +36,12 @@ class Settings:
     docs: whether /docs and /openapi.json are there
     keys: those that open the server; empty for an open one
     protect_all: whether health probes and /metrics want a key too
-    cors: what browsers are told, if anything
+    cors: permissions for pages of other origins, if any
     root_path: what a proxy puts before every path
     max_calls: how many calls are answered at a time, more are refused; None for any number
     max_queued_calls, max_queued_tokens: how many of them, and how many tokens of theirs, wait for the model
     request_timeout: seconds from a call's body to its answer; None for any time
-    traces: what makes spans of calls, if anything
+    traces: makes spans of calls, if set
     draining: set by whoever ends the server when new calls are to be refused
     playground: whether / and /playground are there
     """

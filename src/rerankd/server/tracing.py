@@ -77,7 +77,7 @@ class CallTrace:
         self._epoch = time.time_ns() - time.perf_counter_ns()
 
     def ids(self) -> dict[str, str]:
-        """What a log line says of the span."""
+        """The span's ids for a log line."""
         context = self._span.get_span_context()
         return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
@@ -183,6 +183,6 @@ def _exporter(name: str, **options: Any) -> Any:
         except ImportError as error:
             raise TracingError(f"The exporter {name!r} of traces cannot be loaded: {error}.") from None
     raise TracingError(
-        f"There is no exporter {name!r} of traces: pip install 'rerankd[otel]' brings otlp and console; others are "
+        f"There is no exporter {name!r} of traces: pip install 'rerankd[otel]' installs otlp and console; others are "
         "packages of OpenTelemetry's."
     )

@@ -47,7 +47,7 @@ class Size:
 
     @property
     def tiles(self) -> int:
-        """How many tiles it has room for: each request has two at least, one for its prefix."""
+        """How many tiles it holds: each request has at least two, one of them for its prefix."""
         return max(16, self.rows // 8)
 
 
@@ -55,8 +55,8 @@ class Size:
 class Inputs:
     """The tensors that a recorded forward reads, at places that stay.
 
-    values: int32, the tiles and row ranges of `HostTiles`, with room for `Size.tiles`; then those of the last layer,
-        with room for `Size.kept`
+    values: int32, the tiles and row ranges of `HostTiles`, of `Size.tiles` tiles; then those of the last layer,
+        of `Size.kept` rows
     keep: int64 [kept], or None
     """
 
@@ -174,7 +174,7 @@ def _room(tiles: int, rows: int) -> int:
 
 
 def _lay(host: HostTiles, values: numpy.ndarray, tiles: int, rows: int) -> None:
-    """The values of `host` into an array with room for `tiles` and `rows`, zeros behind each part."""
+    """The values of `host` into an array of `tiles` and `rows`, with zeros after each part."""
     cut = host.tiles * FIELDS
     values[:cut] = host.values[:cut]
     ranges = values[tiles * FIELDS :].reshape(3, rows)

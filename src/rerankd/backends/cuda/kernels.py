@@ -1,4 +1,4 @@
-"""What lies between the GEMMs of a layer, each as one pass over memory: kernels in Triton.
+"""The operations between the GEMMs of a layer, each as one pass over memory: kernels in Triton.
 
 Sums, norms and rotations are computed in float32, whatever dtype is read and written. Rows are contiguous; a tensor of
 another stride says so where it may have one.

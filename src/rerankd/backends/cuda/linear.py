@@ -13,7 +13,7 @@ from rerankd.backends.cuda.float8 import Operand, quantised_rows
 from rerankd.layers.spec import Affine
 
 MULTIPLE = 16
-"""What both sides of a float8 GEMM must be a multiple of."""
+"""Both sides of a float8 GEMM must be multiples of this."""
 
 
 class Linear(Protocol):

@@ -71,7 +71,7 @@ class Bucket:
         return _filled(rows, self.keys)
 
     def mask(self, like: Tensor, window: int | None, slopes: tuple[float, ...]) -> Tensor | None:
-        """What is added to logits, [blocks, 1 or heads, queries, keys] in `like`'s dtype and place; None for nothing.
+        """The bias of logits, [blocks, 1 or heads, queries, keys] in `like`'s dtype and on its device; None for none.
 
         window: how far from its own place a row sees; slopes: of ALiBi, one for each head, or none
         """

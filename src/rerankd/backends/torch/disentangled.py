@@ -45,7 +45,7 @@ def disentangled_attention(
 
 
 def _bias(queries: Tensor, keys: Tensor, bucket: Bucket, form: Disentangled, weights: RelativeWeights) -> Tensor:
-    """What distance adds to logits before they are scaled: [blocks, heads, queries, keys].
+    """The bias of logits by distance, before they are scaled: [blocks, heads, queries, keys].
 
     queries, keys: [blocks, heads, queries or keys, head_dim]
     """

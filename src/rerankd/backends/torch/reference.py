@@ -9,7 +9,7 @@ from rerankd.layers.layout import AttentionLayout
 
 
 def bias(layout: AttentionLayout, keys: int, window: int | None, slopes: tuple[float, ...]) -> Tensor:
-    """What is added to the logit of each of `keys` packed rows for each query row: float32 [heads or 1, queries, keys].
+    """The bias of the logit of each of `keys` packed rows for each query row: float32 [heads or 1, queries, keys].
 
     It is minus infinity where the query row does not see the key row.
     """

@@ -1,4 +1,4 @@
-"""What every dialect is made of: endpoints that parse a body into requests and render their results."""
+"""The parts of every dialect: endpoints that parse a body into requests and render the results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ERRORS: Mapping[int, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a dialect may know of the server.
+    """The facts about the server that a dialect may use.
 
     names: those that the model answers to, the first of them first
     tokenize: a text's token ids and strings, with special tokens where the flag says so; it takes its time

@@ -44,7 +44,7 @@ class Chunked(Open):
         return Chunking(self.max_chunks_per_doc, self.overlap_tokens or 0)
 
     def best_chunk(self, document: ScoredDocument) -> dict[str, Any]:
-        """What a document's result carries of its best chunk: nothing unless it was asked for."""
+        """The fields of a document's best chunk in its result; none unless the request asked for them."""
         if not self.return_best_chunk:
             return {}
         chunk = document.best_chunk

@@ -29,7 +29,7 @@ CohereDocument: TypeAlias = Annotated[
 
 
 class CohereBody(Chunked, Thresholded):
-    """What both versions take."""
+    """Fields of both versions."""
 
     model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")
     query: str = Field(description="the text to rank documents by.", examples=["what is panda?"])
@@ -85,7 +85,7 @@ class CohereUnits(BaseModel):
 
 
 class CohereMeta(BaseModel):
-    """What Cohere would bill."""
+    """The units that Cohere would bill."""
 
     api_version: CohereVersion
     billed_units: CohereUnits

@@ -67,7 +67,7 @@ class InfinityReply(BaseModel):
 
 
 class InfinityErrorInfo(BaseModel):
-    """What went wrong."""
+    """The problem."""
 
     message: str
     type: str

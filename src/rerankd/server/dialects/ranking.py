@@ -1,4 +1,4 @@
-"""What the rerank APIs of services share: one query, documents, and errors as FastAPI writes them."""
+"""Shared by the rerank APIs of services: one query, documents, and errors as FastAPI writes them."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ Body = TypeVar("Body", bound="RerankBody")
 
 
 class ScoringBody(Chunked):
-    """What both systems let a client say of a model, a prompt and its length. The texts are the endpoint's own."""
+    """Fields for the model, the prompt and its length that both systems have. Each endpoint adds the texts."""
 
     model: str | None = Field(None, description="the name of the model, as in /v1/models.", examples=[None])
     instruct: str | None = Field(

@@ -32,7 +32,7 @@ class SglangRerankBody(RerankBody):
 
 
 class SglangMeta(BaseModel):
-    """What is known of one document's scoring."""
+    """Facts about the scoring of one document."""
 
     id: str
     prompt_tokens: int = Field(description="tokens of the document's whole prompt, or of those of its chunks")

@@ -109,7 +109,7 @@ class SglangScoreReply(BaseModel):
 
 
 class SglangModelInfo(BaseModel):
-    """What is served."""
+    """The served model."""
 
     model_path: str
     tokenizer_path: str
@@ -121,7 +121,7 @@ class SglangModelInfo(BaseModel):
 
 
 class SglangServerInfo(BaseModel):
-    """How it is served, in the words of SGLang's flags."""
+    """The server's settings, under the names of SGLang's flags."""
 
     model_path: str
     tokenizer_path: str

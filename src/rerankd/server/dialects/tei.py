@@ -67,13 +67,13 @@ class TeiReranker(BaseModel):
 
 
 class TeiModelType(BaseModel):
-    """What the model does."""
+    """The kind of model."""
 
     reranker: TeiReranker
 
 
 class TeiInfo(BaseModel):
-    """What is served. Limits that are not there are 2147483647."""
+    """The model and its limits. A limit that does not exist is 2147483647."""
 
     model_id: str
     model_sha: str | None

@@ -66,7 +66,7 @@ class VllmRerankReply(BaseModel):
 
 
 class VllmErrorInfo(BaseModel):
-    """What went wrong, and with which field."""
+    """The problem, and the field that it is about."""
 
     message: str
     type: str

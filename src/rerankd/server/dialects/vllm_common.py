@@ -1,4 +1,4 @@
-"""What vLLM's rerank and score bodies share beside what they share with SGLang's."""
+"""Fields of vLLM's rerank and score bodies that SGLang's bodies do not have."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from rerankd.server.problems import Problem
 
 FORMS = (("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"), ("queries", "items"))
 TEXTS = frozenset({"text_1", "text_2", "data_1", "data_2", "queries"})
-"""What no other body has."""
+"""Fields that no other body has."""
 
 
 class VllmScoreBody(ScoringBody, VllmOptions):

@@ -81,7 +81,7 @@ def _index(docs: bool) -> str:
 
 
 def _policy(page: str) -> str:
-    """What the page may do: run its own script, show its own style and what is dropped on it, ask this server."""
+    """The page's permissions: its own script and style, images that are dropped on it, calls of this server."""
     (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
