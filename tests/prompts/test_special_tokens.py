@@ -60,12 +60,12 @@ def test_any_text_of_qwen(
 
 @settings(deadline=None, max_examples=100)
 @given(text=texts_with(QWEN))
-def test_neutralising_adds_spaces_and_only_where_needed(text: str, qwen3: LoadedPrompts) -> None:
+def test_escaping_adds_spaces_and_only_where_needed(text: str, qwen3: LoadedPrompts) -> None:
     added = AddedTokens(qwen3.tokenizer.tokenizer)
-    neutral = added.neutralise(text)
-    assert neutral.replace(" ", "") == text.replace(" ", "")
-    assert (neutral == text) == (not any(token in text for token in QWEN))
-    assert added.neutralise(neutral) == neutral
+    escaped = added.escape(text)
+    assert escaped.replace(" ", "") == text.replace(" ", "")
+    assert (escaped == text) == (not any(token in text for token in QWEN))
+    assert added.escape(escaped) == escaped
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +97,11 @@ def test_a_parted_token_keeps_its_characters(encoders: list[LoadedPrompts]) -> N
 def test_a_token_within_a_token() -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.add_tokens(["<<x>", "<x>", "x>>", "y"])
-    neutral = AddedTokens(tokenizer).neutralise("a <<x>> b")
-    assert neutral.replace(" ", "") == "a<<x>>b"
-    assert not any(token in neutral for token in ("<<x>", "<x>", "x>>"))
+    escaped = AddedTokens(tokenizer).escape("a <<x>> b")
+    assert escaped.replace(" ", "") == "a<<x>>b"
+    assert not any(token in escaped for token in ("<<x>", "<x>", "x>>"))
     # A token of one character cannot be parted.
-    assert AddedTokens(tokenizer).neutralise("y") == "y"
+    assert AddedTokens(tokenizer).escape("y") == "y"
 
 
 def test_bert_reads_its_special_tokens_as_their_characters(encoders: list[LoadedPrompts]) -> None:

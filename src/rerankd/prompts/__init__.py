@@ -1,4 +1,4 @@
-"""From requests to token ids: templates, pair encoding, truncation, un-templating, neutralising."""
+"""From requests to token ids: templates, pair encoding, truncation, un-templating, escaping."""
 
 from rerankd.prompts.load import LoadedPrompts, load_prompts
 

@@ -124,7 +124,7 @@ class DecoderPrompts:
             text = self._tokenizer.reach(text, limits.reach, limits.side)
 
             def excess(piece: str, field: str = field) -> int:
-                piece = self._added.neutralise(piece)
+                piece = self._added.escape(piece)
                 ids = self._tokenizer.ids([piece])[0]
                 return max(frame.length(piece, field) - limits.prompt, len(ids) - most)
 
@@ -136,5 +136,5 @@ class DecoderPrompts:
         """The texts with chunks in place of the documents that were split; `owners` are the documents of all pieces."""
         pieces: list[str] = []
         for i, document in enumerate(texts.documents):
-            pieces += [self._added.neutralise(chunk.text) for chunk in split[i].chunks] if i in split else [document]
+            pieces += [self._added.escape(chunk.text) for chunk in split[i].chunks] if i in split else [document]
         return replace(texts, documents=tuple(pieces), fields=tuple(texts.fields[i] for i in owners))

@@ -34,7 +34,7 @@ class PlainTexts:
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, nothing added; see `LoadedTokenizer.ids`."""
         return [
-            ids if self._special.isdisjoint(ids) else self._neutralised(text)
+            ids if self._special.isdisjoint(ids) else self._escaped(text)
             for text, ids in zip(texts, self._loaded.ids(texts), strict=True)
         ]
 
@@ -42,7 +42,7 @@ class PlainTexts:
         """A text's chunks of at most `room` tokens; see `chunks.split`."""
         return split(text, self._loaded.offsets(text), room, limits, excess, field)
 
-    def _neutralised(self, text: str) -> list[int]:
+    def _escaped(self, text: str) -> list[int]:
         """For a vocabulary that spells special tokens as pieces, as XLM-R's Unigram model does: part them."""
         (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
         spans = [span for span, token in zip(encoding.offsets, encoding.ids, strict=True) if token in self._special]

@@ -174,7 +174,7 @@ class PiecePrompts:
 
     def _read(self, text: str) -> str:
         """A text in which nothing is a special token."""
-        return self._added.neutralise(text)
+        return self._added.escape(text)
 
     def _pieces(self, before: str, texts: Sequence[str]) -> list[list[int]]:
         return self._tokenizer.ids([before + text for text in texts])

@@ -52,10 +52,10 @@ class TextReader:
             if templated := untemplate_query(query):
                 query = templated[1]
                 instruction = instruction or self._templated_instruction(templated[0])
-            query = self._added.neutralise(query)
+            query = self._added.escape(query)
         instruction = instruction or self._default_instruction
         return Texts(
-            instruction=self._added.neutralise(well_formed(instruction)) if instruction else None,
+            instruction=self._added.escape(well_formed(instruction)) if instruction else None,
             query=query,
             documents=tuple(
                 self._read_document(document, f"documents[{i}]", own, templated is not None)
@@ -88,7 +88,7 @@ class TextReader:
     def _read_document(self, content: Content, field: str, visuals: Sequence[Visual], templated: bool) -> str:
         if visuals:
             return spell_seen(content, visuals, self._added)
-        return self._added.neutralise(self.untemplated(content, field, templated))
+        return self._added.escape(self.untemplated(content, field, templated))
 
     def _plain(self, content: Content, field: str) -> str:
         return read_text(content, field) if content else self._template.empty

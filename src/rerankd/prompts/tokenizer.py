@@ -134,7 +134,7 @@ class LoadedTokenizer:
 class AddedTokens:
     """The strings that a tokenizer takes for single tokens wherever they stand in a text.
 
-    Such a string in user text would end a turn, or open an image: `neutralise` parts it by one space after
+    Such a string in user text would end a turn, or open an image: `escape` parts it by one space after
     its first character, so that it stays readable and is text.
     """
 
@@ -143,7 +143,7 @@ class AddedTokens:
         breakable = sorted((string for string in strings if len(string) > 1), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, breakable)) or r"(?!)")
 
-    def neutralise(self, text: str) -> str:
+    def escape(self, text: str) -> str:
         """`text` without any added token; equal to `text` where it holds none."""
         # Parting one can leave a shorter one behind it whole, hence the loop; each round leaves fewer.
         while self._pattern.search(text):

@@ -18,7 +18,7 @@ START, END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
 _SPELLED = re.compile(
     rf"((?:<\d+\.\d seconds>)?{re.escape(START)}(?:{re.escape(IMAGE)}|{re.escape(VIDEO)})*{re.escape(END)})"
 )
-"""An image, or a step of a video with its time. Nothing in neutralised text looks like one."""
+"""An image, or a step of a video with its time. Nothing in escaped text looks like one."""
 
 
 def spell_visual(visual: Visual) -> str:
@@ -30,18 +30,18 @@ def spell_visual(visual: Visual) -> str:
 
 
 def spell_seen(content: Content, visuals: Sequence[Visual], added: AddedTokens) -> str:
-    """The parts of a content in their order, its texts neutralised, its images and videos spelled."""
+    """The parts of a content in their order, its texts escaped, its images and videos spelled."""
     spelled: list[str] = []
     text = ""
     left = iter(visuals)
     for part in content:
         if isinstance(part, Text):
-            # Neighbouring texts are neutralised as one, since a special token may stand across their seam.
+            # Neighbouring texts are escaped as one, since a special token may stand across their seam.
             text += part.text
         elif not isinstance(part, Tokens):  # which only prompts with labels hold
-            spelled += [added.neutralise(well_formed(text)), spell_visual(next(left))]
+            spelled += [added.escape(well_formed(text)), spell_visual(next(left))]
             text = ""
-    return "".join([*spelled, added.neutralise(well_formed(text))])
+    return "".join([*spelled, added.escape(well_formed(text))])
 
 
 class SeenTexts:
