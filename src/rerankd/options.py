@@ -9,7 +9,7 @@ from typing import Any
 
 from rerankd.core import MAX_CHARACTERS
 from rerankd.limits import RequestLimits
-from rerankd.media.limits import Limits
+from rerankd.media.limits import MediaLimits
 from rerankd.media.sizing import Sizing
 from rerankd.media.sources import Access
 from rerankd.models.checkpoint.hub import Hub
@@ -58,7 +58,7 @@ class LoadOptions:
     default_instruction: str | None = None
     request_limits: RequestLimits | None = None
     media_access: Access = Access(local_folders=None, allow_private=True)  # noqa: RUF009 - frozen
-    media_limits: Limits = Limits()  # noqa: RUF009 - frozen
+    media_limits: MediaLimits = MediaLimits()  # noqa: RUF009 - frozen
     media_sizing: Sizing = Sizing()  # noqa: RUF009 - frozen
 
 

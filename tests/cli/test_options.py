@@ -15,7 +15,7 @@ from rerankd.cli import default_model as defaults
 from rerankd.cli import launch_server, main, serve
 from rerankd.cli.start import Launch, Media, TracesTo
 from rerankd.cli.values import token_count
-from rerankd.media.limits import Limits
+from rerankd.media.limits import MediaLimits
 
 
 class Started:
@@ -120,7 +120,7 @@ SERVED = launch_of(
         65536,
         {"max_pixels": 7, "fps": 2.0},
     ),
-    media_limits=Limits(timeout=2.5, decode_timeout=7.0, memory=100 << 20),
+    media_limits=MediaLimits(timeout=2.5, decode_timeout=7.0, memory=100 << 20),
 )
 SERVE_WORDS = shlex.split(
     "org/model --served-model-name a b --host 0.0.0.0 --port 9 --dialect sglang --uvicorn-log-level "

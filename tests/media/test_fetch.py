@@ -16,7 +16,7 @@ import trustme
 
 from rerankd.media.budget import Budget
 from rerankd.media.fetch import Fetcher, Resolve, default_tls, system_resolver
-from rerankd.media.limits import BadMedia, Limits
+from rerankd.media.limits import BadMedia, MediaLimits
 from tests.media.servers import Server, ok, serving, to
 
 PUBLIC = "93.184.216.34"
@@ -43,13 +43,13 @@ def fetch(
     url: str,
     *,
     max_bytes: int = 1 << 20,
-    limits: Limits | None = None,
+    limits: MediaLimits | None = None,
     tls: ssl.SSLContext | None = None,
     allow_private: bool = True,
     resolve: Resolve = SYSTEM,
 ) -> bytes:
     async def run() -> bytes:
-        async with Fetcher(limits or Limits(), tls or default_tls(), resolve, allow_private) as fetcher:
+        async with Fetcher(limits or MediaLimits(), tls or default_tls(), resolve, allow_private) as fetcher:
             return (await fetcher.get(url, max_bytes, Budget(max_bytes, "files"))).data
 
     return asyncio.run(run())
@@ -191,9 +191,9 @@ def test_the_limit_for_redirects(server: Server) -> None:
     for hop in range(5):
         server.answers[f"/{hop}"] = to(f"/{hop + 1}")
     server.answers["/5"] = ok(b"there")
-    assert fetch(server.url("/0"), limits=Limits(redirects=5)) == b"there"
+    assert fetch(server.url("/0"), limits=MediaLimits(redirects=5)) == b"there"
     with pytest.raises(BadMedia, match="redirects more than 4 times"):
-        fetch(server.url("/0"), limits=Limits(redirects=4))
+        fetch(server.url("/0"), limits=MediaLimits(redirects=4))
 
 
 def test_a_redirect_in_a_circle_ends(server: Server) -> None:
@@ -312,7 +312,7 @@ def test_the_timeout_is_for_the_whole_fetch(server: Server) -> None:
 
     server.answers["/drip"] = drip
     with pytest.raises(BadMedia, match=r"not fetched within 0\.5 seconds"):
-        fetch(server.url("/drip"), limits=Limits(timeout=0.5))
+        fetch(server.url("/drip"), limits=MediaLimits(timeout=0.5))
     done.set()
 
 
@@ -322,7 +322,7 @@ def test_the_timeout_holds_for_a_resolver(server: Server) -> None:
         return []
 
     with pytest.raises(BadMedia, match="not fetched within"):
-        fetch("http://pictures.test/", limits=Limits(timeout=0.2), resolve=slow)
+        fetch("http://pictures.test/", limits=MediaLimits(timeout=0.2), resolve=slow)
 
 
 def test_nobody_listens() -> None:
@@ -394,7 +394,7 @@ def test_a_connection_checked_for_one_name_is_not_used_for_another(secure: Serve
     secure.answers["/kept"] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
     async def both() -> None:
-        async with Fetcher(Limits(), trusting(authority), LOCAL, True) as fetcher:
+        async with Fetcher(MediaLimits(), trusting(authority), LOCAL, True) as fetcher:
             files = Budget(100, "files")
             assert (await fetcher.get(secure.url("/kept", "pictures.test", "https"), 100, files)).data == b"hi"
             with pytest.raises(BadMedia):
@@ -423,7 +423,7 @@ def test_memory_is_held_before_a_body_is_read_and_waiting_for_it_is_no_fetching(
 
     async def run() -> None:
         files = Budget(100, "files")
-        limits = Limits(timeout=3.0)
+        limits = MediaLimits(timeout=3.0)
         async with Fetcher(limits, default_tls(), SYSTEM, True) as fetcher:
             first = await fetcher.get(server.url("/a"), 100, files)
             assert (len(first.data), files.held, first.media_type) == (60, 60, "Image/PNG")
@@ -455,7 +455,7 @@ def test_a_content_type_that_is_none_is_not_passed_on(server: Server, kind: str)
     server.answers["/a"] = ok(b"x", f"Content-Type: {kind.replace(chr(0), ' ')}")
 
     async def run() -> str | None:
-        async with Fetcher(Limits(), default_tls(), SYSTEM, True) as fetcher:
+        async with Fetcher(MediaLimits(), default_tls(), SYSTEM, True) as fetcher:
             return (await fetcher.get(server.url("/a"), 100, Budget(100, "files"))).media_type
 
     assert asyncio.run(run()) in (None, "text/html")

@@ -12,13 +12,13 @@ import pytest
 from rerankd.core import Image, RerankRequest, Video, text_content
 from rerankd.media.loader import MediaLoader
 from rerankd.media.sources import Access
-from rerankd.media.visual import VisionFormat, Visual
+from rerankd.media.visual import ResizedVisual, VisionFormat
 from tests.media.golden.cases import FILES, FOLDER, IMAGES, LISTS, STRIDE, frames, image
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads((FOLDER / "golden.json").read_text())
 
 
-def shown(part: Image | Video) -> Visual:
+def shown(part: Image | Video) -> ResizedVisual:
     with MediaLoader(VisionFormat(), access=Access(local_folders=None)) as loader:
         return loader.load_blocking(RerankRequest(text_content("q"), ((part,),))).documents[0][0]
 

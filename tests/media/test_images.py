@@ -19,11 +19,11 @@ from rerankd.media import images
 from rerankd.media.budget import Budget
 from rerankd.media.decoding import Decoding
 from rerankd.media.images import FORMATS, open_image, to_rgb
-from rerankd.media.limits import BadMedia, Limits, NotRead
+from rerankd.media.limits import BadMedia, MediaLimits, NotRead
 from tests.media import films
 from tests.media.patterns import Pixels, pattern
 
-LIMITS = Limits()
+LIMITS = MediaLimits()
 
 
 def encoded(image: PIL.Image.Image, form: str, **options: Any) -> bytes:
@@ -36,7 +36,7 @@ def decoding() -> Decoding:
     return Decoding(Budget(LIMITS.decode_memory, "decoding"), 60.0, threading.Event())
 
 
-def opened(data: bytes, limits: Limits = LIMITS) -> Pixels:
+def opened(data: bytes, limits: MediaLimits = LIMITS) -> Pixels:
     image = to_rgb(open_image(data, limits, decoding()).image, limits)
     assert image.mode == "RGB"
     return np.asarray(image)
@@ -357,14 +357,14 @@ def test_a_bomb_that_pillow_itself_refuses() -> None:
 
 def test_the_pixel_limit_lets_exactly_itself_through() -> None:
     data = encoded(PIL.Image.new("RGB", (20, 10)), "PNG")
-    assert opened(data, Limits(pixels=200)).shape == (10, 20, 3)
+    assert opened(data, MediaLimits(pixels=200)).shape == (10, 20, 3)
     with pytest.raises(BadMedia, match="over the limit of 199"):
-        opened(data, Limits(pixels=199))
+        opened(data, MediaLimits(pixels=199))
 
 
 def test_the_pixel_limit_holds_for_pil_images() -> None:
     with pytest.raises(BadMedia, match="over the limit of 199"):
-        to_rgb(PIL.Image.new("RGB", (20, 10)), Limits(pixels=199))
+        to_rgb(PIL.Image.new("RGB", (20, 10)), MediaLimits(pixels=199))
 
 
 def progressive(scans: int, before: bytes = b"", between: bytes = b"", behind: bytes = b"") -> bytes:
@@ -398,4 +398,4 @@ def test_a_damaged_file_is_a_picture_or_refused(form: str, flips: list[tuple[int
     for at, value in flips:
         data[at % len(data)] = value
     with contextlib.suppress(BadMedia):
-        assert opened(bytes(data), Limits(pixels=1_000_000)).shape[2] == 3
+        assert opened(bytes(data), MediaLimits(pixels=1_000_000)).shape[2] == 3

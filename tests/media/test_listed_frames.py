@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from rerankd.core import Video
-from rerankd.media.limits import Limits
+from rerankd.media.limits import MediaLimits
 from tests.media import films
 from tests.media.patterns import pattern
 from tests.media.pictures import PICTURE
@@ -61,12 +61,12 @@ def test_vllms_list_in_other_spelling(kind: str) -> None:
     ],
 )
 def test_vllms_list_that_cannot_be_read(uri: str, problem: str) -> None:
-    error = refused(request((Video(uri),)), limits=Limits(image_bytes=(1 << 20) - 1))
+    error = refused(request((Video(uri),)), limits=MediaLimits(image_bytes=(1 << 20) - 1))
     assert error.field == "documents[0].content[0]"
     assert problem in error.problem
 
 
 def test_the_limit_for_listed_frames_is_that_for_seconds() -> None:
     what = request((Video([PICTURE] * 9),))
-    assert len(load(what, limits=Limits(video_seconds=4.5)).documents[0][0].frames) == 10
-    assert "9 frames, over the limit of 8" in refused(what, limits=Limits(video_seconds=4.0)).problem
+    assert len(load(what, limits=MediaLimits(video_seconds=4.5)).documents[0][0].frames) == 10
+    assert "9 frames, over the limit of 8" in refused(what, limits=MediaLimits(video_seconds=4.0)).problem

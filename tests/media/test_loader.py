@@ -16,7 +16,7 @@ import pytest
 
 from rerankd.core import Content, Image, InvalidRequest, RerankRequest, Text, Video, text_content
 from rerankd.media import reading
-from rerankd.media.limits import Limits
+from rerankd.media.limits import MediaLimits
 from rerankd.media.loader import MediaLoader
 from rerankd.media.places import LoadedMedia
 from rerankd.media.sizing import Sizing
@@ -171,19 +171,19 @@ def test_errors_name_their_part(what: RerankRequest, field: str, problem: str) -
 def test_limits_are_the_loaders(server: Server) -> None:
     film = data_uri(films.film(films.MP4, frames=50))
     for part, limits, problem in [
-        (Image(server.url("/a.png")), Limits(image_bytes=100), "over the limit of 100 bytes"),
-        (Image(data_uri(png())), Limits(image_bytes=100), "over the limit of 100 bytes"),
-        (Video(film), Limits(video_bytes=200), "over the limit of 200 bytes"),
-        (Image(PICTURE), Limits(pixels=6143), "96 x 64 is 6,144 pixels, over the limit of 6,143"),
-        (Video(film), Limits(video_seconds=4.0), "5.0 seconds long, over the limit of 4"),
+        (Image(server.url("/a.png")), MediaLimits(image_bytes=100), "over the limit of 100 bytes"),
+        (Image(data_uri(png())), MediaLimits(image_bytes=100), "over the limit of 100 bytes"),
+        (Video(film), MediaLimits(video_bytes=200), "over the limit of 200 bytes"),
+        (Image(PICTURE), MediaLimits(pixels=6143), "96 x 64 is 6,144 pixels, over the limit of 6,143"),
+        (Video(film), MediaLimits(video_seconds=4.0), "5.0 seconds long, over the limit of 4"),
     ]:
         assert problem in refused(request((part,)), limits=limits).problem
 
 
 def test_the_limit_for_parts() -> None:
     what = request((Image(PICTURE), Text("t")), (Video([PICTURE]),), query=(Image(PICTURE),))
-    assert len(load(what, limits=Limits(parts=3)).query) == 1
-    error = refused(what, limits=Limits(parts=2))
+    assert len(load(what, limits=MediaLimits(parts=3)).query) == 1
+    error = refused(what, limits=MediaLimits(parts=2))
     assert error.field == "documents"
     assert "holds 3 images and videos, over the limit of 2" in error.problem
 
@@ -195,8 +195,8 @@ def test_the_limit_for_what_is_shown(skip: bool) -> None:
     parts = [(Image(picture),) for picture in (*pictures, pictures[0])]
     what = request(*parts, *([(BAD,)] if skip else []))
     enough = 8 * 1152 * 1024 * 3 * 8 // 3
-    assert len(load(what, skip=skip, limits=Limits(memory=enough)).documents[8]) == 1
-    error = refused(what, skip=skip, limits=Limits(memory=enough - 8))
+    assert len(load(what, skip=skip, limits=MediaLimits(memory=enough)).documents[8]) == 1
+    error = refused(what, skip=skip, limits=MediaLimits(memory=enough - 8))
     assert error.field == "documents"
     assert "take more than 27.0 MiB together" in error.problem
 

@@ -10,7 +10,7 @@ import pytest
 
 from rerankd.core import Image, InvalidRequest, Video
 from rerankd.media import reading
-from rerankd.media.limits import BadMedia, Limits
+from rerankd.media.limits import BadMedia, MediaLimits
 from rerankd.media.loader import MediaLoader
 from rerankd.media.visual import VisionFormat
 from tests.media import films
@@ -38,7 +38,7 @@ def test_the_first_failure_ends_the_rest(server: Server) -> None:
 
     server.answers |= {"/forever": forever, "/bad": bad}
     what = request((Image(server.url("/forever")),), (Image(server.url("/bad")),))
-    error = refused(what, limits=Limits(timeout=200))
+    error = refused(what, limits=MediaLimits(timeout=200))
     assert error.field == "documents[1].content[0]"
     assert gone.wait(30)
 

@@ -11,7 +11,7 @@ import pytest
 from rerankd.media import videos
 from rerankd.media.budget import Budget
 from rerankd.media.decoding import Decoding
-from rerankd.media.limits import BadMedia, Limits
+from rerankd.media.limits import BadMedia, MediaLimits
 from tests.media import films
 from tests.media.films import film
 from tests.media.test_videos import LIMITS, read
@@ -19,9 +19,9 @@ from tests.media.test_videos import LIMITS, read
 
 def test_the_limit_for_seconds() -> None:
     data = film(films.MP4, frames=30)
-    assert len(read(data, limits=Limits(video_seconds=3.0))[0]) == 4
+    assert len(read(data, limits=MediaLimits(video_seconds=3.0))[0]) == 4
     with pytest.raises(BadMedia, match=r"3\.0 seconds long, over the limit of 2\.9"):
-        read(data, limits=Limits(video_seconds=2.9))
+        read(data, limits=MediaLimits(video_seconds=2.9))
 
 
 def test_the_limit_for_seconds_where_the_header_lies() -> None:
@@ -30,20 +30,20 @@ def test_the_limit_for_seconds_where_the_header_lies() -> None:
         at = data.index(box) + 4 + duration
         data[at : at + 4] = (1).to_bytes(4, "big")
     with pytest.raises(BadMedia, match="over the limit of 2"):
-        read(bytes(data), limits=Limits(video_seconds=2.0))
+        read(bytes(data), limits=MediaLimits(video_seconds=2.0))
 
 
 def test_the_limit_for_frames() -> None:
     data = film(films.MP4, frames=300, rate=600)
     with pytest.raises(BadMedia, match="more than 240 frames, the limit of 1 seconds at 240 a second"):
-        read(data, limits=Limits(video_seconds=1.0))
+        read(data, limits=MediaLimits(video_seconds=1.0))
 
 
 def test_the_limit_for_pixels() -> None:
     data = film(films.MP4, frames=4, size=(640, 480))
     with pytest.raises(BadMedia, match=r"640 x 480 is 307,200 pixels, over the limit of 307,199"):
-        read(data, limits=Limits(pixels=307_199))
-    assert len(read(data, limits=Limits(pixels=310_000))[0]) == 4
+        read(data, limits=MediaLimits(pixels=307_199))
+    assert len(read(data, limits=MediaLimits(pixels=310_000))[0]) == 4
 
 
 def test_the_limit_for_pixels_where_the_header_lies() -> None:
@@ -52,15 +52,15 @@ def test_the_limit_for_pixels_where_the_header_lies() -> None:
     assert data[at : at + 4] == (640).to_bytes(2, "big") + (480).to_bytes(2, "big")
     data[at : at + 4] = (16).to_bytes(2, "big") * 2
     with pytest.raises(BadMedia, match=r"over the limit|cannot be decoded"):
-        read(bytes(data), limits=Limits(pixels=100_000))
+        read(bytes(data), limits=MediaLimits(pixels=100_000))
 
 
 def test_the_limit_for_pixels_that_are_decoded() -> None:
     # A GIF has one key frame: its last frame is reached through all others.
     data = film(films.GIF, frames=30, size=(100, 100))
-    assert len(read(data, limits=Limits(video_pixels=300_000))[0]) == 4
+    assert len(read(data, limits=MediaLimits(video_pixels=300_000))[0]) == 4
     with pytest.raises(BadMedia, match="more than 299,999 pixels have to be decoded"):
-        read(data, limits=Limits(video_pixels=299_999))
+        read(data, limits=MediaLimits(video_pixels=299_999))
 
 
 def test_damage_within_a_video_is_noticed() -> None:
@@ -108,15 +108,15 @@ def test_the_limit_for_decoding_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_work_is_counted_before_any_frame_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(videos, "_decode", None)
     with pytest.raises(BadMedia, match="more than 299,999 pixels have to be decoded"):
-        read(film(films.GIF, frames=30, size=(100, 100)), limits=Limits(video_pixels=299_999))
+        read(film(films.GIF, frames=30, size=(100, 100)), limits=MediaLimits(video_pixels=299_999))
 
 
 def test_key_frames_save_work() -> None:
     """64 x 64 pixels; four frames are shown, none further from its key frame than nine others."""
     data = film(films.MP4, frames=200, size=(64, 64), g="10", bf="0")
-    assert len(read(data, fps=0.1, limits=Limits(video_pixels=64 * 64 * 40))[0]) == 4
+    assert len(read(data, fps=0.1, limits=MediaLimits(video_pixels=64 * 64 * 40))[0]) == 4
     with pytest.raises(BadMedia, match="have to be decoded"):
-        read(data, fps=0.1, limits=Limits(video_pixels=64 * 64 * 3))
+        read(data, fps=0.1, limits=MediaLimits(video_pixels=64 * 64 * 3))
 
 
 def test_memory_is_held_for_what_a_decoder_takes() -> None:

@@ -18,20 +18,20 @@ from hypothesis import strategies as st
 from rerankd.media import videos
 from rerankd.media.budget import Budget
 from rerankd.media.decoding import Decoding
-from rerankd.media.limits import BadMedia, Limits
+from rerankd.media.limits import BadMedia, MediaLimits
 from rerankd.media.sizing import TOKEN, Sizing
 from rerankd.media.videos import read_video
 from tests.media import films
 from tests.media.films import film
 from tests.media.patterns import Pixels, scene
 
-LIMITS = Limits()
+LIMITS = MediaLimits()
 SMALL = Sizing(frame_min_pixels=TOKEN, frame_max_pixels=4 * TOKEN)
 """Lets a frame of 64 x 32 or 64 x 64 through as it is."""
 
 
 def read(
-    data: bytes, fps: float = 1.0, max_frames: int = 64, limits: Limits = LIMITS, decoding: Decoding | None = None
+    data: bytes, fps: float = 1.0, max_frames: int = 64, limits: MediaLimits = LIMITS, decoding: Decoding | None = None
 ) -> tuple[Pixels, tuple[float, ...]]:
     decoding = decoding or Decoding(Budget(limits.decode_memory, "decoding"), 60.0, threading.Event())
     return read_video(data, 32, SMALL, fps, max_frames, limits, decoding, contextlib.nullcontext)
@@ -212,7 +212,7 @@ def with_sound(sound: str, container: str = "mov") -> bytes:
 def test_sound_without_compression_is_not_counted_sample_by_sample() -> None:
     data = with_sound("pcm_s16le")
     assert int.from_bytes(data[(at := data.rindex(b"stsz") + 12) : at + 4], "big") == 96_000
-    assert len(read(data, limits=Limits(video_seconds=4.0))[0]) == 4, "four seconds may have 7,680 samples"
+    assert len(read(data, limits=MediaLimits(video_seconds=4.0))[0]) == 4, "four seconds may have 7,680 samples"
 
 
 def test_the_cover_of_an_album_is_no_film() -> None:
@@ -244,7 +244,7 @@ def test_a_damaged_file_is_a_video_or_refused(codec: str, flips: list[tuple[int,
     for at, value in flips:
         data[at % len(data)] = value
     with contextlib.suppress(BadMedia):
-        frames, seconds = read(bytes(data), limits=Limits(pixels=1_000_000))
+        frames, seconds = read(bytes(data), limits=MediaLimits(pixels=1_000_000))
         assert -(-len(frames) // 2) == len(seconds)
 
 

@@ -14,7 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
 from rerankd.core import ModelError
-from rerankd.media.visual import VisionFormat, Visual
+from rerankd.media.visual import ResizedVisual, VisionFormat
 from tests.media.patterns import pattern
 
 CLIP = VisionFormat(mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
@@ -43,7 +43,7 @@ def test_images_are_the_reference_processors_to_the_bit(rows: int, columns: int,
     expected = Qwen2VLImageProcessorPil(**reference(form))(
         images=[PIL.Image.fromarray(pixels)], do_resize=False, return_tensors="pt"
     )
-    visual = Visual.of_image(pixels, form)
+    visual = ResizedVisual.of_image(pixels, form)
     assert list(visual.grid) == expected["image_grid_thw"][0].tolist()
     assert torch.equal(visual.pixel_values(), expected["pixel_values"])
     assert visual.tokens == visual.tokens_per_step == rows * columns
@@ -62,7 +62,7 @@ def test_videos_are_patched_as_the_reference_does(count: int, rows: int, columns
     planes = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float() / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (form.mean, form.std))
     expected, *grid = Qwen3VLVideoProcessor().patchify((planes - mean) / std, 16, 2, 2)
-    visual = Visual.of_video(frames, tuple(range(-(-count // 2))), form)
+    visual = ResizedVisual.of_video(frames, tuple(range(-(-count // 2))), form)
     assert list(visual.grid) == grid
     assert visual.tokens == len(visual.seconds) * visual.tokens_per_step
     torch.testing.assert_close(visual.pixel_values(), expected[0], rtol=0, atol=1e-6)
@@ -72,12 +72,12 @@ def test_digests_tell_pixels_and_shapes_apart_and_nothing_else() -> None:
     pixels = pattern(64, 32)
     other = pixels.copy()
     other[0, 0, 0] ^= 1
-    digest = Visual.of_image(pixels, VisionFormat()).digest
-    assert Visual.of_image(pixels.copy(), VisionFormat()).digest == digest
-    assert Visual.of_image(np.asfortranarray(pixels), VisionFormat()).digest == digest
-    assert Visual.of_video(pixels[None], (0.0,), VisionFormat()).digest == digest
-    assert Visual.of_image(other, VisionFormat()).digest != digest
-    assert Visual.of_image(pixels.reshape(64, 32, 3), VisionFormat()).digest != digest
+    digest = ResizedVisual.of_image(pixels, VisionFormat()).digest
+    assert ResizedVisual.of_image(pixels.copy(), VisionFormat()).digest == digest
+    assert ResizedVisual.of_image(np.asfortranarray(pixels), VisionFormat()).digest == digest
+    assert ResizedVisual.of_video(pixels[None], (0.0,), VisionFormat()).digest == digest
+    assert ResizedVisual.of_image(other, VisionFormat()).digest != digest
+    assert ResizedVisual.of_image(pixels.reshape(64, 32, 3), VisionFormat()).digest != digest
 
 
 GIVEN = {

@@ -22,7 +22,7 @@ from rerankd.engine.packing import pack
 from rerankd.layers.shard import Shard
 from rerankd.layers.spec import TransformerSpec
 from rerankd.loading import Plan, plan
-from rerankd.media.visual import VisionFormat, Visual
+from rerankd.media.visual import ResizedVisual, VisionFormat
 from rerankd.models.checkpoint.weights import Checkpoint
 from rerankd.options import LoadOptions
 from tests import checkpoints, decoder_checkpoints, encoder_checkpoints, modernbert_checkpoints
@@ -74,7 +74,7 @@ def batch_of(made: Plan, shares_prefix: bool) -> PackedBatch:
     request, visuals = REQUEST, None
     if made.choice.recipe.sees:
         pixels = numpy.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=numpy.uint8)
-        picture = Visual.of_image(pixels, VisionFormat.from_folder(made.folder))
+        picture = ResizedVisual.of_image(pixels, VisionFormat.from_folder(made.folder))
         request = replace(REQUEST, documents=(*REQUEST.documents, (Image(b""), Text("a picture"))))
         visuals = Visuals((), ((), (), (picture,)))
     return pack([made.prompts.build(request, visuals)], shares_prefix, CPU)

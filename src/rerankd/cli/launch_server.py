@@ -15,7 +15,7 @@ from rerankd.cli.start import Launch, Media, TracesTo, start
 from rerankd.compat.peers import SGLANG
 from rerankd.compat.variables import SGLANG_VARIABLES
 from rerankd.limits import RequestLimits
-from rerankd.media.limits import Limits
+from rerankd.media.limits import MediaLimits
 
 
 @grouped
@@ -35,7 +35,7 @@ def launch_server(
         ),
     ],
     media: Annotated[Media, MEDIA.but("shown")],
-    media_limits: Annotated[Limits, MEDIA_LIMITS],
+    media_limits: Annotated[MediaLimits, MEDIA_LIMITS],
     door: Annotated[Door, DOOR],
     enable_trace: Annotated[
         bool, typer.Option("--enable-trace", help="Send OpenTelemetry traces to --otlp-traces-endpoint.")

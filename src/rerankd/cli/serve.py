@@ -15,7 +15,7 @@ from rerankd.cli.start import Launch, Media, TracesTo, start
 from rerankd.compat.peers import VLLM
 from rerankd.compat.variables import VLLM_VARIABLES
 from rerankd.limits import RequestLimits
-from rerankd.media.limits import Limits
+from rerankd.media.limits import MediaLimits
 
 
 @grouped
@@ -29,7 +29,7 @@ def serve(
     limits: Annotated[RequestLimits, LIMITS],
     loading: Annotated[Values, SERVED_LOADING],
     media: Annotated[Media, MEDIA],
-    media_limits: Annotated[Limits, MEDIA_LIMITS],
+    media_limits: Annotated[MediaLimits, MEDIA_LIMITS],
     door: Annotated[Door, DOOR],
     otlp_traces_endpoint: Annotated[
         str | None,

@@ -11,7 +11,7 @@ from rerankd.cli.options import LOADING, NAMED, TOKENS, DialectName
 from rerankd.cli.start import Launch, Media
 from rerankd.cli.values import processor_kwargs, strings
 from rerankd.limits import WHAT, RequestLimits
-from rerankd.media.limits import Limits
+from rerankd.media.limits import MediaLimits
 from rerankd.server.settings import MEGABYTE, Settings
 
 QUEUED_TOKENS = 8 << 20
@@ -175,7 +175,7 @@ MEDIA = Group(
 """Images and videos of requests."""
 
 MEDIA_LIMITS = Group(
-    Limits,
+    MediaLimits,
     {
         "timeout": Option("Seconds to fetch one image or video.", ("--media-timeout",), typed={"min": 0.001}),
         "decode_timeout": Option(
@@ -185,7 +185,7 @@ MEDIA_LIMITS = Group(
             "Megabytes of memory for the images and videos of all requests.",
             ("--media-memory-mb",),
             kind=float,
-            default=Limits().memory / MEGABYTE,
+            default=MediaLimits().memory / MEGABYTE,
             convert=_bytes,
             typed={"min": 1},
         ),

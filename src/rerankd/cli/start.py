@@ -20,7 +20,7 @@ from rerankd.cli.default_model import default_model
 from rerankd.cli.door import Door
 from rerankd.core import EngineDead, ModelError, RerankdError
 from rerankd.limits import RequestLimits
-from rerankd.media.limits import Limits
+from rerankd.media.limits import MediaLimits
 from rerankd.version import __version__
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Launch:
     loading: Mapping[str, Any] = field(default_factory=dict)
     request_limits: RequestLimits = RequestLimits()  # noqa: RUF009 - frozen
     media: Media = field(default_factory=Media)
-    media_limits: Limits = Limits()  # noqa: RUF009 - frozen
+    media_limits: MediaLimits = MediaLimits()  # noqa: RUF009 - frozen
     door: Door = Door()  # noqa: RUF009 - frozen
     traces: TracesTo | None = None
 

@@ -21,7 +21,7 @@ import httpx
 
 from rerankd.media.addresses import is_public
 from rerankd.media.budget import Budget, Lease
-from rerankd.media.limits import BadMedia, Limits, over_bytes
+from rerankd.media.limits import BadMedia, MediaLimits, over_bytes
 from rerankd.version import __version__
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -144,7 +144,7 @@ class Fetcher:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: MediaLimits,
         tls: ssl.SSLContext,
         resolve: Resolve,
         allow_private: bool = False,
@@ -166,8 +166,8 @@ class Fetcher:
     async def get(self, url: str, max_bytes: int, memory: Budget) -> Fetched:
         """The body behind an http(s) URL. Before it is read, as many bytes of `memory` are held as it may have.
 
-        Raises BadMedia for a URL that is malformed, not public, not answered with 200 in `Limits.timeout`
-        seconds, redirected more than `Limits.redirects` times or to another scheme than http(s) or from
+        Raises BadMedia for a URL that is malformed, not public, not answered with 200 in `MediaLimits.timeout`
+        seconds, redirected more than `MediaLimits.redirects` times or to another scheme than http(s) or from
         https to http, or whose body is over `max_bytes` or cut short.
         """
         seconds = self._limits.timeout

@@ -16,7 +16,7 @@ import PIL.Image
 
 from rerankd.media.containers import container_of
 from rerankd.media.decoding import Decoding
-from rerankd.media.limits import BadMedia, Limits, NotRead
+from rerankd.media.limits import BadMedia, MediaLimits, NotRead
 from rerankd.media.sizing import fit
 from rerankd.media.unread import picture_kind
 
@@ -75,7 +75,7 @@ class Opened(NamedTuple):
     memory: int
 
 
-def open_image(data: bytes, limits: Limits, decoding: Decoding) -> Opened:
+def open_image(data: bytes, limits: MediaLimits, decoding: Decoding) -> Opened:
     """The (first) picture in a file, for `to_rgb` to decode.
 
     Raises NotRead for what is not one of `FORMATS`, and BadMedia for what is over `limits.pixels` or the limits on
@@ -111,7 +111,7 @@ def memory_of(image: PIL.Image.Image, scans: int = 1) -> int:
     return image.width * image.height * (stored + max(decoder, _RGB_BYTES)) + tile
 
 
-def to_rgb(image: PIL.Image.Image, limits: Limits) -> PIL.Image.Image:
+def to_rgb(image: PIL.Image.Image, limits: MediaLimits) -> PIL.Image.Image:
     """A picture of any mode as upright RGB, transparent parts white.
 
     Raises BadMedia for one that is over `limits.pixels` or cannot be decoded to its end.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_FRAME_RATE = 240
-"""Frames a second above which a video is not a video: bounds the frames that `Limits.video_seconds` lets in."""
+"""Frames a second above which a video is not a video: bounds the frames that `MediaLimits.video_seconds` lets in."""
 
 
 class BadMedia(ValueError):
@@ -20,7 +20,7 @@ class NotRead(BadMedia):
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class MediaLimits:
     """Upper bounds on media. Each has an error of its own that names it.
 
     parts: images and videos in a request, query and documents together

@@ -13,12 +13,12 @@ from types import TracebackType
 from rerankd.core import Image, InvalidRequest, RerankRequest, Video
 from rerankd.media.budget import Budget
 from rerankd.media.fetch import Fetcher, Resolve, default_tls, system_resolver
-from rerankd.media.limits import BadMedia, Limits
+from rerankd.media.limits import BadMedia, MediaLimits
 from rerankd.media.places import LoadedMedia, Place, collect, places_of
 from rerankd.media.reading import Memory, Reading
 from rerankd.media.sizing import FILE_TOTAL_PIXELS, FRAME_PAIR, LIST_TOTAL_PIXELS, Sizing
 from rerankd.media.sources import Access
-from rerankd.media.visual import VisionFormat, Visual
+from rerankd.media.visual import ResizedVisual, VisionFormat
 from rerankd.media.waiting import ended
 
 _THREADS = 8
@@ -40,7 +40,7 @@ class MediaLoader:
         form: VisionFormat,
         *,
         sizing: Sizing = Sizing(),  # noqa: B008 - frozen
-        limits: Limits = Limits(),  # noqa: B008 - frozen
+        limits: MediaLimits = MediaLimits(),  # noqa: B008 - frozen
         access: Access = Access(),  # noqa: B008 - frozen
         tls: ssl.SSLContext | None = None,
         resolve: Resolve | None = None,
@@ -90,7 +90,7 @@ class MediaLoader:
                     self._closing,
                 )
                 read = reading.visual_or_error if skip_bad_documents else reading.visual
-                tasks: dict[Hashable, asyncio.Task[Visual | BadMedia]] = {}
+                tasks: dict[Hashable, asyncio.Task[ResizedVisual | BadMedia]] = {}
                 try:
                     for place in places:
                         if place.key not in tasks:

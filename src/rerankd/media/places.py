@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from rerankd.core import Content, Image, InvalidRequest, RerankRequest, Video, Visuals, identity
 from rerankd.media.budget import Lease
 from rerankd.media.limits import BadMedia
-from rerankd.media.visual import Visual
+from rerankd.media.visual import ResizedVisual
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class LoadedMedia:
     they have been scored, and at the latest when nobody refers to this any more.
     """
 
-    query: tuple[Visual, ...]
-    documents: tuple[tuple[Visual, ...], ...]
+    query: tuple[ResizedVisual, ...]
+    documents: tuple[tuple[ResizedVisual, ...], ...]
     failed: Mapping[int, InvalidRequest]
     held: Lease | None = field(default=None, compare=False)
 
@@ -62,7 +62,7 @@ def places_of(request: RerankRequest) -> list[Place]:
 def collect(
     request: RerankRequest,
     places: Sequence[Place],
-    tasks: Mapping[Hashable, asyncio.Task[Visual | BadMedia]],
+    tasks: Mapping[Hashable, asyncio.Task[ResizedVisual | BadMedia]],
     skip_bad_documents: bool,
     held: Lease,
 ) -> LoadedMedia:
@@ -71,15 +71,15 @@ def collect(
     tasks: the reading of each part, by its key
     skip_bad_documents: to report a document's bad media in `failed` instead
     """
-    query: list[Visual] = []
-    documents: list[list[Visual]] = [[] for _ in request.documents]
+    query: list[ResizedVisual] = []
+    documents: list[list[ResizedVisual]] = [[] for _ in request.documents]
     failed: dict[int, InvalidRequest] = {}
     for place in places:
         task = tasks[place.key]
         if task.cancelled():  # only after another one failed
             continue
         found = task.exception() or task.result()
-        if isinstance(found, Visual):
+        if isinstance(found, ResizedVisual):
             (query if place.document is None else documents[place.document]).append(found)
         elif isinstance(found, BadMedia):
             problem = InvalidRequest(place.field, str(found))

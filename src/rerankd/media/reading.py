@@ -20,12 +20,12 @@ from rerankd.media.decoding import Decoding
 from rerankd.media.fetch import Fetcher
 from rerankd.media.frames import Pixels, listed, listed_memory, shrink
 from rerankd.media.images import Opened, memory_of, open_image, resize, resize_memory, to_rgb
-from rerankd.media.limits import BadMedia, Limits, NotRead, megabytes
+from rerankd.media.limits import BadMedia, MediaLimits, NotRead, megabytes
 from rerankd.media.sampling import LIST_FPS, list_indices, timestamps
 from rerankd.media.sizing import LIST_TOTAL_PIXELS, Sizing
 from rerankd.media.sources import Access, Frames, is_url, listed_frames, local_size, read_local
 from rerankd.media.videos import read_video
-from rerankd.media.visual import VisionFormat, Visual
+from rerankd.media.visual import ResizedVisual, VisionFormat
 from rerankd.media.waiting import all_done, ended
 
 _AT_ONCE = 8
@@ -67,7 +67,7 @@ class Reading:
         self,
         form: VisionFormat,
         sizing: Sizing,
-        limits: Limits,
+        limits: MediaLimits,
         access: Access,
         fetcher: Fetcher,
         threads: ThreadPoolExecutor,
@@ -86,14 +86,14 @@ class Reading:
         self._counting = threading.Lock()
         self.shown = 0
 
-    async def visual(self, part: Image | Video) -> Visual:
+    async def visual(self, part: Image | Video) -> ResizedVisual:
         """Raises BadMedia, and InvalidRequest once all that is read is too much together."""
         if isinstance(part, Image):
             return await self._image(part)
         frames = listed_frames(part.source, int(self._limits.video_seconds * LIST_FPS))
         return await self._video_file(part) if frames is None else await self._frame_list(part, frames)
 
-    async def visual_or_error(self, part: Image | Video) -> Visual | BadMedia:
+    async def visual_or_error(self, part: Image | Video) -> ResizedVisual | BadMedia:
         """`visual`, with BadMedia returned in place of raised."""
         try:
             return await self.visual(part)
@@ -122,29 +122,29 @@ class Reading:
             "model is shown them; send fewer documents at a time, or smaller pictures (max_pixels, max_frames)",
         )
 
-    async def _image(self, part: Image) -> Visual:
+    async def _image(self, part: Image) -> ResizedVisual:
         low, high = self._sizing.image_bounds(part)
         factor = self._form.factor
 
-        def show(image: PIL.Image.Image) -> Visual:
+        def show(image: PIL.Image.Image) -> ResizedVisual:
             pixels = np.array(resize(image, factor, low, high))
             with self._claim(pixels.nbytes):
-                return Visual.of_image(pixels, self._form)
+                return ResizedVisual.of_image(pixels, self._form)
 
         return await self._picture(part.source, _Show(show, lambda image: resize_memory(image, factor, low, high)))
 
-    async def _video_file(self, part: Video) -> Visual:
+    async def _video_file(self, part: Video) -> ResizedVisual:
         fps, max_frames = self._sizing.video_sampling(part)
 
-        def show(file: _File, decoding: Decoding) -> Visual:
+        def show(file: _File, decoding: Decoding) -> ResizedVisual:
             frames, seconds = read_video(
                 file.data, self._form.factor, self._sizing, fps, max_frames, self._limits, decoding, self._claim
             )
-            return Visual.of_video(frames, seconds, self._form)
+            return ResizedVisual.of_video(frames, seconds, self._form)
 
         return await self._from_file(part.source, self._limits.video_bytes, show)
 
-    async def _frame_list(self, part: Video, sources: Frames) -> Visual:
+    async def _frame_list(self, part: Video, sources: Frames) -> ResizedVisual:
         _, max_frames = self._sizing.video_sampling(part)
         if not sources.total:
             raise BadMedia("the list of frames is empty")
@@ -183,7 +183,7 @@ class Reading:
 
             lay(indices[0], frame)
             await all_done(follow, list(dict.fromkeys(indices))[1:])
-        return Visual.of_video(frames, timestamps(range(len(indices)), LIST_FPS), self._form)
+        return ResizedVisual.of_video(frames, timestamps(range(len(indices)), LIST_FPS), self._form)
 
     async def _picture(self, source: object, show: _Show[Result]) -> Result:
         def shown(opened: Opened, decoding: Decoding) -> Result:

@@ -22,7 +22,7 @@ from rerankd.media.containers import Container, container_of, gif_size, has_film
 from rerankd.media.decoding import Decoding
 from rerankd.media.frames import Pixels, shrink, shrink_memory
 from rerankd.media.images import FORMATS, to_rgb
-from rerankd.media.limits import MAX_FRAME_RATE, BadMedia, Limits, NotRead
+from rerankd.media.limits import MAX_FRAME_RATE, BadMedia, MediaLimits, NotRead
 from rerankd.media.sampling import file_indices, timestamps
 from rerankd.media.sizing import FILE_TOTAL_PIXELS, Sizing, fit
 from rerankd.media.unread import film_kind, picture_kind
@@ -73,7 +73,7 @@ def read_video(
     sizing: Sizing,
     fps: float,
     max_frames: int,
-    limits: Limits,
+    limits: MediaLimits,
     decoding: Decoding,
     claim: Callable[[int], AbstractContextManager[object]],
 ) -> tuple[Pixels, tuple[float, ...]]:
@@ -152,7 +152,7 @@ def _film(file: InputContainer) -> VideoStream:
     return stream
 
 
-def _check_iso(data: bytes, limits: Limits, decoding: Decoding) -> None:
+def _check_iso(data: bytes, limits: MediaLimits, decoding: Decoding) -> None:
     """Raises BadMedia for an ISO file that holds no film, or lists more samples than a film may have."""
     picture = iso_picture(data, decoding.go_on)
     if picture == "camera raw" or not has_film(data, decoding.go_on):
@@ -171,7 +171,7 @@ def _memory(stream: VideoStream, width: int, height: int) -> int:
     return int(width * height * (decoder + _CONVERTED_BYTES)) + shrink_memory(height, width)
 
 
-def _check_work(index: _Index, wanted: Sequence[int], pixels: int, limits: Limits) -> None:
+def _check_work(index: _Index, wanted: Sequence[int], pixels: int, limits: MediaLimits) -> None:
     """Raises BadMedia where more pixels than the limit lie on the way to the `wanted` frames."""
     frames, at = 0, 0
     for time in wanted:
@@ -197,7 +197,7 @@ def _stacked(frames: Iterator[Pixels], count: int) -> Pixels:
     return stacked
 
 
-def _index(file: InputContainer, stream: VideoStream, limits: Limits, decoding: Decoding) -> _Index:
+def _index(file: InputContainer, stream: VideoStream, limits: MediaLimits, decoding: Decoding) -> _Index:
     times: list[int] = []
     keys: list[_Key] = []
     end = 0
@@ -239,7 +239,7 @@ def _decode(
     stream: VideoStream,
     index: _Index,
     wanted: Sequence[int],
-    limits: Limits,
+    limits: MediaLimits,
     decoding: Decoding,
 ) -> Iterator[VideoFrame]:
     """A frame for each of the `wanted` presentation times (ascending): the first that is shown then or later.
@@ -286,7 +286,7 @@ def _time(frame: VideoFrame) -> int:
     return frame.pts
 
 
-def _to_array(frame: VideoFrame, limits: Limits) -> Pixels:
+def _to_array(frame: VideoFrame, limits: MediaLimits) -> Pixels:
     """Upright RGB, uint8 [H, W, 3], transparent parts white."""
     limits.check_pixels(frame.width, frame.height)
     if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
@@ -323,14 +323,14 @@ def _still(kind: str) -> str:
     return f"this is a still picture ({kind}), not a video; {convert}send it as an image part"
 
 
-def _too_much_work(limits: Limits) -> BadMedia:
+def _too_much_work(limits: MediaLimits) -> BadMedia:
     return BadMedia(
         f"more than {limits.video_pixels:,} pixels have to be decoded to sample the video; "
         "send a shorter or smaller one, or one with more key frames"
     )
 
 
-def _too_long(seconds: float, limits: Limits) -> BadMedia:
+def _too_long(seconds: float, limits: MediaLimits) -> BadMedia:
     return BadMedia(
         f"the video is {seconds:.1f} seconds long, over the limit of {limits.video_seconds:g}; "
         "send a shorter one or raise the limit"

@@ -106,7 +106,7 @@ class VisionFormat:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Visual:
+class ResizedVisual:
     """An image or a video, resized, as 8-bit pixels: a quarter to an eighth of what the model is given.
 
     frames: uint8 [T, H, W, 3], H and W multiples of `format.factor`; T is 1 for an image
@@ -121,12 +121,12 @@ class Visual:
     digest: bytes
 
     @classmethod
-    def of_image(cls, pixels: npt.NDArray[np.uint8], form: VisionFormat) -> Visual:
+    def of_image(cls, pixels: npt.NDArray[np.uint8], form: VisionFormat) -> ResizedVisual:
         """From one picture, uint8 [H, W, 3]."""
         return cls("image", pixels[None], (), form, _digest(pixels[None]))
 
     @classmethod
-    def of_video(cls, frames: npt.NDArray[np.uint8], seconds: tuple[float, ...], form: VisionFormat) -> Visual:
+    def of_video(cls, frames: npt.NDArray[np.uint8], seconds: tuple[float, ...], form: VisionFormat) -> ResizedVisual:
         """From frames, uint8 [T, H, W, 3], with a time for each pair of them."""
         return cls("video", frames, seconds, form, _digest(frames))
 
