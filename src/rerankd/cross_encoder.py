@@ -142,7 +142,7 @@ class CrossEncoder:
             "max_tokens": info.max_model_len,
             "model_type": ["cross-encoder"],
             "use_instructions": info.takes_instruction,
-            "modalities": ["image", "text"] if info.sees else ["text"],
+            "modalities": ["image", "text"] if info.supports_vision else ["text"],
         }
         return ModelMeta.create_empty(overwrites=told)
 

@@ -80,7 +80,7 @@ class Plan:
             dtype=self.placement.dtype_name,
             max_model_len=self.prompts.max_tokens,
             takes_instruction=self.prompts.takes_instruction,
-            sees=recipe.sees,
+            supports_vision=recipe.supports_vision,
             quantization=self.options.quantization,
             tensor_parallel_size=self.options.tensor_parallel_size,
         )
@@ -120,7 +120,7 @@ class Plan:
 
     def media_loader(self) -> MediaLoader | None:
         """The reader of images and videos; None for a model that reads text only."""
-        if not self.choice.recipe.sees:
+        if not self.choice.recipe.supports_vision:
             return None
         # Imported here, since it brings decoders that a text model has no use for.
         from rerankd.media.loader import MediaLoader

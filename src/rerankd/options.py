@@ -74,6 +74,6 @@ class ModelInfo:
     dtype: str
     max_model_len: int
     takes_instruction: bool
-    sees: bool = False
+    supports_vision: bool = False
     quantization: str | None = None
     tensor_parallel_size: int = 1

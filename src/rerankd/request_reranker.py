@@ -56,7 +56,7 @@ class RequestReranker:
         if self._followers:
             self._followers.watch(self._engine.give_up)
         vocabulary = loaded.head.vocabulary if isinstance(loaded.head, TokenHead) else None
-        verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, self.info.sees)
+        verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, self.info.supports_vision)
         self._preparer = Preparer(self._prompts, verbatim, chosen.request_limits)
         self._workers = Workers("rerankd-request")
         try:

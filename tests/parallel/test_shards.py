@@ -72,7 +72,7 @@ def planned(folder: Path, **options: object) -> Plan:
 def batch_of(made: Plan, shares_prefix: bool) -> PackedBatch:
     """The request's batch; of a model that sees, with a picture."""
     request, visuals = REQUEST, None
-    if made.choice.recipe.sees:
+    if made.choice.recipe.supports_vision:
         pixels = numpy.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=numpy.uint8)
         picture = ResizedVisual.of_image(pixels, VisionFormat.from_folder(made.folder))
         request = replace(REQUEST, documents=(*REQUEST.documents, (Image(b""), Text("a picture"))))

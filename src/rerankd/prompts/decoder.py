@@ -36,7 +36,7 @@ class DecoderPrompts:
     ) -> None:
         """max_tokens: in one prompt; default_instruction: None for the template's own.
 
-        placeholders: of a model that sees images and videos; None for one that reads text only
+        placeholders: of a model that takes images and videos; None for one that reads text only
         shares: whether prompts share a prefix; in a model whose tokens see those behind them none is the same
         """
         self.takes_instruction = template.takes_instruction

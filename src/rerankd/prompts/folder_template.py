@@ -44,7 +44,7 @@ class FolderTemplate:
 
 
 def folder_template(
-    folder: Path, known: Template | None, special_tokens: dict[str, str], prompt: str | None, sees: bool
+    folder: Path, known: Template | None, special_tokens: dict[str, str], prompt: str | None, supports_vision: bool
 ) -> Template | None:
     """The template by which sentence-transformers writes the prompts of a folder with modules: `known` where that
     writes the same, else the folder's own.
@@ -52,7 +52,7 @@ def folder_template(
     known: the template of the folder's recipe; None where nothing is known of it. A folder whose template leaves texts
         out, as one for chats does, is written by it: no other prompt is made of a pair there either
     prompt: the default prompt of the folder
-    sees: whether the prompts may have images
+    supports_vision: whether the prompts may have images
 
     Raises ModelError for prompts that cannot be written, and for those with images that `known` would write otherwise.
     """
@@ -78,7 +78,7 @@ def folder_template(
             for instruction in instructions
             for query, document in PAIRS
         )
-        if sees and structured and known is not None:
+        if supports_vision and structured and known is not None:
             image = [{"type": "image", "image": ""}, {"type": "text", "text": "d"}]
             same = same and own.render_parts(None, "q", image) == known.render(None, "q", f"{START}{IMAGE}{END}d")
         plain, instructed = (own.render(instruction, "q", "d", structured) for instruction in INSTRUCTIONS)
@@ -88,7 +88,7 @@ def folder_template(
         ) from None
     if same:
         return known
-    if sees:
+    if supports_vision:
         raise ModelError(
             f"{source} writes another prompt for sentence-transformers than the one built in for this model, so that "
             "the scores would differ; give it as the chat template (--chat-template) to have its prompt."

@@ -71,9 +71,9 @@ class LoadedPrompts:
         """The request's prompts; see `PromptBuilder.build`. InvalidRequest for a text of too many characters, too."""
         return self.builder.build(within_characters(request, self.max_characters), visuals)
 
-    def verbatim(self, vocabulary: int, sees: bool) -> VerbatimPrompts:
-        """The prompts that a client writes whole, for a model of so many token ids, which sees or does not."""
-        visual = {self.token_id(token) for token in (IMAGE, VIDEO)} if sees else frozenset[int]()
+    def verbatim(self, vocabulary: int, supports_vision: bool) -> VerbatimPrompts:
+        """The prompts that a client writes whole, for a model of so many token ids."""
+        visual = {self.token_id(token) for token in (IMAGE, VIDEO)} if supports_vision else frozenset[int]()
         return VerbatimPrompts(self.tokenizer, self.max_tokens, self.max_characters, vocabulary, visual)
 
     def token_id(self, token: str) -> int:
@@ -127,7 +127,7 @@ def load_prompts(
             _warn_of_difference(tokenizer, chosen, recipe.template, default_instruction)
     elif (folder / MODULES).is_file():
         own = settings.default_prompt
-        chosen = folder_template(folder, recipe.template, tokenizer.special_tokens, own, recipe.sees)
+        chosen = folder_template(folder, recipe.template, tokenizer.special_tokens, own, recipe.supports_vision)
         default_instruction = default_instruction or own
     if chosen is None:
         raise ModelError(f"There is no built-in prompt for {folder}; give one as the chat template (--chat-template).")
@@ -135,7 +135,7 @@ def load_prompts(
     if isinstance(chosen, PieceTemplate):
         builder = PiecePrompts(tokenizer, chosen, max_tokens, default_instruction)
     else:
-        placeholders = Placeholders(tokenizer) if recipe.sees else None
+        placeholders = Placeholders(tokenizer) if recipe.supports_vision else None
         builder = DecoderPrompts(
             tokenizer, chosen, max_tokens, default_instruction, placeholders, shares=bool(recipe.answers)
         )

@@ -26,7 +26,7 @@ class VerbatimPrompts:
     ) -> None:
         """max_tokens, max_characters: in one prompt; vocabulary: how many token ids there are
 
-        visual: those that stand for images and videos in a model that sees
+        visual: those that stand for images and videos in a model that takes them
         """
         self._tokenizer = tokenizer
         self._seams = Seams(tokenizer.tokenizer)

@@ -75,7 +75,7 @@ QWEN3_VL_RERANKER = Recipe(
         empty="NULL",
         default_instruction="Given a search query, retrieve relevant candidates that answer the query.",
     ),
-    sees=True,
+    supports_vision=True,
     models="qwen3[-_]vl[-_]reranker",
     recognised=_is_qwen3_vl,
 )

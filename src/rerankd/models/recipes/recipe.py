@@ -29,7 +29,7 @@ class Recipe:
     divisor: what the logit of `answers` is divided by
     activation: what makes a score of a decoder's logit, unless its folder says otherwise
     template: how a prompt is written; None for an encoder, whose tokenizer does that, and where nothing is known of it
-    sees: whether its prompts may hold images and videos
+    supports_vision: whether its prompts may hold images and videos
     query_prompt, document_prompt: what a bi-encoder's authors put before each text, where its folder says nothing
     models: a regular expression for the models' names, whose case does not matter; None for no model in particular
     recognised: says in a clause why a folder without such a name holds one of the models; None where it may not
@@ -42,7 +42,7 @@ class Recipe:
     divisor: float = 1.0
     activation: Literal["sigmoid", "identity"] = "sigmoid"
     template: Template | None = None
-    sees: bool = False
+    supports_vision: bool = False
     query_prompt: str = ""
     document_prompt: str = ""
     models: str | None = None

@@ -162,7 +162,7 @@ def _model_info(call: Call[Any], results: Sequence[RerankResult], id: str, serve
         "preferred_sampling_params": None,
         "model_type": info.family,
         "architectures": [info.architecture],
-        "has_image_understanding": info.sees,
+        "has_image_understanding": info.supports_vision,
     }
 
 

@@ -52,7 +52,7 @@ def add_playground(app: FastAPI, served: Served, dialect: str, docs: bool, locke
             "quantization": loaded.quantization,
             "max_model_len": loaded.max_model_len,
             "takes_instruction": loaded.takes_instruction,
-            "sees": loaded.sees,
+            "supports_vision": loaded.supports_vision,
             "limits": {"documents": served.limits.documents, "characters": served.limits.characters},
             "dialects": list(DIALECTS),
             "dialect": dialect,
