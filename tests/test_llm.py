@@ -15,6 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from rerankd import LLM, InvalidRequest, ModelError, PoolingParams, Reranker, ScoringRequestOutput, Truncation
+from rerankd.options import LoadOptions
 from tests.references import Pair
 from tests.texts import DOCUMENTS, QUERIES
 
@@ -306,3 +307,21 @@ def test_pictures_come_from_the_allowed_folder_alone(qwen3_vl_checkpoint: Path, 
         assert len(llm.score("a cat", shown(inside), use_tqdm=False)) == 1
         with pytest.raises(InvalidRequest, match=r"documents\[0\]"):
             llm.score("a cat", shown(outside), use_tqdm=False)
+
+
+def test_options_of_loading_are_passed_on_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever `LLM` takes of them reaches `LoadOptions` under its own name; None asks for nothing."""
+    made: list[LoadOptions] = []
+    monkeypatch.setattr("rerankd.llm.Reranker", made.append)
+    given = {
+        "revision": "main", "dtype": "float32", "quantization": "int8", "gpu_memory_utilization": 0.5,
+        "tensor_parallel_size": 2, "max_model_len": 9, "hf_overrides": {"a": 1}, "recipe": "cross-encoder",
+        "chat_template": "x", "device": "cpu", "backend": "torch", "hub": "modelscope", "default_instruction": "find",
+    }  # fmt: skip
+    LLM("a/b", **given, max_num_batched_tokens=7)
+    LLM("a/b", **dict.fromkeys(given))
+    full, plain = made
+    assert {name: getattr(full, name) for name in given} == given
+    assert full.max_batch_tokens == 7
+    defaults = LoadOptions("a/b")
+    assert {name: getattr(plain, name) for name in given} == {name: getattr(defaults, name) for name in given}

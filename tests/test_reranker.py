@@ -60,7 +60,7 @@ def test_equal_logits_keep_request_order(reranker: Reranker) -> None:
     request = RerankRequest(text_content("same"), tuple(map(text_content, ["twin", "other words", "twin", "twin"])))
     submitted = reranker.submit(request)
     reranker.collect(submitted)
-    # Torch's products may differ in their last bits from row to row.
+    # Torch's GEMMs may differ in their last bits from row to row.
     for logits in ([1.0, 5.0, 1.0, 1.0], [400.0, 79.0, 400.0, 400.0], [-0.0, -1.0, 0.0, 0.0]):
         settled: Future[list[float]] = Future()
         settled.set_result(logits)

@@ -31,7 +31,7 @@ def long_gif(side: int) -> bytes:
 
 
 def write_padded_film(path: Path, size: int) -> None:
-    """A short film, and `size` bytes of nothing behind it, which take no room on disk."""
+    """A short film, and `size` bytes of nothing behind it, which take no space on disk."""
     data = film(MP4)
     with path.open("wb") as file:
         file.write(data + size.to_bytes(4, "big") + b"free")

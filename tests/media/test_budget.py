@@ -116,7 +116,7 @@ def test_a_thread_that_waits_for_memory_can_be_cancelled(how: str) -> None:
 
     def work() -> None:
         with decoding.holding(50):
-            raise AssertionError("there is no room")
+            raise AssertionError("there is no memory")
 
     thread, found = started(work)
     decoding.cancel() if how == "cancel" else closing.set()

@@ -65,7 +65,7 @@ def test_each_client_gets_its_own_scores(fixture: str, request: pytest.FixtureRe
 
 
 def test_a_client_that_hangs_up_frees_the_engine(bert_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a request of many batches, only the one in hand is computed once its client has gone."""
+    """Of a request of many batches, only the running one is computed once its client has gone."""
     with Reranker(str(bert_checkpoint), dtype="float32", max_batch_tokens=64) as reranker:
         model, batches, go = reranker._engine.model, [0], threading.Event()
 
@@ -106,7 +106,7 @@ async def test_closing_ends_what_is_tokenised(bert_checkpoint: Path, monkeypatch
 
 
 def test_a_short_request_waits_for_two_batches_at_most(bert_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The batch in hand, and its own: whatever else waits."""
+    """The running batch, and its own: whatever else waits."""
     long = {"query": "many", "documents": ["of words " * 20] * 20}
     with Reranker(str(bert_checkpoint), dtype="float32", max_batch_tokens=256) as reranker:
         model, batches = reranker._engine.model, threading.Semaphore(0)

@@ -152,7 +152,7 @@ def test_a_body_that_does_not_arrive_in_time_is_given_up() -> None:
 
 
 def test_all_bodies_together_are_bounded() -> None:
-    """Those that are being read and those that are being answered; what is let go makes room."""
+    """Those that are being read and those that are being answered; a body that is released frees its bytes."""
     fake = FakeReranker()
     body = {"query": "wait", "documents": ["a" * 600_000]}
     with running(fake, Settings(names=(MODEL,), max_body=1 << 20, max_bodies=1 << 20)) as url:
@@ -192,7 +192,7 @@ def test_what_waits_is_bounded_before_a_body_is_read(settings: dict[str, int], l
         assert refused.headers["Retry-After"] == "41"
         unread = open_call(url, QUICK, sent=5)
         assert unread.recv(100).startswith(b"HTTP/1.1 429 ")
-        # Of the two calls that are answered then, one is in the batch in hand.
+        # Of the two calls that are answered then, one is in the running batch.
         fake.loaded = replace(load, waiting_tokens=100, running=1)
         assert requests.post(f"{url}/v1/rerank", json=QUICK, timeout=30).status_code == 200
         fake.gate.set()
