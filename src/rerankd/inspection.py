@@ -23,7 +23,7 @@ from rerankd.models.checkpoint.sentence_transformers import (
     read_settings,
     transformer_settings,
 )
-from rerankd.models.labels import declared_activation, label_count
+from rerankd.models.labels import declared_activation, read_labels
 
 QUERY, DOCUMENT = "what is panda?", "The giant panda is a bear."
 FILES = (
@@ -134,8 +134,10 @@ def _head(plan: Plan) -> tuple[str, dict[str, int], str]:
         labels = Config(read_json(modules[-1].folder / "config.json"), str(modules[-1].folder)).size("out_features")
         return f"modules {', '.join(module.kind for module in modules[1:])}", {}, declared_activation(config, labels)
     if not recipe.answers or has_classifier(plan.folder, plan.name):
-        labels = label_count(config)
+        labels = read_labels(config, recipe.label).count
         said = "1 label" if labels == 1 else "2 labels: the share of the second"
+        if recipe.label is not None:
+            said = f"{labels} labels: the probability of {recipe.label}"
         return f"classifier of {said}", {}, declared_activation(config, labels)
     answers = read_answers(config, prompts.token_id, recipe)
     names = [prompts.tokenizer.tokenizer.id_to_token(token) or str(token) for token in answers.ids]

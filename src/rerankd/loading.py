@@ -20,7 +20,7 @@ from rerankd.models.checkpoint.gguf.tensors import GgufTensors
 from rerankd.models.checkpoint.hub import resolve
 from rerankd.models.checkpoint.quantized.source import open_tensors, read_scheme
 from rerankd.models.checkpoint.weights import Weights
-from rerankd.models.recipes.choose import Choice, choose_recipe
+from rerankd.models.recipes.choose import Choice, choose_recipe, with_label
 from rerankd.models.recipes.evidence import Evidence
 from rerankd.models.registry import find_architecture
 from rerankd.options import LoadOptions, ModelInfo
@@ -166,6 +166,8 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
     tokenizer = cache(lambda: load_tokenizer(folder))
     evidence = Evidence(config, options.model, lambda: _appends(tokenizer()))
     choice = choose_recipe(name, architecture, evidence, options.recipe, options.chat_template is not None)
+    if options.label is not None:
+        choice = with_label(choice, config, options.label)
     say = log.info if choice.certain else log.warning
     say("%s is scored by the recipe %s: %s", options.model, choice.recipe.name, choice.why)
     prompts = partial(

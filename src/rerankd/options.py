@@ -31,6 +31,7 @@ class LoadOptions:
     max_queued_tokens: tokens that may wait to be computed before requests are refused with EngineBusy; None for any
     hf_overrides: entries laid over the checkpoint's config.json
     recipe: how the model is scored, by name (docs/models.md); None for what its folder says
+    label: the label whose probability is the score, of a classifier of others than relevance (NLI); None for relevance
     chat_template: a Jinja file, or Jinja text, in place of the built-in template of a decoder
     default_instruction: for requests without an instruction; None for the model authors' own
     request_limits: what one request may hold and grow to; None for no bounds, as a caller has it who owns the machine
@@ -54,6 +55,7 @@ class LoadOptions:
     max_queued_tokens: int | None = None
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
     recipe: str | None = None
+    label: str | None = None
     chat_template: str | Path | None = None
     default_instruction: str | None = None
     request_limits: RequestLimits | None = None

@@ -54,6 +54,7 @@ LOADING = Group(
             typed={"parser": json_object, "metavar": "JSON"},
         ),
         "recipe": Option("How the model is scored: a name of docs/models.md. [default: found from the folder]"),
+        "label": Option("Label whose probability is the score, of a classifier of several (NLI). [default: relevance]"),
         "chat_template": Option("Jinja file in place of the model's built-in prompt.", kind=str | None),
         "default_instruction": Option("Instruction for requests without one. [default: the model authors' own]"),
     },

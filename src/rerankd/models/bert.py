@@ -93,7 +93,7 @@ def bert_cross_encoder(
 ) -> TextModel:
     """`BertForSequenceClassification`: tanh pooler on `[CLS]`, then the classifier."""
     stack = encoder(config, weights.scope("bert"), 0)
-    return cross_encoder(config, weights, executor, stack, "bert.pooler.dense", "classifier")
+    return cross_encoder(config, weights, executor, stack, recipe, "bert.pooler.dense", "classifier")
 
 
 def bert_pooled(config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe) -> TextModel:

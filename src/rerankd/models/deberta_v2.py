@@ -73,7 +73,7 @@ def deberta_v2_cross_encoder(
     stack = encoder(config, weights.scope("deberta"))
     between = config.get("pooler_hidden_act", str, "gelu")
     config.require("pooler_hidden_size", None, stack.spec.hidden)
-    return cross_encoder(config, weights, executor, stack, "pooler.dense", "classifier", between)
+    return cross_encoder(config, weights, executor, stack, recipe, "pooler.dense", "classifier", between)
 
 
 def deberta_v2_pooled(

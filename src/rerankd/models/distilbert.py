@@ -67,7 +67,7 @@ def distilbert_cross_encoder(
 ) -> TextModel:
     """`DistilBertForSequenceClassification`: dense and ReLU on `[CLS]`, then the classifier."""
     stack = encoder(config, weights.scope("distilbert"))
-    return cross_encoder(config, weights, executor, stack, "pre_classifier", "classifier", "relu")
+    return cross_encoder(config, weights, executor, stack, recipe, "pre_classifier", "classifier", "relu")
 
 
 def distilbert_pooled(

@@ -22,7 +22,7 @@ def electra_cross_encoder(
     """`ElectraForSequenceClassification`: dense and GELU on `[CLS]`, then out_proj."""
     config.require("embedding_size", config.size("hidden_size"))
     stack = encoder(config, weights.scope("electra"), 0)
-    return cross_encoder(config, weights, executor, stack, "classifier.dense", "classifier.out_proj", "gelu")
+    return cross_encoder(config, weights, executor, stack, recipe, "classifier.dense", "classifier.out_proj", "gelu")
 
 
 def electra_pooled(

@@ -14,7 +14,7 @@ from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.embedding import embedding_head
 from rerankd.models.heads import BETWEEN, ClassifierHead, Head
-from rerankd.models.labels import declared_activation, label_count
+from rerankd.models.labels import declared_activation, read_labels
 from rerankd.models.late_interaction import late_interaction
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.sequential import chain_head
@@ -22,14 +22,22 @@ from rerankd.models.stack import Stack
 
 
 def cross_encoder(
-    config: Config, weights: Weights, executor: Executor, stack: Stack, dense: str, out: str, between: str = "tanh"
+    config: Config,
+    weights: Weights,
+    executor: Executor,
+    stack: Stack,
+    recipe: Recipe,
+    dense: str,
+    out: str,
+    between: str = "tanh",
 ) -> TextModel:
     """An encoder with a classifier: `dense` and `out` name its two linear layers, `between` what is between them."""
     if between not in BETWEEN:
         raise ModelError(
             f"{config.source}: the classifier's activation is {shown(between)}; known: {', '.join(BETWEEN)}."
         )
-    labels, hidden = label_count(config), stack.spec.hidden
+    found, hidden = read_labels(config, recipe.label), stack.spec.hidden
+    labels = found.count
     activation = declared_activation(config, labels)
     weights.expect_size(config, "num_labels", labels, f"{out}.weight")
     head = ClassifierHead(
@@ -37,6 +45,7 @@ def cross_encoder(
         out=weights.affine(out, labels, hidden, True, torch.float32),
         activation=activation,
         between=between,
+        label=found.chosen,
     )
     return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
 
@@ -49,7 +58,7 @@ def pooled(config: Config, token_id: TokenIds, executor: Executor, stack: Stack,
     hidden, device = stack.spec.hidden, stack.weights.device
     head: Head
     if recipe.pairs:
-        head = chain_head(config, hidden, device)
+        head = chain_head(config, recipe, hidden, device)
     else:
         head = embedding_head(Path(config.source).parent, hidden, device)
     return TextModel(stack.spec, executor.transformer(stack.spec, stack), head, apart=not recipe.pairs)

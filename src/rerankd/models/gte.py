@@ -71,7 +71,7 @@ def gte_cross_encoder(
     """`NewForSequenceClassification`, `GteForSequenceClassification`: tanh pooler on `<s>`, then the classifier."""
     prefix = "new" if "new.embeddings.word_embeddings.weight" in weights else "gte"
     stack = encoder(config, weights.scope(prefix))
-    return cross_encoder(config, weights, executor, stack, f"{prefix}.pooler.dense", "classifier")
+    return cross_encoder(config, weights, executor, stack, recipe, f"{prefix}.pooler.dense", "classifier")
 
 
 def gte_pooled(config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe) -> TextModel:

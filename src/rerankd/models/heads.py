@@ -49,8 +49,9 @@ BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, slots=True)
 class ClassifierHead:
-    """A classifier of the first token of each pair: out(f(dense(x))), of 1 label or of 2.
+    """A classifier of the first token of each pair: out(f(dense(x))).
 
+    label: see `one_logit`
     dense: the pooler of BERT, the dense layer of RoBERTa's classification head; all float32
     between: f, a key of BETWEEN
     """
@@ -59,6 +60,7 @@ class ClassifierHead:
     out: Affine
     activation: Activation
     between: str = "tanh"
+    label: Label | None = None
 
     def rows(self, batch: PackedBatch) -> list[int]:
         """The first token of each document."""
@@ -66,7 +68,7 @@ class ClassifierHead:
 
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
         """See `Head`."""
-        return one_logit(F.linear(BETWEEN[self.between](F.linear(states, *self.dense)), *self.out))
+        return one_logit(F.linear(BETWEEN[self.between](F.linear(states, *self.dense)), *self.out), self.label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +101,29 @@ class TokenHead:
         return torch.cat([part if group.labels is None else next(found).flatten() for part, group in scored])
 
 
-def one_logit(logits: Tensor) -> Tensor:
-    """One logit a document from a head of 1 or 2 labels: [documents, labels] -> [documents].
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The label of several whose probability is a score.
 
-    The sigmoid of a difference is the softmax of a pair, so the second of two labels (relevant, yes) needs no
-    case of its own further on.
+    alone: whether its probability is its logit's sigmoid, else among all labels
     """
+
+    index: int
+    alone: bool
+
+
+def one_logit(logits: Tensor, label: Label | None = None) -> Tensor:
+    """One logit a document from a head's labels: [documents, labels] -> [documents].
+
+    label: None for the only one, or the second of two (relevant, yes)
+
+    The sigmoid of what a label's logit is above the others' log-sum-exp is its softmax, so that several labels need
+    no case of their own further on.
+    """
+    if label is not None:
+        own = logits[:, label.index]
+        if label.alone:
+            return own
+        others = [i for i in range(logits.shape[1]) if i != label.index]
+        return own - logits[:, others].logsumexp(1)
     return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]

@@ -4,32 +4,75 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from rerankd.core import ModelError
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.sentence_transformers import SETTINGS, read_settings
-from rerankd.models.heads import Activation
+from rerankd.models.heads import Activation, Label
 
+MOST_LISTED = 12
+"""Labels that an error names."""
 GENERIC = re.compile(r"LABEL_\d+")
 NOT_RELEVANT = {"irrelevant", "notrelevant", "nonrelevant", "unrelated", "no", "false", "0", "nomatch"}
 RELEVANT = {"relevant", "relevance", "related", "yes", "true", "1", "match"}
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 
 
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The labels of a classification head.
+
+    chosen: the one whose probability is the score; None where one label, or the second of two, is relevance
+    """
+
+    count: int
+    chosen: Label | None = None
+
+
 def label_count(config: Config) -> int:
-    """Labels of a classification head: 1, or 2 of which the second means relevant; no other head scores relevance."""
+    """Labels of a head that scores relevance: 1, or 2 of which the second means relevant."""
+    return read_labels(config, None).count
+
+
+def read_labels(config: Config, name: str | None) -> Labels:
+    """The labels of a classification head.
+
+    name: of the label that the user chooses; None for relevance
+
+    Raises ModelError for a name that is none, and without one for a head that does not score relevance.
+    """
+    config.require("problem_type", *PROBLEM_TYPES)
     count = config.num_labels
+    if name is not None:
+        alone = config.entries.get("problem_type") == "multi_label_classification"
+        return Labels(count, Label(_index(config, name, count), alone))
     if count not in (1, 2):
         raise ModelError(
-            f"{config.source} describes a classifier of {count} labels (`id2label`, `num_labels`); a reranker has 1 "
-            "(relevance) or 2 (irrelevant, relevant)."
+            f"{config.source} describes a classifier of {count} labels ({_listed(config, count)}); a reranker has 1 "
+            "(relevance) or 2 (irrelevant, relevant). Name the label whose probability is the score: --label NAME."
         )
-    config.require("problem_type", *PROBLEM_TYPES)
     if count == 2:
         _expect_relevance(config)
-    return count
+    return Labels(count)
+
+
+def _index(config: Config, name: str, count: int) -> int:
+    names = [own.lower() for own in config.label_names or ()]
+    if count < 2 or name.lower() not in names:
+        raise ModelError(
+            f"{config.source} has no label {shown(name)} (--label); its classifier's are {_listed(config, count)}."
+            if count > 1
+            else f"{config.source} describes a classifier of 1 label, which is the score; leave --label out."
+        )
+    return names.index(name.lower())
+
+
+def _listed(config: Config, count: int) -> str:
+    names = config.label_names or [f"LABEL_{i}" for i in range(min(count, MOST_LISTED + 1))]
+    return ", ".join(name[:40] for name in names[:MOST_LISTED]) + (", ..." if len(names) > MOST_LISTED else "")
 
 
 def _expect_relevance(config: Config) -> None:
@@ -46,7 +89,8 @@ def _expect_relevance(config: Config) -> None:
     if first not in NOT_RELEVANT or second not in RELEVANT:
         raise ModelError(
             f"{config.source}: `id2label` names {shown(names[0])} and {shown(names[1])}, which are no scale of "
-            "relevance. If the second one means relevant, say so: --hf-overrides "
+            "relevance. Name the one whose probability is the score (--label), or if the second one means relevant, "
+            "say so: --hf-overrides "
             """'{"id2label": {"0": "irrelevant", "1": "relevant"}}'."""
         )
 
@@ -63,8 +107,8 @@ def declared_activation(config: Config, labels: int, default: Activation = "sigm
     """The activation that a cross-encoder's authors declare for sentence-transformers, else `default`.
 
     `cross-encoder/ms-marco-*` checkpoints declare Identity: their published scores are logits. It is declared beside
-    config.json, which comes first, or in it, where the older name counts only without the newer one. Of two labels the
-    second one's share is the score, whatever is declared.
+    config.json, which comes first, or in it, where the older name counts only without the newer one. Of several labels
+    the share of one is the score, whatever is declared.
     """
     section = config.entries.get("sentence_transformers")
     if section is not None and not isinstance(section, Mapping):
@@ -74,7 +118,7 @@ def declared_activation(config: Config, labels: int, default: Activation = "sigm
         declared = (section or {})["activation_fn"]
     elif declared is None:
         declared = config.entries.get("sbert_ce_default_activation_function")
-    if labels == 2:
+    if labels > 1:
         return "sigmoid"
     if declared is None:
         return default

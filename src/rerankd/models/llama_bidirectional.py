@@ -18,7 +18,7 @@ from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.decoders import decoder, expect_in, layer_of, rotary_of, stacked
-from rerankd.models.labels import declared_activation, label_count
+from rerankd.models.labels import declared_activation, read_labels
 from rerankd.models.pooling import Pooling
 from rerankd.models.recipes.nemotron import BEGIN, NEMOTRON_RERANK
 from rerankd.models.recipes.recipe import Recipe
@@ -45,7 +45,8 @@ def nemotron_reranker(
     config.require("pooling", "avg", "cls")
     base = weights.scope_holding("embed_tokens.weight", "model", "")
     expect_in(config, base)
-    labels, temperature = label_count(config), config.get("temperature", float, 1.0)
+    found, temperature = read_labels(config, recipe.label), config.get("temperature", float, 1.0)
+    labels = found.count
     if temperature <= 0:
         raise config.wrong("temperature", "must be more than 0")
     weights.expect_size(config, "num_labels", labels, "score.weight")
@@ -55,6 +56,7 @@ def nemotron_reranker(
         POOLINGS[config.entries.get("pooling", "avg")],
         Linear(Affine(rows / temperature)),
         declared_activation(config, labels),
+        found.chosen,
     )
     return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
 

@@ -18,7 +18,7 @@ from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.encoders import pooled
 from rerankd.models.heads import BETWEEN
-from rerankd.models.labels import declared_activation, label_count
+from rerankd.models.labels import declared_activation, read_labels
 from rerankd.models.modernbert_shape import spec_of
 from rerankd.models.pooling import Pooling
 from rerankd.models.recipes import encoders
@@ -58,7 +58,8 @@ def modernbert_cross_encoder(
 ) -> TextModel:
     """`ModernBertForSequenceClassification`: pooled, then dense, GELU and LayerNorm, then the classifier."""
     stack = encoder(config, weights.scope("model"))
-    labels, hidden = label_count(config), stack.spec.hidden
+    found, hidden = read_labels(config, recipe.label), stack.spec.hidden
+    labels = found.count
     weights.expect_size(config, "num_labels", labels, "classifier.weight")
     pooling, between = config.get("classifier_pooling", str, "cls"), config.get("classifier_activation", str, "gelu")
     if pooling not in ("cls", "mean") or between not in BETWEEN:
@@ -74,6 +75,7 @@ def modernbert_cross_encoder(
         Pooling(("mean" if pooling == "mean" else "cls",)),
         Steps(steps, labels, SCORES),
         declared_activation(config, labels),
+        found.chosen,
     )
     return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
 

@@ -47,7 +47,7 @@ def roberta_cross_encoder(
         stack = encoder(config, own, first_position(config), FLASH_NAMES, "emb_ln")
     else:
         stack = encoder(config, own, first_position(config))
-    return cross_encoder(config, weights, executor, stack, "classifier.dense", "classifier.out_proj")
+    return cross_encoder(config, weights, executor, stack, recipe, "classifier.dense", "classifier.out_proj")
 
 
 def roberta_pooled(

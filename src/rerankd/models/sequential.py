@@ -13,19 +13,21 @@ from rerankd.core import ModelError, PackedBatch
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.modules import pooling_modes, read_modules
-from rerankd.models.heads import Activation, one_logit
-from rerankd.models.labels import declared_activation
+from rerankd.models.heads import Activation, Label, one_logit
+from rerankd.models.labels import declared_activation, read_labels
 from rerankd.models.pooling import Pooling
+from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.steps import SCORES, read_steps
 
 
 @dataclass(frozen=True, slots=True)
 class SequentialHead:
-    """Steps over the pooled states of each pair, which give 1 label or 2."""
+    """Steps over the pooled states of each pair, which give labels; `label`: see `one_logit`."""
 
     pooling: Pooling
     steps: Callable[[Tensor], Tensor]
     activation: Activation
+    label: Label | None = None
 
     def rows(self, batch: PackedBatch) -> list[int] | None:
         """The rows that are pooled; see `Pooling`."""
@@ -33,18 +35,21 @@ class SequentialHead:
 
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
         """See `Head`."""
-        return one_logit(self.steps(self.pooling(states, batch.documents())))
+        return one_logit(self.steps(self.pooling(states, batch.documents())), self.label)
 
 
-def chain_head(config: Config, hidden: int, device: torch.device) -> SequentialHead:
+def chain_head(config: Config, recipe: Recipe, hidden: int, device: torch.device) -> SequentialHead:
     """The head that the modules behind a folder's transformer make; ModelError for modules that are not supported."""
     folder = Path(config.source).parent
     _, pooling, *rest = read_modules(folder) or ()
     modes = pooling_modes(pooling)
     steps = read_steps(rest, hidden * len(modes), device)
-    if steps.output != SCORES or steps.width not in (1, 2):
+    labels = None if recipe.label is None else read_labels(config, recipe.label)
+    counts = (1, 2) if labels is None else (labels.count,)
+    if steps.output != SCORES or steps.width not in counts:
         raise ModelError(
             f"{folder / 'modules.json'}: the last module gives {steps.width} values as {shown(steps.output)}; that of "
-            "a reranker gives 1 or 2 as 'scores'."
+            f"a reranker gives {' or '.join(map(str, counts))} as 'scores'."
         )
-    return SequentialHead(Pooling(modes), steps, declared_activation(config, steps.width))
+    activation = declared_activation(config, steps.width)
+    return SequentialHead(Pooling(modes), steps, activation, labels.chosen if labels else None)

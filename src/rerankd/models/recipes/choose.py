@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from rerankd.core import ModelError
 from rerankd.models.answers import is_original_qwen3, named_tokens
 from rerankd.models.architecture import Architecture
+from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.late_interaction import is_late_interaction
 from rerankd.models.checkpoint.modules import chained, embedding_modules, expect_modules
+from rerankd.models.labels import read_labels
 from rerankd.models.recipes.encoders import BI_ENCODER, CROSS_ENCODER, LATE_INTERACTION
 from rerankd.models.recipes.evidence import Evidence
 from rerankd.models.recipes.known import RECIPES
@@ -67,6 +69,17 @@ def choose_recipe(
     if not own[0].answers:
         return Choice(own[0], f"it is the one for {name}")
     return _decoder(name, own, evidence, chain, has_template)
+
+
+def with_label(choice: Choice, config: Config, label: str) -> Choice:
+    """The choice with the label that the user names. ModelError for a model without such a label."""
+    recipe = choice.recipe
+    if recipe.answers or not recipe.pairs:
+        raise ModelError(
+            f"--label {label[:80]} was given, but the recipe {recipe.name} scores by no labels; leave it out."
+        )
+    read_labels(config, label)
+    return replace(choice, recipe=replace(recipe, label=label))
 
 
 def _one_of(recipes: Sequence[Recipe], name: str, asked: str | None, why: str) -> Choice:

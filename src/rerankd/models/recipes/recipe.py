@@ -31,6 +31,7 @@ class Recipe:
     template: how a prompt is written; None for an encoder, whose tokenizer does that, and where nothing is known of it
     supports_vision: whether its prompts may hold images and videos
     query_prompt, document_prompt: what a bi-encoder's authors put before each text, where its folder says nothing
+    label: the label of a classifier whose probability is the score; None for relevance
     models: a regular expression for the models' names, whose case does not matter; None for no model in particular
     recognised: says in a clause why a folder without such a name holds one of the models; None where it may not
     """
@@ -45,5 +46,6 @@ class Recipe:
     supports_vision: bool = False
     query_prompt: str = ""
     document_prompt: str = ""
+    label: str | None = None
     models: str | None = None
     recognised: Callable[[Evidence], str | None] = nothing_known
