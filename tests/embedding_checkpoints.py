@@ -23,7 +23,7 @@ from tests.checkpoints import (
     store,
     write_roberta_tokenizer,
 )
-from tests.encoder_checkpoints import write_bert_tokenizer
+from tests.encoder_checkpoints import mpnet_config, write_bert_tokenizer
 
 QWEN3_EMBEDDING_PROMPT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 
@@ -92,6 +92,11 @@ def gte(folder: Path, storage: Storage) -> None:
     write_roberta_tokenizer(folder, vocabulary, "XLMRobertaTokenizer", 8194)
 
 
+def mpnet(folder: Path, storage: Storage) -> None:
+    save(transformers.MPNetForMaskedLM(mpnet_config()), folder, storage)
+    write_roberta_tokenizer(folder, vocabularies.roberta(), "RobertaTokenizer", 514)
+
+
 def modernbert(folder: Path, storage: Storage) -> None:
     save(transformers.ModernBertModel(modernbert_checkpoints.config()), folder, storage)
     modernbert_checkpoints.write_tokenizer(folder)
@@ -103,7 +108,7 @@ def save(model: Any, folder: Path, storage: Storage) -> None:
 
 
 BACKBONES: Mapping[str, Callable[[Path, Storage], None]] = {
-    maker.__name__: maker for maker in (qwen3, bert, roberta, distilbert, deberta_v2, electra, gte, modernbert)
+    maker.__name__: maker for maker in (qwen3, bert, roberta, distilbert, deberta_v2, electra, gte, mpnet, modernbert)
 }
 
 

@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from tests import vocabularies
-from tests.checkpoints import ENCODER_SIZES, Storage, classifier, write_roberta_tokenizer, xlmr
+from tests.checkpoints import ENCODER_SIZES, Storage, classifier, store, write_roberta_tokenizer, xlmr
 
 PLAIN = Storage()
 
@@ -106,6 +106,31 @@ def distilbert(folder: Path, *, labels: int = 1, storage: Storage = PLAIN) -> Pa
     return folder
 
 
+def mpnet_config(labels: int = 1) -> Any:
+    """MPNet's, over RoBERTa's kind of vocabulary."""
+    return transformers.MPNetConfig(
+        vocab_size=vocabularies.size(vocabularies.roberta()), max_position_embeddings=514, num_labels=labels,
+        bos_token_id=0, pad_token_id=1, eos_token_id=2, relative_attention_num_buckets=32, **ENCODER_SIZES["tiny"],
+    )  # fmt: skip
+
+
+def spread_biases(model: Any) -> None:
+    """Make the biases of distance large enough to matter."""
+    table = next(p for name, p in model.named_parameters() if name.endswith("relative_attention_bias.weight"))
+    with torch.no_grad():
+        table.mul_(20)
+
+
+def mpnet(folder: Path, *, labels: int = 1, storage: Storage = PLAIN) -> Path:
+    """A cross-encoder over MPNet."""
+    model = transformers.MPNetForSequenceClassification(mpnet_config(labels))
+    classifier(model, folder, storage, 2, 2.0)
+    spread_biases(model)
+    store(model, folder, storage)
+    write_roberta_tokenizer(folder, vocabularies.roberta(), "RobertaTokenizer", 514)
+    return folder
+
+
 def camembert(folder: Path, *, labels: int = 1, storage: Storage = PLAIN) -> Path:
     vocabulary = vocabularies.xlm_roberta()
     config = transformers.CamembertConfig(
@@ -146,6 +171,8 @@ ENCODERS: list[tuple[str, Callable[..., Path], dict[str, Any]]] = [
     ("distilbert", distilbert, {}),
     ("distilbert-two-labels", distilbert, {"labels": 2}),
     ("camembert", camembert, {}),
+    ("mpnet", mpnet, {}),
+    ("mpnet-two-labels", mpnet, {"labels": 2}),
     ("jina-v2", jina_v2, {}),
     ("gte", gte, {}),
     ("gte-new", gte, {"form": "new"}),

@@ -1,4 +1,7 @@
-"""Attention that reads how far two rows are apart from tables of its own: disentangled attention (He et al., 2021)."""
+"""Attention that reads how far two rows are apart from tables.
+
+Disentangled attention (He et al., 2021), and biases of buckets (Raffel et al., 2020).
+"""
 
 from __future__ import annotations
 
@@ -41,3 +44,30 @@ class Disentangled:
     def logits_scale(self, head_dim: int, tables: int) -> float:
         """The factor of logits that are sums of 1 + `tables` dot products."""
         return 1 / math.sqrt(head_dim * (1 + tables))
+
+
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """Which row of a table of biases a distance between two places reads, in a layer that looks both ways.
+
+    Half of the rows are for keys before the query and half for those behind. Of each half the nearer half has a row for
+    each distance; beyond, the farther, the more distances read one row, as on a logarithmic scale.
+
+    Behaviour reference: `modeling_mpnet.py` and `modeling_t5.py` in transformers.
+
+    count: rows of the table
+    farthest: the distance from which all read the last row
+    """
+
+    count: int
+    farthest: int = 128
+
+    def rows(self, distances: Tensor) -> Tensor:
+        """The rows, int64, of int64 distances: the place of the query less that of the key."""
+        half = self.count // 2
+        near = half // 2
+        far = distances.abs()
+        # In float32, as the reference: at a rounding's edge the next integer would be another row.
+        scale = torch.log(far.clamp(min=1).float() / near) / math.log(self.farthest / near) * (half - near)
+        beyond = (near + scale.long()).clamp(max=half - 1)
+        return torch.where(far < near, far, beyond) + half * (distances < 0)

@@ -11,11 +11,11 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
-from rerankd.layers.relative import Disentangled
+from rerankd.layers.relative import Buckets, Disentangled
 from rerankd.layers.rotary import Rotary
 
 Activation: TypeAlias = Literal["gelu", "gelu_tanh", "silu", "relu"]
-AttentionBias: TypeAlias = Literal["alibi"] | Disentangled
+AttentionBias: TypeAlias = Literal["alibi"] | Disentangled | Buckets
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +113,15 @@ class Affine(NamedTuple):
 
 
 class RelativeWeights(NamedTuple):
-    """The tables of disentangled attention, in the backend's dtype, None where a model has none.
+    """The tables that distances read, in the backend's dtype, None where a model has none.
 
     keys: [2 * span, A], which queries are multiplied with; queries: [2 * span, A], with which keys are
+    biases: [buckets, heads], what is added to logits
     """
 
-    keys: Tensor | None
-    queries: Tensor | None
+    keys: Tensor | None = None
+    queries: Tensor | None = None
+    biases: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

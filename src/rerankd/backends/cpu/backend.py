@@ -15,7 +15,7 @@ from rerankd.backends.cpu.rows import to_dense
 from rerankd.backends.cpu.runtime import MakeLinear, Runtime
 from rerankd.backends.cpu.transformer import PostNormTransformer, PreNormTransformer
 from rerankd.core import ModelError
-from rerankd.layers.relative import Disentangled
+from rerankd.layers.relative import Buckets, Disentangled
 from rerankd.layers.spec import Activation, Affine, LayerSpec, TransformerSpec, TransformerWeights
 from rerankd.layers.transformer import Projection, Transformer
 
@@ -69,12 +69,20 @@ class CpuBackend:
         return project
 
 
+ABSENT: dict[type, str] = {
+    str: "ALiBi",
+    Disentangled: "disentangled attention",
+    Buckets: "biases of distance",
+}
+"""Kinds of `LayerSpec.attention_bias`, which no kernel has."""
+
+
 def _lacking(spec: LayerSpec) -> str | None:
     """The feature of a layer that the backend does not support; None where there is none."""
     if spec.window is not None:
         return "attention windows"
     if spec.attention_bias is not None:
-        return "disentangled attention" if isinstance(spec.attention_bias, Disentangled) else "ALiBi"
+        return ABSENT[type(spec.attention_bias)]
     if spec.rotary is not None and 2 * len(spec.rotary.frequencies) != spec.head_dim:
         return "partial rotation"
     if spec.qk_norm is not None and spec.qk_norm.kind != "rms":

@@ -16,7 +16,7 @@ from rerankd.backends.torch.attention import sdpa_attention
 from rerankd.backends.torch.backend import TorchBackend
 from rerankd.backends.torch.transformer import activate
 from rerankd.core import ModelError
-from rerankd.layers.relative import Disentangled
+from rerankd.layers.relative import Buckets, Disentangled
 from rerankd.layers.spec import Activation, Affine, TransformerSpec, TransformerWeights
 from rerankd.layers.transformer import Projection, Transformer
 
@@ -63,6 +63,8 @@ class CudaBackend:
         """See `Backend.supports`."""
         if any(isinstance(layer.attention_bias, Disentangled) for layer in spec.layers):
             return "disentangled attention"
+        if any(isinstance(layer.attention_bias, Buckets) for layer in spec.layers):
+            return "biases of distance"
         if any(layer.head_dim > 256 for layer in spec.layers):
             return "heads of more than 256 values"
         if len({layer.placement for layer in spec.layers}) > 1:

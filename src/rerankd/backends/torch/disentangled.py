@@ -1,4 +1,7 @@
-"""Disentangled attention (He et al., 2021) over the packed layout: logits are sums over content and over distance."""
+"""Attention over the packed layout whose logits are sums over content and over distance.
+
+Disentangled attention (He et al., 2021), and biases of buckets (Raffel et al., 2020).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from torch import Tensor
 from rerankd.backends.torch.attention import gathered, scattered
 from rerankd.backends.torch.buckets import Bucket, in_buckets
 from rerankd.layers.layout import AttentionLayout
-from rerankd.layers.relative import Disentangled
+from rerankd.layers.relative import Buckets, Disentangled
 from rerankd.layers.spec import RelativeWeights
 
 
@@ -36,6 +39,29 @@ def disentangled_attention(
         attended = F.scaled_dot_product_attention(
             queries,
             keys,
+            gathered(v, bucket.key_rows, count),
+            attn_mask=bias if mask is None else bias + mask,
+            scale=scale,
+        )
+        scattered(attended, bucket.query_rows, out)
+    return out.flatten(1)
+
+
+def bucketed_attention(
+    q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout, scale: float, form: Buckets, biases: Tensor
+) -> Tensor:
+    """softmax(q_i k_j * scale + b_ij) v, where b_ij is the row of the distance of i and j in `biases`.
+
+    biases: [buckets, heads]; other shapes as in `disentangled_attention`.
+    """
+    out = torch.empty_like(q)
+    for bucket in layout.derived(in_buckets):
+        count = len(bucket.blocks)
+        bias = biases[form.rows(bucket.distances).to(biases.device)].permute(0, 3, 1, 2).to(q.dtype)
+        mask = bucket.mask(q, None, ())
+        attended = F.scaled_dot_product_attention(
+            gathered(q, bucket.query_rows, count),
+            gathered(k, bucket.key_rows, count),
             gathered(v, bucket.key_rows, count),
             attn_mask=bias if mask is None else bias + mask,
             scale=scale,

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from rerankd.backends.ranks import Ranks
 from rerankd.backends.torch.attention import Attention, alibi_slopes
-from rerankd.backends.torch.disentangled import disentangled_attention
+from rerankd.backends.torch.disentangled import bucketed_attention, disentangled_attention
 from rerankd.layers.layout import AttentionLayout, kept_layout
-from rerankd.layers.relative import Disentangled
+from rerankd.layers.relative import Buckets, Disentangled
 from rerankd.layers.rotary import Rotary, Rotation, rotate
 from rerankd.layers.spec import (
     Activation,
@@ -73,6 +73,12 @@ class Layer:
             assert weights.relative is not None, "disentangled attention has tables"
             attended = disentangled_attention(
                 queries, keys, values, layout, spec.softmax_scale, spec.attention_bias, weights.relative, spec.window
+            )
+        elif isinstance(spec.attention_bias, Buckets):
+            assert weights.relative is not None, "biases have a table"
+            assert weights.relative.biases is not None, "biases have a table"
+            attended = bucketed_attention(
+                queries, keys, values, layout, spec.softmax_scale, spec.attention_bias, weights.relative.biases
             )
         else:
             attended = self.attention(queries, keys, values, layout, spec.softmax_scale, spec.window, self.slopes)
