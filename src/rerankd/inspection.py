@@ -14,6 +14,7 @@ from rerankd.models.checkpoint.files import PICKLED, SAFETENSORS
 from rerankd.models.checkpoint.json_files import read_json
 from rerankd.models.checkpoint.late_interaction import METADATA, read_late_interaction
 from rerankd.models.checkpoint.modules import chained, embedding_modules, pooling_modes, read_modules
+from rerankd.models.checkpoint.names import READ, WITHOUT_EFFECT
 from rerankd.models.checkpoint.sentence_transformers import (
     MODULES,
     SETTINGS,
@@ -199,6 +200,8 @@ def _not_understood(plan: Plan) -> Iterator[str]:
             yield f"{path.name}: not read{' and not run' if path.suffix == '.py' else ''}"
     if "auto_map" in plan.config.entries:
         yield "config.json: `auto_map` names code of the folder's own, which is not run"
+    # What --hf-overrides says is in the configuration, and counts as the folder's own.
+    yield from _unknown("config.json", set(plan.config.entries) - READ - WITHOUT_EFFECT)
     late = recipe.family == "late-interaction"
     kind: Kind = "CrossEncoder" if recipe.pairs else "MultiVectorEncoder" if late else "SentenceTransformer"
     if (folder / SETTINGS).is_file():

@@ -137,7 +137,7 @@ def test_flags_say_otherwise(qwen3_checkpoint: Path, tmp_path: Path) -> None:
 
 def test_what_is_not_understood_is_listed(qwen3_checkpoint: Path, bert_checkpoint: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(qwen3_checkpoint, tmp_path / "model"))
-    edit(folder / "config.json", auto_map={"AutoModel": "modeling.Own"})
+    edit(folder / "config.json", auto_map={"AutoModel": "modeling.Own"}, router_scale=2.0, num_experts=8)
     (folder / "modeling.py").write_text("raise SystemExit")
     (folder / "extra").mkdir()
     (folder / "README.md").write_text("# Mine")
@@ -146,6 +146,8 @@ def test_what_is_not_understood_is_listed(qwen3_checkpoint: Path, bert_checkpoin
         "extra/: not read",
         "modeling.py: not read and not run",
         "config.json: `auto_map` names code of the folder's own, which is not run",
+        "config.json: `num_experts` has no effect",
+        "config.json: `router_scale` has no effect",
         "config_sentence_transformers.json: not read, for want of modules.json or since its `model_type` is not "
         "CrossEncoder",
     ]
@@ -159,6 +161,15 @@ def test_what_is_not_understood_is_listed(qwen3_checkpoint: Path, bert_checkpoin
         "config_sentence_transformers.json: `temperature` has no effect",
         "sentence_bert_config.json: `other` has no effect",
     ]
+
+
+@pytest.mark.parametrize("count", [10**9, 2**31 - 1, 1001])
+def test_layers_that_no_model_has_are_not_built(bert_checkpoint: Path, tmp_path: Path, count: int) -> None:
+    folder = Path(shutil.copytree(bert_checkpoint, tmp_path / "model"))
+    edit(folder / "config.json", num_hidden_layers=count)
+    done = run(str(folder), "--device", "cpu")
+    assert done.exit_code == 1
+    assert "`num_hidden_layers` must be an integer from 1 to 1000" in done.stderr
 
 
 def a_chat_model(folder: Path) -> None:

@@ -54,7 +54,7 @@ def spec_of(config: Config) -> TransformerSpec:
         out_bias=True,
         mlp_bias=True,
     )
-    return TransformerSpec((layer,) * config.size("num_hidden_layers"), embedding_norm=norm)
+    return TransformerSpec((layer,) * config.layers(), embedding_norm=norm)
 
 
 def encoder(
@@ -66,7 +66,7 @@ def encoder(
 ) -> Stack:
     """The weights of the encoder. Positions begin at row `first_position` of their table."""
     # Before anything is made by these sizes, which may be any numbers.
-    layers = config.size("num_hidden_layers")
+    layers = config.layers()
     weights.expect_count(config, "num_hidden_layers", layers, names.layer.removesuffix(".{}"))
     spec = spec_of(config)
     words, types = config.size("vocab_size"), config.size("type_vocab_size", 2)

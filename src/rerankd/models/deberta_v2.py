@@ -39,7 +39,7 @@ def spec_of(config: Config) -> TransformerSpec:
 
 def encoder(config: Config, weights: Weights) -> Stack:
     """The weights of the encoder."""
-    weights.expect_count(config, "num_hidden_layers", config.size("num_hidden_layers"), "encoder.layer")
+    weights.expect_count(config, "num_hidden_layers", config.layers(), "encoder.layer")
     words, hidden = config.size("vocab_size"), config.size("hidden_size")
     width = config.size("embedding_size", hidden)
     embeddings = weights.scope("embeddings")

@@ -64,7 +64,7 @@ def layer_of(config: Config, rotary: Rotary) -> LayerSpec:
 
 def stacked(config: Config, layer: LayerSpec, embedding_scale: float = 1.0) -> TransformerSpec:
     """As many such layers as a configuration says, and a norm behind them."""
-    layers = (layer,) * config.size("num_hidden_layers")
+    layers = (layer,) * config.layers()
     return TransformerSpec(layers, final_norm=layer.norm, embedding_scale=embedding_scale)
 
 
@@ -72,7 +72,7 @@ def expect_in(config: Config, weights: Weights) -> None:
     """Refuse weights of other sizes than the configuration's, before anything is made by these."""
     weights.expect_size(config, "hidden_size", config.size("hidden_size"), "embed_tokens.weight", axis=1)
     weights.expect_size(config, "vocab_size", config.size("vocab_size"), "embed_tokens.weight")
-    weights.expect_count(config, "num_hidden_layers", config.size("num_hidden_layers"), "layers")
+    weights.expect_count(config, "num_hidden_layers", config.layers(), "layers")
     first, each, heads = weights.scope("layers.0"), head_dim_of(config), config.size("num_attention_heads")
     kv_heads = config.size("num_key_value_heads", heads)
     first.expect_size(config, "intermediate_size", config.size("intermediate_size"), "mlp.gate_proj.weight")

@@ -45,7 +45,7 @@ def spec_of(config: Config) -> TransformerSpec:
 
 def encoder(config: Config, weights: Weights) -> Stack:
     """The weights of the encoder."""
-    weights.expect_count(config, "n_layers", config.size("n_layers"), "transformer.layer")
+    weights.expect_count(config, "n_layers", config.layers("n_layers"), "transformer.layer")
     spec = spec_of(config)
     words, most = config.size("vocab_size"), config.size("max_position_embeddings")
     embeddings = weights.scope("embeddings")

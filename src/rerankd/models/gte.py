@@ -48,7 +48,7 @@ def spec_of(config: Config) -> TransformerSpec:
 
 def encoder(config: Config, weights: Weights) -> Stack:
     """The weights of the encoder."""
-    weights.expect_count(config, "num_hidden_layers", config.size("num_hidden_layers"), "encoder.layer")
+    weights.expect_count(config, "num_hidden_layers", config.layers(), "encoder.layer")
     words, types = config.size("vocab_size"), config.size("type_vocab_size", 1, least=0)
     embeddings = weights.scope("embeddings")
     embeddings.expect_size(config, "hidden_size", config.size("hidden_size"), "word_embeddings.weight", axis=1)

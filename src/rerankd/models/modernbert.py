@@ -40,7 +40,7 @@ NAMES = LayerNames(
 
 def encoder(config: Config, weights: Weights) -> Stack:
     """The weights of the encoder."""
-    weights.expect_count(config, "num_hidden_layers", config.size("num_hidden_layers"), "layers")
+    weights.expect_count(config, "num_hidden_layers", config.layers(), "layers")
     hidden, words = config.size("hidden_size"), config.size("vocab_size")
     weights.expect_size(config, "hidden_size", hidden, "embeddings.tok_embeddings.weight", axis=1)
     spec = spec_of(config)

@@ -33,7 +33,7 @@ def spec_of(config: Config) -> TransformerSpec:
         FULL: replace(plain, rotary=_rotary(config, FULL, hidden // heads)),
         LOCAL: replace(plain, rotary=_rotary(config, LOCAL, hidden // heads), window=window),
     }
-    first, *rest = (kinds[kind] for kind in _kinds(config, config.size("num_hidden_layers")))
+    first, *rest = (kinds[kind] for kind in _kinds(config, config.layers()))
     return TransformerSpec((replace(first, attention_norm=False), *rest), final_norm=norm, embedding_norm=norm)
 
 

@@ -57,7 +57,7 @@ class Biases:
 
 def encoder(config: Config, weights: Weights) -> Stack:
     """The weights of the encoder."""
-    weights.expect_count(config, "num_hidden_layers", config.size("num_hidden_layers"), "encoder.layer")
+    weights.expect_count(config, "num_hidden_layers", config.layers(), "encoder.layer")
     words, most = config.size("vocab_size"), config.size("max_position_embeddings")
     embeddings = weights.scope("embeddings")
     embeddings.expect_size(config, "hidden_size", config.size("hidden_size"), "word_embeddings.weight", axis=1)

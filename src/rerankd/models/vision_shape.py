@@ -34,7 +34,7 @@ class VisionShape:
         positions = config.size("num_position_embeddings")
         if math.isqrt(positions) ** 2 != positions:
             raise config.wrong("num_position_embeddings", "must be a square")
-        hidden, depth, heads = config.size("hidden_size"), config.size("depth"), config.size("num_heads")
+        hidden, depth, heads = config.size("hidden_size"), config.layers("depth"), config.size("num_heads")
         # Half of a head's pairs turn by a patch's row, the other half by its column.
         if hidden % (4 * heads):
             raise config.wrong("num_heads", f"must divide `hidden_size` ({hidden}) into multiples of 4")

@@ -17,6 +17,8 @@ T = TypeVar("T", int, float, str, bool)
 
 MOST = 2**31 - 1
 """No size or count of a model is larger."""
+MOST_LAYERS = 1000
+"""No model has more."""
 ROTARY_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 
 
@@ -43,6 +45,13 @@ class Config:
         value = default if default is not None and self.entries.get(name) is None else self.get(name, int)
         if not least <= value <= MOST:
             raise self.wrong(name, f"must be an integer from {least} to {MOST}")
+        return value
+
+    def layers(self, name: str = "num_hidden_layers") -> int:
+        """A count of layers, by which a specification is made before any weight is read."""
+        value = self.size(name)
+        if value > MOST_LAYERS:
+            raise self.wrong(name, f"must be an integer from 1 to {MOST_LAYERS}")
         return value
 
     def epsilon(self, name: str, default: float) -> float:
