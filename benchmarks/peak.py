@@ -38,8 +38,8 @@ def peak_rates() -> Mapping[str, float] | None:
 
     None where the vector unit does not compute GEMMs: without AVX512-BF16, and with AMX
     """
-    kernels = Kernels.load()
-    if kernels is None or kernels.has_tiles:
+    kernels = Kernels.load(torch.bfloat16)
+    if kernels is None or kernels.unit.name == "amx":
         return None
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:

@@ -26,6 +26,7 @@ import torch
 
 from benchmarks.peak import peak_rates
 from rerankd.backends.cpu.native import Int8Rows, Kernels, PackedWeight
+from rerankd.backends.cpu.native.descriptors import OPERATIONS
 from rerankd.backends.cpu.rows import BlockedTensor
 from rerankd.bench.limit import Kind, Lengths, gemm_rate, work
 from rerankd.bench.workloads import KINDS, Corpus, Workload
@@ -33,7 +34,6 @@ from rerankd.engine.batcher import Slice
 from rerankd.models.checkpoint.json_files import read_json
 from rerankd.reranker import Reranker
 
-OPERATIONS = ("rms_norm", "norm_rope", "add_layer_norm", "to_blocked", "index_select", "quantize", "gemm", "attention")
 ROUNDS = 3
 SHOWN = 10
 
@@ -49,14 +49,13 @@ def main() -> None:
         chosen = Workload.parse(workload)
         reranker.rerank(*corpus.request(chosen), show_progress=False)
         requests = [corpus.request(chosen) for _ in range(ROUNDS * KINDS[chosen.kind].requests)]
-        forward, run, embed = engine._forward, Kernels._run, Kernels.embed_layer_norm
+        forward, run = engine._forward, Kernels._run
         engine._forward = _timed(forward, seconds, "forward")  # type: ignore[method-assign]
         Kernels._run = _timed(run, seconds, "kernels")  # type: ignore[method-assign]
-        Kernels.embed_layer_norm = _timed(embed, seconds, "kernels")  # type: ignore[method-assign]
         results = [reranker.rerank(*request, show_progress=False) for request in requests]
-        Kernels._run, Kernels.embed_layer_norm = run, embed  # type: ignore[method-assign]
+        Kernels._run = run  # type: ignore[method-assign]
         engine._forward = _profiled(forward, profile)  # type: ignore[method-assign]
-        Kernels._compute = _apart(OPERATIONS)  # type: ignore[method-assign]
+        Kernels._compute = _apart(tuple(OPERATIONS))  # type: ignore[method-assign]
         Kernels.gemm = _counted(Kernels.gemm, done)  # type: ignore[method-assign]
         for request in requests:
             reranker.rerank(*request, show_progress=False)
@@ -74,7 +73,7 @@ def main() -> None:
     idle = seconds["forward"] - seconds["kernels"]
     print(f"no kernel runs: {idle / seconds['forward']:.1%}, {1e3 * idle / len(requests):.3g} ms a request")
     works = [work(config, kind, Lengths.of(result)) for result in results]
-    done["bfloat16"] += sum(one.attention for one in works)
+    done[reranker.info.dtype] += sum(one.attention for one in works)
     rates = {kind: gemm_rate(works[0], kind) for kind in sorted(done)}
     shares = ", ".join(
         f"{done[kind] / done.total():.1%} in {kind} ({2e-9 * rates[kind]:.0f} GFLOP/s)" for kind in rates
@@ -105,7 +104,7 @@ def _apart(names: Sequence[str]) -> Callable[..., None]:
     """`Kernels._compute` that computes each operation at once, in a function that bears its name."""
 
     def run(kernels: Kernels, operation: bytes) -> None:
-        kernels.library.rerankd_run(torch.get_num_threads(), kernels.has_tiles, len(operation), operation)
+        kernels.library.rerankd_run(torch.get_num_threads(), kernels.unit.number, len(operation), operation)
 
     named = [FunctionType(run.__code__.replace(co_name=name), run.__globals__) for name in names]
 
@@ -120,7 +119,8 @@ def _counted(gemm: Callable[..., None], done: Counter[str]) -> Callable[..., Non
 
     def counted(kernels: Kernels, rows: BlockedTensor | Int8Rows, weight: PackedWeight, *rest: Any) -> None:
         codes = rows.codes if isinstance(rows, Int8Rows) else rows
-        done["bfloat16" if weight.scales is None else "int8"] += len(codes) * weight.packed.numel()
+        kind = str(kernels.dtype).removeprefix("torch.") if weight.scales is None else "int8"
+        done[kind] += len(codes) * weight.packed.numel()
         gemm(kernels, rows, weight, *rest)
 
     return counted

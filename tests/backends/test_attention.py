@@ -23,6 +23,8 @@ from rerankd.layers.layout import AttentionLayout, causal_layout, kept_layout, s
 from tests.backends.cpu.test_rows import blocked
 from tests.backends.cpu.units import UNITS, kernels_by
 
+NEAR = {torch.bfloat16: {"rtol": 0.02, "atol": 0.02}, torch.float32: {"rtol": 1e-5, "atol": 1e-5}}
+
 
 @st.composite
 def packed_groups(draw: st.DrawFn, longest: int = 7) -> list[PackedGroup]:
@@ -216,16 +218,17 @@ def test_own_attention_agrees_with_the_reference(
 ) -> None:
     monkeypatch.setattr(runs_module, "OWN_PER_SHARED", own_per_shared)
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=12, deadline=None)
     @given(packed_groups(longest=70))
     def check(groups: list[PackedGroup]) -> None:
         layout = layout_of(groups)
-        q, k, v = (x.bfloat16() for x in tensors(layout.query_rows, total(groups), *heads, head_dim=head_dim))
+        random = tensors(layout.query_rows, total(groups), *heads, head_dim=head_dim)
+        q, k, v = (x.to(UNITS[unit].dtype) for x in random)
         scale = 3 * head_dim**-0.5
         expected = to_dense(reference_attention(q, k, v, layout, scale)).float()
         for is_blocked in (True, False):
             attended = own_attention(unit, q, k, v, layout, scale, is_blocked)
-            torch.testing.assert_close(attended.float(), expected, rtol=0.02, atol=0.02)
+            torch.testing.assert_close(attended.float(), expected, **NEAR[q.dtype])
 
     check()
 
@@ -235,17 +238,17 @@ def test_own_attention_agrees_with_the_reference(
 def test_own_attention_bears_logits_that_lie_far_apart(unit: str, loud: str) -> None:
     group = PackedGroup(Span(0, 40), (Span(40, 75), Span(75, 115)))
     layout = causal_layout([group])
-    q, k, v = (x.bfloat16() for x in tensors(115, 115, 2, 1, head_dim=32))
+    q, k, v = (x.to(UNITS[unit].dtype) for x in tensors(115, 115, 2, 1, head_dim=32))
     k[:40] *= 60 if loud == "prefix" else 1
     k[40:] *= 60 if loud == "document" else 1
     expected = to_dense(reference_attention(q, k, v, layout, 1.0)).float()
-    torch.testing.assert_close(own_attention(unit, q, k, v, layout, 1.0).float(), expected, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(own_attention(unit, q, k, v, layout, 1.0).float(), expected, **NEAR[q.dtype])
 
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_own_attention_keeps_what_is_not_a_number(unit: str) -> None:
     layout = separate_layout([Span(0, 40), Span(40, 80)])
-    q, k, v = (x.bfloat16() for x in tensors(80, 80, 2, 2, head_dim=32))
+    q, k, v = (x.to(UNITS[unit].dtype) for x in tensors(80, 80, 2, 2, head_dim=32))
     k[3, 0, 5] = float("nan")
     attended = own_attention(unit, q, k, v, layout, 0.2).view(q.shape)
     assert attended[:40, 0].isnan().all()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rerankd.backends.base import Backend
 from rerankd.backends.cpu.backend import CpuBackend
-from rerankd.backends.cpu.native import Kernels
+from rerankd.backends.cpu.native.units import CAP
 from rerankd.backends.select import place
 from rerankd.backends.torch.backend import TorchBackend
 from rerankd.core import ModelError, PackedGroup, Span
@@ -19,6 +19,7 @@ from rerankd.layers.relative import Disentangled
 from rerankd.layers.rotary import Rotary
 from rerankd.layers.spec import LayerSpec, Norm, TransformerSpec
 from rerankd.layers.transformer import Additions, Tokens
+from tests.backends.cpu.units import UNITS, kernels_by
 from tests.backends.dense import VOCABULARY, RandomWeights, dense_states, shapes
 
 RMS, LAYER = Norm("rms", 1e-5), Norm("layer", 1e-5)
@@ -206,12 +207,15 @@ def test_8_bits_are_refused_where_no_backend_has_them() -> None:
         place("cpu", "float32", "int8").transformer(windowed, RandomWeights(windowed))
 
 
-@pytest.mark.skipif(Kernels.load() is None, reason="no kernels were built, or none for this processor")
-def test_int8_lies_near_the_exact_states() -> None:
+@pytest.mark.parametrize("unit", UNITS)
+def test_int8_lies_near_the_exact_states(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels_by(unit)  # or the test is skipped
+    monkeypatch.setenv(CAP, unit)
+    dtype = UNITS[unit].dtype
     for spec in (BERT, QWEN, VISION):
-        packed, weights = Packed(spec.causal), RandomWeights(spec, torch.bfloat16, positioned=spec is BERT)
+        packed, weights = Packed(spec.causal), RandomWeights(spec, dtype, positioned=spec is BERT)
         positions = None if spec is BERT else packed.tokens.positions
-        exact = CpuBackend(torch.bfloat16).transformer(spec, weights)(packed.tokens, packed.layout, positions)
-        rough = CpuBackend(torch.bfloat16, "int8").transformer(spec, weights)(packed.tokens, packed.layout, positions)
+        exact = CpuBackend(dtype).transformer(spec, weights)(packed.tokens, packed.layout, positions)
+        rough = CpuBackend(dtype, "int8").transformer(spec, weights)(packed.tokens, packed.layout, positions)
         difference = (exact - rough).abs()
         assert 0 < difference.mean() < 0.05 * exact.abs().mean()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from rerankd.backends.base import Backend
+from rerankd.backends.cpu.native.units import allows
 from rerankd.backends.ranks import Ranks, expect_parallel
 from rerankd.backends.torch.backend import TorchBackend
 from rerankd.core import ModelError
@@ -239,6 +240,8 @@ def _dtype(name: str, on_cpu: bool) -> torch.dtype:
 
 
 def _cpu_multiplies_bfloat16() -> bool:
+    if not allows(torch.bfloat16):
+        return False
     # torch has no public name for these two questions; without them the answer is the safe one.
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, check, bool)() for check in checks)

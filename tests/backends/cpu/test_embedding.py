@@ -14,24 +14,30 @@ from rerankd.backends.cpu.norm import States
 from rerankd.backends.cpu.rows import to_dense
 from rerankd.layers.spec import Affine, EmbeddingWeights, LayerSpec, Norm, TransformerSpec
 from rerankd.layers.transformer import Tokens
+from tests.backends.cpu.units import UNITS, kernels_by
 
-KERNELS = Kernels.load()
-by_either = pytest.mark.parametrize(
-    "kernels", [pytest.param(KERNELS, marks=pytest.mark.skipif(KERNELS is None, reason="no kernels here")), None]
-)
 ROWS = 37
+
+
+@pytest.fixture(params=[*UNITS, None])
+def kernels(request: pytest.FixtureRequest) -> Kernels | None:
+    return None if request.param is None else kernels_by(request.param)
 
 
 def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def empty_states(width: int) -> States:
-    return States.empty(ROWS, width, CpuBackend(torch.bfloat16).runtime)
+def dtype_of(kernels: Kernels | None) -> torch.dtype:
+    return torch.bfloat16 if kernels is None else kernels.dtype
+
+
+def empty_states(width: int, kernels: Kernels | None) -> States:
+    return States.empty(ROWS, width, CpuBackend(dtype_of(kernels)).runtime)
 
 
 def embeddings(width: int, kernels: Kernels | None) -> NormedEmbedding:
-    words, positions, types = (random(n, width, seed=n).bfloat16() for n in (50, 40, 2))
+    words, positions, types = (random(n, width, seed=n).to(dtype_of(kernels)) for n in (50, 40, 2))
     norm = Norm("layer", 0.5)
     layer = LayerSpec(width, 1, width, width, norm, "post", "gelu", causal=False)
     affine = Affine(random(width, seed=3), random(width, seed=4))
@@ -39,7 +45,6 @@ def embeddings(width: int, kernels: Kernels | None) -> NormedEmbedding:
     return NormedEmbedding(spec, EmbeddingWeights(words, positions, types, affine), kernels)
 
 
-@by_either
 @pytest.mark.parametrize("width", [48, 384])
 @pytest.mark.parametrize("typed", [True, False])
 def test_embeddings_are_summed_and_normed(width: int, typed: bool, kernels: Kernels | None) -> None:
@@ -52,17 +57,16 @@ def test_embeddings_are_summed_and_normed(width: int, typed: bool, kernels: Kern
     assert weights.norm is not None
     total = weights.words[ids].float() + weights.positions[positions] + weights.types[0 if types is None else types]
     expected = F.layer_norm(total, (width,), *weights.norm, 0.5)
-    out = empty_states(width)
+    out = empty_states(width, kernels)
     table(Tokens(ids, positions, types), slice(0, ROWS), out)
-    torch.testing.assert_close(out.float32, expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(to_dense(out.rounded), out.float32.bfloat16())
+    torch.testing.assert_close(to_dense(out.float32), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(to_dense(out.rounded), to_dense(out.float32).to(dtype_of(kernels)))
 
 
-@by_either
 @pytest.mark.parametrize("wrong", [0, 1, 2])
 @pytest.mark.parametrize("number", [-1, 50])
 def test_rows_that_a_table_lacks_are_an_error(wrong: int, number: int, kernels: Kernels | None) -> None:
     numbers = [torch.zeros(ROWS, dtype=torch.int64) for _ in range(3)]
     numbers[wrong][-1] = number
     with pytest.raises(IndexError):
-        embeddings(64, kernels)(Tokens(*numbers), slice(0, ROWS), empty_states(64))
+        embeddings(64, kernels)(Tokens(*numbers), slice(0, ROWS), empty_states(64, kernels))

@@ -19,12 +19,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rerankd.backends.cpu.native import HAS_VECTORS, Kernels, KernelsError, descriptors, library
+from rerankd.backends.cpu.native import UNITS, Kernels, KernelsError, descriptors, library
 from rerankd.backends.cpu.rows import BlockedTensor, to_dense
 from rerankd.backends.select import place
 from rerankd.core import RerankdError
 
-KERNELS = Kernels.load()
+KERNELS = Kernels.load(torch.bfloat16)
 SOURCES = Path(library.__file__).parent
 
 
@@ -123,7 +123,7 @@ def test_operands_stay_in_memory_until_they_are_read(kernels: Kernels) -> None:
         before = kernels.rms_norm(torch.randn(40, 64).bfloat16(), weight, 1e-6)
     expected = to_dense(kernels.rms_norm(before, weight, 1e-6))
     out = kernels.empty_rows(40, 64)
-    eye = kernels.pack_bf16(torch.eye(64).bfloat16())
+    eye = kernels.pack(torch.eye(64).bfloat16())
     with kernels.recorded():
         kernels.gemm(before, eye, None, out)
         last = kernels.rms_norm(out, weight, 1e-6)
@@ -161,7 +161,7 @@ def test_rows_of_recorded_operations_are_not_to_be_used(
     own.copy_(ROWS)
     pooled, early = kernels.to_blocked(ROWS), kernels.empty_rows(40, 64)
     assert isinstance(early, BlockedTensor)
-    eye = kernels.pack_bf16(torch.eye(64).bfloat16())
+    eye = kernels.pack(torch.eye(64).bfloat16())
     with kernels.recorded():
         normed = norm(kernels, own)
         kernels.gemm(pooled, eye, None, early)
@@ -217,22 +217,16 @@ def test_tensors_of_recorded_operations_are_watched(
 
 
 def test_nothing_is_computed_at_once_while_operations_are_recorded(kernels: Kernels) -> None:
-    table, numbers, ones = torch.randn(5, 64).bfloat16(), torch.tensor([1, 2]), torch.ones(64)
-    tables = ((table, numbers), (table, None), (table, None))
-    out, rounded = torch.zeros(2, 64), torch.zeros(2, 64).bfloat16()
     calls: list[Callable[[], object]] = [
-        lambda: kernels.embed_layer_norm(tables, ones, ones, 1e-5, out, rounded),
-        lambda: kernels.pack_bf16(ROWS[:32]),
+        lambda: kernels.pack(ROWS[:32]),
         lambda: kernels.pack_int8(torch.ones(32, 64, dtype=torch.int8), torch.ones(32)),
     ]
     with kernels.recorded():
         for call in calls:
-            with pytest.raises(RuntimeError, match=r"rerankd_(embed_layer_norm|pack_\w+)` computes at once"):
+            with pytest.raises(RuntimeError, match=r"rerankd_pack\w*` computes at once"):
                 call()
-    assert not out.any()
     for call in calls:
         call()
-    assert out.any()
 
 
 def test_rows_that_an_error_left_uncomputed_are_refused(kernels: Kernels) -> None:
@@ -262,7 +256,7 @@ def test_rows_that_an_error_left_uncomputed_are_refused(kernels: Kernels) -> Non
 
 
 def test_an_error_gives_memory_back_and_keeps_none_alive(kernels: Kernels) -> None:
-    own = Kernels(kernels.library, HAS_VECTORS)
+    own = Kernels(kernels.library, kernels.unit)
     x = own.to_blocked(ROWS)
     used = own._pool._used_bytes
     weights = []
@@ -342,7 +336,7 @@ def test_another_thread_is_refused_while_operations_are_recorded(kernels: Kernel
 
 
 def test_another_thread_is_refused_while_operations_are_computed(kernels: Kernels) -> None:
-    own = Kernels(kernels.library, HAS_VECTORS)
+    own = Kernels(kernels.library, kernels.unit)
     begun, go_on = Event(), Event()
 
     def slow(*arguments: object) -> int:
@@ -350,11 +344,11 @@ def test_another_thread_is_refused_while_operations_are_computed(kernels: Kernel
         assert go_on.wait(60)
         return 0
 
-    own.library = cast(ctypes.CDLL, SimpleNamespace(rerankd_run=slow, rerankd_pack_bf16=slow))
+    own.library = cast(ctypes.CDLL, SimpleNamespace(rerankd_run=slow, rerankd_pack=slow))
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(norm, own, ROWS)
         assert begun.wait(60)
-        for call in (lambda: norm(own, ROWS), lambda: own.pack_bf16(ROWS)):
+        for call in (lambda: norm(own, ROWS), lambda: own.pack(ROWS)):
             with pytest.raises(RuntimeError, match="Another thread"):
                 call()
         go_on.set()
@@ -363,7 +357,7 @@ def test_another_thread_is_refused_while_operations_are_computed(kernels: Kernel
 
 
 def test_rows_of_other_kernels_are_held_and_refused_as_ones_own_are(kernels: Kernels) -> None:
-    other = Kernels(kernels.library, HAS_VECTORS)
+    other = Kernels(kernels.library, kernels.unit)
     expected = to_dense(norm(kernels, ROWS))
     with kernels.recorded():
         early = norm(kernels, ROWS)
@@ -411,10 +405,10 @@ def test_structs_and_numbers_of_other_versions_are_refused(kernels: Kernels, mon
     ):
         monkeypatch.setattr(library, "AGREED", changed)
         with pytest.raises(KernelsError, match=named):
-            Kernels(kernels.library, HAS_VECTORS)
+            Kernels(kernels.library, kernels.unit)
     monkeypatch.undo()
     with pytest.raises(KernelsError, match="differ in abi, add_layer_norm"):
-        Kernels(ctypes.CDLL(None), HAS_VECTORS)
+        Kernels(ctypes.CDLL(None), kernels.unit)
 
 
 @pytest.fixture
@@ -458,11 +452,12 @@ def test_a_library_with_another_struct_is_refused(kernels: Kernels, compiler: st
     changed_sources(tmp_path, "} to_blocked;", "int64_t more;\n} to_blocked;")
     header, rest = tmp_path / "operations.h", tmp_path / "rest.c"
     header.write_text(header.read_text().replace("LENGTH(to_blocked, 8)", "LENGTH(to_blocked, 9)"))
-    rest.write_text("".join(f"int rerankd_{name}(void) {{ return 0; }}\n" for name in descriptors.OPERATIONS))
-    command = [compiler, "-shared", "-fPIC", tmp_path / "operations.c", rest, "-o", tmp_path / "changed.so"]
+    rest.write_text("".join(f"const long rerankd_{unit.name}[99];\n" for unit in UNITS))
+    command = [compiler, "-shared", "-fPIC", "-fopenmp", tmp_path / "operations.c", rest]
+    command += ["-o", tmp_path / "changed.so"]
     subprocess.run(command, check=True)
     with pytest.raises(KernelsError, match="differ in to_blocked"):
-        Kernels(ctypes.CDLL(str(tmp_path / "changed.so")), HAS_VECTORS)
+        Kernels(ctypes.CDLL(str(tmp_path / "changed.so")), kernels.unit)
 
 
 @pytest.fixture
@@ -473,16 +468,16 @@ def installed(kernels: Kernels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for file in (*SOURCES.glob("*.c"), *SOURCES.glob("*.h"), *SOURCES.glob("_kernels*.so")):
         shutil.copy(file, folder)
     monkeypatch.setattr(library, "__file__", str(folder / "library.py"))
-    assert Kernels.load() is not None
+    assert Kernels.load(torch.bfloat16) is not None
     return folder
 
 
-@pytest.mark.parametrize("file", ["rows.c", "common.h", "added.h"])
+@pytest.mark.parametrize("file", ["avx2.c", "common.h", "added.h"])
 def test_a_library_of_other_sources_is_refused_with_the_command_that_builds_it(installed: Path, file: str) -> None:
     with (installed / file).open("a") as text:
         text.write("/* more */\n")
     with pytest.raises(KernelsError, match=r"other sources.*Build them again: pip install --force-reinstall rerankd"):
-        Kernels.load()
+        Kernels.load(torch.bfloat16)
     checkout = installed.parents[1]
     (checkout / "setup.py").touch()
     with pytest.raises(RerankdError, match=f"pip install -e {checkout}$"):
@@ -492,7 +487,7 @@ def test_a_library_of_other_sources_is_refused_with_the_command_that_builds_it(i
 def test_a_library_without_sources_beside_it_is_loaded(installed: Path) -> None:
     for file in (*installed.glob("*.c"), *installed.glob("*.h")):
         file.unlink()
-    assert Kernels.load() is not None
+    assert Kernels.load(torch.bfloat16) is not None
 
 
 def test_a_library_that_does_not_say_its_sources_is_refused(installed: Path, compiler: str) -> None:
@@ -501,18 +496,18 @@ def test_a_library_that_does_not_say_its_sources_is_refused(installed: Path, com
     # Of another name, since a file that was loaded once is not loaded again.
     subprocess.run(
         [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", installed / "_kernels.other.so"],
-        input=b"int rerankd_features(void) { return 1; }",
+        input=b"int rerankd_runs(int unit) { return 1; } int rerankd_code_bytes(int unit) { return 1; }",
         check=True,
     )
     with pytest.raises(KernelsError, match="other sources"):
-        Kernels.load()
+        Kernels.load(torch.bfloat16)
     for file in (*installed.glob("*.c"), *installed.glob("*.h")):
         file.unlink()
     with pytest.raises(KernelsError, match="of different versions"):
-        Kernels.load()
+        Kernels.load(torch.bfloat16)
 
 
 def test_no_library_is_no_kernels(installed: Path) -> None:
     for built in installed.glob("_kernels*.so"):
         built.unlink()
-    assert Kernels.load() is None
+    assert Kernels.load(torch.bfloat16) is None

@@ -1,4 +1,4 @@
-"""The kernels by each unit that can multiply: the vector unit, and tiles, which are emulated where there are none."""
+"""The kernels of each unit: those that this processor has, and AMX, which is emulated where there is none."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ import pytest
 import torch
 
 from rerankd.backends.cpu import native
-from rerankd.backends.cpu.native import HAS_TILES, HAS_VECTORS, Kernels
+from rerankd.backends.cpu.native import Kernels
+from rerankd.backends.cpu.native.library import load_library, runs
 
-UNITS = ("vectors", "tiles")
+UNITS = {unit.name: unit for unit in native.UNITS}
 
 
 @cache
 def kernels_by(unit: str) -> Kernels:
-    """The kernels that multiply by one unit; skips the test where there are none for this processor, or no compiler."""
-    found = Kernels.load()
+    """The kernels of one unit; skips the test where there are none for this processor, or no compiler."""
+    found, wanted = load_library(torch.float32), UNITS[unit]
     if found is None:
         pytest.skip("no kernels were built, or none for this processor")
-    if unit == "vectors":
-        return Kernels(found.library, HAS_VECTORS)
-    return found if found.has_tiles else Kernels(_with_emulated_tiles(), HAS_VECTORS | HAS_TILES)
+    library, _ = found
+    if runs(library, wanted):
+        return Kernels(library, wanted)
+    if unit == "amx" and runs(library, UNITS["avx512_bf16"]):
+        return Kernels(_with_emulated_tiles(), wanted)
+    pytest.skip(f"this processor does not run {unit}, or the compiler did not know it")
 
 
 def _with_emulated_tiles() -> ctypes.CDLL:

@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from rerankd.backends.cpu.linear import DenseLinear, bfloat16_linear, int8_linear
+from rerankd.backends.cpu.linear import DenseLinear, Linear, PackedLinear, int8_linear, kernel_linear
 from rerankd.backends.cpu.native import Kernels
 from rerankd.backends.cpu.rows import to_dense
 from rerankd.backends.cpu.runtime import MakeLinear, Runtime
@@ -33,9 +33,9 @@ class CpuBackend:
     device: Final = torch.device("cpu")
 
     def __init__(self, dtype: torch.dtype, quantization: str | None = None) -> None:
-        """quantization: "int8", which raises ModelError without VNNI; or None for linear layers in `dtype`"""
+        """quantization: "int8", or None for linear layers in `dtype`. ModelError without kernels and without VNNI."""
         self.dtype = dtype
-        kernels = Kernels.load() if dtype == torch.bfloat16 else None
+        kernels = Kernels.load(dtype)
         self.runtime = Runtime(
             dtype=dtype,
             kernels=kernels,
@@ -101,15 +101,23 @@ def _lacking(spec: LayerSpec) -> str | None:
 
 def _linear(quantization: str | None, dtype: torch.dtype, kernels: Kernels | None) -> MakeLinear:
     if quantization is None:
-        if dtype == torch.bfloat16 and _onednn_multiplies_bfloat16():
-            return partial(bfloat16_linear, kernels=kernels)
-        return DenseLinear
+        packed = dtype == torch.bfloat16 and _onednn_multiplies_bfloat16()
+        return partial(kernel_linear, kernels=kernels, otherwise=PackedLinear if packed else DenseLinear)
     if quantization != "int8":
         raise ModelError(f"The quantization {quantization!r} is unknown; choose int8, or none by leaving it out.")
-    if not _has_vnni():
-        # Without VNNI oneDNN adds pairs of products in 16 bits, which saturate.
-        raise ModelError("int8 needs a processor with VNNI, whose 8-bit sums are exact; this one has none.")
-    return partial(int8_linear, kernels=kernels)
+    if _has_vnni():
+        return partial(int8_linear, kernels=kernels)
+    # Without VNNI oneDNN adds pairs of products in 16 bits, which saturate.
+    if kernels is None:
+        raise ModelError(
+            "int8 needs a processor with AVX2 and the compiled kernels, or with VNNI, whose 8-bit sums are exact; here "
+            "is neither."
+        )
+    return partial(_exact_int8_linear, kernels=kernels)
+
+
+def _exact_int8_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels) -> Linear:
+    return int8_linear(weight, bias, kernels) if kernels.fit_gemm(*weight.shape) else DenseLinear(weight, bias)
 
 
 def _has_vnni() -> bool:

@@ -113,7 +113,7 @@ class PackedLinear:
 
 
 class KernelLinear:
-    """A linear layer by the kernels' GEMM, in bfloat16 or in 8 bits.
+    """A linear layer by the kernels' GEMM, in the dtype of their rows or in 8 bits.
 
     The epilogue is computed on the sums, before they are rounded.
     """
@@ -145,22 +145,24 @@ class KernelLinear:
         return self._gemm(x, self._empty(x) if out is None else out, "residual", residual)
 
     def _empty(self, x: Rows) -> Tensor:
-        return torch.empty(len(x), self.outputs, dtype=torch.bfloat16)
+        return torch.empty(len(x), self.outputs, dtype=self.kernels.dtype)
 
     def _gemm(self, x: Rows, out: Rows, epilogue: str | None = None, residual: Rows | None = None) -> Rows:
         self.kernels.gemm(self._prepare(x), self.weight, self.bias, out, epilogue, residual)
         return out
 
 
-def bfloat16_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels | None) -> Linear:
-    """A linear layer in bfloat16: by the kernels where its shape fits them, else by oneDNN."""
+def kernel_linear(
+    weight: Tensor, bias: Tensor | None, kernels: Kernels | None, otherwise: Callable[[Tensor, Tensor | None], Linear]
+) -> Linear:
+    """A linear layer by the kernels where its shape fits them, else one that `otherwise` makes."""
     if kernels is not None and kernels.fit_gemm(*weight.shape):
-        return KernelLinear(kernels.pack_bf16(weight.contiguous()), bias, kernels.to_blocked, kernels)
-    return PackedLinear(weight, bias)
+        return KernelLinear(kernels.pack(weight.contiguous()), bias, kernels.to_blocked, kernels)
+    return otherwise(weight, bias)
 
 
 def int8_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels | None) -> Linear:
-    """A linear layer in 8-bit integers (W8A8).
+    """A linear layer in 8-bit integers (W8A8), by the kernels where its shape fits them, else by oneDNN.
 
     Each output channel of the weight is scaled to its largest magnitude when the model is loaded, and each row of the
     input to its own range when the layer runs. So an outlier in a row costs no other row precision, and an asymmetric

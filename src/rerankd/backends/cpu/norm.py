@@ -32,7 +32,7 @@ class RowNorm(Protocol):
 class RMSNorm:
     """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, 2019); the mean is taken in float32.
 
-    kernels: for weights and rows in bfloat16, or None for torch's own functions
+    kernels: for weights and rows in the model's dtype, or None for torch's own functions
     """
 
     def __init__(self, weight: Tensor, eps: float, kernels: Kernels | None = None) -> None:
@@ -117,24 +117,20 @@ class NormRope:
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """Rows between the layers of a "post" model, twice. In a float32 model both are one tensor.
+    """Rows between the layers of a "post" model, twice. In a float32 model both are one object.
 
     float32: the rows, [rows, width], which residuals and norms read
     rounded: the rows in the model's dtype, which GEMMs read
     """
 
-    float32: Tensor
+    float32: Rows
     rounded: Rows
 
     @classmethod
     def empty(cls, rows: int, width: int, runtime: Runtime) -> States:
         """States without values."""
-        float32 = torch.empty(rows, width)
-        if runtime.dtype == torch.float32:
-            return cls(float32, float32)
-        if runtime.kernels is not None:
-            return cls(float32, runtime.kernels.empty_rows(rows, width))
-        return cls(float32, torch.empty(rows, width, dtype=runtime.dtype))
+        rounded = runtime.empty_rows(rows, width)
+        return cls(rounded if runtime.dtype == torch.float32 else torch.empty(rows, width), rounded)
 
     @classmethod
     def of(cls, x: Tensor, runtime: Runtime) -> States:
@@ -155,7 +151,7 @@ class States:
 
     def index_select(self, rows: Tensor, runtime: Runtime) -> States:
         """A copy of the rows with indices `rows` (int64)."""
-        float32 = to_dense(runtime.index_select(self.float32, rows))
+        float32 = runtime.index_select(self.float32, rows)
         return States(float32, float32 if self.rounded is self.float32 else runtime.index_select(self.rounded, rows))
 
 
@@ -168,12 +164,12 @@ class LayerNorm:
         self.eps = eps
         self.kernels = kernels if kernels is not None and kernels.fit(len(weight)) else None
 
-    def add_norm(self, x: Tensor, delta: Rows, out: States) -> None:
+    def add_norm(self, x: Rows, delta: Rows, out: States) -> None:
         """The norm of x + delta into `out`. x: float32 [rows, width]; delta: the same in the model's dtype"""
         if self.kernels is not None:
             self.kernels.add_layer_norm(x, delta, self.weight, self.bias, self.eps, out.float32, out.rounded)
             return
-        normed = F.layer_norm(x + to_dense(delta), self.weight.shape, self.weight, self.bias, self.eps)
+        normed = F.layer_norm(to_dense(x) + to_dense(delta), self.weight.shape, self.weight, self.bias, self.eps)
         out.float32.copy_(normed)
         if out.rounded is not out.float32:
             out.rounded.copy_(normed)

@@ -64,7 +64,7 @@ class PostNormTransformer:
                 states = [layer(own, batch.layout) for own, batch in zip(states, batches, strict=True)]
             final = self.layers[-1]
             states = [final(own, own_layout, rows) for own, (own_layout, rows) in zip(states, last, strict=True)]
-        return torch.cat([own.float32 for own in states]) if states else torch.empty(0, self.spec.hidden)
+        return torch.cat([to_dense(own.float32) for own in states]) if states else torch.empty(0, self.spec.hidden)
 
     def _first(self, x: Tokens | Tensor, rows: slice) -> States:
         if isinstance(x, Tensor):

@@ -7,10 +7,8 @@ from struct import Struct
 
 from torch import Tensor
 
-from rerankd.backends.cpu.rows import BlockedTensor, Rows
+from rerankd.backends.cpu.rows import COLUMN_BLOCK_BYTES, BlockedTensor, Rows
 
-BLOCK_COLUMNS = 32
-"""bfloat16 columns of a column block."""
 EPILOGUES = (None, "gelu", "gelu_tanh", "gated", "residual")
 """The epilogues of a GEMM, in the order of their numbers."""
 MATRIX = Struct("3q")
@@ -21,7 +19,8 @@ LOOKUP = Struct("3q")
 OPERATIONS = {
     "rms_norm": "6qd3q",
     "norm_rope": "7qd5q",
-    "add_layer_norm": "8qd4q",
+    "add_layer_norm": "10qd6q",
+    "embed_layer_norm": "13qd6q",
     "to_blocked": "8q",
     "index_select": "10q",
     "quantize": "9q",
@@ -29,11 +28,11 @@ OPERATIONS = {
     "attention": "16qd3q",
 }
 """The structs of operations.h, in the order of the operations' numbers."""
-rms_norm, norm_rope, add_layer_norm, to_blocked, index_select, quantize, gemm, attention = (
+rms_norm, norm_rope, add_layer_norm, embed_layer_norm, to_blocked, index_select, quantize, gemm, attention = (
     partial(Struct("q" + operands).pack, number) for number, operands in enumerate(OPERATIONS.values())
 )
 """Functions from an operation's operands to its descriptor."""
-ABI = 2
+ABI = 3
 """RERANKD_ABI of operations.h."""
 AGREED = {
     "abi": ABI,
@@ -47,15 +46,16 @@ AGREED = {
 
 
 def matrix(x: Rows) -> tuple[int, int, int]:
-    """The members of a `matrix`: an address, values from a row to the next, and values from 32 columns to the next 32.
+    """The members of a `matrix`: an address, values from a row to the next, and values from a column block to the next.
 
     ValueError for a tensor whose rows are not contiguous.
     """
+    columns = COLUMN_BLOCK_BYTES // x.dtype.itemsize
     if isinstance(x, BlockedTensor):
-        return x.address, BLOCK_COLUMNS, x.block_stride // 2
+        return x.address, columns, x.block_stride // x.dtype.itemsize
     if x.stride(1) != 1 and x.shape[1] > 1:
         raise ValueError(f"The rows of a tensor of shape {list(x.shape)} are not contiguous.")
-    return x.data_ptr(), x.stride(0), BLOCK_COLUMNS
+    return x.data_ptr(), x.stride(0), columns
 
 
 def address(tensor: Tensor | None) -> int:

@@ -10,7 +10,8 @@ from threading import Lock, get_ident
 import torch
 
 from rerankd.backends.cpu.buffers import Buffer, BufferPool, Pending
-from rerankd.backends.cpu.native.library import HAS_TILES, KernelsError, prepare
+from rerankd.backends.cpu.native.library import KernelsError, prepare
+from rerankd.backends.cpu.native.units import Unit
 from rerankd.backends.cpu.rows import BlockedTensor
 
 _RECORDED = (
@@ -23,7 +24,7 @@ _LOST = (
 )
 _ONE_THREAD = "Another thread is using these kernels. Load kernels for each thread that computes."
 
-_NO_MEMORY, _UNKNOWN_OPERATION, _CUT_SHORT = 1, 2, 3
+_NO_MEMORY, _UNKNOWN_OPERATION, _CUT_SHORT, _OUTSIDE_OF_TABLE = 1, 2, 3, 4
 _PROBLEMS = {_UNKNOWN_OPERATION: "one of them is unknown", _CUT_SHORT: "it ends within one of them"}
 
 
@@ -77,11 +78,11 @@ class CommandList:
 class Execution:
     """Calls into the library, for one thread at a time: RuntimeError where a second thread is seen to call."""
 
-    def __init__(self, library: ctypes.CDLL, features: int) -> None:
-        """features: a sum of HAS_VECTORS and HAS_TILES. KernelsError for a library of another version."""
+    def __init__(self, library: ctypes.CDLL, unit: Unit) -> None:
+        """KernelsError for a library of another version."""
         prepare(library)
         self.library = library
-        self.has_tiles = bool(features & HAS_TILES)
+        self.unit = unit
         self._recording: CommandList | None = None
         self._pool = BufferPool()
         self._computing = Lock()
@@ -128,11 +129,17 @@ class Execution:
         self._run(operation)
 
     def _run(self, operations: bytes) -> None:
-        """Compute a command list. MemoryError where memory runs out; KernelsError for a list that cannot be read."""
+        """Compute a command list.
+
+        MemoryError where memory runs out; IndexError for a token outside of a table; KernelsError for a list that
+        cannot be read.
+        """
         run, threads = self.library.rerankd_run, torch.get_num_threads()
-        code = self._call(run, threads, self.has_tiles, len(operations), operations)
+        code = self._call(run, threads, self.unit.number, len(operations), operations)
         if code == _NO_MEMORY:
             raise MemoryError("No memory for attention over a batch.")
+        if code == _OUTSIDE_OF_TABLE:
+            raise IndexError("A token's number lies outside of the model's tables.")
         if code:
             raise KernelsError(f"The compiled kernels cannot read a list of operations: {_PROBLEMS[code]}.")
 

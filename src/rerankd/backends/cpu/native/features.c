@@ -1,29 +1,54 @@
-/* The instruction sets that the kernels can use on this processor, as a sum; 0 where the kernels cannot run. */
-enum { HAS_VECTORS = 1, HAS_TILES = 2 };
+/* The units that this processor has the instructions of. */
+#include "compilers.h"
+#include "operations.h"
 
-#if defined(__x86_64__) && defined(__linux__)
+#if COMPILES_AVX2
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-int rerankd_features(void)
+static int has_avx512(void)
 {
-    unsigned a, b, c, d;
-    /* Leaf 7.1 EAX bit 5 is AVX512-BF16; torch's own check of AVX512 includes that the system saves the registers. */
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq")
-        || !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512vnni")
-        || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & (1u << 5)))
-        return 0;
-    int found = HAS_VECTORS;
-    /* Leaf 7.0 EDX bits 22, 24 and 25 are AMX-BF16, AMX-TILE and AMX-INT8; Linux hands out tile registers
-     * (feature 18) on request. */
-    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & (1u << 22)) && (d & (1u << 24)) && (d & (1u << 25))
-        && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0)
-        found |= HAS_TILES;
-    return found;
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
+           && __builtin_cpu_supports("avx512vl");
+}
+
+/* Bit `bit` of a register, 0 for EAX to 3 for EDX, of leaf 7. */
+static int leaf_7(unsigned subleaf, int which, int bit)
+{
+    unsigned registers[4];
+    return __get_cpuid_count(7, subleaf, registers, registers + 1, registers + 2, registers + 3)
+           && registers[which] >> bit & 1;
+}
+
+/* Whether the processor runs a unit, and the system saves its registers (which the compiler's own check of AVX includes). */
+int rerankd_runs(int number)
+{
+    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    switch (number) {
+    case AVX2:
+        return avx2;
+    case AVXVNNI:
+        return avx2 && leaf_7(1, 0, 4);
+    case AVX512:
+        return avx2 && has_avx512();
+    case AVX512_VNNI:
+        return avx2 && has_avx512() && __builtin_cpu_supports("avx512vnni");
+    case AVX512_BF16:
+        return rerankd_runs(AVX512_VNNI) && leaf_7(1, 0, 5);
+    case AMX:
+        /* AMX-BF16, AMX-TILE and AMX-INT8; Linux hands out tile registers (feature 18) on request. */
+        return rerankd_runs(AVX512_BF16) && leaf_7(0, 3, 22) && leaf_7(0, 3, 24) && leaf_7(0, 3, 25)
+               && syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
+    }
+    return 0;
 }
 #else
-int rerankd_features(void) { return 0; }
+int rerankd_runs(int number)
+{
+    (void)number;
+    return 0;
+}
 #endif
 
 #ifndef RERANKD_SOURCES
@@ -31,4 +56,7 @@ int rerankd_features(void) { return 0; }
 #endif
 
 /* The digest of the sources of this library, as setup.py computed it; empty where setup.py did not compile the library. */
-const char *rerankd_sources(void) { return RERANKD_SOURCES; }
+const char *rerankd_sources(void)
+{
+    return RERANKD_SOURCES;
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from rerankd.backends.cpu.native import descriptors
-from rerankd.backends.cpu.native.descriptors import BLOCK_COLUMNS, EPILOGUES, LOOKUP, MATRIX, NO_MATRIX, address, matrix
+from rerankd.backends.cpu.native.descriptors import EPILOGUES, NO_MATRIX, address, matrix
 from rerankd.backends.cpu.native.execution import Execution
 from rerankd.backends.cpu.native.library import load_library
+from rerankd.backends.cpu.native.units import Unit
 from rerankd.backends.cpu.rows import COLUMN_BLOCK_BYTES, BlockedTensor, Rows
 from rerankd.backends.cpu.runs import runs_of
 from rerankd.layers.layout import AttentionLayout
@@ -23,7 +25,7 @@ _LANES = 16
 class Int8Rows(NamedTuple):
     """Rows in 8 bits, as GEMMs read them: x = (code - zero) * step.
 
-    codes: uint8 [rows, width]; steps, zeros: float32 [rows]
+    codes: integers from 0 to 255 [rows, width]; steps, zeros: float32 [rows]
     """
 
     codes: BlockedTensor
@@ -32,9 +34,9 @@ class Int8Rows(NamedTuple):
 
 
 class PackedWeight(NamedTuple):
-    """A weight, bfloat16 or int8 [outputs, inputs], in the order that GEMMs read.
+    """A weight [outputs, inputs] in the dtype of rows or in 8 bits, in the order that GEMMs read.
 
-    scales, sums: float32 [outputs], of an int8 weight: the step of an output's codes, and their sum
+    scales, sums: float32 [outputs], of a weight in 8 bits: the step of an output's codes, and their sum
     """
 
     packed: Tensor
@@ -43,16 +45,23 @@ class PackedWeight(NamedTuple):
 
 
 class Kernels(Execution):
-    """The operations. Tensors lie on the CPU, contiguous in their last dimension, in bfloat16 unless noted."""
+    """The operations. Tensors lie on the CPU, contiguous in their last dimension, in the unit's dtype unless noted."""
+
+    def __init__(self, library: ctypes.CDLL, unit: Unit) -> None:
+        """KernelsError for a library of another version."""
+        super().__init__(library, unit)
+        self.dtype = unit.dtype
+        self.block_columns = COLUMN_BLOCK_BYTES // unit.dtype.itemsize
+        self.code_dtype = torch.uint8 if library.rerankd_code_bytes(unit.number) == 1 else torch.int16
 
     @classmethod
-    def load(cls) -> Kernels | None:
-        """The kernels, or None where none were built, or the processor lacks the instructions.
+    def load(cls, dtype: torch.dtype) -> Kernels | None:
+        """The kernels for rows of a dtype, or None where none were built, or the processor lacks the instructions.
 
         KernelsError for a library that was compiled from other sources than those beside it, or for another version of
         the Python code.
         """
-        loaded = load_library()
+        loaded = load_library(dtype)
         return None if loaded is None else cls(*loaded)
 
     @staticmethod
@@ -60,32 +69,30 @@ class Kernels(Execution):
         """Whether rows of these widths fill whole registers."""
         return all(width % _LANES == 0 for width in widths)
 
-    @staticmethod
-    def fit_blocked(width: int) -> bool:
+    def fit_blocked(self, width: int) -> bool:
         """Whether rows of this width fill whole column blocks, and so are passed on as a `BlockedTensor`."""
-        return width % BLOCK_COLUMNS == 0
+        return width % self.block_columns == 0
 
     @staticmethod
     def fit_gemm(outputs: int, inputs: int) -> bool:
         """Whether `gemm` supports a weight of this shape."""
-        return inputs % 64 == 0 and outputs % BLOCK_COLUMNS == 0
+        return inputs % 64 == 0 and outputs % 32 == 0
 
-    @staticmethod
-    def fit_attention(head_dim: int) -> bool:
+    def fit_attention(self, head_dim: int) -> bool:
         """Whether `attention` supports heads of this size."""
-        return head_dim % BLOCK_COLUMNS == 0
+        return head_dim % self.block_columns == 0
 
     def empty_rows(self, count: int, width: int) -> Rows:
-        """bfloat16 rows without values, in the layout that GEMMs read and write."""
+        """Rows without values, in the layout that GEMMs read and write."""
         if self.fit_blocked(width):
-            return BlockedTensor.empty(count, width, allocate=self._acquire)
-        return torch.empty(count, width, dtype=torch.bfloat16)
+            return BlockedTensor.empty(count, width, self.dtype, self._acquire)
+        return torch.empty(count, width, dtype=self.dtype)
 
     def to_blocked(self, x: Rows) -> BlockedTensor:
         """x [rows, width] in the blocked layout: x itself, or a copy."""
         if isinstance(x, BlockedTensor):
             return x
-        out = BlockedTensor.empty(len(x), x.shape[1], allocate=self._acquire)
+        out = BlockedTensor.empty(len(x), x.shape[1], self.dtype, self._acquire)
         self._compute(descriptors.to_blocked(*x.shape, *matrix(x), *matrix(out)), (x,), (out,))
         return out
 
@@ -109,7 +116,7 @@ class Kernels(Execution):
     def quantize(self, x: Rows) -> Int8Rows:
         """x [rows, width] in 8 bits, each row over its own range, for GEMMs with an int8 weight."""
         rows, width = x.shape
-        codes = BlockedTensor.empty(rows, width, torch.uint8, self._acquire)
+        codes = BlockedTensor.empty(rows, width, self.code_dtype, self._acquire)
         steps, zeros = torch.empty(rows), torch.empty(rows)
         operation = descriptors.quantize(
             rows, width, *matrix(x), codes.address, codes.block_stride, address(steps), address(zeros)
@@ -128,7 +135,7 @@ class Kernels(Execution):
     def norm_rope(self, x: Rows, weight: Tensor, eps: float, rotation: Rotation, out: Rows) -> None:
         """RMSNorm and rotary embedding of each head of x [rows, heads * head_dim], into `out` of the same shape.
 
-        head_dim: len(weight), a multiple of 32
+        head_dim: len(weight), a multiple of `block_columns`
         """
         rows, width = x.shape
         head_dim = len(weight)
@@ -139,15 +146,15 @@ class Kernels(Execution):
         self._compute(operation, (x, weight, rotation), (out,))
 
     def add_layer_norm(
-        self, x: Tensor, delta: Rows, weight: Tensor, bias: Tensor, eps: float, out: Tensor, rounded: Rows
+        self, x: Rows, delta: Rows, weight: Tensor, bias: Tensor, eps: float, out: Rows, rounded: Rows
     ) -> None:
-        """LayerNorm of x + delta into `out` and, in bfloat16, into `rounded`.
+        """LayerNorm of x + delta into `out` and `rounded`, which in float32 may be the same rows.
 
-        x, out: float32 [rows, width]; delta, rounded: bfloat16 of the same shape; weight, bias: float32 [width]
+        x, out: float32 [rows, width]; delta, rounded: of the same shape; weight, bias: float32 [width]
         """
         weights = address(weight), address(bias), eps
         operation = descriptors.add_layer_norm(
-            *x.shape, address(x), *matrix(delta), *weights, address(out), *matrix(rounded)
+            *x.shape, *matrix(x), *matrix(delta), *weights, *matrix(out), *matrix(rounded)
         )
         self._compute(operation, (x, delta, weight, bias), (out, rounded))
 
@@ -157,41 +164,33 @@ class Kernels(Execution):
         weight: Tensor,
         bias: Tensor,
         eps: float,
-        out: Tensor,
+        out: Rows,
         rounded: Rows,
     ) -> None:
         """LayerNorm of the float32 sum of rows of three tables into `out` and `rounded`, as in `add_layer_norm`.
 
-        tables: bfloat16 [any, width], each with the indices of its rows, int64 [rows], or None for its first row
+        tables: [any, width], each with the indices of its rows, int64 [rows], or None for its first row
 
-        IndexError for an index outside of its table.
+        IndexError, when the operation is computed, for an index outside of its table.
         """
-        rows, width = out.shape
-        if isinstance(rounded, BlockedTensor):
-            rounded.check()
-        lookups = b"".join(LOOKUP.pack(address(table), len(table), address(indices)) for table, indices in tables)
-        norm = address(weight), address(bias), eps, address(out)
-        embed = self.library.rerankd_embed_layer_norm
-        failed = self._at_once(
-            embed, torch.get_num_threads(), rows, width, lookups, *norm, MATRIX.pack(*matrix(rounded))
-        )
-        if failed:
-            raise IndexError(
-                f"A token's number lies outside of the model's tables of {[len(x) for x, _ in tables]} rows."
-            )
+        lookups = [member for table, rows in tables for member in (address(table), len(table), address(rows))]
+        weights = address(weight), address(bias), eps
+        operation = descriptors.embed_layer_norm(*out.shape, *lookups, *weights, *matrix(out), *matrix(rounded))
+        self._compute(operation, (*(x for table in tables for x in table), weight, bias), (out, rounded))
 
-    def pack_bf16(self, weight: Tensor) -> PackedWeight:
-        """A bfloat16 weight [outputs, inputs] for `gemm`."""
+    def pack(self, weight: Tensor) -> PackedWeight:
+        """A weight [outputs, inputs] for `gemm`."""
         outputs, inputs = weight.shape
         packed = torch.empty_like(weight)
-        self._at_once(self.library.rerankd_pack_bf16, outputs, inputs, address(weight), address(packed))
+        self._at_once(self.library.rerankd_pack, self.unit.number, outputs, inputs, address(weight), address(packed))
         return PackedWeight(packed)
 
     def pack_int8(self, weight: Tensor, scales: Tensor) -> PackedWeight:
         """An int8 weight [outputs, inputs] with float32 scales [outputs] for `gemm`."""
         outputs, inputs = weight.shape
-        packed, sums = torch.empty_like(weight), torch.empty(outputs)
-        self._at_once(self.library.rerankd_pack_int8, outputs, inputs, address(weight), address(packed), address(sums))
+        packed, sums = torch.empty(weight.shape, dtype=self.code_dtype), torch.empty(outputs)
+        to = address(packed), address(sums)
+        self._at_once(self.library.rerankd_pack_int8, self.unit.number, outputs, inputs, address(weight), *to)
         return PackedWeight(packed, scales, sums)
 
     def gemm(
@@ -203,7 +202,7 @@ class Kernels(Execution):
         epilogue: str | None = None,
         residual: Rows | None = None,
     ) -> None:
-        """epilogue(x W^T + b) into `out`, for rows and a weight both in bfloat16 or both in 8 bits.
+        """epilogue(x W^T + b) into `out`, for rows and a weight both in the unit's dtype or both in 8 bits.
 
         bias: float32 [outputs]
         epilogue: computed on the sums before they are rounded: "gelu", "gelu_tanh", "gated" (silu of the first half of

@@ -5,21 +5,20 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
+import torch
+
 from rerankd.backends.cpu.native.descriptors import AGREED
 from rerankd.backends.cpu.native.sources import digest
+from rerankd.backends.cpu.native.units import UNITS, Unit, allowed
 from rerankd.core import RerankdError
 
-HAS_VECTORS, HAS_TILES = 1, 2
-"""Features of a processor, as a sum: AVX512 with dot products in bfloat16 and in 8 bits; AMX."""
-
-_T, _I, _F, _P, _S = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p, ctypes.c_char_p
+_T, _I, _P, _S = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p
 _ARGUMENTS = {
     "run": (_T, _T, _I, _S),
-    "embed_layer_norm": (_T, _I, _I, _S, _P, _P, _F, _P, _S),
-    "pack_bf16": (_I, _I, _P, _P),
-    "pack_int8": (_I, _I, _P, _P, _P),
+    "pack": (_T, _I, _I, _P, _P),
+    "pack_int8": (_T, _I, _I, _P, _P, _P),
 }
-"""The arguments of each function that Python calls; the number of threads comes first."""
+"""The arguments of each function that Python calls: the threads of `run`, then the unit's number."""
 
 
 class KernelsError(RerankdError):
@@ -32,17 +31,24 @@ class _Agreed(ctypes.Structure):
     _fields_ = (("name", ctypes.c_char_p), ("value", _I))
 
 
-def load_library() -> tuple[ctypes.CDLL, int] | None:
-    """The library and the processor's features; None where no library was built, or the processor lacks HAS_VECTORS.
+def load_library(dtype: torch.dtype) -> tuple[ctypes.CDLL, Unit] | None:
+    """The library and its fastest unit for rows of a dtype on this processor, within the cap.
+
+    None where no library was built, or the processor has no such unit.
 
     KernelsError for a library that was compiled from other sources than those beside it.
     """
     for path in sorted(Path(__file__).parent.glob("_kernels*.so")):
         library = ctypes.CDLL(str(path))
         _check_sources(library, path)
-        features: int = library.rerankd_features()
-        return (library, features) if features else None
+        found = [unit for unit in UNITS if unit.dtype == dtype and allowed(unit) and runs(library, unit)]
+        return (library, found[-1]) if found else None
     return None
+
+
+def runs(library: ctypes.CDLL, unit: Unit) -> bool:
+    """Whether the library was compiled with a unit, and the processor runs it."""
+    return bool(library.rerankd_code_bytes(unit.number) and library.rerankd_runs(unit.number))
 
 
 def prepare(library: ctypes.CDLL) -> None:

@@ -1,29 +1,82 @@
 /* The interpreter of command lists: one call computes one operation after another. */
-#if defined(__x86_64__) && defined(__linux__)
+#include "compilers.h"
 #include "operations.h"
+#include "waiting.h"
 
-#define NUMBER(number, type) number,
-enum { OPERATIONS(NUMBER) OPERATION_COUNT };
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
 
 #define BYTES(number, type) sizeof(type),
 static const int64_t OPERAND_BYTES[] = { OPERATIONS(BYTES) };
 
 #define NAMED(number, type) { #type, sizeof(type) },
 static const agreed AGREED[] = {
-    { "abi", RERANKD_ABI },      { "matrix", sizeof(matrix) },      { "lookup", sizeof(lookup) },
-    { "block", sizeof(block) },  { "epilogue", EPILOGUE_COUNT },   OPERATIONS(NAMED)
+    { "abi", RERANKD_ABI },      { "matrix", sizeof(matrix) },    { "lookup", sizeof(lookup) },
+    { "block", sizeof(block) },  { "epilogue", EPILOGUE_COUNT }, OPERATIONS(NAMED)
 };
 
-/* An entry of the above; NULL behind the last. */
+#define DECLARED(number, name) extern __attribute__((visibility("hidden"))) const unit rerankd_##name;
+UNITS(DECLARED)
+
+static const unit *const UNIT_TABLES[] = {
+#if COMPILES_AVX2
+    [AVX2] = &rerankd_avx2,
+#endif
+#if COMPILES_AVXVNNI
+    [AVXVNNI] = &rerankd_avxvnni,
+#endif
+#if COMPILES_AVX512
+    [AVX512] = &rerankd_avx512,
+#endif
+#if COMPILES_AVX512_VNNI
+    [AVX512_VNNI] = &rerankd_avx512_vnni,
+#endif
+#if COMPILES_AVX512_BF16
+    [AVX512_BF16] = &rerankd_avx512_bf16,
+#endif
+#if COMPILES_AMX
+    [AMX] = &rerankd_amx,
+#endif
+    [UNIT_COUNT] = NULL,
+};
+
+/* An entry of AGREED; NULL behind the last. */
 const agreed *rerankd_agreed(int64_t entry)
 {
     return entry >= 0 && entry < (int64_t)(sizeof AGREED / sizeof *AGREED) ? AGREED + entry : NULL;
 }
 
-/* COMPUTED, or why the list cannot be read. The whole list is checked before the first operation is computed, since each
- * operation's number says where the next one begins. */
-static int check(const char *at, const char *end)
+/* The size of a quantised value of a unit in bytes; 0 where the compiler did not know the unit's instructions. */
+int64_t rerankd_code_bytes(int number)
 {
+    return UNIT_TABLES[number] ? UNIT_TABLES[number]->code_bytes : 0;
+}
+
+void rerankd_pack(int number, int64_t outputs, int64_t inputs, const void *weight, void *packed)
+{
+    UNIT_TABLES[number]->pack(outputs, inputs, weight, packed);
+}
+
+void rerankd_pack_int8(int number, int64_t outputs, int64_t inputs, const int8_t *weight, void *packed, float *sums)
+{
+    UNIT_TABLES[number]->pack_int8(outputs, inputs, weight, packed, sums);
+}
+
+static int within_tables(const embed_layer_norm *o)
+{
+    for (const lookup *table = o->tables; table < o->tables + 3; table++)
+        for (int64_t i = 0; table->indices && i < o->rows; i++)
+            if (table->indices[i] < 0 || table->indices[i] >= table->count)
+                return 0;
+    return 1;
+}
+
+/* COMPUTED, or why the list cannot be computed. The whole list is checked before the first operation is computed, since each
+ * operation's number says where the next one begins. bytes: of scratch memory that a thread needs */
+static int check(const unit *u, const char *at, const char *end, int64_t *bytes)
+{
+    *bytes = 0;
     while (at < end) {
         int64_t number;
         if (end - at < (int64_t)sizeof number)
@@ -36,58 +89,49 @@ static int check(const char *at, const char *end)
             return CUT_SHORT;
         if (number == GEMM && (uint64_t)((const gemm *)at)->epilogue >= EPILOGUE_COUNT)
             return UNKNOWN_OPERATION;
+        if (number == EMBED_LAYER_NORM && !within_tables((const embed_layer_norm *)at))
+            return OUTSIDE_OF_TABLE;
+        if (number == ATTENTION) {
+            const int64_t needed = u->attention_bytes((const attention *)at);
+            *bytes = needed > *bytes ? needed : *bytes;
+        }
         at += OPERAND_BYTES[number];
     }
     return COMPUTED;
 }
 
-/* Compute a command list: of each operation its number, then its operands. Returns COMPUTED; NO_MEMORY where memory ran out for
- * an operation, and that one and those after it are not computed; or, with nothing computed, UNKNOWN_OPERATION or CUT_SHORT. */
-int rerankd_run(int threads, int tiles, int64_t bytes, const char *operations)
+/* Compute a command list: of each operation its number, then its operands. Returns COMPUTED; or, with nothing computed, why not.
+ *
+ * The threads of one parallel region compute all operations. Between two they wait for each other (waiting.h), and the last one
+ * to arrive shares out the next operation. */
+int rerankd_run(int threads, int number, int64_t bytes, const char *operations)
 {
-    const char *at = operations, *end = operations + bytes;
-    const int problem = check(at, end);
-    if (problem)
+    const unit *const u = UNIT_TABLES[number];
+    const char *const end = operations + bytes;
+    int64_t scratch_bytes;
+    const int problem = check(u, operations, end, &scratch_bytes);
+    if (problem || !bytes)
         return problem;
-    while (at < end) {
-        const int64_t number = *(const int64_t *)at;
-        const void *o = at += sizeof number;
-        switch (number) {
-        case RMS_NORM:
-            rerankd_rms_norm(threads, o);
-            at += sizeof(rms_norm);
-            break;
-        case NORM_ROPE:
-            rerankd_norm_rope(threads, o);
-            at += sizeof(norm_rope);
-            break;
-        case ADD_LAYER_NORM:
-            rerankd_add_layer_norm(threads, o);
-            at += sizeof(add_layer_norm);
-            break;
-        case TO_BLOCKED:
-            rerankd_to_blocked(threads, o);
-            at += sizeof(to_blocked);
-            break;
-        case INDEX_SELECT:
-            rerankd_index_select(threads, o);
-            at += sizeof(index_select);
-            break;
-        case QUANTIZE:
-            rerankd_quantize(threads, o);
-            at += sizeof(quantize);
-            break;
-        case GEMM:
-            rerankd_gemm(threads, tiles, o);
-            at += sizeof(gemm);
-            break;
-        case ATTENTION:
-            if (rerankd_attention(threads, tiles, o))
-                return NO_MEMORY;
-            at += sizeof(attention);
-            break;
+    char *scratch = NULL;
+    if (scratch_bytes && !(scratch = aligned_alloc(64, (size_t)(scratch_bytes * threads))))
+        return NO_MEMORY;
+    range ranges[threads];
+    team t = { threads, ranges, scratch, scratch_bytes };
+    meeting m = { 0 };
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t thread = omp_get_thread_num(), present = omp_get_num_threads();
+        for (const char *at = operations; at < end;) {
+            const int64_t operation = *(const int64_t *)at;
+            const void *o = at += sizeof operation;
+            if (arrive(&m, present)) {
+                u->functions[operation].share(&t, o);
+                release(&m);
+            }
+            u->functions[operation].work(&t, thread, o);
+            at += OPERAND_BYTES[operation];
         }
     }
+    free(scratch);
     return COMPUTED;
 }
-#endif

@@ -2,25 +2,29 @@
 #ifndef RERANKD_OPERATIONS_H
 #define RERANKD_OPERATIONS_H
 
-#include "common.h"
+#include "team.h"
 
 #include <stddef.h>
 
 /* Raise this number with every change of the order or the meaning of members: sizes and names do not show such a change, and
  * Python has to follow it. `ABI` in descriptors.py is the same number. */
-enum { RERANKD_ABI = 2 };
+enum { RERANKD_ABI = 3 };
 
 /* An entry that Python compares with its own: bytes of a struct, or a number. */
 typedef struct { const char *name; int64_t value; } agreed;
 
+/* A matrix in the blocked layout (common.h) or row after row. row: values from a row to the next; columns: values from a column
+ * block of 64 bytes to the next. */
+typedef struct { void *at; int64_t row, columns; } matrix;
+
 /* A look-up in a table [count, width]: the indices of rows, or NULL for the first row every time. */
-typedef struct { const bf16 *values; int64_t count; const int64_t *indices; } lookup;
+typedef struct { const void *values; int64_t count; const int64_t *indices; } lookup;
 
 /* out = x / sqrt(mean(x^2) + eps) * weight */
 typedef struct {
     int64_t rows, width;
     matrix x;
-    const bf16 *weight;
+    const void *weight;
     double eps;
     matrix out;
 } rms_norm;
@@ -29,22 +33,29 @@ typedef struct {
 typedef struct {
     int64_t rows, heads, head_dim;
     matrix x;
-    const bf16 *weight;
+    const void *weight;
     double eps;
-    const bf16 *cosines, *sines;
+    const void *cosines, *sines;
     matrix out;
 } norm_rope;
 
-/* LayerNorm of x + delta: `out` in float32, `rounded` in bfloat16. */
+/* LayerNorm of x + delta: `out` in float32, `rounded` in the dtype of rows. x is float32. In float32 the last two may be one. */
 typedef struct {
     int64_t rows, width;
-    const float *x;
-    matrix delta;
+    matrix x, delta;
     const float *weight, *bias;
     double eps;
-    float *out;
-    matrix rounded;
+    matrix out, rounded;
 } add_layer_norm;
+
+/* LayerNorm of the sum of three embeddings, as above. */
+typedef struct {
+    int64_t rows, width;
+    lookup tables[3];
+    const float *weight, *bias;
+    double eps;
+    matrix out, rounded;
+} embed_layer_norm;
 
 /* A copy of x [rows, width] in the blocked layout (common.h). */
 typedef struct {
@@ -63,13 +74,13 @@ typedef struct {
     int64_t out_row, out_segment;
 } index_select;
 
-/* Rows as unsigned 8-bit integers, x = (code - zero) * step, in the blocked layout with `block_stride` bytes from a column
+/* Rows as unsigned 8-bit integers, in as many bytes as the unit says, x = (code - zero) * step, in the blocked layout with `block_stride` bytes from a column
  * block to the next. Each row has a step and a zero of its own, so that the codes cover the row's range. width is a multiple of
  * 64. */
 typedef struct {
     int64_t rows, width;
     matrix x;
-    uint8_t *codes;
+    void *codes;
     int64_t block_stride;
     float *steps, *zeros;
 } quantize;
@@ -78,7 +89,7 @@ typedef struct {
 enum { EPILOGUE_NONE, EPILOGUE_GELU, EPILOGUE_GELU_TANH, EPILOGUE_GATED, EPILOGUE_RESIDUAL, EPILOGUE_COUNT };
 
 /* x [rows, steps of 64 bytes] W^T + bias, then the epilogue. outputs is a multiple of 32. scales and the members below are NULL
- * for bfloat16 rows. */
+ * for rows that are not quantised. */
 typedef struct {
     int64_t rows, steps, outputs;
     const uint8_t *x;         /* in the blocked layout */
@@ -118,14 +129,48 @@ typedef struct {
     OF(RMS_NORM, rms_norm)                                                                                            \
     OF(NORM_ROPE, norm_rope)                                                                                          \
     OF(ADD_LAYER_NORM, add_layer_norm)                                                                                \
+    OF(EMBED_LAYER_NORM, embed_layer_norm)                                                                            \
     OF(TO_BLOCKED, to_blocked)                                                                                        \
     OF(INDEX_SELECT, index_select)                                                                                    \
     OF(QUANTIZE, quantize)                                                                                            \
     OF(GEMM, gemm)                                                                                                    \
     OF(ATTENTION, attention)
 
+#define NUMBER(number, type) number,
+enum { OPERATIONS(NUMBER) OPERATION_COUNT };
+
+/* How to compute an operation: `share` divides its work among the threads of a team, then each thread does its part. */
+typedef struct {
+    void (*share)(team *t, const void *operands);
+    void (*work)(const team *t, int64_t thread, const void *operands);
+} function;
+
+/* The kernels for an instruction set and a dtype of rows.
+ *
+ * attention_bytes: the scratch memory of a thread
+ * pack: a weight [outputs, inputs] in the dtype of rows, as GEMMs read it
+ * pack_int8: the same of 8 bits, and the sums of its rows
+ * code_bytes: the size of a value of quantised rows and weights */
+typedef struct {
+    function functions[OPERATION_COUNT];
+    int64_t (*attention_bytes)(const attention *o);
+    void (*pack)(int64_t outputs, int64_t inputs, const void *weight, void *packed);
+    void (*pack_int8)(int64_t outputs, int64_t inputs, const int8_t *weight, void *packed, float *sums);
+    int64_t code_bytes;
+} unit;
+
+/* The units in the order of their numbers: each processor that has one has those before it with the same dtype. */
+#define UNITS(OF)                                                                                                     \
+    OF(AVX2, avx2)                                                                                                    \
+    OF(AVXVNNI, avxvnni)                                                                                              \
+    OF(AVX512, avx512)                                                                                                \
+    OF(AVX512_VNNI, avx512_vnni)                                                                                      \
+    OF(AVX512_BF16, avx512_bf16)                                                                                      \
+    OF(AMX, amx)
+enum { UNITS(NUMBER) UNIT_COUNT };
+
 /* The results of rerankd_run. */
-enum { COMPUTED, NO_MEMORY, UNKNOWN_OPERATION, CUT_SHORT };
+enum { COMPUTED, NO_MEMORY, UNKNOWN_OPERATION, CUT_SHORT, OUTSIDE_OF_TABLE };
 
 /* The offsets of members and the sizes of structs, in values of 8 bytes, as Python packs them: integers, addresses and structs
  * of these, or doubles. */
@@ -147,9 +192,12 @@ AT(rms_norm, out, 7); LENGTH(rms_norm, 10);
 AT(norm_rope, rows, 0); AT(norm_rope, heads, 1); AT(norm_rope, head_dim, 2); AT(norm_rope, x, 3);
 AT(norm_rope, weight, 6); DOUBLE_AT(norm_rope, eps, 7); AT(norm_rope, cosines, 8); AT(norm_rope, sines, 9);
 AT(norm_rope, out, 10); LENGTH(norm_rope, 13);
-AT(add_layer_norm, rows, 0); AT(add_layer_norm, width, 1); AT(add_layer_norm, x, 2); AT(add_layer_norm, delta, 3);
-AT(add_layer_norm, weight, 6); AT(add_layer_norm, bias, 7); DOUBLE_AT(add_layer_norm, eps, 8); AT(add_layer_norm, out, 9);
-AT(add_layer_norm, rounded, 10); LENGTH(add_layer_norm, 13);
+AT(add_layer_norm, rows, 0); AT(add_layer_norm, width, 1); AT(add_layer_norm, x, 2); AT(add_layer_norm, delta, 5);
+AT(add_layer_norm, weight, 8); AT(add_layer_norm, bias, 9); DOUBLE_AT(add_layer_norm, eps, 10); AT(add_layer_norm, out, 11);
+AT(add_layer_norm, rounded, 14); LENGTH(add_layer_norm, 17);
+AT(embed_layer_norm, rows, 0); AT(embed_layer_norm, width, 1); AT(embed_layer_norm, tables, 2);
+AT(embed_layer_norm, weight, 11); AT(embed_layer_norm, bias, 12); DOUBLE_AT(embed_layer_norm, eps, 13);
+AT(embed_layer_norm, out, 14); AT(embed_layer_norm, rounded, 17); LENGTH(embed_layer_norm, 20);
 AT(to_blocked, rows, 0); AT(to_blocked, width, 1); AT(to_blocked, x, 2); AT(to_blocked, out, 5); LENGTH(to_blocked, 8);
 AT(index_select, count, 0); AT(index_select, indices, 1); AT(index_select, segments, 2); AT(index_select, segment_bytes, 3);
 AT(index_select, x, 4); AT(index_select, x_row, 5); AT(index_select, x_segment, 6); AT(index_select, out, 7);
@@ -163,16 +211,5 @@ LENGTH(gemm, 18);
 AT(attention, run_count, 0); AT(attention, runs, 1); AT(attention, blocks, 2); AT(attention, heads, 3);
 AT(attention, kv_heads, 4); AT(attention, head_dim, 5); AT(attention, q, 6); AT(attention, k, 9); AT(attention, v, 12);
 AT(attention, causal, 15); DOUBLE_AT(attention, scale, 16); AT(attention, out, 17); LENGTH(attention, 20);
-
-void rerankd_rms_norm(int threads, const rms_norm *o);
-void rerankd_norm_rope(int threads, const norm_rope *o);
-void rerankd_add_layer_norm(int threads, const add_layer_norm *o);
-void rerankd_to_blocked(int threads, const to_blocked *o);
-void rerankd_index_select(int threads, const index_select *o);
-void rerankd_quantize(int threads, const quantize *o);
-/* By AMX tiles, or by the vector unit. */
-void rerankd_gemm(int threads, int tiles, const gemm *p);
-/* By AMX tiles, or by the vector unit. Returns 0, or 1 where memory ran out. */
-int rerankd_attention(int threads, int tiles, const attention *o);
 
 #endif

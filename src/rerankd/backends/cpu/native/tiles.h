@@ -2,8 +2,6 @@
 #ifndef RERANKD_TILES_H
 #define RERANKD_TILES_H
 
-#include "common.h"
-
 /* All eight tiles as 16 rows of 64 bytes: palette 1, then bytes from offset 16, rows from 48. Static, since GCC 12 does
  * not see that the instruction reads it and drops stores to a local one. */
 static const uint8_t TILE_SHAPES[64] __attribute__((aligned(64))) = {

@@ -1,0 +1,13 @@
+/* float32 rows by AVX2 with FMA, and 8-bit ones by AVX-VNNI. */
+#include "compilers.h"
+#if COMPILES_AVXVNNI
+#define FEATURES ",avxvnni"
+#define DOT_PRODUCTS_OF_BYTES _mm256_dpbusd_avx_epi32
+#include "avx2.h"
+#include "float32.h"
+#include "codes_vnni.h"
+#include "quantize_float32.h"
+#include "unit.h"
+
+TABLE(avxvnni);
+#endif

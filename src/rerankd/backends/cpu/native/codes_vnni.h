@@ -1,0 +1,18 @@
+/* Quantised values as bytes, multiplied by VNNI: the sums of four products are exact in 32 bits. */
+#ifndef RERANKD_CODES_H
+#define RERANKD_CODES_H
+
+typedef uint8_t code;
+typedef int8_t signed_code;
+
+INLINE void store_codes(code *to, integers x)
+{
+    store_bytes(to, x);
+}
+
+INLINE integers add_codes(integers sums, integers broadcast, integers line)
+{
+    return DOT_PRODUCTS_OF_BYTES(sums, broadcast, line);
+}
+
+#endif

@@ -1,0 +1,56 @@
+/* Rows in float32 as 8-bit integers, each in a byte or, where the unit multiplies 16-bit integers, in two. */
+#ifndef RERANKD_QUANTIZE_H
+#define RERANKD_QUANTIZE_H
+
+#include "rows.h"
+
+enum { CODES = TILE_BYTES / sizeof(code) };
+
+/* Rows that a loop interleaves. */
+enum { TOGETHER = 4 };
+
+INLINE void quantize_together(const quantize *o, int64_t first, int64_t count)
+{
+    vector low[TOGETHER], high[TOGETHER], nan[TOGETHER];
+    for (int r = 0; r < count; r++)
+        low[r] = high[r] = nan[r] = all(0.0f);
+    for (int64_t j = 0; j < o->width; j += LANES) {
+        const value *at = address_of(&o->x, first, j);
+        for (int r = 0; r < count; r++) {
+            const vector v = load(at + r * o->x.row);
+            low[r] = smaller(v, low[r]); /* these orders of operands drop NaN */
+            high[r] = larger(v, high[r]);
+            nan[r] = multiply_add(v, all(0.0f), nan[r]); /* NaN or infinity times 0 is NaN */
+        }
+    }
+    vector factors[TOGETHER];
+    integers shifts[TOGETHER];
+    for (int r = 0; r < count; r++) {
+        const float least = smallest_of(low[r]), range = (largest_of(high[r]) - least) / 255.0f + sum_of(nan[r]);
+        const float step = range < FLT_MIN * 256 ? FLT_MIN * 256 : range; /* the comparison keeps NaN */
+        const float zero = rintf(-least / step);
+        o->steps[first + r] = step;
+        o->zeros[first + r] = zero;
+        factors[r] = all(1.0f / step);
+        shifts[r] = all_integers((int32_t)lrintf(zero));
+    }
+    for (int64_t j = 0; j < o->width; j += LANES) {
+        const value *at = address_of(&o->x, first, j);
+        code *to = (code *)((uint8_t *)o->codes + first * TILE_BYTES + j / CODES * o->block_stride) + j % CODES;
+        for (int r = 0; r < count; r++)
+            store_codes(to + r * CODES,
+                        add_integers(integers_of(multiply(load(at + r * o->x.row), factors[r])), shifts[r]));
+    }
+}
+
+INLINE void quantize_rows(const quantize *o, int64_t first, int64_t end)
+{
+    for (int64_t i = first; i < end; i += TOGETHER)
+        if (end - i >= TOGETHER)
+            quantize_together(o, i, TOGETHER);
+        else
+            quantize_together(o, i, end - i);
+}
+ROW_OPERATION(quantize, rows)
+
+#endif
