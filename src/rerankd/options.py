@@ -23,7 +23,7 @@ class LoadOptions:
     quantization: "int8" for 8-bit linear layers on a CPU, "fp8" for a decoder's on a CUDA device, None for `dtype`
     gpu_memory_utilization: share of a CUDA device's memory to use at most; None for all of it
     tensor_parallel_size: processes that compute the model together, each its part of every layer on a device of its own
-    backend: "auto" for the fastest that supports the model; "torch", "cpu" or "cuda" for that one alone, to find faults
+    backend: "auto" for the fastest that supports the model; a name of `BACKENDS` for that one alone, to find faults
     max_model_len: tokens in one prompt; None for the model's own limit
     max_characters: characters of one text (query, document or instruction) at most; a longer one is an error
     max_batch_tokens: tokens in one packed batch; None for the device's own choice

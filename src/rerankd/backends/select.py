@@ -20,7 +20,7 @@ from rerankd.memory import keep_freed_memory
 log = logging.getLogger("rerankd")
 
 DEVICES = ("cpu", "cuda", "npu", "xpu", "mps")
-BACKENDS = ("auto", "torch", "cpu", "cuda")
+BACKENDS = ("auto", "torch", "cpu", "cuda", "npu")
 QUANTIZATIONS = {"int8": "cpu", "fp8": "cuda"}
 """The backend of each."""
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
@@ -161,6 +161,10 @@ def _backends(
         from rerankd.backends.cuda.backend import cuda_backend
 
         return cuda_backend(device, dtype, quantization, ranks), plain
+    if device.type == "npu":
+        from rerankd.backends.npu.attention import npu_backend
+
+        return npu_backend(device, dtype, ranks), plain
     return (plain,)
 
 

@@ -9,7 +9,7 @@ from rerankd.cli.values import json_object, quantization, token_count
 from rerankd.options import LoadOptions
 from rerankd.server.settings import Settings
 
-Backend: TypeAlias = Literal["auto", "torch", "cpu", "cuda"]
+Backend: TypeAlias = Literal["auto", "torch", "cpu", "cuda", "npu"]
 DialectName: TypeAlias = Literal[
     "vllm", "sglang", "cohere", "tei", "infinity", "voyage", "jina", "nvidia", "weaviate", "elastic"
 ]
