@@ -122,6 +122,35 @@ def test_flash_attention(
     close(flash.flash_attention(q, k, v, tiles, 0.3, window, table), expected, dtype)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "rotary", "norms"),
+    [
+        (torch.float32, 16, 16, True),
+        (torch.float16, 16, 16, True),
+        (torch.float32, 24, 8, True),
+        (torch.float32, 24, 24, False),
+        (torch.float32, 16, None, True),
+    ],
+)
+def test_queries_are_normed_and_turned_as_attention_reads_them(
+    dtype: torch.dtype, head_dim: int, rotary: int | None, norms: bool
+) -> None:
+    layout = causal_layout([PackedGroup(Span(0, 5), (Span(5, 25), Span(25, 26)))])
+    wide, k, v = (draw(26, n, head_dim, dtype=dtype, seed=n) for n in (6, 2, 2))
+    # As a GEMM leaves them: keys and values lie behind the queries of a row.
+    q = wide[:, :4]
+    rotation = None if rotary is None else Rotary.plain(rotary, 100.0).rotation(torch.arange(26) + 3, torch.float32)
+    weight = 1 + draw(head_dim, seed=7) / 3
+    expected = norm(q.float(), RMS, Affine(weight)) if norms else q.float()
+    if rotation is not None:
+        expected = turned(expected, rotation)
+    turn = flash.Turn(rotation, weight, RMS.eps) if norms else flash.Turn(rotation)
+    host = HostTiles.of(layout, 16)
+    found = flash.flash_attention(q, k, v, host.on(torch.from_numpy(host.values)), 0.3, None, None, turn)
+    close(found, reference_attention(expected.to(dtype), k, v, layout, 0.3), dtype)
+    assert torch.equal(wide, draw(26, 6, head_dim, dtype=dtype, seed=6))
+
+
 def test_attention_bears_logits_that_lie_far_apart() -> None:
     layout = causal_layout([PackedGroup(Span(0, 20), (Span(20, 40), Span(40, 45)))])
     for loud in (slice(0, 20), slice(20, 45)):

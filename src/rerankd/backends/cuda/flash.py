@@ -6,18 +6,43 @@ in place, and not copied for every document. Keys of other documents are hidden 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from rerankd.backends.cuda.tiles import Tiles
+from rerankd.layers.rotary import Rotation
 
 LOG2_E = 1.4426950408889634
 
 
+class Turn(NamedTuple):
+    """What is done to the head of a query before it is multiplied with keys: a norm, then a rotation.
+
+    rotation: float32 [query rows, 1, pairs]; None for no rotation
+    weight, eps: of an RMSNorm; None for no norm
+    """
+
+    rotation: Rotation | None = None
+    weight: Tensor | None = None
+    eps: float = 0.0
+
+
+STAYS = Turn()
+
+
 def flash_attention(
-    q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float, window: int | None, slopes: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tiles: Tiles,
+    scale: float,
+    window: int | None,
+    slopes: Tensor | None,
+    turn: Turn = STAYS,
 ) -> Tensor:
     """softmax(q k^T * scale + bias) v over the rows that `tiles` join: [query rows, heads * head_dim].
 
@@ -25,30 +50,63 @@ def flash_attention(
     heads must lie side by side
     window: how far from its own place a row sees; None for all
     slopes: of ALiBi, float32 [heads]
+    turn: of q, which the kernel reads as it is; k has been turned
     """
     exact = q.dtype == torch.float32
     # Of the settings that `benchmarks.gpu.kernels` tries on an H100, the fastest, or as fast as that within 3 %.
     keys, stages = 32 if exact or q.shape[2] > 64 else 64, 2 if exact or q.shape[2] > 128 else 3
-    return launch(q, k, v, tiles, scale, window, slopes, keys, 4, stages)
+    return launch(q, k, v, tiles, scale, window, slopes, keys, 4, stages, turn)
 
 
 def launch(
     q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float, window: int | None, slopes: Tensor | None,
-    keys: int, warps: int, stages: int,
+    keys: int, warps: int, stages: int, turn: Turn = STAYS,
 ) -> Tensor:  # fmt: skip
     """`flash_attention` by programs that read `keys` keys at a time."""
     rows, heads, head_dim = q.shape
     out = torch.empty((rows, heads * head_dim), dtype=q.dtype, device=q.device)
     exact = q.dtype == torch.float32
     width = max(16, triton.next_power_of_2(head_dim))
+    cos, sin = (None, None) if turn.rotation is None else turn.rotation
     _attention_kernel[(heads, len(tiles.table))](
-        q, k, v, out, tiles.table, tiles.first, tiles.stop, tiles.place, slopes,
-        scale * LOG2_E, q.stride(0), k.stride(0), v.stride(0), heads * head_dim,
+        q, k, v, out, tiles.table, tiles.first, tiles.stop, tiles.place, slopes, cos, sin, turn.weight,
+        turn.eps, scale * LOG2_E, q.stride(0), k.stride(0), v.stride(0), heads * head_dim,
         group=heads // k.shape[1], head_dim=head_dim, width=width, queries=tiles.queries, keys=keys,
         window=-1 if window is None else window, biased=slopes is not None, exact=exact,
+        pairs=0 if cos is None else cos.shape[-1], norms=turn.weight is not None,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
+
+
+@triton.jit
+def _turned(
+    q, q_row, row, inside, column, cos_ptr, sin_ptr, weight_ptr, eps,
+    head_dim: tl.constexpr, pairs: tl.constexpr, norms: tl.constexpr,
+):  # fmt: skip
+    """The queries q [queries, width] of a tile, normed and turned, in q's dtype: float32 until the end.
+
+    q_row: pointers to the first values [queries, 1]; the other value of each pair is read again
+    """
+    x = q.to(tl.float32)
+    inverse = tl.full((q.shape[0],), 1.0, dtype=tl.float32)
+    if norms:
+        inverse = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / head_dim + eps)
+        x *= inverse[:, None] * tl.load(weight_ptr + column, mask=column < head_dim, other=0.0)[None, :].to(tl.float32)
+    if pairs > 0:
+        first = column < pairs
+        pair = tl.where(first, column, column - pairs)
+        partner = tl.where(first, column + pairs, column - pairs)
+        turns = inside & (column < 2 * pairs)[None, :]
+        other = tl.load(q_row + partner[None, :], mask=turns, other=0.0).to(tl.float32)
+        if norms:
+            weight = tl.load(weight_ptr + partner, mask=column < 2 * pairs, other=0.0).to(tl.float32)
+            other *= inverse[:, None] * weight[None, :]
+        angle = row.to(tl.int64)[:, None] * pairs + pair[None, :]
+        cos = tl.load(cos_ptr + angle, mask=turns, other=1.0)
+        sin = tl.load(sin_ptr + angle, mask=turns, other=0.0)
+        x = x * cos + tl.where(first[None, :], -other, other) * sin
+    return x.to(q.dtype)
 
 
 @triton.jit
@@ -79,10 +137,10 @@ def _seen(
 # The tables lie wherever those before them end. Without this the kernel would be compiled anew for each alignment.
 @triton.jit(do_not_specialize_on_alignment=["table_ptr", "first_ptr", "stop_ptr", "place_ptr"])
 def _attention_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, table_ptr, first_ptr, stop_ptr, place_ptr, slopes_ptr,
-    scale, q_stride, k_stride, v_stride, out_stride,
+    q_ptr, k_ptr, v_ptr, out_ptr, table_ptr, first_ptr, stop_ptr, place_ptr, slopes_ptr, cos_ptr, sin_ptr,
+    weight_ptr, eps, scale, q_stride, k_stride, v_stride, out_stride,
     group: tl.constexpr, head_dim: tl.constexpr, width: tl.constexpr, queries: tl.constexpr, keys: tl.constexpr,
-    window: tl.constexpr, biased: tl.constexpr, exact: tl.constexpr,
+    window: tl.constexpr, biased: tl.constexpr, exact: tl.constexpr, pairs: tl.constexpr, norms: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     table = table_ptr + tl.program_id(1) * 6
@@ -102,8 +160,11 @@ def _attention_kernel(
         slope = 0.0
         if biased:
             slope = tl.load(slopes_ptr + head) * 1.4426950408889634
-        q_place = q_ptr + row.to(tl.int64)[:, None] * q_stride + head * head_dim + column[None, :]
-        q = tl.load(q_place, mask=here[:, None] & (column < head_dim)[None, :], other=0.0)
+        q_row = q_ptr + row.to(tl.int64)[:, None] * q_stride + head * head_dim
+        inside = here[:, None] & (column < head_dim)[None, :]
+        q = tl.load(q_row + column[None, :], mask=inside, other=0.0)
+        if norms or pairs > 0:
+            q = _turned(q, q_row, row, inside, column, cos_ptr, sin_ptr, weight_ptr, eps, head_dim, pairs, norms)
         k_head = k_ptr + (head // group) * head_dim
         v_head = v_ptr + (head // group) * head_dim
         total = tl.zeros((queries,), dtype=tl.float32)
@@ -128,4 +189,4 @@ def _attention_kernel(
             )  # fmt: skip
         out = out_ptr + row.to(tl.int64)[:, None] * out_stride + head * head_dim + column[None, :]
         attended = weighted / total[:, None]
-        tl.store(out, attended.to(out_ptr.dtype.element_ty), mask=here[:, None] & (column < head_dim)[None, :])
+        tl.store(out, attended.to(out_ptr.dtype.element_ty), mask=inside)
