@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +14,21 @@ import torch
 from torch import Tensor
 
 from rerankd.backends.cuda.backend import CudaBackend
+from rerankd.backends.cuda.linear import stacked
 from rerankd.backends.ranks import Ranks
 from rerankd.backends.select import Placement, place
 from rerankd.backends.torch.backend import TorchBackend
 from rerankd.core import Image, ModelError, PackedBatch, RerankRequest, Text, Visuals, text_content
 from rerankd.engine.packing import pack
 from rerankd.layers.shard import Shard
-from rerankd.layers.spec import TransformerSpec
+from rerankd.layers.spec import Affine, LayerWeights, TransformerSpec
 from rerankd.loading import Plan, plan
 from rerankd.media.visual import ResizedVisual, VisionFormat
 from rerankd.models.checkpoint.weights import Checkpoint
 from rerankd.options import LoadOptions
 from tests import checkpoints, decoder_checkpoints, encoder_checkpoints, modernbert_checkpoints
-from tests.backends.test_transformers import SPECS
+from tests.backends.dense import RandomWeights
+from tests.backends.test_transformers import SPECS, Packed
 from tests.conftest import MakeCheckpoint
 
 CPU = torch.device("cpu")
@@ -114,9 +116,9 @@ def by_cuda(ranks: Ranks) -> CudaBackend:
         (checkpoints.qwen3_vl, 2, by_torch),
         (checkpoints.xlmr, 4, by_torch),
         (checkpoints.xlmr, 2, by_cuda),
-        (encoder_checkpoints.jina_v2, 2, by_torch),  # ALiBi, whose factors differ by head
+        (encoder_checkpoints.jina_v2, 2, by_torch),  # queries, keys and values in one, with biases
         (encoder_checkpoints.deberta_v2, 2, by_torch),  # tables of each head
-        (encoder_checkpoints.gte, 2, by_torch),  # queries, keys and values in one, the gate last
+        (encoder_checkpoints.gte, 2, by_torch),  # the gate last
         (modernbert_checkpoints.modernbert, 2, by_torch),
     ],
 )
@@ -130,6 +132,53 @@ def test_the_ranks_of_a_model_score_as_the_whole_does(
     assert expected.std() > 1e-3
     for logits in logits_of_ranks(made, size, backend):
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+class Half(RandomWeights):
+    """The weights of half of each head's layer: of as many heads of keys as of queries, and a gated MLP."""
+
+    rank = 0
+
+    def layers(self) -> Iterable[LayerWeights]:
+        for layer in super().layers():
+            rows = (self._half(layer.query), *map(self._half, _halves(layer.key_value)))
+            up = map(self._half, _halves(layer.up))
+            yield replace(
+                layer, query=rows[0], key_value=stacked(*rows[1:]), up=stacked(*up), out=self._inputs(layer.out),
+                down=self._inputs(layer.down),
+            )  # fmt: skip
+
+    def _half(self, affine: Affine) -> Affine:
+        return _halves(affine)[self.rank]
+
+    def _inputs(self, affine: Affine) -> Affine:
+        return Affine(affine.weight.chunk(2, 1)[self.rank], affine.bias if self.rank == 0 else None)
+
+
+class OtherHalf(Half):
+    rank = 1
+
+
+def _halves(affine: Affine) -> list[Affine]:
+    biases = (None, None) if affine.bias is None else affine.bias.chunk(2)
+    return [Affine(weight, bias) for weight, bias in zip(affine.weight.chunk(2), biases, strict=True)]
+
+
+@pytest.mark.parametrize("backend", [by_torch, by_cuda])
+def test_each_rank_has_the_factors_of_its_heads(backend: Callable[[Ranks], TorchBackend | CudaBackend]) -> None:
+    """ALiBi's, which differ by head."""
+    spec, packed, meeting = SPECS["jina-bert"], Packed(causal=False), Meeting(2)
+
+    def run(rank: int) -> Tensor:
+        weights = (Half, OtherHalf)[rank](spec, positioned=True)
+        with meeting.turn, torch.inference_mode():
+            made = backend(ThreadRanks(Shard(rank, 2), meeting)).transformer(spec, weights)
+            return made(packed.tokens, packed.layout)
+
+    whole = by_torch(Ranks()).transformer(spec, RandomWeights(spec, positioned=True))(packed.tokens, packed.layout)
+    with ThreadPoolExecutor(2) as threads:
+        for states in threads.map(run, range(2)):
+            torch.testing.assert_close(states, whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["xlmr", "qwen3"])
