@@ -55,6 +55,10 @@ test-without-kernels: $(VENV)/.test
 	cd build/without-kernels && OMP_WAIT_POLICY=passive PYTHONPATH=src $(PYTHON_HERE) -m pytest -q -p no:cacheprovider \
 		-n $(WORKERS) --dist loadfile tests/backends/test_attention.py tests/backends/cpu tests/test_scores.py tests/test_python.py
 
+# Enough to see whether an edit broke something: no checkpoint is made and no server started.
+test-fast: $(VENV)/.test
+	OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -q -n $(WORKERS) --dist loadfile -m "not reference and not server and not emulator"
+
 # Clients have a venv of their own: their pins and the server's disagree.
 test-clients: $(VENV)/.serve $(VENV)-clients/.done
 	HAYSTACK_TELEMETRY_ENABLED=False LITELLM_LOCAL_MODEL_COST_MAP=True RERANKD_PYTHON=$(abspath $(VENV)/bin/python) \

@@ -22,6 +22,33 @@ collect_ignore = ["clients"]
 MakeCheckpoint: TypeAlias = Callable[..., Path]
 
 
+SERVERS = ("server", "cli", "bench", "rank", "evaluate", "parallel")
+"""Folders whose tests start servers and commands."""
+EMULATED = ("backends/cuda",)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what `make test-fast` leaves out: see the markers in pyproject.toml."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parent.as_posix()
+        if folder.startswith(SERVERS):
+            item.add_marker("server")
+        if folder.startswith(EMULATED):
+            item.add_marker("emulator")
+        if _has_reference(item):
+            item.add_marker("reference")
+
+
+def _has_reference(item: pytest.Item) -> bool:
+    """Whether a test makes a checkpoint, or compares with another implementation."""
+    if any("checkpoint" in name for name in getattr(item, "fixturenames", ())):
+        return True
+    named = vars(item.getparent(pytest.Module).obj) if item.getparent(pytest.Module) else {}
+    modules = {getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in named.values()}
+    heavy = ("transformers", "sentence_transformers", "tests.references", "tests.checkpoints")
+    return any(str(module).startswith(heavy) or "_checkpoints" in str(module) for module in modules)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def recording_is_watched() -> Iterator[None]:
     """What torch does to tensors of recorded operations before they are computed is an error in every test."""
