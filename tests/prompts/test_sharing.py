@@ -83,7 +83,7 @@ def prompts(ids: SharedIds) -> list[list[int]]:
 
 
 class TestSeams:
-    @settings(deadline=None, max_examples=3000)
+    @settings(deadline=None, max_examples=1000)
     @given(before=TEXT, behind=TEXT)
     def test_parts_have_the_ids_of_the_whole(
         self, before: str, behind: str, qwen: LoadedTokenizer, seams: Seams
