@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import cohere
 import litellm
 import pytest
+import requests
 import voyageai
 from haystack import Document as HaystackDocument
 from haystack.utils import Secret
@@ -103,6 +104,23 @@ def test_infinity_client(server: str, expected: Ranked) -> None:
 def test_litellm(server: str, expected: Ranked, model: str, base: str) -> None:
     answer = litellm.rerank(model=model, query=QUERY, documents=DOCUMENTS, top_n=3, api_base=server + base, api_key=KEY)
     assert close([(one["index"], one["relevance_score"]) for one in answer.results], expected[:3])
+
+
+@pytest.mark.parametrize("base", ["", "/nvidia"])
+def test_litellm_for_nvidias_nim(server: str, expected: Ranked, base: str) -> None:
+    answer = litellm.rerank(
+        model="nvidia_nim/ranking/nvidia/llama-nemotron-rerank-1b-v2",
+        query=QUERY, documents=DOCUMENTS, top_n=3, api_base=server + base, api_key=KEY,
+    )  # fmt: skip
+    ranked = [(one["index"], one["relevance_score"]) for one in answer.results]
+    assert [index for index, _ in ranked] == [index for index, _ in expected[:3]]
+    raw = requests.post(
+        f"{server}/tei/rerank",
+        json={"query": QUERY, "texts": DOCUMENTS, "raw_scores": True},
+        headers={"Authorization": f"Bearer {KEY}"},
+        timeout=60,
+    )
+    assert close(ranked, [(one["index"], one["score"]) for one in raw.json()[:3]])
 
 
 def of_langchain(documents: Any) -> Ranked:
