@@ -13,9 +13,11 @@ import typer
 
 from rerankd.cli import default_model as defaults
 from rerankd.cli import launch_server, main, serve
+from rerankd.cli.serving import SERVED_LOADING
 from rerankd.cli.start import Launch, Media, TracesTo
 from rerankd.cli.values import token_count
 from rerankd.media.limits import MediaLimits
+from rerankd.options import LoadOptions
 
 
 class Started:
@@ -42,12 +44,8 @@ SETTINGS: dict[str, Any] = {
     "body_timeout": 60.0, "request_timeout": None, "max_calls": None, "max_queued_calls": 1000,
     "max_queued_tokens": 8 << 20,
 }  # fmt: skip
-LOADING: dict[str, Any] = {
-    "revision": None, "hub": "huggingface", "device": "auto", "dtype": "auto", "quantization": None,
-    "gpu_memory_utilization": None, "tensor_parallel_size": 1, "backend": "auto", "max_model_len": None,
-    "max_batch_tokens": None, "hf_overrides": {}, "recipe": None, "chat_template": None, "default_instruction": None,
-    "engine_timeout": 300.0,
-}  # fmt: skip
+DEFAULTS = LoadOptions("org/model")
+LOADING: dict[str, Any] = {name: getattr(DEFAULTS, name) for name in SERVED_LOADING.options} | {"engine_timeout": 300.0}
 
 
 def launch_of(**changes: Any) -> Launch:
