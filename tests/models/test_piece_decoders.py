@@ -23,6 +23,7 @@ from rerankd.loading import plan
 from rerankd.options import LoadOptions
 from tests import checkpoints, decoder_checkpoints
 from tests.conftest import MakeCheckpoint
+from tests.prompts.conftest import request
 from tests.texts import DOCUMENTS, QUERIES
 
 PAIRS = [(query, document) for query in QUERIES[::4] for document in DOCUMENTS[::2]]
@@ -57,7 +58,10 @@ def gemma_pieces(query: str, document: str, instruction: str | None) -> list[str
 
 @dataclass(frozen=True)
 class Rule:
-    """An authors' rule: the pieces of a prompt, and the tokens whose logits make the score."""
+    """An authors' rule: the pieces of a prompt, and the tokens whose logits make the score.
+
+    most: tokens of the query, the document, which loses its end, and what is between
+    """
 
     make: Callable[..., Path]
     pieces: Callable[[str, str, str | None], list[str]]
@@ -65,10 +69,13 @@ class Rule:
     negative: str | None
     name: str
     architecture: str
+    most: int
 
     def ids(self, tokenizer: Any, query: str, document: str, instruction: str | None) -> list[int]:
         pieces = self.pieces(query, document, instruction)
-        return [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+        ids = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
+        ids[3] = ids[3][: self.most - len(ids[1]) - len(ids[2])]
+        return [token for piece in ids for token in piece]
 
     @torch.inference_mode()
     def scores(self, folder: Path, instruction: str | None = None, whole: bool = False) -> list[float]:
@@ -90,9 +97,11 @@ class Rule:
 
 
 RULES = {
-    "mxbai-rerank": Rule(decoder_checkpoints.qwen2, mxbai_pieces, "1", "0", "mxbai-rerank-base-v2", "Qwen2ForCausalLM"),
+    "mxbai-rerank": Rule(
+        decoder_checkpoints.qwen2, mxbai_pieces, "1", "0", "mxbai-rerank-base-v2", "Qwen2ForCausalLM", 8192
+    ),
     "bge-reranker-gemma": Rule(
-        decoder_checkpoints.gemma, gemma_pieces, "Yes", None, "bge-reranker-v2-gemma", "GemmaForCausalLM"
+        decoder_checkpoints.gemma, gemma_pieces, "Yes", None, "bge-reranker-v2-gemma", "GemmaForCausalLM", 511
     ),
 }
 
@@ -241,3 +250,15 @@ def test_gemma_as_it_was_released(make_checkpoint: MakeCheckpoint) -> None:
     other = make_checkpoint(decoder_checkpoints.gemma, tied=True, hidden_act="silu")
     with pytest.raises(ModelError, match="hidden_act"):
         plan(LoadOptions(str(other), device="cpu", recipe="bge-reranker-gemma")).load()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_default_limit_is_the_authors(make_checkpoint: MakeCheckpoint, name: str) -> None:
+    folder, rule = make_checkpoint(RULES[name].make, tied=True), RULES[name]
+    planned = plan(LoadOptions(str(folder), device="cpu", recipe=name))
+    pieces = rule.pieces("", "", None)
+    around = planned.prompts.tokenizer.ids([pieces[0], *pieces[4:]])
+    assert planned.prompts.max_tokens == rule.most + sum(map(len, around))
+    group = planned.prompts.build(request("a b c", ["word " * 12_000]))
+    assert (group.prompt_tokens, group.truncated) == (planned.prompts.max_tokens, (True,))
+    assert plan(LoadOptions(str(folder), device="cpu", recipe=name, max_model_len=700)).prompts.max_tokens == 700

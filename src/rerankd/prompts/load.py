@@ -97,8 +97,8 @@ def load_prompts(
     recipe: how the model is scored; says how its prompts are made
     positions: tokens that the model has positions for
     max_model_len: tokens in one prompt at most. Without it: what the checkpoint says (sentence-transformers' settings,
-        else the tokenizer's `model_max_length`), at most `positions`. It may raise the checkpoint's word, as
-        `max_seq_length` does in sentence-transformers, but not `positions`.
+        else the tokenizer's `model_max_length`, and what a PieceTemplate's authors read), at most `positions`. It may
+        raise the checkpoint's word, as `max_seq_length` does in sentence-transformers, but not `positions`.
     max_characters: characters of one text at most, before it is cut and tokenised
     chat_template: a Jinja file or Jinja text in place of the recipe's template
     default_instruction: the instruction where a request brings none; None for the template's own
@@ -118,8 +118,9 @@ def load_prompts(
             raise _no_use("default instruction", recipe)
     tokenizer = tokenizer or load_tokenizer(folder)
     settings = read_settings(folder, "CrossEncoder")
-    declared = _declared_length(folder, folder, "CrossEncoder") or tokenizer.max_length
-    max_tokens = _max_tokens(max_model_len, declared, positions)
+    declared = _declared_length(folder, folder, "CrossEncoder")
+    max_tokens = _max_tokens(max_model_len, declared or tokenizer.max_length, positions)
+    is_limited = max_model_len is not None or declared is not None
     chosen = recipe.template
     if chat_template is not None:
         chosen = JinjaTemplate.load(chat_template, tokenizer.special_tokens)
@@ -133,7 +134,8 @@ def load_prompts(
         raise ModelError(f"There is no built-in prompt for {folder}; give one as the chat template (--chat-template).")
     builder: PromptBuilder
     if isinstance(chosen, PieceTemplate):
-        builder = PiecePrompts(tokenizer, chosen, max_tokens, default_instruction)
+        pieces = PiecePrompts(tokenizer, chosen, max_tokens, default_instruction, None if is_limited else chosen.most)
+        builder, max_tokens = pieces, pieces.max_tokens
     else:
         placeholders = Placeholders(tokenizer) if recipe.supports_vision else None
         builder = DecoderPrompts(

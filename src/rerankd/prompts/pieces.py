@@ -45,14 +45,23 @@ class PiecePrompts:
     """A PromptBuilder. A prompt that does not fit loses the document's end, as the authors cut it."""
 
     def __init__(
-        self, tokenizer: LoadedTokenizer, template: PieceTemplate, max_tokens: int, default_instruction: str | None
+        self,
+        tokenizer: LoadedTokenizer,
+        template: PieceTemplate,
+        max_tokens: int,
+        default_instruction: str | None,
+        most: int | None = None,
     ) -> None:
-        """max_tokens: in one prompt; default_instruction: None for the template's own."""
+        """max_tokens: in one prompt; default_instruction: None for the template's own.
+
+        most: tokens of the query's piece, what is between, and the document's; None for no limit beside `max_tokens`
+        """
         self.takes_instruction = template.takes_instruction
         self._tokenizer = tokenizer
         self._added = AddedTokens(tokenizer.tokenizer)
         self._template = template
         self._max_tokens = max_tokens
+        self._most = most
         self._default_instruction = default_instruction
         self._before = template.before_document
         self._before_tokens = self._count(self._before)
@@ -63,6 +72,7 @@ class PiecePrompts:
         query = self._read(read_text(request.query, "query"))
         texts = [read_text(document, f"documents[{i}]") for i, document in enumerate(request.documents)]
         fixed = self._fixed(request.instruction or self._default_instruction)
+        limits = replace(limits, prompt=min(limits.prompt, self._longest(fixed)))
         asked, query_cut = self._asked(query, fixed, request, limits)
         room = fixed.room(limits) - len(asked)
         reached = [self._read(self._reach(text, limits)) for text in texts]
@@ -98,6 +108,15 @@ class PiecePrompts:
             chunks=tuple(parts.chunks if parts else () for parts in chunks) if any(chunks) else (),
             ignored=reduced_overlap(chunks),
         )
+
+    @property
+    def max_tokens(self) -> int:
+        """In one prompt without an instruction."""
+        return min(self._max_tokens, self._longest(self._fixed(self._default_instruction)))
+
+    def _longest(self, fixed: Fixed) -> int:
+        """Tokens of a prompt, as `most` has it."""
+        return self._max_tokens if self._most is None else self._most + len(fixed.head) + len(fixed.tail)
 
     def _fixed(self, instruction: str | None) -> Fixed:
         instruction = self._read(well_formed(instruction)) if instruction else None

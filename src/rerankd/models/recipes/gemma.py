@@ -35,6 +35,7 @@ BGE_RERANKER_GEMMA = Recipe(
         between="\n",
         before_document="B: ",
         tail=("\n",),
+        most=511,  # with `<bos>` 512
         default_instruction=QUESTION,
     ),
     models="bge[-_]reranker[-_]v2[-_]gemma",

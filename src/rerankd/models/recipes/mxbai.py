@@ -42,6 +42,7 @@ MXBAI_RERANK = Recipe(
         between="\n",
         before_document="document: ",
         tail=("\n", TASK, "<|im_end|>\n<|im_start|>assistant\n"),
+        most=8192,
     ),
     models="mxbai[-_]rerank",
     recognised=_is_mxbai,

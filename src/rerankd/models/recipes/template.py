@@ -71,6 +71,8 @@ class PieceTemplate:
     before_instruction: what an instruction at the beginning of the query's piece begins with; a newline ends it.
         None where the instruction is the last piece of all
     default_instruction: what the authors use where none is given
+    most: tokens of the query's piece, `between` and the document's together that the authors read by default;
+        None for no limit of theirs
     """
 
     head: tuple[str, ...]
@@ -78,6 +80,7 @@ class PieceTemplate:
     between: str
     before_document: str
     tail: tuple[str, ...]
+    most: int | None = None
     before_instruction: str | None = None
     default_instruction: str | None = None
     takes_instruction: bool = True
