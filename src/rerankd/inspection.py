@@ -100,7 +100,7 @@ class Inspection:
 def inspect(plan: Plan) -> Inspection:
     """Look a plan over. Raises ModelError for what loading would refuse before it reads weights."""
     head, tokens, activation = _head(plan)
-    backend, reasons = plan.placement.backend_for(plan.architecture.spec(plan.config))
+    backend, reasons = plan.backend()
     return Inspection(
         model=plan.options.model,
         folder=str(plan.gguf or plan.folder),
@@ -120,7 +120,7 @@ def inspect(plan: Plan) -> Inspection:
         quantization=plan.options.quantization,
         stored=plan.storage,
         tensor_parallel_size=plan.options.tensor_parallel_size,
-        backend="; ".join([backend.name, *reasons]),
+        backend="; ".join([backend, *reasons]),
         not_understood=tuple(_not_understood(plan)),
     )
 
@@ -198,7 +198,9 @@ def _not_understood(plan: Plan) -> Iterator[str]:
             yield f"{path.name}/: not read"
         elif path.is_file() and not any(fnmatch.fnmatch(path.name, pattern) for pattern in FILES):
             yield f"{path.name}: not read{' and not run' if path.suffix == '.py' else ''}"
-    if "auto_map" in plan.config.entries:
+    if "auto_map" in plan.config.entries and not (
+        plan.options.trust_remote_code and plan.backend()[0] == "transformers"
+    ):
         yield "config.json: `auto_map` names code of the folder's own, which is not run"
     # What --hf-overrides says is in the configuration, and counts as the folder's own.
     yield from _unknown("config.json", set(plan.config.entries) - READ - WITHOUT_EFFECT)

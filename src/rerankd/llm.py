@@ -41,7 +41,8 @@ ScoreInput: TypeAlias = str | Mapping[str, Any]
 RUNNERS = ("auto", "pooling")
 LOADING = (
     "revision", "dtype", "quantization", "gpu_memory_utilization", "tensor_parallel_size", "max_model_len",
-    "hf_overrides", "recipe", "label", "chat_template", "device", "backend", "hub", "default_instruction",
+    "hf_overrides", "recipe", "label", "model_impl", "trust_remote_code", "chat_template", "device",
+    "backend", "hub", "default_instruction",
 )  # fmt: skip
 """Fields of `LoadOptions` that are arguments of `LLM` as they are."""
 _CONTENT: TypeAdapter[ContentBody] = TypeAdapter(ContentBody)
@@ -75,7 +76,7 @@ class LLM:
 
     runner: "auto" or "pooling"; nothing else scores
     revision, dtype, quantization, gpu_memory_utilization, tensor_parallel_size, max_model_len, hf_overrides, recipe,
-        label, chat_template, device, backend, hub and default_instruction: of `LoadOptions`
+        label, model_impl, trust_remote_code, chat_template, device, backend, hub, default_instruction: of `LoadOptions`
     max_num_batched_tokens: `LoadOptions.max_batch_tokens`
     allowed_local_media_path: the only folder that images and videos may be read from; "" or None for any
     mm_processor_kwargs: `min_pixels`, `max_pixels` (or `size`), `fps` and `max_frames` of images and videos
@@ -98,6 +99,8 @@ class LLM:
     ) -> None:
         given = {name: value for name, value in others.items() if value is not None}
         loading = {name: given.pop(name) for name in LOADING if name in given}
+        if loading.get("model_impl") == "vllm":
+            loading["model_impl"] = "native"
         if runner not in RUNNERS:
             raise ValueError(f"runner: {runner!r} does not score; give 'pooling', or leave it out")
         if callable(loading.get("hf_overrides")):

@@ -19,12 +19,14 @@ from rerankd.models.checkpoint.config import Config, read_config
 from rerankd.models.checkpoint.gguf.tensors import GgufTensors
 from rerankd.models.checkpoint.hub import resolve
 from rerankd.models.checkpoint.quantized.source import open_tensors, read_scheme
-from rerankd.models.checkpoint.weights import Weights
+from rerankd.models.checkpoint.weights import Tensors, Weights
+from rerankd.models.fallback import Fallback, find_fallback
 from rerankd.models.recipes.choose import Choice, choose_recipe, with_label
 from rerankd.models.recipes.evidence import Evidence
-from rerankd.models.registry import find_architecture
+from rerankd.models.registry import ARCHITECTURES, find_architecture
 from rerankd.options import LoadOptions, ModelInfo
 from rerankd.prompts import LoadedPrompts, load_prompts
+from rerankd.prompts.auto_tokenizer import auto_tokenizer
 from rerankd.prompts.gguf import unfold
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from rerankd.media.loader import MediaLoader
 
 log = logging.getLogger("rerankd")
+
+IMPLEMENTATIONS = ("auto", "native", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class Plan:
     gguf: Path | None
     config: Config
     name: str
-    architecture: Architecture
+    architecture: Architecture | Fallback
     choice: Choice
     load_prompts: Callable[..., LoadedPrompts]
     prompts: LoadedPrompts
@@ -68,6 +72,13 @@ class Plan:
             return f"GGUF; dequantised to {self.precision} as they are read"
         return None if scheme is None else f"{scheme.said}; dequantised to {self.precision} as they are read"
 
+    def backend(self) -> tuple[str, list[str]]:
+        """The backend that runs the model, and why those before it do not. ModelError where none does."""
+        if isinstance(self.architecture, Fallback):
+            return "transformers", []
+        backend, reasons = self.placement.backend_for(self.architecture.spec(self.config))
+        return backend.name, reasons
+
     def info(self) -> ModelInfo:
         """The description of the model for ready lines and answers."""
         recipe = self.choice.recipe
@@ -85,6 +96,10 @@ class Plan:
             tensor_parallel_size=self.options.tensor_parallel_size,
         )
 
+    def tensors(self) -> Tensors:
+        """Where the weights are. Raises ModelError for files that are missing or damaged."""
+        return open_tensors(self.folder, self.config) if self.gguf is None else GgufTensors(self.gguf)
+
     def load(self) -> Model:
         """Read the weights, in as many processes as the options say. Raises ModelError for those that are missing or do
         not fit the configuration.
@@ -95,7 +110,7 @@ class Plan:
         if shard.size == 1 or shard.rank > 0:
             return self.load_part()
         # Before processes are started that would all say it.
-        self.placement.backend_for(self.architecture.spec(self.config))
+        self.backend()
         from rerankd.parallel.leader import Followers
 
         found = replace(self.options, model=str(self.gguf or self.folder), recipe=self.choice.recipe.name)
@@ -108,12 +123,17 @@ class Plan:
 
     def load_part(self) -> Model:
         """Read the weights of this process alone. See `load`."""
-        placement = self.placement
-        tensors = open_tensors(self.folder, self.config) if self.gguf is None else GgufTensors(self.gguf)
+        placement, recipe = self.placement, self.choice.recipe
+        if isinstance(self.architecture, Fallback):
+            types = self.prompts.tokenizer.has_types
+            return self.architecture.load(
+                self.config, self.prompts.token_id, placement.device, placement.dtype, recipe, types
+            )
+        tensors = self.tensors()
         if tensors.said:
             log.info("%s: they are dequantised to %s as they are read.", tensors.said, self.precision)
         weights = Weights(tensors, placement.device, placement.dtype, shard=placement.ranks.shard)
-        model = self.architecture.load(self.config, weights, self.prompts.token_id, self.placement, self.choice.recipe)
+        model = self.architecture.load(self.config, weights, self.prompts.token_id, placement, recipe)
         weights.finish()
         trim_after_load()
         return model
@@ -162,10 +182,11 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
     gguf = found if found.is_file() else None
     folder = found if gguf is None else unfold(gguf)
     config = read_config(folder, options.hf_overrides)
-    name, architecture = find_architecture(config)
-    tokenizer = cache(lambda: load_tokenizer(folder))
+    name, architecture = _implementation(config, options, placement)
+    trusted, falls_back = options.trust_remote_code, isinstance(architecture, Fallback)
+    tokenizer = cache(lambda: auto_tokenizer(folder, trusted) if falls_back else load_tokenizer(folder))
     evidence = Evidence(config, options.model, lambda: _appends(tokenizer()))
-    choice = choose_recipe(name, architecture, evidence, options.recipe, options.chat_template is not None)
+    choice = choose_recipe(name, architecture.recipes, evidence, options.recipe, options.chat_template is not None)
     if options.label is not None:
         choice = with_label(choice, config, options.label)
     say = log.info if choice.certain else log.warning
@@ -178,7 +199,7 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
         max_model_len=options.max_model_len,
         max_characters=options.max_characters,
         default_instruction=options.default_instruction,
-        tokenizer=tokenizer() if choice.recipe.answers else None,
+        tokenizer=tokenizer() if choice.recipe.answers or falls_back else None,
     )
     return Plan(
         options=options,
@@ -192,6 +213,31 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
         load_prompts=prompts,
         prompts=prompts(chat_template=options.chat_template),
     )
+
+
+def _implementation(config: Config, options: LoadOptions, placement: Placement) -> tuple[str, Architecture | Fallback]:
+    """The name of the checkpoint's architecture, and what runs it: an implementation of ours, or transformers."""
+    impl = options.model_impl
+    if impl not in IMPLEMENTATIONS:
+        raise ModelError(f"The implementation {impl!r} is unknown; choose {', '.join(IMPLEMENTATIONS)}.")
+    if impl == "native" or (impl == "auto" and any(name in ARCHITECTURES for name in config.architectures)):
+        if options.trust_remote_code:
+            log.info("--trust-remote-code has no effect: rerankd's own implementation runs no code of a checkpoint.")
+        return find_architecture(config)
+    name, fallback = find_fallback(config, options.hf_overrides, options.trust_remote_code)
+    for said, given in (
+        (f"--quantization {options.quantization}", options.quantization is not None),
+        (f"--backend {options.backend}", options.backend not in ("auto", "torch")),
+        ("--tensor-parallel-size", options.tensor_parallel_size > 1),
+    ):
+        if given:
+            raise ModelError(f"{said} is for models of rerankd's own; {name} is run by transformers.")
+    log.warning(
+        "%s is run by transformers, in padded batches, since %s.",
+        name,
+        "--model-impl says so" if impl == "transformers" else "rerankd has no implementation of it",
+    )
+    return name, fallback
 
 
 def _appends(loaded: LoadedTokenizer) -> bool:

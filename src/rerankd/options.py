@@ -32,6 +32,9 @@ class LoadOptions:
     hf_overrides: entries laid over the checkpoint's config.json
     recipe: how the model is scored, by name (docs/models.md); None for what its folder says
     label: the label whose probability is the score, of a classifier of others than relevance (NLI); None for relevance
+    model_impl: "native" for rerankd's own implementation of the model, "transformers" for that package's, "auto" for
+        the first where there is one
+    trust_remote_code: whether code of the model's folder may run, by transformers alone
     chat_template: a Jinja file, or Jinja text, in place of the built-in template of a decoder
     default_instruction: for requests without an instruction; None for the model authors' own
     request_limits: what one request may hold and grow to; None for no bounds, as a caller has it who owns the machine
@@ -56,6 +59,8 @@ class LoadOptions:
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
     recipe: str | None = None
     label: str | None = None
+    model_impl: str = "auto"
+    trust_remote_code: bool = False
     chat_template: str | Path | None = None
     default_instruction: str | None = None
     request_limits: RequestLimits | None = None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.gguf_files import write_gguf
 from tests.server.launched import environment
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -45,6 +46,9 @@ def test_what_can_be_served_is_listed(bert_checkpoint: Path, qwen3_checkpoint: P
     cache(tmp_path, "cross-encoder/small", bert_checkpoint)
     cache(tmp_path, "Qwen/Qwen3-Reranker-0.6B", qwen3_checkpoint)
     cache(tmp_path, "Qwen/Qwen3-Reranker-0.6B", qwen3_checkpoint, "f" * 40, ref=None)
+    (tmp_path / "gguf").mkdir()
+    write_gguf(bert_checkpoint, tmp_path / "gguf" / "model.gguf", "Q8_0")
+    cache(tmp_path, "cross-encoder/small-gguf", tmp_path / "gguf")
     other = cache(tmp_path, "openai/gpt2", bert_checkpoint) / "config.json"
     config = {**json.loads(other.read_text()), "architectures": ["GPT2LMHeadModel"]}
     other.unlink()
@@ -58,6 +62,7 @@ def test_what_can_be_served_is_listed(bert_checkpoint: Path, qwen3_checkpoint: P
     assert listed.pop("sentence-transformers/all-MiniLM-L6-v2") == ["bi-encoder", "BertModel"]
     assert listed == {
         "cross-encoder/small": ["cross-encoder", "BertForSequenceClassification"],
+        "cross-encoder/small-gguf": ["cross-encoder", "BertForSequenceClassification"],
         "Qwen/Qwen3-Reranker-0.6B": ["decoder", "Qwen3ForCausalLM"],
         "Qwen/Qwen3-Reranker-0.6B@ffffffff": ["decoder", "Qwen3ForCausalLM"],
     }

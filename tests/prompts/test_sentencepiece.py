@@ -107,6 +107,8 @@ def test_ids_are_those_of_sentencepiece(folders: dict[str, Path], model_type: st
     @settings(max_examples=150, deadline=None)
     @given(text=st.text(SCRIPTS, max_size=40))
     def alike(text: str) -> None:
+        # A special token's string is that token to the library, and a text to SentencePiece.
+        text = text.translate({ord("<"): None, ord("["): None})
         # transformers' Llama takes a space at the beginning for its own, which SentencePiece does not.
         text = composed(text) if strict else text.lstrip(" ") if model_type == "llama" else text
         assert own(text) == theirs(text)

@@ -73,12 +73,11 @@ def cached() -> Iterator[Cached]:
 def _looked_at(name: str, folder: Path, size: int) -> Cached:
     from rerankd.core import ModelError
     from rerankd.loading import plan
-    from rerankd.models.checkpoint.weights import Checkpoint
     from rerankd.options import LoadOptions
 
     try:
         found = plan(LoadOptions(str(folder), device="cpu"), weights=False)
-        Checkpoint(folder)
+        found.tensors()
     except ModelError as error:
         return Cached(name, folder, size, reason=str(error))
     recipe = found.choice.recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from rerankd.cli.groups import Group, Option
-from rerankd.cli.values import json_object, quantization, token_count
+from rerankd.cli.values import implementation, json_object, quantization, token_count
 from rerankd.options import LoadOptions
 from rerankd.server.settings import Settings
 
@@ -55,6 +55,13 @@ LOADING = Group(
         ),
         "recipe": Option("How the model is scored: a name of docs/models.md. [default: found from the folder]"),
         "label": Option("Label whose probability is the score, of a classifier of several (NLI). [default: relevance]"),
+        "model_impl": Option(
+            "Whose implementation of the model runs: rerankd's own, or transformers' (slower).",
+            typed={"parser": implementation, "metavar": "auto|native|transformers"},
+        ),
+        "trust_remote_code": Option(
+            "Let transformers run code of the model's folder; the log names the files.", ("--trust-remote-code",)
+        ),
         "chat_template": Option("Jinja file in place of the model's built-in prompt.", kind=str | None),
         "default_instruction": Option("Instruction for requests without one. [default: the model authors' own]"),
     },

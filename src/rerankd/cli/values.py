@@ -22,6 +22,14 @@ def token_count(text: str) -> int | None:
     return int(count)
 
 
+def implementation(text: str) -> str:
+    """auto, native or transformers; the names that vLLM and SGLang have for their own stand for native."""
+    found = {"vllm": "native", "sglang": "native"}.get(text, text)
+    if found not in ("auto", "native", "transformers"):
+        raise typer.BadParameter(f"{text!r} is not supported; use auto, native or transformers")
+    return found
+
+
 STORED_FORMATS = ("gptq", "gptq_marlin", "awq", "awq_marlin", "compressed-tensors", "gguf")
 """Names of formats in which weights are stored; a checkpoint in one of them is read as its configuration says."""
 

@@ -102,7 +102,7 @@ def load_prompts(
     max_characters: characters of one text at most, before it is cut and tokenised
     chat_template: a Jinja file or Jinja text in place of the recipe's template
     default_instruction: the instruction where a request brings none; None for the template's own
-    tokenizer: a decoder's, where it is loaded already
+    tokenizer: where it is loaded already
 
     A chat template that writes another prompt than the built-in one is used, and a warning shows the first difference.
 
@@ -113,7 +113,7 @@ def load_prompts(
         if chat_template is not None:
             raise _no_use("chat template", recipe)
         if recipe.template is None:
-            return _encoder(folder, recipe, positions, max_model_len, max_characters, default_instruction)
+            return _encoder(folder, recipe, positions, max_model_len, max_characters, default_instruction, tokenizer)
         if default_instruction is not None:
             raise _no_use("default instruction", recipe)
     tokenizer = tokenizer or load_tokenizer(folder)
@@ -183,12 +183,13 @@ def _encoder(
     max_model_len: int | None,
     max_characters: int,
     default_instruction: str | None,
+    tokenizer: LoadedTokenizer | None,
 ) -> LoadedPrompts:
     """The prompts of a model that reads texts without a template."""
     late = read_late_interaction(folder) if recipe.family == "late-interaction" else None
     inner = folder if recipe.pairs or not (folder / MODULES).is_file() else _encoder_folder(folder)
     kind: Kind = "CrossEncoder" if recipe.pairs else "SentenceTransformer" if late is None else "MultiVectorEncoder"
-    tokenizer = load_tokenizer(inner)
+    tokenizer = tokenizer or load_tokenizer(inner)
     if counts(folder, kind):
         path, own = transformer_settings(inner)
         if own.get("do_lower_case") not in (None, True, False):

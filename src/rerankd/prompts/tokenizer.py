@@ -36,12 +36,14 @@ class LoadedTokenizer:
     special_tokens: `bos_token`, `eos_token`, ... of tokenizer_config.json
     side: where sentence-transformers cuts texts: `truncation_side` of tokenizer_config.json, else the direction of the
         truncation that tokenizer.json carries, else "right"
+    has_types: whether its model is given the types of tokens, where it takes any
     """
 
     tokenizer: Tokenizer
     max_length: int | None
     special_tokens: dict[str, str]
     side: Side = "right"
+    has_types: bool = True
 
     def token_id(self, token: str) -> int:
         """The id of a string that is one token; ModelError where it is none."""

@@ -12,7 +12,7 @@ from rerankd.core import ModelError
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 GGUF = ".gguf"
-SMALL_FILES = ("*.json", "*.jinja", "vocab.txt", "merges.txt", "*.model", "artifact.metadata")
+SMALL_FILES = ("*.json", "*.jinja", "vocab.txt", "merges.txt", "*.model", "artifact.metadata", "*.py")
 UNUSED_FILES = ("onnx/*", "openvino/*", "checkpoint-*", "trainer_state.json", "data_config.json")
 
 

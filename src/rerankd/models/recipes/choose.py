@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 from rerankd.core import ModelError
 from rerankd.models.answers import is_original_qwen3, named_tokens
-from rerankd.models.architecture import Architecture
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.late_interaction import is_late_interaction
@@ -39,17 +38,17 @@ class Choice:
 
 
 def choose_recipe(
-    name: str, architecture: Architecture, evidence: Evidence, asked: str | None, has_template: bool
+    name: str, recipes: tuple[Recipe, ...], evidence: Evidence, asked: str | None, has_template: bool
 ) -> Choice:
     """The recipe of a checkpoint of the architecture `name`.
 
+    recipes: those that are known for it
     asked: the recipe that the user names
     has_template: whether the user gives a chat template
 
     Raises ModelError for a checkpoint that no rule is known for, one whose folder is for something else, and a recipe
     that is unknown or for other models.
     """
-    recipes = architecture.recipes
     if LATE_INTERACTION in recipes and (len(recipes) == 1 or is_late_interaction(evidence.folder)):
         listed = "modules.json lists a chain that makes a vector of each token"
         return _one_of((LATE_INTERACTION,), name, asked, f"it is the one for {name}" if len(recipes) == 1 else listed)

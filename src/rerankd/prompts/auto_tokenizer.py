@@ -1,0 +1,43 @@
+"""The tokenizer of a checkpoint that transformers runs, as transformers loads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from rerankd.core import ModelError
+from rerankd.models.fallback import failed
+from rerankd.prompts.tokenizer import LoadedTokenizer
+
+NO_LIMIT = 10**20
+"""transformers writes 1e30 for a tokenizer without a limit."""
+
+
+def auto_tokenizer(folder: Path, trusted: bool) -> LoadedTokenizer:
+    """`AutoTokenizer`, which must be one of the library tokenizers. ModelError for another, or none that loads.
+
+    trusted: whether code of the folder may run
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        found: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+    except Exception as error:  # whatever the tokenizer's own code raises
+        raise failed(folder, error) from None
+    tokenizer = getattr(found, "backend_tokenizer", None)
+    if not isinstance(tokenizer, Tokenizer):
+        raise ModelError(f"The tokenizer of {folder} ({type(found).__name__}) is not one of the library tokenizers.")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    length = found.model_max_length
+    names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+    special = {name: str(token) for name in names if (token := getattr(found, name, None)) is not None}
+    return LoadedTokenizer(
+        tokenizer,
+        int(length) if length and length < NO_LIMIT else None,
+        special,
+        found.truncation_side,
+        has_types="token_type_ids" in found.model_input_names,
+    )
