@@ -14,7 +14,7 @@ SOURCE = Path(rerankd.__file__).parent
 LAYERS = (
     ("version",),
     ("core",),
-    ("contents", "limits", "memory"),
+    ("contents", "limits", "memory", "threads"),
     ("work",),
     ("layers", "media", "schemas"),
     ("backends", "models", "compat"),

@@ -15,7 +15,10 @@ from rerankd.core import (
     ScoredDocument,
     Truncation,
 )
+from rerankd.threads import spin_briefly
 from rerankd.version import __version__
+
+spin_briefly()
 
 if TYPE_CHECKING:
     from rerankd.cross_encoder import CrossEncoder

@@ -29,6 +29,7 @@ from rerankd.prompts import LoadedPrompts, load_prompts
 from rerankd.prompts.auto_tokenizer import auto_tokenizer
 from rerankd.prompts.gguf import unfold
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer
+from rerankd.threads import use_threads
 
 if TYPE_CHECKING:
     from rerankd.media.loader import MediaLoader
@@ -77,7 +78,7 @@ class Plan:
         if isinstance(self.architecture, Fallback):
             return "transformers", []
         backend, reasons = self.placement.backend_for(self.architecture.spec(self.config))
-        return backend.name, reasons
+        return backend.title, reasons
 
     def info(self) -> ModelInfo:
         """The description of the model for ready lines and answers."""
@@ -89,6 +90,7 @@ class Plan:
             family=recipe.family,
             device=str(self.placement.device),
             dtype=self.placement.dtype_name,
+            backend=self.backend()[0],
             max_model_len=self.prompts.max_tokens,
             takes_instruction=self.prompts.takes_instruction,
             supports_vision=recipe.supports_vision,
@@ -172,6 +174,9 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
     Raises ModelError where it cannot be found, read or scored."""
     if options.tensor_parallel_size < 1:
         raise ModelError(f"The tensor parallel size must be at least 1, not {options.tensor_parallel_size}.")
+    if options.num_threads is not None and options.num_threads < 1:
+        raise ModelError(f"The number of threads must be at least 1, not {options.num_threads}.")
+    use_threads(options.num_threads)
     shard = Shard(rank, options.tensor_parallel_size)
     placement = place(options.device, options.dtype, options.quantization, options.backend, shard)
     if options.gpu_memory_utilization is not None:

@@ -24,6 +24,7 @@ class LoadOptions:
     gpu_memory_utilization: share of a CUDA device's memory to use at most; None for all of it
     tensor_parallel_size: processes that compute the model together, each its part of every layer on a device of its own
     backend: "auto" for the fastest that supports the model; a name of `BACKENDS` for that one alone, to find faults
+    num_threads: threads that compute on a CPU; None for OMP_NUM_THREADS, else as many as cores and a quota allow
     max_model_len: tokens in one prompt; None for the model's own limit
     max_characters: characters of one text (query, document or instruction) at most; a longer one is an error
     max_batch_tokens: tokens in one packed batch; None for the device's own choice
@@ -51,6 +52,7 @@ class LoadOptions:
     gpu_memory_utilization: float | None = None
     tensor_parallel_size: int = 1
     backend: str = "auto"
+    num_threads: int | None = None
     max_model_len: int | None = None
     max_characters: int = MAX_CHARACTERS
     max_batch_tokens: int | None = None
@@ -71,7 +73,10 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The loaded model: for ready lines, `/v1/models` and metrics."""
+    """The loaded model: for ready lines, `/v1/models` and metrics.
+
+    backend: with the instruction set of its own kernels
+    """
 
     model: str
     path: Path
@@ -84,3 +89,4 @@ class ModelInfo:
     supports_vision: bool = False
     quantization: str | None = None
     tensor_parallel_size: int = 1
+    backend: str = "torch"

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import requests
+import torch
 
 from rerankd import Reranker, __version__
+from rerankd.backends.cpu.backend import CpuBackend
 from tests.server.launched import LAUNCH_SERVER, SERVE, environment, launched, start
 
 
@@ -78,7 +80,7 @@ def test_serve_until_ctrl_c(bert_checkpoint: Path) -> None:
         ready, curl = server.said.splitlines()[-1], server.process.stdout.readline() if server.process.stdout else ""
         assert ready == (
             f"rerankd {__version__} is ready: http://127.0.0.1:{port} model=my-model family=cross-encoder "
-            "device=cpu dtype=float32"
+            f"device=cpu dtype=float32 backend={CpuBackend(torch.float32).title}"
         )
         command = shlex.split(curl.removeprefix("Try: "))
         assert command[0] == "curl"

@@ -116,7 +116,7 @@ def test_a_server_of_two_processes_ends_when_one_dies(xlmr_checkpoint: Path) -> 
     with Reranker(str(xlmr_checkpoint), **PLAINLY) as whole:
         expected = scores(whole, DOCUMENTS)
     with launched(SERVE, str(xlmr_checkpoint), *FLAGS, "-tp", "2", exit_code=1) as server:
-        assert re.search(r"device=cpu dtype=float32 tensor_parallel_size=2$", server.said, re.MULTILINE)
+        assert re.search(r"device=cpu dtype=float32 backend=torch tensor_parallel_size=2$", server.said, re.MULTILINE)
         (follower,) = children(server.process.pid)
         # What a terminal or a supervisor sends to all processes is for rank 0.
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -11,11 +11,15 @@ from rerankd.layers.transformer import Executor
 class Backend(Executor, Protocol):
     """An `Executor` that says what it cannot run.
 
-    name: as `--backend` and the ready line have it
+    name: as `--backend` has it
+    title: as `inspect` and the ready line have it: the name, and the instruction set of its kernels, such as "cpu/amx"
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
 
     def supports(self, spec: TransformerSpec) -> str | None:
         """None, or what the backend lacks to run it: words that complete "the backend does not support ..."."""

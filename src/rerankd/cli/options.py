@@ -41,6 +41,10 @@ LOADING = Group(
             typed={"min": 1},
         ),
         "backend": Option("Code that runs the model; auto takes the fastest. For finding faults.", kind=Backend),
+        "num_threads": Option(
+            "Threads that compute on a CPU. [default: OMP_NUM_THREADS, or what cores and a quota allow]",
+            typed={"min": 1},
+        ),
         "max_model_len": Option("Most tokens of one prompt. [default: the model's limit]", typed=TOKENS),
         "max_batch_tokens": Option(
             "Most tokens of one batch. [default: the device's]",

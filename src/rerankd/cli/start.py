@@ -250,7 +250,7 @@ def _ready(url: str, settings: Settings, info: ModelInfo, door: Door) -> str:
     more += f" tensor_parallel_size={info.tensor_parallel_size}" if info.tensor_parallel_size > 1 else ""
     return (
         f"rerankd {__version__} is ready: {url} model={name} family={info.family} "
-        f"device={info.device} dtype={info.dtype}{more}\n"
+        f"device={info.device} dtype={info.dtype} backend={info.backend}{more}\n"
         f"Try: curl {_reached(url, door)}/v1/rerank{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
         + ("" if door.uds else _clients(url + settings.root_path, name, settings.playground))
     )

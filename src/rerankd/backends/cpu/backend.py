@@ -44,6 +44,12 @@ class CpuBackend:
             row_tile_values=ROW_TILE_VALUES if kernels is None else KERNEL_ROW_TILE_VALUES * torch.get_num_threads(),
         )
 
+    @property
+    def title(self) -> str:
+        """See `Backend`."""
+        kernels = self.runtime.kernels
+        return f"{self.name}/{kernels.unit.name}" if kernels else self.name
+
     def supports(self, spec: TransformerSpec) -> str | None:
         """See `Backend.supports`."""
         return next(filter(None, map(_lacking, dict.fromkeys(spec.layers))), None)

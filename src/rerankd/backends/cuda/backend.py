@@ -58,6 +58,7 @@ class CudaBackend:
     fp8: bool = False
     name: str = "cuda"
     ranks: Ranks = field(default_factory=Ranks)
+    title: str = "cuda"
 
     def supports(self, spec: TransformerSpec) -> str | None:
         """See `Backend.supports`."""

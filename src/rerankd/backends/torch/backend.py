@@ -24,6 +24,7 @@ class TorchBackend:
     attention: Attention = sdpa_attention
     name: str = "torch"
     ranks: Ranks = field(default_factory=Ranks)
+    title: str = "torch"
 
     def supports(self, spec: TransformerSpec) -> str | None:
         """See `Backend.supports`."""

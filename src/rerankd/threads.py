@@ -1,0 +1,73 @@
+"""The threads that compute on a CPU: how many, and how long they spin before they sleep."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUP = Path("/proc/self/cgroup")
+SPINS = "2000"
+"""What GNU's OpenMP spins for about as long as a wake-up takes, 0.1 ms; by default it spins for milliseconds."""
+
+
+def spin_briefly() -> None:
+    """Let threads of GNU's OpenMP sleep soon after a parallel region, unless the environment says otherwise.
+
+    A thread that spins takes time from the thread that it waits for, where other processes or a quota leave fewer cores
+    than there are threads. To be called before torch is imported, which loads OpenMP; afterwards it has no effect.
+    """
+    if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
+def use_threads(count: int | None) -> None:
+    """Let torch and the kernels compute on so many threads.
+
+    count: None for OMP_NUM_THREADS, else a thread for each core that the process may use, and no more than its quota of
+        time fills
+    """
+    import torch
+
+    quota = cpu_quota()
+    if count is None and quota is not None and "OMP_NUM_THREADS" not in os.environ:
+        count = min(torch.get_num_threads(), math.ceil(quota))
+    if count is not None and count != torch.get_num_threads():
+        torch.set_num_threads(count)
+
+
+def cpu_quota() -> float | None:
+    """The cores' worth of time that control groups leave the process, such as 1.5; None where they set no limit."""
+    quotas = [quota for folder in _groups() if (quota := _quota(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _groups() -> list[Path]:
+    """The folders of the process's control groups and of those that they lie in."""
+    found = [CGROUPS, CGROUPS / "cpu"]
+    try:
+        lines = OWN_CGROUP.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "" or "cpu" in controllers.split(","):
+            folder = CGROUPS / "cpu" if controllers else CGROUPS
+            own = folder / path.lstrip("/")
+            found += [own, *(parent for parent in own.parents if folder in parent.parents)]
+    return found
+
+
+def _quota(folder: Path) -> float | None:
+    """What one control group allows, by the files of version 2 or 1."""
+    try:
+        if (folder / "cpu.max").is_file():
+            quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text(encoding="ascii")
+            period = (folder / "cpu.cfs_period_us").read_text(encoding="ascii")
+        return int(quota) / int(period) if quota != "max" and int(quota) > 0 else None
+    except (OSError, ValueError):
+        return None

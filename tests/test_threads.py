@@ -1,0 +1,83 @@
+"""How many threads compute, by options, the environment and control groups."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rerankd import ModelError, threads
+from rerankd.loading import plan
+from rerankd.options import LoadOptions
+
+
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of the system's control groups, of which the process's own is /a/b."""
+    own = tmp_path / "own"
+    own.write_text("0::/a/b\n")
+    folder = tmp_path / "groups"
+    (folder / "a" / "b").mkdir(parents=True)
+    monkeypatch.setattr(threads, "CGROUPS", folder)
+    monkeypatch.setattr(threads, "OWN_CGROUP", own)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "max 100000\n"}, 3.0),
+        ({"a/cpu.max": "300000 100000\n", "a/b/cpu.max": "50000 100000\n"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.max": "nonsense"}, None),
+    ],
+)
+def test_the_smallest_quota_of_all_groups_counts(groups: Path, files: dict[str, str], quota: float | None) -> None:
+    for name, text in files.items():
+        (groups / name).parent.mkdir(exist_ok=True)
+        (groups / name).write_text(text)
+    assert threads.cpu_quota() == quota
+
+
+def test_threads_follow_the_option_then_the_environment_then_the_quota(
+    groups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (groups / "cpu.max").write_text("150000 100000")
+    try:
+        torch.set_num_threads(4)
+        threads.use_threads(None)
+        assert torch.get_num_threads() == 2
+        threads.use_threads(3)
+        assert torch.get_num_threads() == 3
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        threads.use_threads(None)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_number_of_threads_below_1_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="at least 1, not 0"):
+        plan(LoadOptions(str(tmp_path), num_threads=0))
+
+
+@pytest.mark.parametrize(
+    ("environment", "spins"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_openmp_is_told_to_spin_briefly_unless_the_environment_says_otherwise(
+    environment: dict[str, str], spins: str
+) -> None:
+    command = [sys.executable, "-c", "import os, rerankd; print(os.environ.get('GOMP_SPINCOUNT'))"]
+    path = {"PYTHONPATH": str(Path(threads.__file__).parents[1])}
+    done = subprocess.run(command, env=environment | path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == spins
