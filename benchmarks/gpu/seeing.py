@@ -12,7 +12,7 @@ from benchmarks.gpu.batches import packed, tokens, uniform
 from benchmarks.gpu.models import BUDGET, ours, request
 from benchmarks.gpu.timing import Bench
 from rerankd.core import PromptGroup, Segment
-from rerankd.media.visual import VisionFormat, Visual
+from rerankd.media.visual import ResizedVisual, VisionFormat
 from rerankd.models.base import Model
 
 FORMAT = VisionFormat(16, 2, 2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), 1 / 255)
@@ -44,7 +44,7 @@ def pictures(documents: int, side: int, seed: int) -> PromptGroup:
     count = (side // 32) ** 2
 
     def document() -> Segment:
-        visual = Visual.of_image(draw.integers(0, 256, (side, side, 3), dtype=numpy.uint8), FORMAT)
+        visual = ResizedVisual.of_image(draw.integers(0, 256, (side, side, 3), dtype=numpy.uint8), FORMAT)
         words: list[int] = draw.integers(10, shapes.VOCABULARY, 12).tolist()
         return Segment([*words[:6], *[shapes.IMAGE] * count, *words[6:]], visuals=(visual,))
 
