@@ -118,6 +118,7 @@ def by_cuda(ranks: Ranks) -> CudaBackend:
         (checkpoints.xlmr, 2, by_cuda),
         (encoder_checkpoints.jina_v2, 2, by_torch),  # queries, keys and values in one, with biases
         (encoder_checkpoints.deberta_v2, 2, by_torch),  # tables of each head
+        (encoder_checkpoints.mpnet, 2, by_torch),  # biases of each head
         (encoder_checkpoints.gte, 2, by_torch),  # the gate last
         (modernbert_checkpoints.modernbert, 2, by_torch),
     ],
