@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -218,3 +219,13 @@ def test_what_must_be_refused_is_in_one_line(
         assert done.stderr.startswith("rerankd: error: ")
         assert done.stderr.count("\n") == 1
         assert said in done.stderr
+
+
+def test_a_model_in_parts_is_looked_over_without_its_processes(bert_checkpoint: Path) -> None:
+    found = look(bert_checkpoint, "--tensor-parallel-size", "2")
+    assert (found["tensor_parallel_size"], found["backend"]) == (2, "torch")
+    said = run(str(bert_checkpoint), "--device", "cpu", "-tp", "2").stdout
+    assert re.search(r"^ranks: +2, each a part of every layer$", said, re.MULTILINE)
+    refused = run(str(bert_checkpoint), "--device", "cpu", "--tp-size", "3")
+    assert refused.exit_code == 1
+    assert "does not support 4 heads in 3 equal parts" in refused.stderr
