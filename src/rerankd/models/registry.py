@@ -85,6 +85,6 @@ def _known() -> str:
     """The architectures by what their names end with."""
     kinds: dict[str, list[str]] = {}
     for name in ARCHITECTURES:
-        family, kind = re.fullmatch(r"(.+?)(For\w+|Model|_ColBERT)", name).groups()  # type: ignore[union-attr]
-        kinds.setdefault(kind, []).append(family)
-    return "; ".join(f"{kind} of {', '.join(families)}" for kind, families in kinds.items())
+        named = re.fullmatch(r"(.+?)(For\w+|Model)", name)
+        kinds.setdefault(named[2] if named else name, []).extend([named[1]] if named else [])
+    return "; ".join(f"{kind} of {', '.join(families)}" if families else kind for kind, families in kinds.items())
