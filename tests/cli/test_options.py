@@ -316,3 +316,19 @@ def test_without_it_the_default_is_on_the_hub(monkeypatch: pytest.MonkeyPatch, s
     choice = defaults.default_model()
     assert (choice.model, choice.names) == ("BAAI/bge-reranker-v2-m3", ("BAAI/bge-reranker-v2-m3",))
     assert "not installed" in choice.why
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"), [("vllm", "native"), ("sglang", "native"), ("transformers", "transformers")]
+)
+def test_implementations_by_the_names_of_others(
+    monkeypatch: pytest.MonkeyPatch, started: Started, said: str, meant: str
+) -> None:
+    for command in ("serve", "launch_server"):
+        model = ["org/model"] if command == "serve" else ["--model-path", "org/model"]
+        assert run(monkeypatch, command, *model, "--model-impl", said, "--trust-remote-code") == 0
+        assert started.launch is not None
+        loading = started.launch.loading
+        assert (loading["model_impl"], loading["trust_remote_code"]) == (meant, True)
+        assert started.notes == []
+    assert run(monkeypatch, "serve", "org/model", "--model-impl", "terratorch") == 2
