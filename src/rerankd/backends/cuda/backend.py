@@ -58,7 +58,11 @@ class CudaBackend:
     fp8: bool = False
     name: str = "cuda"
     ranks: Ranks = field(default_factory=Ranks)
-    title: str = "cuda"
+
+    @property
+    def title(self) -> str:
+        """See `Backend`."""
+        return self.name
 
     def supports(self, spec: TransformerSpec) -> str | None:
         """See `Backend.supports`."""

@@ -24,7 +24,11 @@ class TorchBackend:
     attention: Attention = sdpa_attention
     name: str = "torch"
     ranks: Ranks = field(default_factory=Ranks)
-    title: str = "torch"
+
+    @property
+    def title(self) -> str:
+        """See `Backend`."""
+        return self.name
 
     def supports(self, spec: TransformerSpec) -> str | None:
         """See `Backend.supports`."""
