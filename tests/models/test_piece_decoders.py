@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ class Rule:
         ids[3] = ids[3][: self.most - len(ids[1]) - len(ids[2])]
         return [token for piece in ids for token in piece]
 
+    @cache  # noqa: B019 - of a few rules, each there until the end
     @torch.inference_mode()
     def scores(self, folder: Path, instruction: str | None = None, whole: bool = False) -> list[float]:
         """The scores of PAIRS in float32; whole: of prompts that are tokenised as one text."""
