@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
-from rerankd.compat.flags import Peer, Takes, sort_out
+from rerankd.cli.configuration import Setting, check, in_force, of_environment, of_file
+from rerankd.compat.flags import Given, Peer, Takes, sort_out
 from rerankd.compat.variables import Variables
+
+MODELS = ("model", "model_flag", "model_path")
+"""Names of the parameters that are the model."""
 
 
 def takes(param: Any) -> Takes:
@@ -18,22 +24,61 @@ def takes(param: Any) -> Takes:
     return "values" if (param.metavar or "").endswith("...") else "value"
 
 
-def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
-    """A command that takes a peer's flags beside its own, and has them as `ctx.obj`, a list of `Given`.
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a command is told beside its own options, as `ctx.obj`.
 
-    What the peer's variables stand for, it takes as if the flag was given first.
+    given: a peer's flags
+    notes: a line for each variable that has no effect
+    """
+
+    given: list[Given]
+    notes: list[str]
+
+
+def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
+    """A command that takes a peer's flags beside its own, and its options from variables and a file too.
+
+    The command line wins over RERANKD_* variables, these win over the peer's variables, and these over the file.
     """
 
     class PeerCommand(TyperCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-            own: dict[str, Takes] = {
-                flag: takes(param)
+            options = {
+                flag: param
                 for param in self.get_params(ctx)
                 for flag in (*param.opts, *param.secondary_opts)
                 if flag.startswith("-")
             }
-            args, ctx.obj = sort_out(args, own, peer)
-            return super().parse_args(ctx, [*variables.arguments(os.environ, args), *args])
+            own = {flag: takes(param) for flag, param in options.items()}
+            args, given = sort_out(args, own, peer)
+            settings, notes = of_environment(options, os.environ)
+            settings += [
+                Setting(options[flag].name, [value] if options[flag].multiple else value, name)
+                for name, (flag, value) in variables.found(os.environ).items()
+                if flag in options
+            ]
+            path = self.make_parser(ctx).parse_args(list(args))[0].get("config")
+            path = path or next((one.value for one in settings if one.name == "config"), None)
+            if path:
+                file = of_file(path, options, own, peer)
+                settings += file.settings
+                named = {one.name for one in given}
+                given += [one for one in file.given if one.name not in named]
+            check(settings, options, ctx)
+            first = {one.name: one for one in reversed(settings)}
+            ctx.default_map = {name: one.value for name, one in first.items()}
+            ctx.obj = Beside(given, [*notes, *variables.notes(os.environ)])
+            rest = super().parse_args(ctx, args)
+            if ctx.params["print_config"]:
+                places = {name: one.place for name, one in first.items()}
+                model = next((ctx.params[name] for name in MODELS if ctx.params.get(name)), "")
+                for note in (*peer.judge(given, model), *ctx.obj.notes):
+                    typer.echo(note, err=True)
+                for line in in_force(ctx, self.get_params(ctx), places, os.environ):
+                    typer.echo(line)
+                raise typer.Exit
+            return rest
 
     return PeerCommand
 

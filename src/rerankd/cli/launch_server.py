@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
+from rerankd.cli.configuration import configured
 from rerankd.cli.door import Door
 from rerankd.cli.groups import Values, grouped
 from rerankd.cli.options import OR_DEFAULT
 from rerankd.cli.serving import DOOR, LAUNCH, LIMITS, MEDIA, MEDIA_LIMITS, SERVED_LOADING, SETTINGS
 from rerankd.cli.start import Launch, Media, TracesTo, start
 from rerankd.compat.peers import SGLANG
-from rerankd.compat.variables import SGLANG_VARIABLES
 from rerankd.limits import RequestLimits
 from rerankd.media.limits import MediaLimits
 
 
+@configured
 @grouped
 def launch_server(
     ctx: typer.Context,
@@ -61,4 +61,4 @@ def launch_server(
         door=door,
         traces=traces,
     )
-    start(launch, [*SGLANG.judge(ctx.obj, model_path or ""), *SGLANG_VARIABLES.notes(os.environ)])
+    start(launch, [*SGLANG.judge(ctx.obj.given, model_path or ""), *ctx.obj.notes])

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from rerankd.cli import door
+from rerankd.cli.configuration import configured
 from rerankd.cli.groups import Values, grouped
 from rerankd.cli.options import LOADING, NAMED, DialectName
 from rerankd.compat.peers import VLLM
-from rerankd.compat.variables import VLLM_VARIABLES
 from rerankd.core import RerankdError
 
 SkipBad = Annotated[
@@ -138,6 +138,7 @@ def rank(
             do(LocalScorer(reranker), f"{Path(info.model).name}@{precision}", about)
 
 
+@configured
 @grouped
 def run_batch(
     ctx: typer.Context,
@@ -166,7 +167,7 @@ def run_batch(
         from rerankd.rank.files import BadLines
         from rerankd.reranker import Reranker
 
-        for note in [*VLLM.judge(ctx.obj, model or ""), *VLLM_VARIABLES.notes(os.environ)]:
+        for note in [*VLLM.judge(ctx.obj.given, model or ""), *ctx.obj.notes]:
             typer.echo(note, err=True)
         with Reranker(chosen(model), **loading) as reranker:
             names = served["names"] or ((model,) if model else default_names())

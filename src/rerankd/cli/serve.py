@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
+from rerankd.cli.configuration import configured
 from rerankd.cli.door import Door
 from rerankd.cli.groups import Values, grouped
 from rerankd.cli.options import OR_DEFAULT
 from rerankd.cli.serving import DOOR, LAUNCH, LIMITS, MEDIA, MEDIA_LIMITS, SERVED_LOADING, SETTINGS
 from rerankd.cli.start import Launch, Media, TracesTo, start
 from rerankd.compat.peers import VLLM
-from rerankd.compat.variables import VLLM_VARIABLES
 from rerankd.limits import RequestLimits
 from rerankd.media.limits import MediaLimits
 
 
+@configured
 @grouped
 def serve(
     ctx: typer.Context,
@@ -50,4 +50,4 @@ def serve(
         door=door,
         traces=traces,
     )
-    start(launch, [*VLLM.judge(ctx.obj, chosen or ""), *VLLM_VARIABLES.notes(os.environ)])
+    start(launch, [*VLLM.judge(ctx.obj.given, chosen or ""), *ctx.obj.notes])

@@ -202,7 +202,7 @@ DOOR = Group(
             kind=list[str] | None,
             default=None,
             convert=_tuple,
-            typed={"metavar": "KEY..."},
+            typed={"metavar": "KEY...", "hide_input": True},
         ),
         "api_key_file": Option("File of keys, one a line."),
         "protect_all": Option("Ask for a key at health probes and /metrics too.", ("--protect-all",)),
@@ -229,7 +229,7 @@ DOOR = Group(
         ),
         "allow_credentials": Option("Let these pages send cookies and keys.", ("--allow-credentials",)),
         "ssl_keyfile": Option("The certificate's private key, where it is not in the certificate's file."),
-        "ssl_keyfile_password": Option("Password of the private key."),
+        "ssl_keyfile_password": Option("Password of the private key.", typed={"hide_input": True}),
         "ssl_certfile": Option("Certificate to serve HTTPS with."),
         "ssl_ca_certs": Option("Certificates of the authorities that sign clients' certificates."),
         "ssl_cert_reqs": Option(

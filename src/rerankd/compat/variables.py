@@ -5,7 +5,7 @@ HF_HOME, HF_TOKEN, OTEL_* and the other variables of libraries are left to those
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from rerankd.compat.peers import SGLANG_IGNORED_VARIABLES, VLLM_IGNORED_VARIABLES
@@ -18,11 +18,10 @@ LEVELS = ("critical", "error", "warning", "info", "debug")
 class StandsFor:
     """A variable that stands for a flag.
 
-    flags: the flag and its other names; one of them on the command line wins
     value: the flag's value for the variable's; None for one that asks for nothing. Raises ValueError for nonsense.
     """
 
-    flags: tuple[str, ...]
+    flag: str
     value: Callable[[str], str | None]
 
 
@@ -38,14 +37,10 @@ class Variables:
     honoured: Mapping[str, StandsFor]
     ignored: Mapping[str, tuple[str, ...]]
 
-    def arguments(self, environ: Mapping[str, str], given: Container[str]) -> list[str]:
-        """The flags that the environment stands for, but those that are given."""
-        found = []
-        for name, stands_for in self.honoured.items():
-            if name in environ and not any(flag in given for flag in stands_for.flags):
-                value = _value(stands_for, environ[name])
-                found += [] if value is None else [stands_for.flags[0], value]
-        return found
+    def found(self, environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+        """Variable -> the flag that it stands for, and the flag's value."""
+        values = {name: _value(one, environ[name]) for name, one in self.honoured.items() if name in environ}
+        return {name: (self.honoured[name].flag, value) for name, value in values.items() if value is not None}
 
     def notes(self, environ: Mapping[str, str]) -> Iterator[str]:
         """A line for each variable that is set and has no effect, one for all of those of which nothing is known."""
@@ -101,11 +96,11 @@ USE_MODELSCOPE = "VLLM_USE_MODELSCOPE"
 VLLM_VARIABLES = Variables(
     "vLLM",
     {
-        USE_MODELSCOPE: StandsFor(("--hub",), _modelscope),
+        USE_MODELSCOPE: StandsFor("--hub", _modelscope),
         # An empty one is refused where keys are read: it must not leave the door open.
-        "VLLM_API_KEY": StandsFor(("--api-key",), str),
-        "VLLM_LOGGING_LEVEL": StandsFor(("--log-level", "--uvicorn-log-level"), _level),
-        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": StandsFor(("--timeout-keep-alive",), _seconds),
+        "VLLM_API_KEY": StandsFor("--api-key", str),
+        "VLLM_LOGGING_LEVEL": StandsFor("--log-level", _level),
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": StandsFor("--timeout-keep-alive", _seconds),
     },
     VLLM_IGNORED_VARIABLES,
 )
@@ -113,8 +108,8 @@ VLLM_VARIABLES = Variables(
 SGLANG_VARIABLES = Variables(
     "SGLang",
     {
-        "SGLANG_USE_MODELSCOPE": StandsFor(("--hub",), _modelscope),
-        "SGLANG_TIMEOUT_KEEP_ALIVE": StandsFor(("--timeout-keep-alive",), _seconds),
+        "SGLANG_USE_MODELSCOPE": StandsFor("--hub", _modelscope),
+        "SGLANG_TIMEOUT_KEEP_ALIVE": StandsFor("--timeout-keep-alive", _seconds),
     },
     SGLANG_IGNORED_VARIABLES,
 )
@@ -122,4 +117,4 @@ SGLANG_VARIABLES = Variables(
 
 def modelscope(environ: Mapping[str, str]) -> bool:
     """Whether vLLM would look a model up on ModelScope."""
-    return bool(VLLM_VARIABLES.arguments({name: environ[name] for name in environ.keys() & {USE_MODELSCOPE}}, ()))
+    return USE_MODELSCOPE in VLLM_VARIABLES.found(environ)

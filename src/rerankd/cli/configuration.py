@@ -1,0 +1,249 @@
+"""Options from elsewhere than the command line: variables `RERANKD_*`, and a file in vLLM's form."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+import yaml
+
+from rerankd.cli.door import KEY_VARIABLE
+from rerankd.compat.flags import Given, Peer, UsageProblem, sort_out
+
+PREFIX = "RERANKD_"
+READ_ELSEWHERE = frozenset({KEY_VARIABLE, "RERANKD_ISA"})
+"""Variables of this prefix that stand for no flag: the key is added to those of the flag."""
+CLUSTER_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
+"""Kubernetes writes it into RERANKD_PORT where a service has the name `rerankd`."""
+WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+OWN = {
+    name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+    for name, default, kind, option in (
+        ("config", None, str | None, typer.Option(metavar="FILE", help="YAML file of flags, named without dashes.")),
+        ("print_config", False, bool, typer.Option("--print-config", help="Print what is in force, and exit.")),
+    )
+}
+"""The options that are about options."""
+Options: TypeAlias = Mapping[str, Any]
+"""Flag with dashes -> Typer's option."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """An option's value from elsewhere.
+
+    name: of the option, as Typer has it
+    value: a text, a list of texts, or a bool for a switch, as Typer takes it
+    place: the variable or the file
+    """
+
+    name: str
+    value: Any
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file's settings, and the flags of a peer in the file."""
+
+    settings: list[Setting]
+    given: list[Given]
+
+
+def of_environment(options: Options, environ: Mapping[str, str]) -> tuple[list[Setting], list[str]]:
+    """What variables say, and a line on those that are not read. An empty variable says nothing.
+
+    Raises UsageProblem for two variables of one option, and for a value that is none.
+    """
+    flags = {PREFIX + flag[2:].replace("-", "_").upper(): flag for flag in options if flag.startswith("--")}
+    found: dict[str, Setting] = {}
+    unread = []
+    for variable in sorted(one for one in environ if one.startswith(PREFIX) and environ[one]):
+        text = environ[variable]
+        if variable in READ_ELSEWHERE:
+            continue
+        if variable not in flags or flags[variable] == "--help" or CLUSTER_ADDRESS.match(text):
+            unread.append(variable)
+            continue
+        option = options[flags[variable]]
+        _add(found, Setting(option.name, _of_text(option, text, variable), variable), variable)
+    return list(found.values()), [f"Not read: {', '.join(unread)}."] if unread else []
+
+
+def of_file(path: str, options: Options, own: Mapping[str, Any], peer: Peer) -> File:
+    """What a file says. An entry without a value (null) says nothing.
+
+    own: what our flags take, as `sort_out` has it
+
+    Raises UsageProblem, in one line with the file and the key.
+    """
+    found: dict[str, Setting] = {}
+    given: list[Given] = []
+    for key, value in _read(path).items():
+        place = f"{path}: {key}"
+        if not re.fullmatch(r"\w[\w.-]*", key):
+            raise UsageProblem(f"{place}: a key has to be a flag's name without its dashes, such as max-model-len.")
+        flag = f"--{key.replace('_', '-')}"
+        if flag in ("--config", "--help"):
+            raise UsageProblem(f"{place}: give {flag} on the command line.")
+        if value is None:
+            continue
+        if flag not in options:
+            values = value if isinstance(value, list) else [value]
+            words = [f"{flag}={_text(one, place)}" for one in values]
+            try:
+                given += [Given(place, one.name, one.value, one.off) for one in sort_out(words, own, peer)[1]]
+            except UsageProblem as problem:
+                raise UsageProblem(f"{place}: {problem}") from None
+            continue
+        option = options[flag]
+        _add(found, Setting(option.name, _of_yaml(option, value, place), path), place)
+    return File(list(found.values()), given)
+
+
+def check(settings: Iterable[Setting], options: Options, ctx: Any) -> None:
+    """Raises UsageProblem for a value that its option does not take."""
+    by_name = {option.name: (flag, option) for flag, option in options.items() if flag.startswith("--")}
+    for setting in settings:
+        flag, option = by_name[setting.name]
+        try:
+            option.process_value(ctx, setting.value)
+        except typer.BadParameter as error:
+            where = setting.place if setting.place.startswith(PREFIX) else f"{setting.place}: {flag[2:]}"
+            raise UsageProblem(f"{where}: {error.message.rstrip('.')}.") from None
+
+
+def configured(command: Callable[..., None]) -> Callable[..., None]:
+    """A command for Typer with `--config` and `--print-config`, which `PeerCommand` reads."""
+    signature = inspect.signature(command)
+
+    def run(**given: Any) -> None:
+        command(**{name: value for name, value in given.items() if name not in OWN})
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[*signature.parameters.values(), *OWN.values()]
+    )
+    return run
+
+
+def in_force(ctx: Any, params: Iterable[Any], places: Mapping[str, str], environ: Mapping[str, str]) -> Iterator[str]:
+    """A line of YAML for each option: key, value, and the place that the value is from. Secrets are not shown.
+
+    places: name of an option -> place of its value, where the option is not on the command line
+    """
+    lines: dict[str, str] = {}
+    for param in params:
+        key = next((flag for flag in param.opts if flag.startswith("--")), param.name).lstrip("-")
+        if param.name not in ctx.params or key in ("config", "print-config"):
+            continue
+        on_line = ctx.get_parameter_source(param.name).name == "COMMANDLINE"
+        place = "command line" if on_line else places.get(param.name, "default")
+        value = ctx.params[param.name]
+        if getattr(param, "hide_input", False):
+            used = [place] if value else []
+            used += [KEY_VARIABLE] if key == "api-key" and KEY_VARIABLE in environ else []
+            lines[key] = f"# {key}: {'not shown' if used else 'none'}  ({' and '.join(used) or 'default'})"
+        elif key not in lines or (place != "default" and not lines[key].endswith("# command line")):
+            lines[key] = f"{key}: {json.dumps(value, default=_plain, ensure_ascii=False)}  # {place}"
+    yield from lines.values()
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | set) else getattr(value, "value", str(value))
+
+
+def _add(found: dict[str, Setting], setting: Setting, place: str) -> None:
+    if setting.name in found:
+        raise UsageProblem(f"{place}: the option has another name too, and both are given; keep one.")
+    found[setting.name] = setting
+
+
+def _of_text(option: Any, text: str, variable: str) -> Any:
+    if getattr(option, "is_flag", False):
+        return _switch(text, variable)
+    if not option.multiple:
+        return text
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageProblem(f"{variable}: the value cannot be split into words: {error}.") from None
+
+
+def _switch(text: str, place: str) -> bool:
+    if text.strip().lower() not in WORDS:
+        raise UsageProblem(f"{place}: {text!r} is neither true nor false.")
+    return WORDS[text.strip().lower()]
+
+
+def _of_yaml(option: Any, value: Any, place: str) -> Any:
+    if getattr(option, "is_flag", False):
+        return _switch(_text(value, place), place)
+    if option.multiple:
+        return [_text(one, place) for one in (value if isinstance(value, list) else [value])]
+    if not isinstance(value, str) and option.metavar != "JSON":
+        raise UsageProblem(f"{place}: the option takes one value, not a list or a mapping.")
+    return _text(value, place)
+
+
+def _text(value: Any, place: str) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError):
+        raise UsageProblem(f"{place}: the value holds more than JSON has; write texts in quotes.") from None
+
+
+def _read(path: str) -> dict[str, Any]:
+    """The file's entries, with numbers, dates and words such as `off` as they are written."""
+    try:
+        loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        if root is None:
+            return {}
+        if not isinstance(root, yaml.MappingNode):
+            raise UsageProblem(f"{path}: the file has to hold keys and values, such as port: 8000.")
+        _refuse_twins(root, [])
+        return {str(key.value): _as_written(value, loader) for key, value in root.value}
+    except (OSError, UnicodeError) as error:
+        raise UsageProblem(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        why = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise UsageProblem(f"{path}{line}: the file is not YAML that can be read: {why}.") from None
+
+
+def _refuse_twins(node: Any, above: list[Any]) -> None:
+    """Raises for a key that is twice in a mapping, of which PyYAML takes the last; and for a mapping in itself."""
+    if isinstance(node, yaml.ScalarNode):
+        return
+    if node in above:
+        raise yaml.MarkedYAMLError(problem="a value holds itself", problem_mark=node.start_mark)
+    inside = node.value
+    if isinstance(node, yaml.MappingNode):
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in keys:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value} is there twice", problem_mark=key.start_mark)
+            keys.add(str(key.value))
+        inside = [value for _, value in node.value]
+    for one in inside:
+        _refuse_twins(one, [*above, node])
+
+
+def _as_written(node: Any, loader: Any) -> Any:
+    if isinstance(node, yaml.ScalarNode):
+        return None if node.tag == "tag:yaml.org,2002:null" else node.value
+    if isinstance(node, yaml.SequenceNode):
+        scalar = yaml.ScalarNode
+        return [one.value if isinstance(one, scalar) else loader.construct_object(one, deep=True) for one in node.value]
+    return loader.construct_object(node, deep=True)
