@@ -25,6 +25,10 @@ setup(
             optional=True,
         )
     ],
-    # Always compiled: files' times do not tell which sources a library was compiled from.
-    options={"build_ext": {"force": True}},
+    options={
+        # Always compiled: files' times do not tell which sources a library was compiled from.
+        "build_ext": {"force": True},
+        # One wheel serves every Python from the oldest one on.
+        "bdist_wheel": {"py_limited_api": "cp310"},
+    },
 )
