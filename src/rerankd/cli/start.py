@@ -150,6 +150,7 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
         from rerankd.reranker import Reranker
         from rerankd.server.app import create_app
         from rerankd.server.settings import Settings
+        from rerankd.server.supervisor import notify
 
         options = LoadOptions(
             model=model,
@@ -180,6 +181,7 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
             def ready() -> None:
                 said = _ready(url, settings, reranker.info, door)
                 _say(said if launch.log_format == "text" else said.partition("\n")[0], launch, url=url)
+                notify("READY=1")
 
             lifetime = Lifetime(
                 ready,
