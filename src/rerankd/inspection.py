@@ -130,6 +130,12 @@ def _head(plan: Plan) -> tuple[str, dict[str, int], str]:
     config, recipe, prompts = plan.config, plan.choice.recipe, plan.prompts
     if not recipe.pairs:
         return _comparison(plan), {}, "identity"
+    if recipe.listwise is not None:
+        marks = (recipe.listwise.document_mark, recipe.listwise.query_mark)
+        said = (
+            f"cosine of the vectors of {marks[0]!r} and {marks[1]!r}, of {recipe.listwise.documents} documents at most"
+        )
+        return f"{said} in one prompt", {name: prompts.token_id(name) for name in marks}, "identity"
     modules = read_modules(plan.folder) or ()
     if chained(plan.folder) == "scores":
         labels = Config(read_json(modules[-1].folder / "config.json"), str(modules[-1].folder)).size("out_features")
@@ -173,6 +179,8 @@ def _late_interaction(plan: Plan) -> str:
 
 
 def _template(plan: Plan) -> str | None:
+    if plan.choice.recipe.listwise is not None:
+        return f"built in for {plan.choice.recipe.name}"
     if plan.prompts.template is None:
         return None
     if plan.options.chat_template is not None:

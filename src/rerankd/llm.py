@@ -213,9 +213,9 @@ class LLM:
         result, group = self._reranker.collect(submitted), submitted.group
         if result.query_truncated or result.truncated:
             log.warning("LLM: cut to fit: %s", "the query" if result.query_truncated else "some documents")
-        outputs = []
+        outputs, places = [], group.places()
         for document in result.in_request_order():
-            ids = group.prefix.token_ids + group.suffixes[document.index].token_ids
+            ids = group.prefix.token_ids + group.suffixes[places[document.index].start].token_ids
             shared = len(group.prefix) if document.index else 0
             outputs.append(ScoringRequestOutput(str(self._scored), ScoringOutput(document.score), ids, shared))
             self._scored += 1

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from rerankd.core import InvalidRequest, PromptGroup, RerankRequest, RerankResult, ScoredDocument, Stage
+from rerankd.windows import cosines
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Submitted:
 def rank(submitted: Submitted, logits: list[float], sigmoid: bool, ignored: tuple[str, ...] = ()) -> RerankResult:
     """The result of a request whose logits are there.
 
-    logits: of each suffix one, or, with labels, the log-probability of each
+    logits: of each suffix one, or, with labels, the log-probability of each, or the vectors of its window
     sigmoid: whether a score is the sigmoid of its logit, else the logit
     ignored: names of fields that had no effect, beside those that the prompts ignored
     """
@@ -39,6 +40,8 @@ def rank(submitted: Submitted, logits: list[float], sigmoid: bool, ignored: tupl
         documents = list(_labelled(submitted, logits))
         order = list(range(len(documents)))
     else:
+        if group.windows is not None:
+            logits = cosines(group.windows, logits)
         documents, best = _scored(submitted, logits, sigmoid and request.activation)
         # By logits, since large ones differ where their scores are all rounded to 1.
         order = sorted(range(len(documents)), key=lambda document: -best[document])
@@ -47,7 +50,7 @@ def rank(submitted: Submitted, logits: list[float], sigmoid: bool, ignored: tupl
     order = [place for place in order if documents[place].score >= bound]
     return RerankResult(
         documents=tuple(documents[document] for document in order[: request.top_n]),
-        prompt_tokens=sum(document.prompt_tokens for document in documents),
+        prompt_tokens=group.prompt_tokens,
         computed_tokens=len(group.prefix) + sum(len(suffix) for suffix in group.suffixes),
         query_truncated=group.query_truncated,
         ignored=(*ignored, *group.ignored),
@@ -57,17 +60,21 @@ def rank(submitted: Submitted, logits: list[float], sigmoid: bool, ignored: tupl
         stages=tuple(submitted.stages),
         below_min_score=below,
         contents=request.documents,
+        windows=0 if group.windows is None else len(group.windows.documents),
     )
 
 
 def _scored(submitted: Submitted, logits: list[float], sigmoid: bool) -> tuple[list[ScoredDocument], list[float]]:
-    """Each document by its best chunk, and the logit of that."""
+    """Each document by its best chunk, and the logit of that.
+
+    logits: of each suffix one; of each document where suffixes hold several
+    """
     group = submitted.group
     activate = _sigmoid if sigmoid else float
     documents, best_logits = [], []
     for document, (index, places) in enumerate(zip(submitted.places, group.places(), strict=True)):
         chunks = group.chunks[document] if group.chunks else ()
-        best = max(places, key=logits.__getitem__)
+        best = document if group.windows is not None else max(places, key=logits.__getitem__)
         best_logits.append(logits[best])
         documents.append(
             ScoredDocument(

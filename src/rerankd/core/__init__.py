@@ -18,7 +18,7 @@ from rerankd.core.errors import (
     OutOfMemory,
     RerankdError,
 )
-from rerankd.core.prompts import PromptBuilder, PromptGroup, Segment, Visual, Visuals
+from rerankd.core.prompts import PromptBuilder, PromptGroup, Segment, Visual, Visuals, Windows
 from rerankd.core.requests import MAX_CHARACTERS, Chunking, Labels, OnError, RerankRequest, Side, Truncation
 from rerankd.core.results import Chunk, EngineLoad, RerankResult, ScoredDocument, Stage, seconds_by_stage
 
@@ -57,6 +57,7 @@ __all__ = [
     "Video",
     "Visual",
     "Visuals",
+    "Windows",
     "identity",
     "seconds_by_stage",
     "text_content",

@@ -28,12 +28,14 @@ class PackedGroup:
     """Where a group's prefix and (some of) its suffixes lie in a packed batch, and what is asked of each of these.
 
     unseen: how many of the prefix' last rows no row attends to
+    values: how many numbers a model gives for each suffix
     """
 
     prefix: Span
     suffixes: tuple[Span, ...]
     labels: Labels | None = None
     unseen: int = 0
+    values: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,20 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Windows:
+    """Which documents the suffixes of a group hold, where each is a whole prompt of several documents and the query.
+
+    A model gives a vector of each document and, behind them, of the query; then zeros up to `PromptGroup.values`.
+
+    documents: how many documents each suffix holds, in their order
+    vector: values of a vector
+    """
+
+    documents: tuple[int, ...]
+    vector: int
+
+
+@dataclass(frozen=True, slots=True)
 class PromptGroup:
     """One request's prompts: what all of them share, laid once, and each document's own part.
 
@@ -68,6 +82,7 @@ class PromptGroup:
     `truncated[i]` says that document i was cut to fit, `query_truncated` that the query was in any prompt.
     `ignored` names request fields that have less effect here than was asked for.
     `labels` are asked of each suffix in place of its relevance.
+    `windows` says which documents the suffixes hold where they hold several; the prefix is empty then.
     """
 
     prefix: Segment
@@ -77,10 +92,13 @@ class PromptGroup:
     chunks: tuple[tuple[Chunk, ...], ...] = ()
     ignored: tuple[str, ...] = ()
     labels: Labels | None = None
+    windows: Windows | None = None
 
     @property
     def values(self) -> int:
         """How many numbers a model gives for each suffix."""
+        if self.windows is not None:
+            return (1 + max(self.windows.documents, default=0)) * self.windows.vector
         return 1 if self.labels is None else len(self.labels.token_ids)
 
     @property
@@ -90,6 +108,8 @@ class PromptGroup:
 
     def places(self) -> list[range]:
         """Each document's places among the suffixes."""
+        if self.windows is not None:
+            return [range(i, i + 1) for i, count in enumerate(self.windows.documents) for _ in range(count)]
         places, start = [], 0
         for document in range(len(self.truncated)):
             stop = start + (len(self.chunks[document]) or 1 if self.chunks else 1)

@@ -75,7 +75,8 @@ class RerankResult:
     by index, the error of each document that was left out because the request said `on_error="skip"`.
     `below_min_score` holds the indices of those that were left out for their scores. `scored` counts the documents with
     those beyond `top_n` and below `min_score`; `stages` says what took how long, with a `model` for each batch.
-    `contents` are the documents of the request, for what shows the result.
+    `contents` are the documents of the request, for what shows the result. `windows` counts the prompts of a listwise
+    model, each of several documents; 0 for other models, which read each document by itself.
 
     Iterating gives `documents`. A notebook shows a table.
     """
@@ -91,6 +92,7 @@ class RerankResult:
     stages: tuple[Stage, ...] = field(default=(), compare=False)
     below_min_score: tuple[int, ...] = ()
     contents: tuple[Content, ...] = field(default=(), compare=False, repr=False)
+    windows: int = 0
 
     def __iter__(self) -> Iterator[ScoredDocument]:
         return iter(self.documents)

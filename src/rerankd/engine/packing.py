@@ -42,7 +42,13 @@ def pack(groups: Sequence[PromptGroup], shares_prefix: bool, device: torch.devic
         positions=positions_there,
         token_types=token_types[0] if token_types else None,
         groups=tuple(
-            PackedGroup(next(spans), tuple(next(spans) for _ in group.suffixes), group.labels, group.prefix.unseen)
+            PackedGroup(
+                prefix=next(spans),
+                suffixes=tuple(next(spans) for _ in group.suffixes),
+                labels=group.labels,
+                unseen=group.prefix.unseen,
+                values=group.values,
+            )
             for group in groups
         ),
         visuals=tuple(chain.from_iterable(segment.visuals for segment in segments)),

@@ -14,6 +14,7 @@ from rerankd.models.checkpoint.quantized.source import read_scheme
 ARCHITECTURES = {
     "Qwen3ForCausalLM": "qwen3.QWEN3",
     "Qwen3ForSequenceClassification": "qwen3.QWEN3",
+    "JinaForRanking": "jina.JINA_V3",
     "Qwen2ForCausalLM": "qwen2.QWEN2",
     "Qwen2ForSequenceClassification": "qwen2.QWEN2",
     "GemmaForCausalLM": "gemma.GEMMA",

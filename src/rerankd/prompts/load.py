@@ -33,6 +33,7 @@ from rerankd.prompts.folder_template import folder_template
 from rerankd.prompts.jinja import JinjaTemplate
 from rerankd.prompts.late_interaction import readings
 from rerankd.prompts.limits import within_characters
+from rerankd.prompts.listwise import ListwisePrompts
 from rerankd.prompts.pieces import PiecePrompts
 from rerankd.prompts.sharing import alike
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer, lower_case
@@ -112,6 +113,11 @@ def load_prompts(
     if not recipe.answers:
         if chat_template is not None:
             raise _no_use("chat template", recipe)
+        if recipe.listwise is not None:
+            tokenizer = tokenizer or load_tokenizer(folder)
+            max_tokens = _max_tokens(max_model_len, tokenizer.max_length, positions)
+            listed = ListwisePrompts(tokenizer, recipe.listwise, max_tokens, default_instruction)
+            return LoadedPrompts(listed, max_tokens, max_characters, tokenizer, default_instruction=default_instruction)
         if recipe.template is None:
             return _encoder(folder, recipe, positions, max_model_len, max_characters, default_instruction, tokenizer)
         if default_instruction is not None:

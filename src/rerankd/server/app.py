@@ -37,8 +37,8 @@ The routes at the root speak the server's own dialect, or another's where a fiel
 the table); every dialect is also below its own prefix.
 Headers of an answer report what was not done as asked: `X-Rerankd-Ignored` names fields that have no effect, or
 less than was asked, `X-Rerankd-Truncated` the query or documents that were cut to fit, `X-Rerankd-Failed` documents
-that were left out, `X-Rerankd-Below-Min-Score` those left out for their scores. `Server-Timing` says what took how
-long."""
+that were left out, `X-Rerankd-Below-Min-Score` those left out for their scores, `X-Rerankd-Windows` how many
+prompts a listwise model read the documents in. `Server-Timing` says what took how long."""
 
 
 def create_app(reranker: Serves, settings: Settings) -> FastAPI:
@@ -154,6 +154,7 @@ def _guard(app: FastAPI, settings: Settings, service: Service, open: frozenset[s
                 "X-Rerankd-Truncated",
                 "X-Rerankd-Failed",
                 "X-Rerankd-Below-Min-Score",
+                "X-Rerankd-Windows",
                 "Server-Timing",
             ],
         )

@@ -30,6 +30,7 @@ OF_AN_ANSWER = {
     "X-Rerankd-Truncated": {"description": "what was cut to fit", "schema": TEXT},
     "X-Rerankd-Failed": {"description": "documents that were left out, and why", "schema": TEXT},
     "X-Rerankd-Below-Min-Score": {"description": "documents that were left out for their scores", "schema": TEXT},
+    "X-Rerankd-Windows": {"description": "prompts of a listwise model, where there are several", "schema": TEXT},
     "Server-Timing": {"description": "milliseconds of each stage, added up over queries and batches", "schema": TEXT},
 }
 OF_A_STATUS = {

@@ -17,7 +17,8 @@ HEADER_LIMIT = 2000
 
 
 def reports(call: Call[Any], results: Sequence[RerankResult], id: str) -> dict[str, str]:
-    """Headers that say what was cut or left out, which fields had no effect or less than asked, and what took long.
+    """Headers that say what was cut or left out, which fields had no effect or less than asked, in how many windows a
+    listwise model read the documents, and what took long.
 
     The lines of the log name the call by `id`.
     """
@@ -35,6 +36,9 @@ def reports(call: Call[Any], results: Sequence[RerankResult], id: str) -> dict[s
     if below := list(_below(call, results)):
         headers["X-Rerankd-Below-Min-Score"] = below[0]
         log.info("%r: below the lowest score that is wanted: %s", id, below[0])
+    if windows := [str(result.windows) for result in results if result.windows > 1]:
+        headers["X-Rerankd-Windows"] = _listed(windows)
+        log.info("%r: prompts that each held some of the documents: %s", id, headers["X-Rerankd-Windows"])
     if took := seconds_by_stage(stage for result in results for stage in result.stages):
         headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in took.items())
     return headers

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rerankd.models.recipes.ctxl import CTXL_RERANK
 from rerankd.models.recipes.encoders import BI_ENCODERS, CROSS_ENCODER, LATE_INTERACTION
 from rerankd.models.recipes.gemma import BGE_RERANKER_GEMMA
+from rerankd.models.recipes.jina import JINA_RERANKER_V3
 from rerankd.models.recipes.mxbai import MXBAI_RERANK
 from rerankd.models.recipes.nemotron import NEMOTRON_RERANK
 from rerankd.models.recipes.qwen3 import QWEN3_RERANKER, QWEN3_VL_RERANKER
@@ -21,5 +22,6 @@ ALL = (
     MXBAI_RERANK,
     BGE_RERANKER_GEMMA,
     NEMOTRON_RERANK,
+    JINA_RERANKER_V3,
 )
 RECIPES = {recipe.name: recipe for recipe in ALL}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from rerankd.models.recipes.template import Template
+from rerankd.models.recipes.template import ListTemplate, Template
 
 if TYPE_CHECKING:
     from rerankd.models.recipes.evidence import Evidence
@@ -29,6 +29,7 @@ class Recipe:
     divisor: what the logit of `answers` is divided by
     activation: what makes a score of a decoder's logit, unless its folder says otherwise
     template: how a prompt is written; None for an encoder, whose tokenizer does that, and where nothing is known of it
+    listwise: how a prompt of several documents is written; None for a model that reads each by itself
     supports_vision: whether its prompts may hold images and videos
     query_prompt, document_prompt: what a bi-encoder's authors put before each text, where its folder says nothing
     label: the label of a classifier whose probability is the score; None for relevance
@@ -43,6 +44,7 @@ class Recipe:
     divisor: float = 1.0
     activation: Literal["sigmoid", "identity"] = "sigmoid"
     template: Template | None = None
+    listwise: ListTemplate | None = None
     supports_vision: bool = False
     query_prompt: str = ""
     document_prompt: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,3 +103,37 @@ class PieceTemplate:
         """See `Template.render`; the text alone does not say where tokens end."""
         asked, answered = self.asking(instruction) + query, self.before_document + document
         return "".join((*self.head, asked, self.between, answered, *self.ending(instruction)))
+
+
+@dataclass(frozen=True, slots=True)
+class ListTemplate:
+    """A prompt of several documents and a query, each with a token behind it whose state is read.
+
+    document_mark, query_mark: those tokens
+    vector: how many values are made of such a state
+    documents: how many documents a prompt has at most
+    document_tokens, query_tokens: how many tokens of each text are read where a request does not say so
+    """
+
+    system: str
+    document_mark: str
+    query_mark: str
+    vector: int
+    documents: int
+    document_tokens: int
+    query_tokens: int
+
+    def pieces(self, instruction: str | None, query: str, documents: Sequence[str]) -> list[str]:
+        """What stands before each document's mark, before the query's, and behind it."""
+        task = (
+            f"<|im_start|>system\n{self.system}<|im_end|>\n<|im_start|>user\n"
+            f"I will provide you with {len(documents)} passages, each indicated by a numerical identifier. "
+            f"Rank the passages based on their relevance to query: {query}\n"
+        )
+        if instruction:
+            task += f"<instruct>\n{instruction}\n</instruct>\n"
+        passages = [f'<passage id="{i}">\n{document}' for i, document in enumerate(documents)]
+        asked = f"<query>\n{query}"
+        first, *others = [*passages, asked]
+        tail = "\n</query><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        return [task + first, *(f"\n</passage>\n{piece}" for piece in others), tail]

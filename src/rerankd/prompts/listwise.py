@@ -1,0 +1,142 @@
+"""Prompts that hold several documents each.
+
+Source: `rerank` and `_truncate_texts` in `modeling.py` of jinaai/jina-reranker-v3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+from rerankd.core import Chunking, InvalidRequest, PromptGroup, RerankRequest, Segment, Visuals, Windows
+from rerankd.models.recipes.template import ListTemplate
+from rerankd.prompts.contents import read_text
+from rerankd.prompts.limits import Limits
+from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
+
+
+class ListwisePrompts:
+    """A PromptBuilder. A request's documents stay in their order, and go into as few windows as the authors' rule says.
+
+    Texts are cut as the authors cut them, each to its own limit. One text alone is cut further, where the prompt of a
+    single document is over the limit.
+    """
+
+    takes_instruction = True
+
+    def __init__(
+        self, tokenizer: LoadedTokenizer, template: ListTemplate, max_tokens: int, default_instruction: str | None
+    ) -> None:
+        """max_tokens: in one prompt. Raises ModelError where the tokenizer lacks the template's marks."""
+        self._tokenizer = tokenizer
+        self._template = template
+        self._max_tokens = max_tokens
+        self._default_instruction = default_instruction
+        self._added = AddedTokens(tokenizer.tokenizer)
+        self._document_mark = tokenizer.token_id(template.document_mark)
+        self._query_mark = tokenizer.token_id(template.query_mark)
+
+    def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
+        """The request's windows as suffixes without a prefix. See `PromptBuilder.build`."""
+        limits = Limits.of(request, self._max_tokens, self._tokenizer.side)
+        instruction = request.instruction or self._default_instruction
+        instruction = self._read(well_formed(instruction)) if instruction else None
+        asked = self._read(read_text(request.query, "query"))
+        sent = [self._read(read_text(document, f"documents[{i}]")) for i, document in enumerate(request.documents)]
+        fields = [f"documents[{i}]" for i in range(len(sent))]
+        longest = limits.document or self._template.document_tokens
+        ((query, query_tokens),) = self._fitting(
+            ["query"], [asked], limits.query or self._template.query_tokens, limits
+        )
+        fitting = self._fitting(fields, sent, longest, limits)
+        documents = [text for text, _ in fitting]
+        found: list[Segment] = []
+        sizes: list[int] = []
+        # The query stands in each prompt twice.
+        for window in self._windows([n for _, n in fitting], limits.prompt - 2 * query_tokens, longest):
+            for part, ids in self._written(instruction, query, documents, window, limits):
+                found.append(Segment(ids))
+                sizes.append(len(part))
+        return PromptGroup(
+            prefix=Segment([]),
+            suffixes=tuple(found),
+            truncated=tuple(text != own for text, own in zip(documents, sent, strict=True)),
+            query_truncated=query != asked,
+            ignored=_asked_of(request.chunking),
+            windows=Windows(tuple(sizes), self._template.vector),
+        )
+
+    def _windows(self, lengths: Sequence[int], room: int, longest: int) -> Iterator[range]:
+        """The documents of each window: it is full with `documents`, or where another may not fit into the room."""
+        start, left = 0, room
+        for i, length in enumerate(lengths):
+            left -= length
+            if i + 1 - start == self._template.documents or left <= longest:
+                yield range(start, i + 1)
+                start, left = i + 1, room
+        if start < len(lengths):
+            yield range(start, len(lengths))
+
+    def _written(
+        self, instruction: str | None, query: str, documents: list[str], window: range, limits: Limits
+    ) -> list[tuple[range, list[int]]]:
+        """The prompt of a window, or prompts of parts of it: what stands around the documents takes tokens too.
+
+        A document that does not fit alone is cut, in `documents`.
+        """
+        ids = self._ids(instruction, query, documents[window.start : window.stop])
+        if len(ids) <= limits.prompt:
+            return [(window, ids)]
+        if len(window) > 1:
+            middle = window.start + len(window) // 2
+            parts = (range(window.start, middle), range(middle, window.stop))
+            return [one for part in parts for one in self._written(instruction, query, documents, part, limits)]
+        place, field = window.start, f"documents[{window.start}]"
+        limits.exceeded(field, "its prompt", len(ids), limits.prompt)
+        while (over := len(ids) - limits.prompt) > 0:
+            own = self._tokenizer.ids([documents[place]])[0]
+            if len(own) <= over:
+                raise InvalidRequest(
+                    "truncation.max_tokens",
+                    f"{limits.prompt} tokens are allowed, and the prompt of a document takes {len(ids) - len(own)} "
+                    f"without the document; allow at least {len(ids) - len(own) + 1}, or shorten the query",
+                )
+            documents[place] = self._text(limits.side_of(own, len(own) - over))
+            ids = self._ids(instruction, query, [documents[place]])
+        return [(window, ids)]
+
+    def _ids(self, instruction: str | None, query: str, documents: Sequence[str]) -> list[int]:
+        """The tokens of a prompt. No token reaches over a mark, so that the pieces between marks are read apart."""
+        pieces = self._tokenizer.ids(self._template.pieces(instruction, query, documents))
+        marks = [[self._document_mark]] * len(documents) + [[self._query_mark], []]
+        return list(chain.from_iterable(ids + mark for ids, mark in zip(pieces, marks, strict=True)))
+
+    def _fitting(
+        self, fields: Sequence[str], texts: Sequence[str], limit: int, limits: Limits
+    ) -> list[tuple[str, int]]:
+        """Each text, cut to `limit` tokens, and its tokens by itself. Raises InvalidRequest."""
+        if limits.may_cut:
+            texts = [self._tokenizer.reach(text, limit, limits.side) for text in texts]
+        found = []
+        for field, text, ids in zip(fields, texts, self._tokenizer.ids(texts), strict=True):
+            kept = limits.cut(field, "it", ids, limit)
+            found.append((text if len(kept) == len(ids) else self._text(kept), len(kept)))
+        return found
+
+    def _text(self, ids: list[int]) -> str:
+        """The text of some tokens, in which part of a character is U+FFFD as the authors have it."""
+        return str(self._tokenizer.tokenizer.decode(ids, skip_special_tokens=False))
+
+    def _read(self, text: str) -> str:
+        """A text in which nothing is a special token; the authors take the marks away."""
+        for mark in (self._template.query_mark, self._template.document_mark):
+            text = text.replace(mark, "")
+        return self._added.escape(text)
+
+
+def _asked_of(chunking: Chunking | None) -> tuple[str, ...]:
+    """The request's fields for chunks, which do not exist here."""
+    if chunking is None:
+        return ()
+    named = (("max_chunks_per_doc", chunking.max_chunks_per_doc), ("overlap_tokens", chunking.overlap_tokens))
+    return tuple(f"chunking.{name}" for name, value in named if value) or ("chunking",)

@@ -1,0 +1,39 @@
+"""The scores of a listwise model, of the vectors that its windows give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy
+from numpy.typing import NDArray
+
+from rerankd.core import Windows
+
+LEAST = 1e-8
+"""The least product of two lengths that a dot product is divided by, as torch has it: a vector of zeros scores 0."""
+
+
+def cosines(windows: Windows, values: Sequence[float]) -> list[float]:
+    """The cosine of each document's vector and the query's, in the order of the documents.
+
+    values: the windows' vectors, each window's filled up with zeros to the same number
+
+    Each window has a query of its own. The query of all is their mean, in which a window weighs (1 + c) / 2 for the
+    largest cosine c of its own documents and query. Source: `rerank` in `modeling.py` of jinaai/jina-reranker-v3.
+    """
+    if not windows.documents:
+        return []
+    vectors = numpy.asarray(values, dtype=numpy.float64).reshape(len(windows.documents), -1, windows.vector)
+    documents = [own[:count] for own, count in zip(vectors, windows.documents, strict=True)]
+    queries = numpy.stack([own[count] for own, count in zip(vectors, windows.documents, strict=True)])
+    weights = [(1 + _cosines(query, own).max()) / 2 for query, own in zip(queries, documents, strict=True)]
+    # Where every document is the opposite of its query there is nothing to weigh by.
+    query = numpy.average(queries, axis=0, weights=weights if sum(weights) > 0 else None)
+    found: list[float] = _cosines(query, numpy.concatenate(documents)).tolist()
+    return found
+
+
+def _cosines(query: NDArray[numpy.float64], documents: NDArray[numpy.float64]) -> NDArray[numpy.float64]:
+    lengths = numpy.linalg.norm(documents, axis=1) * numpy.linalg.norm(query)
+    found: NDArray[numpy.float64] = documents @ query / numpy.maximum(lengths, LEAST)
+    return found
