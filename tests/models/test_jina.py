@@ -11,9 +11,13 @@ import pytest
 import requests
 
 from rerankd import Chunking, InvalidRequest, ModelError, Reranker, RerankResult, Truncation
+from rerankd.core import text_content
 from rerankd.inspection import inspect
 from rerankd.loading import plan
 from rerankd.options import LoadOptions
+from rerankd.rank.local import LocalScorer
+from rerankd.rank.queries import Query
+from rerankd.rank.scoring import Block, Wanted
 from rerankd.server.settings import Settings
 from tests import listwise
 from tests.checkpoints import Storage
@@ -151,6 +155,22 @@ def test_over_http(reranker: Reranker, reference: listwise.Jina) -> None:
     assert "X-Rerankd-Windows" not in few.headers
     assert refused.status_code in (400, 422)
     assert "text" in refused.text
+
+
+def test_files_of_queries(reranker: Reranker, reference: listwise.Jina) -> None:
+    """`rerankd rank` scores a query's documents together, or not at all."""
+
+    def query(texts: list[str]) -> Query:
+        listed = [(str(i), text_content(text)) for i, text in enumerate(texts)]
+        return Query("q", text_content(QUERY), listed, len(listed), "line 1", "digest")
+
+    scorer, wanted = LocalScorer(reranker), Wanted()
+    ((_, (found,)),) = scorer.score([Block(0, (query(SHORT),))], wanted, lambda _: None)
+    expected = reference.scores(QUERY, SHORT)
+    ranked = {document.id: document.score for document in found.ranking().results}
+    assert [ranked[str(i)] for i in range(130)] == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(InvalidRequest, match="1025, and this model scores a query's documents together"):
+        list(scorer.score([Block(0, (query(["a"] * 1025),))], wanted, lambda _: None))
 
 
 def test_what_inspect_says(folder: Path) -> None:

@@ -80,7 +80,14 @@ class LocalScorer:
             on_error="skip" if wanted.skip_bad else "fail",
         )
         try:
-            return self._reranker.prepare(request)
+            prepared = self._reranker.prepare(request)
+            if prepared.group.windows is not None and len(piece.ids) < query.count:
+                raise InvalidRequest(
+                    "documents",
+                    f"are {query.count}, and this model scores a query's documents together, {BLOCK_DOCUMENTS} at most "
+                    "here; send the best of them by a cheaper model",
+                )
+            return prepared
         except InvalidRequest as error:
             problem = in_query(error, query, piece.start)
             if not wanted.skip_bad:
@@ -90,11 +97,12 @@ class LocalScorer:
 
     def _collect(self, found: Found, piece: Piece, submitted: Submitted) -> None:
         result = self._reranker.collect(submitted)
-        # Large logits differ where their scores are all rounded to 1.
-        logits = dict(zip(submitted.places, submitted.logits.result(), strict=True))
+        # Large logits differ where their scores are all rounded to 1. Of windows the scores themselves are the keys.
+        windows, values = submitted.group.windows, submitted.logits.result()
+        logits = dict(zip(submitted.places, values, strict=True)) if windows is None else {}
         for document in result.in_request_order():
             id, index = piece.ids[document.index], piece.start + document.index
-            found.add(Ranked(id, index, document.score, document.truncated), logits[document.index])
+            found.add(Ranked(id, index, document.score, document.truncated), logits.get(document.index, document.score))
         for index, error in sorted(result.failed.items()):
             found.failed[piece.ids[index]] = str(in_query(error, found.query, piece.start))
         found.query_truncated = bool(found.query_truncated) or result.query_truncated
