@@ -12,6 +12,7 @@ import sys
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from copy import deepcopy
 from random import Random
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,7 +56,7 @@ def mutated(random: Random, body: Any) -> bytes:
             other, name = random.choice(places)
             holder[key] = json.loads(json.dumps(other[name]))
         else:
-            holder[key] = random.choice(ODD)
+            holder[key] = deepcopy(random.choice(ODD))
     text = bytearray(json.dumps(value, ensure_ascii=random.random() < 0.5).encode("utf-8", "surrogatepass"))
     if random.random() < 0.3:
         for _ in range(random.choice((1, 2, 8))):

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_hidden_states_of_every_layer(qwen3_vl_checkpoint: Path, cases: dict[str
         layer.register_forward_pre_hook(
             lambda _, args, kwargs: read.append((args or (kwargs["hidden_states"],))[0][0].clone()), with_kwargs=True
         )
-    with Reranker(qwen3_vl_checkpoint, device="cpu", dtype="float32") as reranker:
+    with Reranker(qwen3_vl_checkpoint, device="cpu", dtype="float32", backend="torch") as reranker:
         asked = RerankRequest(vision.content(query), tuple(map(vision.content, listed)))
         submitted = reranker.submit(asked)
         reranker.collect(submitted)  # the engine's own run is over when the layers are replaced
@@ -138,15 +139,20 @@ def test_hidden_states_of_every_layer(qwen3_vl_checkpoint: Path, cases: dict[str
         decoder = model.transformer  # type: ignore[attr-defined]
         ours: list[torch.Tensor] = []
 
-        def recorded(layer):  # type: ignore[no-untyped-def]
-            def call(x, *rest, **more):  # type: ignore[no-untyped-def]
+        class Recorded:
+            """A layer that notes what it reads."""
+
+            def __init__(self, layer: Any) -> None:
+                self.layer = layer
+
+            def __call__(self, x: torch.Tensor, *rest: Any) -> Any:
                 ours.append(x.clone())
-                return layer(x, *rest, **more)
+                return self.layer(x, *rest)
 
-            vars(call).update(vars(layer))
-            return call
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self.layer, name)
 
-        decoder.layers = [recorded(layer) for layer in decoder.layers]
+        decoder.layers = [Recorded(layer) for layer in decoder.layers]
         batch = pack([group], model.shares_prefix, torch.device("cpu"))
         model(batch)
     assert len(group.prefix.visuals) == 2

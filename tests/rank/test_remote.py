@@ -179,6 +179,27 @@ def test_a_servers_answer_is_looked_at(answer: Any, problem: str, tmp_path: Path
         ranked(RemoteScorer(peer.url, "vllm", "m"), tmp_path / "out.jsonl", three(tmp_path))
 
 
+def test_an_error_is_told_while_other_requests_wait(tmp_path: Path) -> None:
+    """They have minutes, and nobody waits for them; their sockets are not closed under them."""
+    go_on = threading.Event()
+
+    def answer(body: dict[str, Any], count: int) -> tuple[int, Any]:
+        if body["query"] != "a":
+            go_on.wait(60)
+        return 200, {"results": []} if body["query"] == "a" else results(body)
+
+    with Peer(answer) as peer:
+        scorer = RemoteScorer(peer.url, "vllm", "m", timeout=60)
+        with pytest.raises(ServerError, match="has 0 scores"):
+            ranked(scorer, tmp_path / "out.jsonl", three(tmp_path))
+        assert not go_on.is_set()
+        waiting = tuple(scorer._running)
+        assert waiting
+        scorer.close()
+        go_on.set()
+        assert all(one.result(timeout=30) for one in waiting)
+
+
 def test_what_an_api_has_no_field_for(server: str, tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="is not a URL"):
         RemoteScorer("localhost:8000")

@@ -51,7 +51,7 @@ def read_labels(config: Config, name: str | None) -> Labels:
         return Labels(count, Label(_index(config, name, count), alone))
     if count not in (1, 2):
         raise ModelError(
-            f"{config.source} describes a classifier of {count} labels ({_listed(config, count)}); a reranker has 1 "
+            f"{config.source}: `num_labels` is {count}, a classifier of {_listed(config, count)}; a reranker has 1 "
             "(relevance) or 2 (irrelevant, relevant). Name the label whose probability is the score: --label NAME."
         )
     if count == 2:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -17,6 +18,7 @@ from rerankd.rank.runs import Ranked
 from rerankd.rank.scoring import Block, Found, Piece, Wanted, in_query, pieces
 from rerankd.rank.values import is_text, parts, plain_text, sendable
 
+T = TypeVar("T")
 TRIES = 6
 LONGEST_WAIT = 30.0
 """Seconds between two tries at most."""
@@ -115,6 +117,7 @@ class RemoteScorer:
         )
         self.model = model or card.get("id")
         self._stopped = threading.Event()
+        self._running = set[Future[tuple[Block, list[Found]]]]()
         self._tells_truncation = card.get("owned_by") == "rerankd"
 
     @property
@@ -126,28 +129,30 @@ class RemoteScorer:
         self, blocks: Iterable[Block], wanted: Wanted, on_documents: Callable[[int], object]
     ) -> Iterator[tuple[Block, list[Found]]]:
         left = iter(blocks)
-        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="rerankd-send") as threads:
-            running: set[Future[tuple[Block, list[Found]]]] = set()
-            try:
-                while True:
-                    while len(running) < self._concurrency and (block := next(left, None)) is not None:
-                        # The documents are read here: the database that they may lie in is one thread's at a time.
-                        cut = [list(pieces(n, q, self._request_documents)) for n, q in enumerate(block.queries)]
-                        running.add(threads.submit(self._block, block, cut, wanted, on_documents))
-                    if not running:
-                        return
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for one in done:
-                        yield one.result()
-            except BaseException:
-                self._stopped.set()
-                for one in running:
-                    one.cancel()
-                self._client.close()
-                raise
+        self._running = set[Future[tuple[Block, list[Found]]]]()
+        try:
+            while True:
+                while len(self._running) < self._concurrency and (block := next(left, None)) is not None:
+                    # The documents are read here: the database that they may lie in is one thread's at a time.
+                    cut = [list(pieces(n, q, self._request_documents)) for n, q in enumerate(block.queries)]
+                    self._running.add(_in_thread(partial(self._block, block, cut, wanted, on_documents)))
+                if not self._running:
+                    return
+                done, self._running = wait(self._running, return_when=FIRST_COMPLETED)
+                for one in done:
+                    yield one.result()
+        except BaseException:
+            self._stopped.set()
+            raise
 
     def close(self) -> None:
-        self._client.close()
+        """Close the connections.
+
+        After an error some may be in use, each by a thread that nobody waits for. A socket that is closed under such a
+        thread gives its number to the next one, on which the thread would then wait: these end with their answers.
+        """
+        if all(one.done() for one in self._running):
+            self._client.close()
 
     def _block(
         self, block: Block, cut: list[list[Piece]], wanted: Wanted, on_documents: Callable[[int], object]
@@ -163,6 +168,8 @@ class RemoteScorer:
                         raise problem from error
                     one.error = problem
                     break
+                if self._stopped.is_set():
+                    return block, found
                 on_documents(len(piece.ids))
         return block, found
 
@@ -235,6 +242,20 @@ class RemoteScorer:
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError):
             return {}
         return card if isinstance(card, dict) else {}
+
+
+def _in_thread(task: Callable[[], T]) -> Future[T]:
+    """Run a task in a thread of its own, which does not keep the process from ending."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(task())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="rerankd-send", daemon=True).start()
+    return future
 
 
 def _truncated(header: str) -> Callable[[int], bool | None]:
