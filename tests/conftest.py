@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from hashlib import md5
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from tokenizers import Tokenizer, normalizers
 
 from rerankd.backends.cpu.native import Kernels
+from rerankd.prompts import tokenizer
 from tests import checkpoints, vocabularies
 from tests.watch import watched
 
@@ -54,6 +57,46 @@ def recording_is_watched() -> Iterator[None]:
     """What torch does to tensors of recorded operations before they are computed is an error in every test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Kernels, "recorded", watched(Kernels.recorded))
+        yield
+
+
+class SharedTokenizers:
+    """In place of `tokenizers.Tokenizer`: equal large files are parsed once, which takes most of a tiny model's load.
+
+    A tokenizer that loading changes (its truncation, its padding, BERT's settings) is parsed each time.
+    """
+
+    def __init__(self) -> None:
+        self._parsed: dict[bytes, tuple[Tokenizer, str]] = {}
+
+    def __call__(self, model: Any) -> Tokenizer:
+        return Tokenizer(model)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(Tokenizer, name)
+
+    def from_file(self, path: str) -> Tokenizer:
+        data = Path(path).read_bytes()
+        key = md5(data, usedforsecurity=False).digest()
+        known, parts = self._parsed.get(key, (None, ""))
+        if known is not None and self._parts(known) == parts:
+            return known
+        parsed = Tokenizer.from_file(path)
+        changed = parsed.truncation or parsed.padding or isinstance(parsed.normalizer, normalizers.BertNormalizer)
+        if len(data) > 1 << 20 and not changed:
+            self._parsed[key] = parsed, self._parts(parsed)
+        return parsed
+
+    @staticmethod
+    def _parts(of: Tokenizer) -> str:
+        """What a test or a model's settings may have changed."""
+        return f"{of.normalizer!r} {of.pre_tokenizer!r} {of.post_processor!r} {of.get_vocab_size()}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tokenizers_are_shared() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "Tokenizer", SharedTokenizers())
         yield
 
 

@@ -83,7 +83,7 @@ def test_a_label_of_three(make_checkpoint: MakeCheckpoint) -> None:
     model = CrossEncoder(str(folder), device="cpu", activation_fn=torch.nn.Identity())
     expected = torch.cat([model.predict([pair], convert_to_tensor=True) for pair in PAIRS]).softmax(1)[:, 2].tolist()
     assert own_scores(folder, label="LABEL_2") == pytest.approx(expected, abs=1e-5)
-    with pytest.raises(ModelError, match="`num_labels` is 3"):
+    with pytest.raises(ModelError, match="a classifier of 3 labels"):
         own_scores(folder)
 
 

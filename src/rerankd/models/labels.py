@@ -51,8 +51,9 @@ def read_labels(config: Config, name: str | None) -> Labels:
         return Labels(count, Label(_index(config, name, count), alone))
     if count not in (1, 2):
         raise ModelError(
-            f"{config.source}: `num_labels` is {count}, a classifier of {_listed(config, count)}; a reranker has 1 "
-            "(relevance) or 2 (irrelevant, relevant). Name the label whose probability is the score: --label NAME."
+            f"{config.source}: `num_labels` is {count}: a classifier of {count} labels ({_listed(config, count)}). A "
+            "reranker has 1 (relevance) or 2 (irrelevant, relevant). Name the label whose probability is the score: "
+            "--label NAME."
         )
     if count == 2:
         _expect_relevance(config)
