@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -308,14 +309,17 @@ class TestEndless:
             ("{{ 'x' * 10 ** 12 }}", "too much"),
             ("{{ 10 ** 12 * 'x' }}", "too much"),
             # Too much, or more than a second: whichever comes first.
-            ("{% set n = namespace(x=7) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}", ""),
+            (
+                "{% set n = namespace(x=7) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+                "too much|go on",
+            ),
             ("{{ lipsum(10 ** 12) }}", "undefined"),
         ],
     )
     def test_at_load(self, source: str, said: str, load: Load) -> None:
         with pytest.raises(ModelError, match="chat template cannot be used") as caught:
             load("{{ query }}{{ document }}" + source)
-        assert said in str(caught.value)
+        assert re.search(said, str(caught.value))
 
     def test_at_render(self, load: Load) -> None:
         loaded = load("{{ query }}{{ document }}{% if 'bad' in messages[1].content %}" + NESTED + "{% endif %}")

@@ -162,6 +162,19 @@ def _implemented() -> frozenset[str]:
     return frozenset(dir(transformers))
 
 
+def read_tokenizer(folder: Path, trusted: bool) -> Any:
+    """transformers' `AutoTokenizer` of a folder. ModelError where none loads.
+
+    trusted: whether code of the folder may run
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+    except Exception as error:  # whatever the tokenizer's own code raises
+        raise failed(folder, error) from None
+
+
 def failed(folder: Path, error: Exception) -> ModelError:
     """What to raise for an error of transformers."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from rerankd.core import ModelError
-from rerankd.models.fallback import failed
+from rerankd.models.fallback import read_tokenizer
 from rerankd.prompts.tokenizer import LoadedTokenizer
 
 NO_LIMIT = 10**20
@@ -20,12 +19,7 @@ def auto_tokenizer(folder: Path, trusted: bool) -> LoadedTokenizer:
 
     trusted: whether code of the folder may run
     """
-    from transformers import AutoTokenizer
-
-    try:
-        found: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
-    except Exception as error:  # whatever the tokenizer's own code raises
-        raise failed(folder, error) from None
+    found = read_tokenizer(folder, trusted)
     tokenizer = getattr(found, "backend_tokenizer", None)
     if not isinstance(tokenizer, Tokenizer):
         raise ModelError(f"The tokenizer of {folder} ({type(found).__name__}) is not one of the library tokenizers.")
