@@ -213,7 +213,7 @@ class PaddedModel:
 
     @property
     def shares_prefix(self) -> bool:
-        """Whether prompts come in two parts, which are put together here."""
+        """Whether prompts come in two parts, which are joined here."""
         return self.answers is not None
 
     def __call__(self, batch: PackedBatch) -> Tensor:

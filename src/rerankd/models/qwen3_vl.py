@@ -73,14 +73,13 @@ def qwen3_vl_reranker(
     if seen.size("out_hidden_size") != text.size("hidden_size"):
         raise seen.wrong("out_hidden_size", f"must be the text's `hidden_size` ({text.size('hidden_size')})")
     stack = decoder(text, base, spec_of(text, interleaved_rotary(text)))
-    placeholders = tuple(_placeholder(config, kind, token_id) for kind in ("image", "video"))
     vision = weights.scope_holding("patch_embed.proj.weight", "model.visual", "visual")
     return Qwen3VLModel(
         spec=stack.spec,
         head=token_head(config, weights, base, stack, token_id, recipe),
         transformer=executor.transformer(stack.spec, stack),
         visuals=VisualEncoder(VisionTower(seen, vision, executor)),
-        placeholders=placeholders,
+        placeholders=tuple(_placeholder(config, kind, token_id) for kind in ("image", "video")),
     )
 
 
@@ -100,8 +99,7 @@ def interleaved_rotary(config: Config) -> Rotary:
         )
     axes = [0] * half
     for axis in (1, 2):
-        for pair in range(axis, numbers[axis] * 3, 3):
-            axes[pair] = axis
+        axes[axis : numbers[axis] * 3 : 3] = [axis] * numbers[axis]
     return rope.rotary(width, tuple(axes))
 
 

@@ -72,7 +72,7 @@ class PieceTemplate:
     before_instruction: what an instruction at the beginning of the query's piece begins with; a newline ends it.
         None where the instruction is the last piece of all
     default_instruction: what the authors use where none is given
-    most: tokens of the query's piece, `between` and the document's together that the authors read by default;
+    most: tokens of the query's piece, `between` and the document's piece in all that the authors read by default;
         None for no limit of theirs
     """
 
