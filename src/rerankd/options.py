@@ -20,7 +20,8 @@ class LoadOptions:
     """How to load and run a model; only `model` has no default.
 
     model: a local folder, or an id on `hub`
-    quantization: "int8" for 8-bit linear layers on a CPU, "fp8" for a decoder's on a CUDA device, None for `dtype`
+    quantization: "int8" for 8-bit linear layers on a CPU, "fp8" for a decoder's on a CUDA device, None for `dtype`,
+        "auto" for int8 where a CPU's kernels run the model, else `dtype`
     gpu_memory_utilization: share of a CUDA device's memory to use at most; None for all of it
     tensor_parallel_size: processes that compute the model together, each its part of every layer on a device of its own
     backend: "auto" for the fastest that supports the model; a name of `BACKENDS` for that one alone, to find faults

@@ -247,7 +247,7 @@ def test_an_unknown_quantization_says_which_there_is(
     monkeypatch: pytest.MonkeyPatch, started: Started, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "serve", "org/model", "--quantization", "torchao") == 2
-    assert "'torchao' is not supported; use int8 or fp8" in " ".join(capsys.readouterr().err.split())
+    assert "'torchao' is not supported; use auto, int8 or fp8" in " ".join(capsys.readouterr().err.split())
     assert run(monkeypatch, "serve", "org/model", "--quantization", "awq_marlin") == 0
     assert started.launch is not None
     assert started.launch.loading["quantization"] is None

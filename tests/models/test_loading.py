@@ -17,15 +17,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rerankd import Reranker
+from rerankd.backends.cpu.backend import CpuBackend
 from rerankd.backends.select import place
 from rerankd.core import ModelError
 from rerankd.layers.scaling import Rope
+from rerankd.loading import plan
 from rerankd.models.base import Model
 from rerankd.models.checkpoint.config import Config, read_config
 from rerankd.models.checkpoint.weights import Checkpoint, Weights
 from rerankd.models.registry import ARCHITECTURES, find_architecture
+from rerankd.options import LoadOptions
 from tests import checkpoints
 from tests.conftest import MakeCheckpoint
+from tests.modernbert_checkpoints import modernbert
 
 TOKENS = {"no": 2152, "yes": 9693, "<|image_pad|>": 151655, "<|video_pad|>": 151656}
 
@@ -264,3 +268,28 @@ def test_a_share_of_memory_has_no_effect_on_a_cpu(bert_checkpoint: Path, caplog:
         assert "gpu_memory_utilization has no effect on the device cpu" in caplog.text
     with pytest.raises(ModelError, match=r"at most 1, not 1\.5"):
         Reranker(bert_checkpoint, device="cpu", gpu_memory_utilization=1.5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_automatic_quantization_is_int8_where_kernels_run_the_model(bert_checkpoint: Path, dtype: str) -> None:
+    documents = [f"{word} of the giant panda" * n for n, word in enumerate(("colour", "food", "home", "name"), 1)]
+    scores = {}
+    for quantization in (None, "int8", "auto"):
+        with Reranker(str(bert_checkpoint), device="cpu", dtype=dtype, quantization=quantization) as reranker:
+            scores[quantization] = [one.score for one in reranker.rerank("what do pandas eat", documents)]
+            found = reranker.info.quantization
+    kernels = CpuBackend(getattr(torch, dtype)).runtime.kernels is not None
+    assert found == ("int8" if kernels else None)
+    assert scores["auto"] == scores[found]
+    assert scores["int8"] != scores[None]
+
+
+@pytest.mark.parametrize("which", ["the model", "the backend"])
+def test_automatic_quantization_is_none_where_no_kernel_runs_the_model(
+    bert_checkpoint: Path, tmp_path: Path, which: str
+) -> None:
+    folder, backend = (modernbert(tmp_path), "auto") if which == "the model" else (bert_checkpoint, "torch")
+    planned = plan(LoadOptions(str(folder), device="cpu", quantization="auto", backend=backend))
+    assert planned.options.quantization is None
+    assert planned.info().quantization is None
+    planned.load()

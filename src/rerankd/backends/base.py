@@ -13,6 +13,8 @@ class Backend(Executor, Protocol):
 
     name: as `--backend` has it
     title: as `inspect` and the ready line have it: the name, and the instruction set of its kernels, such as "cpu/amx"
+    fast_quantization: the quantisation that is faster than its dtype, with an error that was measured on judged
+        documents (docs/scores.md); None where there is none
     """
 
     @property
@@ -20,6 +22,9 @@ class Backend(Executor, Protocol):
 
     @property
     def title(self) -> str: ...
+
+    @property
+    def fast_quantization(self) -> str | None: ...
 
     def supports(self, spec: TransformerSpec) -> str | None:
         """None, or what the backend lacks to run it: words that complete "the backend does not support ..."."""

@@ -170,7 +170,7 @@ def _backends(
 
 def _expect_quantization(quantization: str, device: torch.device, backend: str) -> None:
     if quantization not in QUANTIZATIONS:
-        raise ModelError(f"The quantization {quantization!r} is unknown; choose {', '.join(QUANTIZATIONS)}.")
+        raise ModelError(f"The quantization {quantization!r} is unknown; choose auto, {', '.join(QUANTIZATIONS)}.")
     wanted = QUANTIZATIONS[quantization]
     if device.type != wanted or backend == "torch":
         raise ModelError(

@@ -26,9 +26,10 @@ LOADING = Group(
         "device": Option("cpu, cuda, npu, xpu, mps or auto."),
         "dtype": Option("bfloat16, float32, float16 or auto."),
         "quantization": Option(
-            "8-bit linear layers: int8 on a CPU, fp8 on a CUDA device. [default: the dtype's]",
+            "8-bit linear layers: int8 on a CPU, fp8 on a CUDA device; auto: int8 where a CPU has kernels for the "
+            "model. [default: the dtype's]",
             ("--quantization", "-q"),
-            typed={"parser": quantization, "metavar": "int8|fp8"},
+            typed={"parser": quantization, "metavar": "auto|int8|fp8"},
         ),
         "gpu_memory_utilization": Option(
             "Largest share of a GPU's memory to use; batches become smaller where memory runs out. [default: all]",

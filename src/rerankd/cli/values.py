@@ -35,11 +35,11 @@ STORED_FORMATS = ("gptq", "gptq_marlin", "awq", "awq_marlin", "compressed-tensor
 
 
 def quantization(text: str) -> str | None:
-    """int8, fp8, or a way to say none, as vLLM's names of what a checkpoint says by itself are."""
+    """auto, int8, fp8, or a way to say none, as vLLM's names of what a checkpoint says by itself are."""
     if text.lower() in ("none", "null", *STORED_FORMATS):
         return None
-    if text not in ("int8", "fp8"):
-        raise typer.BadParameter(f"{text!r} is not supported; use int8 or fp8, or leave the flag out")
+    if text not in ("auto", "int8", "fp8"):
+        raise typer.BadParameter(f"{text!r} is not supported; use auto, int8 or fp8, or leave the flag out")
     return text
 
 

@@ -50,6 +50,11 @@ class CpuBackend:
         kernels = self.runtime.kernels
         return f"{self.name}/{kernels.unit.name}" if kernels else self.name
 
+    @property
+    def fast_quantization(self) -> str | None:
+        """See `Backend`. Without kernels int8 is hardly faster than float32."""
+        return "int8" if self.runtime.kernels else None
+
     def supports(self, spec: TransformerSpec) -> str | None:
         """See `Backend.supports`."""
         return next(filter(None, map(_lacking, dict.fromkeys(spec.layers))), None)

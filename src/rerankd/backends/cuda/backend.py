@@ -64,6 +64,11 @@ class CudaBackend:
         """See `Backend`."""
         return self.name
 
+    @property
+    def fast_quantization(self) -> str | None:
+        """See `Backend`."""
+        return None
+
     def supports(self, spec: TransformerSpec) -> str | None:
         """See `Backend.supports`."""
         if any(isinstance(layer.attention_bias, Disentangled) for layer in spec.layers):

@@ -30,6 +30,11 @@ class TorchBackend:
         """See `Backend`."""
         return self.name
 
+    @property
+    def fast_quantization(self) -> str | None:
+        """See `Backend`."""
+        return None
+
     def supports(self, spec: TransformerSpec) -> str | None:
         """See `Backend.supports`."""
         return self.ranks.shard.lacks(spec)
