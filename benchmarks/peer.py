@@ -2,8 +2,8 @@
 
 usage: peer.py ENGINE MODEL VARIANT
 
-ENGINE is rerankd, sentence-transformers or vllm; VARIANT a dtype, `auto`, or (rerankd) `int8`. This file imports
-nothing of the project for the other two, so that an interpreter of another venv can run it.
+ENGINE is a key of ENGINES; VARIANT a dtype, `auto`, or (rerankd, onnxruntime, openvino) `int8`. This file imports
+nothing of the project for engines other than rerankd, so that an interpreter of another venv can run it.
 
 out, once loaded: {"dtype", "version", "load_seconds", "memory_bytes"}
 in:  {"query", "documents"}
@@ -13,12 +13,15 @@ out: {"seconds", "scores"} and from rerankd {"prompt_tokens", "computed_tokens"}
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
+from random import Random
 from typing import Any
 
 Answer = dict[str, Any]
@@ -110,7 +113,136 @@ def vllm_version() -> str:
     return str(vllm.__version__)
 
 
-ENGINES = {"rerankd": rerankd, "sentence-transformers": sentence_transformers, "vllm": vllm}
+def onnx_runtime(model: str, variant: str) -> tuple[Score, Answer]:
+    """ONNX Runtime with its fusions of BERT's operations; `int8` by its dynamic quantisation."""
+    import onnx
+    import onnxruntime
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.transformers import optimizer
+
+    path, tokenizer = exported(model)
+    config = json.loads((Path(model) / "config.json").read_text())
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    fused = path.with_name("fused.onnx")
+    optimizer.optimize_model(str(path), "bert", heads, width).save_model_to_file(
+        str(fused), use_external_data_format=True
+    )
+    if variant == "int8":
+        quantize_dynamic(
+            fused,
+            fused.with_name("int8.onnx"),
+            weight_type=QuantType.QInt8,
+            use_external_data_format=True,
+            # Fused operations are ONNX Runtime's own, of which the quantiser infers no type.
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+        fused = fused.with_name("int8.onnx")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    session = onnxruntime.InferenceSession(str(fused), options, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_inputs()]
+
+    def logits(inputs: Answer) -> Any:
+        return session.run(None, {name: inputs[name] for name in names})[0]
+
+    return padded(tokenizer, logits), {"dtype": variant, "version": version("onnxruntime")}
+
+
+def open_vino(model: str, variant: str) -> tuple[Score, Answer]:
+    """OpenVINO with a hint of precision; `int8` by NNCF's quantisation after training, on 128 pairs of random words."""
+    import openvino
+
+    path, tokenizer = exported(model)
+    network = openvino.Core().read_model(path)
+    if variant == "int8":
+        import nncf
+
+        data = nncf.Dataset(calibration(tokenizer), dict)
+        network = nncf.quantize(network, data, subset_size=CALIBRATION_PAIRS, model_type=nncf.ModelType.TRANSFORMER)
+    precision = {"bfloat16": "bf16"}.get(variant, "f32")
+    hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino.compile_model(network, "CPU", hints)
+    names = [one.get_any_name() for one in compiled.inputs]
+
+    def logits(inputs: Answer) -> Any:
+        return compiled({name: inputs[name] for name in names})[0]
+
+    return padded(tokenizer, logits), {"dtype": variant, "version": version("openvino")}
+
+
+BATCH_PAIRS = 32
+"""sentence-transformers' own default."""
+CALIBRATION_PAIRS = 128
+
+
+def exported(model: str) -> tuple[Path, Any]:
+    """A cross-encoder as ONNX in a temporary folder, and its tokenizer."""
+    import atexit
+    import shutil
+    import tempfile
+
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    if is_decoder(model):
+        raise ValueError(f"{model} is a decoder; here ONNX Runtime and OpenVINO run cross-encoders.")
+    folder = Path(tempfile.mkdtemp(prefix="exported-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    kind = AutoModelForSequenceClassification
+    network = kind.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
+    found = tokenizer(["a query"] * 2, ["a document", "another one"], padding=True, return_tensors="pt")
+    # The exporter names inputs in the order of the network's own parameters.
+    inputs = {name: found[name] for name in signature(network.forward).parameters if name in found}
+    axes = {0: "batch", 1: "tokens"}
+    torch.onnx.export(
+        network,
+        (),
+        str(folder / "model.onnx"),
+        kwargs=inputs,
+        input_names=list(inputs),
+        output_names=["logits"],
+        dynamic_axes={**dict.fromkeys(inputs, axes), "logits": {0: "batch"}},
+        opset_version=17,
+        dynamo=False,
+    )
+    return folder / "model.onnx", tokenizer
+
+
+def padded(tokenizer: Any, logits: Callable[[Answer], Any]) -> Score:
+    """Scores in padded batches of documents of about the same length, as sentence-transformers makes them."""
+
+    def score(query: str, documents: list[str]) -> Answer:
+        order = sorted(range(len(documents)), key=lambda i: len(documents[i]), reverse=True)
+        scores = [0.0] * len(documents)
+        for start in range(0, len(order), BATCH_PAIRS):
+            places = order[start : start + BATCH_PAIRS]
+            texts = [documents[i] for i in places]
+            inputs = tokenizer([query] * len(texts), texts, padding=True, truncation=True, return_tensors="np")
+            for i, logit in zip(places, logits(dict(inputs))[:, 0].tolist(), strict=True):
+                scores[i] = 1 / (1 + math.exp(-logit))
+        return {"scores": scores}
+
+    return score
+
+
+def calibration(tokenizer: Any) -> list[Answer]:
+    """Single pairs of 10 to 200 random words, for ranges of activations."""
+    random = Random(0)
+    words = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=random.randint(2, 9))) for _ in range(2000)]
+    pairs = (
+        (random.choices(words, k=6), random.choices(words, k=random.randint(10, 200))) for _ in range(CALIBRATION_PAIRS)
+    )
+    return [dict(tokenizer(" ".join(a), " ".join(b), truncation=True, return_tensors="np")) for a, b in pairs]
+
+
+ENGINES = {
+    "rerankd": rerankd,
+    "sentence-transformers": sentence_transformers,
+    "vllm": vllm,
+    "onnxruntime": onnx_runtime,
+    "openvino": open_vino,
+}
 
 
 def memory_bytes() -> int | None:

@@ -63,7 +63,7 @@ def measure_service(model: Path, rounds: int, seed: int) -> dict[str, Any]:
     corpus = Corpus(seed)
     http, offline, ready = [], [], []
     with (
-        Engine(Spec.parse("rerankd"), model, None) as engine,
+        Engine(Spec.parse("rerankd"), model, {}) as engine,
         server(str(model), "--served-model-name", NAME) as (url, _),
     ):
         engine.score(*corpus.request(WORKLOAD))

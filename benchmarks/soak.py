@@ -21,11 +21,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 
@@ -34,6 +34,7 @@ from rerankd import Reranker
 QUERIES, DOCUMENTS = 8, 600
 LEAVE, MALFORMED, HOSTILE, ONE_DOCUMENT = 0.05, 0.02, 0.01, 0.1
 TOLERANCE = 1e-4
+STAGES = ("queue", "model")
 GROWTH = 50 << 20
 """Bytes that memory may grow by after the first part."""
 FIRST_PART = 60.0
@@ -95,6 +96,14 @@ class Corpus:
             ]
 
 
+class Single(NamedTuple):
+    """Seconds of an answered request of one document: all, those before its batch began, and those of its batch."""
+
+    whole: float
+    queue: float
+    model: float
+
+
 class Soak:
     """The clients, and what they saw."""
 
@@ -105,7 +114,7 @@ class Soak:
         self.until = until
         self.statuses: Counter[str] = Counter()
         self.wrong: list[str] = []
-        self.single: list[float] = []
+        self.single: list[Single] = []
         self.health: list[float] = []
         self.memory: list[tuple[float, int]] = []
 
@@ -137,7 +146,8 @@ class Soak:
         self.statuses[f"scored {answer.status}"] += 1
         if answer.status == 200:
             if count == 1:
-                self.single.append(time.monotonic() - began)
+                stages = dict(re.findall(r"(\w+);dur=([\d.]+)", answer.headers["Server-Timing"]))
+                self.single.append(Single(time.monotonic() - began, *(float(stages[name]) / 1000 for name in STAGES)))
             for one in said["results"]:
                 wanted = self.corpus.scores[query][places[one["index"]]]
                 if abs(one["relevance_score"] - wanted) > TOLERANCE:
@@ -236,19 +246,30 @@ async def soaked(url: str, process: int, corpus: Corpus, seconds: float, clients
     def part(values: list[float], share: float) -> float:
         return sorted(values)[min(int(len(values) * share), len(values) - 1)]
 
-    single = part(soak.single, 0.99)
-    print(f"answers: {dict(sorted(soak.statuses.items()))}")
-    print(
-        f"one document: median {part(soak.single, 0.5):.2f} s, p99 {single:.2f} s; a batch takes {took / count:.2f} s"
+    whole, queue, model = (
+        [part(list(values), share) for share in (0.5, 0.99)] for values in zip(*soak.single, strict=True)
     )
+    ratios = [part([one.whole / one.model for one in soak.single], share) for share in (0.5, 0.99)]
+    minutes = range(int(seconds // 60) or 1)
+    by_minute = [max((held >> 20 for at, held in soak.memory if at // 60 == one), default=0) for one in minutes]
+    print(f"answers: {dict(sorted(soak.statuses.items()))}")
+    print(f"a batch takes {took / count:.2f} s; one document, median and p99 in seconds: {_two(whole)}")
+    print(f"  until its batch began: {_two(queue)}; its batch: {_two(model)}; in batches, all: {_two(ratios)}")
     print(f"/health: median {part(soak.health, 0.5) * 1000:.0f} ms, p99 {part(soak.health, 0.99) * 1000:.0f} ms")
-    print(f"memory: at most {max(first) >> 20} MB in the first part, {max(last) >> 20} MB at the end")
+    print(
+        f"memory: at most {max(first) >> 20} MB in the first part, {max(last) >> 20} MB at the end; "
+        f"by minute: {by_minute}"
+    )
     print(f"a quiet request: {before * 1000:.0f} ms before, {after * 1000:.0f} ms after")
     failures = [f"{len(soak.wrong)} wrong answers, the first: {soak.wrong[0]}"] if soak.wrong else []
     failures += [f"memory grew by {growth >> 20} MB"] if growth > GROWTH else []
     for failure in failures:
         print(f"FAILED: {failure}")
     return not failures
+
+
+def _two(values: Sequence[float]) -> str:
+    return " and ".join(f"{value:.2f}" for value in values)
 
 
 def main() -> None:

@@ -16,12 +16,16 @@ def keep_freed_memory() -> None:
     """Let glibc keep large blocks for the next use instead of returning each to the kernel.
 
     A forward pass frees and asks for the same large tensors over and over; the page faults cost 20 % of it.
+
+    Two arenas, in place of eight for each core: what one thread frees, another can use, so that a server that reads
+    large bodies in many threads does not hold the most that each of them ever took.
     """
     if not _ON_LINUX:
         return
     with suppress(AttributeError, OSError):  # not glibc
         mallopt = ctypes.CDLL(None).mallopt
-        m_trim_threshold, m_mmap_threshold = -1, -3
+        m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
+        mallopt(m_arena_max, 2)
         mallopt(m_mmap_threshold, 2**31 - 1)
         mallopt(m_trim_threshold, 2**31 - 1)
 
