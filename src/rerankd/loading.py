@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerankd.backends.select import Placement, limit_memory, place
-from rerankd.core import ModelError
+from rerankd.core import Embeddings, Logits, ModelError
 from rerankd.layers.shard import Shard
 from rerankd.memory import trim_after_load
 from rerankd.models.architecture import Architecture
@@ -21,6 +21,8 @@ from rerankd.models.checkpoint.hub import resolve
 from rerankd.models.checkpoint.quantized.source import open_tensors, read_scheme
 from rerankd.models.checkpoint.weights import Tensors, Weights
 from rerankd.models.fallback import Fallback, find_fallback
+from rerankd.models.heads import Head
+from rerankd.models.labels import labels_activation, names_of
 from rerankd.models.recipes.choose import Choice, choose_recipe, with_label
 from rerankd.models.recipes.evidence import Evidence
 from rerankd.models.registry import ARCHITECTURES, find_architecture
@@ -99,6 +101,15 @@ class Plan:
             quantization=self.options.quantization,
             tensor_parallel_size=self.options.tensor_parallel_size,
         )
+
+    def loaded_info(self, head: Head) -> ModelInfo:
+        """The same of a loaded model, with what its head makes of a document."""
+        if Embeddings in self.prompts.outputs:
+            return replace(self.info(), dimensions=head.outputs)
+        if Logits in self.prompts.outputs:
+            activation = labels_activation(self.config, head.outputs, head.activation)
+            return replace(self.info(), labels=names_of(self.config, head.outputs), labels_activation=activation)
+        return self.info()
 
     def tensors(self) -> Tensors:
         """Where the weights are. Raises ModelError for files that are missing or damaged."""

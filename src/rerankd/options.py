@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from rerankd.core import MAX_CHARACTERS
 from rerankd.limits import RequestLimits
@@ -72,11 +72,17 @@ class LoadOptions:
     media_sizing: Sizing = Sizing()  # noqa: RUF009 - frozen
 
 
+LabelsActivation: TypeAlias = Literal["softmax", "sigmoid", "identity"]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """The loaded model: for ready lines, `/v1/models` and metrics.
 
     backend: with the instruction set of its own kernels
+    dimensions: values of an embedding; None for a model that gives none, and before it is loaded
+    labels: the names of a classifier's labels in their order; empty for a model that is none, and before it is loaded
+    labels_activation: what makes probabilities of their logits, as the model's folder has it
     """
 
     model: str
@@ -91,3 +97,6 @@ class ModelInfo:
     quantization: str | None = None
     tensor_parallel_size: int = 1
     backend: str = "torch"
+    dimensions: int | None = None
+    labels: tuple[str, ...] = ()
+    labels_activation: LabelsActivation = "softmax"

@@ -7,7 +7,18 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from rerankd.core import InvalidRequest, Labels, PromptBuilder, PromptGroup, RerankRequest, Stage, Tokens, Visuals
+from rerankd.core import (
+    Embeddings,
+    InvalidRequest,
+    Labels,
+    Logits,
+    PromptBuilder,
+    PromptGroup,
+    RerankRequest,
+    Stage,
+    Tokens,
+    Visuals,
+)
 from rerankd.limits import RequestLimits
 from rerankd.work import bounded, leaving_out
 
@@ -30,14 +41,18 @@ class Prepared:
 class Preparer:
     """Builds prompts within the limits of one request."""
 
-    def __init__(self, prompts: PromptBuilder, verbatim: PromptBuilder | None, limits: RequestLimits | None) -> None:
+    def __init__(
+        self, prompts: PromptBuilder, verbatim: PromptBuilder | None, limits: RequestLimits | None, outputs: int = 0
+    ) -> None:
         """verbatim: writes the prompts of requests with labels; None for a model whose tokens have no probabilities.
 
         limits: None for no bounds
+        outputs: how many numbers the model's head makes of a document; see `Head`
         """
         self._prompts = prompts
         self._verbatim = verbatim
         self._limits = limits
+        self._outputs = outputs
 
     def prepare(
         self,
@@ -59,14 +74,26 @@ class Preparer:
             prompts = self._for_labels(request, request.labels)
         elif any(isinstance(part, Tokens) for content in (request.query, *request.documents) for part in content):
             raise InvalidRequest("documents", "hold token ids, or the query does, which only a request with labels may")
+        if request.outputs is not None:
+            self._check_outputs(request, request.outputs)
         visuals = media.visuals if media is not None else None
         failed = dict(media.failed) if media is not None else {}
         began = perf_counter()
         places, group = _build(prompts or self._prompts, request, visuals, failed, self._limits)
         if self._limits is not None:
             self._limits.check("tokens", group.prompt_tokens, "documents")
+        if request.outputs is not None:
+            group = replace(group, outputs=self._outputs)
         stages.append(Stage("tokenise", began, perf_counter() - began))
         return Prepared(request, group, places, failed, media, stages)
+
+    def _check_outputs(self, request: RerankRequest, outputs: Embeddings | Logits) -> None:
+        """Raises InvalidRequest for more numbers than the limit, and for more values than an embedding has."""
+        if self._limits is not None:
+            self._limits.check("values", len(request.documents) * self._outputs, "documents")
+        asked = outputs.dimensions if isinstance(outputs, Embeddings) else None
+        if asked is not None and self._outputs and not 1 <= asked <= self._outputs:
+            raise InvalidRequest("outputs.dimensions", f"must be from 1 to {self._outputs}, this model's, not {asked}")
 
     def _for_labels(self, request: RerankRequest, labels: Labels) -> PromptBuilder:
         """The builder of prompts for a request with labels. Raises InvalidRequest if tokens have no probabilities."""

@@ -7,8 +7,23 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from rerankd.core import InvalidRequest, PromptGroup, RerankRequest, RerankResult, ScoredDocument, Stage
+import numpy
+from numpy.typing import NDArray
+
+from rerankd.core import (
+    Embeddings,
+    InvalidRequest,
+    Logits,
+    PromptGroup,
+    RerankRequest,
+    RerankResult,
+    ScoredDocument,
+    Stage,
+)
 from rerankd.windows import cosines
+
+SHORTEST = 1e-12
+"""The least length that an embedding is divided by, as torch has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +43,26 @@ class Submitted:
     stages: list[Stage] = field(default_factory=list)
 
 
-def rank(submitted: Submitted, logits: list[float], sigmoid: bool, ignored: tuple[str, ...] = ()) -> RerankResult:
+def rank(
+    submitted: Submitted,
+    logits: list[float],
+    sigmoid: bool,
+    ignored: tuple[str, ...] = (),
+    at_length_1: bool = False,
+) -> RerankResult:
     """The result of a request whose logits are there.
 
-    logits: of each suffix one, or, with labels, the log-probability of each, or the vectors of its window
+    logits: of each suffix one, or, with labels, the log-probability of each, or the vectors of its window, or outputs
     sigmoid: whether a score is the sigmoid of its logit, else the logit
     ignored: names of fields that had no effect, beside those that the prompts ignored
+    at_length_1: whether embeddings have length 1 where the request does not say
     """
     request, group = submitted.request, submitted.group
     if request.labels is not None:
         documents = list(_labelled(submitted, logits))
+        order = list(range(len(documents)))
+    elif request.outputs is not None:
+        documents = list(_with_outputs(submitted, request.outputs, logits, at_length_1))
         order = list(range(len(documents)))
     else:
         if group.windows is not None:
@@ -95,6 +120,30 @@ def _labelled(submitted: Submitted, logarithms: list[float]) -> Iterator[ScoredD
     for place, (index, suffix) in enumerate(zip(submitted.places, group.suffixes, strict=True)):
         found = tuple(map(math.exp, logarithms[place * width : (place + 1) * width]))
         yield ScoredDocument(index, found[0], len(group.prefix) + len(suffix), labels=found)
+
+
+def _with_outputs(
+    submitted: Submitted, outputs: Embeddings | Logits, numbers: list[float], at_length_1: bool
+) -> Iterator[ScoredDocument]:
+    """Each document with its outputs."""
+    group = submitted.group
+    values = numpy.asarray(numbers, dtype=numpy.float32).reshape(-1, group.values)
+    if isinstance(outputs, Embeddings):
+        values = _embeddings(
+            values[:, : outputs.dimensions], at_length_1 if outputs.normalize is None else outputs.normalize
+        )
+    rows = zip(submitted.places, group.suffixes, group.truncated, values.tolist(), strict=True)
+    for index, suffix, truncated, own in rows:
+        yield ScoredDocument(index, own[0], len(suffix), truncated, values=tuple(own))
+
+
+def _embeddings(values: NDArray[numpy.float32], normalize: bool) -> NDArray[numpy.float32]:
+    """float32 [documents, dimensions]; one of zeros stays."""
+    if not normalize:
+        return values
+    lengths = numpy.linalg.norm(values.astype(numpy.float64), axis=1, keepdims=True)
+    found: NDArray[numpy.float64] = values / numpy.maximum(lengths, SHORTEST)
+    return found.astype(numpy.float32)
 
 
 def _sigmoid(logit: float) -> float:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rerankd.core import EngineDead, EngineLoad, InvalidRequest, PromptBuilder, RerankRequest, RerankResult, Stage, Text
 from rerankd.engine.engine import Engine
 from rerankd.loading import plan
+from rerankd.models.embedding import EmbeddingHead
 from rerankd.models.heads import TokenHead
 from rerankd.options import LoadOptions
 from rerankd.parallel.leader import LeadingModel
@@ -39,10 +40,11 @@ class RequestReranker:
         """model: a folder, a hub id, or all options at once; `options` are the fields of `LoadOptions`."""
         chosen = replace(model, **options) if isinstance(model, LoadOptions) else LoadOptions(str(model), **options)
         planned = plan(chosen)
-        self.info = planned.info()
         self._prompts, self._load_prompts = planned.prompts, planned.load_prompts
         loaded = planned.load()
+        self.info = planned.loaded_info(loaded.head)
         self._activation = loaded.head.activation
+        self._at_length_1 = isinstance(loaded.head, EmbeddingHead) and loaded.head.similarity == "cosine"
         self._media = planned.media_loader()
         self._engine = Engine(
             loaded,
@@ -57,7 +59,7 @@ class RequestReranker:
             self._followers.watch(self._engine.give_up)
         vocabulary = loaded.head.vocabulary if isinstance(loaded.head, TokenHead) else None
         verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, self.info.supports_vision)
-        self._preparer = Preparer(self._prompts, verbatim, chosen.request_limits)
+        self._preparer = Preparer(self._prompts, verbatim, chosen.request_limits, loaded.head.outputs)
         self._workers = Workers("rerankd-request")
         try:
             self._warm_up()
@@ -213,7 +215,7 @@ class RequestReranker:
     def _rank(self, submitted: Submitted, logits: list[float]) -> RerankResult:
         asked = submitted.request.instruction is not None
         ignored = ("instruction",) if asked and not self.info.takes_instruction else ()
-        return rank(submitted, logits, self._activation == "sigmoid", ignored)
+        return rank(submitted, logits, self._activation == "sigmoid", ignored, self._at_length_1)
 
 
 def _characters(request: RerankRequest) -> int:

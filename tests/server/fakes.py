@@ -14,10 +14,12 @@ import uvicorn
 
 from rerankd.core import (
     Content,
+    Embeddings,
     EngineDead,
     EngineLoad,
     InvalidRequest,
     Labels,
+    Logits,
     RerankRequest,
     RerankResult,
     ScoredDocument,
@@ -33,6 +35,7 @@ from rerankd.server.settings import Settings
 from tests.labels import written_out
 
 MODEL = "example/reranker"
+WIDTH = 2
 INFO = ModelInfo(
     model=MODEL,
     path=Path("/nowhere"),
@@ -58,6 +61,11 @@ def fake_score(query: Content, document: Content) -> float:
 def fake_probability(prompt: str | tuple[int, ...], label: int) -> float:
     """A probability that any change of the prompt or the label changes."""
     return fake_score(text_content(repr(prompt)), text_content(str(label)))
+
+
+def fake_values(query: Content, document: Content) -> tuple[float, ...]:
+    """The outputs of a text; those of a classifier's two labels are as many."""
+    return tuple(fake_score((*query, *document), text_content(str(place))) for place in range(WIDTH))
 
 
 class FakeReranker:
@@ -96,6 +104,8 @@ class FakeReranker:
     async def answer(self, request: RerankRequest) -> RerankResult:
         if request.labels is not None:
             return self._labelled(request, request.labels)
+        if request.outputs is not None:
+            return self._with_outputs(request, request.outputs)
         self.requests.append(request)
         if words(request.query) == ["wait"]:
             await self._wait()
@@ -133,6 +143,27 @@ class FakeReranker:
         found = [tuple(fake_probability(prompt, label) for label in labels.token_ids) for prompt in prompts]
         documents = tuple(ScoredDocument(index, own[0], 1, labels=own) for index, own in enumerate(found))
         return RerankResult(documents, len(prompts), 0, scored=len(prompts))
+
+    def _with_outputs(self, request: RerankRequest, outputs: Embeddings | Logits) -> RerankResult:
+        """Each text with as many numbers as `WIDTH`; an embedding cut to the dimensions that are asked for."""
+        self.requests.append(request)
+        width = outputs.dimensions if isinstance(outputs, Embeddings) else None
+        if width is not None and width > WIDTH:
+            raise InvalidRequest("outputs.dimensions", f"must be from 1 to {WIDTH}")
+        found = []
+        for index, document in enumerate(request.documents):
+            if words(document) == ["break"]:
+                raise RuntimeError("a secret of the engine room")
+            length = len(words((*request.query, *document)))
+            limit = request.truncation.max_tokens or INFO.max_model_len
+            if length > limit and not request.truncation.allowed:
+                raise InvalidRequest(f"documents[{index}]", f"is {length} tokens long, the limit is {limit}")
+            values = fake_values(request.query, document)[:width]
+            found.append(ScoredDocument(index, values[0], min(length, limit), length > limit, values=values))
+        return RerankResult(
+            tuple(found), sum(one.prompt_tokens for one in found), 0, scored=len(found),
+            truncated=tuple(one.index for one in found if one.truncated),
+        )  # fmt: skip
 
     async def _wait(self) -> None:
         self.waiting.set()

@@ -35,7 +35,7 @@ class Decoder(FakeReranker):
             if any(isinstance(prompt, str) and prompt.startswith("close") for prompt in written_out(request)):
                 raise EngineClosed("too late")
             return await super().answer(request)
-        if words(request.query) == ["close"]:
+        if ["close"] in (words(request.query), *map(words, request.documents)):
             raise EngineClosed("too late")
         return await super().answer(request)
 
@@ -61,6 +61,7 @@ POSTS = [
     for dialect, method, path in EVERY
     if method == "post" and "requestBody" in DOCUMENTS[dialect]["paths"][path][method]
 ]
+TEXTS = {"text_1", "text_2", "queries", "documents", "query", "items", "input", "inputs"}
 CARDS = ("/v1/models", "/v1/models/{model}")
 
 
@@ -158,7 +159,7 @@ def test_null_in_an_optional_field_is_as_good_as_leaving_it_out(urls: dict[str, 
         for field in fields:
             without = {name: value for name, value in example["value"].items() if name != field}
             # Scores' texts are optional fields of which two are wanted; documents, of another API's body here.
-            if {"text_1", "text_2", "queries", "documents", "query", "items"} & (example["value"].keys() - without):
+            if TEXTS & (example["value"].keys() - without):
                 continue
             left_out, null = send(without), send({**without, field: None})
             # At the root a field may be all that tells its API: without it, the call is another's.
@@ -214,7 +215,7 @@ def slowly(start: bytes) -> Iterator[bytes]:
 
 def bad_bodies(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A body with each thing that can be wrong with one."""
-    query = next(name for name in ("query", "text_1", "queries", "prompt") if name in body)
+    query = next(name for name in ("query", "text_1", "queries", "prompt", "input", "inputs") if name in body)
     texts = next((name for name in ("documents", "texts", "items", "text_2", "passages") if name in body), query)
 
     def said(text: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,7 @@ class Seeing(Decoder):
             tuple(part if isinstance(part, Text) else Text(str(part.source)) for part in document)
             for document in request.documents
         )
-        return await super().answer(
-            RerankRequest(request.query, documents, top_n=request.top_n, truncation=request.truncation)
-        )
+        return await super().answer(replace(request, documents=documents))
 
 
 @pytest.fixture(scope="module")

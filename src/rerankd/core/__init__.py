@@ -19,7 +19,17 @@ from rerankd.core.errors import (
     RerankdError,
 )
 from rerankd.core.prompts import PromptBuilder, PromptGroup, Segment, Visual, Visuals, Windows
-from rerankd.core.requests import MAX_CHARACTERS, Chunking, Labels, OnError, RerankRequest, Side, Truncation
+from rerankd.core.requests import (
+    MAX_CHARACTERS,
+    Chunking,
+    Embeddings,
+    Labels,
+    Logits,
+    OnError,
+    RerankRequest,
+    Side,
+    Truncation,
+)
 from rerankd.core.results import Chunk, EngineLoad, RerankResult, ScoredDocument, Stage, seconds_by_stage
 
 __all__ = [
@@ -27,6 +37,7 @@ __all__ = [
     "Chunk",
     "Chunking",
     "Content",
+    "Embeddings",
     "EngineBusy",
     "EngineClosed",
     "EngineDead",
@@ -35,6 +46,7 @@ __all__ = [
     "Image",
     "InvalidRequest",
     "Labels",
+    "Logits",
     "ModelError",
     "OnError",
     "OutOfMemory",

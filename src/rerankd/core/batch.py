@@ -29,6 +29,7 @@ class PackedGroup:
 
     unseen: how many of the prefix' last rows no row attends to
     values: how many numbers a model gives for each suffix
+    outputs: whether those are all that its head makes of a document, in place of its relevance
     """
 
     prefix: Span
@@ -36,6 +37,7 @@ class PackedGroup:
     labels: Labels | None = None
     unseen: int = 0
     values: int = 1
+    outputs: bool = False
 
 
 @dataclass(frozen=True, slots=True)

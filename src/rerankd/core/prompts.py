@@ -83,6 +83,8 @@ class PromptGroup:
     `ignored` names request fields that have less effect here than was asked for.
     `labels` are asked of each suffix in place of its relevance.
     `windows` says which documents the suffixes hold where they hold several; the prefix is empty then.
+    `outputs` is how many numbers a head makes of each suffix where all are asked for in place of its relevance (an
+    embedding's, a logit for each label), else 0; the prefix is empty then.
     """
 
     prefix: Segment
@@ -93,10 +95,13 @@ class PromptGroup:
     ignored: tuple[str, ...] = ()
     labels: Labels | None = None
     windows: Windows | None = None
+    outputs: int = 0
 
     @property
     def values(self) -> int:
         """How many numbers a model gives for each suffix."""
+        if self.outputs:
+            return self.outputs
         if self.windows is not None:
             return (1 + max(self.windows.documents, default=0)) * self.windows.vector
         return 1 if self.labels is None else len(self.labels.token_ids)

@@ -55,6 +55,25 @@ class Labels:
     query_last: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Embeddings of the documents, in place of their relevance to a query.
+
+    prompt: the name of the text that is put before each, as the model's folder has it; None for the folder's default
+    normalize: whether each has length 1; None for what the model's similarity compares
+    dimensions: how many of the first values are kept; None for all
+    """
+
+    prompt: str | None = None
+    normalize: bool | None = None
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """A logit for each of a classifier's labels, of each document behind the query; of it alone without a query."""
+
+
 OnError: TypeAlias = Literal["fail", "skip"]
 
 
@@ -70,6 +89,9 @@ class RerankRequest:
     With `labels` each prompt is the query and a document as they stand, nothing put around them, in which a special
     token's string is that token; the answer is how probable the labels are as what comes next. Query and documents hold
     one `Text` or one `Tokens` each, all of one kind (the query may be empty), and nothing is ever cut or ranked.
+
+    With `outputs` the answer holds those of each document in request order, as `ScoredDocument.values`. Embeddings have
+    no query: it is ().
     """
 
     query: Content
@@ -82,3 +104,4 @@ class RerankRequest:
     chunking: Chunking | None = None
     labels: Labels | None = None
     min_score: float | None = None
+    outputs: Embeddings | Logits | None = None

@@ -31,6 +31,7 @@ class ScoredDocument:
     best_chunk: the chunk that the score is of; None for a document that was not split
     chunks: how many chunks were scored, each in a prompt of its own
     labels: how probable the labels that were asked for are, the first of which is the score
+    values: the outputs that were asked for, an embedding or a logit for each label, the first of which is the score
     """
 
     index: int
@@ -40,6 +41,7 @@ class ScoredDocument:
     best_chunk: Chunk | None = None
     chunks: int = 1
     labels: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,8 @@ def seconds_by_stage(stages: Iterable[Stage]) -> dict[str, float]:
 class RerankResult:
     """The answer to a `RerankRequest`.
 
-    `documents` is sorted by falling logit (equal logits keep request order) and cut to `top_n`; with labels it is in
-    request order.
+    `documents` is sorted by falling logit (equal logits keep request order) and cut to `top_n`; with labels or outputs
+    it is in request order.
     `prompt_tokens` counts every document's whole prompt, as vLLM does; `computed_tokens` counts what the
     model was given after prefix sharing. `ignored` names request fields that have no effect, or less than was asked
     for. `query_truncated` says that the query was cut to fit, beside one of the documents at least.

@@ -48,6 +48,7 @@ def pack(groups: Sequence[PromptGroup], shares_prefix: bool, device: torch.devic
                 labels=group.labels,
                 unseen=group.prefix.unseen,
                 values=group.values,
+                outputs=bool(group.outputs),
             )
             for group in groups
         ),

@@ -5,19 +5,18 @@ Reference: Reimers and Gurevych, 2019; `Pooling`, `Dense` and `similarity_fn_nam
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rerankd.core import ModelError, PackedBatch, Span
+from rerankd.core import ModelError, PackedBatch, PackedGroup, Span
 from rerankd.models.checkpoint.modules import embedding_modules, pooling_modes
 from rerankd.models.checkpoint.sentence_transformers import Similarity, read_settings
 from rerankd.models.heads import Activation
 from rerankd.models.pooling import Pooling
-from rerankd.models.steps import SENTENCE, normalize, read_steps
+from rerankd.models.steps import SENTENCE, Steps, normalize, read_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +25,20 @@ class EmbeddingHead:
 
     steps: what makes an embedding of pooled states
     dimensions: how many first values of an embedding are read; None for all
+
+    A group whose outputs are asked for has the embeddings of its documents, at the length that they have.
     """
 
     pooling: Pooling
-    steps: Callable[[Tensor], Tensor]
+    steps: Steps
     similarity: Similarity = "cosine"
     dimensions: int | None = None
     activation: Activation = "identity"
+
+    @property
+    def outputs(self) -> int:
+        """Values of an embedding."""
+        return self.steps.width if self.dimensions is None else min(self.dimensions, self.steps.width)
 
     def rows(self, batch: PackedBatch) -> list[int] | None:
         """The rows that are pooled; see `Pooling`."""
@@ -41,15 +47,19 @@ class EmbeddingHead:
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
         """See `Head`."""
         embeddings = self.steps(self.pooling(states, texts_of(batch)))[:, : self.dimensions]
-        if self.similarity == "cosine":
-            embeddings = normalize(embeddings)
-        sizes = [1 + len(group.suffixes) for group in batch.groups]
-        return torch.cat([own[1:] @ own[0] for own in torch.split(embeddings, sizes)])
+        compared = normalize(embeddings) if self.similarity == "cosine" else embeddings
+        sizes = [len(_texts(group)) for group in batch.groups]
+        parts = zip(batch.groups, torch.split(embeddings, sizes), torch.split(compared, sizes), strict=True)
+        return torch.cat([whole.flatten() if group.outputs else own[1:] @ own[0] for group, whole, own in parts])
 
 
 def texts_of(batch: PackedBatch) -> list[Span]:
-    """Each group's query and its documents, as they lie."""
-    return [span for group in batch.groups for span in (group.prefix, *group.suffixes)]
+    """Each group's query, where it has one, and its documents, as they lie."""
+    return [span for group in batch.groups for span in _texts(group)]
+
+
+def _texts(group: PackedGroup) -> tuple[Span, ...]:
+    return group.suffixes if group.outputs else (group.prefix, *group.suffixes)
 
 
 def embedding_head(folder: Path, hidden: int, device: torch.device) -> EmbeddingHead:

@@ -24,7 +24,7 @@ from rerankd.models.base import TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.modules import read_logit_score
-from rerankd.models.heads import Activation, Label, one_logit
+from rerankd.models.heads import Activation, Label, asked_logits
 from rerankd.models.labels import declared_activation, read_labels
 from rerankd.models.recipes.encoders import CROSS_ENCODER
 from rerankd.models.recipes.recipe import Recipe
@@ -102,7 +102,8 @@ class Fallback:
             raise config.wrong("id2label", f"must have {model.num_labels} labels, as the model has")
         types = types and "token_type_ids" in inspect.signature(model.forward).parameters
         ids = answers.ids if answers else None
-        found = PaddedModel(model, ids, types, PaddedHead(activation, None if labels is None else labels.chosen))
+        head = PaddedHead(activation) if labels is None else PaddedHead(activation, labels.chosen, labels.count)
+        found = PaddedModel(model, ids, types, head)
         if found.padding is None or not found.bears_padding():
             log.info("Prompts of different lengths run apart, since padding would change their scores.")
             return replace(found, pads=False)
@@ -187,13 +188,14 @@ class PaddedHead:
 
     activation: Activation
     label: Label | None = None
+    outputs: int = 0
 
     def rows(self, batch: PackedBatch) -> None:
         """See `Head`."""
 
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
-        """One logit of each document, from those of the model's labels: [documents, labels]."""
-        return one_logit(states, self.label)
+        """See `asked_logits`. states: those of the model's labels: [documents, labels]."""
+        return asked_logits(states, batch, self.label)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,17 +23,24 @@ class Head(Protocol):
     """The last step of a model.
 
     activation: what turns a logit into a score
+    outputs: how many numbers it makes of a document: values of an embedding, or labels; 0 for none but the logit
     """
 
     @property
     def activation(self) -> Activation: ...
+
+    @property
+    def outputs(self) -> int: ...
 
     def rows(self, batch: PackedBatch) -> list[int] | None:
         """The packed rows whose last states the head reads, ascending; None for all."""
         ...
 
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
-        """float32 logits of the documents in their order, from the states of `rows`: float32 [rows, hidden]."""
+        """float32 logits of the documents in their order, from the states of `rows`: float32 [rows, hidden].
+
+        A group whose outputs are asked for has those in place of one logit, document after document.
+        """
         ...
 
 
@@ -62,13 +69,19 @@ class ClassifierHead:
     between: str = "tanh"
     label: Label | None = None
 
+    @property
+    def outputs(self) -> int:
+        """The labels."""
+        return len(self.out.weight)
+
     def rows(self, batch: PackedBatch) -> list[int]:
         """The first token of each document."""
         return [span.start for span in batch.documents()]
 
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
         """See `Head`."""
-        return one_logit(F.linear(BETWEEN[self.between](F.linear(states, *self.dense)), *self.out), self.label)
+        labels = F.linear(BETWEEN[self.between](F.linear(states, *self.dense)), *self.out)
+        return asked_logits(labels, batch, self.label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +95,7 @@ class TokenHead:
     relevance: Tensor
     vocabulary: VocabularyHead | None
     activation: Activation
+    outputs: int = 0
 
     def rows(self, batch: PackedBatch) -> list[int]:
         """The last token of each document."""
@@ -127,3 +141,16 @@ def one_logit(logits: Tensor, label: Label | None = None) -> Tensor:
         others = [i for i in range(logits.shape[1]) if i != label.index]
         return own - logits[:, others].logsumexp(1)
     return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+
+
+def asked_logits(logits: Tensor, batch: PackedBatch, label: Label | None = None) -> Tensor:
+    """One logit a document, or all of its labels' where a group asks for them: [documents, labels] -> [values].
+
+    label: see `one_logit`
+    """
+    scores = one_logit(logits, label)
+    if not any(group.outputs for group in batch.groups):
+        return scores
+    sizes = [len(group.suffixes) for group in batch.groups]
+    own = zip(batch.groups, torch.split(logits, sizes), torch.split(scores, sizes), strict=True)
+    return torch.cat([every.flatten() if group.outputs else one for group, every, one in own])

@@ -38,6 +38,7 @@ class VectorHead:
     first: Tensor
     second: Tensor
     activation: Activation = "identity"
+    outputs: int = 0
 
     def rows(self, batch: PackedBatch) -> list[int]:
         """The marked tokens."""

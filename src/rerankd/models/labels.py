@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rerankd.core import ModelError
 from rerankd.models.checkpoint.config import Config
@@ -94,6 +95,23 @@ def _expect_relevance(config: Config) -> None:
             "say so: --hf-overrides "
             """'{"id2label": {"0": "irrelevant", "1": "relevant"}}'."""
         )
+
+
+def names_of(config: Config, labels: int) -> tuple[str, ...]:
+    """The names of a classification head's labels, as transformers calls those that the configuration does not name."""
+    names = config.label_names or ()
+    return names if len(names) == labels else tuple(f"LABEL_{i}" for i in range(labels))
+
+
+def labels_activation(config: Config, labels: int, activation: Activation) -> Activation | Literal["softmax"]:
+    """What makes probabilities of the logits of labels, as the configuration's `problem_type` says; else the softmax of
+    several, and `activation` of one. Source: `get_act_fn` in vLLM's `layers/pooler/activations.py`."""
+    problem = config.entries.get("problem_type")
+    if problem == "regression":
+        return "identity"
+    if problem == "multi_label_classification":
+        return "sigmoid"
+    return activation if labels == 1 else "softmax"
 
 
 ACTIVATIONS: dict[str, Activation] = {

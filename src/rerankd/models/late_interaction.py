@@ -38,6 +38,7 @@ class MaxSimHead:
     skips_documents: bool = True
     mean: bool = False
     activation: Activation = "identity"
+    outputs: int = 0
 
     def rows(self, batch: PackedBatch) -> None:
         """All rows."""

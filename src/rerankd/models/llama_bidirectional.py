@@ -23,7 +23,7 @@ from rerankd.models.pooling import Pooling
 from rerankd.models.recipes.nemotron import BEGIN, NEMOTRON_RERANK
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.sequential import SequentialHead
-from rerankd.models.steps import Linear
+from rerankd.models.steps import SCORES, Linear, Steps
 
 POOLINGS: dict[Any, Pooling] = {"avg": Pooling(("mean",)), "cls": Pooling(("cls",))}
 """What config.json calls a way to pool."""
@@ -54,7 +54,7 @@ def nemotron_reranker(
     rows = weights.tensor("score.weight", labels, stack.spec.hidden, dtype=torch.float32)
     head = SequentialHead(
         POOLINGS[config.entries.get("pooling", "avg")],
-        Linear(Affine(rows / temperature)),
+        Steps((Linear(Affine(rows / temperature)),), labels, SCORES),
         declared_activation(config, labels),
         found.chosen,
     )

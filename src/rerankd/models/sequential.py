@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +12,11 @@ from rerankd.core import ModelError, PackedBatch
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.modules import pooling_modes, read_modules
-from rerankd.models.heads import Activation, Label, one_logit
+from rerankd.models.heads import Activation, Label, asked_logits
 from rerankd.models.labels import declared_activation, read_labels
 from rerankd.models.pooling import Pooling
 from rerankd.models.recipes.recipe import Recipe
-from rerankd.models.steps import SCORES, read_steps
+from rerankd.models.steps import SCORES, Steps, read_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +24,14 @@ class SequentialHead:
     """Steps over the pooled states of each pair, which give labels; `label`: see `one_logit`."""
 
     pooling: Pooling
-    steps: Callable[[Tensor], Tensor]
+    steps: Steps
     activation: Activation
     label: Label | None = None
+
+    @property
+    def outputs(self) -> int:
+        """The labels."""
+        return self.steps.width
 
     def rows(self, batch: PackedBatch) -> list[int] | None:
         """The rows that are pooled; see `Pooling`."""
@@ -35,7 +39,7 @@ class SequentialHead:
 
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
         """See `Head`."""
-        return one_logit(self.steps(self.pooling(states, batch.documents())), self.label)
+        return asked_logits(self.steps(self.pooling(states, batch.documents())), batch, self.label)
 
 
 def chain_head(config: Config, recipe: Recipe, hidden: int, device: torch.device) -> SequentialHead:

@@ -80,41 +80,55 @@ class BiEncoderPrompts:
     def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
         """The query as prefix, the documents as suffixes. See `PromptBuilder.build`."""
         limits = Limits.of(request, self._max_tokens, self._side)
-        before_query, before_document = self._asking(request.instruction), self._before_document
-        query_room, room = (self._room(reading, limits) for reading in (self._query, self._document))
-        least = max(before_query.tokens, before_document.tokens)
-        if min(query_room, room) <= least:  # an embedding of the prompt alone would mean nothing
-            raise no_room(limits.prompt, self._special.count + least, 1)
-        texts = [read_text(document, f"documents[{i}]") for i, document in enumerate(request.documents)]
+        before, room = self._asking(request.instruction), self._room(self._query, limits)
+        self._expect_room(limits, max(before.tokens, self._before_document.tokens), room)
         query_text = self._plain.reach(read_text(request.query, "query"), limits.prompt, limits)
+        (whole,) = self._ids(before, [query_text])
+        query = self._fitting("query", whole, limits.query, before.tokens, _stays(request), room, limits)
+        prefix = self._around("query", query, self._query)
+        found = self._documents(request, limits, self._before_document)
+        return replace(found, prefix=prefix, query_truncated=len(query) < len(whole))
+
+    def alone(self, request: RerankRequest, prompt: str) -> PromptGroup:
+        """The documents behind a prompt, and no query: an empty prefix. See `PromptBuilder.build`."""
+        limits = Limits.of(request, self._max_tokens, self._side)
+        return self._documents(request, limits, self._before(Reading(prompt)))
+
+    def _documents(self, request: RerankRequest, limits: Limits, before: Before) -> PromptGroup:
+        """The documents as suffixes, without the prefix."""
+        room = self._room(self._document, limits)
+        self._expect_room(limits, before.tokens, room)
+        texts = [read_text(document, f"documents[{i}]") for i, document in enumerate(request.documents)]
         texts = [self._plain.reach(text, limits.reach, limits) for text in texts]
-        # A request that cuts beginnings means those of its texts. sentence-transformers knows the checkpoint's side
-        # alone, and cuts the prompt with the text that follows.
-        stays = request.truncation.side is not None
-        (whole,) = self._ids(before_query, [query_text])
-        documents = self._ids(before_document, texts)
-        query = self._fitting("query", whole, limits.query, before_query.tokens, stays, query_room, limits)
         suffixes: list[Segment] = []
         truncated: list[bool] = []
         chunks: list[Chunks | None] = []
-        for i, (text, document) in enumerate(zip(texts, documents, strict=True)):
+        for i, (text, document) in enumerate(zip(texts, self._ids(before, texts), strict=True)):
             field = f"documents[{i}]"
             if split := self._split(text, document, room, limits, field):
-                pieces = self._ids(before_document, [chunk.text for chunk in split.chunks])
+                pieces = self._ids(before, [chunk.text for chunk in split.chunks])
                 truncated.append(not split.whole)
             else:
-                pieces = [self._fitting(field, document, limits.document, before_document.tokens, stays, room, limits)]
+                own = limits.document
+                pieces = [self._fitting(field, document, own, before.tokens, _stays(request), room, limits)]
                 truncated.append(len(pieces[0]) < len(document))
             suffixes += (self._around(field, piece, self._document) for piece in pieces)
             chunks.append(split)
         return PromptGroup(
-            prefix=self._around("query", query, self._query),
+            prefix=Segment([]),
             suffixes=tuple(suffixes),
             truncated=tuple(truncated),
-            query_truncated=len(query) < len(whole),
             chunks=tuple(split.chunks if split else () for split in chunks) if any(chunks) else (),
             ignored=reduced_overlap(chunks),
         )
+
+    def _expect_room(self, limits: Limits, before: int, room: int) -> None:
+        """Refuse limits that leave no room for a text: an embedding of the prompt alone would mean nothing.
+
+        before: tokens that stand before the text
+        """
+        if room <= before:
+            raise no_room(limits.prompt, self._special.count + before, 1)
 
     def _room(self, reading: Reading, limits: Limits) -> int:
         """Tokens that a text may have with its prompt."""
@@ -169,3 +183,12 @@ class BiEncoderPrompts:
             lambda piece: len(self._ids(self._before_document, [piece])[0]) - room,
             field,
         )
+
+
+def _stays(request: RerankRequest) -> bool:
+    """Whether a prompt stays when the beginning of a text is cut.
+
+    A request that cuts beginnings means those of its texts. sentence-transformers knows the checkpoint's side alone,
+    and cuts the prompt with the text that follows.
+    """
+    return request.truncation.side is not None

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rerankd.core import (
     MAX_CHARACTERS,
+    Embeddings,
+    InvalidRequest,
+    Logits,
     ModelError,
     PromptBuilder,
     PromptGroup,
@@ -34,6 +38,7 @@ from rerankd.prompts.jinja import JinjaTemplate
 from rerankd.prompts.late_interaction import readings
 from rerankd.prompts.limits import within_characters
 from rerankd.prompts.listwise import ListwisePrompts
+from rerankd.prompts.outputs import EmbeddingPrompts, LabelPrompts
 from rerankd.prompts.pieces import PiecePrompts
 from rerankd.prompts.sharing import alike
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer, lower_case
@@ -54,6 +59,7 @@ class LoadedPrompts:
     max_characters: the most characters of one text before it is tokenised
     template: by which a decoder's prompts are written; None for an encoder
     default_instruction: for requests without one; None where the template sees to that, or has no place for one
+    outputs: prompts of requests for outputs, by the kind of these; empty for a model that gives scores alone
     """
 
     builder: PromptBuilder
@@ -62,6 +68,7 @@ class LoadedPrompts:
     tokenizer: LoadedTokenizer
     template: Template | None = None
     default_instruction: str | None = None
+    outputs: Mapping[type, PromptBuilder] = field(default_factory=dict)
 
     @property
     def takes_instruction(self) -> bool:
@@ -70,7 +77,10 @@ class LoadedPrompts:
 
     def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
         """The request's prompts; see `PromptBuilder.build`. InvalidRequest for a text of too many characters, too."""
-        return self.builder.build(within_characters(request, self.max_characters), visuals)
+        builder = self.builder if request.outputs is None else self.outputs.get(type(request.outputs))
+        if builder is None:
+            raise _gives_none(request)
+        return builder.build(within_characters(request, self.max_characters), visuals)
 
     def verbatim(self, vocabulary: int, supports_vision: bool) -> VerbatimPrompts:
         """The prompts that a client writes whole, for a model of so many token ids."""
@@ -80,6 +90,13 @@ class LoadedPrompts:
     def token_id(self, token: str) -> int:
         """The id of a string that is one token of the vocabulary; ModelError where it is none."""
         return self.tokenizer.token_id(token)
+
+
+def _gives_none(request: RerankRequest) -> InvalidRequest:
+    """The error for outputs that a model does not give."""
+    if isinstance(request.outputs, Embeddings):
+        return InvalidRequest("model", "is no embedding model; serve a bi-encoder, or use a rerank route")
+    return InvalidRequest("model", "is no classifier of texts; serve a sequence classifier, or use a rerank route")
 
 
 def load_prompts(
@@ -209,7 +226,8 @@ def _encoder(
         if default_instruction is not None:
             raise _no_use("default instruction", recipe)
         pairs = CrossEncoderPrompts(tokenizer, max_tokens, settings.default_prompt or "")
-        return LoadedPrompts(pairs, max_tokens, max_characters, tokenizer)
+        labels: dict[type, PromptBuilder] = {Logits: LabelPrompts(tokenizer, max_tokens)}
+        return LoadedPrompts(pairs, max_tokens, max_characters, tokenizer, outputs=labels)
     if late is not None:
         if default_instruction is not None:
             raise _no_use("default instruction", recipe)
@@ -222,10 +240,18 @@ def _encoder(
         query, document = recipe.query_prompt, recipe.document_prompt
     if default_instruction is not None:
         query = with_instruction(query, default_instruction) or query
+    named = {**settings.prompts, "query": query, "document": document}
     texts = BiEncoderPrompts(tokenizer, max_tokens, Reading(query), Reading(document))
     if default_instruction is not None and not texts.takes_instruction:
         raise _no_use("default instruction", recipe)
-    return LoadedPrompts(texts, max_tokens, max_characters, tokenizer, default_instruction=texts.default_instruction)
+    return LoadedPrompts(
+        texts,
+        max_tokens,
+        max_characters,
+        tokenizer,
+        default_instruction=texts.default_instruction,
+        outputs={Embeddings: EmbeddingPrompts(texts, named, settings.default_prompt or "")},
+    )
 
 
 def _declared_length(folder: Path, inner: Path, kind: Kind) -> int | None:

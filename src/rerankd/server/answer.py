@@ -36,7 +36,7 @@ REQUESTS_TOGETHER = 64
 READ_AT_ONCE = 4
 """How often so many wait for the engine at the same time."""
 SOON_RENDERED = 1000
-"""Documents whose answer the event loop renders by itself; that of more takes it tens of milliseconds."""
+"""Documents, or outputs of theirs, that the event loop renders by itself; more take it tens of milliseconds."""
 T = TypeVar("T")
 Routed: TypeAlias = tuple[Dialect, Endpoint[Any]]
 
@@ -117,7 +117,7 @@ class _Exchange:
     """One call on its way to its answer. Workers do the long parts of the work."""
 
     def __init__(self, incoming: Incoming, routed: Sequence[Routed], desk: Desk, called: Called) -> None:
-        self.dialect, self.endpoint = _claiming(routed, {}, incoming.headers)
+        self.dialect, self.endpoint = _claiming(routed, {}, incoming.headers, desk.served)
         self.call: Call[Any] | None = None
         self._large = False
         self._began = 0.0
@@ -179,7 +179,8 @@ class _Exchange:
         if call.requests:
             results = await _all(self._desk.reranker, call)
         self._called.results = results
-        if self._large or sum(result.scored for result in results) > SOON_RENDERED:
+        outputs = sum(len(document.values) for result in results for document in result.documents)
+        if self._large or max(outputs, sum(result.scored for result in results)) > SOON_RENDERED:
             return await self._desk.workers.run(partial(self._render, call, results, True))
         return self._render(call, results, False)
 
@@ -188,7 +189,7 @@ class _Exchange:
         sent = parse_json(body, served.limits)
         # A null is as good as nothing: clients that write out every field say no API's name with it.
         said = {name: one for name, one in sent.items() if one is not None}
-        self.dialect, self.endpoint = _claiming(self._routed, said, self._incoming.headers)
+        self.dialect, self.endpoint = _claiming(self._routed, said, self._incoming.headers, served)
         parsed: Call[Any] = self.endpoint.parse(checked(self.endpoint.body, sent, served.limits), served)
         return parsed
 
@@ -197,10 +198,10 @@ class _Exchange:
         return json_reply(content, 200, reports(call, results, self.log_id), large)
 
 
-def _claiming(routed: Sequence[Routed], sent: Mapping[str, Any], headers: Mapping[str, str]) -> Routed:
+def _claiming(routed: Sequence[Routed], sent: Mapping[str, Any], headers: Mapping[str, str], served: Served) -> Routed:
     dialect, _ = next((one for one in routed if one[0].claims(sent, headers)), routed[0])
     own = [one for one in routed if one[0] is dialect]
-    return next((one for one in own if one[1].claims(sent)), own[0])
+    return next((one for one in own if one[1].claims(sent, served)), own[0])
 
 
 async def _all(reranker: Answers, call: Call[Any]) -> list[RerankResult]:

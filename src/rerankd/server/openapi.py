@@ -158,5 +158,8 @@ def _made_up(request: RerankRequest) -> RerankResult:
         shares = [(round(1 - one, 4), one) if labels == 2 else (one / labels,) * labels for one in scores]
         scored = [ScoredDocument(index, share[0], 12, labels=share) for index, share in enumerate(shares)]
         return RerankResult(tuple(scored), 12 * count, 12 * count, scored=count)
+    if request.outputs is not None:
+        found = [ScoredDocument(index, score, 12, values=(score, -0.5 * score)) for index, score in enumerate(scores)]
+        return RerankResult(tuple(found), 12 * count, 12 * count, scored=count)
     scored = [ScoredDocument(index, score, 12) for index, score in enumerate(scores)]
     return RerankResult(tuple(scored[::-1][: request.top_n]), 12 * count, 12 * count, scored=count)

@@ -128,7 +128,7 @@ class Endpoint(Generic[Body]):
     parse: Callable[[Body, Served], Call[Body]]
     render: Callable[[Call[Body], Sequence[Any], str, Served], object]
     methods: tuple[str, ...] = ("POST",)
-    claims: Callable[[Mapping[str, Any]], bool] = lambda sent: False
+    claims: Callable[[Mapping[str, Any], Served], bool] = lambda sent, served: False
     probe: bool = False
     id_prefix: str = "rerank-"
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

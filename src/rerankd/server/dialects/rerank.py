@@ -89,7 +89,7 @@ class ScoringBody(Chunked):
             instruction=self._instruction()[1],
             top_n=top_n,
             truncation=Truncation(
-                max_tokens=self._max_tokens(served.info.max_model_len),
+                max_tokens=max_tokens(self.truncate_prompt_tokens, served.info.max_model_len),
                 max_tokens_per_doc=self.max_tokens_per_doc or None,
                 max_tokens_per_query=self.max_tokens_per_query or None,
                 allowed=self.truncation,
@@ -127,15 +127,16 @@ class ScoringBody(Chunked):
                 return next(iter(told.items()))
         return "instruction", None
 
-    def _max_tokens(self, limit: int) -> int | None:
-        asked = self.truncate_prompt_tokens
-        if asked is None or asked == -1:
-            return None
-        if not 0 < asked <= limit:
-            raise Problem(
-                400, f"must be -1 or between 1 and {limit}, this model's limit, not {asked}.", "truncate_prompt_tokens"
-            )
-        return asked
+
+def max_tokens(asked: int | None, limit: int) -> int | None:
+    """The most tokens of a prompt by `truncate_prompt_tokens`. Raises Problem for more than the model's limit."""
+    if asked is None or asked == -1:
+        return None
+    if not 0 < asked <= limit:
+        raise Problem(
+            400, f"must be -1 or between 1 and {limit}, this model's limit, not {asked}.", "truncate_prompt_tokens"
+        )
+    return asked
 
 
 class RerankBody(ScoringBody, Thresholded):

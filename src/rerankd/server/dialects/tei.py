@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from rerankd.core import RerankResult, Side, Truncation, text_content
+from rerankd.core import RerankResult, text_content
 from rerankd.schemas.contents import AT_LEAST_ONE
 from rerankd.schemas.lists import DocumentList
 from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Nothing, Served
 from rerankd.server.dialects.ranking import ranking
+from rerankd.server.dialects.tei_embed import EMBED
+from rerankd.server.dialects.tei_texts import Empty, TeiCut
 from rerankd.server.dialects.threshold import Thresholded
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
@@ -20,7 +22,7 @@ ANY_NUMBER = (1 << 31) - 1
 """Where TEI has a limit and there is none here."""
 
 
-class TeiBody(Thresholded):
+class TeiBody(Thresholded, TeiCut):
     """TEI's rerank request."""
 
     query: str = Field(description="the text to rank texts by.", examples=["what is panda?"])
@@ -31,16 +33,8 @@ class TeiBody(Thresholded):
     )
     raw_scores: bool = Field(False, description="true for the model's logits in place of scores.")
     return_text: bool = Field(False, description="whether a rank carries its text.")
-    truncate: bool | None = Field(
-        None, description="false makes a text that does not fit an error; else it is cut, and the answer says so."
-    )
     top_n: int | None = Field(
         None, ge=1, description="the most ranks, as llama.cpp has it; none for all of them.", examples=[None]
-    )
-    truncation_direction: Literal["Left", "left", "Right", "right"] = Field(
-        "Right",
-        description="`Right` for a text that does not fit to lose its end, `Left` for its beginning; without it the "
-        "side of the model's tokenizer, which is nearly always `Right`.",
     )
 
 
@@ -92,32 +86,18 @@ class TeiInfo(BaseModel):
     docker_label: str | None
 
 
-class Empty(Problem):
-    """No texts: TEI has a kind of error for it."""
-
-    def __init__(self) -> None:
-        super().__init__(400, "must hold at least one text.", "texts")
-
-
 def _parse(body: TeiBody, served: Served) -> Call[TeiBody]:
     if not body.texts:
-        raise Empty
+        raise Empty("texts")
     return ranking(
         body,
         text_content(body.query),
         [text_content(text) for text in body.texts],
         body.top_n,
         words={"documents": "texts"},
-        truncation=Truncation(allowed=body.truncate is not False, side=_side(body)),
+        truncation=body.cut(),
         activation=not body.raw_scores,
     )
-
-
-def _side(body: TeiBody) -> Side | None:
-    """Where texts are cut; the checkpoint's own side where the body does not say."""
-    if "truncation_direction" not in body.model_fields_set:
-        return None
-    return "left" if body.truncation_direction.lower() == "left" else "right"
 
 
 def _render(call: Call[TeiBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
@@ -151,9 +131,11 @@ def _info(call: Call[Any], results: Sequence[RerankResult], id: str, served: Ser
 
 
 def _status(problem: Problem) -> int:
-    """TEI: 413 for what is too long, 422 for what it cannot read, 424 for a model that fails."""
+    """TEI: 413 for what is too long, 422 for what it cannot read, 424 for a model that fails or is of another kind."""
     if isinstance(problem, Empty):
         return 400
+    if problem.field == "model":  # no body has it: the model is of another kind
+        return 424
     return {400: 413 if problem.well_formed else 422, 500: 424}.get(problem.status, problem.status)
 
 
@@ -186,6 +168,7 @@ TEI = Dialect(
                 },
             },
         ),
+        EMBED,
         Endpoint(
             paths=("/info",),
             summary="What is served (TEI)",
@@ -203,9 +186,9 @@ TEI = Dialect(
         400: "no texts",
         413: "a text too long where cutting is not allowed, or more than the server's limits",
         422: "a missing or wrong field",
-        424: "a failure of the model or the server",
+        424: "a failure of the model or the server, or a model of another kind",
     },
     status=_status,
-    problems=(Empty(),),
+    problems=(Empty("texts"),),
     claims=lambda sent, headers: "texts" in sent,
 )

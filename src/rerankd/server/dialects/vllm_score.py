@@ -136,7 +136,7 @@ def _render(call: Call[VllmScoreBody], results: Sequence[RerankResult], id: str,
 
 SCORE = Endpoint(
     paths=("/score", "/v1/score", "/invocations"),
-    claims=lambda sent: "query" not in sent and bool(sent.keys() & TEXTS),
+    claims=lambda sent, served: "query" not in sent and bool(sent.keys() & TEXTS),
     summary="Score pairs of texts: one by one, or one against many (vLLM)",
     body=VllmScoreBody,
     reply=VllmScoreReply,

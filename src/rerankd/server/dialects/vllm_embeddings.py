@@ -1,0 +1,91 @@
+"""OpenAI's embeddings API, as vLLM 0.32 has it (`vllm/entrypoints/pooling/embed/`)."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from rerankd.core import Embeddings, RerankResult
+from rerankd.server.dialects.base import Call, Endpoint, Served
+from rerankd.server.dialects.vllm_common import VllmUsage
+from rerankd.server.dialects.vllm_texts import VllmTexts
+
+
+class VllmEmbeddingsBody(VllmTexts):
+    """OpenAI's request, for bi-encoders."""
+
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="`base64` for the bytes of float32 numbers, the lowest first, which OpenAI's client asks."
+    )
+    dimensions: int | None = Field(
+        None,
+        ge=1,
+        description="how many of the first values are kept, as models that are trained for it allow; none for all.",
+        examples=[None],
+    )
+    embed_dtype: Literal["float32"] = Field("float32", description="of numbers in base64.")
+    endianness: Literal["native", "little"] = Field("native", description="of numbers in base64.")
+
+
+class VllmEmbedding(BaseModel):
+    """The embedding of one text."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int = Field(description="the text's place in the request")
+    embedding: list[float] | str
+
+
+class VllmEmbeddingsReply(BaseModel):
+    """The embeddings of the texts, in the order of the request."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[VllmEmbedding]
+    usage: VllmUsage
+
+
+def _parse(body: VllmEmbeddingsBody, served: Served) -> Call[VllmEmbeddingsBody]:
+    normalize = False if body.use_activation is False else None
+    return body.call(Embeddings(normalize=normalize, dimensions=body.dimensions), served)
+
+
+def _render(call: Call[VllmEmbeddingsBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
+    (result,) = results
+    encoded = _base64 if call.body.encoding_format == "base64" else list
+    return {
+        "id": id,
+        "object": "list",
+        "created": int(time.time()),
+        "model": served.names[0],
+        "data": [
+            {"object": "embedding", "index": one.index, "embedding": encoded(one.values)} for one in result.documents
+        ],
+        "usage": {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens},
+    }
+
+
+def _base64(values: Sequence[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode()
+
+
+EMBEDDINGS = Endpoint(
+    paths=("/v1/embeddings", "/invocations"),
+    claims=lambda sent, served: "input" in sent and not served.info.labels,
+    summary="Embed texts with a bi-encoder (OpenAI, vLLM)",
+    body=VllmEmbeddingsBody,
+    reply=VllmEmbeddingsReply,
+    parse=_parse,
+    render=_render,
+    id_prefix="embd-",
+    examples={
+        "texts": {"input": ["what is panda?", "The giant panda is a bear."]},
+        "one text, in base64": {"input": "what is panda?", "encoding_format": "base64", "dimensions": 2},
+    },
+)

@@ -1,0 +1,67 @@
+"""The fields that vLLM's bodies of texts to embed and to classify share (vLLM 0.32, `entrypoints/pooling/base/`)."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import Field
+
+from rerankd.core import Embeddings, Logits, RerankRequest, Side, Truncation, text_content
+from rerankd.schemas.contents import AT_LEAST_ONE
+from rerankd.schemas.texts import Texts, all_texts
+from rerankd.server.dialects.base import Call, Served
+from rerankd.server.dialects.names import only_ours
+from rerankd.server.dialects.rerank import max_tokens
+from rerankd.server.dialects.vllm_common import VllmOptions, no_use_for
+from rerankd.server.problems import Problem
+
+Body = TypeVar("Body", bound="VllmTexts")
+
+
+class VllmTexts(VllmOptions):
+    """Texts, and how they are read."""
+
+    model: str | None = Field(None, description="the name of the model, as in /v1/models.", examples=[None])
+    input: Texts = Field(
+        description="a text, or a list of texts.",
+        json_schema_extra=AT_LEAST_ONE,
+        examples=[["The giant panda is a bear.", "hi"]],
+    )
+    truncation: bool = Field(
+        True, description="whether a text that does not fit is cut (the answer says so); false makes it an error."
+    )
+    truncate_prompt_tokens: int | None = Field(
+        None, ge=-1, description="the most tokens of a text; -1 for the model's own limit.", examples=[-1]
+    )
+    truncation_side: Side | None = Field(
+        None,
+        description="where what does not fit is cut: `right` loses its end, `left` its beginning; none is the side of "
+        "the model's tokenizer, nearly always `right`.",
+        examples=[None],
+    )
+    add_special_tokens: bool = Field(True, description="true: what the model was trained with is never left out.")
+    use_activation: bool | None = Field(None, description="false for what the model gives as it stands.")
+    user: str | None = Field(None, description="a name for the caller's own records.", examples=[None])
+    request_id: str | None = Field(None, description="an id for the answer, in place of a random one.", examples=[None])
+
+    def call(self: Body, outputs: Embeddings | Logits, served: Served) -> Call[Body]:
+        """The call of one request. Raises Problem for another's name, for no texts, and for limits that cannot hold."""
+        only_ours(self.model, served)
+        texts = all_texts(self.input)
+        if not texts:
+            raise Problem(400, "must hold at least one text.", "input")
+        if not self.add_special_tokens:
+            raise Problem(400, "must be true: a text without its special tokens means nothing.", "add_special_tokens")
+        longest = max_tokens(self.truncate_prompt_tokens, served.info.max_model_len)
+        request = RerankRequest(
+            (),
+            tuple(map(text_content, texts)),
+            truncation=Truncation(max_tokens=longest, allowed=self.truncation, side=self.truncation_side),
+            outputs=outputs,
+        )
+        words = {
+            "documents": "input",
+            "truncation.max_tokens": "truncate_prompt_tokens",
+            "outputs.dimensions": "dimensions",
+        }
+        return Call(self, (request,), (*no_use_for(self), *self.unknown()), self.request_id, words)
