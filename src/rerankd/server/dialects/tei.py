@@ -11,8 +11,10 @@ from rerankd.core import RerankResult, text_content
 from rerankd.schemas.contents import AT_LEAST_ONE
 from rerankd.schemas.lists import DocumentList
 from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Nothing, Served
+from rerankd.server.dialects.labelled import id2label
 from rerankd.server.dialects.ranking import ranking
 from rerankd.server.dialects.tei_embed import EMBED
+from rerankd.server.dialects.tei_predict import PREDICT
 from rerankd.server.dialects.tei_texts import Empty, TeiCut
 from rerankd.server.dialects.threshold import Thresholded
 from rerankd.server.problems import Problem
@@ -110,13 +112,13 @@ def _render(call: Call[TeiBody], results: Sequence[RerankResult], id: str, serve
 
 
 def _info(call: Call[Any], results: Sequence[RerankResult], id: str, served: Served) -> object:
-    info = served.info
+    info, labels = served.info, id2label(served.info)
     return {
         "model_id": info.model,
         "model_sha": None,
         "model_dtype": info.dtype,
         "served_model_name": served.names[0],
-        "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+        "model_type": {"reranker": {"id2label": labels, "label2id": {name: int(i) for i, name in labels.items()}}},
         "max_concurrent_requests": served.max_calls or ANY_NUMBER,
         "max_input_length": info.max_model_len,
         "max_batch_tokens": ANY_NUMBER,
@@ -169,6 +171,7 @@ TEI = Dialect(
             },
         ),
         EMBED,
+        PREDICT,
         Endpoint(
             paths=("/info",),
             summary="What is served (TEI)",

@@ -14,6 +14,7 @@ from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Served
 from rerankd.server.dialects.chunks import MayCarryChunk
 from rerankd.server.dialects.names import only_ours
 from rerankd.server.dialects.rerank import RerankBody
+from rerankd.server.dialects.vllm_classify import CLASSIFY
 from rerankd.server.dialects.vllm_common import Documents, VllmOptions, VllmUsage, as_list, no_use_for
 from rerankd.server.dialects.vllm_embeddings import EMBEDDINGS
 from rerankd.server.dialects.vllm_score import SCORE, TEXTS
@@ -154,6 +155,7 @@ VLLM = Dialect(
         ),
         SCORE,
         EMBEDDINGS,
+        CLASSIFY,
         TOKENIZE,
         VERSION,
         PING,
