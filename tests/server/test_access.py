@@ -84,6 +84,7 @@ ERRORS = {
     "nvidia": {"object", "message", "detail", "type"},
     "weaviate": {"error"},
     "elastic": {"error"},
+    "kserve": {"error"},
 }
 
 

@@ -114,7 +114,7 @@ def test_each_example_of_a_body_is_valid_and_answered(urls: dict[str, str], dial
     assert examples
     for body in examples:
         check(dialect, content["schema"], body)
-        response = requests.post(urls[dialect] + path, json=body, timeout=30)
+        response = requests.post(urls[dialect] + path.format(model=MODEL), json=body, timeout=30)
         assert response.status_code == 200, response.text
         as_described(dialect, "post", path, response)
 
@@ -160,7 +160,7 @@ def test_null_in_an_optional_field_is_as_good_as_leaving_it_out(urls: dict[str, 
 
     def send(body: dict[str, Any]) -> requests.Response:
         check(dialect, content["schema"], body)
-        return session.post(urls[dialect] + path, json=body, timeout=30)
+        return session.post(urls[dialect] + path.format(model=MODEL), json=body, timeout=30)
 
     for example in content["examples"].values():
         for field in fields:
@@ -234,7 +234,9 @@ def bad_bodies(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {**body, texts: [LONG], "truncation": False, "truncate": False, "top_n": 1}
     yield {**body, query: said("a" * (1 << 20))}
     for word in ("break", "close"):
-        if query != "prompt":
+        if path_has_model := isinstance(body[query], list) and isinstance(body[query][0], dict):
+            yield {**body, query: [{**body[query][0], "data": [word]}, *body[query][1:]]}
+        if query != "prompt" and not path_has_model:
             yield {**body, query: said(word)}
 
 
@@ -243,16 +245,19 @@ def test_each_status_that_is_described_is_given_and_no_other(
     urls: dict[str, str], others: dict[int, dict[str, str]], dialect: str, path: str
 ) -> None:
     content = operation(dialect, "post", path)["requestBody"]["content"]["application/json"]
-    url = urls[dialect] + path
+    place = path.format(model=MODEL)
+    url = urls[dialect] + place
     responses = [requests.post(url, data=b"{", headers={"Content-Type": "application/json"}, timeout=30)]
     responses.append(requests.post(url, data=b"{}", timeout=30))
     for example in content["examples"].values():
         responses.append(requests.post(url, json=example["value"], timeout=30))
         responses += [requests.post(url, json=bad, timeout=30) for bad in bad_bodies(example["value"])]
         for status in (429, 401, 504):
-            responses.append(requests.post(others[status][dialect] + path, json=example["value"], timeout=30))
+            responses.append(requests.post(others[status][dialect] + place, json=example["value"], timeout=30))
     headers = {"Content-Type": "application/json"}
-    responses.append(requests.post(others[408][dialect] + path, data=slowly(b"{"), headers=headers, timeout=30))
+    responses.append(requests.post(others[408][dialect] + place, data=slowly(b"{"), headers=headers, timeout=30))
+    if place != path:
+        responses.append(requests.post(urls[dialect] + path.format(model="other"), json=example["value"], timeout=30))
     for response in responses:
         as_described(dialect, "post", path, response)
     given = {str(response.status_code) for response in responses}

@@ -52,6 +52,7 @@ SHAPES = {
     "nvidia": {"object": "error", "message": ..., "detail": {}, "type": "invalid_request_error"},
     "weaviate": {"error": ...},
     "elastic": {"error": ...},
+    "kserve": {"error": ...},
 }
 
 
@@ -66,15 +67,17 @@ def without_message(body: object) -> object:
 def test_more_calls_are_refused_in_the_apis_own_words(full: tuple[str, FakeReranker], dialect: str) -> None:
     url, fake = full
     short = dict.fromkeys(("tei", "infinity", "weaviate", "elastic"), "rerank")
-    path = {**short, "nvidia": "v1/ranking"}.get(dialect, "v1/rerank")
-    response = requests.post(f"{url}/{dialect}/{path}", json=QUICK, timeout=30)
+    tensors = "v2/models/{model}/infer"
+    path = {**short, "nvidia": "v1/ranking", "kserve": tensors}.get(dialect, "v1/rerank")
+    response = requests.post(f"{url}/{dialect}/{path.replace('{model}', MODEL)}", json=QUICK, timeout=30)
     assert response.status_code == 429
     assert without_message(response.json()) == SHAPES[dialect]
     assert int(response.headers["Retry-After"]) > 0
     assert response.headers["X-Request-Id"]
     assert len(fake.requests) == 2
     counts = requests.get(f"{url}/metrics", timeout=30).text
-    assert f'rerankd_requests_total{{dialect="{dialect}",route="/{dialect}/{path}",status="429"}} 1.0' in counts
+    route = f"/{dialect}/{path.replace('{model}', '{model:path}')}"
+    assert f'rerankd_requests_total{{dialect="{dialect}",route="{route}",status="429"}} 1.0' in counts
     assert "rerankd_rejected_requests_total 1.0" in counts
     assert "rerankd_running_requests 2.0" in counts
 

@@ -336,12 +336,14 @@ def test_a_server_with_a_key(
     expect(page.locator("#snippet")).not_to_contain_text("secret")
 
 
-DIALECTS = ("vllm", "sglang", "cohere", "tei", "infinity", "voyage", "jina", "nvidia", "weaviate", "elastic")
+DIALECTS = ("vllm", "sglang", "cohere", "tei", "infinity", "voyage", "jina", "nvidia", "weaviate", "elastic", "kserve")
 
 
 def answer(data: Any) -> list[tuple[int, float]]:
     if "rankings" in data:
         return [(one["index"], 1 / (1 + math.exp(-one["logit"]))) for one in data["rankings"]]
+    if "outputs" in data:
+        return sorted(enumerate(data["outputs"][0]["data"]), key=lambda one: -one[1])[:3]
     if "scores" in data:  # of all documents, in the order of the request
         return sorted(enumerate(one["score"] for one in data["scores"]), key=lambda one: -one[1])[:3]
     found = data if isinstance(data, list) else data.get("results", data.get("data"))

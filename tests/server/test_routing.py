@@ -56,6 +56,7 @@ PLAIN = {
     "nvidia": [],
     "weaviate": ["/rerank"],
     "elastic": ["/rerank"],
+    "kserve": [],
 }
 
 

@@ -11,7 +11,7 @@ from rerankd.server.settings import Settings
 
 Backend: TypeAlias = Literal["auto", "torch", "cpu", "cuda", "npu"]
 DialectName: TypeAlias = Literal[
-    "vllm", "sglang", "cohere", "tei", "infinity", "voyage", "jina", "nvidia", "weaviate", "elastic"
+    "vllm", "sglang", "cohere", "tei", "infinity", "voyage", "jina", "nvidia", "weaviate", "elastic", "kserve"
 ]
 """The dialects; `server.dialects` holds what they mean."""
 TOKENS = {"parser": token_count, "metavar": "TOKENS"}

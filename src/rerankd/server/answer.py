@@ -186,7 +186,7 @@ class _Exchange:
 
     def _parse(self, body: bytes | bytearray) -> Call[Any]:
         served = self._desk.served
-        sent = parse_json(body, served.limits)
+        sent = {**parse_json(body, served.limits), **self._incoming.parameters}
         # A null is as good as nothing: clients that write out every field say no API's name with it.
         said = {name: one for name, one in sent.items() if one is not None}
         self.dialect, self.endpoint = _claiming(self._routed, said, self._incoming.headers, served)

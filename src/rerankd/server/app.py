@@ -22,12 +22,12 @@ from rerankd.server.dialects import DIALECTS
 from rerankd.server.dialects.base import Endpoint
 from rerankd.server.http import HttpCall, response_of
 from rerankd.server.metrics import Metrics
-from rerankd.server.openapi import NO_KEY, Examples, answers, describe, json_body, responses
+from rerankd.server.openapi import MODEL_PARAMETER, NO_KEY, Examples, answers, describe, json_body, responses
 from rerankd.server.own_routes import add_own_routes
 from rerankd.server.playground.routes import PAGES, add_playground
 from rerankd.server.problems import Problem
 from rerankd.server.replies import refusal
-from rerankd.server.service import Serves, Service
+from rerankd.server.service import PARAMETER, Serves, Service
 from rerankd.server.settings import Settings
 from rerankd.version import __version__
 
@@ -66,7 +66,8 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
             probes.add(path)
         examples[method, path] = answers(routed, served)
         app.add_api_route(
-            path,
+            # A model's name may have slashes.
+            path.replace(PARAMETER, "{model:path}"),
             _handler(routed, service),
             methods=[method],
             summary=endpoint.summary,
@@ -75,7 +76,10 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
             operation_id=_operation_id(method, path, endpoint),
             response_class=JSONResponse if endpoint.reply is not None else Response,
             responses=responses(routed),
-            openapi_extra=json_body(routed) if endpoint.reads else told if endpoint.probe else None,
+            openapi_extra={
+                **(json_body(routed) if endpoint.reads else (told or {}) if endpoint.probe else {}),
+                **(MODEL_PARAMETER if PARAMETER in path else {}),
+            },
         )
     bodies = {endpoint.body for dialect in DIALECTS.values() for endpoint in dialect.endpoints}
     describe(app, bodies, examples, bool(settings.keys))
@@ -123,7 +127,7 @@ def _methods(app: FastAPI, request: Request) -> set[str]:
 
 
 def _operation_id(method: str, path: str, endpoint: Endpoint[Any]) -> str:
-    name = path.strip("/").replace("/", "_")
+    name = path.strip("/").replace("/", "_").replace(PARAMETER, "model")
     return name if method == endpoint.methods[0] else f"{name}_{method.lower()}"
 
 

@@ -22,6 +22,11 @@ class HttpCall:
         """The request's headers."""
         return self._request.headers
 
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """What stands in the places of the path's parameters."""
+        return self._request.path_params
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises Gone."""
         try:

@@ -20,6 +20,11 @@ class Incoming(Protocol):
         """The call's headers."""
         ...
 
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """What stands in the places of a path's parameters."""
+        ...
+
     def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises Gone."""
         ...
@@ -35,6 +40,7 @@ class WholeCall:
 
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body in one piece."""

@@ -52,6 +52,17 @@ PROBLEMS = (
     Problem(504, "There was no answer within 60 seconds."),
 )
 NO_KEY: Mapping[str, Any] = {"security": []}
+MODEL_PARAMETER: Mapping[str, Any] = {
+    "parameters": [
+        {
+            "name": "model",
+            "in": "path",
+            "required": True,
+            "description": "the name of the model, as in /v1/models",
+            "schema": {"type": "string", "minLength": 1},
+        }
+    ]
+}
 
 
 def json_body(routed: Sequence[Routed]) -> dict[str, Any]:
@@ -142,7 +153,7 @@ def _answers(endpoint: Endpoint[Any], served: Served) -> dict[str, object]:
         return rendered
     for title, body in endpoint.examples.items() if endpoint.reads else [("an answer", {})]:
         try:
-            call = endpoint.parse(endpoint.body.model_validate(body), served)
+            call = endpoint.parse(endpoint.body.model_validate({"model": served.names[0], **body}), served)
         except Problem:  # an example for models of another kind
             continue
         results = [_made_up(request) for request in call.requests]

@@ -26,6 +26,9 @@ CALL_THREADS = 2
 """Threads that parse large bodies and render large answers. More of them would be no sooner done, and hold more."""
 
 
+PARAMETER = "{model}"
+
+
 class Serves(Answers, Protocol):
     """The methods of a `Reranker` that a service needs."""
 
@@ -99,19 +102,29 @@ class Service:
         """
         sent = {name.lower(): value for name, value in (headers or {}).items()}
         called = Called.named(sent.get("x-request-id"))
-        routed = self.routes.get((method, path))
+        routed, parameters = self._found(method, path)
         if routed is None:
-            status = 405 if any(path == other for _, other in self.routes) else 404
+            status = 405 if any(matched(other, path) is not None for _, other in self.routes) else 404
             problem = Problem(status, f"{method} {path}: {HTTPStatus(status).phrase}. See /docs.")
             reply = refusal(self.spoken(path, sent), problem)
         else:
-            reply = await self.answer(WholeCall({"content-type": "application/json", **sent}, body), routed, called)
+            incoming = WholeCall({"content-type": "application/json", **sent}, body, parameters)
+            reply = await self.answer(incoming, routed, called)
         reply.headers["X-Request-Id"] = called.header_id()
         return reply
 
     async def answer(self, incoming: Incoming, routed: Sequence[Routed], called: Called) -> Reply:
         """Answer a call by one of the endpoints of its path. `called` is filled in."""
         return await answer(incoming, routed, self._desk, called)
+
+    def _found(self, method: str, path: str) -> tuple[list[Routed] | None, Mapping[str, str]]:
+        """The endpoints of a path, and its parameters."""
+        if (method, path) in self.routes:
+            return self.routes[method, path], {}
+        for (own, template), routed in self.routes.items():
+            if own == method and (parameters := matched(template, path)) is not None:
+                return routed, parameters
+        return None, {}
 
     def spoken(self, path: str, headers: Mapping[str, str]) -> Dialect:
         """The dialect of a call whose body is not read: by its path's prefix, its headers, or its path alone.
@@ -124,7 +137,12 @@ class Service:
         claiming = (dialect for dialect in DIALECTS.values() if dialect.claims({}, headers))
         if found := next(claiming, None):
             return found
-        having = {one.name for (_, place), routed in self.routes.items() if place == path for one, _ in routed}
+        having = {
+            one.name
+            for (_, place), routed in self.routes.items()
+            if matched(place, path) is not None
+            for one, _ in routed
+        }
         return DIALECTS[having.pop()] if len(having) == 1 else self.own
 
 
@@ -138,3 +156,13 @@ def _routes(own: Dialect) -> dict[tuple[str, str], list[Routed]]:
                     for place in (path, f"/{dialect.name}{path}"):
                         routes.setdefault((method, place), []).append((dialect, endpoint))
     return routes
+
+
+def matched(template: str, path: str) -> Mapping[str, str] | None:
+    """The parameters of a path by its template, `{model}` in which is any name, slashes in it or not; None for another
+    path."""
+    if PARAMETER not in template:
+        return {} if template == path else None
+    before, after = template.split(PARAMETER)
+    name = path.removeprefix(before).removesuffix(after)
+    return {"model": name} if name and f"{before}{name}{after}" == path else None

@@ -7,6 +7,7 @@ from rerankd.server.dialects.cohere import COHERE
 from rerankd.server.dialects.elastic import ELASTIC
 from rerankd.server.dialects.infinity import INFINITY
 from rerankd.server.dialects.jina import JINA
+from rerankd.server.dialects.kserve import KSERVE
 from rerankd.server.dialects.nvidia import NVIDIA
 from rerankd.server.dialects.sglang import SGLANG
 from rerankd.server.dialects.tei import TEI
@@ -16,5 +17,6 @@ from rerankd.server.dialects.weaviate import WEAVIATE
 
 # Where a call could be several APIs', the first that claims it has it, the server's own before all.
 DIALECTS: dict[str, Dialect] = {
-    dialect.name: dialect for dialect in (VLLM, SGLANG, COHERE, TEI, INFINITY, VOYAGE, JINA, NVIDIA, WEAVIATE, ELASTIC)
+    dialect.name: dialect
+    for dialect in (VLLM, SGLANG, COHERE, TEI, INFINITY, VOYAGE, JINA, NVIDIA, WEAVIATE, ELASTIC, KSERVE)
 }

@@ -57,7 +57,7 @@ class Served:
 
 
 class Nothing(BaseModel):
-    """The body of an endpoint that reads none."""
+    """The body of an endpoint that reads none. A subclass has the fields that a path gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,8 @@ class Endpoint(Generic[Body]):
     """One operation of an API. It parses and renders; it awaits nothing.
 
     paths: below the dialect's prefix, and at the root where no dialect that goes first has them; two endpoints of a
-        dialect may share one
-    body: the request's model, which allows fields of other names; `Nothing` where no body is read
+        dialect may share one. `{model}` in a path is any name, which the body gets as its `model`
+    body: the request's model, which allows fields of other names; a `Nothing` where no body is read
     reply: the type of the answer, for the OpenAPI document
     parse: raises Problem and InvalidRequest
     render: the answer as JSON-ready data, from the call, its requests' results and the answer's id; None is an
@@ -136,7 +136,7 @@ class Endpoint(Generic[Body]):
     @property
     def reads(self) -> bool:
         """Whether it reads a body."""
-        return self.body is not Nothing
+        return not issubclass(self.body, Nothing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,283 @@
+"""The Open Inference Protocol (KServe's V2, Triton's, MLServer's) over HTTP with JSON: rerank as tensors.
+
+Source: `specification/protocol/inference_rest.md` of kserve/open-inference-protocol.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, Discriminator, Field, Tag
+
+from rerankd.core import RerankRequest, RerankResult, text_content
+from rerankd.schemas.contents import Open, by_type
+from rerankd.schemas.lists import DocumentList
+from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Nothing, Served, ready
+from rerankd.server.dialects.names import not_ours
+from rerankd.server.problems import Problem
+from rerankd.server.replies import ENGINE_DEAD
+from rerankd.version import __version__
+
+QUERY: Literal["query"] = "query"
+DOCUMENTS: Literal["documents"] = "documents"
+SCORES = "scores"
+Elements: TypeAlias = DocumentList[
+    Annotated[
+        Annotated[str, Tag("<string>")] | Annotated[DocumentList[str], Tag("<list>")],
+        Discriminator(
+            by_type(string="str", list="list"),
+            custom_error_type="element",
+            custom_error_message="must be a text, or a list of texts",
+        ),
+    ]
+]
+
+
+class KserveInput(Open):
+    """A tensor of texts."""
+
+    name: Literal["query", "documents"] = Field(description="`query`, of one text, or `documents`.")
+    datatype: Literal["BYTES"] = Field(description="BYTES: texts, in UTF-8.")
+    shape: list[int] = Field(description="as many elements as `data` has.", examples=[[2]])
+    data: Elements = Field(description="the texts, in one list or in lists of lists.", examples=[["a", "b"]])
+
+    def texts(self, place: int) -> list[str]:
+        """The elements in row-major order. Raises Problem for another number of them than the shape says."""
+        texts = [text for one in self.data for text in ([one] if isinstance(one, str) else one)]
+        if min(self.shape, default=0) < 0 or math.prod(self.shape) != len(texts):
+            raise Problem(400, f"{self.shape} does not fit the {len(texts)} elements.", f"inputs[{place}].shape")
+        return texts
+
+
+class KserveOutput(Open):
+    """A tensor that is asked for."""
+
+    name: Literal["scores"] = Field(description="`scores`, which is all there is.")
+
+
+class KserveBody(Open):
+    """The protocol's inference request: a query, and the documents to score against it."""
+
+    model: str = Field("", description="the name of the model, which the path has.", examples=["example/reranker"])
+    id: str | None = Field(None, description="an id, which is given back.", examples=[None])
+    inputs: list[KserveInput] = Field(
+        min_length=2, max_length=2, description="the tensors `query` and `documents`, of texts (BYTES)."
+    )
+    outputs: list[KserveOutput] | None = Field(
+        None, min_length=1, max_length=1, description="the tensors that are asked for; none for all.", examples=[None]
+    )
+
+
+class KserveName(Nothing):
+    """A model's name, from the path."""
+
+    model: str = Field("", description="the name of the model, which the path has.")
+
+
+class KserveScores(BaseModel):
+    """The scores of the documents, in the order of the request."""
+
+    name: Literal["scores"] = "scores"
+    datatype: Literal["FP32"] = "FP32"
+    shape: list[int]
+    data: list[float]
+
+
+class KserveReply(BaseModel):
+    """The protocol's inference answer."""
+
+    model_name: str
+    id: str
+    outputs: list[KserveScores]
+
+
+class KserveTensor(BaseModel):
+    """A tensor that the model takes or gives; -1 is any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class KserveModel(BaseModel):
+    """What the model takes and gives."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[KserveTensor]
+    outputs: list[KserveTensor]
+
+
+class KserveServer(BaseModel):
+    """The server."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class KserveLive(BaseModel):
+    """Whether the server works."""
+
+    live: bool
+
+
+class KserveReady(BaseModel):
+    """Whether calls are answered."""
+
+    ready: bool
+
+
+class KserveModelReady(KserveReady):
+    """Whether calls of a model are answered."""
+
+    name: str
+
+
+class KserveError(BaseModel):
+    """The protocol's error body."""
+
+    error: str
+
+
+def _parse(body: KserveBody, served: Served) -> Call[KserveBody]:
+    _ours(body.model, served)
+    given = {one.name: (place, one.texts(place)) for place, one in enumerate(body.inputs)}
+    if len(given) < len(body.inputs):
+        raise Problem(400, f"are `{QUERY}` and `{DOCUMENTS}`, one of each.", "inputs")
+    place, query = given[QUERY]
+    if len(query) != 1:
+        raise Problem(400, f"`{QUERY}` holds {len(query)} texts; a request has one query.", f"inputs[{place}].data")
+    place, documents = given[DOCUMENTS]
+    if not documents:
+        raise Problem(400, "must hold at least one document.", f"inputs[{place}].data")
+    served.limits.check("documents", len(documents), f"inputs[{place}].data")
+    request = RerankRequest(text_content(query[0]), tuple(map(text_content, documents)))
+    ignored = [*body.unknown(), *(f"inputs[{i}].{name}" for i, one in enumerate(body.inputs) for name in one.unknown())]
+    return Call(body, (request,), tuple(ignored), body.id, {"documents": f"inputs[{place}].data"})
+
+
+def _render(call: Call[KserveBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
+    (result,) = results
+    scores = [one.score for one in result.in_request_order()]
+    output = {"name": SCORES, "datatype": "FP32", "shape": [len(scores)], "data": scores}
+    return {"model_name": call.body.model, "id": id, "outputs": [output]}
+
+
+def _ours(model: str, served: Served) -> None:
+    if model not in served.names:
+        raise not_ours(model, served)
+
+
+def _parse_name(body: KserveName, served: Served) -> Call[KserveName]:
+    _ours(body.model, served)
+    return Call(body, ())
+
+
+def _parse_ready(body: KserveName, served: Served) -> Call[KserveName]:
+    _ours(body.model, served)
+    return ready(body, served)
+
+
+def _parse_live(body: Nothing, served: Served) -> Call[Nothing]:
+    if served.unready() is ENGINE_DEAD:
+        raise ENGINE_DEAD
+    return Call(body, ())
+
+
+def _model(call: Call[KserveName], results: Sequence[RerankResult], id: str, served: Served) -> object:
+    return {
+        "name": call.body.model,
+        "versions": [],
+        "platform": "rerankd",
+        "inputs": [
+            {"name": QUERY, "datatype": "BYTES", "shape": [1]},
+            {"name": DOCUMENTS, "datatype": "BYTES", "shape": [-1]},
+        ],
+        "outputs": [{"name": SCORES, "datatype": "FP32", "shape": [-1]}],
+    }
+
+
+def _server(call: Call[Any], results: Sequence[RerankResult], id: str, served: Served) -> object:
+    return {"name": "rerankd", "version": __version__, "extensions": []}
+
+
+def _get(path: str, summary: str, **rest: Any) -> Endpoint[Any]:
+    return Endpoint(paths=(path,), summary=f"{summary} (Open Inference Protocol)", methods=("GET",), **rest)
+
+
+KSERVE = Dialect(
+    name="kserve",
+    endpoints=(
+        Endpoint(
+            paths=("/v2/models/{model}/infer",),
+            summary="Score documents for a query, as tensors (Open Inference Protocol)",
+            body=KserveBody,
+            reply=KserveReply,
+            parse=_parse,
+            render=_render,
+            id_prefix="",
+            examples={
+                "a query and documents": {
+                    "inputs": [
+                        {"name": "query", "datatype": "BYTES", "shape": [1], "data": ["what is panda?"]},
+                        {
+                            "name": "documents",
+                            "datatype": "BYTES",
+                            "shape": [2],
+                            "data": ["hi", "The giant panda is a bear."],
+                        },
+                    ],
+                },
+            },
+        ),
+        _get(
+            "/v2/models/{model}/ready",
+            "Whether calls of a model are answered",
+            body=KserveName,
+            reply=KserveModelReady,
+            parse=_parse_ready,
+            render=lambda call, results, id, served: {"name": call.body.model, "ready": True},
+        ),
+        _get(
+            "/v2/models/{model}",
+            "What a model takes and gives",
+            body=KserveName,
+            reply=KserveModel,
+            parse=_parse_name,
+            render=_model,
+        ),
+        _get(
+            "/v2/health/live",
+            "Whether the server works",
+            body=Nothing,
+            reply=KserveLive,
+            parse=_parse_live,
+            render=lambda call, results, id, served: {"live": True},
+            probe=True,
+        ),
+        _get(
+            "/v2/health/ready",
+            "Whether calls are answered",
+            body=Nothing,
+            reply=KserveReady,
+            parse=ready,
+            render=lambda call, results, id, served: {"ready": True},
+            probe=True,
+        ),
+        _get(
+            "/v2",
+            "The server",
+            body=Nothing,
+            reply=KserveServer,
+            parse=lambda body, served: Call(body, ()),
+            render=_server,
+        ),
+    ),
+    error=KserveError,
+    render_error=lambda problem: {"error": str(problem)},
+    errors={**ERRORS, 404: "no model of that name"},
+)

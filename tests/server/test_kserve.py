@@ -1,0 +1,106 @@
+"""The Open Inference Protocol over a real socket: tensors of texts, scores in the order of the request, health."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+import requests
+
+from rerankd.core import EngineDead, text_content
+from rerankd.server.service import Service
+from rerankd.server.settings import Settings
+from tests.server.fakes import MODEL, FakeReranker, fake_score, running
+
+QUERY, DOCUMENTS = "what is panda?", ["hi", "The giant panda is a bear.", "pandas eat bamboo"]
+SCORES = [fake_score(text_content(QUERY), text_content(document)) for document in DOCUMENTS]
+INFER = f"/v2/models/{MODEL}/infer"
+
+
+def tensor(name: str, data: Any, shape: list[int] | None = None, **fields: Any) -> dict[str, Any]:
+    return {"name": name, "datatype": "BYTES", "shape": shape or [len(data)], "data": data, **fields}
+
+
+def infer(url: str, *inputs: dict[str, Any], path: str = INFER, **fields: Any) -> requests.Response:
+    return requests.post(url + path, json={"inputs": list(inputs), **fields}, timeout=30)
+
+
+def test_scores_in_the_order_of_the_request(vllm_server: str) -> None:
+    query = tensor("query", [QUERY])
+    response = infer(vllm_server, query, tensor("documents", DOCUMENTS), id="mine", parameters={"priority": 1})
+    assert response.json() == {
+        "model_name": MODEL,
+        "id": "mine",
+        "outputs": [{"name": "scores", "datatype": "FP32", "shape": [3], "data": SCORES}],
+    }
+    assert response.headers["X-Rerankd-Ignored"] == "parameters"
+    column = tensor("documents", [[document] for document in DOCUMENTS], [3, 1])
+    for path in (INFER, f"/kserve{INFER}", "/v2/models/short-name/infer"):
+        answer = infer(vllm_server, column, query, path=path, outputs=[{"name": "scores"}])
+        assert answer.json()["outputs"][0]["data"] == SCORES
+
+
+@pytest.mark.parametrize(
+    ("inputs", "field"),
+    [
+        ([tensor("query", [QUERY])], "inputs"),
+        ([tensor("query", [QUERY]), tensor("query", [QUERY])], "inputs"),
+        ([tensor("query", [QUERY, "b"]), tensor("documents", ["a"])], "inputs[0].data"),
+        ([tensor("documents", []), tensor("query", [QUERY])], "inputs[0].data"),
+        ([tensor("query", [QUERY]), tensor("documents", ["a", "b"], [3])], "inputs[1].shape"),
+        ([tensor("query", [QUERY]), tensor("documents", ["a"], [-1, -1])], "inputs[1].shape"),
+        ([tensor("query", [QUERY]), tensor("documents", [1])], "inputs[1].data[0]"),
+        ([tensor("query", [QUERY]), tensor("documents", ["a"], datatype="FP32")], "inputs[1].datatype"),
+        ([tensor("query", [QUERY]), tensor("texts", ["a"])], "inputs[1].name"),
+        ([tensor("query", [QUERY]), tensor("documents", [["a"] * 5_001, ["a"] * 5_000], [10_001])], "inputs[1].data"),
+    ],
+)
+def test_what_is_refused(vllm_server: str, inputs: list[dict[str, Any]], field: str) -> None:
+    response = infer(vllm_server, *inputs)
+    assert response.status_code == 400
+    assert response.json()["error"].startswith(f"{field}: ")
+
+
+def test_a_model_of_another_name(vllm_server: str) -> None:
+    for path in ("/v2/models/other", "/v2/models/other/ready", "/v2/models/other/infer"):
+        asked = requests.post if path.endswith("infer") else requests.get
+        body = {"inputs": [tensor("query", ["a"]), tensor("documents", ["b"])]}
+        response = asked(vllm_server + path, json=body, timeout=30)
+        assert response.status_code == 404
+        assert "`other` does not exist" in response.json()["error"]
+
+
+def test_health_while_the_server_ends_and_when_its_engine_has_failed() -> None:
+    fake, settings = FakeReranker(), Settings(names=(MODEL,), keys=("k",))
+    key = {"Authorization": "Bearer k"}
+
+    def statuses(url: str) -> list[int]:
+        paths = ("/v2/health/live", "/v2/health/ready", f"/v2/models/{MODEL}/ready")
+        return [requests.get(url + path, headers=key, timeout=30).status_code for path in paths]
+
+    with running(fake, settings) as url:
+        assert statuses(url) == [200, 200, 200]
+        assert requests.get(f"{url}/v2/health/ready", timeout=30).json() == {"ready": True}
+        assert requests.get(f"{url}/v2/models/{MODEL}", timeout=30).status_code == 401
+        settings.draining.set()
+        assert statuses(url) == [200, 503, 503]
+        fake.failure = EngineDead("gone")
+        assert statuses(url) == [503, 503, 503]
+
+
+def test_a_path_with_a_name_without_a_socket() -> None:
+    service = Service(FakeReranker(), Settings(names=(MODEL,)))
+    body = json.dumps({"inputs": [tensor("query", [QUERY]), tensor("documents", DOCUMENTS)]}).encode()
+
+    def call(method: str, path: str) -> tuple[int, Any]:
+        reply = asyncio.run(service.call(method, path, body))
+        return reply.status, json.loads(reply.body)
+
+    status, answer = call("POST", INFER)
+    assert (status, answer["outputs"][0]["data"]) == (200, SCORES)
+    assert call("GET", f"/v2/models/{MODEL}/ready") == (200, {"name": MODEL, "ready": True})
+    assert call("GET", f"/kserve/v2/models/{MODEL}")[1]["platform"] == "rerankd"
+    assert call("PUT", INFER)[0] == 405
+    assert call("GET", "/v2/models/")[0] == 404
