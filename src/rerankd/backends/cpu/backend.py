@@ -121,8 +121,8 @@ def _linear(quantization: str | None, dtype: torch.dtype, kernels: Kernels | Non
     # Without VNNI oneDNN adds pairs of products in 16 bits, which saturate.
     if kernels is None:
         raise ModelError(
-            "int8 needs a processor with AVX2 and the compiled kernels, or with VNNI, whose 8-bit sums are exact; here "
-            "is neither."
+            "int8 needs the compiled kernels on a processor with AVX2 or a 64-bit ARM, or a processor with VNNI, whose "
+            "8-bit sums are exact; here is neither."
         )
     return partial(_exact_int8_linear, kernels=kernels)
 

@@ -1,4 +1,4 @@
-"""Kernels in C for x86-64: float32 from AVX2 on, bfloat16 with AVX512-BF16 or AMX.
+"""Kernels in C: float32 from AVX2 on, and on 64-bit ARM; bfloat16 with AVX512-BF16, AMX or ARM's BF16.
 
 The library is built with the package where there is a C compiler. Where there is no library, or the processor lacks the
 instructions, `Kernels.load` returns None, and torch's own functions compute all operations.

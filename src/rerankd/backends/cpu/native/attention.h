@@ -49,6 +49,24 @@ TARGET static void pack_values(side *to, const matrix *values, int64_t first, in
     to->values = to->packed;
     to->panel = VALUES * to->count;
 }
+#elif defined(__aarch64__)
+/* As below. */
+TARGET static void pack_values(side *to, const matrix *values, int64_t first, int64_t column, int64_t head_dim)
+{
+    static const value NOTHING[VALUES] = { 0 };
+    const int64_t n = to->count, depth = padded(n);
+    value *const out = to->packed;
+    for (int64_t i = 0; i < depth; i += 2)
+        for (int64_t j = 0; j < head_dim; j += 8) {
+            const uint16x8_t even = vld1q_u16(i < n ? address_of(values, first + i, column + j) : NOTHING);
+            const uint16x8_t odd = vld1q_u16(i + 1 < n ? address_of(values, first + i + 1, column + j) : NOTHING);
+            value *const at = out + j / 16 * 16 * depth + 16 * i + j % 16 * 2;
+            vst1q_u16(at, vzip1q_u16(even, odd));
+            vst1q_u16(at + 8, vzip2q_u16(even, odd));
+        }
+    to->values = out;
+    to->panel = 16 * depth;
+}
 #else
 /* Pack values [n, head_dim] as the right operand of p v. The GEMM sums over keys, padded to a multiple of 32. */
 TARGET static void pack_values(side *to, const matrix *values, int64_t first, int64_t column, int64_t head_dim)
@@ -188,8 +206,8 @@ INLINE void weights_of(const queries_of_head *a, int64_t before, int64_t behind,
         const float *row = a->s->logits + i * width;
         if (i < next->rows)
             for (int64_t j = 0; j < a->head_dim; j += VALUES) {
-                _mm_prefetch((const char *)address_of(&next->keys, i, j), _MM_HINT_T1);
-                _mm_prefetch((const char *)address_of(&next->values, i, j), _MM_HINT_T1);
+                prefetch_far(address_of(&next->keys, i, j));
+                prefetch_far(address_of(&next->values, i, j));
             }
         value *to = address_of(weights, i, 0), *own_weights = address_of(weights, i, padded(before));
         vector sum = exp2_over(row, a->shared->count, before, factor, shifts[i], all(0.0f), to, weights->columns);

@@ -30,6 +30,12 @@ INLINE vector multiply(vector a, vector b) { return _mm256_mul_ps(a, b); }
 INLINE vector multiply_add(vector a, vector b, vector c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE vector multiply_subtract(vector a, vector b, vector c) { return _mm256_fmsub_ps(a, b, c); }
 INLINE vector subtract_product(vector a, vector b, vector c) { return _mm256_fnmadd_ps(a, b, c); } /* c - a b */
+/* a b + c, for a lane of a, whose lanes are all the same: a load broadcasts as fast. */
+INLINE vector multiply_add_lane(vector a, int lane, vector b, vector c)
+{
+    (void)lane;
+    return multiply_add(a, b, c);
+}
 /* The second operand where one is NaN. */
 INLINE vector larger(vector a, vector b) { return _mm256_max_ps(a, b); }
 INLINE vector smaller(vector a, vector b) { return _mm256_min_ps(a, b); }

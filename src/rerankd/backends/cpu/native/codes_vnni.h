@@ -4,15 +4,18 @@
 
 typedef uint8_t code;
 typedef int8_t signed_code;
+/* How much less than elsewhere codes are; adjacent values of an output in panels. */
+enum { CODES_BELOW = 0, ADJACENT = 4 };
 
 INLINE void store_codes(code *to, integers x)
 {
     store_bytes(to, x);
 }
 
-INLINE integers add_codes(integers sums, integers broadcast, integers line)
+INLINE integers add_codes(integers sums, integers row, int lane, integers line)
 {
-    return DOT_PRODUCTS_OF_BYTES(sums, broadcast, line);
+    (void)lane;
+    return DOT_PRODUCTS_OF_BYTES(sums, row, line);
 }
 
 #endif

@@ -5,15 +5,17 @@
 
 typedef uint16_t code;
 typedef int16_t signed_code;
+enum { CODES_BELOW = 0, ADJACENT = 2 };
 
 INLINE void store_codes(code *to, integers x)
 {
     store_wide_bytes(to, x);
 }
 
-INLINE integers add_codes(integers sums, integers broadcast, integers line)
+INLINE integers add_codes(integers sums, integers row, int lane, integers line)
 {
-    return add_products_16(sums, broadcast, line);
+    (void)lane;
+    return add_products_16(sums, row, line);
 }
 
 #endif

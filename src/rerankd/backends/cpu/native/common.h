@@ -1,7 +1,7 @@
 /* Code that all kernels of a unit share: addresses in the blocked layout.
  *
- * A unit is an instruction set and a dtype of rows. The same sources are compiled for each (bfloat16.c, avx512.c, avx2.c and
- * so on): a header of the instruction set (avx512.h, avx2.h) has the type `vector` and its functions, and a header of the dtype
+ * A unit is an instruction set and a dtype of rows. The same sources are compiled for each (avx512.c, avx2.c, neon.c and so
+ * on): a header of the instruction set (avx512.h, avx2.h, neon.h) has the type `vector` and its functions, and a header of the dtype
  * (bfloat16.h, float32.h) the type `value`.
  *
  * torch computes the same operations in several passes over temporaries; a kernel reads and writes each row once. Plain C behind
@@ -64,6 +64,10 @@ INLINE int64_t padded(int64_t n)
 {
     return up_to(n, VALUES);
 }
+
+/* Prefetch a line into the first-level cache, or into the second. */
+INLINE void prefetch_near(const void *at) { __builtin_prefetch(at, 0, 3); }
+INLINE void prefetch_far(const void *at) { __builtin_prefetch(at, 0, 2); }
 
 /* A function of a unit that has its name. */
 #define JOINED(a, b) a##_##b

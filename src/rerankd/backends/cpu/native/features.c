@@ -43,6 +43,49 @@ int rerankd_runs(int number)
     }
     return 0;
 }
+#elif COMPILES_NEON && defined(__linux__)
+#include <sys/auxv.h>
+
+/* Whether the processor runs a unit: the bits of <asm/hwcap.h>, which older systems lack names for. */
+int rerankd_runs(int number)
+{
+    switch (number) {
+    case NEON:
+        return 1;
+    case NEON_DOTPROD:
+        return getauxval(AT_HWCAP) >> 20 & 1;
+    case NEON_I8MM:
+        return rerankd_runs(NEON_DOTPROD) && getauxval(AT_HWCAP2) >> 13 & 1;
+    case NEON_BF16:
+        return rerankd_runs(NEON_I8MM) && getauxval(AT_HWCAP2) >> 14 & 1;
+    }
+    return 0;
+}
+#elif COMPILES_NEON
+#include <sys/sysctl.h>
+
+static int has(const char *feature)
+{
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(feature, &value, &size, NULL, 0) == 0 && value;
+}
+
+/* Whether the processor runs a unit, on macOS. */
+int rerankd_runs(int number)
+{
+    switch (number) {
+    case NEON:
+        return 1;
+    case NEON_DOTPROD:
+        return has("hw.optional.arm.FEAT_DotProd");
+    case NEON_I8MM:
+        return rerankd_runs(NEON_DOTPROD) && has("hw.optional.arm.FEAT_I8MM");
+    case NEON_BF16:
+        return rerankd_runs(NEON_I8MM) && has("hw.optional.arm.FEAT_BF16");
+    }
+    return 0;
+}
 #else
 int rerankd_runs(int number)
 {

@@ -27,10 +27,10 @@ INLINE void store_block(value *to, const vector x[BLOCK_PARTS])
         store(to + i * LANES, x[i]);
 }
 
-/* Add the products of 4 bytes of a row, broadcast, and a line of a panel to a register of sums. */
-INLINE vector add_products(vector sums, integers broadcast, integers line)
+/* Add the products of 4 bytes of a row, a lane of a register, and a line of a panel to a register of sums. */
+INLINE vector add_products(vector sums, integers row, int lane, integers line)
 {
-    return multiply_add(bits_of(broadcast), bits_of(line), sums);
+    return multiply_add_lane(bits_of(row), lane, bits_of(line), sums);
 }
 
 /* 2^x with a relative error of 2e-7 for -126 <= x <= 127; about 0 below. (The lower bound keeps results normal: subnormal
@@ -55,20 +55,6 @@ INLINE vector reciprocal(vector x)
     return multiply_add(y, subtract_product(x, y, all(1.0f)), y);
 }
 
-/* GELU with an absolute error of 2e-7: max(x, 0) - |x| 2^p(|x|), where p, a polynomial of degree 7, is the logarithm of the
- * normal distribution's tail. Beyond 5.6 what is subtracted is below 6e-8. */
-INLINE vector gelu(vector x)
-{
-    const vector near = smaller(all(5.6f), absolute(x));
-    vector p = all(-1.990585030e-9f);
-    p = multiply_add(p, near, all(3.452459714e-5f));
-    p = multiply_add(p, near, all(-7.801153697e-4f));
-    p = multiply_add(p, near, all(8.111906238e-3f));
-    p = multiply_add(p, near, all(-5.345404893e-2f));
-    p = multiply_add(p, near, all(-4.587438703e-1f));
-    p = multiply_add(p, near, all(-1.151209354e0f));
-    p = multiply_add(p, near, all(-9.999923706e-1f));
-    return subtract_product(near, exp2_of(p), larger(all(0.0f), x)); /* this order of operands keeps NaN */
-}
+#include "gelu.h"
 
 #endif

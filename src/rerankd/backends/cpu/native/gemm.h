@@ -18,15 +18,14 @@ TARGET static void pack_weight(int64_t outputs, int64_t inputs, const void *weig
     pack_panels(&w, 0, 0, outputs, inputs, packed);
 }
 
-/* Pack an 8-bit weight [outputs, inputs] into panels of 16 outputs, whose lines hold 4 bytes of codes of each, and sum its rows. */
+/* Pack an 8-bit weight [outputs, inputs] into panels of 16 outputs, with ADJACENT codes of each at a time, and sum its rows. */
 static void pack_int8_weight(int64_t outputs, int64_t inputs, const int8_t *weight, void *packed, float *sums)
 {
-    const int64_t per_line = 4 / sizeof(code);
     for (int64_t o = 0; o < outputs; o++) {
-        signed_code *panel = (signed_code *)packed + o / 16 * 16 * inputs + o % 16 * per_line;
+        signed_code *panel = (signed_code *)packed + o / 16 * 16 * inputs + o % 16 * ADJACENT;
         sums[o] = 0;
         for (int64_t i = 0; i < inputs; i++) {
-            panel[i / per_line * 16 * per_line + i % per_line] = weight[o * inputs + i];
+            panel[i / ADJACENT * 16 * ADJACENT + i % ADJACENT] = weight[o * inputs + i];
             sums[o] += weight[o * inputs + i];
         }
     }

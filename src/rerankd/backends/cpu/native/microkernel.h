@@ -1,9 +1,7 @@
 /* The GEMM microkernel of the vector unit.
  *
- * One instruction multiplies a line of a panel (16 outputs, or 8 of them) by 4 bytes of a row that are broadcast over a register.
- * The registers hold the sums of MICRO_ROWS rows by MICRO_PANELS panels. With AVX-512 two lines and 12 broadcasts serve 24
- * instructions, with AVX2 two half lines and 6 broadcasts serve 12: so the caches keep up, and the sums stay in registers until
- * they are complete.
+ * The registers hold the sums of MICRO_ROWS rows by MICRO_PANELS panels until they are complete. broadcasts.h (x86), lanes.h and
+ * pairs.h (ARM) have the loop that adds to them.
  */
 #ifndef RERANKD_MICROKERNEL_H
 #define RERANKD_MICROKERNEL_H
@@ -25,51 +23,20 @@ typedef struct {
     int64_t lines, fetched, end;
 } microkernel;
 
-/* Multiply `count` rows by the panels first, first + 1 and so on, `panels` of them. */
-INLINE void multiply_rows(microkernel *f, int count, int first, int panels, int quantized)
+/* Prefetch the lines of the next panels that are due with 64 bytes of a row. */
+INLINE void fetch_ahead(microkernel *f)
 {
-    const uint8_t *at[2] = { first ? f->right : f->left, f->right };
-    vector s[MICRO_ROWS * MICRO_PANELS * PARTS];
-    float *const sums = f->sums + 16 * first;
-    const int width = panels * PARTS;
-#pragma GCC unroll 16
-    for (int r = 0; r < count; r++)
-#pragma GCC unroll 4
-        for (int i = 0; i < width; i++)
-            s[r * width + i] = f->accumulate ? load(sums + r * f->stride + i * LANES) : all(0.0f);
-    const uint8_t *block = f->rows;
-    for (int64_t k = 0; k < f->depth; k += 16, block += f->block_stride) {
-        for (int64_t n = 0; n < f->lines && f->fetched < f->end; n++, f->fetched += 64) {
-            _mm_prefetch((const char *)f->ahead[0] + f->fetched, _MM_HINT_T1);
-            _mm_prefetch((const char *)f->ahead[1] + f->fetched, _MM_HINT_T1);
-        }
-        const uint8_t *x = block, *stop = block + 4 * (f->depth - k < 16 ? f->depth - k : 16);
-        for (; x < stop; x += 4) {
-            integers lines[MICRO_PANELS * PARTS];
-#pragma GCC unroll 4
-            for (int i = 0; i < width; i++)
-                lines[i] = load_integers(at[i / PARTS] + i % PARTS * 4 * LANES);
-            at[0] += 64;
-            if (panels > 1)
-                at[1] += 64;
-#pragma GCC unroll 16
-            for (int r = 0; r < count; r++) {
-                int32_t bytes;
-                memcpy(&bytes, x + r * TILE_BYTES, sizeof bytes);
-                const integers broadcast = all_integers(bytes);
-#pragma GCC unroll 4
-                for (int i = 0; i < width; i++)
-                    s[r * width + i] = quantized ? bits_of(add_codes(as_bits(s[r * width + i]), broadcast, lines[i]))
-                                                 : add_products(s[r * width + i], broadcast, lines[i]);
-            }
-        }
+    for (int64_t n = 0; n < f->lines && f->fetched < f->end; n++, f->fetched += 64) {
+        prefetch_far(f->ahead[0] + f->fetched);
+        prefetch_far(f->ahead[1] + f->fetched);
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < count; r++)
-#pragma GCC unroll 4
-        for (int i = 0; i < width; i++)
-            store(sums + r * f->stride + i * LANES, s[r * width + i]);
 }
+
+#ifdef __aarch64__
+#include "lanes.h"
+#else
+#include "broadcasts.h"
+#endif
 
 /* The same by both panels, or by the left one, MICRO_PANELS at a time. */
 INLINE void multiply_by(microkernel *f, int count, int both, int quantized)
@@ -95,8 +62,10 @@ INLINE void multiply_some(microkernel *f, int64_t count, int both, int quantized
         CASE(2);
         CASE(3);
         CASE(4);
+#if MICRO_CASES > 4
         CASE(5);
         CASE(6);
+#endif
 #if MICRO_CASES > 6
         CASE(7);
         CASE(8);

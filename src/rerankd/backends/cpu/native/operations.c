@@ -38,6 +38,18 @@ static const unit *const UNIT_TABLES[] = {
 #if COMPILES_AMX
     [AMX] = &rerankd_amx,
 #endif
+#if COMPILES_NEON
+    [NEON] = &rerankd_neon,
+#endif
+#if COMPILES_NEON_DOTPROD
+    [NEON_DOTPROD] = &rerankd_neon_dotprod,
+#endif
+#if COMPILES_NEON_I8MM
+    [NEON_I8MM] = &rerankd_neon_i8mm,
+#endif
+#if COMPILES_NEON_BF16
+    [NEON_BF16] = &rerankd_neon_bf16,
+#endif
     [UNIT_COUNT] = NULL,
 };
 

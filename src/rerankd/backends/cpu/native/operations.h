@@ -74,9 +74,9 @@ typedef struct {
     int64_t out_row, out_segment;
 } index_select;
 
-/* Rows as unsigned 8-bit integers, in as many bytes as the unit says, x = (code - zero) * step, in the blocked layout with `block_stride` bytes from a column
- * block to the next. Each row has a step and a zero of its own, so that the codes cover the row's range. width is a multiple of
- * 64. */
+/* Rows as 8-bit integers, in as many bytes as the unit says, x = (code - zero) * step, in the blocked layout with `block_stride`
+ * bytes from a column block to the next. Codes are unsigned, or by units of ARM signed. Each row has a step and a zero of its
+ * own, so that the codes cover the row's range. width is a multiple of 64. */
 typedef struct {
     int64_t rows, width;
     matrix x;
@@ -159,14 +159,18 @@ typedef struct {
     int64_t code_bytes;
 } unit;
 
-/* The units in the order of their numbers: each processor that has one has those before it with the same dtype. */
+/* The units in the order of their numbers: each processor that has one has those before it of its architecture and dtype. */
 #define UNITS(OF)                                                                                                     \
     OF(AVX2, avx2)                                                                                                    \
     OF(AVXVNNI, avxvnni)                                                                                              \
     OF(AVX512, avx512)                                                                                                \
     OF(AVX512_VNNI, avx512_vnni)                                                                                      \
     OF(AVX512_BF16, avx512_bf16)                                                                                      \
-    OF(AMX, amx)
+    OF(AMX, amx)                                                                                                      \
+    OF(NEON, neon)                                                                                                    \
+    OF(NEON_DOTPROD, neon_dotprod)                                                                                    \
+    OF(NEON_I8MM, neon_i8mm)                                                                                          \
+    OF(NEON_BF16, neon_bf16)
 enum { UNITS(NUMBER) UNIT_COUNT };
 
 /* The results of rerankd_run. */

@@ -56,7 +56,7 @@ INLINE void quantize_rows(const quantize *o, int64_t first, int64_t end)
         for (int64_t j = 0; j < width / 32; j++)
             for (int r = 0; r < ABREAST; r++) {
                 const value *at = row[r] + j * x->columns;
-                _mm_prefetch((const char *)(at + ABREAST * x->row), _MM_HINT_T0);
+                prefetch_near(at + ABREAST * x->row);
                 __m512i v = ordered(_mm512_loadu_si512(at));
                 low[r] = _mm512_min_epi16(low[r], v);
                 high[r] = _mm512_max_epi16(high[r], v);

@@ -1,4 +1,4 @@
-/* Rows in float32 as 8-bit integers, each in a byte or, where the unit multiplies 16-bit integers, in two. */
+/* Rows as 8-bit integers, computed in float32, each in a byte or, where the unit multiplies 16-bit integers, in two. */
 #ifndef RERANKD_QUANTIZE_H
 #define RERANKD_QUANTIZE_H
 
@@ -17,7 +17,7 @@ INLINE void quantize_together(const quantize *o, int64_t first, int64_t count)
     for (int64_t j = 0; j < o->width; j += LANES) {
         const value *at = address_of(&o->x, first, j);
         for (int r = 0; r < count; r++) {
-            const vector v = load(at + r * o->x.row);
+            const vector v = load_values(at + r * o->x.row);
             low[r] = smaller(v, low[r]); /* these orders of operands drop NaN */
             high[r] = larger(v, high[r]);
             nan[r] = multiply_add(v, all(0.0f), nan[r]); /* NaN or infinity times 0 is NaN */
@@ -28,7 +28,7 @@ INLINE void quantize_together(const quantize *o, int64_t first, int64_t count)
     for (int r = 0; r < count; r++) {
         const float least = smallest_of(low[r]), range = (largest_of(high[r]) - least) / 255.0f + sum_of(nan[r]);
         const float step = range < FLT_MIN * 256 ? FLT_MIN * 256 : range; /* the comparison keeps NaN */
-        const float zero = rintf(-least / step);
+        const float zero = rintf(-least / step) - CODES_BELOW; /* minus 0.0f changes no value */
         o->steps[first + r] = step;
         o->zeros[first + r] = zero;
         factors[r] = all(1.0f / step);
@@ -39,7 +39,7 @@ INLINE void quantize_together(const quantize *o, int64_t first, int64_t count)
         code *to = (code *)((uint8_t *)o->codes + first * TILE_BYTES + j / CODES * o->block_stride) + j % CODES;
         for (int r = 0; r < count; r++)
             store_codes(to + r * CODES,
-                        add_integers(integers_of(multiply(load(at + r * o->x.row), factors[r])), shifts[r]));
+                        add_integers(integers_of(multiply(load_values(at + r * o->x.row), factors[r])), shifts[r]));
     }
 }
 

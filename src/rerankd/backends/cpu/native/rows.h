@@ -78,7 +78,7 @@ INLINE void norm_rope_head(int64_t first, int64_t count, int64_t begin, const no
     for (int64_t j = 0; j < head_dim; j += LANES) {
         const value *at = address_of(x, first, begin + j);
         for (int64_t r = 0; r < count; r++) {
-            _mm_prefetch((const char *)(at + (ABREAST + r) * x->row), _MM_HINT_T0);
+            prefetch_near(at + (ABREAST + r) * x->row);
             vector v = load_values(at + r * x->row);
             scales[r] = multiply_add(v, v, scales[r]);
         }

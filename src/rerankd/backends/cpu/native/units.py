@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from typing import NamedTuple
 
 import torch
@@ -21,20 +22,31 @@ class Unit(NamedTuple):
     dtype: torch.dtype
 
 
-UNITS = tuple(
-    Unit(number, name, dtype)
-    for number, (name, dtype) in enumerate(
-        {
-            "avx2": torch.float32,
-            "avxvnni": torch.float32,
-            "avx512": torch.float32,
-            "avx512_vnni": torch.float32,
-            "avx512_bf16": torch.bfloat16,
-            "amx": torch.bfloat16,
-        }.items()
-    )
-)
-"""From the slowest to the fastest."""
+_X86 = {
+    "avx2": torch.float32,
+    "avxvnni": torch.float32,
+    "avx512": torch.float32,
+    "avx512_vnni": torch.float32,
+    "avx512_bf16": torch.bfloat16,
+    "amx": torch.bfloat16,
+}
+_ARM = {
+    "neon": torch.float32,
+    "neon_dotprod": torch.float32,
+    "neon_i8mm": torch.float32,
+    "neon_bf16": torch.bfloat16,
+}
+
+
+def units_of(machine: str) -> tuple[Unit, ...]:
+    """The units of an architecture, from the slowest to the fastest. machine: as `platform.machine` names it"""
+    names = _X86 if machine in ("x86_64", "AMD64") else _ARM if machine in ("aarch64", "arm64") else {}
+    units = (Unit(number, name, dtype) for number, (name, dtype) in enumerate({**_X86, **_ARM}.items()))
+    return tuple(unit for unit in units if unit.name in names)
+
+
+UNITS = units_of(platform.machine())
+"""Those of this machine's architecture."""
 
 
 def allowed(unit: Unit) -> bool:
@@ -42,10 +54,13 @@ def allowed(unit: Unit) -> bool:
     cap = os.environ.get(CAP)
     if not cap:
         return True
-    names = [one.name for one in UNITS]
-    if cap not in names:
-        raise ModelError(f"{CAP}={cap} names no instruction set; choose {', '.join(names)}, or leave it out.")
-    return unit.number <= names.index(cap)
+    numbers = {one.name: one.number for one in UNITS}
+    if cap not in numbers:
+        raise ModelError(
+            f"{CAP}={cap} names no instruction set of {platform.machine()}; choose {', '.join(numbers) or 'none'}, or "
+            "leave it out."
+        )
+    return unit.number <= numbers[cap]
 
 
 def allows(dtype: torch.dtype) -> bool:

@@ -1,0 +1,53 @@
+/* The loop of the microkernel on x86.
+ *
+ * One instruction multiplies a line of a panel (16 outputs, or 8 of them) by 4 bytes of a row that are broadcast over a register.
+ * With AVX-512 two lines and 12 broadcasts serve 24 instructions, with AVX2 two half lines and 6 broadcasts serve 12: so the
+ * caches keep up.
+ */
+#ifndef RERANKD_BROADCASTS_H
+#define RERANKD_BROADCASTS_H
+
+/* Multiply `count` rows by the panels first, first + 1 and so on, `panels` of them. */
+INLINE void multiply_rows(microkernel *f, int count, int first, int panels, int quantized)
+{
+    const uint8_t *at[2] = { first ? f->right : f->left, f->right };
+    vector s[MICRO_ROWS * MICRO_PANELS * PARTS];
+    float *const sums = f->sums + 16 * first;
+    const int width = panels * PARTS;
+#pragma GCC unroll 16
+    for (int r = 0; r < count; r++)
+#pragma GCC unroll 4
+        for (int i = 0; i < width; i++)
+            s[r * width + i] = f->accumulate ? load(sums + r * f->stride + i * LANES) : all(0.0f);
+    const uint8_t *block = f->rows;
+    for (int64_t k = 0; k < f->depth; k += 16, block += f->block_stride) {
+        fetch_ahead(f);
+        const uint8_t *x = block, *stop = block + 4 * (f->depth - k < 16 ? f->depth - k : 16);
+        for (; x < stop; x += 4) {
+            integers lines[MICRO_PANELS * PARTS];
+#pragma GCC unroll 4
+            for (int i = 0; i < width; i++)
+                lines[i] = load_integers(at[i / PARTS] + i % PARTS * 4 * LANES);
+            at[0] += 64;
+            if (panels > 1)
+                at[1] += 64;
+#pragma GCC unroll 16
+            for (int r = 0; r < count; r++) {
+                int32_t bytes;
+                memcpy(&bytes, x + r * TILE_BYTES, sizeof bytes);
+                const integers broadcast = all_integers(bytes);
+#pragma GCC unroll 4
+                for (int i = 0; i < width; i++)
+                    s[r * width + i] = quantized ? bits_of(add_codes(as_bits(s[r * width + i]), broadcast, 0, lines[i]))
+                                                 : add_products(s[r * width + i], broadcast, 0, lines[i]);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < count; r++)
+#pragma GCC unroll 4
+        for (int i = 0; i < width; i++)
+            store(sums + r * f->stride + i * LANES, s[r * width + i]);
+}
+
+#endif

@@ -1,0 +1,16 @@
+/* Quantised values as signed bytes, 128 less than elsewhere. An instruction multiplies 8 of each of two rows by 8 of each of two
+ * outputs, so panels hold 8 adjacent values of an output. */
+#ifndef RERANKD_CODES_H
+#define RERANKD_CODES_H
+
+typedef int8_t code;
+typedef int8_t signed_code;
+enum { CODES_BELOW = 128, ADJACENT = 8 };
+#define CODES_BY_PAIRS 1
+
+INLINE void store_codes(code *to, integers x)
+{
+    store_signed_bytes(to, x);
+}
+
+#endif
