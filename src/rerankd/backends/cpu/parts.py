@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from rerankd.backends.cpu.native import Kernels
-from rerankd.backends.cpu.runtime import Part, Runtime
+from rerankd.backends.cpu.runtime import LayerPart, Runtime
 
 _WITHOUT_PARTS = (Tensor, Runtime, Kernels, str, bytes, int, float, type(None), torch.dtype, torch.device, Enum)
 _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial, type)
 
 
-def parts_of(layer: object) -> Iterator[Part]:
+def parts_of(layer: object) -> Iterator[LayerPart]:
     """Every linear layer and norm of a layer once: all objects with `kernels`, in attributes, sequences and mappings.
 
     TypeError for a function outside of a part: it may compute with torch while operations are recorded.
@@ -26,7 +26,7 @@ def parts_of(layer: object) -> Iterator[Part]:
     return _parts(layer, type(layer).__name__, set(), False)
 
 
-def _parts(value: object, name: str, seen: set[int], in_part: bool) -> Iterator[Part]:
+def _parts(value: object, name: str, seen: set[int], in_part: bool) -> Iterator[LayerPart]:
     if isinstance(value, _WITHOUT_PARTS) or id(value) in seen:
         return
     seen.add(id(value))
@@ -36,7 +36,7 @@ def _parts(value: object, name: str, seen: set[int], in_part: bool) -> Iterator[
         raise TypeError(f"{name} is a function, and nothing says whether kernels compute it. Make it a part.")
     is_part = hasattr(value, "kernels")
     if is_part:
-        yield cast(Part, value)
+        yield cast(LayerPart, value)
     for inner, held in _held(value, name):
         yield from _parts(held, inner, seen, in_part or is_part)
 

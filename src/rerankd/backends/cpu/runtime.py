@@ -24,7 +24,7 @@ MakeLinear: TypeAlias = Callable[[Tensor, Tensor | None], Linear]
 """A linear layer from a float weight [out, in] and a bias [out] or None."""
 
 
-class Part(Protocol):
+class LayerPart(Protocol):
     """A linear layer or a norm."""
 
     @property
@@ -67,7 +67,7 @@ class Runtime:
         """A copy of the rows of x with indices `rows` (int64)."""
         return to_dense(x)[rows] if self.kernels is None else self.kernels.index_select(x, rows)
 
-    def recorded(self, head_dim: int, *parts: Part) -> Callable[[], AbstractContextManager[None]]:
+    def recorded(self, head_dim: int, *parts: LayerPart) -> Callable[[], AbstractContextManager[None]]:
         """`Kernels.recorded` for a layer of these parts and of heads of this size, if kernels compute all of the layer.
 
         Where torch computes a part, the answer is a context without effect: torch would read rows that have no values
