@@ -77,7 +77,8 @@ def test_every_dialect_is_below_its_prefix(servers: dict[str, str], own: str) ->
         for path in paths:
             assert ask(f"{servers[own]}/{name}{path}") == name
     assert ask(f"{servers[own]}/tei/rerank", texts=["b"]) == "tei"
-    for place in ("/v1/ranking", "/ranking", "/nvidia/v1/ranking"):
+    older = "/v1/retrieval/nvidia/llama-nemotron-rerank-1b-v2/reranking"
+    for place in ("/v1/ranking", "/ranking", "/nvidia/v1/ranking", older, f"/nvidia{older}"):
         assert ask(servers[own] + place, query={"text": "a"}, passages=[{"text": "b"}]) == "nvidia"
 
 

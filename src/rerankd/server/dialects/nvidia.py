@@ -121,7 +121,8 @@ NVIDIA = Dialect(
     name="nvidia",
     endpoints=(
         Endpoint(
-            paths=("/v1/ranking", "/ranking"),
+            # The last is the older path, of NVIDIA's hosted API too.
+            paths=("/v1/ranking", "/ranking", "/v1/retrieval/{model}/reranking"),
             summary="Rank passages by their relevance to a query (NVIDIA NIM)",
             body=NvidiaBody,
             reply=NvidiaReply,
