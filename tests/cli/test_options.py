@@ -40,7 +40,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
 
 
 SETTINGS: dict[str, Any] = {
-    "names": (), "dialect": "vllm", "docs": True, "playground": True, "max_body": 64 << 20, "max_bodies": 256 << 20,
+    "names": (), "dialect": "vllm", "docs": True, "playground": True, "vllm_metrics": False, "max_body": 64 << 20, "max_bodies": 256 << 20,
     "body_timeout": 60.0, "request_timeout": None, "max_calls": None, "max_queued_calls": 1000,
     "max_queued_tokens": 8 << 20,
 }  # fmt: skip
@@ -151,6 +151,8 @@ SERVE_WORDS = shlex.split(
         ("serve", "--engine-timeout 5", {"engine_timeout": 5.0}),
         ("serve", "--gpu-memory-utilization 0.8", {"gpu_memory_utilization": 0.8}),
         ("launch_server", "--mem-fraction-static 0.7", {"gpu_memory_utilization": 0.7}),
+        ("serve", "--vllm-metrics", {"vllm_metrics": True}),
+        ("launch_server", "", {"vllm_metrics": False}),
         ("serve", "--timeout-keep-alive 9", {"keep_alive": 9.0}),
         ("launch_server", "", {"keep_alive": 75.0, "max_queued_calls": 1000, "max_queued_tokens": 8 << 20}),
         ("launch_server", "--watchdog-timeout 5", {"engine_timeout": 5.0}),

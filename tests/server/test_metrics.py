@@ -6,13 +6,15 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from rerankd.core import RerankRequest, RerankResult
+from rerankd.core import RerankRequest, RerankResult, Stage
 from rerankd.reranker import Reranker
 from rerankd.server.settings import Settings
 from tests.server.fakes import INFO, MODEL, FakeReranker, running
@@ -139,3 +141,46 @@ def test_how_late_the_event_loop_is_is_measured() -> None:
         before = slow(url)
         requests.post(f"{url}/v1/rerank", json={"query": "a", "documents": ["b"]}, timeout=30)
         until(lambda: slow(url) > before)
+
+
+VLLM = {"model_name": MODEL, "engine": "0"}
+
+
+def test_vllms_names_are_there_on_request(url: str) -> None:
+    assert not any(name.startswith("vllm:") for name in counted(url))
+    fake = FakeReranker()
+    fake.loaded = replace(fake.loaded, running=2, waiting_requests=5)
+    stages = (Stage("queue", 0.0, 0.25), Stage("model", 0.25, 0.5), Stage("model", 0.75, 0.5))
+    with (
+        patch.object(fake, "answer", lambda request: staged(request, stages)),
+        running(fake, Settings(names=(MODEL, "short"), vllm_metrics=True)) as own,
+    ):
+        for body in (BODY, BODY, {**BODY, "query": 1}):
+            requests.post(f"{own}/v1/rerank", json=body, timeout=30)
+        text = requests.get(f"{own}/metrics", timeout=30).text
+    samples = [
+        sample
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.startswith("vllm:") and not sample.name.endswith(("_bucket", "_created"))
+    ]
+    assert all(VLLM.items() <= sample.labels.items() for sample in samples)
+    found = {sample.name.removeprefix("vllm:"): sample.value for sample in samples}
+    assert found.pop("e2e_request_latency_seconds_sum") > 0
+    assert found == {
+        "num_requests_running": 2,
+        "num_requests_waiting": 5,
+        "kv_cache_usage_perc": 0,
+        "prompt_tokens_total": 14,
+        "request_success_total": 2,
+        "e2e_request_latency_seconds_count": 2,
+        "request_queue_time_seconds_count": 2,
+        "request_queue_time_seconds_sum": 0.5,
+        "request_inference_time_seconds_count": 2,
+        "request_inference_time_seconds_sum": 2.0,
+    }
+    assert "rerankd_prompt_tokens_total 14.0" in text
+
+
+async def staged(request: RerankRequest, stages: tuple[Stage, ...]) -> RerankResult:
+    return RerankResult((), 7, 0, scored=2, stages=stages)

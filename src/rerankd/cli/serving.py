@@ -72,6 +72,9 @@ SETTINGS = Group(
             default=False,
             convert=_negated,
         ),
+        "vllm_metrics": Option(
+            "Have /metrics count under vLLM's names too, for gateways that scrape those.", kind=bool, default=False
+        ),
         "max_body": Option(
             "Most megabytes of one request's body.",
             ("--max-body-mb",),

@@ -55,7 +55,7 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
     app.root_path = settings.root_path
     service = Service(reranker, settings)
     served, own = service.served, service.own
-    metrics = Metrics(served)
+    metrics = Metrics(served, settings.vllm_metrics)
     # Those that need no key say so.
     told: dict[str, Any] | None = None if settings.protect_all else dict(NO_KEY)
     probes = {"/health", "/metrics"}

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from rerankd.core import EngineLoad, RerankResult, seconds_by_stage
 from rerankd.server.dialects.base import Served
+from rerankd.server.vllm_metrics import VllmMetrics
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -23,8 +24,10 @@ HUNG_UP = 499
 class Metrics:
     """Counts answers; `exposed` is what /metrics says."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, vllm_names: bool = False) -> None:
+        """vllm_names: whether they are counted under vLLM's names too"""
         self._registry = registry = CollectorRegistry()
+        self._vllm = VllmMetrics(served, registry) if vllm_names else None
         self._requests = Counter("rerankd_requests", "Answers.", ("route", "dialect", "status"), registry=registry)
         self._total = Histogram(
             "rerankd_request_seconds",
@@ -76,6 +79,8 @@ class Metrics:
             self._cancelled.inc()
         elif status >= 400:
             self._rejected.inc()
+        if self._vllm and results:
+            self._vllm.answered(seconds, results)
         for result in results:
             for stage, took in seconds_by_stage(result.stages).items():
                 self._stages.labels(stage).observe(took)

@@ -44,6 +44,7 @@ class Settings:
     traces: makes spans of calls, if set
     draining: set by whoever ends the server when new calls are to be refused
     playground: whether / and /playground are there
+    vllm_metrics: whether /metrics has vLLM's names too
     """
 
     names: tuple[str, ...]
@@ -64,3 +65,4 @@ class Settings:
     traces: Traces | None = None
     draining: threading.Event = field(default_factory=threading.Event)
     playground: bool = True
+    vllm_metrics: bool = False
