@@ -316,7 +316,7 @@ def test_options_of_loading_are_passed_on_as_they_are(monkeypatch: pytest.Monkey
     given = {
         "revision": "main", "dtype": "float32", "quantization": "int8", "gpu_memory_utilization": 0.5,
         "tensor_parallel_size": 2, "max_model_len": 9, "hf_overrides": {"a": 1}, "recipe": "cross-encoder",
-        "label": "entailment",
+        "label": "entailment", "cutoff_layers": 3,
         "chat_template": "x", "device": "cpu", "backend": "torch", "hub": "modelscope", "default_instruction": "find",
     }  # fmt: skip
     LLM("a/b", **given, max_num_batched_tokens=7)

@@ -189,6 +189,14 @@ def gemma() -> str:
     return str(tokenizer.to_str())
 
 
+@cache
+def llama() -> str:
+    """Gemma's with the special tokens of Llama's, which begins each text with a space."""
+    tokenizer = Tokenizer.from_str(gemma().replace("<bos>", "<s>").replace("<eos>", "</s>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), tokenizer.normalizer])
+    return str(tokenizer.to_str())
+
+
 def size(tokenizer_json: str) -> int:
     """How many ids a tokenizer uses."""
     return int(Tokenizer.from_str(tokenizer_json).get_vocab_size(with_added_tokens=True))

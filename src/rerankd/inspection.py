@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rerankd.core import RerankRequest, text_content
 from rerankd.loading import Plan
 from rerankd.models.answers import has_classifier, read_answers
+from rerankd.models.architecture import Architecture
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.files import PICKLED, SAFETENSORS
 from rerankd.models.checkpoint.json_files import read_json
@@ -136,6 +137,10 @@ def _head(plan: Plan) -> tuple[str, dict[str, int], str]:
             f"cosine of the vectors of {marks[0]!r} and {marks[1]!r}, of {recipe.listwise.documents} documents at most"
         )
         return f"{said} in one prompt", {name: prompts.token_id(name) for name in marks}, "identity"
+    if recipe.layerwise and isinstance(plan.architecture, Architecture):
+        layers = len(plan.architecture.spec(config).layers)
+        said = f"a row of its own after {layers} of {config.layers()} layers"
+        return said, {}, declared_activation(config, 1, recipe.activation)
     modules = read_modules(plan.folder) or ()
     if chained(plan.folder) == "scores":
         labels = Config(read_json(modules[-1].folder / "config.json"), str(modules[-1].folder)).size("out_features")

@@ -41,7 +41,7 @@ ScoreInput: TypeAlias = str | Mapping[str, Any]
 RUNNERS = ("auto", "pooling")
 LOADING = (
     "revision", "dtype", "quantization", "gpu_memory_utilization", "tensor_parallel_size", "max_model_len",
-    "hf_overrides", "recipe", "label", "model_impl", "trust_remote_code", "chat_template", "device",
+    "hf_overrides", "recipe", "label", "cutoff_layers", "model_impl", "trust_remote_code", "chat_template", "device",
     "backend", "hub", "default_instruction",
 )  # fmt: skip
 """Fields of `LoadOptions` that are arguments of `LLM` as they are."""
@@ -76,7 +76,8 @@ class LLM:
 
     runner: "auto" or "pooling"; nothing else scores
     revision, dtype, quantization, gpu_memory_utilization, tensor_parallel_size, max_model_len, hf_overrides, recipe,
-        label, model_impl, trust_remote_code, chat_template, device, backend, hub, default_instruction: of `LoadOptions`
+        label, cutoff_layers, model_impl, trust_remote_code, chat_template, device, backend, hub, default_instruction:
+        of `LoadOptions`
     max_num_batched_tokens: `LoadOptions.max_batch_tokens`
     allowed_local_media_path: the only folder that images and videos may be read from; "" or None for any
     mm_processor_kwargs: `min_pixels`, `max_pixels` (or `size`), `fps` and `max_frames` of images and videos

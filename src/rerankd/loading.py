@@ -23,7 +23,8 @@ from rerankd.models.checkpoint.weights import Tensors, Weights
 from rerankd.models.fallback import Fallback, find_fallback
 from rerankd.models.heads import Head
 from rerankd.models.labels import labels_activation, names_of
-from rerankd.models.recipes.choose import Choice, choose_recipe, with_label
+from rerankd.models.layerwise import CUTOFF
+from rerankd.models.recipes.choose import Choice, choose_recipe, expect_layerwise, with_label
 from rerankd.models.recipes.evidence import Evidence
 from rerankd.models.registry import ARCHITECTURES, find_architecture
 from rerankd.options import LoadOptions, ModelInfo
@@ -202,7 +203,8 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
     found = resolve(options.model, options.hub, options.revision, weights)
     gguf = found if found.is_file() else None
     folder = found if gguf is None else unfold(gguf)
-    config = read_config(folder, options.hf_overrides)
+    cutoff = {} if options.cutoff_layers is None else {CUTOFF: options.cutoff_layers}
+    config = read_config(folder, {**options.hf_overrides, **cutoff})
     if automatic:
         options = replace(options, quantization=None)
     name, architecture = _implementation(config, options, placement)
@@ -215,6 +217,8 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
     choice = choose_recipe(name, architecture.recipes, evidence, options.recipe, options.chat_template is not None)
     if options.label is not None:
         choice = with_label(choice, config, options.label)
+    if options.cutoff_layers is not None:
+        expect_layerwise(choice)
     say = log.info if choice.certain else log.warning
     say("%s is scored by the recipe %s: %s", options.model, choice.recipe.name, choice.why)
     prompts = partial(

@@ -34,6 +34,7 @@ class LoadOptions:
     hf_overrides: entries laid over the checkpoint's config.json
     recipe: how the model is scored, by name (docs/models.md); None for what its folder says
     label: the label whose probability is the score, of a classifier of others than relevance (NLI); None for relevance
+    cutoff_layers: after how many layers the score is read, of a layerwise reranker; None for all of them
     model_impl: "native" for rerankd's own implementation of the model, "transformers" for that package's, "auto" for
         the first where there is one
     trust_remote_code: whether code of the model's folder may run, by transformers alone
@@ -62,6 +63,7 @@ class LoadOptions:
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
     recipe: str | None = None
     label: str | None = None
+    cutoff_layers: int | None = None
     model_impl: str = "auto"
     trust_remote_code: bool = False
     chat_template: str | Path | None = None

@@ -62,6 +62,7 @@ class Rule:
     """An authors' rule: the pieces of a prompt, and the tokens whose logits make the score.
 
     most: tokens of the query, the document, which loses its end, and what is between
+    counted: whether `<bos>` is counted among these, and what is behind them allows as many more
     """
 
     make: Callable[..., Path]
@@ -71,11 +72,14 @@ class Rule:
     name: str
     architecture: str
     most: int
+    counted: bool = False
 
     def ids(self, tokenizer: Any, query: str, document: str, instruction: str | None) -> list[int]:
         pieces = self.pieces(query, document, instruction)
         ids = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
-        ids[3] = ids[3][: self.most - len(ids[1]) - len(ids[2])]
+        ids[1], ids[3] = ids[1][: self.most * 3 // 4], ids[3][: self.most]
+        beside = sum(map(len, ids[4:])) - len(ids[0]) if self.counted else 0
+        ids[3] = ids[3][: self.most + beside - len(ids[1]) - len(ids[2])]
         return [token for piece in ids for token in piece]
 
     @cache  # noqa: B019 - of a few rules, each there until the end
@@ -103,7 +107,7 @@ RULES = {
         decoder_checkpoints.qwen2, mxbai_pieces, "1", "0", "mxbai-rerank-base-v2", "Qwen2ForCausalLM", 8192
     ),
     "bge-reranker-gemma": Rule(
-        decoder_checkpoints.gemma, gemma_pieces, "Yes", None, "bge-reranker-v2-gemma", "GemmaForCausalLM", 511
+        decoder_checkpoints.gemma, gemma_pieces, "Yes", None, "bge-reranker-v2-gemma", "GemmaForCausalLM", 512, True
     ),
 }
 
@@ -258,9 +262,13 @@ def test_gemma_as_it_was_released(make_checkpoint: MakeCheckpoint) -> None:
 def test_the_default_limit_is_the_authors(make_checkpoint: MakeCheckpoint, name: str) -> None:
     folder, rule = make_checkpoint(RULES[name].make, tied=True), RULES[name]
     planned = plan(LoadOptions(str(folder), device="cpu", recipe=name))
-    pieces = rule.pieces("", "", None)
-    around = planned.prompts.tokenizer.ids([pieces[0], *pieces[4:]])
-    assert planned.prompts.max_tokens == rule.most + sum(map(len, around))
-    group = planned.prompts.build(request("a b c", ["word " * 12_000]))
-    assert (group.prompt_tokens, group.truncated) == (planned.prompts.max_tokens, (True,))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert planned.prompts.max_tokens == len(rule.ids(tokenizer, "word " * 12_000, "word " * 12_000, None))
+    # One is cut for its own limit, one for that of both, and one not at all.
+    for asked, told in ((1, 12_000), (12_000, 12_000), (12_000, 1)):
+        query, document = "word " * asked, "word " * told
+        group = planned.prompts.build(request(query, [document]))
+        ids = group.prefix.token_ids + group.suffixes[0].token_ids
+        assert list(ids) == rule.ids(tokenizer, query, document, None)
+        assert (group.query_truncated, group.truncated) == (asked > 1, (told > 1,))
     assert plan(LoadOptions(str(folder), device="cpu", recipe=name, max_model_len=700)).prompts.max_tokens == 700

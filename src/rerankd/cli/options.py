@@ -60,6 +60,10 @@ LOADING = Group(
         ),
         "recipe": Option("How the model is scored: a name of docs/models.md. [default: found from the folder]"),
         "label": Option("Label whose probability is the score, of a classifier of several (NLI). [default: relevance]"),
+        "cutoff_layers": Option(
+            "Layers after which the score is read, of a layerwise reranker. [default: all]",
+            typed={"min": 1, "metavar": "LAYER"},
+        ),
         "model_impl": Option(
             "Whose implementation of the model runs: rerankd's own, or transformers' (slower).",
             typed={"parser": implementation, "metavar": "auto|native|transformers"},

@@ -42,6 +42,7 @@ class LayerSpec:
     window: how many positions back a row sees, and in a bidirectional layer as many ahead; None for all
     attention_bias: what is added to attention logits: "alibi" (Press et al., 2022), or what distance adds
     scale: the factor of attention logits; None for head_dim ** -0.5
+    output_norms: whether attention and MLP have a norm behind them too, before they are added (Gemma 2)
     qkv_bias, out_bias, mlp_bias: whether these linear layers have biases
     """
 
@@ -61,6 +62,7 @@ class LayerSpec:
     window: int | None = None
     attention_bias: AttentionBias | None = None
     scale: float | None = None
+    output_norms: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -131,6 +133,7 @@ class LayerWeights:
     query: [A, H]; key_value: [2K, H], keys first; out: [H, A]
     up: [M, H], or [2M, H] with the gate first; down: [H, M]
     attention_norm: None where the layer has none; query_norm, key_norm: [head_dim]
+    attention_output_norm, mlp_output_norm: None where the layer has no output norms
     """
 
     query: Affine
@@ -142,6 +145,8 @@ class LayerWeights:
     mlp_norm: Affine
     query_norm: Affine | None = None
     key_norm: Affine | None = None
+    attention_output_norm: Affine | None = None
+    mlp_output_norm: Affine | None = None
     relative: RelativeWeights | None = None
 
 

@@ -81,12 +81,14 @@ def expect_in(config: Config, weights: Weights) -> None:
     first.expect_size(config, "num_key_value_heads", kv_heads, "self_attn.k_proj.weight", each=each)
 
 
-def decoder(config: Config, weights: Weights, spec: TransformerSpec) -> Stack:
-    """The weights of a decoder, which must have passed `expect_in`."""
+def decoder(
+    config: Config, weights: Weights, spec: TransformerSpec, names: LayerNames = NAMES, output_scale: float = 1.0
+) -> Stack:
+    """The weights of a decoder, which must have passed `expect_in`. See `Stack`."""
     assert spec.final_norm is not None
     words = weights.tensor("embed_tokens.weight", config.size("vocab_size"), spec.hidden)
     norm = weights.norm("norm", spec.hidden, spec.final_norm)
-    return Stack(spec, weights, NAMES, EmbeddingWeights(words), norm)
+    return Stack(spec, weights, names, EmbeddingWeights(words), norm, output_scale=output_scale)
 
 
 def by_answers(

@@ -90,12 +90,14 @@ class TokenHead:
 
     relevance: float32 [1, hidden], or [2, hidden] for (no, yes)
     vocabulary: the head over all tokens; None where the checkpoint has none
+    cap: c where the logit x becomes c tanh(x / c); None for no such bound
     """
 
     relevance: Tensor
     vocabulary: VocabularyHead | None
     activation: Activation
     outputs: int = 0
+    cap: float | None = None
 
     def rows(self, batch: PackedBatch) -> list[int]:
         """The last token of each document."""
@@ -104,6 +106,8 @@ class TokenHead:
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
         """See `Head`. A group with labels has their log-probabilities in place of one logit, prompt after prompt."""
         logits = one_logit(states @ self.relevance.T)
+        if self.cap is not None:
+            logits = self.cap * torch.tanh(logits / self.cap)
         asked = [group.labels for group in batch.groups if group.labels is not None]
         if not asked or self.vocabulary is None:
             return logits

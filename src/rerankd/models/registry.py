@@ -19,6 +19,8 @@ ARCHITECTURES = {
     "Qwen2ForSequenceClassification": "qwen2.QWEN2",
     "GemmaForCausalLM": "gemma.GEMMA",
     "GemmaForSequenceClassification": "gemma.GEMMA",
+    "LayerWiseMiniCPMForCausalLM": "minicpm.LAYERWISE",
+    "CostWiseGemmaForCausalLM": "gemma2.LIGHTWEIGHT",
     "LlamaBidirectionalForSequenceClassification": "llama_bidirectional.NEMOTRON",
     "Qwen3VLForConditionalGeneration": "qwen3_vl.QWEN3_VL",
     "Qwen3VLForSequenceClassification": "qwen3_vl.QWEN3_VL",

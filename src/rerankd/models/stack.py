@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -22,6 +23,7 @@ class LayerNames:
     up_bias: whether `up` has a bias where the specification's MLP has biases
     attention_norm, mlp_norm: the norms before (of a "post" layer: behind) attention and MLP
     query_norm, key_norm: the norms of each head, where the specification has them
+    attention_output_norm, mlp_output_norm: the norms behind attention and MLP, where the specification has them
     """
 
     layer: str
@@ -33,6 +35,8 @@ class LayerNames:
     mlp_norm: str
     query_norm: str = ""
     key_norm: str = ""
+    attention_output_norm: str = ""
+    mlp_output_norm: str = ""
     gate_last: bool = False
     up_bias: bool = True
 
@@ -44,6 +48,7 @@ class Stack:
     weights: the view that holds layers, embedding and final norm
     first: the number of the first layer of the stack in the checkpoint
     relative: reads the tables of a layer's disentangled attention, from its weights and those of its scope
+    output_scale: the factor of what attention and MLP add, which their last linear layers are multiplied by
     """
 
     spec: TransformerSpec
@@ -53,12 +58,16 @@ class Stack:
     final_norm: Affine | None = None
     first: int = 0
     relative: Callable[[LayerWeights, Weights], RelativeWeights] | None = None
+    output_scale: float = 1.0
 
     def layers(self) -> Iterator[LayerWeights]:
         """See `TransformerWeights.layers`."""
         for i, spec in enumerate(self.spec.layers):
             scope = self.weights.scope(self.names.layer.format(self.first + i))
             layer = read_layer(spec, scope, self.names)
+            if self.output_scale != 1.0:
+                out, down = (_scaled(linear, self.output_scale) for linear in (layer.out, layer.down))
+                layer = replace(layer, out=out, down=down)
             yield layer if self.relative is None else replace(layer, relative=self.relative(layer, scope))
 
 
@@ -78,6 +87,7 @@ def read_layer(spec: LayerSpec, weights: Weights, names: LayerNames) -> LayerWei
         weights, names.up, [(spec.mlp, inner)] * (2 if spec.gated else 1), spec, spec.mlp_bias and names.up_bias
     )
     qk = spec.qk_norm
+    behind = partial(weights.norm, width=spec.hidden, norm=spec.norm)
     return LayerWeights(
         query=query,
         key_value=_stacked(key_value),
@@ -88,6 +98,8 @@ def read_layer(spec: LayerSpec, weights: Weights, names: LayerNames) -> LayerWei
         mlp_norm=weights.norm(names.mlp_norm, spec.hidden, spec.norm),
         query_norm=None if qk is None else weights.norm(names.query_norm, spec.head_dim, qk),
         key_norm=None if qk is None else weights.norm(names.key_norm, spec.head_dim, qk),
+        attention_output_norm=behind(names.attention_output_norm) if spec.output_norms else None,
+        mlp_output_norm=behind(names.mlp_output_norm) if spec.output_norms else None,
     )
 
 
@@ -110,6 +122,10 @@ def _output(weights: Weights, name: str, width: int, columns: slice, spec: Layer
     """A linear layer that gives hidden states, of some inputs. Its bias is added once, by the first part."""
     read = weights.affine(name, spec.hidden, width, bias, columns=columns)
     return read if weights.shard.rank == 0 else Affine(read.weight)
+
+
+def _scaled(linear: Affine, factor: float) -> Affine:
+    return Affine(linear.weight * factor, None if linear.bias is None else linear.bias * factor)
 
 
 def _values(heads: slice, spec: LayerSpec) -> slice:

@@ -137,7 +137,7 @@ def load_prompts(
             return LoadedPrompts(listed, max_tokens, max_characters, tokenizer, default_instruction=default_instruction)
         if recipe.template is None:
             return _encoder(folder, recipe, positions, max_model_len, max_characters, default_instruction, tokenizer)
-        if default_instruction is not None:
+        if default_instruction is not None and not recipe.template.takes_instruction:
             raise _no_use("default instruction", recipe)
     tokenizer = tokenizer or load_tokenizer(folder)
     settings = read_settings(folder, "CrossEncoder")
@@ -157,7 +157,7 @@ def load_prompts(
         raise ModelError(f"There is no built-in prompt for {folder}; give one as the chat template (--chat-template).")
     builder: PromptBuilder
     if isinstance(chosen, PieceTemplate):
-        pieces = PiecePrompts(tokenizer, chosen, max_tokens, default_instruction, None if is_limited else chosen.most)
+        pieces = PiecePrompts(tokenizer, chosen, max_tokens, default_instruction, is_limited)
         builder, max_tokens = pieces, pieces.max_tokens
     else:
         placeholders = Placeholders(tokenizer) if recipe.supports_vision else None

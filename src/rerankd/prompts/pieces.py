@@ -33,12 +33,15 @@ class Fixed:
         """Tokens that the pieces of a query and a document may have together."""
         return limits.prompt - len(self.head) - len(self.between) - len(self.tail)
 
-    def most(self, limits: Limits) -> int:
+    def most(self, limits: Limits, own: int | None = None) -> int:
         """Tokens that the query's piece may have: three quarters of what it, `between` and the document's may have.
+
+        own: tokens that the authors read of these; None for no limit of theirs
 
         Source: `mxbai_rerank_v2.py` in mxbai-rerank, and `decoder_only/base.py` in FlagEmbedding.
         """
-        return (self.room(limits) + len(self.between)) * 3 // 4
+        together = self.room(limits) + len(self.between)
+        return (together if own is None else min(together, own)) * 3 // 4
 
 
 class PiecePrompts:
@@ -50,18 +53,18 @@ class PiecePrompts:
         template: PieceTemplate,
         max_tokens: int,
         default_instruction: str | None,
-        most: int | None = None,
+        limited: bool = True,
     ) -> None:
         """max_tokens: in one prompt; default_instruction: None for the template's own.
 
-        most: tokens of the query's piece, what is between, and the document's; None for no limit beside `max_tokens`
+        limited: whether `max_tokens` is all the limit there is; else the template's authors have theirs, too
         """
         self.takes_instruction = template.takes_instruction
         self._tokenizer = tokenizer
         self._added = AddedTokens(tokenizer.tokenizer)
         self._template = template
         self._max_tokens = max_tokens
-        self._most = most
+        self._own = None if limited else template.most
         self._default_instruction = default_instruction
         self._before = template.before_document
         self._before_tokens = self._count(self._before)
@@ -75,6 +78,7 @@ class PiecePrompts:
         limits = replace(limits, prompt=min(limits.prompt, self._longest(fixed)))
         asked, query_cut = self._asked(query, fixed, request, limits)
         room = fixed.room(limits) - len(asked)
+        room = room if self._own is None else min(room, self._own)
         reached = [self._read(self._reach(text, limits)) for text in texts]
         pieces = self._pieces(self._before, reached)
         own = list(map(len, self._tokenizer.ids(reached))) if limits.document is not None else [0] * len(reached)
@@ -95,7 +99,8 @@ class PiecePrompts:
                 text = self._within_own(field, text, own[i], limits.document, limits)
                 ids = pieces[i] if text == reached[i] else self._pieces(self._before, [text])[0]
                 tokens = len(base) + len(ids) + len(fixed.tail)
-                if long := limits.exceeded(field, "its prompt", tokens, limits.prompt):
+                long = limits.exceeded(field, "its prompt", tokens, limits.prompt)
+                if long := long or limits.exceeded(field, "its part of the prompt", len(ids), room):
                     ids = self._cut(field, self._before, text, ids, room, limits)
                 found.append(ids)
                 truncated.append(long or text != reached[i])
@@ -115,8 +120,9 @@ class PiecePrompts:
         return min(self._max_tokens, self._longest(self._fixed(self._default_instruction)))
 
     def _longest(self, fixed: Fixed) -> int:
-        """Tokens of a prompt, as `most` has it."""
-        return self._max_tokens if self._most is None else self._most + len(fixed.head) + len(fixed.tail)
+        """Tokens of a prompt, by the authors' limit where that counts."""
+        own = None if self._own is None else self._template.longest(len(fixed.head), len(fixed.tail))
+        return self._max_tokens if own is None else own
 
     def _fixed(self, instruction: str | None) -> Fixed:
         instruction = self._read(well_formed(instruction)) if instruction else None
@@ -135,12 +141,12 @@ class PiecePrompts:
         own = self._count(text) if limits.query is not None else 0
         text = self._within_own("query", text, own, limits.query, limits)
         ids = self._pieces(fixed.asking, [text])[0]
-        most = fixed.most(limits)
+        most = fixed.most(limits, self._own)
         if len(ids) <= most:
             return ids, text != query
         if most <= fixed.tokens:
             plain = self._fixed(self._default_instruction)
-            if request.instruction and plain.most(limits) > plain.tokens:
+            if request.instruction and plain.most(limits, self._own) > plain.tokens:
                 raise InvalidRequest(
                     "instruction",
                     f"takes too many of the {limits.prompt} tokens that are allowed in a prompt; shorten it",

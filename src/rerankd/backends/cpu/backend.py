@@ -96,6 +96,8 @@ def _lacking(spec: LayerSpec) -> str | None:
         return ABSENT[type(spec.attention_bias)]
     if spec.rotary is not None and 2 * len(spec.rotary.frequencies) != spec.head_dim:
         return "partial rotation"
+    if spec.output_norms:
+        return "norms behind attention and MLP"
     if spec.qk_norm is not None and spec.qk_norm.kind != "rms":
         return "a LayerNorm of queries and keys"
     if spec.gated and spec.activation != "silu":

@@ -75,6 +75,8 @@ class CudaBackend:
             return "disentangled attention"
         if any(isinstance(layer.attention_bias, Buckets) for layer in spec.layers):
             return "biases of distance"
+        if any(layer.output_norms for layer in spec.layers):
+            return "norms behind attention and MLP"
         if any(layer.head_dim > 256 for layer in spec.layers):
             return "heads of more than 256 values"
         if len({layer.placement for layer in spec.layers}) > 1:

@@ -52,7 +52,12 @@ class Layer:
             out = norm(out + attended, spec.norm, weights.attention_norm)
             return norm(out + self._mlp(out.to(dtype)), spec.norm, weights.mlp_norm)
         normed = x if weights.attention_norm is None else norm(x, spec.norm, weights.attention_norm)
-        out = out + self._attend(normed, normed if keep is None else normed[keep], layout, rotation, keep)
+        attended = self._attend(normed, normed if keep is None else normed[keep], layout, rotation, keep)
+        if spec.output_norms:
+            out = out + norm(attended, spec.norm, weights.attention_output_norm)
+            inner = self._mlp(norm(out, spec.norm, weights.mlp_norm))
+            return out + norm(inner, spec.norm, weights.mlp_output_norm)
+        out = out + attended
         return out + self._mlp(norm(out, spec.norm, weights.mlp_norm))
 
     def _attend(
@@ -225,4 +230,6 @@ def _in_dtype(weights: LayerWeights, states: torch.dtype, dtype: torch.dtype) ->
         mlp_norm=mlp_norm,
         query_norm=to(weights.query_norm, dtype),
         key_norm=to(weights.key_norm, dtype),
+        attention_output_norm=to(weights.attention_output_norm, states),
+        mlp_output_norm=to(weights.mlp_output_norm, states),
     )

@@ -6,6 +6,8 @@ READ = frozenset(
     {
         *("_name_or_path", "activation", "architectures", "attention_bias", "attention_head_size", "auto_map"),
         *("classifier_activation", "classifier_bias", "classifier_from_token", "classifier_pooling"),
+        *("compress_ratio", "cutoff_layers", "final_logit_softcapping", "head_multi"),
+        *("head_type", "layer_sep", "layer_wise", "query_pre_attn_scalar", "scale_depth", "scale_emb", "start_layer"),
         *("conv_kernel_size", "dim", "embedding_size", "global_attn_every_n_layers", "global_rope_theta", "head_dim"),
         *("hidden_act", "hidden_activation", "hidden_dim", "hidden_size", "id2label", "intermediate_size"),
         *("is_decoder", "is_original_qwen3_reranker", "layer_norm_eps", "layer_norm_type", "layer_types"),
@@ -18,7 +20,7 @@ READ = frozenset(
         *("relative_attention_num_buckets", "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta"),
         *("rotary_emb_dim", "sbert_ce_default_activation_function", "sentence_transformers", "share_att_key"),
         *("temperature", "text_config", "tie_word_embeddings", "type_vocab_size", "use_bidirectional_attention"),
-        *("use_sliding_window", "vision_config", "vocab_size"),
+        *("sliding_window", "use_sliding_window", "vision_config", "vocab_size"),
     }
 )
 """Of one architecture or another."""
@@ -26,14 +28,15 @@ WITHOUT_EFFECT = frozenset(
     {
         *("_attn_implementation", "add_cross_attention", "attention_dropout", "attention_probs_dropout_prob"),
         *("attn_implementation", "bos_token_id", "chunk_size_feed_forward", "classifier_dropout", "cls_token_id"),
-        *("decoder_bias", "deterministic_flash_attn", "directionality", "dropout", "dtype", "embedding_dropout"),
-        *("eos_token_id", "finetuning_task", "gradient_checkpointing", "hidden_dropout_prob", "image_token_id"),
-        *("initializer_cutoff_factor", "initializer_range", "is_encoder_decoder", "label2id", "legacy"),
+        *("attn_logit_softcapping", "decoder_bias", "deterministic_flash_attn", "dim_model_base", "directionality"),
+        *("dropout", "dtype", "embedding_dropout", "eos_token_id", "finetuning_task", "gradient_checkpointing"),
+        *("hidden_dropout_prob", "image_token_id", "initializer_cutoff_factor", "initializer_range"),
+        *("is_encoder_decoder", "label2id", "legacy"),
         *("max_window_layers", "mlp_dropout", "output_attentions", "output_hidden_states", "output_past"),
         *("pooler_dropout", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"),
         *("pooler_size_per_head", "pooler_type", "pretraining_tp", "qa_dropout", "reference_compile"),
         *("repad_logits_with_grad", "return_dict", "sep_token_id", "seq_classif_dropout", "sinusoidal_pos_embds"),
-        *("sliding_window", "sparse_pred_ignore_index", "sparse_prediction", "summary_activation"),
+        *("sparse_pred_ignore_index", "sparse_prediction", "summary_activation"),
         *("summary_last_dropout", "summary_type", "summary_use_proj", "torch_dtype", "transformers_version"),
         *("unpad_inputs", "use_cache", "use_flash_attn", "use_memory_efficient_attention", "use_reg_toks"),
         *("video_token_id", "vision_end_token_id", "vision_start_token_id"),

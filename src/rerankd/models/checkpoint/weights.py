@@ -175,6 +175,10 @@ class Weights:
                 return candidate
         return self.scope(scopes[0]) if scopes[0] else self
 
+    def leave(self, name: str) -> None:
+        """Have `finish` say nothing of the tensors below `name`, which the model has no use for as it is scored."""
+        self._read.update(full for full in self._checkpoint.names if full.startswith(f"{self._prefix}{name}."))
+
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._checkpoint.names
 

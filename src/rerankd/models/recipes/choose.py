@@ -73,12 +73,20 @@ def choose_recipe(
 def with_label(choice: Choice, config: Config, label: str) -> Choice:
     """The choice with the label that the user names. ModelError for a model without such a label."""
     recipe = choice.recipe
-    if recipe.answers or not recipe.pairs:
+    if recipe.answers or recipe.layerwise or not recipe.pairs:
         raise ModelError(
             f"--label {label[:80]} was given, but the recipe {recipe.name} scores by no labels; leave it out."
         )
     read_labels(config, label)
     return replace(choice, recipe=replace(recipe, label=label))
+
+
+def expect_layerwise(choice: Choice) -> None:
+    """ModelError for a model that is scored behind its last layer alone, where the user names another."""
+    if not choice.recipe.layerwise:
+        raise ModelError(
+            f"--cutoff-layers was given, but the recipe {choice.recipe.name} scores after the last layer; leave it out."
+        )
 
 
 def _one_of(recipes: Sequence[Recipe], name: str, asked: str | None, why: str) -> Choice:

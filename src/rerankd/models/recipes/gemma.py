@@ -19,6 +19,18 @@ QUESTION = (
     "prediction of either 'Yes' or 'No'."
 )
 
+PIECES = PieceTemplate(
+    head=("<bos>",),
+    before_query="A: ",
+    between="\n",
+    before_document="B: ",
+    tail=("\n",),
+    most=512,
+    extends=True,
+    default_instruction=QUESTION,
+)
+"""Of FlagEmbedding's decoders."""
+
 
 def _is_bge(evidence: Evidence) -> str | None:
     return "its chat template asks the authors' question" if QUESTION in (evidence.chat_template or "") else None
@@ -29,15 +41,7 @@ BGE_RERANKER_GEMMA = Recipe(
     family="decoder",
     answers=("Yes",),
     activation="identity",
-    template=PieceTemplate(
-        head=("<bos>",),
-        before_query="A: ",
-        between="\n",
-        before_document="B: ",
-        tail=("\n",),
-        most=511,  # with `<bos>` 512
-        default_instruction=QUESTION,
-    ),
+    template=PIECES,
     models="bge[-_]reranker[-_]v2[-_]gemma",
     recognised=_is_bge,
 )

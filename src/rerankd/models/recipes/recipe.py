@@ -30,6 +30,7 @@ class Recipe:
     activation: what makes a score of a decoder's logit, unless its folder says otherwise
     template: how a prompt is written; None for an encoder, whose tokenizer does that, and where nothing is known of it
     listwise: how a prompt of several documents is written; None for a model that reads each by itself
+    layerwise: whether `cutoff_layers` says after which layer the score is read
     supports_vision: whether its prompts may hold images and videos
     query_prompt, document_prompt: what a bi-encoder's authors put before each text, where its folder says nothing
     label: the label of a classifier whose probability is the score; None for relevance
@@ -45,6 +46,7 @@ class Recipe:
     activation: Literal["sigmoid", "identity"] = "sigmoid"
     template: Template | None = None
     listwise: ListTemplate | None = None
+    layerwise: bool = False
     supports_vision: bool = False
     query_prompt: str = ""
     document_prompt: str = ""

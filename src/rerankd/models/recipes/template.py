@@ -72,8 +72,9 @@ class PieceTemplate:
     before_instruction: what an instruction at the beginning of the query's piece begins with; a newline ends it.
         None where the instruction is the last piece of all
     default_instruction: what the authors use where none is given
-    most: tokens of the query's piece, `between` and the document's piece in all that the authors read by default;
-        None for no limit of theirs
+    most: tokens that the authors read by default of the query's piece, `between` and the document's together, and of
+        the document's piece alone; of the query's three quarters of that. None for no limit of theirs
+    extends: whether the authors count the head's tokens among `most` of them all together, and add the tail's to `most`
     """
 
     head: tuple[str, ...]
@@ -82,6 +83,7 @@ class PieceTemplate:
     before_document: str
     tail: tuple[str, ...]
     most: int | None = None
+    extends: bool = False
     before_instruction: str | None = None
     default_instruction: str | None = None
     takes_instruction: bool = True
@@ -93,6 +95,12 @@ class PieceTemplate:
         if self.before_instruction is None or not instruction:
             return self.before_query
         return f"{self.before_instruction}{instruction}\n{self.before_query}"
+
+    def longest(self, head: int, tail: int) -> int | None:
+        """Tokens of a prompt that the authors read by default, of which so many are the head's and the tail's."""
+        if self.most is None:
+            return None
+        return self.most + tail + (tail if self.extends else head)
 
     def ending(self, instruction: str | None) -> tuple[str, ...]:
         """The pieces behind the document's."""

@@ -1,0 +1,53 @@
+"""Rerankers that may be scored after fewer layers than they have: a row of scores after each layer from some one on.
+
+Reference: `inference/reranker/decoder_only/layerwise.py` and `lightweight.py` of the package FlagEmbedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from rerankd.layers.spec import TransformerSpec
+from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.weights import Weights
+from rerankd.models.heads import TokenHead
+from rerankd.models.labels import declared_activation
+from rerankd.models.recipes.recipe import Recipe
+
+CUTOFF = "cutoff_layers"
+"""The entry that says after how many layers the score is read: a number, or as FlagEmbedding has it a list of one."""
+
+
+def cutoff_of(config: Config, step: int = 1) -> int:
+    """After how many layers the score is read: all, unless `cutoff_layers` says otherwise.
+
+    step: how many layers lie between two that have a row of scores
+    """
+    layers, first = config.layers(), config.size("start_layer")
+    asked = config.entries.get(CUTOFF)
+    asked = layers if asked is None else asked[0] if isinstance(asked, (list, tuple)) and len(asked) == 1 else asked
+    if type(asked) is not int or asked not in range(first, layers + 1, step):
+        known = f"one layer from {first} to {layers}" + (f" in steps of {step}" if step > 1 else "")
+        raise Config({CUTOFF: asked}, config.source).wrong(CUTOFF, f"must be {known}")
+    return asked
+
+
+def cut(spec: TransformerSpec, layers: int) -> TransformerSpec:
+    """The first layers of a stack, and the norm behind the last."""
+    return replace(spec, layers=spec.layers[:layers])
+
+
+def score_row(
+    config: Config, weights: Weights, base: Weights, cutoff: int, place: int, recipe: Recipe, cap: float | None = None
+) -> TokenHead:
+    """The head of a model that is scored after `cutoff` layers, by the row of scores at `place`.
+
+    base: the view that holds the layers, of which those behind are left unread
+    cap: see `TokenHead`
+    """
+    for layer in range(cutoff, config.layers()):
+        base.leave(f"layers.{layer}")
+    row = weights.tensor(f"lm_head.{place}.linear_head.weight", 1, config.size("hidden_size"), dtype=torch.float32)
+    return TokenHead(row, None, declared_activation(config, 1, recipe.activation), cap=cap)
