@@ -6,7 +6,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip
 PYTHON_HERE = $(abspath $(VENV)/bin/python)
 
-.PHONY: help serve test test-fast test-clients test-sanitized test-without-kernels lint check clean
+.PHONY: help serve test test-fast test-clients test-authors test-sanitized test-without-kernels lint check clean
 
 help:
 	@echo "make serve         a server with a small embedded model (PORT=8000)"
@@ -15,6 +15,7 @@ help:
 	@echo "make lint          ruff and mypy"
 	@echo "make check         all tests"
 	@echo "make test-clients  tests with the published clients, in a venv of their own"
+	@echo "make test-authors  tests of scores against the packages of rerankers' authors, in a venv of their own"
 	@echo "make test-sanitized        tests of the C kernels, under ASan and UBSan"
 	@echo "make test-without-kernels  tests of scores in a tree where no kernels were built"
 	@echo "make clean         removes venvs, builds and caches"
@@ -72,6 +73,17 @@ $(VENV)-clients/.done: tests/clients/requirements.txt
 	$(VENV)-clients/bin/python -m pip install -q --no-deps infinity_client==0.0.78
 	touch $@
 
+# The authors' packages ask for versions that disagree with each other, and with those of the other tests.
+test-authors: $(VENV)/.test $(VENV)-authors/.done
+	RERANKD_AUTHORS_PYTHON=$(abspath $(VENV)-authors/bin/python) $(VENV)/bin/pytest -q tests/authors
+
+$(VENV)-authors/.done: tests/authors/requirements.txt constraints.txt
+	test -x $(VENV)-authors/bin/python || $(PYTHON) -m venv $(VENV)-authors
+	$(VENV)-authors/bin/python -m pip install -q --upgrade pip
+	$(VENV)-authors/bin/python -m pip install -q -c constraints.txt torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+	$(VENV)-authors/bin/python -m pip install -q --no-deps -r tests/authors/requirements.txt
+	touch $@
+
 # Torch comes first and alone: a plain `pip install torch` may choose a build with gigabytes of CUDA.
 $(VENV)/.torch: constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -90,4 +102,4 @@ $(VENV)/.test: $(VENV)/.serve
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-clients build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-clients $(VENV)-authors build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

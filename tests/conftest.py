@@ -19,8 +19,9 @@ from tests.watch import watched
 # Kernels for GPUs run in an interpreter. Triton reads this when a kernel is defined.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-collect_ignore = ["clients"]
-"""Real clients have an environment and a command of their own: `make test-clients`."""
+collect_ignore = ["clients", "authors"]
+"""Real clients and the packages of rerankers' authors have environments and commands of their own: `make test-clients`,
+`make test-authors`."""
 
 MakeCheckpoint: TypeAlias = Callable[..., Path]
 
