@@ -197,6 +197,24 @@ def llama() -> str:
     return str(tokenizer.to_str())
 
 
+@cache
+def t5() -> str:
+    """A Unigram tokenizer with T5's special ids, which puts `</s>` behind a text."""
+    words = [("\u2581true", -9.0), ("\u2581false", -9.0)]
+    specials = ["<pad>", "</s>", "<unk>"]
+    known = [piece for piece in unigrams(3000) if piece[0] not in dict(words)]
+    tokenizer = Tokenizer(models.Unigram([*((token, 0.0) for token in specials), *words, *known], unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer.add_special_tokens(specials)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return str(tokenizer.to_str())
+
+
 def size(tokenizer_json: str) -> int:
     """How many ids a tokenizer uses."""
     return int(Tokenizer.from_str(tokenizer_json).get_vocab_size(with_added_tokens=True))

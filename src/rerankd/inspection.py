@@ -154,6 +154,8 @@ def _head(plan: Plan) -> tuple[str, dict[str, int], str]:
     answers = read_answers(config, prompts.token_id, recipe)
     names = [prompts.tokenizer.tokenizer.id_to_token(token) or str(token) for token in answers.ids]
     said = f"logit of {names[0]!r}" if len(names) == 1 else f"logit of {names[1]!r} minus logit of {names[0]!r}"
+    if recipe.family == "encoder-decoder" and answers.activation == "identity":
+        said = f"logarithm of the probability of {names[-1]!r} against {names[0]!r}"
     if answers.divisor != 1:
         said += f", divided by {answers.divisor:g}"
     return said, dict(zip(names, answers.ids, strict=True)), answers.activation

@@ -40,6 +40,11 @@ FORMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         | {"unk_piece": "[UNK]"},
         {"tokenizer_class": "DebertaV2Tokenizer"},
     ),
+    "t5": (
+        "spiece.model",
+        {"model_type": "unigram", "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
+        {"tokenizer_class": "T5Tokenizer", "extra_ids": 3},
+    ),
     "gemma": (
         "tokenizer.model",
         NAMED
@@ -102,7 +107,7 @@ def composed(text: str) -> str:
 @pytest.mark.parametrize("model_type", FORMS)
 def test_ids_are_those_of_sentencepiece(folders: dict[str, Path], model_type: str) -> None:
     own, theirs = own_ids(folders[model_type]), their_ids(folders[model_type], model_type)
-    strict = model_type in ("xlm-roberta", "deberta-v2")
+    strict = model_type in ("xlm-roberta", "deberta-v2", "t5")
 
     @settings(max_examples=150, deadline=None)
     @given(text=st.text(SCRIPTS, max_size=40))
@@ -131,6 +136,12 @@ def test_ids_are_those_of_transformers(folders: dict[str, Path], model_type: str
     alike()
     pair = own.tokenizer.encode("a query", MIXED)
     assert pair.ids == known("a query", MIXED)["input_ids"]
+
+
+def test_t5s_texts_end_and_its_marks_lie_behind_its_pieces(folders: dict[str, Path]) -> None:
+    own, theirs = load_tokenizer(folders["t5"]), their_ids(folders["t5"], "t5")
+    assert own.ids(["a text"], special=True) == [[*theirs("a text"), 1]]
+    assert own.ids(["<extra_id_2><extra_id_0></s>"]) == [[900, 902, 1]]
 
 
 def test_a_pair_of_debertas_has_types(folders: dict[str, Path]) -> None:

@@ -21,6 +21,7 @@ ARCHITECTURES = {
     "GemmaForSequenceClassification": "gemma.GEMMA",
     "LayerWiseMiniCPMForCausalLM": "minicpm.LAYERWISE",
     "CostWiseGemmaForCausalLM": "gemma2.LIGHTWEIGHT",
+    "T5ForConditionalGeneration": "t5.T5",
     "LlamaBidirectionalForSequenceClassification": "llama_bidirectional.NEMOTRON",
     "Qwen3VLForConditionalGeneration": "qwen3_vl.QWEN3_VL",
     "Qwen3VLForSequenceClassification": "qwen3_vl.QWEN3_VL",

@@ -162,7 +162,7 @@ def load_prompts(
     else:
         placeholders = Placeholders(tokenizer) if recipe.supports_vision else None
         builder = DecoderPrompts(
-            tokenizer, chosen, max_tokens, default_instruction, placeholders, shares=bool(recipe.answers)
+            tokenizer, chosen, max_tokens, default_instruction, placeholders, shares=recipe.family == "decoder"
         )
     if default_instruction is not None and not builder.takes_instruction:
         raise ModelError("A default instruction was given, but the chat template has no place for one; leave it out.")

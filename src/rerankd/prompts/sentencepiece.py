@@ -23,7 +23,7 @@ UNIGRAM, BPE = 1, 2
 CONVERT = (
     "AutoTokenizer.from_pretrained(folder).save_pretrained(folder), by transformers, makes a tokenizer.json of it."
 )
-XLM_R, DEBERTA, DECODERS = "sentencepiece.bpe.model", "spm.model", "tokenizer.model"
+XLM_R, DEBERTA, DECODERS, T5 = "sentencepiece.bpe.model", "spm.model", "tokenizer.model", "spiece.model"
 """The names of the files, by the families that have them."""
 
 
@@ -91,6 +91,7 @@ def sentencepiece_tokenizer(folder: Path, settings: Mapping[str, Any], model_typ
         (XLM_R, ("xlm-roberta",), _xlm_roberta),
         (DEBERTA, ("deberta-v2",), _deberta),
         (DECODERS, ("gemma", "llama"), _decoder),
+        (T5, ("t5",), _t5),
     ):
         path = folder / name
         if not path.is_file():
@@ -130,6 +131,26 @@ def _deberta(path: Path, model: SentencePiece, settings: Mapping[str, Any]) -> T
     special = [piece.text for piece in model.pieces if piece.kind in (UNKNOWN, CONTROL)]
     tokenizer.add_special_tokens([*special, "[MASK]"])
     tokenizer.post_processor = pair_template(("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"]), between=1, types=True)
+    return tokenizer
+
+
+def _t5(path: Path, model: SentencePiece, settings: Mapping[str, Any]) -> Tokenizer:
+    """The model's pieces, and behind its last the marks of spans that T5 was trained with, the last mark first."""
+    _expect(path, model, UNIGRAM)
+    ids = {piece.text: i for i, piece in enumerate(model.pieces)}
+    unknown = next((i for i, piece in enumerate(model.pieces) if piece.kind == UNKNOWN), None)
+    if unknown is None or "</s>" not in ids:
+        raise ModelError(f"{path} has no </s> or unknown piece, as T5's have. {CONVERT}")
+    count = settings.get("extra_ids", 100)
+    if type(count) is not int or not 0 <= count <= 1000:
+        raise ModelError(f"{path}: `extra_ids` of tokenizer_config.json must be an integer from 0 to 1000. {CONVERT}")
+    marks = [f"<extra_id_{i}>" for i in reversed(range(count))]
+    pieces = [*model.vocabulary, *((mark, 0.0) for mark in marks)]
+    tokenizer = unigram(pieces, unknown, model.charsmap, model.prefix)
+    tokenizer.add_special_tokens([piece.text for piece in model.pieces if piece.kind in (UNKNOWN, CONTROL)] + marks)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", ids["</s>"])]
+    )
     return tokenizer
 
 
