@@ -25,12 +25,18 @@ ODD: tuple[Any, ...] = (
 )  # fmt: skip
 
 
+OF_ANOTHER_KIND = b"model: is no "
+"""In TEI's 424 for a model that gives no embeddings, or no labels; that of a failure says another thing."""
+
+
 def examples(url: str) -> list[tuple[str, Any]]:
     """Every path that takes a body, with each of its examples."""
+    with urllib.request.urlopen(f"{url}/v1/models") as answer:
+        model = json.load(answer)["data"][0]["id"]
     with urllib.request.urlopen(f"{url}/openapi.json") as answer:
         paths = json.load(answer)["paths"]
     return [
-        (path, example["value"])
+        (path.format(model=model), example["value"])
         for path, operations in sorted(paths.items())
         if "requestBody" in operations.get("post", {})
         for example in operations["post"]["requestBody"]["content"]["application/json"]["examples"].values()
@@ -88,7 +94,7 @@ def run(url: str, requests: int, seed: int) -> Counter[int]:
             said = answer.read()
         except OSError as error:
             raise RuntimeError(f"{path} {body!r}: {error!r}") from error
-        if answer.status not in ANSWERS:
+        if answer.status not in ANSWERS and OF_ANOTHER_KIND not in said:
             raise RuntimeError(f"{path} {body!r}: {answer.status} {said!r}")
         given[answer.status] += 1
     return given

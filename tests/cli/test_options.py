@@ -40,9 +40,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
 
 
 SETTINGS: dict[str, Any] = {
-    "names": (), "dialect": "vllm", "docs": True, "playground": True, "vllm_metrics": False, "max_body": 64 << 20, "max_bodies": 256 << 20,
-    "body_timeout": 60.0, "request_timeout": None, "max_calls": None, "max_queued_calls": 1000,
-    "max_queued_tokens": 8 << 20,
+    "names": (), "dialect": "vllm", "docs": True, "playground": True, "vllm_metrics": False,
+    "max_body": 64 << 20, "max_bodies": 256 << 20, "body_timeout": 60.0, "request_timeout": None, "max_calls": None,
+    "max_queued_calls": 1000, "max_queued_tokens": 8 << 20,
 }  # fmt: skip
 DEFAULTS = LoadOptions("org/model")
 LOADING: dict[str, Any] = {name: getattr(DEFAULTS, name) for name in SERVED_LOADING.options} | {"engine_timeout": 300.0}

@@ -61,6 +61,7 @@ def repeated(element: bytes, count: int, **fields: Any) -> bytes:
     return b'{"documents": [' + b",".join([element] * count) + b"], " + rest
 
 
+COLUMN = {"inputs": [{"name": "documents", "datatype": "BYTES", "shape": [20_000, 1], "data": [["a"]] * 20_000}]}
 REFUSED: dict[str, tuple[str, bytes, str]] = {
     "token ids as documents, 6 MB": ("/v1/rerank", repeated(b"1", 3_000_000), "--max-request-values"),
     "token ids as documents, 20 MB": ("/sglang/v1/rerank", repeated(b"1", 10_000_000), "--max-request-values"),
@@ -93,6 +94,21 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
         json.dumps({"query": "word " * 40_000, "items": ["b"] * 2_000, "label_token_ids": [1]}).encode(),
         "--max-request-tokens",
     ),
+    "token ids to embed, 6 MB": (
+        "/v1/embeddings",
+        b'{"input": [' + b",".join([b"1"] * 3_000_000) + b"]}",
+        "--max-request-values",
+    ),
+    "20,000 texts to label": (
+        "/predict",
+        json.dumps({"inputs": [["a", "b"]] * 20_000}).encode(),
+        "--max-request-documents",
+    ),
+    "20,000 documents as a column": (
+        "/v2/models/a/infer",
+        json.dumps(COLUMN).encode(),
+        "--max-request-documents",
+    ),
     "numbers that are not finite": ("/v1/rerank", repeated(b'{"a": NaN}', 9_000), "NaN is not a finite number"),
 }
 
@@ -101,7 +117,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
 def test_what_would_cost_too_much_is_refused(server: Launched, case: str) -> None:
     path, body, reason = REFUSED[case]
     answer = survived(server, path, body)
-    assert answer.status_code == 400
+    assert answer.status_code == (413 if path == "/predict" else 400)
     assert reason in answer.text
 
 

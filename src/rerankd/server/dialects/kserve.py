@@ -40,7 +40,7 @@ class KserveInput(Open):
 
     name: Literal["query", "documents"] = Field(description="`query`, of one text, or `documents`.")
     datatype: Literal["BYTES"] = Field(description="BYTES: texts, in UTF-8.")
-    shape: list[int] = Field(description="as many elements as `data` has.", examples=[[2]])
+    shape: DocumentList[int] = Field(description="as many elements as `data` has.", examples=[[2]])
     data: Elements = Field(description="the texts, in one list or in lists of lists.", examples=[["a", "b"]])
 
     def texts(self, place: int) -> list[str]:
@@ -62,10 +62,10 @@ class KserveBody(Open):
 
     model: str = Field("", description="the name of the model, which the path has.", examples=["example/reranker"])
     id: str | None = Field(None, description="an id, which is given back.", examples=[None])
-    inputs: list[KserveInput] = Field(
+    inputs: DocumentList[KserveInput] = Field(
         min_length=2, max_length=2, description="the tensors `query` and `documents`, of texts (BYTES)."
     )
-    outputs: list[KserveOutput] | None = Field(
+    outputs: DocumentList[KserveOutput] | None = Field(
         None, min_length=1, max_length=1, description="the tensors that are asked for; none for all.", examples=[None]
     )
 

@@ -21,7 +21,7 @@ Sequences: TypeAlias = Annotated[
         DocumentList[
             Annotated[
                 Annotated[str, Tag("<string>")]
-                | Annotated[list[str], Field(min_length=1, max_length=2, fail_fast=True), Tag("<list>")],
+                | Annotated[DocumentList[str], Field(min_length=1, max_length=2), Tag("<list>")],
                 Discriminator(
                     by_type(string="str", list="list"),
                     custom_error_type="sequence",
