@@ -315,8 +315,8 @@ def test_options_of_loading_are_passed_on_as_they_are(monkeypatch: pytest.Monkey
     monkeypatch.setattr("rerankd.llm.Reranker", made.append)
     given = {
         "revision": "main", "dtype": "float32", "quantization": "int8", "gpu_memory_utilization": 0.5,
-        "tensor_parallel_size": 2, "max_model_len": 9, "hf_overrides": {"a": 1}, "recipe": "cross-encoder",
-        "label": "entailment", "cutoff_layers": 3,
+        "tensor_parallel_size": 2, "data_parallel_size": 2, "max_model_len": 9, "hf_overrides": {"a": 1},
+        "recipe": "cross-encoder", "label": "entailment", "cutoff_layers": 3,
         "chat_template": "x", "device": "cpu", "backend": "torch", "hub": "modelscope", "default_instruction": "find",
     }  # fmt: skip
     LLM("a/b", **given, max_num_batched_tokens=7)

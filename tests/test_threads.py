@@ -12,6 +12,7 @@ import torch
 from rerankd import ModelError, threads
 from rerankd.loading import plan
 from rerankd.options import LoadOptions
+from rerankd.threads import Share
 
 
 @pytest.fixture
@@ -61,6 +62,51 @@ def test_threads_follow_the_option_then_the_environment_then_the_quota(
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
         threads.use_threads(None)
         assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Two nodes of two cores with two threads each; the threads of a core have numbers 4 apart."""
+    for core in range(8):
+        folder = tmp_path / f"cpu{core}"
+        (folder / "topology").mkdir(parents=True)
+        (folder / f"node{core % 2}").mkdir()
+        (folder / "topology" / "physical_package_id").write_text(f"{core % 2}\n")
+        (folder / "topology" / "core_id").write_text(f"{core % 4 // 2}\n")
+    monkeypatch.setattr(threads, "CORES", tmp_path)
+    allowed = set(range(8))
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: allowed)
+    return allowed
+
+
+def test_core_groups_hold_neighbours(machine: set[int]) -> None:
+    assert threads.core_groups(2) == [(0, 4, 2, 6), (1, 5, 3, 7)]
+    assert threads.core_groups(4) == [(0, 4), (2, 6), (1, 5), (3, 7)]
+    assert threads.core_groups(3) == [(0, 4), (2, 6, 1), (5, 3, 7)]
+    machine -= {2, 3, 4, 5, 6, 7}
+    assert threads.core_groups(3) == [(0,), (1,), (0,)]
+
+
+def test_replicas_share_out_the_threads_and_keep_to_their_cores(
+    machine: set[int], groups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    try:
+        torch.set_num_threads(8)
+        assert threads.shares(2, None) == [Share(4, (0, 4, 2, 6)), Share(4, (1, 5, 3, 7))]
+        assert threads.shares(2, 3)[0] == Share(3, (0, 4, 2, 6))
+        assert threads.shares(2, 5)[0] == Share(5), "more threads than its cores"
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        torch.set_num_threads(2)
+        assert threads.shares(2, None)[0] == Share(2, (0, 4, 2, 6))
+        assert threads.shares(8, None)[0] == Share(2)
+        (groups / "cpu.max").write_text("300000 100000")
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        torch.set_num_threads(8)
+        assert [share.threads for share in threads.shares(2, None)] == [1, 1], "3 of a quota, shared out"
     finally:
         torch.set_num_threads(before)
 

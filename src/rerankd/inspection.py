@@ -94,6 +94,7 @@ class Inspection:
     quantization: str | None
     stored: str | None
     tensor_parallel_size: int
+    data_parallel_size: int
     backend: str
     not_understood: tuple[str, ...]
 
@@ -116,11 +117,12 @@ def inspect(plan: Plan) -> Inspection:
         prompts=_example(plan),
         max_tokens=plan.prompts.max_tokens,
         positions=plan.architecture.positions(plan.config),
-        device=str(plan.placement.device),
+        device=plan.device,
         dtype=plan.placement.dtype_name,
         quantization=plan.options.quantization,
         stored=plan.storage,
         tensor_parallel_size=plan.options.tensor_parallel_size,
+        data_parallel_size=len(plan.devices),
         backend="; ".join([backend, *reasons]),
         not_understood=tuple(_not_understood(plan)),
     )

@@ -40,8 +40,9 @@ ScoreInput: TypeAlias = str | Mapping[str, Any]
 
 RUNNERS = ("auto", "pooling")
 LOADING = (
-    "revision", "dtype", "quantization", "gpu_memory_utilization", "tensor_parallel_size", "max_model_len",
-    "hf_overrides", "recipe", "label", "cutoff_layers", "model_impl", "trust_remote_code", "chat_template", "device",
+    "revision", "dtype", "quantization", "gpu_memory_utilization", "tensor_parallel_size", "data_parallel_size",
+    "max_model_len", "hf_overrides", "recipe", "label", "cutoff_layers", "model_impl", "trust_remote_code",
+    "chat_template", "device",
     "backend", "hub", "default_instruction",
 )  # fmt: skip
 """Fields of `LoadOptions` that are arguments of `LLM` as they are."""
@@ -75,9 +76,9 @@ class LLM:
     """A reranker under vLLM's offline interface.
 
     runner: "auto" or "pooling"; nothing else scores
-    revision, dtype, quantization, gpu_memory_utilization, tensor_parallel_size, max_model_len, hf_overrides, recipe,
-        label, cutoff_layers, model_impl, trust_remote_code, chat_template, device, backend, hub, default_instruction:
-        of `LoadOptions`
+    revision, dtype, quantization, gpu_memory_utilization, tensor_parallel_size, data_parallel_size, max_model_len,
+        hf_overrides, recipe, label, cutoff_layers, model_impl, trust_remote_code, chat_template, device, backend, hub,
+        default_instruction: of `LoadOptions`
     max_num_batched_tokens: `LoadOptions.max_batch_tokens`
     allowed_local_media_path: the only folder that images and videos may be read from; "" or None for any
     mm_processor_kwargs: `min_pixels`, `max_pixels` (or `size`), `fps` and `max_frames` of images and videos

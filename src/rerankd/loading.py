@@ -9,8 +9,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rerankd.backends.select import Placement, limit_memory, place
-from rerankd.core import Embeddings, Logits, ModelError
+from rerankd.backends.select import Placement, limit_memory, place, replica_devices
+from rerankd.core import Embeddings, Logits, ModelError, RerankRequest, Text
 from rerankd.layers.shard import Shard
 from rerankd.memory import trim_after_load
 from rerankd.models.architecture import Architecture
@@ -20,8 +20,8 @@ from rerankd.models.checkpoint.gguf.tensors import GgufTensors
 from rerankd.models.checkpoint.hub import resolve
 from rerankd.models.checkpoint.quantized.source import open_tensors, read_scheme
 from rerankd.models.checkpoint.weights import Tensors, Weights
+from rerankd.models.facts import HeadFacts
 from rerankd.models.fallback import Fallback, find_fallback
-from rerankd.models.heads import Head
 from rerankd.models.labels import labels_activation, names_of
 from rerankd.models.layerwise import CUTOFF
 from rerankd.models.recipes.choose import Choice, choose_recipe, expect_layerwise, with_label
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rerankd")
 
+WARM_UP = RerankRequest((Text("warm"),), ((Text("up"),), (Text("warm up"),)))
+"""Scored before the first request: kernels are chosen then, and a broken model shows then."""
 IMPLEMENTATIONS = ("auto", "native", "transformers")
 AUTOMATIC = "auto"
 """The quantisation that is fastest within a measured error, where there is one."""
@@ -48,12 +50,14 @@ AUTOMATIC = "auto"
 class Plan:
     """How a model is going to be loaded and scored.
 
+    devices: of each replica; the placement is on the first
     gguf: the file that holds the weights, where they are not in the folder
     name: of the architecture
     load_prompts: `prompts.load_prompts`, given everything but the chat template
     """
 
     options: LoadOptions
+    devices: tuple[str, ...]
     placement: Placement
     folder: Path
     gguf: Path | None
@@ -69,6 +73,11 @@ class Plan:
         """In what the linear layers compute."""
         quantization = self.options.quantization
         return self.placement.dtype_name + (f", and quantised to {quantization}" if quantization else "")
+
+    @property
+    def device(self) -> str:
+        """Where the model is computed; the devices of replicas with commas between them."""
+        return ",".join(dict.fromkeys(self.devices)) if len(self.devices) > 1 else str(self.placement.device)
 
     @property
     def storage(self) -> str | None:
@@ -93,7 +102,7 @@ class Plan:
             path=self.gguf or self.folder,
             architecture=self.name,
             family=recipe.family,
-            device=str(self.placement.device),
+            device=self.device,
             dtype=self.placement.dtype_name,
             backend=self.backend()[0],
             max_model_len=self.prompts.max_tokens,
@@ -101,9 +110,10 @@ class Plan:
             supports_vision=recipe.supports_vision,
             quantization=self.options.quantization,
             tensor_parallel_size=self.options.tensor_parallel_size,
+            data_parallel_size=len(self.devices),
         )
 
-    def loaded_info(self, head: Head) -> ModelInfo:
+    def loaded_info(self, head: HeadFacts) -> ModelInfo:
         """The same of a loaded model, with what its head makes of a document."""
         if Embeddings in self.prompts.outputs:
             return replace(self.info(), dimensions=head.outputs)
@@ -111,6 +121,11 @@ class Plan:
             activation = labels_activation(self.config, head.outputs, head.activation)
             return replace(self.info(), labels=names_of(self.config, head.outputs), labels_activation=activation)
         return self.info()
+
+    @property
+    def found(self) -> LoadOptions:
+        """The options with the model's folder and recipe, for processes that do not look for them again."""
+        return replace(self.options, model=str(self.gguf or self.folder), recipe=self.choice.recipe.name)
 
     def tensors(self) -> Tensors:
         """Where the weights are. Raises ModelError for files that are missing or damaged."""
@@ -129,8 +144,7 @@ class Plan:
         self.backend()
         from rerankd.parallel.leader import Followers
 
-        found = replace(self.options, model=str(self.gguf or self.folder), recipe=self.choice.recipe.name)
-        followers = Followers(found, self.placement.ranks)
+        followers = Followers(self.found, self.placement.ranks)
         try:
             return followers.lead(self.load_part(), self.placement.device)
         except BaseException:
@@ -191,12 +205,16 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
     if options.num_threads is not None and options.num_threads < 1:
         raise ModelError(f"The number of threads must be at least 1, not {options.num_threads}.")
     use_threads(options.num_threads)
+    devices = replica_devices(options.device, options.data_parallel_size)
+    if len(devices) > 1 and options.tensor_parallel_size > 1:
+        raise ModelError(
+            "--tensor-parallel-size and --data-parallel-size do not go together; start a server for each part of the "
+            "GPUs (CUDA_VISIBLE_DEVICES), and a load balancer before them."
+        )
     shard = Shard(rank, options.tensor_parallel_size)
     automatic = options.quantization == AUTOMATIC
-    placement = place(
-        options.device, options.dtype, None if automatic else options.quantization, options.backend, shard
-    )
-    if options.gpu_memory_utilization is not None:
+    placement = place(devices[0], options.dtype, None if automatic else options.quantization, options.backend, shard)
+    if options.gpu_memory_utilization is not None and len(devices) == 1:  # else this process computes nothing
         limit_memory(placement.device, options.gpu_memory_utilization)
     if options.max_batch_tokens is not None and options.max_batch_tokens < 1:
         raise ModelError(f"The token budget of a batch must be at least 1, not {options.max_batch_tokens}.")
@@ -210,7 +228,7 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
     name, architecture = _implementation(config, options, placement)
     if automatic:
         options = replace(options, quantization=_fast_quantization(architecture, config, placement))
-        placement = place(options.device, options.dtype, options.quantization, options.backend, shard)
+        placement = place(devices[0], options.dtype, options.quantization, options.backend, shard)
     trusted, falls_back = options.trust_remote_code, isinstance(architecture, Fallback)
     tokenizer = cache(lambda: auto_tokenizer(folder, trusted) if falls_back else load_tokenizer(folder))
     evidence = Evidence(config, options.model, lambda: _appends(tokenizer()))
@@ -233,6 +251,7 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
     )
     return Plan(
         options=options,
+        devices=devices,
         placement=placement,
         folder=folder,
         gguf=gguf,

@@ -24,8 +24,11 @@ class LoadOptions:
         "auto" for int8 where a CPU's kernels run the model, else `dtype`
     gpu_memory_utilization: share of a CUDA device's memory to use at most; None for all of it
     tensor_parallel_size: processes that compute the model together, each its part of every layer on a device of its own
+    data_parallel_size: processes that each hold the whole model and share the requests out; None for as many as
+        `device` names devices, separated by commas
     backend: "auto" for the fastest that supports the model; a name of `BACKENDS` for that one alone, to find faults
-    num_threads: threads that compute on a CPU; None for OMP_NUM_THREADS, else as many as cores and a quota allow
+    num_threads: threads that compute on a CPU, of each replica; None for OMP_NUM_THREADS, else as many as cores and a
+        quota allow, shared out among the replicas
     max_model_len: tokens in one prompt; None for the model's own limit
     max_characters: characters of one text (query, document or instruction) at most; a longer one is an error
     max_batch_tokens: tokens in one packed batch; None for the device's own choice
@@ -53,6 +56,7 @@ class LoadOptions:
     quantization: str | None = None
     gpu_memory_utilization: float | None = None
     tensor_parallel_size: int = 1
+    data_parallel_size: int | None = None
     backend: str = "auto"
     num_threads: int | None = None
     max_model_len: int | None = None
@@ -98,6 +102,7 @@ class ModelInfo:
     supports_vision: bool = False
     quantization: str | None = None
     tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
     backend: str = "torch"
     dimensions: int | None = None
     labels: tuple[str, ...] = ()

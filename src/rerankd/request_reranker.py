@@ -11,16 +11,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from rerankd.core import EngineDead, EngineLoad, InvalidRequest, PromptBuilder, RerankRequest, RerankResult, Stage, Text
-from rerankd.engine.engine import Engine
-from rerankd.loading import plan
-from rerankd.models.embedding import EmbeddingHead
-from rerankd.models.heads import TokenHead
+from rerankd.loading import WARM_UP, plan
 from rerankd.options import LoadOptions
-from rerankd.parallel.leader import LeadingModel
 from rerankd.preparing import Prepared, Preparer
 from rerankd.progress import by_document
 from rerankd.prompts.limits import too_many_characters
 from rerankd.ranking import Submitted, rank
+from rerankd.starting import start
 from rerankd.work import Workers, all_of
 
 if TYPE_CHECKING:
@@ -41,25 +38,13 @@ class RequestReranker:
         chosen = replace(model, **options) if isinstance(model, LoadOptions) else LoadOptions(str(model), **options)
         planned = plan(chosen)
         self._prompts, self._load_prompts = planned.prompts, planned.load_prompts
-        loaded = planned.load()
-        self.info = planned.loaded_info(loaded.head)
-        self._activation = loaded.head.activation
-        self._at_length_1 = isinstance(loaded.head, EmbeddingHead) and loaded.head.similarity == "cosine"
         self._media = planned.media_loader()
-        self._engine = Engine(
-            loaded,
-            planned.placement.device,
-            chosen.max_batch_tokens or planned.placement.batch_tokens,
-            chosen.engine_timeout,
-            planned.placement.in_flight,
-            chosen.max_queued_tokens,
-        )
-        self._followers = loaded.followers if isinstance(loaded, LeadingModel) else None
-        if self._followers:
-            self._followers.watch(self._engine.give_up)
-        vocabulary = loaded.head.vocabulary if isinstance(loaded.head, TokenHead) else None
-        verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary.size, self.info.supports_vision)
-        self._preparer = Preparer(self._prompts, verbatim, chosen.request_limits, loaded.head.outputs)
+        self._started = start(planned)
+        self._engine, self._head = self._started.engine, self._started.head
+        self.info = planned.loaded_info(self._head)
+        vocabulary = self._head.vocabulary
+        verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary, self.info.supports_vision)
+        self._preparer = Preparer(self._prompts, verbatim, chosen.request_limits, self._head.outputs)
         self._workers = Workers("rerankd-request")
         try:
             self._warm_up()
@@ -147,9 +132,7 @@ class RequestReranker:
     def close(self) -> None:
         """Stop the engine; requests that still wait fail with EngineClosed."""
         self._workers.close()
-        self._engine.close()
-        if self._followers:
-            self._followers.close()
+        self._started.close()
         if self._media is not None:
             self._media.close()
 
@@ -202,9 +185,9 @@ class RequestReranker:
         return Submitted(prepared.request, group, logits, prepared.places, prepared.failed, prepared.stages)
 
     def _warm_up(self) -> None:
-        """Run once before the first request: kernels are chosen now, and a broken model shows now."""
+        """Run once before the first request."""
         try:
-            self.collect(self.submit(RerankRequest((Text("warm"),), ((Text("up"),), (Text("warm up"),)))))
+            self.collect(self.submit(WARM_UP))
         except Exception:
             self.close()
             raise
@@ -215,7 +198,7 @@ class RequestReranker:
     def _rank(self, submitted: Submitted, logits: list[float]) -> RerankResult:
         asked = submitted.request.instruction is not None
         ignored = ("instruction",) if asked and not self.info.takes_instruction else ()
-        return rank(submitted, logits, self._activation == "sigmoid", ignored, self._at_length_1)
+        return rank(submitted, logits, self._head.activation == "sigmoid", ignored, self._head.at_length_1)
 
 
 def _characters(request: RerankRequest) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
+CORES = Path("/sys/devices/system/cpu")
 OWN_CGROUP = Path("/proc/self/cgroup")
 SPINS = "2000"
 """What GNU's OpenMP spins for about as long as a wake-up takes, 0.1 ms; by default it spins for milliseconds."""
@@ -36,6 +38,67 @@ def use_threads(count: int | None) -> None:
         count = min(torch.get_num_threads(), math.ceil(quota))
     if count is not None and count != torch.get_num_threads():
         torch.set_num_threads(count)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one of several processes that compute has of the machine.
+
+    cores: those that its threads run on; empty for any
+    """
+
+    threads: int
+    cores: tuple[int, ...] = ()
+
+    def take(self) -> None:
+        """Keep this process to its share. To be called before it has threads."""
+        if self.cores:
+            os.sched_setaffinity(0, self.cores)
+        use_threads(self.threads)
+
+
+def shares(count: int, threads: int | None) -> list[Share]:
+    """The shares of `count` processes: neighbouring cores, of one NUMA node as far as nodes divide.
+
+    threads: of each process; None for OMP_NUM_THREADS, else for what torch would use, shared out
+
+    Where a process has more threads than its cores are, it may use all.
+    """
+    import torch
+
+    if threads is None:
+        use_threads(None)
+        threads = torch.get_num_threads()
+        if "OMP_NUM_THREADS" not in os.environ:
+            threads = max(threads // count, 1)
+    return [Share(threads, cores if threads <= len(cores) else ()) for cores in core_groups(count)]
+
+
+def core_groups(count: int) -> list[tuple[int, ...]]:
+    """The cores that this process may use in `count` groups; empty ones where the system does not tell.
+
+    Of fewer cores than groups each has one, which others have too.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return [()] * count
+    cores = sorted(os.sched_getaffinity(0), key=_neighbourhood)
+    groups = min(count, len(cores))
+    bounds = [len(cores) * group // groups for group in range(groups + 1)]
+    return [tuple(cores[bounds[i % groups] : bounds[i % groups + 1]]) for i in range(count)]
+
+
+def _neighbourhood(core: int) -> tuple[int, ...]:
+    """Node, socket, physical core and number: what lies close to each other sorts so."""
+    folder = CORES / f"cpu{core}"
+    node = next((int(path.name[4:]) for path in folder.glob("node[0-9]*")), 0)
+    return node, _number(folder / "topology/physical_package_id"), _number(folder / "topology/core_id"), core
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
 
 
 def cpu_quota() -> float | None:

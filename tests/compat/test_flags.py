@@ -175,7 +175,7 @@ def test_every_refused_flag_is_an_error_with_a_way_out() -> None:
         (VLLM, ["-pp=1"]),
         (VLLM, ["--tokenizer", "org/model"]),
         (VLLM, ["--no-enable-lora"]),
-        (SGLANG, ["--pp", "1", "--dp-size=1"]),
+        (SGLANG, ["--pp", "1", "--nnodes=1"]),
         (SGLANG, ["--disaggregation-mode", "null"]),
         (SGLANG, ["--tokenizer-path", "org/model"]),
     ],
@@ -192,7 +192,7 @@ def test_a_refused_flag_that_asks_for_nothing_is_taken(peer: Peer, args: list[st
         (VLLM, ["--tokenizer", "org/another"]),
         (VLLM, ["--hf-token", "secret"]),
         (VLLM, ["--ssl-ciphers", "ALL"]),
-        (SGLANG, ["--dp", "2"]),
+        (SGLANG, ["--nnodes", "2"]),
         (SGLANG, ["--admin-api-key=secret"]),
     ],
 )

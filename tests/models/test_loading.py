@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from rerankd import Reranker
 from rerankd.backends.cpu.backend import CpuBackend
-from rerankd.backends.select import place
+from rerankd.backends.select import alone, place, replica_devices
 from rerankd.core import ModelError
 from rerankd.layers.scaling import Rope
 from rerankd.loading import plan
@@ -246,6 +246,43 @@ def test_devices_and_dtypes_that_are_not_there(device: str, dtype: str, word: st
         pytest.skip("this machine has one")
     with pytest.raises(ModelError, match=word):
         place(device, dtype)
+
+
+@pytest.mark.parametrize(
+    ("names", "replicas", "expected"),
+    [
+        ("cuda:1", None, ("cuda:1",)),
+        ("auto", 1, ("auto",)),
+        ("cpu", 3, ("cpu", "cpu", "cpu")),
+        ("cuda", 2, ("cuda:0", "cuda:1")),
+        ("cuda:2, cuda:0", None, ("cuda:2", "cuda:0")),
+        ("cuda:2,cuda:0", 4, ("cuda:2", "cuda:0", "cuda:2", "cuda:0")),
+        ("cuda:0", 2, ("cuda:0", "cuda:0")),
+        ("cuda", 4, "4 replicas need as many cuda devices; this machine has 3"),
+        ("cuda:0,cuda:1", 3, "3 replicas cannot share out 2 devices evenly"),
+        ("cuda:0,cpu", None, "of one kind, not on cuda:0,cpu"),
+        ("cpu", 0, "at least 1, not 0"),
+    ],
+)
+def test_the_device_of_each_replica(
+    monkeypatch: pytest.MonkeyPatch, names: str, replicas: int | None, expected: tuple[str, ...] | str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    if isinstance(expected, str):
+        with pytest.raises(ModelError, match=expected):
+            replica_devices(names, replicas)
+    else:
+        assert replica_devices(names, replicas) == expected
+
+
+def test_a_replica_is_shown_its_own_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert alone("cuda:2") == ("cuda", {"CUDA_VISIBLE_DEVICES": "2"})
+    assert alone("cpu") == ("cpu", {})
+    assert alone("npu:1") == ("npu:1", {})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-1b")
+    assert alone("cuda:1") == ("cuda", {"CUDA_VISIBLE_DEVICES": "GPU-1b"})
 
 
 @pytest.mark.parametrize("name", ["half", "float16", "fp16"])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rerankd import Reranker
-from rerankd.core import EngineDead, PackedBatch
+from rerankd.core import EngineDead, PackedBatch, ReplicaLost
 from rerankd.server.settings import Settings
 from tests.server.fakes import MODEL, FakeReranker, running
 from tests.server.launched import launched
@@ -147,6 +147,21 @@ def test_a_dead_engine_is_told_to_probes_and_to_each_api_in_its_words() -> None:
         for path in ("/health", "/ready", "/ping"):
             assert requests.get(url + path, timeout=30).status_code == 503
             assert requests.head(url + path, timeout=30).status_code == 503
+        for path, shape in PATHS.items():
+            answer = requests.post(url + path, json={**QUICK, "texts": ["a"]}, timeout=30)
+            assert answer.status_code == 503
+            assert without_message(answer.json()) == shape
+            assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_a_request_whose_replicas_ended_is_told_so_in_each_apis_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeReranker()
+
+    async def lose(request: Any) -> Any:
+        raise ReplicaLost("The engine has failed twice.")
+
+    monkeypatch.setattr(fake, "answer", lose)
+    with running(fake, Settings(names=(MODEL,))) as url:
         for path, shape in PATHS.items():
             answer = requests.post(url + path, json={**QUICK, "texts": ["a"]}, timeout=30)
             assert answer.status_code == 503

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass, field
 
 import torch
@@ -129,6 +130,51 @@ def place(
         may_fall_back=backend == "auto" and quantization is None,
         ranks=ranks,
     )
+
+
+def replica_devices(names: str, replicas: int | None) -> tuple[str, ...]:
+    """The device of each replica of a model.
+
+    names: a device as `place` takes it, or several with commas between them, which replicas have in turn
+    replicas: how many; None for one for each name
+
+    A device without an index stands for the first ones of its kind, as many as there are replicas. Raises ModelError
+    for devices that the machine does not have.
+    """
+    named = [name.strip() for name in names.split(",")]
+    count = len(named) if replicas is None else replicas
+    if count < 1:
+        raise ModelError(f"The data parallel size must be at least 1, not {count}.")
+    if count % len(named):
+        raise ModelError(
+            f"{count} replicas cannot share out {len(named)} devices evenly; give --data-parallel-size a multiple of "
+            f"{len(named)}, or leave it out."
+        )
+    if count == 1:
+        return (names,)
+    devices = [_device(name) for name in named]
+    kinds = {device.type for device in devices}
+    if len(kinds) > 1:
+        raise ModelError(f"Replicas run on devices of one kind, not on {names}.")
+    kind = kinds.pop()
+    if kind != "cpu" and all(device.index is None for device in devices):
+        there = torch.get_device_module(kind).device_count()
+        if count > there:
+            raise ModelError(
+                f"{count} replicas need as many {kind} devices; this machine has {there}. Several share one where "
+                f"--device {kind}:0 names it."
+            )
+        return tuple(f"{kind}:{index}" for index in range(count))
+    return tuple(str(devices[index % len(devices)]) for index in range(count))
+
+
+def alone(device: str) -> tuple[str, dict[str, str]]:
+    """A device as a process names it that is shown no other GPU, and the variables of such a process."""
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or not index:
+        return device, {}
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return kind, {"CUDA_VISIBLE_DEVICES": index if shown is None else shown.split(",")[int(index)].strip()}
 
 
 def limit_memory(device: torch.device, share: float) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from rerankd.core import RerankResult
+from rerankd.core import ModelError, RerankResult
 
 if TYPE_CHECKING:
     import torch
@@ -68,9 +68,13 @@ class Kind:
     @classmethod
     def of(cls, reranker: Reranker) -> Kind:
         """The kind of a loaded model."""
+        from rerankd.engine.engine import Engine
         from rerankd.models.embedding import EmbeddingHead
 
-        model = reranker._engine.model
+        engine = reranker._engine
+        if not isinstance(engine, Engine):
+            raise ModelError("The limit is that of one process; leave --data-parallel-size out, or bench a server.")
+        model = engine.model
         if isinstance(model.head, EmbeddingHead):
             return cls(model.shares_prefix, pairs=False, reads_firsts=model.head.pooling.rows(()) is not None)
         return cls(model.shares_prefix)

@@ -53,6 +53,7 @@ def _text(found: Inspection) -> str:
         "limit": limit,
         "device": found.device,
         "ranks": f"{found.tensor_parallel_size}, each a part of every layer" if found.tensor_parallel_size > 1 else "",
+        "replicas": f"{found.data_parallel_size}, each the whole model" if found.data_parallel_size > 1 else "",
         "dtype": precision,
         "weights": found.stored,
         "backend": found.backend,

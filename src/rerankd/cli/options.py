@@ -23,7 +23,7 @@ LOADING = Group(
     {
         "revision": Option("Branch, tag or commit of the model on its hub."),
         "hub": Option("Hub to look up a model's id on."),
-        "device": Option("cpu, cuda, npu, xpu, mps or auto."),
+        "device": Option("cpu, cuda, npu, xpu, mps or auto; several, as in cuda:0,cuda:1, for a replica on each."),
         "dtype": Option("bfloat16, float32, float16 or auto."),
         "quantization": Option(
             "8-bit linear layers: int8 on a CPU, fp8 on a CUDA device; auto: int8 where a CPU has kernels for the "
@@ -41,9 +41,14 @@ LOADING = Group(
             ("--tensor-parallel-size", "--tp-size", "--tp", "-tp"),
             typed={"min": 1},
         ),
+        "data_parallel_size": Option(
+            "Processes that each hold the whole model and share the requests out. [default: one for each --device]",
+            ("--data-parallel-size", "--dp-size", "--dp", "-dp"),
+            typed={"min": 1},
+        ),
         "backend": Option("Code that runs the model; auto takes the fastest. For finding faults.", kind=Backend),
         "num_threads": Option(
-            "Threads that compute on a CPU. [default: OMP_NUM_THREADS, or what cores and a quota allow]",
+            "Threads of a replica on a CPU. [default: OMP_NUM_THREADS, or its part of what cores and a quota allow]",
             typed={"min": 1},
         ),
         "max_model_len": Option("Most tokens of one prompt. [default: the model's limit]", typed=TOKENS),

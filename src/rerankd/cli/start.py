@@ -250,6 +250,7 @@ def _ready(url: str, settings: Settings, info: ModelInfo, door: Door) -> str:
     key = " -H 'Authorization: Bearer KEY'" if locked else ""
     more = f" quantization={info.quantization}" if info.quantization else ""
     more += f" tensor_parallel_size={info.tensor_parallel_size}" if info.tensor_parallel_size > 1 else ""
+    more += f" data_parallel_size={info.data_parallel_size}" if info.data_parallel_size > 1 else ""
     return (
         f"rerankd {__version__} is ready: {url} model={name} family={info.family} "
         f"device={info.device} dtype={info.dtype} backend={info.backend}{more}\n"

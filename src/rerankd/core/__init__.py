@@ -16,6 +16,7 @@ from rerankd.core.errors import (
     InvalidRequest,
     ModelError,
     OutOfMemory,
+    ReplicaLost,
     RerankdError,
 )
 from rerankd.core.prompts import PromptBuilder, PromptGroup, Segment, Visual, Visuals, Windows
@@ -30,7 +31,7 @@ from rerankd.core.requests import (
     Side,
     Truncation,
 )
-from rerankd.core.results import Chunk, EngineLoad, RerankResult, ScoredDocument, Stage, seconds_by_stage
+from rerankd.core.results import Chunk, EngineLoad, ReplicaLoad, RerankResult, ScoredDocument, Stage, seconds_by_stage
 
 __all__ = [
     "MAX_CHARACTERS",
@@ -55,6 +56,8 @@ __all__ = [
     "Part",
     "PromptBuilder",
     "PromptGroup",
+    "ReplicaLoad",
+    "ReplicaLost",
     "RerankRequest",
     "RerankResult",
     "RerankdError",

@@ -41,5 +41,9 @@ class EngineError(RerankdError):
     """The model failed on the request; the cause is chained."""
 
 
+class ReplicaLost(EngineError):
+    """The processes that were to compute the request ended while they did; sent again, it may be answered."""
+
+
 class OutOfMemory(EngineError):
     """One document alone is more than fits into memory; `str()` of it says how large it is."""

@@ -112,6 +112,24 @@ class RerankResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplicaLoad:
+    """How busy a replica of the model is, and what it has done since the server's start.
+
+    running: whether its process takes batches
+    held_tokens: tokens of the batches that it was given and has not answered
+    batches, tokens, seconds: as in `EngineLoad`
+    restarts: how often its process was started again
+    """
+
+    running: bool
+    held_tokens: int = 0
+    batches: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLoad:
     """How busy an engine is, and what it has done since its start.
 
@@ -120,6 +138,7 @@ class EngineLoad:
     waiting_requests, waiting_tokens: requests of which a document waits, and tokens to compute for what waits
     running: requests in the batches that are being computed
     rate: tokens a second of the last batches; 0 before the first
+    replicas: each replica's own, where there are several
     """
 
     waiting: int
@@ -130,3 +149,4 @@ class EngineLoad:
     waiting_tokens: int = 0
     running: int = 0
     rate: float = 0.0
+    replicas: tuple[ReplicaLoad, ...] = ()

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -21,12 +17,11 @@ from rerankd.core import EngineDead, EngineError, ModelError, PackedBatch
 from rerankd.models.base import Model
 from rerankd.models.heads import Head
 from rerankd.options import LoadOptions
+from rerankd.parallel.child import Child
 from rerankd.parallel.messages import Done, End, Join, Start, broadcast
 
 FAIL_TOGETHER_SECONDS = 10.0
 """Ranks that compute the same fail alike. One that has not failed so long after another waits for it in vain."""
-END_SECONDS = 5.0
-"""In which a process ends that is told to."""
 
 
 class Follower:
@@ -35,25 +30,9 @@ class Follower:
     def __init__(self, options: LoadOptions, rank: int) -> None:
         self.rank = rank
         self.answers: SimpleQueue[Done | None] = SimpleQueue()
-        self.connection, theirs = Pipe()
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "rerankd.follower", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # standard output is rank 0's own
-                pass_fds=(theirs.fileno(),),
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
+        self.child = Child("rerankd.follower")
+        self.connection = self.child.connection
         self.connection.send(Start(options, rank))
-
-    def how_it_ended(self) -> str:
-        """In words. The process is ended if its connection is gone and it is not."""
-        try:
-            code = self.process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            code = self.process.wait()
-        return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
 
 class Followers:
@@ -124,7 +103,7 @@ class Followers:
             except OSError:  # it has ended
                 continue
         for follower in self._followers:
-            follower.how_it_ended()
+            follower.child.how_it_ended()
         self._folder.cleanup()
 
     @property
@@ -155,7 +134,7 @@ class Followers:
                     self._fail(f"Rank {follower.rank} of {self._ranks.shard.size} failed alone: {answer.failure}.")
 
     def _ended(self, follower: Follower) -> None:
-        how = follower.how_it_ended()
+        how = follower.child.how_it_ended()
         follower.connection.close()
         if not self._closed:
             self._fail(f"The process of rank {follower.rank} of {self._ranks.shard.size} has ended {how}.")

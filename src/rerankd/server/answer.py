@@ -16,6 +16,7 @@ from rerankd.core import (
     EngineDead,
     InvalidRequest,
     OutOfMemory,
+    ReplicaLost,
     RerankRequest,
     RerankResult,
 )
@@ -101,6 +102,9 @@ async def answer(incoming: Incoming, routed: Sequence[Routed], desk: Desk, calle
         return exchange.refusal(SHUTTING_DOWN)
     except EngineBusy as error:
         return exchange.refusal(desk.places.full(str(error)))
+    except ReplicaLost as error:
+        log.error("%r: %s", exchange.log_id, error)
+        return exchange.refusal(Problem(503, str(error)))
     except OutOfMemory as error:
         log.error("%r: %s", exchange.log_id, error)
         return exchange.refusal(Problem(500, str(error)))

@@ -11,7 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from rerankd.core import EngineLoad, RerankResult, seconds_by_stage
+from rerankd.core import EngineLoad, ReplicaLoad, RerankResult, seconds_by_stage
 from rerankd.server.dialects.base import Served
 from rerankd.server.vllm_metrics import VllmMetrics
 
@@ -19,6 +19,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 SECONDS_BETWEEN_LOOKS = 0.05
 HUNG_UP = 499
+REPLICA = ("replica",)
 
 
 class Metrics:
@@ -126,3 +127,21 @@ class _EngineCollector(Collector):
         yield CounterMetricFamily("rerankd_batch_seconds", "Seconds that the model took for them.", load.seconds)
         rate = load.tokens / load.seconds if load.seconds else 0.0
         yield GaugeMetricFamily("rerankd_tokens_per_second", "Tokens a second of model time, since the start.", rate)
+        if load.replicas:
+            yield from _of_replicas(load.replicas)
+
+
+def _of_replicas(replicas: Sequence[ReplicaLoad]) -> Iterable[Metric]:
+    """Numbers of each replica, by its number."""
+    families: list[tuple[GaugeMetricFamily | CounterMetricFamily, str]] = [
+        (GaugeMetricFamily("rerankd_replica_up", "Whether it takes batches.", labels=REPLICA), "running"),
+        (GaugeMetricFamily("rerankd_replica_held_tokens", "Tokens of its batches.", labels=REPLICA), "held_tokens"),
+        (CounterMetricFamily("rerankd_replica_batches", "Batches computed.", labels=REPLICA), "batches"),
+        (CounterMetricFamily("rerankd_replica_batch_tokens", "Tokens of these.", labels=REPLICA), "tokens"),
+        (CounterMetricFamily("rerankd_replica_batch_seconds", "Seconds of the model.", labels=REPLICA), "seconds"),
+        (CounterMetricFamily("rerankd_replica_restarts", "Starts of its process again.", labels=REPLICA), "restarts"),
+    ]
+    for family, field in families:
+        for number, one in enumerate(replicas):
+            family.add_metric([str(number)], float(getattr(one, field)))
+        yield family

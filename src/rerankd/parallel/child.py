@@ -1,0 +1,47 @@
+"""A process that this one starts, and the connection to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from multiprocessing.connection import Pipe
+
+END_SECONDS = 5.0
+"""In which a process ends that is told to."""
+
+
+class Child:
+    """A Python process that runs a module, which is given the descriptor of its end of `connection`.
+
+    It ends when the connection does, so at the latest with this process, however that ends.
+    """
+
+    def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
+        """environment: variables beside this process's own"""
+        self.connection, theirs = Pipe()
+        path = os.pathsep.join(filter(None, sys.path))
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # standard output is this process's own
+                pass_fds=(theirs.fileno(),),
+                env={**os.environ, **(environment or {}), "PYTHONPATH": path},
+            )
+
+    def how_it_ended(self) -> str:
+        """In words. The process is ended if its connection is gone and it is not."""
+        try:
+            code = self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        return in_words(code)
+
+
+def in_words(code: int) -> str:
+    """How a process ended. code: its exit code, or the number of a signal below 0"""
+    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"

@@ -1,0 +1,185 @@
+"""The processes of a model's replicas: started, forked, and ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Pipe
+from typing import Any
+
+from rerankd.core import ModelError
+from rerankd.models.facts import HeadFacts
+from rerankd.options import LoadOptions
+from rerankd.parallel.child import Child, in_words
+from rerankd.parallel.replica_messages import Fork, Forked, Link, Load, Loaded, NotLoaded, Ready, Reap, Reaped
+from rerankd.threads import Share
+
+log = logging.getLogger("rerankd")
+
+QUIET = {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""What keeps a process from having threads, with which it could not be forked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a replica runs. environment: variables of its process, beside this one's"""
+
+    options: LoadOptions
+    share: Share
+    environment: Mapping[str, str]
+
+
+class Loader:
+    """A process that has loaded the model. Raises ModelError where it could not."""
+
+    def __init__(self, number: int, home: Home, forks: bool) -> None:
+        self._number = number
+        self._child = Child("rerankd.replica", {**home.environment, **(QUIET if forks else {})})
+        self.link = Link(self._child.connection)
+        self._lock = threading.Lock()
+        # One replica says what there is to say of the model.
+        level = log.getEffectiveLevel() if number == 0 or forks else logging.ERROR
+        try:
+            self.link.send(Load(home.options, home.share, forks, level))
+        except OSError:  # it has ended, which `loaded` tells
+            return
+
+    def loaded(self) -> HeadFacts:
+        """The facts of the model's head, once it is loaded. Raises ModelError."""
+        answer = received(self.link, self._number)
+        if isinstance(answer, Loaded):
+            return answer.head
+        why = answer.why if isinstance(answer, NotLoaded) else f"Its process has ended {self.how_it_ended()}."
+        raise ModelError(f"Replica {self._number} could not load the model: {why}")
+
+    def fork(self, number: int, share: Share) -> Replica:
+        """A replica forked from the process. Raises ModelError where it has ended."""
+        ours, theirs = Pipe()
+        with theirs:
+            try:
+                with self._lock:
+                    self.link.send(Fork(share))
+                    self.link.send_descriptor(theirs.fileno(), self._child.process.pid)
+                    forked = received(self.link, number)
+            except OSError:
+                forked = None
+        if not isinstance(forked, Forked):
+            raise ModelError(f"The process that replicas are forked from has ended {self.how_it_ended()}.")
+        return Replica(number, Link(ours), self, forked.pid)
+
+    def reap(self, pid: int) -> str:
+        """How a forked process ended, in words. It is ended if it has not."""
+        try:
+            with self._lock:
+                self.link.send(Reap(pid))
+                reaped = received(self.link, self._number)
+        except OSError:
+            reaped = None
+        return in_words(reaped.code) if isinstance(reaped, Reaped) else "with the one that it was forked from"
+
+    def how_it_ended(self) -> str:
+        """See `Child`."""
+        return self._child.how_it_ended()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._child.process.kill()
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A running replica. pid: None for the loader itself"""
+
+    number: int
+    link: Link
+    loader: Loader
+    pid: int | None = None
+
+    def receive(self) -> Any:
+        """The next message; None once the process is gone. What it logs is logged."""
+        return received(self.link, self.number)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if self.pid is None:
+            self.loader.kill()
+        else:
+            # No other process has the number, which is free when `how_it_ended` has been called.
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def how_it_ended(self) -> str:
+        """In words. The process is ended if its connection is gone and it is not."""
+        return self.loader.how_it_ended() if self.pid is None else self.loader.reap(self.pid)
+
+
+class Processes:
+    """Starts a process for each replica, and another in its place. Every method may be called from any thread."""
+
+    def __init__(self, homes: Sequence[Home], forks: bool) -> None:
+        """forks: whether replicas share the memory of the weights, as they do on a CPU"""
+        self.homes = homes
+        self.head: HeadFacts | None = None
+        self._forks = forks
+        self._forking, self._closing = threading.Lock(), threading.Lock()
+        self._forked_from: Loader | None = None
+        self._loaders: list[Loader] = []
+        self._closed = False
+
+    def start(self, number: int) -> Replica:
+        """A replica that takes batches. Raises ModelError."""
+        if self._forks:
+            replica = self._fork(number)
+        else:
+            loader = self._load(number)
+            self.head = loader.loaded()
+            replica = Replica(number, loader.link, loader)
+        if not isinstance(replica.receive(), Ready):
+            raise ModelError(f"The process of replica {number} has ended {replica.how_it_ended()} before it was ready.")
+        return replica
+
+    def close(self) -> None:
+        """End all that have loaded, or are going to; what was forked from them ends by its own connection."""
+        with self._closing:
+            self._closed = True
+        for loader in self._loaders:
+            loader.kill()
+        for loader in self._loaders:
+            loader.how_it_ended()
+
+    def _fork(self, number: int) -> Replica:
+        """Of the process that has loaded, or of a new one where that has ended."""
+        with self._forking:
+            if self._forked_from is not None:
+                try:
+                    return self._forked_from.fork(number, self.homes[number].share)
+                except ModelError as error:
+                    log.error("%s The model is loaded again.", error)
+            self._forked_from = None
+            loader = self._load(number)
+            self.head = loader.loaded()
+            self._forked_from = loader
+            return loader.fork(number, self.homes[number].share)
+
+    def _load(self, number: int) -> Loader:
+        with self._closing:
+            if self._closed:
+                raise ModelError("The engine is closed.")
+            loader = Loader(number, self.homes[number], self._forks)
+            self._loaders.append(loader)
+        return loader
+
+
+def received(link: Link, number: int) -> Any:
+    """The next message that is no line of a log; None once the other end is gone."""
+    while isinstance(message := link.receive(), logging.LogRecord):
+        message.msg = f"Replica {number}: {message.msg}"
+        logger = logging.getLogger(message.name)
+        if logger.isEnabledFor(message.levelno):
+            logger.handle(message)
+    return message

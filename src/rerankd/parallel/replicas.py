@@ -1,0 +1,350 @@
+"""Data parallelism: one queue, and several processes that take batches of it, each with the whole model."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from itertools import count
+
+from rerankd.core import (
+    EngineBusy,
+    EngineClosed,
+    EngineDead,
+    EngineLoad,
+    ModelError,
+    PromptGroup,
+    ReplicaLost,
+    Stage,
+)
+from rerankd.engine.batcher import Batcher, Job
+from rerankd.models.facts import HeadFacts
+from rerankd.parallel.child import END_SECONDS
+from rerankd.parallel.messages import End
+from rerankd.parallel.places import Part, Parts, Place
+from rerankd.parallel.processes import Processes
+from rerankd.parallel.replica_messages import Batch, Drop, Scored
+from rerankd.parallel.sharing import fair_budget
+
+log = logging.getLogger("rerankd")
+
+AHEAD_SECONDS = 0.05
+"""A replica that is done as soon gets its next batch before: what it has to wait for is a message, and seldom long."""
+TRIES = 2
+"""So many processes may end while they compute a part of a request, before the request is given up."""
+STARTS = 8
+"""So often in a row a replica's process may end, or fail to start, without having scored a batch."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+"""Seconds before the second start of these, doubled for each later one."""
+
+
+class Replicas:
+    """What `Engine` is to its callers, over processes that each have an engine.
+
+    Requests wait in one queue. The replica that has the fewest tokens to compute takes the next batch, so a request of
+    more than one batch is computed by several, as one is that finds several idle. A replica whose process ends is
+    started again, and what it had is computed by others.
+    """
+
+    def __init__(
+        self, processes: Processes, batch_tokens: int, in_flight: int = 1, max_tokens: int | None = None
+    ) -> None:
+        """batch_tokens, in_flight, max_tokens: as of `Engine`, the first two of each replica
+
+        Returns when all replicas take batches. Raises ModelError, with no process left, where one cannot.
+        """
+        self._processes = processes
+        self._batch_tokens = batch_tokens
+        self._in_flight = in_flight
+        self._max_tokens = max_tokens
+        self._batcher = Batcher(batch_tokens)
+        self._longest = 0
+        self._numbers = count()
+        self._again: deque[Part] = deque()
+        self._jobs: dict[Job, Parts] = {}
+        self._changed = threading.Condition()
+        self._telling = threading.Lock()
+        self._closed, self._stop = False, threading.Event()
+        self._dead: EngineDead | None = None
+        self._unloaded: ModelError | None = None
+        self._places = [Place(number) for number in range(len(processes.homes))]
+        self._lives = [self._thread(self._live, place) for place in self._places]
+        self._feeds = [self._thread(self._feed, place) for place in self._places]
+        with self._changed:
+            self._changed.wait_for(lambda: self._unloaded or all(place.replica for place in self._places))
+        if self._unloaded is not None:
+            self.close()
+            raise self._unloaded
+
+    @property
+    def head(self) -> HeadFacts:
+        """The facts of the model's head."""
+        assert self._processes.head is not None, "replicas have been started"
+        return self._processes.head
+
+    def load(self) -> EngineLoad:
+        """How busy they are, and what they have done since the start."""
+        with self._changed:
+            places = tuple(place.load() for place in self._places)
+            return EngineLoad(
+                waiting=self._batcher.documents + sum(len(part.slice.group.suffixes) for part in self._again),
+                batches=sum(place.batches for place in places),
+                tokens=sum(place.tokens for place in places),
+                seconds=sum(place.seconds for place in places),
+                waiting_requests=len(self._batcher),
+                waiting_tokens=self._batcher.tokens + sum(part.slice.cost for part in self._again),
+                running=len({part.slice.job for place in self._places for part in place.parts}),
+                rate=sum(place.rate for place in self._places),
+                replicas=places,
+            )
+
+    @property
+    def failure(self) -> EngineDead | None:
+        """Why no request is answered any more; None while requests are, and after `close`."""
+        return self._dead
+
+    def submit(
+        self,
+        group: PromptGroup,
+        on_progress: Callable[[int], object] | None = None,
+        stages: list[Stage] | None = None,
+    ) -> Future[list[float]]:
+        """See `Engine.submit`. ReplicaLost is an EngineError too."""
+        job = Job(group, Future(), on_progress, [] if stages is None else stages)
+        if not group.suffixes:
+            job.future.set_result([])
+            return job.future
+        longest = len(group.prefix) + max(map(len, group.suffixes))
+        with self._changed:
+            if self._dead:
+                raise EngineDead(str(self._dead))
+            if self._closed:
+                raise EngineClosed("The engine is closed.")
+            waiting = self._batcher.tokens
+            if self._max_tokens is not None and waiting and waiting + job.cost > self._max_tokens:
+                raise EngineBusy(
+                    f"This request's {job.cost} tokens are more than may wait for the model beside the {waiting} that "
+                    "do already; send it again later, or start the server with a larger --max-queued-tokens."
+                )
+            self._longest = max(self._longest, longest) if self._batcher else longest
+            self._batcher.add(job)
+            replicas = len(self._places)
+            self._batcher.budget = fair_budget(self._batcher.tokens, self._longest, self._batch_tokens, replicas)
+            self._changed.notify_all()
+        job.future.add_done_callback(lambda _: self._leave(job))
+        return job.future
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """See `Engine.held`."""
+        with self._changed:
+            yield
+
+    def close(self) -> None:
+        """Finish the batches that replicas have, fail what still waits with EngineClosed, and end the processes."""
+        with self._changed:
+            self._closed = True
+            waiting = {*self._batcher.drain(), *(part.slice.job for part in self._again)}
+            self._again.clear()
+            self._changed.notify_all()
+        for job in waiting:
+            job.fail(_closed())
+        with self._changed:
+            self._changed.wait_for(lambda: not any(place.batches for place in self._places))
+            running = [(place.replica, self._lives[place.number]) for place in self._places if place.replica]
+        self._stop.set()
+        for replica, _ in running:
+            with suppress(OSError):  # it has ended
+                replica.link.send(End())
+        for replica, life in running:
+            self._join(life)
+            if life.is_alive():
+                replica.kill()
+                self._join(life)
+        self._processes.close()
+        for thread in (*self._lives, *self._feeds):
+            self._join(thread)
+
+    def _join(self, thread: threading.Thread) -> None:
+        if thread is not threading.current_thread():
+            thread.join(END_SECONDS)
+
+    def _thread(self, run: Callable[[Place], None], place: Place) -> threading.Thread:
+        thread = threading.Thread(target=run, args=(place,), name=f"rerankd-replica-{place.number}", daemon=True)
+        thread.start()
+        return thread
+
+    def _leave(self, job: Job) -> None:
+        """The job is answered, or nobody waits for it."""
+        with self._changed:
+            self._batcher.drop(job)
+            if self._jobs.pop(job, None) is None:
+                return
+            self._again = deque(part for part in self._again if part.slice.job is not job)
+            for place in self._places:
+                place.drops += [part.number for part in place.parts if part.slice.job is job]
+            self._changed.notify_all()
+
+    def _feed(self, place: Place) -> None:
+        """Send a replica its batches, in a thread of its own: one that does not read keeps no other waiting."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or place.drops or self._is_next(place))
+                if self._closed:
+                    return
+                replica, messages = place.replica, list[Drop | Batch]()
+                if place.drops:
+                    messages.append(Drop(tuple(place.drops)))
+                    place.drops = []
+                if self._is_next(place) and (parts := self._take()):
+                    number = next(self._numbers)
+                    place.batches[number] = parts
+                    messages.append(Batch(number, {part.number: part.slice.group for part in parts}))
+                place.sends = True
+            # What it cannot be sent is the end of its process, which another thread sees too.
+            with suppress(OSError):
+                for message in messages:
+                    if replica is not None:
+                        replica.link.send(message)
+            with self._changed:
+                place.sends = False
+                self._changed.notify_all()
+
+    def _is_next(self, place: Place) -> bool:
+        """Whether something waits, and this replica has the fewest tokens of those that take a batch now."""
+        if not self._batcher and not self._again:
+            return False
+        taking = [one for one in self._places if one.replica and not one.sends and self._has_room(one)]
+        return place is min(taking, key=lambda one: (one.tokens, one.number), default=None)
+
+    def _has_room(self, place: Place) -> bool:
+        held = len(place.batches)
+        return held < self._in_flight or (held == self._in_flight and place.tokens <= place.rate * AHEAD_SECONDS)
+
+    def _take(self) -> list[Part]:
+        """The next batch. A part whose process ended goes alone, since it may be why."""
+        while self._again:
+            part = self._again.popleft()
+            if part.slice.job.waited_for:
+                return [part]
+        taken = []
+        for piece in self._batcher.next_batch():
+            part = Part(next(self._numbers), piece)
+            self._jobs.setdefault(piece.job, Parts(piece.job)).taken.append(part)
+            taken.append(part)
+        return taken
+
+    def _live(self, place: Place) -> None:
+        """Start a replica, hear it, and start it again when it has ended."""
+        while not self._stop.is_set():
+            try:
+                replica = self._processes.start(place.number)
+            except Exception as error:
+                self._not_started(place, error)
+            else:
+                with self._changed:
+                    place.begins(replica)
+                    self._changed.notify_all()
+                while isinstance(answer := replica.receive(), Scored):
+                    self._settle(place, answer)
+                self._lose(place)
+                how = replica.how_it_ended()
+                if not self._closed:
+                    log.error("The process of replica %d has ended %s.", place.number, how)
+            if self._stop.is_set() or not self._may_start(place):
+                return
+
+    def _not_started(self, place: Place, error: Exception) -> None:
+        with self._changed:
+            if not place.starts:
+                self._unloaded = self._unloaded or (error if isinstance(error, ModelError) else ModelError(str(error)))
+                self._stop.set()
+            self._changed.notify_all()
+        if not self._stop.is_set():
+            log.error("Replica %d could not be started: %s", place.number, error)
+
+    def _may_start(self, place: Place) -> bool:
+        """Whether to start a replica again, now that it is time to; the engine is dead where none is."""
+        with self._changed:
+            place.fails += 1
+            place.over = place.fails >= STARTS
+            all_over = all(one.over for one in self._places)
+        if place.over:
+            log.critical("Replica %d has ended %d times in a row and is given up.", place.number, place.fails)
+            if all_over:
+                self._die(EngineDead("The processes of all replicas have ended, again and again."))
+            return False
+        pause = min(FIRST_PAUSE * 2 ** (place.fails - 2), LONGEST_PAUSE) if place.fails > 1 else 0.0
+        return not self._stop.wait(pause)
+
+    def _settle(self, place: Place, scored: Scored) -> None:
+        """Hand over the results of a batch. Jobs' own callbacks are called one after the other."""
+        finished: list[Job] = []
+        failed: list[tuple[Job, Exception]] = []
+        with self._telling:
+            told: list[tuple[Job, int]] = []
+            with self._changed:
+                place.has_done(scored)
+                for part in place.batches.pop(scored.number):
+                    parts, outcome = self._jobs.get(part.slice.job), scored.outcomes.get(part.number)
+                    if parts is None or outcome is None:
+                        continue
+                    parts.took(outcome.stages)
+                    if outcome.failure is not None:
+                        failed.append((parts.job, outcome.failure))
+                        continue
+                    part.logits = outcome.logits
+                    told.append((parts.job, parts.tell()))
+                    if parts.done:
+                        parts.job.logits = parts.logits()
+                        finished.append(parts.job)
+                self._changed.notify_all()
+            for job, documents in told:
+                if job.on_progress and documents and job.waited_for:
+                    try:
+                        job.on_progress(documents)
+                    except Exception as raised:  # a caller's own code must not end the loop
+                        failed.append((job, raised))
+        for job, error in failed:
+            job.fail(error)
+        for job in finished:
+            job.finish()
+
+    def _lose(self, place: Place) -> None:
+        """What a replica had whose process has ended goes to others; its first batches may be why it ended."""
+        lost: list[tuple[Job, Exception]] = []
+        with self._changed:
+            again = []
+            for place_in_turn, parts in enumerate(place.batches.values()):
+                for part in parts:
+                    part.tries += place_in_turn < self._in_flight
+                    if self._closed:
+                        lost.append((part.slice.job, _closed()))
+                    elif part.tries >= TRIES:
+                        why = f"{part.tries} processes ended while they computed this request; send it again."
+                        lost.append((part.slice.job, ReplicaLost(why)))
+                    else:
+                        again.append(part)
+            self._again.extendleft(reversed(again))
+            place.ends()
+            self._changed.notify_all()
+        for job, error in lost:
+            job.fail(error)
+
+    def _die(self, error: EngineDead) -> None:
+        """Fail whatever waits; nothing is taken any more."""
+        with self._changed:
+            self._dead = error
+            self._closed = True
+            jobs = {*self._batcher.drain(), *self._jobs}
+            self._again.clear()
+            self._changed.notify_all()
+        for job in jobs:
+            job.fail(EngineDead(str(error)))
+
+
+def _closed() -> EngineClosed:
+    return EngineClosed("The engine was closed before this request was answered.")

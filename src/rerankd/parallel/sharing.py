@@ -1,0 +1,23 @@
+"""How much of a queue goes into one batch, where several replicas take batches of it."""
+
+from __future__ import annotations
+
+import math
+
+LEAST_TOKENS = 512
+"""The queue is cut into no smaller batches for replicas that idle: such a batch is dear, and hardly sooner done."""
+
+
+def fair_budget(waiting: int, longest: int, batch_tokens: int, replicas: int) -> int:
+    """The tokens of a batch with which all replicas get as many batches of what waits, and as large ones.
+
+    waiting: tokens to compute for it
+    longest: tokens of its longest prompt
+    batch_tokens: of a batch at most
+
+    It depends on the queue alone, and not on which replica is idle: equal queues are cut into equal batches.
+    """
+    # Each batch but the last may lack as many tokens as the document that begins the next, and repeats its prefix.
+    room = max(batch_tokens - longest, 1)
+    each = math.ceil(waiting / (replicas * math.ceil(waiting / (replicas * room))))
+    return min(max(each + longest, LEAST_TOKENS), batch_tokens)
