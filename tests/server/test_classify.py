@@ -97,11 +97,24 @@ def test_labels_of_pairs_and_of_texts_in_one_batch(serve: Serve, three: Path) ->
     wanted = expected(three, mixed)
     assert same([named(one) for one in post(url, "/predict", inputs=inputs).json()], wanted)
     assert same([named(post(url, "/predict", inputs=list(PAIR)).json())], wanted[:1])
-    # Beside requests for scores in the same batches.
-    score = post(url, "/rerank", query=PAIR[0], documents=[PAIR[1]]).json()["results"][0]["relevance_score"]
-    assert score == pytest.approx(wanted[0]["entailment"], abs=1e-5)
     info = requests.get(f"{url}/info", timeout=30).json()
     assert info["model_type"]["reranker"]["id2label"] == NLI
+
+
+def test_labels_and_scores_of_one_batch(three: Path) -> None:
+    query, document = map(text_content, PAIR)
+    together = (
+        RerankRequest(query, (document,), outputs=Logits()),
+        RerankRequest(query, (document,) * 2),
+        RerankRequest((), (document,), outputs=Logits()),
+    )
+    with Reranker(three, device="cpu", dtype="float32", label="entailment") as reranker:
+        pair, scored, alone = map(reranker.collect, reranker.submit_together(list(map(reranker.prepare, together))))
+    logits = expected(three, [PAIR, PAIR[1]], function_to_apply="none")
+    found = [dict(zip(NLI.values(), one.documents[0].values, strict=True)) for one in (pair, alone)]
+    assert same(found, logits)
+    score = expected(three, [PAIR])[0]["entailment"]
+    assert [one.score for one in scored] == pytest.approx([score] * 2, abs=1e-5)
 
 
 def test_labels_that_do_not_exclude_one_another(serve: Serve, three: Path, tmp_path: Path) -> None:

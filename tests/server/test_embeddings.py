@@ -63,13 +63,16 @@ def test_vectors_are_those_of_encode(make_checkpoint: MakeCheckpoint, options: d
         for name in ("query", "document"):
             expected = model.encode(TEXTS, prompt_name=name, normalize_embeddings=True)
             assert near(embedded(reranker, TEXTS, Embeddings(name, normalize=True)), expected)
-        # As they stand they compare to the scores, batched with other requests or not.
-        query, documents = TEXTS[0], TEXTS[1:5]
-        waiting = [reranker.submit(RerankRequest((), (text_content(query),), outputs=Embeddings("query")))]
-        result = reranker.rerank(query, documents)
-        (asked,) = reranker.collect(waiting[0])
-        own = embedded(reranker, documents, Embeddings("document"))
-        assert near([one.score for one in result.in_request_order()], own @ numpy.array(asked.values))
+        # As they stand they compare to the scores; all three requests are in one batch.
+        query, documents = text_content(TEXTS[0]), tuple(map(text_content, TEXTS[1:5]))
+        together = (
+            RerankRequest((), (query,), outputs=Embeddings("query")),
+            RerankRequest(query, documents),
+            RerankRequest((), documents, outputs=Embeddings("document")),
+        )
+        asked, result, own = map(reranker.collect, reranker.submit_together(list(map(reranker.prepare, together))))
+        products = numpy.array([one.values for one in own]) @ numpy.array(asked.documents[0].values)
+        assert near([one.score for one in result.in_request_order()], products)
 
 
 def test_a_long_text_is_cut_as_encode_cuts_it(make_checkpoint: MakeCheckpoint) -> None:
