@@ -147,7 +147,7 @@ def test_a_large_request_is_computed_by_all_and_told_in_order(start: Callable[..
 
 
 def test_a_short_request_goes_to_the_replica_with_less_to_do(start: Callable[..., tuple[Replicas, Stands]]) -> None:
-    replicas, stands = start()
+    replicas, stands = start(in_flight=2)
     first, second = stands.started
     first.gate.clear()
     held = replicas.submit(group(1, 2))
