@@ -183,6 +183,11 @@ def test_one_form_of_the_weights_is_chosen() -> None:
     assert set(needed_files(["config.json", "pytorch_model.bin", "model.onnx"])) == {"config.json", "pytorch_model.bin"}
     both = ["model.safetensors", "model.safetensors.index.json", "model-1.safetensors"]
     assert needed_files(both) == ["model.safetensors"]
+    # What is looked at without its weights is what would be loaded with them: a GGUF file only where nothing else is.
+    mixed = ["config.json", "model.safetensors", "model-q8.gguf"]
+    assert needed_files(mixed, weights=False) == ["config.json"]
+    assert needed_files(mixed) == ["config.json", "model.safetensors"]
+    assert needed_files(["README.md", "model-q8.gguf"], weights=False) == ["model-q8.gguf"]
 
 
 class FakeModelScope(ModuleType):

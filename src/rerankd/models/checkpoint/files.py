@@ -34,7 +34,8 @@ def needed_files(files: Sequence[str], weights: bool = True) -> list[str]:
     else:
         # Its metadata are in the file with its weights. Of several one must be named, in a folder of the user's.
         whole = [name for name in files if "/" not in name and name.endswith(GGUF)]
-        wanted += whole if len(whole) == 1 else []
+        has_others = any(name in files for name in (*SAFETENSORS, *PICKLED))
+        wanted += whole if len(whole) == 1 and not has_others else []
     if weights:
         wanted += _module_weights(files)
     indexes = {SAFETENSORS[1], PICKLED[1]}
