@@ -60,6 +60,8 @@ def exact_sums(kernels: Kernels) -> None:
 
 
 def test_int8_sums_are_the_same_integers_by_every_unit() -> None:
+    if Kernels.load(torch.float32) is None:
+        pytest.skip("No kernels were built.")
     ran = []
     for unit in UNITS:
         try:
