@@ -14,7 +14,7 @@ SOURCE = Path(rerankd.__file__).parent
 LAYERS = (
     ("version",),
     ("core",),
-    ("contents", "limits", "memory", "threads", "windows"),
+    ("compute_thread", "contents", "limits", "memory", "threads", "windows"),
     ("work",),
     ("layers", "media", "schemas"),
     ("backends", "models", "compat"),

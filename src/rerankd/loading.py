@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,6 +131,14 @@ class Plan:
     def tensors(self) -> Tensors:
         """Where the weights are. Raises ModelError for files that are missing or damaged."""
         return open_tensors(self.folder, self.config) if self.gguf is None else GgufTensors(self.gguf)
+
+    def weight_bytes(self) -> int:
+        """The memory of all weights once they are loaded, by the shapes that the files declare. Raises as `tensors`."""
+        tensors, whole = self.tensors(), self.placement.dtype.itemsize
+        shapes = {name: tensors.shape(name) for name in tensors.names}
+        packed = {name for name, shape in shapes.items() if len(shape) > 1 and "embed" not in name}
+        one = whole if self.options.quantization is None else 1
+        return sum(prod(shape) * (one if name in packed else whole) for name, shape in shapes.items())
 
     def load(self) -> Model:
         """Read the weights, in as many processes as the options say. Raises ModelError for those that are missing or do

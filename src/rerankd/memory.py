@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
+import sys
 from contextlib import suppress
 
 _ON_LINUX = platform.system() == "Linux"
@@ -35,6 +37,15 @@ def trim_memory() -> None:
     if _ON_LINUX:
         with suppress(AttributeError, OSError):  # not glibc
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def free_memory() -> None:
+    """Give the memory of a model that nothing refers to back, on the CPU and on a CUDA device."""
+    gc.collect()
+    trim_memory()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def trim_after_load() -> None:

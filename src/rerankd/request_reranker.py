@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from rerankd.compute_thread import Compute, in_this_thread
 from rerankd.core import EngineDead, EngineLoad, InvalidRequest, PromptBuilder, RerankRequest, RerankResult, Stage, Text
 from rerankd.loading import WARM_UP, plan
 from rerankd.options import LoadOptions
@@ -33,13 +34,16 @@ class RequestReranker:
     Every method may be called from any thread. Raises ModelError where the model cannot be found, read or served.
     """
 
-    def __init__(self, model: str | Path | LoadOptions, **options: Any) -> None:
-        """model: a folder, a hub id, or all options at once; `options` are the fields of `LoadOptions`."""
+    def __init__(self, model: str | Path | LoadOptions, *, compute: Compute | None = None, **options: Any) -> None:
+        """model: a folder, a hub id, or all options at once; `options` are the fields of `LoadOptions`.
+
+        compute: runs the model's batches, where several models share a thread; None for a thread of the model's own
+        """
         chosen = replace(model, **options) if isinstance(model, LoadOptions) else LoadOptions(str(model), **options)
         planned = plan(chosen)
         self._prompts, self._load_prompts = planned.prompts, planned.load_prompts
         self._media = planned.media_loader()
-        self._started = start(planned)
+        self._started = start(planned, compute or in_this_thread)
         self._engine, self._head = self._started.engine, self._started.head
         self.info = planned.loaded_info(self._head)
         vocabulary = self._head.vocabulary

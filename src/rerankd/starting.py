@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from rerankd.backends.select import alone
+from rerankd.compute_thread import Compute
 from rerankd.core import EngineDead, EngineLoad, PromptGroup, Stage
 from rerankd.engine.engine import Engine
 from rerankd.loading import Plan
@@ -56,8 +57,11 @@ class Started:
             self.followers.close()
 
 
-def start(planned: Plan) -> Started:
-    """Load the model and its engine, in as many processes as the options say. Raises ModelError."""
+def start(planned: Plan, compute: Compute) -> Started:
+    """Load the model and its engine, in as many processes as the options say. Raises ModelError.
+
+    compute: runs the batches of an engine of this process; a replica has a process, and so a thread, of its own
+    """
     options, placement = planned.options, planned.placement
     batch_tokens = options.max_batch_tokens or placement.batch_tokens
     if len(planned.devices) > 1:
@@ -72,7 +76,13 @@ def start(planned: Plan) -> Started:
         return Started(replicas, replicas.head)
     model = planned.load()
     engine = Engine(
-        model, placement.device, batch_tokens, options.engine_timeout, placement.in_flight, options.max_queued_tokens
+        model,
+        placement.device,
+        batch_tokens,
+        options.engine_timeout,
+        placement.in_flight,
+        options.max_queued_tokens,
+        compute,
     )
     followers = model.followers if isinstance(model, LeadingModel) else None
     if followers:

@@ -29,6 +29,7 @@ from rerankd.core import (
 from rerankd.options import ModelInfo
 from rerankd.server.app import create_app
 from rerankd.server.connections import Connection, Connections
+from rerankd.server.pool import Pool
 from rerankd.server.run import bind
 from rerankd.server.service import Serves
 from rerankd.server.settings import Settings
@@ -176,12 +177,12 @@ class FakeReranker:
 
 
 @contextmanager
-def running(reranker: Serves, settings: Settings, connections: Connections | None = None) -> Iterator[str]:
+def running(models: Serves | Pool, settings: Settings, connections: Connections | None = None) -> Iterator[str]:
     """The base URL of a server on a port that the system picked."""
     listener = bind("127.0.0.1", 0)
     listener.listen()  # clients wait for the server instead of being refused
     config = uvicorn.Config(
-        create_app(reranker, settings),
+        create_app(models, settings),
         http=partial(Connection, connections or Connections()),  # type: ignore[arg-type]
         log_level="warning",
         lifespan="off",

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
-from rerankd.cli.configuration import Setting, check, in_force, of_environment, of_file
+from rerankd.cli.configuration import Setting, check, in_force, in_force_models, of_environment, of_file
+from rerankd.cli.several import MORE
 from rerankd.compat.flags import Given, Peer, Takes, sort_out
 from rerankd.compat.variables import Variables
 
-MODELS = ("model", "model_flag", "model_path")
+MODELS = ("model", "model_flag", "model_path", "model_id")
 """Names of the parameters that are the model."""
 
 
@@ -30,10 +31,12 @@ class Beside:
 
     given: a peer's flags
     notes: a line for each variable that has no effect
+    models: of a file's `models`, the values of each entry's parameters; empty where the model is said elsewhere too
     """
 
     given: list[Given]
     notes: list[str]
+    models: list[dict[str, Any]] = field(default_factory=list)
 
 
 def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
@@ -60,23 +63,33 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
             ]
             path = self.make_parser(ctx).parse_args(list(args))[0].get("config")
             path = path or next((one.value for one in settings if one.name == "config"), None)
+            models: list[list[Setting]] = []
             if path:
                 file = of_file(path, options, own, peer)
                 settings += file.settings
+                models = file.models
                 named = {one.name for one in given}
                 given += [one for one in file.given if one.name not in named]
             check(settings, options, ctx)
             first = {one.name: one for one in reversed(settings)}
             ctx.default_map = {name: one.value for name, one in first.items()}
-            ctx.obj = Beside(given, [*notes, *variables.notes(os.environ)])
             rest = super().parse_args(ctx, args)
+            if more := ctx.params.get(MORE):
+                ctx.params["model_id"] = [*more, *(ctx.params["model_id"] or ())]
+                ctx.set_parameter_source("model_id", ctx.get_parameter_source(MORE))
+            model = next((ctx.params[name] for name in MODELS if ctx.params.get(name)), "")
+            if model:
+                models = []
+            values = [check(one, options, ctx) for one in models]
+            ctx.obj = Beside(given, [*notes, *variables.notes(os.environ)], values)
             if ctx.params["print_config"]:
                 places = {name: one.place for name, one in first.items()}
-                model = next((ctx.params[name] for name in MODELS if ctx.params.get(name)), "")
                 for note in (*peer.judge(given, model), *ctx.obj.notes):
                     typer.echo(note, err=True)
                 for line in in_force(ctx, self.get_params(ctx), places, os.environ):
                     typer.echo(line)
+                if models:
+                    typer.echo(in_force_models(models, str(path)))
                 raise typer.Exit
             return rest
 

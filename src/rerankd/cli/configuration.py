@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from rerankd.cli.door import KEY_VARIABLE
+from rerankd.cli.several import KEY, MORE, settings_of
 from rerankd.compat.flags import Given, Peer, UsageProblem, sort_out
 
 PREFIX = "RERANKD_"
@@ -51,10 +52,11 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file's settings, and the flags of a peer in the file."""
+    """A file's settings, the flags of a peer in the file, and for each entry of `models` its own settings."""
 
     settings: list[Setting]
     given: list[Given]
+    models: list[list[Setting]]
 
 
 def of_environment(options: Options, environ: Mapping[str, str]) -> tuple[list[Setting], list[str]]:
@@ -86,6 +88,7 @@ def of_file(path: str, options: Options, own: Mapping[str, Any], peer: Peer) -> 
     """
     found: dict[str, Setting] = {}
     given: list[Given] = []
+    models: list[list[Setting]] = []
     for key, value in _read(path).items():
         place = f"{path}: {key}"
         if not re.fullmatch(r"\w[\w.-]*", key):
@@ -94,6 +97,9 @@ def of_file(path: str, options: Options, own: Mapping[str, Any], peer: Peer) -> 
         if flag in ("--config", "--help"):
             raise UsageProblem(f"{place}: give {flag} on the command line.")
         if value is None:
+            continue
+        if key == KEY and "--model-id" in options:
+            models = _entries(value, place, options)
             continue
         if flag not in options:
             values = value if isinstance(value, list) else [value]
@@ -105,19 +111,24 @@ def of_file(path: str, options: Options, own: Mapping[str, Any], peer: Peer) -> 
             continue
         option = options[flag]
         _add(found, Setting(option.name, _of_yaml(option, value, place), path), place)
-    return File(list(found.values()), given)
+    if models and any(one.name in ("model", "model_flag", "model_id") for one in found.values()):
+        raise UsageProblem(f"{path}: a model is given beside {KEY}; make it one of them.")
+    return File(list(found.values()), given, models)
 
 
-def check(settings: Iterable[Setting], options: Options, ctx: Any) -> None:
-    """Raises UsageProblem for a value that its option does not take."""
+def check(settings: Iterable[Setting], options: Options, ctx: Any) -> dict[str, Any]:
+    """The values as their options have them, by name. Raises UsageProblem for one that its option does not take."""
     by_name = {option.name: (flag, option) for flag, option in options.items() if flag.startswith("--")}
+    values = {}
     for setting in settings:
         flag, option = by_name[setting.name]
         try:
-            option.process_value(ctx, setting.value)
+            values[setting.name] = option.process_value(ctx, setting.value)
         except typer.BadParameter as error:
-            where = setting.place if setting.place.startswith(PREFIX) else f"{setting.place}: {flag[2:]}"
+            named = setting.place.startswith(PREFIX) or ": " in setting.place
+            where = setting.place if named else f"{setting.place}: {flag[2:]}"
             raise UsageProblem(f"{where}: {error.message.rstrip('.')}.") from None
+    return values
 
 
 def configured(command: Callable[..., None]) -> Callable[..., None]:
@@ -142,7 +153,7 @@ def in_force(ctx: Any, params: Iterable[Any], places: Mapping[str, str], environ
     lines: dict[str, str] = {}
     for param in params:
         key = next((flag for flag in param.opts if flag.startswith("--")), param.name).lstrip("-")
-        if param.name not in ctx.params or key in ("config", "print-config"):
+        if param.name not in ctx.params or key in ("config", "print-config", MORE):
             continue
         on_line = ctx.get_parameter_source(param.name).name == "COMMANDLINE"
         place = "command line" if on_line else places.get(param.name, "default")
@@ -154,6 +165,25 @@ def in_force(ctx: Any, params: Iterable[Any], places: Mapping[str, str], environ
         elif key not in lines or (place != "default" and not lines[key].endswith("# command line")):
             lines[key] = f"{key}: {json.dumps(value, default=_plain, ensure_ascii=False)}  # {place}"
     yield from lines.values()
+
+
+def in_force_models(models: Iterable[Iterable[Setting]], path: str) -> str:
+    """The line of YAML for the models of a file."""
+    written = [{one.place.rpartition(".")[2]: one.value for one in settings} for settings in models]
+    return f"{KEY}: {json.dumps(written, ensure_ascii=False)}  # {path}"
+
+
+def _entries(value: Any, place: str, options: Options) -> list[list[Setting]]:
+    if not isinstance(value, list) or not value:
+        raise UsageProblem(f"{place}: the value has to be a list of models.")
+    by_name = {option.name: option for option in options.values()}
+    return [
+        [
+            Setting(name, _of_yaml(by_name[name], one, at), at)
+            for name, one, at in settings_of(entry, f"{place}[{number}]", options)
+        ]
+        for number, entry in enumerate(value)
+    ]
 
 
 def _plain(value: Any) -> Any:
@@ -212,7 +242,12 @@ def _read(path: str) -> dict[str, Any]:
         if not isinstance(root, yaml.MappingNode):
             raise UsageProblem(f"{path}: the file has to hold keys and values, such as port: 8000.")
         _refuse_twins(root, [])
-        return {str(key.value): _as_written(value, loader) for key, value in root.value}
+        return {
+            str(key.value): [_mapping(one, loader) for one in value.value]
+            if key.value == KEY and isinstance(value, yaml.SequenceNode)
+            else _as_written(value, loader)
+            for key, value in root.value
+        }
     except (OSError, UnicodeError) as error:
         raise UsageProblem(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
@@ -238,6 +273,13 @@ def _refuse_twins(node: Any, above: list[Any]) -> None:
         inside = [value for _, value in node.value]
     for one in inside:
         _refuse_twins(one, [*above, node])
+
+
+def _mapping(node: Any, loader: Any) -> Any:
+    """An entry of a list, with the values of a mapping as they are written."""
+    if isinstance(node, yaml.MappingNode):
+        return {str(key.value): _as_written(value, loader) for key, value in node.value}
+    return _as_written(node, loader)
 
 
 def _as_written(node: Any, loader: Any) -> Any:

@@ -76,8 +76,8 @@ class Group:
         return made
 
     def values(self, given: Mapping[str, Any], prefix: str) -> Values:
-        """The fields' values of those of the parameters."""
-        found = {name: given[f"{prefix}_{name}"] for name in self.options}
+        """The fields' values of those of the parameters that are given."""
+        found = {name: given[f"{prefix}_{name}"] for name in self.options if f"{prefix}_{name}" in given}
         return {
             name: value if (convert := self.options[name].convert) is None else convert(value)
             for name, value in found.items()

@@ -10,11 +10,12 @@ from rerankd.cli.configuration import configured
 from rerankd.cli.door import Door
 from rerankd.cli.groups import Values, grouped
 from rerankd.cli.options import OR_DEFAULT
-from rerankd.cli.serving import DOOR, LAUNCH, LIMITS, MEDIA, MEDIA_LIMITS, SERVED_LOADING, SETTINGS
+from rerankd.cli.serving import DOOR, LAUNCH, LIMITS, MEDIA, MEDIA_LIMITS, RESIDENCE, SERVED_LOADING, SETTINGS
 from rerankd.cli.start import Launch, Media, TracesTo, start
 from rerankd.compat.peers import SGLANG
 from rerankd.limits import RequestLimits
 from rerankd.media.limits import MediaLimits
+from rerankd.server.settings import Residence
 
 
 @configured
@@ -34,6 +35,7 @@ def launch_server(
             hf_overrides={"flags": ("--json-model-override-args",)},
         ),
     ],
+    residence: Annotated[Residence, RESIDENCE],
     media: Annotated[Media, MEDIA.but("shown")],
     media_limits: Annotated[MediaLimits, MEDIA_LIMITS],
     door: Annotated[Door, DOOR],
@@ -60,5 +62,6 @@ def launch_server(
         media_limits=media_limits,
         door=door,
         traces=traces,
+        residence=residence,
     )
     start(launch, [*SGLANG.judge(ctx.obj.given, model_path or ""), *ctx.obj.notes])

@@ -12,7 +12,7 @@ from rerankd.cli.start import Launch, Media
 from rerankd.cli.values import processor_kwargs, strings
 from rerankd.limits import WHAT, RequestLimits
 from rerankd.media.limits import MediaLimits
-from rerankd.server.settings import MEGABYTE, Settings
+from rerankd.server.settings import MEGABYTE, Residence, Settings
 
 QUEUED_TOKENS = 8 << 20
 """Each of them takes some 40 bytes."""
@@ -120,6 +120,33 @@ SETTINGS = Group(
     },
 )
 """The served model, and limits on load."""
+
+RESIDENCE = Group(
+    Residence,
+    {
+        "first_use": Option("Load a model for its first request, not at the start.", ("--load-on-first-use",)),
+        "idle_unload": Option(
+            "Seconds without a request after which a model is unloaded; the next request loads it. 0 for never.",
+            kind=float,
+            default=0.0,
+            convert=_or_none,
+            typed={"min": 0},
+        ),
+        "memory": Option(
+            "Most gigabytes of the weights of all loaded models: the idle one that was used least recently makes room. "
+            "[default: any number]",
+            ("--max-model-memory-gb",),
+            kind=float | None,
+            convert=lambda gigabytes: None if gigabytes is None else int(gigabytes * (1 << 30)),
+            typed={"min": 0.001},
+        ),
+        "sleep_routes": Option(
+            "Serve vLLM's /sleep, /wake_up and /is_sleeping: whoever may call them unloads and loads models.",
+            ("--sleep-routes",),
+        ),
+    },
+)
+"""When models are in memory."""
 
 LIMITS = Group(
     RequestLimits,

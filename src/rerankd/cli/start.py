@@ -9,23 +9,27 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 from rerankd.cli.default_model import default_model
 from rerankd.cli.door import Door
+from rerankd.cli.several import Entry
+from rerankd.compat.flags import UsageProblem
 from rerankd.core import EngineDead, ModelError, RerankdError
 from rerankd.limits import RequestLimits
 from rerankd.media.limits import MediaLimits
+from rerankd.server.settings import Residence
 from rerankd.version import __version__
 
 if TYPE_CHECKING:
+    from rerankd.cli.hosting import Named
     from rerankd.media.sizing import Sizing
-    from rerankd.options import ModelInfo
+    from rerankd.server.pool import Model
     from rerankd.server.settings import Settings
     from rerankd.server.tracing import Traces
 
@@ -62,11 +66,13 @@ class TracesTo:
 class Launch:
     """The model to serve, and how to serve it.
 
-    model: None for the default one
+    model: None for the default one, or for those of `more`
+    more: further models, each with options of its own
     shutdown_timeout: seconds from a signal to the end of the process
     keep_alive: seconds that a connection may idle
     settings: fields of `Settings`, but those that are made of the others; without names the model is called as given
     loading: fields of `LoadOptions`, but the model and what the others say
+    residence: when models are in memory
     door: who may call, and how a call comes in
     traces: None to do as the environment says
     """
@@ -86,6 +92,8 @@ class Launch:
     media_limits: MediaLimits = MediaLimits()  # noqa: RUF009 - frozen
     door: Door = Door()  # noqa: RUF009 - frozen
     traces: TracesTo | None = None
+    residence: Residence = Residence()  # noqa: RUF009 - frozen
+    more: tuple[Entry, ...] = ()
 
 
 def start(launch: Launch, notes: Iterable[str]) -> None:
@@ -139,59 +147,81 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
     keys, cors, tls = door.keys(), door.cors(), door.tls()
     listener = bind_unix(door.uds) if door.uds else bind(launch.host, launch.port)
     with closing(listener), _removed(door.uds):
-        model, names = launch.model, tuple[str, ...]()
-        if model is None:
-            choice = default_model()
-            model, names = choice.model, choice.names
-            _say(choice.why, launch)
-
-        from rerankd.media.sources import Access
-        from rerankd.options import LoadOptions
-        from rerankd.reranker import Reranker
+        chosen = _chosen(launch)
+        from rerankd.cli.hosting import open_pool
         from rerankd.server.app import create_app
         from rerankd.server.settings import Settings
         from rerankd.server.supervisor import notify
 
-        options = LoadOptions(
-            model=model,
-            request_limits=launch.request_limits,
-            max_characters=launch.request_limits.characters,
-            max_queued_tokens=launch.settings.get("max_queued_tokens"),
-            media_access=Access(launch.media.local_folders, launch.media.allow_private),
-            media_limits=launch.media_limits,
-            media_sizing=_sizing(launch.media),
-            **launch.loading,
-        )
-        names = launch.settings.get("names") or names or (model,)
-        traces = _traces(launch, names[0])
-        with Reranker(options) as reranker, closing(traces) if traces else nullcontext():
+        named = _named(launch, chosen)
+        traces = _traces(launch, named[0].names[0])
+        with closing(traces) if traces else nullcontext(), closing(open_pool(named, launch.residence)) as pool:
             settings = Settings(
-                **{**launch.settings, "names": names},
+                **{**launch.settings, "names": named[0].names},
                 limits=launch.request_limits,
                 keys=keys,
                 protect_all=door.protect_all,
                 cors=cors,
                 root_path=door.root_path.rstrip("/"),
                 traces=traces,
+                sleep_routes=launch.residence.sleep_routes,
             )
-            app = create_app(reranker, settings)
+            app = create_app(pool, settings)
             address = listener.getsockname()
             url = f"unix:{address}" if door.uds else _url("https" if tls else "http", launch.host, address[1])
 
             def ready() -> None:
-                said = _ready(url, settings, reranker.info, door)
+                pool.begin()
+                said = _ready(url, settings, pool.models, door)
                 _say(said if launch.log_format == "text" else said.partition("\n")[0], launch, url=url)
                 notify("READY=1")
 
             lifetime = Lifetime(
                 ready,
-                reranker.close,
+                pool.close,
                 launch.shutdown_timeout,
                 settings.draining,
-                lambda: reranker.failure,
+                lambda: pool.failure,
                 launch.keep_alive,
             )
             serve(app, listener, lifetime, logs, tls)
+
+
+def _chosen(launch: Launch) -> list[Entry]:
+    """The models to serve, each with its names. Raises UsageProblem."""
+    names = tuple(launch.settings.get("names") or ())
+    first = [] if launch.model is None else [Entry(launch.model)]
+    if not first and not launch.more:
+        choice = default_model()
+        _say(choice.why, launch)
+        first = [Entry(choice.model, choice.names)]
+    entries = [*first, *launch.more]
+    if names and len(entries) > 1:
+        raise UsageProblem(
+            "--served-model-name is for one model; name several by served-model-name under models: in a --config file"
+        )
+    if len(entries) == 1:
+        entries = [replace(entries[0], names=names or entries[0].names)]
+    return [replace(one, names=one.names or (one.model,)) for one in entries]
+
+
+def _named(launch: Launch, chosen: Iterable[Entry]) -> list[Named]:
+    """The models with all options of loading: an entry's own win."""
+    from rerankd.cli.hosting import Named
+    from rerankd.media.sources import Access
+    from rerankd.options import LoadOptions
+
+    own = LoadOptions(
+        model="",
+        request_limits=launch.request_limits,
+        max_characters=launch.request_limits.characters,
+        max_queued_tokens=launch.settings.get("max_queued_tokens"),
+        media_access=Access(launch.media.local_folders, launch.media.allow_private),
+        media_limits=launch.media_limits,
+        media_sizing=_sizing(launch.media),
+        **launch.loading,
+    )
+    return [Named(one.names, replace(own, model=one.model, **one.loading)) for one in chosen]
 
 
 def _traces(launch: Launch, model: str) -> Traces | None:
@@ -244,18 +274,28 @@ def _url(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
 
 
-def _ready(url: str, settings: Settings, info: ModelInfo, door: Door) -> str:
+def _ready(url: str, settings: Settings, models: Sequence[Model], door: Door) -> str:
     name, locked = settings.names[0], bool(settings.keys)
+    first, *others = (_described(one) for one in models)
     body = json.dumps({"query": "what is panda?", "documents": ["hi", "The giant panda is a bear."]})
     key = " -H 'Authorization: Bearer KEY'" if locked else ""
+    return (
+        f"rerankd {__version__} is ready: {url} {first}\n"
+        + "".join(f"and {other}\n" for other in others)
+        + f"Try: curl {_reached(url, door)}/v1/rerank{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+        + ("" if door.uds else _clients(url + settings.root_path, name, settings.playground))
+    )
+
+
+def _described(model: Model) -> str:
+    info = model.info
     more = f" quantization={info.quantization}" if info.quantization else ""
     more += f" tensor_parallel_size={info.tensor_parallel_size}" if info.tensor_parallel_size > 1 else ""
     more += f" data_parallel_size={info.data_parallel_size}" if info.data_parallel_size > 1 else ""
+    more += " loaded=no" if model.reranker is None else ""
     return (
-        f"rerankd {__version__} is ready: {url} model={name} family={info.family} "
-        f"device={info.device} dtype={info.dtype} backend={info.backend}{more}\n"
-        f"Try: curl {_reached(url, door)}/v1/rerank{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
-        + ("" if door.uds else _clients(url + settings.root_path, name, settings.playground))
+        f"model={model.names[0]} family={info.family} device={info.device} dtype={info.dtype} "
+        f"backend={info.backend}{more}"
     )
 
 

@@ -10,11 +10,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from time import perf_counter
 
 import torch
 
-from rerankd.core import EngineBusy, EngineClosed, EngineDead, EngineError, EngineLoad, PromptGroup, Stage
+from rerankd.compute_thread import Compute, in_this_thread
+from rerankd.core import EngineBusy, EngineClosed, EngineDead, EngineError, EngineLoad, PackedBatch, PromptGroup, Stage
 from rerankd.engine.batcher import Batcher, Job, Slice
 from rerankd.engine.flight import Flight
 from rerankd.engine.packing import pack
@@ -46,14 +48,17 @@ class Engine:
         timeout: float | None = None,
         in_flight: int = 1,
         max_tokens: int | None = None,
+        compute: Compute = in_this_thread,
     ) -> None:
         """timeout: seconds after which a batch is given up, and the engine with it; a slow machine has more. None for
             any time
         in_flight: batches that a device has at a time; from 2 on, one is packed and launched while another is computed
         max_tokens: tokens that may wait, beside one request that may have more; None for any number
+        compute: runs a batch, in the engine's own thread or in one that other engines share
         """
         self.model = model
         self.device = device
+        self._compute = compute
         self._in_flight = in_flight
         self._max_tokens = max_tokens
         self._budget = Budget(batch_tokens)
@@ -221,12 +226,15 @@ class Engine:
         """The batch on its way. One whose launch fails is scored anew when the one before has landed."""
         began, groups = perf_counter(), [piece.group for piece in batch]
         try:
-            with self._watched(sum(piece.cost for piece in batch)), torch.inference_mode():
-                packed = pack(groups, self.model.shares_prefix, self.device)
-                return Flight.of(batch, began, self.model(packed))
+            return self._compute(partial(self._launch, batch, began, groups))
         except Exception as error:
             log.warning("A batch of %d requests could not be launched: %r", len(batch), error)
             return Flight(batch, began, None)
+
+    def _launch(self, batch: Sequence[Slice], began: float, groups: Sequence[PromptGroup]) -> Flight:
+        with self._watched(sum(piece.cost for piece in batch)), torch.inference_mode():
+            packed = pack(groups, self.model.shares_prefix, self.device)
+            return Flight.of(batch, began, self.model(packed))
 
     def _land(self, flight: Flight) -> None:
         tokens = sum(piece.cost for piece in flight.batch)
@@ -298,7 +306,9 @@ class Engine:
         return own
 
     def _logits(self, groups: Sequence[PromptGroup]) -> list[float]:
-        packed = pack(groups, self.model.shares_prefix, self.device)
+        return self._compute(partial(self._computed, pack(groups, self.model.shares_prefix, self.device)))
+
+    def _computed(self, packed: PackedBatch) -> list[float]:
         with self._watched(len(packed.token_ids)), torch.inference_mode():
             logits: list[float] = self.model(packed).tolist()
         return logits

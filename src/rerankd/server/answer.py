@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from rerankd.core import (
     EngineBusy,
@@ -23,12 +23,17 @@ from rerankd.core import (
 from rerankd.server.body import LARGE, Bodies, parse_json
 from rerankd.server.called import Called
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
+from rerankd.server.hosted import Hosted, choose
 from rerankd.server.incoming import Gone, Incoming
 from rerankd.server.places import Places
+from rerankd.server.pool import Pool
 from rerankd.server.problems import Problem, checked
 from rerankd.server.replies import ENGINE_DEAD, SHUTTING_DOWN, Reply, json_reply, refusal
 from rerankd.server.reports import reports
 from rerankd.work import Workers, all_of
+
+if TYPE_CHECKING:
+    from rerankd.options import ModelInfo
 
 log = logging.getLogger("rerankd")
 
@@ -54,13 +59,14 @@ class Answers(Protocol):
 class Desk:
     """The objects that answer calls.
 
+    hosted: the models; the first answers calls that name none
     places: of calls that are answered at a time
     workers: threads for long work, which would block the event loop
     timeout: seconds from a call's body to its answer; None for any time
     """
 
-    reranker: Answers
-    served: Served
+    pool: Pool
+    hosted: Sequence[Hosted]
     bodies: Bodies
     places: Places
     workers: Workers
@@ -79,13 +85,14 @@ async def answer(incoming: Incoming, routed: Sequence[Routed], desk: Desk, calle
             await exchange.parse(b"{}")
             return await exchange.in_time(exchange.answer())
         # What is refused costs nothing: its body is not read.
-        if unready := desk.served.unready():
+        if unready := exchange.hosted.served.unready():
             raise unready
         desk.places.check()
         async with desk.bodies.read(incoming) as body:
             with desk.places.take():
                 await exchange.parse(body)
-                return await exchange.in_time(exchange.answer())
+                with exchange.hosted.places.take():
+                    return await exchange.in_time(exchange.answer())
     except Gone:
         log.info("%r: the client hung up", exchange.log_id)
         return Reply(499)
@@ -101,7 +108,7 @@ async def answer(incoming: Incoming, routed: Sequence[Routed], desk: Desk, calle
     except EngineClosed:
         return exchange.refusal(SHUTTING_DOWN)
     except EngineBusy as error:
-        return exchange.refusal(desk.places.full(str(error)))
+        return exchange.refusal(exchange.hosted.places.full(str(error)))
     except ReplicaLost as error:
         log.error("%r: %s", exchange.log_id, error)
         return exchange.refusal(Problem(503, str(error)))
@@ -121,10 +128,13 @@ class _Exchange:
     """One call on its way to its answer. Workers do the long parts of the work."""
 
     def __init__(self, incoming: Incoming, routed: Sequence[Routed], desk: Desk, called: Called) -> None:
-        self.dialect, self.endpoint = _claiming(routed, {}, incoming.headers, desk.served)
+        self.dialect, self.endpoint = _claiming(routed, {}, incoming.headers, desk.hosted[0].served)
         self.call: Call[Any] | None = None
+        self.hosted = desk.hosted[0]
         self._large = False
         self._began = 0.0
+        self._body: bytes | bytearray = b""
+        self._info: ModelInfo | None = None
         self._routed = routed
         self._desk = desk
         self._incoming = incoming
@@ -145,14 +155,16 @@ class _Exchange:
     async def parse(self, body: bytes | bytearray) -> None:
         """Parse the body, and give the call the id that the body has. The timeout starts now."""
         self._began = time.monotonic()
-        parse = partial(self._parse, body)
+        self._body = body
         self._large = len(body) > LARGE
-        if self._large:
-            self.call = await self.in_time(self._desk.workers.run(parse))
-        else:
-            self.call = parse()
+        self.call = await (self.in_time(self._read()) if self._large else self._read())
         if self.call.id and not self._incoming.headers.get("x-request-id"):
             self._called.rename(self.call.id)
+
+    async def _read(self) -> Call[Any]:
+        if self._large:
+            return await self._desk.workers.run(self._parse)
+        return self._parse()
 
     async def in_time(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`. It is cancelled when the client hangs up first (Gone), or when it is late (a 504 `Problem`)."""
@@ -179,26 +191,46 @@ class _Exchange:
         """Score the parsed call and render the answer."""
         call = self.call
         assert call is not None
+        if not self.endpoint.reads and not call.requests:
+            return self._render(call, (), False)
+        async with self._desk.pool.lend(self.hosted.model) as reranker:
+            if self.hosted.served.info is not self._info:  # a classifier's labels, once it is loaded
+                call = self.call = await self._read()
+            return await self._scored(call, reranker)
+
+    async def _scored(self, call: Call[Any], reranker: Answers) -> Reply:
         results: Sequence[RerankResult] = ()
         if call.requests:
-            results = await _all(self._desk.reranker, call)
+            results = await _all(reranker, call)
         self._called.results = results
         outputs = sum(len(document.values) for result in results for document in result.documents)
         if self._large or max(outputs, sum(result.scored for result in results)) > SOON_RENDERED:
             return await self._desk.workers.run(partial(self._render, call, results, True))
         return self._render(call, results, False)
 
-    def _parse(self, body: bytes | bytearray) -> Call[Any]:
-        served = self._desk.served
-        sent = {**parse_json(body, served.limits), **self._incoming.parameters}
+    def _parse(self) -> Call[Any]:
+        sent = {**parse_json(self._body, self.hosted.served.limits), **self._incoming.parameters}
         # A null is as good as nothing: clients that write out every field say no API's name with it.
         said = {name: one for name, one in sent.items() if one is not None}
-        self.dialect, self.endpoint = _claiming(self._routed, said, self._incoming.headers, served)
+        self._claim(said)
+        chosen = choose(said.get("model") if self.endpoint.reads else self._incoming.model, self._desk.hosted)
+        if chosen is not self.hosted:
+            self.hosted = chosen
+            self._claim(said)
+        served = chosen.served
+        self._info = served.info
         parsed: Call[Any] = self.endpoint.parse(checked(self.endpoint.body, sent, served.limits), served)
-        return parsed
+        if len(self._desk.hosted) == 1:
+            return parsed
+        self._called.model = chosen.name
+        # Where it decides it has an effect, in an API that has no such field too.
+        return replace(parsed, ignored=tuple(one for one in parsed.ignored if one != "model" or not said.get(one)))
+
+    def _claim(self, said: Mapping[str, Any]) -> None:
+        self.dialect, self.endpoint = _claiming(self._routed, said, self._incoming.headers, self.hosted.served)
 
     def _render(self, call: Call[Any], results: Sequence[Any], large: bool) -> Reply:
-        content = self.endpoint.render(call, results, self.id, self._desk.served)
+        content = self.endpoint.render(call, results, self.id, self.hosted.served)
         return json_reply(content, 200, reports(call, results, self.log_id), large)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI
@@ -22,13 +23,24 @@ from rerankd.server.dialects import DIALECTS
 from rerankd.server.dialects.base import Endpoint
 from rerankd.server.http import HttpCall, response_of
 from rerankd.server.metrics import Metrics
-from rerankd.server.openapi import MODEL_PARAMETER, NO_KEY, Examples, answers, describe, json_body, responses
+from rerankd.server.openapi import (
+    MODEL_PARAMETER,
+    NO_KEY,
+    Examples,
+    answers,
+    describe,
+    json_body,
+    made_up_tokens,
+    responses,
+)
 from rerankd.server.own_routes import add_own_routes
 from rerankd.server.playground.routes import PAGES, add_playground
+from rerankd.server.pool import Pool
 from rerankd.server.problems import Problem
 from rerankd.server.replies import refusal
 from rerankd.server.service import PARAMETER, Serves, Service
 from rerankd.server.settings import Settings
+from rerankd.server.sleep_routes import add_sleep_routes
 from rerankd.version import __version__
 
 DESCRIPTION = """Scores how relevant each document is to a query.
@@ -41,8 +53,8 @@ that were left out, `X-Rerankd-Below-Min-Score` those left out for their scores,
 prompts a listwise model read the documents in. `Server-Timing` says what took how long."""
 
 
-def create_app(reranker: Serves, settings: Settings) -> FastAPI:
-    """The app that serves `reranker`. It closes nothing: the reranker is the caller's."""
+def create_app(models: Serves | Pool, settings: Settings) -> FastAPI:
+    """The app that serves a reranker, or the models of a pool. It closes nothing: both are the caller's."""
     # FastAPI's own page is blank where the browser cannot reach a CDN.
     app = (FastAPIOffline if settings.docs else FastAPI)(
         title="rerankd",
@@ -53,18 +65,19 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
         openapi_url="/openapi.json" if settings.docs else None,
     )
     app.root_path = settings.root_path
-    service = Service(reranker, settings)
+    service = Service(models, settings)
     served, own = service.served, service.own
-    metrics = Metrics(served, settings.vllm_metrics)
+    metrics = Metrics(service.hosted, settings.vllm_metrics)
     # Those that need no key say so.
     told: dict[str, Any] | None = None if settings.protect_all else dict(NO_KEY)
     probes = {"/health", "/metrics"}
     examples: dict[tuple[str, str], Examples] = {}
+    shown = served if service.pool.models[0].reranker else replace(served, tokenize=made_up_tokens)
     for (method, path), routed in service.routes.items():
         dialect, endpoint = routed[0]
         if endpoint.probe:
             probes.add(path)
-        examples[method, path] = answers(routed, served)
+        examples[method, path] = answers(routed, shown)
         app.add_api_route(
             # A model's name may have slashes.
             path.replace(PARAMETER, "{model:path}"),
@@ -85,8 +98,10 @@ def create_app(reranker: Serves, settings: Settings) -> FastAPI:
     describe(app, bodies, examples, bool(settings.keys))
 
     add_own_routes(app, service, metrics, settings.protect_all)
+    if settings.sleep_routes:
+        add_sleep_routes(app, service)
     if settings.playground:
-        add_playground(app, served, own.name, settings.docs, bool(settings.keys))
+        add_playground(app, service.hosted, own.name, settings.docs, bool(settings.keys))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

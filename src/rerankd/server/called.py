@@ -23,11 +23,13 @@ class Called:
 
     route: the path as the app has it, once the answer is there; "none" for one that it has not
     dialect: whose words the answer is in; None for what is the server's own
+    model: the one of several that answers
     """
 
     id: str
     route: str = NO_ROUTE
     dialect: str | None = None
+    model: str | None = None
     results: Sequence[RerankResult] = ()
 
     @classmethod

@@ -42,7 +42,7 @@ class Calls:
         def report(status: int) -> None:
             seconds = perf_counter() - began
             called.route = getattr(scope.get("route"), "path", NO_ROUTE)
-            self._metrics.answered(called.route, called.dialect, status, seconds, called.results)
+            self._metrics.answered(called.route, called.dialect, status, seconds, called.results, called.model)
             if trace:
                 trace.answered(called, status)
             if log.isEnabledFor(logging.INFO):
@@ -94,6 +94,8 @@ def _fields(scope: Scope, called: Called, status: int, seconds: float) -> dict[s
         "status": status,
         "seconds": round(seconds, 6),
     }
+    if called.model:
+        fields["model"] = called.model
     if called.results:
         fields["documents"] = sum(result.scored for result in called.results)
         fields["prompt_tokens"] = sum(result.prompt_tokens for result in called.results)

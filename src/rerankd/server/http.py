@@ -27,6 +27,11 @@ class HttpCall:
         """What stands in the places of the path's parameters."""
         return self._request.path_params
 
+    @property
+    def model(self) -> str | None:
+        """`?model=NAME`."""
+        return self._request.query_params.get("model")
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises Gone."""
         try:

@@ -25,6 +25,11 @@ class Incoming(Protocol):
         """What stands in the places of a path's parameters."""
         ...
 
+    @property
+    def model(self) -> str | None:
+        """The model that a call without a body names, by its query string."""
+        ...
+
     def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises Gone."""
         ...
@@ -41,6 +46,7 @@ class WholeCall:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     parameters: Mapping[str, str] = field(default_factory=dict)
+    model: str | None = None
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body in one piece."""

@@ -11,48 +11,54 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from rerankd.core import EngineLoad, ReplicaLoad, RerankResult, seconds_by_stage
-from rerankd.server.dialects.base import Served
+from rerankd.core import EngineLoad, RerankResult, seconds_by_stage
+from rerankd.server.hosted import Hosted
 from rerankd.server.vllm_metrics import VllmMetrics
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 SECONDS_BETWEEN_LOOKS = 0.05
 HUNG_UP = 499
-REPLICA = ("replica",)
+NO_MODEL = "none"
 
 
 class Metrics:
-    """Counts answers; `exposed` is what /metrics says."""
+    """Counts answers; `exposed` is what /metrics says. Of several models, each series has a label `model_name`."""
 
-    def __init__(self, served: Served, vllm_names: bool = False) -> None:
-        """vllm_names: whether they are counted under vLLM's names too"""
+    def __init__(self, hosted: Sequence[Hosted], vllm_names: bool = False) -> None:
+        """vllm_names: whether answers are counted under vLLM's names too"""
         self._registry = registry = CollectorRegistry()
-        self._vllm = VllmMetrics(served, registry) if vllm_names else None
-        self._requests = Counter("rerankd_requests", "Answers.", ("route", "dialect", "status"), registry=registry)
+        self._vllm = VllmMetrics(hosted, registry) if vllm_names else None
+        self._several = len(hosted) > 1
+        of_a_model = ("model_name",) if self._several else ()
+        self._requests = Counter(
+            "rerankd_requests", "Answers.", ("route", "dialect", "status", *of_a_model), registry=registry
+        )
         self._total = Histogram(
             "rerankd_request_seconds",
             "From a call's first byte to its answer.",
-            ("route", "dialect"),
+            ("route", "dialect", *of_a_model),
             buckets=SECONDS,
             registry=registry,
         )
         self._stages = Histogram(
             "rerankd_stage_seconds",
             "Of one request: reading media, tokenising, waiting for a batch, in the model.",
-            ("stage",),
+            ("stage", *of_a_model),
             buckets=SECONDS,
             registry=registry,
         )
-        self._cancelled = Counter("rerankd_cancelled_requests", "Clients that hung up.", registry=registry)
-        self._rejected = Counter("rerankd_rejected_requests", "Answers that are errors.", registry=registry)
-        self._documents = Counter("rerankd_documents", "Documents scored.", registry=registry)
-        self._truncated = Counter("rerankd_truncated_documents", "Documents cut to fit.", registry=registry)
-        self._prompt = Counter("rerankd_prompt_tokens", "Tokens of every document's prompt.", registry=registry)
-        self._computed = Counter("rerankd_computed_tokens", "Tokens that the model was given.", registry=registry)
-        self._saved = Counter(
-            "rerankd_prefix_tokens_saved", "Tokens not computed again for each document.", registry=registry
-        )
+
+        def counter(name: str, documentation: str) -> Counter:
+            return Counter(name, documentation, of_a_model, registry=registry)
+
+        self._cancelled = counter("rerankd_cancelled_requests", "Clients that hung up.")
+        self._rejected = counter("rerankd_rejected_requests", "Answers that are errors.")
+        self._documents = counter("rerankd_documents", "Documents scored.")
+        self._truncated = counter("rerankd_truncated_documents", "Documents cut to fit.")
+        self._prompt = counter("rerankd_prompt_tokens", "Tokens of every document's prompt.")
+        self._computed = counter("rerankd_computed_tokens", "Tokens that the model was given.")
+        self._saved = counter("rerankd_prefix_tokens_saved", "Tokens not computed again for each document.")
         self._delay = Histogram(
             "rerankd_event_loop_delay_seconds",
             "How late the event loop is, looked at twenty times a second: nothing that it does should take it long.",
@@ -60,8 +66,10 @@ class Metrics:
             registry=registry,
         )
         self._watched: asyncio.AbstractEventLoop | None = None
-        Gauge("rerankd_running_requests", "Calls being answered.", registry=registry).set_function(served.running)
-        registry.register(_EngineCollector(served))
+        Gauge("rerankd_running_requests", "Calls being answered.", registry=registry).set_function(
+            hosted[0].served.running
+        )
+        registry.register(_EngineCollector(hosted))
 
     def answered(
         self,
@@ -70,26 +78,31 @@ class Metrics:
         status: int,
         seconds: float,
         results: Sequence[RerankResult],
+        model: str | None = None,
     ) -> None:
-        """Count one answer; those of no dialect, which are the server's own, are not counted."""
+        """Count one answer; those of no dialect, which are the server's own, are not counted.
+
+        model: the one of several that answered; None where the call was refused before it was known
+        """
         if dialect is None:
             return
-        self._requests.labels(route, dialect, str(status)).inc()
-        self._total.labels(route, dialect).observe(seconds)
+        own = (model or NO_MODEL,) if self._several else ()
+        self._requests.labels(route, dialect, str(status), *own).inc()
+        self._total.labels(route, dialect, *own).observe(seconds)
         if status == HUNG_UP:
-            self._cancelled.inc()
+            _of(self._cancelled, own).inc()
         elif status >= 400:
-            self._rejected.inc()
+            _of(self._rejected, own).inc()
         if self._vllm and results:
-            self._vllm.answered(seconds, results)
+            self._vllm.answered(seconds, results, model)
         for result in results:
             for stage, took in seconds_by_stage(result.stages).items():
-                self._stages.labels(stage).observe(took)
-            self._documents.inc(result.scored)
-            self._truncated.inc(len(result.truncated))
-            self._prompt.inc(result.prompt_tokens)
-            self._computed.inc(result.computed_tokens)
-            self._saved.inc(max(0, result.prompt_tokens - result.computed_tokens))
+                self._stages.labels(stage, *own).observe(took)
+            _of(self._documents, own).inc(result.scored)
+            _of(self._truncated, own).inc(len(result.truncated))
+            _of(self._prompt, own).inc(result.prompt_tokens)
+            _of(self._computed, own).inc(result.computed_tokens)
+            _of(self._saved, own).inc(max(0, result.prompt_tokens - result.computed_tokens))
 
     def watch_loop(self) -> None:
         """Measure from now on how late the running event loop is."""
@@ -114,34 +127,57 @@ class Metrics:
 
 
 class _EngineCollector(Collector):
-    """The engine's own numbers, read when they are asked for."""
+    """The engines' own numbers, read when they are asked for."""
 
-    def __init__(self, served: Served) -> None:
-        self._served = served
+    def __init__(self, hosted: Sequence[Hosted]) -> None:
+        self._hosted = hosted
 
     def collect(self) -> Iterable[Metric]:
-        load: EngineLoad = self._served.load()
-        yield GaugeMetricFamily("rerankd_queue_documents", "Documents that no batch has taken.", load.waiting)
-        yield CounterMetricFamily("rerankd_batches", "Batches computed.", load.batches)
-        yield CounterMetricFamily("rerankd_batch_tokens", "Tokens of the batches computed.", load.tokens)
-        yield CounterMetricFamily("rerankd_batch_seconds", "Seconds that the model took for them.", load.seconds)
-        rate = load.tokens / load.seconds if load.seconds else 0.0
-        yield GaugeMetricFamily("rerankd_tokens_per_second", "Tokens a second of model time, since the start.", rate)
-        if load.replicas:
-            yield from _of_replicas(load.replicas)
+        several = len(self._hosted) > 1
+        of_a_model = ("model_name",) if several else ()
+        documents = GaugeMetricFamily(
+            "rerankd_queue_documents", "Documents that no batch has taken.", labels=of_a_model
+        )
+        batches = CounterMetricFamily("rerankd_batches", "Batches computed.", labels=of_a_model)
+        tokens = CounterMetricFamily("rerankd_batch_tokens", "Tokens of the batches computed.", labels=of_a_model)
+        seconds = CounterMetricFamily(
+            "rerankd_batch_seconds", "Seconds that the model took for them.", labels=of_a_model
+        )
+        rates = GaugeMetricFamily(
+            "rerankd_tokens_per_second", "Tokens a second of model time, since the start.", labels=of_a_model
+        )
+        loaded = GaugeMetricFamily("rerankd_model_loaded", "1 while the model is loaded.", labels=("model_name",))
+        loads = CounterMetricFamily("rerankd_model_loads", "How often it was loaded.", labels=("model_name",))
+        replicas = _replica_families(of_a_model)
+        for one in self._hosted:
+            load: EngineLoad = one.served.load()
+            own = (one.name,) if several else ()
+            documents.add_metric(own, load.waiting)
+            batches.add_metric(own, load.batches)
+            tokens.add_metric(own, load.tokens)
+            seconds.add_metric(own, load.seconds)
+            rates.add_metric(own, load.tokens / load.seconds if load.seconds else 0.0)
+            loaded.add_metric((one.name,), int(one.model.reranker is not None))
+            loads.add_metric((one.name,), one.model.loads)
+            for family, field in replicas:
+                for number, replica in enumerate(load.replicas):
+                    family.add_metric((*own, str(number)), float(getattr(replica, field)))
+        yield from (documents, batches, tokens, seconds, rates, loaded, loads)
+        yield from (family for family, _ in replicas if family.samples)
 
 
-def _of_replicas(replicas: Sequence[ReplicaLoad]) -> Iterable[Metric]:
-    """Numbers of each replica, by its number."""
-    families: list[tuple[GaugeMetricFamily | CounterMetricFamily, str]] = [
-        (GaugeMetricFamily("rerankd_replica_up", "Whether it takes batches.", labels=REPLICA), "running"),
-        (GaugeMetricFamily("rerankd_replica_held_tokens", "Tokens of its batches.", labels=REPLICA), "held_tokens"),
-        (CounterMetricFamily("rerankd_replica_batches", "Batches computed.", labels=REPLICA), "batches"),
-        (CounterMetricFamily("rerankd_replica_batch_tokens", "Tokens of these.", labels=REPLICA), "tokens"),
-        (CounterMetricFamily("rerankd_replica_batch_seconds", "Seconds of the model.", labels=REPLICA), "seconds"),
-        (CounterMetricFamily("rerankd_replica_restarts", "Starts of its process again.", labels=REPLICA), "restarts"),
+def _replica_families(of_a_model: tuple[str, ...]) -> list[tuple[GaugeMetricFamily | CounterMetricFamily, str]]:
+    """Numbers of each replica, by its number, and the fields of `ReplicaLoad` that have them."""
+    labels = (*of_a_model, "replica")
+    return [
+        (GaugeMetricFamily("rerankd_replica_up", "Whether it takes batches.", labels=labels), "running"),
+        (GaugeMetricFamily("rerankd_replica_held_tokens", "Tokens of its batches.", labels=labels), "held_tokens"),
+        (CounterMetricFamily("rerankd_replica_batches", "Batches computed.", labels=labels), "batches"),
+        (CounterMetricFamily("rerankd_replica_batch_tokens", "Tokens of these.", labels=labels), "tokens"),
+        (CounterMetricFamily("rerankd_replica_batch_seconds", "Seconds of the model.", labels=labels), "seconds"),
+        (CounterMetricFamily("rerankd_replica_restarts", "Starts of its process again.", labels=labels), "restarts"),
     ]
-    for family, field in families:
-        for number, one in enumerate(replicas):
-            family.add_metric([str(number)], float(getattr(one, field)))
-        yield family
+
+
+def _of(counter: Counter, labels: Sequence[str]) -> Counter:
+    return counter.labels(*labels) if labels else counter

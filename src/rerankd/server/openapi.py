@@ -141,6 +141,11 @@ def answers(routed: Sequence[Routed], served: Served) -> Examples:
     return examples
 
 
+def made_up_tokens(text: str, special: bool) -> list[tuple[int, str]]:
+    """Tokens for an example, of a model that is not loaded."""
+    return list(enumerate(text.split(), start=1))
+
+
 def _refusal(dialect: Dialect, status: int) -> object:
     problems = (*dialect.problems, *PROBLEMS)
     return dialect.render_error(next(problem for problem in problems if dialect.status(problem) == status))

@@ -1,4 +1,4 @@
-"""Routes that are no API's: the names of the model, health and metrics."""
+"""Routes that are no API's: the names of the models, health and metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rerankd.server.service import Service
 
 
 class ModelCard(BaseModel):
-    """A name that the model answers to."""
+    """A name that a model answers to."""
 
     id: str
     object: str = "model"
@@ -32,7 +32,7 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The names that the model answers to."""
+    """The names that the models answer to."""
 
     object: str = "list"
     data: list[ModelCard]
@@ -46,13 +46,15 @@ def add_own_routes(app: FastAPI, service: Service, metrics: Metrics, protect_all
     locked: dict[int | str, dict[str, Any]] = {401: refusal_of([own], 401)}
     open: dict[str, Any] = {"responses": locked} if protect_all else {"openapi_extra": dict(NO_KEY)}
 
+    by_name = {name: one for one in service.hosted for name in one.model.names}
+
     def card(name: str) -> ModelCard:
-        info = served.info
+        info = by_name[name].model.info
         return ModelCard(id=name, created=created, root=info.model, max_model_len=info.max_model_len)
 
     @app.get("/v1/models", tags=["server"], summary="The names that the model answers to", responses=locked)
     async def models() -> ModelList:
-        return ModelList(data=[card(name) for name in served.names])
+        return ModelList(data=[card(name) for name in by_name])
 
     missing: dict[str, Any] = {"description": "no model of that name", "model": own.error}
 
@@ -64,7 +66,7 @@ def add_own_routes(app: FastAPI, service: Service, metrics: Metrics, protect_all
         responses={**locked, 404: missing},
     )
     async def model(model: str, request: Request) -> ModelCard | Response:
-        if model in served.names:
+        if model in by_name:
             return card(model)
         request.state.called.dialect = own.name
         return response_of(refusal(own, not_ours(model, served)))

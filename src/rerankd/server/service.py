@@ -1,4 +1,4 @@
-"""A model behind every API, without a transport: calls of plain data to answers of plain data."""
+"""Models behind every API, without a transport: calls of plain data to answers of plain data."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from rerankd.server.body import Bodies
 from rerankd.server.called import Called
 from rerankd.server.dialects import DIALECTS
 from rerankd.server.dialects.base import Dialect, Served
+from rerankd.server.hosted import Hosted
 from rerankd.server.incoming import Incoming, WholeCall
 from rerankd.server.places import Places
+from rerankd.server.pool import ASLEEP, Model, Pool
 from rerankd.server.problems import Problem
 from rerankd.server.replies import ENGINE_DEAD, SHUTTING_DOWN, Reply, refusal
 from rerankd.server.settings import Settings
@@ -51,38 +53,61 @@ class Serves(Answers, Protocol):
         ...
 
 
-class Service:
-    """Answers calls with `reranker`. It closes nothing: the reranker is the caller's.
+class Closes(Serves, Protocol):
+    """What `Serves`, and can be unloaded."""
 
+    def close(self) -> None:
+        """Stop the engine; requests that still wait fail."""
+        ...
+
+
+class Service:
+    """Answers calls with one reranker, or with the models of a pool. It closes nothing: both are the caller's.
+
+    pool: of the models
+    hosted: the models as calls see them; the first answers calls that name none
     own: the dialect at the root
     routes: the endpoints of each method and path
     """
 
-    def __init__(self, reranker: Serves, settings: Settings) -> None:
-        places = Places(reranker.load, settings.max_calls, settings.max_queued_calls, settings.max_queued_tokens)
+    def __init__(self, models: Serves | Pool, settings: Settings) -> None:
+        pool = models if isinstance(models, Pool) else Pool([Model.of(models, settings.names)])
+        queued = settings.max_queued_calls, settings.max_queued_tokens
+        # What waits for one model keeps nobody from another; of one model it is known before a body is read.
+        several = len(pool.models) > 1
+        places = Places(pool.load, settings.max_calls, *((None, None) if several else queued))
 
         def unready() -> Problem | None:
-            if reranker.failure:
+            if pool.failure:
                 return ENGINE_DEAD
-            return SHUTTING_DOWN if settings.draining.is_set() else None
+            if settings.draining.is_set():
+                return SHUTTING_DOWN
+            return ASLEEP if pool.asleep else None
 
-        self._reranker = reranker
+        def served(model: Model) -> Served:
+            return Served(
+                model.names,
+                model.info,
+                model.tokenize,
+                places,
+                model.load,
+                unready,
+                settings.max_calls,
+                settings.max_queued_calls,
+                settings.limits,
+                tuple(name for one in pool.models for name in one.names),
+            )
+
+        self.pool = pool
         self.own = DIALECTS[settings.dialect]
         self.routes = _routes(self.own)
-        self.served = Served(
-            settings.names,
-            reranker.info,
-            reranker.tokenize,
-            places,
-            reranker.load,
-            unready,
-            settings.max_calls,
-            settings.max_queued_calls,
-            settings.limits,
+        self.hosted = tuple(
+            Hosted(model, served(model), Places(model.load, None, *(queued if several else (None, None))))
+            for model in pool.models
         )
         self._desk = Desk(
-            reranker,
-            self.served,
+            pool,
+            self.hosted,
             Bodies(settings.max_body, settings.max_bodies, settings.body_timeout),
             places,
             Workers("rerankd-call", CALL_THREADS),
@@ -90,9 +115,14 @@ class Service:
         )
 
     @property
+    def served(self) -> Served:
+        """The first model."""
+        return self.hosted[0].served
+
+    @property
     def failure(self) -> EngineDead | None:
-        """Why the engine has stopped answering; None while it answers."""
-        return self._reranker.failure
+        """Why an engine has stopped answering; None while all answer."""
+        return self.pool.failure
 
     async def call(self, method: str, path: str, body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
         """Answer a call that is all there, of a JSON body. The answer's `X-Request-Id` is the call's own, or random.

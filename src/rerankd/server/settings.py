@@ -26,9 +26,9 @@ class Cors:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a server serves its model.
+    """How a server serves its models.
 
-    names: what the model is called, the first name first
+    names: what a model is called that is no pool's, the first name first
     dialect: the one at the root
     max_body, max_bodies: the most bytes of a request's body, and of all that are being read or answered
     body_timeout: seconds in which a body must arrive
@@ -45,6 +45,7 @@ class Settings:
     draining: set by whoever ends the server when new calls are to be refused
     playground: whether / and /playground are there
     vllm_metrics: whether /metrics has vLLM's names too
+    sleep_routes: whether /sleep, /wake_up and /is_sleeping are there
     """
 
     names: tuple[str, ...]
@@ -66,3 +67,20 @@ class Settings:
     draining: threading.Event = field(default_factory=threading.Event)
     playground: bool = True
     vllm_metrics: bool = False
+    sleep_routes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Residence:
+    """When models are in memory.
+
+    first_use: whether a model is loaded for its first request, not at the start
+    idle_unload: seconds without a request after which a model is unloaded; None for never
+    memory: bytes that the weights of all loaded models have at most; None for any number
+    sleep_routes: whether a caller may unload and load models
+    """
+
+    first_use: bool = False
+    idle_unload: float | None = None
+    memory: int | None = None
+    sleep_routes: bool = False

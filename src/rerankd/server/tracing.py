@@ -89,6 +89,8 @@ class CallTrace:
         if not span.is_recording():
             return
         span.set_attributes({"http.response.status_code": status, "rerankd.request_id": called.header_id()})
+        if called.model:
+            span.set_attribute("gen_ai.request.model", called.model)
         if called.dialect:
             span.set_attribute("rerankd.dialect", called.dialect)
         if called.route.startswith("/"):

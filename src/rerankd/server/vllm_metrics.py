@@ -12,57 +12,66 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from rerankd.core import RerankResult, seconds_by_stage
-from rerankd.server.dialects.base import Served
+from rerankd.server.hosted import Hosted
 
 LABELS = ("model_name", "engine")
+ENGINE = "0"
 SECONDS = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0)
 
 
 class VllmMetrics:
     """Counts scored requests in a registry."""
 
-    def __init__(self, served: Served, registry: CollectorRegistry) -> None:
-        names = (served.names[0], "0")
+    def __init__(self, hosted: Sequence[Hosted], registry: CollectorRegistry) -> None:
+        self._first = hosted[0].name
 
         def histogram(name: str, what: str) -> Histogram:
-            made = Histogram(f"vllm:{name}_seconds", what, LABELS, buckets=SECONDS, registry=registry)
-            return made.labels(*names)
+            return Histogram(f"vllm:{name}_seconds", what, LABELS, buckets=SECONDS, registry=registry)
 
-        self._prompt = Counter("vllm:prompt_tokens", "Tokens of every prompt.", LABELS, registry=registry).labels(
-            *names
+        self._prompt = Counter("vllm:prompt_tokens", "Tokens of every prompt.", LABELS, registry=registry)
+        self._success = Counter(
+            "vllm:request_success", "Requests answered.", (*LABELS, "finished_reason"), registry=registry
         )
-        success = Counter("vllm:request_success", "Requests answered.", (*LABELS, "finished_reason"), registry=registry)
-        self._success = success.labels(*names, "stop")
         self._total = histogram("e2e_request_latency", "From a call's first byte to its answer.")
         self._queue = histogram("request_queue_time", "Waiting for a batch.")
         self._model = histogram("request_inference_time", "In the model.")
-        registry.register(_LoadCollector(served, names))
+        for one in hosted:
+            # Series are there before the first request, as vLLM's are.
+            self._success.labels(one.name, ENGINE, "stop")
+            for metric in (self._prompt, self._total, self._queue, self._model):
+                metric.labels(one.name, ENGINE)
+        registry.register(_LoadCollector(hosted))
 
-    def answered(self, seconds: float, results: Sequence[RerankResult]) -> None:
-        """Count a call that was answered with results."""
-        self._total.observe(seconds)
-        self._success.inc(len(results))
+    def answered(self, seconds: float, results: Sequence[RerankResult], model: str | None = None) -> None:
+        """Count a call that was answered with results. model: the one of several that answered"""
+        names = (model or self._first, ENGINE)
+        self._total.labels(*names).observe(seconds)
+        self._success.labels(*names, "stop").inc(len(results))
         for result in results:
             took = seconds_by_stage(result.stages)
-            self._prompt.inc(result.prompt_tokens)
-            self._queue.observe(took.get("queue", 0.0))
-            self._model.observe(took.get("model", 0.0))
+            self._prompt.labels(*names).inc(result.prompt_tokens)
+            self._queue.labels(*names).observe(took.get("queue", 0.0))
+            self._model.labels(*names).observe(took.get("model", 0.0))
 
 
 class _LoadCollector(Collector):
-    """How busy the engine is, read when it is asked for."""
+    """How busy the engines are, read when they are asked for."""
 
-    def __init__(self, served: Served, names: Sequence[str]) -> None:
-        self._served = served
-        self._names = names
+    def __init__(self, hosted: Sequence[Hosted]) -> None:
+        self._hosted = hosted
 
     def collect(self) -> Iterable[Metric]:
-        load = self._served.load()
-        for name, what, value in (
-            ("num_requests_running", "Requests in the batches that are being computed.", load.running),
-            ("num_requests_waiting", "Requests of which a document waits.", load.waiting_requests),
-            ("kv_cache_usage_perc", "Nothing is kept from one batch to the next.", 0.0),
-        ):
-            family = GaugeMetricFamily(f"vllm:{name}", what, labels=LABELS)
-            family.add_metric(self._names, value)
-            yield family
+        running, waiting, kept = (
+            GaugeMetricFamily(f"vllm:{name}", what, labels=LABELS)
+            for name, what in (
+                ("num_requests_running", "Requests in the batches that are being computed."),
+                ("num_requests_waiting", "Requests of which a document waits."),
+                ("kv_cache_usage_perc", "Nothing is kept from one batch to the next."),
+            )
+        )
+        for one in self._hosted:
+            load, names = one.served.load(), (one.name, ENGINE)
+            running.add_metric(names, load.running)
+            waiting.add_metric(names, load.waiting_requests)
+            kept.add_metric(names, 0.0)
+        yield from (running, waiting, kept)

@@ -33,7 +33,7 @@ ERRORS: Mapping[int, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """The facts about the server that a dialect may use.
+    """The facts about the server and one of its models that a dialect may use.
 
     names: those that the model answers to, the first of them first
     tokenize: a text's token ids and strings, with special tokens where the flag says so; it takes its time
@@ -43,6 +43,7 @@ class Served:
     max_calls: how many calls are answered at a time; None for any number
     max_queued_calls: how many of them wait for the model
     limits: of one request
+    all_names: those of all models of the server, this one's among them; empty where there is one model
     """
 
     names: tuple[str, ...]
@@ -54,6 +55,7 @@ class Served:
     max_calls: int | None = None
     max_queued_calls: int | None = None
     limits: RequestLimits = RequestLimits()  # noqa: RUF009 - frozen
+    all_names: tuple[str, ...] = ()
 
 
 class Nothing(BaseModel):

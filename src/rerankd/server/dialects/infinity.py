@@ -148,7 +148,7 @@ def _models(call: Call[Any], results: Sequence[RerankResult], id: str, served: S
     now = int(time.time())
     kind = {"object": "model", "owned_by": "infinity", "backend": "torch", "capabilities": ["rerank"]}
     return {
-        "data": [{"id": name, "stats": stats, "created": now, **kind} for name in served.names],
+        "data": [{"id": name, "stats": stats, "created": now, **kind} for name in served.all_names or served.names],
         "object": "list",
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.responses import HTMLResponse, Response
 
 from rerankd.server.dialects import DIALECTS
 from rerankd.server.dialects.base import Served
+from rerankd.server.hosted import Hosted
 from rerankd.version import __version__
 
 INDEX_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -21,7 +23,7 @@ PAGES = frozenset({"/", PATH})
 """Pages that hold nothing of the model: a browser that opens one sends no key."""
 
 
-def add_playground(app: FastAPI, served: Served, dialect: str, docs: bool, locked: bool) -> None:
+def add_playground(app: FastAPI, hosted: Sequence[Hosted], dialect: str, docs: bool, locked: bool) -> None:
     """Add the page, and what it asks of the server beside the rerank routes.
 
     dialect: the one at the root
@@ -42,24 +44,34 @@ def add_playground(app: FastAPI, served: Served, dialect: str, docs: bool, locke
 
     @app.get(f"{PATH}/info", include_in_schema=False)
     async def info() -> dict[str, Any]:
-        loaded = served.info
+        limits = hosted[0].served.limits
+        models = [_told(one.served) for one in hosted]
         return {
-            "names": served.names,
-            "architecture": loaded.architecture,
-            "family": loaded.family,
-            "device": loaded.device,
-            "dtype": loaded.dtype,
-            "quantization": loaded.quantization,
-            "max_model_len": loaded.max_model_len,
-            "takes_instruction": loaded.takes_instruction,
-            "supports_vision": loaded.supports_vision,
-            "limits": {"documents": served.limits.documents, "characters": served.limits.characters},
+            **models[0],
+            "models": models,
+            "limits": {"documents": limits.documents, "characters": limits.characters},
             "dialects": list(DIALECTS),
             "dialect": dialect,
             "docs": docs,
             "locked": locked,
             "version": __version__,
         }
+
+
+def _told(served: Served) -> dict[str, Any]:
+    """The facts of a model."""
+    loaded = served.info
+    return {
+        "names": served.names,
+        "architecture": loaded.architecture,
+        "family": loaded.family,
+        "device": loaded.device,
+        "dtype": loaded.dtype,
+        "quantization": loaded.quantization,
+        "max_model_len": loaded.max_model_len,
+        "takes_instruction": loaded.takes_instruction,
+        "supports_vision": loaded.supports_vision,
+    }
 
 
 def _index(docs: bool) -> str:

@@ -1,0 +1,282 @@
+"""The models of a server: loaded for the calls that need them, and unloaded when they idle, sleep or are in the way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from rerankd.core import EngineDead, EngineLoad, ModelError
+from rerankd.memory import free_memory
+from rerankd.server.problems import Problem
+
+if TYPE_CHECKING:
+    from rerankd.options import ModelInfo
+    from rerankd.server.service import Closes, Serves
+
+log = logging.getLogger("rerankd")
+
+IDLE = EngineLoad(waiting=0, batches=0, tokens=0, seconds=0.0)
+ASLEEP = Problem(503, "The model sleeps; send the request again once someone has called /wake_up.", retry_after=10)
+GIGABYTE = 1 << 30
+
+
+class Model:
+    """A model by its names, and its reranker while it is loaded. A `Pool` changes it, in its event loop.
+
+    users: the tasks of the calls that it is lent to, or that wait for it
+    used: when the last call gave it back, by `monotonic`
+    close: unloads the reranker, where that is the model's own
+    asleep: whether calls are refused until it is woken
+    loads: how often it was loaded
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        info: ModelInfo,
+        make: Callable[[], Closes] | None = None,
+        size: int = 0,
+    ) -> None:
+        """make: loads it, which takes its time; None for one that is its caller's, who has it loaded for good
+        size: bytes of its weights
+        """
+        self.names = names
+        self.info = info
+        self.make = make
+        self.size = size
+        self.reranker: Serves | None = None
+        self.close: Callable[[], None] | None = None
+        self.users: list[asyncio.Task[object]] = []
+        self.used = monotonic()
+        self.asleep = False
+        self.loads = 0
+        self.loading: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self._before = IDLE
+
+    @classmethod
+    def of(cls, reranker: Serves, names: tuple[str, ...]) -> Model:
+        """A model that is its caller's, loaded for good."""
+        model = cls(names, reranker.info)
+        model.reranker, model.loads = reranker, 1
+        return model
+
+    def begin(self) -> None:
+        """Load it; this takes its time. Raises ModelError."""
+        assert self.make is not None
+        self.keep(self.make())
+        log.info("%s is loaded.", self.names[0])
+
+    def keep(self, made: Closes) -> None:
+        """Have a reranker that was just made."""
+        self.close, self.reranker = made.close, made
+        # The same object as before where nothing new is known.
+        self.info = self.info if self.info == made.info else made.info
+        self.loads += 1
+
+    def load(self) -> EngineLoad:
+        """How busy its engine is, and what its engines have done since the start of the server."""
+        return self._before if self.reranker is None else added((self._before, self.reranker.load()))
+
+    def tokenize(self, text: str, special: bool) -> list[tuple[int, str]]:
+        """`Serves.tokenize`, for a call that the model is lent to."""
+        assert self.reranker is not None
+        return self.reranker.tokenize(text, special)
+
+    def end(self) -> Callable[[], None]:
+        """Take its reranker away. The callable closes that, and has the only reference to it."""
+        reranker, close = self.reranker, self.close
+        assert reranker is not None
+        assert close is not None
+        done = reranker.load()
+        self._before = added((self._before, EngineLoad(0, done.batches, done.tokens, done.seconds)))
+        self.reranker = self.close = None
+        return close
+
+
+class Pool:
+    """Lends models to calls. Every method is for the one event loop that all calls have, but `close`.
+
+    models: the first answers calls that name none
+    """
+
+    def __init__(self, models: Sequence[Model], idle_unload: float | None = None, memory: int | None = None) -> None:
+        """idle_unload: seconds without a call after which a model is unloaded; None for never
+        memory: bytes that the weights of all loaded models have at most; None for any number
+        """
+        self.models = tuple(models)
+        self._idle_unload = idle_unload
+        self._memory = memory
+        self._changes = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def failure(self) -> EngineDead | None:
+        """Why one of the engines has stopped answering; None while all answer."""
+        return next((one.reranker.failure for one in self.models if one.reranker and one.reranker.failure), None)
+
+    @property
+    def asleep(self) -> bool:
+        """Whether all models are."""
+        return all(one.asleep for one in self.models)
+
+    def load(self) -> EngineLoad:
+        """How busy all engines are together."""
+        return self.models[0].load() if len(self.models) == 1 else added(one.load() for one in self.models)
+
+    def begin(self) -> None:
+        """Count the idle time of models that are loaded already, in the running event loop."""
+        for model in self.models:
+            self._rest(model)
+
+    @asynccontextmanager
+    async def lend(self, model: Model) -> AsyncIterator[Serves]:
+        """The model's reranker for one call, loaded first where it is not; it stays loaded until the context ends.
+
+        Raises a 503 Problem while the model is asleep, for a call that waits when it is put to sleep, and where
+        memory has no room for the model; and a 500 Problem where it cannot be loaded.
+        """
+        if model.asleep:
+            raise ASLEEP
+        task = asyncio.current_task()
+        assert task is not None
+        model.users.append(task)
+        if model.timer:
+            model.timer.cancel()
+            model.timer = None
+        try:
+            while (reranker := model.reranker) is None:
+                await self._loaded(model)
+            yield reranker
+        except asyncio.CancelledError:
+            if model.asleep:
+                raise ASLEEP from None
+            raise
+        finally:
+            # Whoever unloads the model next must find no reference to the reranker in this coroutine.
+            reranker = None
+            model.users.remove(task)
+            model.used = monotonic()
+            self._rest(model)
+
+    async def sleep(self, models: Iterable[Model], wait: bool) -> None:
+        """Unload models, and refuse calls of them until they are woken.
+
+        wait: whether the calls that they are lent to are answered first; else these are refused too
+        """
+        chosen = list(models)
+        for model in chosen:
+            model.asleep = True
+        for model in chosen:
+            for task in () if wait else tuple(model.users):
+                task.cancel()
+            while model.users:
+                await asyncio.wait(model.users)
+        async with self._changes:
+            await self._unload([one for one in chosen if one.asleep and one.close])
+
+    async def wake(self, models: Iterable[Model]) -> None:
+        """Load models, and take calls of them. Raises Problem as `lend` does."""
+        for model in models:
+            model.asleep = False
+            async with self.lend(model):
+                pass
+
+    def close(self) -> None:
+        """Stop all engines; requests that still wait fail with EngineClosed. From any thread."""
+        for model in self.models:
+            if close := model.close:
+                close()
+
+    async def _loaded(self, model: Model) -> None:
+        """Load a model, for all calls that wait for it together: no call that leaves ends it."""
+        if model.loading is None:
+            model.loading = asyncio.ensure_future(self._load(model))
+        await asyncio.shield(model.loading)
+
+    async def _load(self, model: Model) -> None:
+        try:
+            async with self._changes:
+                if model.reranker is None:
+                    await self._make_room(model)
+                    await asyncio.to_thread(model.begin)
+        except ModelError as error:
+            log.error("%s cannot be loaded: %s", model.names[0], error)
+            raise Problem(500, f"The model `{model.names[0]}` cannot be loaded; the server's log says why.") from error
+        finally:
+            model.loading = None
+            self._rest(model)
+
+    async def _make_room(self, model: Model) -> None:
+        """Unload the models that were not used for longest, if the memory is needed and that is enough."""
+        if self._memory is None:
+            return
+        loaded = [one for one in self.models if one.close]
+        excess = sum(one.size for one in loaded) + model.size - self._memory
+        chosen = []
+        for one in sorted(loaded, key=lambda one: one.used):
+            if excess > 0 and not one.users:
+                chosen.append(one)
+                excess -= one.size
+        if excess > 0:
+            busy = ", ".join(f"`{one.names[0]}`" for one in loaded if one.users)
+            raise Problem(
+                503,
+                f"There is no memory for the model `{model.names[0]}` while {busy} answers requests; send this one "
+                "again later, or start the server with a larger --max-model-memory-gb.",
+            )
+        await self._unload(chosen)
+
+    def _rest(self, model: Model) -> None:
+        """Have a model that no call uses unloaded after a while."""
+        if self._idle_unload is None or model.users or model.close is None or model.timer:
+            return
+
+        def unload() -> None:
+            model.timer = None
+            task = asyncio.ensure_future(self._unload_idle(model, model.used))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        model.timer = asyncio.get_running_loop().call_later(self._idle_unload, unload)
+
+    async def _unload_idle(self, model: Model, used: float) -> None:
+        """Unload a model, unless a call has come since."""
+        async with self._changes:
+            if model.reranker is not None and not model.users and model.used == used:
+                await self._unload([model])
+
+    async def _unload(self, models: Sequence[Model]) -> None:
+        """Calls that come meanwhile wait, and load the model again."""
+        if not models:
+            return
+        # All are taken before the first wait, in which a call could come.
+        await asyncio.to_thread(partial(_close_all, [model.end() for model in models]))
+        log.info("Unloaded: %s", ", ".join(model.names[0] for model in models))
+
+
+def added(loads: Iterable[EngineLoad]) -> EngineLoad:
+    """Several engines as if they were one."""
+    found = tuple(loads)
+    return EngineLoad(
+        waiting=sum(one.waiting for one in found),
+        batches=sum(one.batches for one in found),
+        tokens=sum(one.tokens for one in found),
+        seconds=sum(one.seconds for one in found),
+        waiting_requests=sum(one.waiting_requests for one in found),
+        waiting_tokens=sum(one.waiting_tokens for one in found),
+        running=sum(one.running for one in found),
+        rate=sum(one.rate for one in found),
+    )
+
+
+def _close_all(closes: list[Callable[[], None]]) -> None:
+    """Unload models, and free their memory. The list is emptied: its caller has it too."""
+    while closes:
+        closes.pop()()
+    free_memory()
