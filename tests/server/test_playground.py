@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from PIL import Image
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from rerankd import Reranker
-from rerankd.server.settings import Settings
+from rerankd.cli.hosting import Named, open_pool
+from rerankd.options import LoadOptions
+from rerankd.server.settings import Residence, Settings
 from tests.server.fakes import MODEL, FakeReranker, running
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -134,6 +136,29 @@ def test_texts_are_ranked_and_shown(
     best = expected.documents[0]
     expect(page.get_by_role("status")).to_contain_text("4 documents ranked in")
     expect(page.get_by_role("status")).to_contain_text(f"number {best.index + 1}")
+
+
+def test_one_of_several_models_is_chosen(
+    visit: Callable[..., Page], bert_checkpoint: Path, qwen3_checkpoint: Path
+) -> None:
+    folders = {"first": str(bert_checkpoint), "second": str(qwen3_checkpoint)}
+    chosen = [Named((name,), LoadOptions(folder, dtype="float32")) for name, folder in folders.items()]
+    with closing(open_pool(chosen, Residence())) as pool, running(pool, Settings(names=("first",))) as url:
+        page = visit(f"{url}/playground")
+        for model in pool.models[::-1]:
+            (name,) = model.names
+            page.get_by_label("Model", exact=True).select_option(label=name)
+            expect(page.locator("#facts")).to_contain_text(name)
+            expect(page.locator("#instructionbox")).to_be_visible(visible=model.info.takes_instruction)
+            fill(page, QUERY, DOCUMENTS)
+            rank(page)
+            with Reranker(folders[name], dtype="float32") as alone:
+                expected = alone.rerank(QUERY, DOCUMENTS)
+            assert [float(row["score"]) for row in rows(page)] == pytest.approx(
+                [document.score for document in expected.documents], abs=2e-4
+            )
+        page.get_by_label("API", exact=True).select_option("tei")
+        expect(page.locator("#snippet")).to_contain_text('"model": "first"')
 
 
 @pytest.mark.parametrize(

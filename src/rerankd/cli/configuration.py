@@ -111,7 +111,7 @@ def of_file(path: str, options: Options, own: Mapping[str, Any], peer: Peer) -> 
             continue
         option = options[flag]
         _add(found, Setting(option.name, _of_yaml(option, value, place), path), place)
-    if models and any(one.name in ("model", "model_flag", "model_id") for one in found.values()):
+    if models and any(one.name in ("model", "model_flag", "model_id") and one.value for one in found.values()):
         raise UsageProblem(f"{path}: a model is given beside {KEY}; make it one of them.")
     return File(list(found.values()), given, models)
 
