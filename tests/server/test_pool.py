@@ -185,6 +185,18 @@ def test_routes_around_the_models_know_them_all(server: str, several: Several) -
         assert requests.get(server + path, timeout=30).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/classify", "/invocations"])
+def test_labels_are_known_to_the_first_call_of_a_model(several: Several, path: str) -> None:
+    """A classifier's labels, which loading tells, decide what the call is and stand in its answer."""
+    with serving(several.named("org/bert", "two"), Residence(first_use=True)) as (url, _):
+        answers = [requests.post(url + path, json={"model": "two", "input": ["panda"]}, timeout=60) for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+        first, second = (answer.json()["data"] for answer in answers)
+        assert first == second
+        assert first[0]["num_classes"] == 2
+        assert first[0]["label"].startswith("LABEL_")
+
+
 def test_metrics_say_which_model(several: Several) -> None:
     with serving(several.named("org/bert", "two"), Residence(first_use=True)) as (url, _):
         for name in ("two", "two", "other"):
