@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import weakref
@@ -21,10 +22,10 @@ from rerankd.cli.hosting import Named, open_pool
 from rerankd.compute_thread import ComputeThread
 from rerankd.core import ModelError, PackedBatch
 from rerankd.options import LoadOptions
-from rerankd.server.pool import Pool
+from rerankd.server.pool import Model, Pool
 from rerankd.server.settings import Residence, Settings
-from tests.server.fakes import running
-from tests.server.test_clients_that_leave import until
+from tests.server.fakes import INFO, FakeReranker, running
+from tests.server.test_clients_that_leave import open_call, until
 
 QUERY = "what is panda?"
 DOCUMENTS = ["hi", "The giant panda is a bear.", "Bread rises in the oven.", "panda panda"]
@@ -219,7 +220,6 @@ def test_models_that_idle_are_unloaded_and_loaded_again_without_a_wrong_answer(s
     """Clients of two models ask one after another; each model is unloaded and loaded several times meanwhile."""
     names = ("org/bert", "two")
     with serving(several.named(*names), Residence(idle_unload=0.001)) as (url, pool):
-        engines = [weakref.ref(model.reranker._engine) for model in pool.models]  # type: ignore[union-attr]
         enough = threading.Event()
 
         def client(number: int) -> list[bool]:
@@ -236,9 +236,75 @@ def test_models_that_idle_are_unloaded_and_loaded_again_without_a_wrong_answer(s
         assert enough.is_set()
         assert all(answers)
         until(lambda: not any(model.reranker for model in pool.models))
-        gc.collect()
-        assert [engine() for engine in engines] == [None, None]
         assert pool.load().batches >= len(answers)  # what was counted of models that are gone
+
+
+class Closing(FakeReranker):
+    """A reranker that says whether it was closed."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_model_that_is_used_again_while_it_waits_to_be_unloaded_stays() -> None:
+    """One model idles while another is loaded; a call of it comes before that load ends, and outlives it."""
+    gate = threading.Event()
+
+    def slow() -> Closing:
+        assert gate.wait(60)
+        return Closing()
+
+    async def scenario() -> None:
+        models = first, second = Model(("first",), INFO, Closing), Model(("second",), INFO, slow)
+        pool = Pool(models, idle_unload=0.01)
+
+        async def use() -> None:
+            async with pool.lend(second):
+                pass
+
+        async with pool.lend(first):
+            loading = asyncio.ensure_future(use())
+            while second.loading is None:
+                await asyncio.sleep(0)
+        while not pool._tasks:
+            await asyncio.sleep(0.001)
+        async with pool.lend(first) as reranker:
+            gate.set()
+            await loading
+            while any(not task.done() for task in pool._tasks):
+                await asyncio.sleep(0.001)
+            assert first.reranker is reranker
+            assert isinstance(reranker, Closing)
+            assert not reranker.closed
+        while not reranker.closed:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_client_that_leaves_does_not_end_the_load_that_others_wait_for(several: Several) -> None:
+    with serving(several.named("org/bert", "two"), Residence(first_use=True)) as (url, pool):
+        model, gate = pool.models[1], threading.Event()
+        make = model.make
+        assert make is not None
+
+        def slow() -> Any:
+            assert gate.wait(60)
+            return make()
+
+        model.make = slow
+        with ThreadPoolExecutor(1) as clients:
+            waiting = clients.submit(ask, url, "two")
+            until(lambda: len(model.users) == 1)
+            leaving = open_call(url, {**BODIES["/v1/rerank"], "model": "two"})
+            until(lambda: len(model.users) == 2)
+            leaving.close()
+            until(lambda: len(model.users) == 1)
+            gate.set()
+            assert several.right("two", waiting.result())
+        assert model.loads == 1
 
 
 def test_a_request_that_waits_for_a_model_has_its_time_and_the_load_goes_on(several: Several) -> None:
@@ -319,7 +385,7 @@ def test_a_model_sleeps_until_it_is_woken(several: Several) -> None:
         assert (asleep(), asleep("?model=org/bert"), asleep("?model=two")) == (False, True, False)
         assert requests.get(f"{url}/ready", timeout=30).status_code == 200
 
-        gated = Gated(pool.models[1].reranker)
+        gated, known = Gated(pool.models[1].reranker), weakref.ref(pool.models[1].reranker)  # type: ignore[arg-type]
         with ThreadPoolExecutor(2) as clients:
             waiting = clients.submit(ask, url, "two")
             assert gated.entered.wait(60)
@@ -330,6 +396,8 @@ def test_a_model_sleeps_until_it_is_woken(several: Several) -> None:
             assert several.right("two", waiting.result())
             assert sleeping.result().status_code == 200
         assert asleep()
+        gc.collect()
+        assert known() is None  # its memory is free
         assert [requests.get(url + path, timeout=30).status_code for path in ("/ready", "/health")] == [503, 200]
 
         assert post("/wake_up?tags=weights").headers["X-Rerankd-Ignored"] == "tags"
