@@ -136,7 +136,7 @@ def _status(problem: Problem) -> int:
     """TEI: 413 for what is too long, 422 for what it cannot read, 424 for a model that fails or is of another kind."""
     if isinstance(problem, Empty):
         return 400
-    if problem.field == "model":  # no body has it: the model is of another kind
+    if problem.field == "model" and problem.status == 400 and problem.well_formed:  # the model is of another kind
         return 424
     return {400: 413 if problem.well_formed else 422, 500: 424}.get(problem.status, problem.status)
 
