@@ -256,6 +256,17 @@ def test_own_attention_keeps_what_is_not_a_number(unit: str) -> None:
     assert not attended[:, 1].isnan().any()
 
 
+@pytest.mark.parametrize("unit", UNITS)
+def test_own_attention_reads_no_value_behind_a_document(unit: str) -> None:
+    # 37 values fill no whole register, and a weight of 0 times a neighbour's NaN would be NaN.
+    layout = separate_layout([Span(0, 37), Span(37, 80)])
+    q, k, v = (x.to(UNITS[unit].dtype) for x in tensors(80, 80, 2, 2, head_dim=32))
+    v[37] = float("nan")
+    attended = own_attention(unit, q, k, v, layout, 0.2)
+    assert not attended[:37].isnan().any()
+    assert attended[37:].isnan().all()
+
+
 @given(packed_groups())
 def test_runs_hold_every_block_once_with_one_shared_span(groups: list[PackedGroup]) -> None:
     layout = causal_layout(groups)

@@ -6,9 +6,7 @@ import ctypes
 import os
 import shutil
 import subprocess
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from struct import Struct
 from types import SimpleNamespace
@@ -42,13 +40,11 @@ _WANTED, _CHANGED, _RESULT = range(3)
 _MESSAGE = Struct("3q")
 
 
-@cache
-def program() -> Path:
-    """The kernels and the program that calls them, for ARM; skips the test where a tool is missing."""
+def program(folder: Path) -> Path:
+    """The kernels and the program that calls them, compiled into a folder; skips the test where a tool is missing."""
     for tool, package in ((COMPILER, "gcc-aarch64-linux-gnu"), (EMULATOR, "qemu-user")):
         if shutil.which(tool) is None:
             pytest.skip(f"no {tool} to run the kernels for ARM (Debian's {package})")
-    folder = Path(tempfile.mkdtemp(prefix="rerankd-arm-"))
 
     def compiled(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
@@ -65,9 +61,9 @@ def program() -> Path:
 class Emulator:
     """A process that calls the kernels on this process's memory. See emulated_arm.c."""
 
-    def __init__(self, cpu: str = "max") -> None:
+    def __init__(self, program: Path, cpu: str = "max") -> None:
         self._process = subprocess.Popen(
-            [EMULATOR, "-cpu", cpu, program()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            [EMULATOR, "-cpu", cpu, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
         self._memory = os.open("/proc/self/mem", os.O_RDWR)
 
