@@ -30,7 +30,7 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
     ("/v1/rerank", {"model": "another", **PANDA}),
     ("/v1/rerank", {"documents": ["x"]}),
     ("/v1/rerank", {"query": "break", "documents": ["x"]}),
-    ("/v1/embeddings", {"input": "x"}),
+    ("/v1/completions", {"prompt": "x"}),
 ]
 
 

@@ -211,12 +211,14 @@ def test_work_that_nobody_waits_for_stops(bert_checkpoint: Path) -> None:
 
 
 def test_a_place_is_given_back_when_the_work_has_stopped(bert_checkpoint: Path, tmp_path: Path) -> None:
-    stop = tmp_path / "stop"
+    began, stop = tmp_path / "began", tmp_path / "stop"
     until_stopped = BLIND.replace("while", f"import pathlib\n    while not pathlib.Path({str(stop)!r}).exists() and")
+    until_stopped = until_stopped.replace("pass\n", f"pathlib.Path({str(began)!r}).touch()\n")
     program = ("-c", until_stopped, "serve")
     with launched(program, str(bert_checkpoint), QUIET, "--max-concurrent-requests", "1") as server:
         client = open_call(server.url, WAITED_FOR)
-        until(lambda: calls_of(server) == 1)
+        # Before, the work would look whether anybody waits.
+        until(began.exists)
         client.close()
         time.sleep(0.3)
         assert requests.post(f"{server.url}/v1/rerank", json=QUICK, timeout=60).status_code == 429

@@ -315,7 +315,7 @@ def test_invocations_are_told_apart_by_their_fields(vllm_server: str, sglang_ser
 
 
 def test_an_invocation_that_is_neither_is_refused(vllm_server: str) -> None:
-    refused = requests.post(f"{vllm_server}/invocations", json={"input": "a"}, timeout=30)
+    refused = requests.post(f"{vllm_server}/invocations", json={"prompt": "a"}, timeout=30)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "query")
 
 
