@@ -182,6 +182,9 @@ def test_routes_around_the_models_know_them_all(server: str, several: Several) -
     assert (
         tokens["tokens"] != requests.post(f"{server}/tokenize", json={"prompt": "panda"}, timeout=30).json()["tokens"]
     )
+    assert get("/kserve/v2/models/two/ready") == {"name": "two", "ready": True}
+    assert get("/kserve/v2/models/org/roberta")["name"] == "org/roberta"
+    assert requests.get(f"{server}/kserve/v2/models/other/ready", timeout=30).status_code == 404
     for path in ("/health", "/ready", "/ping"):
         assert requests.get(server + path, timeout=30).status_code == 200
 
@@ -486,6 +489,8 @@ def test_models_that_cannot_be_served_together_are_refused(several: Several) -> 
     missing = Named(("missing",), LoadOptions("/nowhere/at/all"))
     with pytest.raises(ModelError, match="/nowhere/at/all"):
         open_pool([named, missing], Residence(first_use=True))
-    split = Named(("split",), LoadOptions(str(several.folders["two"]), tensor_parallel_size=2))
-    with pytest.raises(ModelError, match="--tensor-parallel-size is for one model"):
-        open_pool([split], Residence(idle_unload=1.0))
+    for processes in ({"tensor_parallel_size": 2}, {"data_parallel_size": 2}, {"device": "cpu,cpu"}):
+        split = Named(("split",), LoadOptions(str(several.folders["two"]), **processes))  # type: ignore[arg-type]
+        for chosen, residence in (([split], Residence(idle_unload=1.0)), ([split, named], Residence())):
+            with pytest.raises(ModelError, match="--data-parallel-size are for one model"):
+                open_pool(chosen, residence)

@@ -82,8 +82,14 @@ def _check(chosen: Sequence[Named], residence: Residence) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ModelError(f"Two models have the name {name}; name them apart by served-model-name under models:.")
-    if (len(chosen) > 1 or residence != Residence()) and any(one.options.tensor_parallel_size > 1 for one in chosen):
+    # Their processes are started once, before the server has threads.
+    processes = any(one.options.tensor_parallel_size > 1 or _replicated(one.options) for one in chosen)
+    if processes and (len(chosen) > 1 or residence != Residence()):
         raise ModelError(
-            "--tensor-parallel-size is for one model that stays loaded: serve it alone, without --load-on-first-use, "
-            "--idle-unload, --max-model-memory-gb and --sleep-routes."
+            "--tensor-parallel-size and --data-parallel-size are for one model that stays loaded: serve it alone, "
+            "without --load-on-first-use, --idle-unload, --max-model-memory-gb and --sleep-routes."
         )
+
+
+def _replicated(options: LoadOptions) -> bool:
+    return (options.data_parallel_size or 1) > 1 or "," in options.device

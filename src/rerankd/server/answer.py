@@ -213,7 +213,7 @@ class _Exchange:
         # A null is as good as nothing: clients that write out every field say no API's name with it.
         said = {name: one for name, one in sent.items() if one is not None}
         self._claim(said)
-        chosen = choose(said.get("model") if self.endpoint.reads else self._incoming.model, self._desk.hosted)
+        chosen = choose(said.get("model", None if self.endpoint.reads else self._incoming.model), self._desk.hosted)
         if chosen is not self.hosted:
             self.hosted = chosen
             self._claim(said)
