@@ -133,12 +133,12 @@ class Plan:
         return open_tensors(self.folder, self.config) if self.gguf is None else GgufTensors(self.gguf)
 
     def weight_bytes(self) -> int:
-        """The memory of all weights once they are loaded, by the shapes that the files declare. Raises as `tensors`."""
-        tensors, whole = self.tensors(), self.placement.dtype.itemsize
-        shapes = {name: tensors.shape(name) for name in tensors.names}
-        packed = {name for name, shape in shapes.items() if len(shape) > 1 and "embed" not in name}
-        one = whole if self.options.quantization is None else 1
-        return sum(prod(shape) * (one if name in packed else whole) for name, shape in shapes.items())
+        """The most memory that the loaded weights take, by the shapes in the files. Raises as `tensors`.
+
+        8-bit linear layers take less: which layers these are is the backend's choice.
+        """
+        tensors = self.tensors()
+        return self.placement.dtype.itemsize * sum(prod(tensors.shape(name)) for name in tensors.names)
 
     def load(self) -> Model:
         """Read the weights, in as many processes as the options say. Raises ModelError for those that are missing or do

@@ -40,7 +40,7 @@ def trim_memory() -> None:
 
 
 def free_memory() -> None:
-    """Give the memory of a model that nothing refers to back, on the CPU and on a CUDA device."""
+    """Give back the memory of a model that nothing refers to any more, on the CPU and on a CUDA device."""
     gc.collect()
     trim_memory()
     torch = sys.modules.get("torch")
