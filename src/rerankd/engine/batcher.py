@@ -11,7 +11,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count, islice
 from time import perf_counter
 
-from rerankd.core import PromptGroup, Segment, Stage
+from rerankd.core import EngineBusy, PromptGroup, Segment, Stage
 
 STALE = 64
 """So many entries of jobs that have left may lie in the heap beside as many as there are jobs."""
@@ -128,6 +128,14 @@ class Batcher:
         self._jobs: OrderedDict[Job, int] = OrderedDict()  # in order of arrival, with its number
         # By cost and arrival. An entry is passed over when its job has left the queue, or costs less by now.
         self._shortest: list[tuple[int, int, Job]] = []
+
+    def expect_place(self, job: Job, most: int | None) -> None:
+        """Raise EngineBusy where a job and what waits have more than `most` tokens; alone it may have any number."""
+        if most is not None and self.tokens and self.tokens + job.cost > most:
+            raise EngineBusy(
+                f"This request's {job.cost} tokens are more than may wait for the model beside the {self.tokens} that "
+                "do already; send it again later, or start the server with a larger --max-queued-tokens."
+            )
 
     def add(self, job: Job) -> None:
         """Put a job at the end of the queue."""

@@ -16,7 +16,7 @@ from time import perf_counter
 import torch
 
 from rerankd.compute_thread import Compute, in_this_thread
-from rerankd.core import EngineBusy, EngineClosed, EngineDead, EngineError, EngineLoad, PackedBatch, PromptGroup, Stage
+from rerankd.core import EngineClosed, EngineDead, EngineError, EngineLoad, PackedBatch, PromptGroup, Stage
 from rerankd.engine.batcher import Batcher, Job, Slice
 from rerankd.engine.flight import Flight
 from rerankd.engine.packing import pack
@@ -121,12 +121,7 @@ class Engine:
                 raise _again(self._dead)
             if self._closed:
                 raise EngineClosed("The engine is closed.")
-            waiting = self._batcher.tokens
-            if self._max_tokens is not None and waiting and waiting + job.cost > self._max_tokens:
-                raise EngineBusy(
-                    f"This request's {job.cost} tokens are more than may wait for the model beside the {waiting} that "
-                    "do already; send it again later, or start the server with a larger --max-queued-tokens."
-                )
+            self._batcher.expect_place(job, self._max_tokens)
             self._batcher.add(job)
             self._wake.notify()
         job.future.add_done_callback(lambda _: self._leave(job))

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from itertools import count
 
 from rerankd.core import (
-    EngineBusy,
     EngineClosed,
     EngineDead,
     EngineLoad,
@@ -123,12 +122,7 @@ class Replicas:
                 raise EngineDead(str(self._dead))
             if self._closed:
                 raise EngineClosed("The engine is closed.")
-            waiting = self._batcher.tokens
-            if self._max_tokens is not None and waiting and waiting + job.cost > self._max_tokens:
-                raise EngineBusy(
-                    f"This request's {job.cost} tokens are more than may wait for the model beside the {waiting} that "
-                    "do already; send it again later, or start the server with a larger --max-queued-tokens."
-                )
+            self._batcher.expect_place(job, self._max_tokens)
             self._longest = max(self._longest, longest) if self._batcher else longest
             self._batcher.add(job)
             replicas = len(self._places)
