@@ -31,7 +31,6 @@ class Fake:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
-    arrivals: list[float] = field(default_factory=list)
     delay: float = 0.0
     fail: dict[int, tuple[int, Any]] = field(default_factory=dict)
     drop: int = 0
@@ -45,7 +44,6 @@ class Fake:
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
         self.paths.append(request.url.path)
-        self.arrivals.append(time.perf_counter())
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         await asyncio.sleep(self.delay)
