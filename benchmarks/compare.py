@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks.checkpoints import checkpoint
 from benchmarks.engines import EXPORT_PACKAGES, EXPORTED, Engine, Spec
+from benchmarks.isa import CAPS, run_capped
 from rerankd.bench.limit import Kind, Lengths, Work, gemm_rate, work
 from rerankd.bench.rounds import Round, Spread, Summary
 from rerankd.bench.workloads import KINDS, Corpus, Workload
@@ -211,12 +212,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--engines", nargs="+", metavar="ENGINE[:DTYPE]", help=usual)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--isa", choices=CAPS, help="measure as on an older processor; needs CPUID faulting, and cc")
     parser.add_argument("--no-service", action="store_true", help="leave out the server: HTTP, time to ready")
     return parser.parse_args()
 
 
 def main() -> None:
     chosen = arguments()
+    if chosen.isa:
+        run_capped("benchmarks.compare", chosen.isa)
     specs = [Spec.parse(name) for name in chosen.engines or (*ENGINES, *(VLLM_ENGINES if chosen.vllm_python else ()))]
     if specs[0].kind != "rerankd":
         raise RerankdError("--engines: rerankd comes first; the others are compared with it.")
@@ -231,7 +235,7 @@ def main() -> None:
     results: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(["python -m benchmarks.compare", *sys.argv[1:]]),
-        "machine": machine(),
+        "machine": {**machine(), "isa_cap": chosen.isa},
         "rounds": chosen.rounds,
         "cases": [],
         "memory": [],

@@ -133,7 +133,11 @@ def vllm_environment(python: Path) -> dict[str, str]:
     cores = sorted(os.sched_getaffinity(0))
     openmp = python.parent.parent / "lib" / "libiomp5.so"
     allocator = ctypes.util.find_library("tcmalloc_minimal")
-    preloads = [*([str(openmp)] if openmp.exists() else []), *([allocator] if allocator else [])]
+    preloads = [
+        *([str(openmp)] if openmp.exists() else []),
+        *([allocator] if allocator else []),
+        *os.environ.get("LD_PRELOAD", "").split(),
+    ]
     return {
         "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
         "VLLM_CPU_KVCACHE_SPACE": "2",

@@ -41,3 +41,29 @@ def test_memory_that_is_freed_is_kept_until_a_look_finds_much_of_it() -> None:
     assert held > 500
     assert kept > 500
     assert left < 100
+
+
+COLLECTION = """
+import gc, weakref
+from rerankd.memory import exempt_from_collection, free_memory
+
+class Loop:
+    def __init__(self):
+        self.itself = self
+
+loaded, tracked = Loop(), len(gc.get_objects())
+seen = weakref.ref(loaded)
+exempt_from_collection()
+print(len(gc.get_objects()) < tracked / 10)
+del loaded
+gc.collect()
+print(seen() is not None)
+free_memory()
+print(seen() is None, len(gc.get_objects()) < tracked / 10)
+"""
+
+
+def test_the_collector_passes_over_what_was_loaded_until_a_model_is_unloaded() -> None:
+    code = [sys.executable, "-c", textwrap.dedent(COLLECTION)]
+    output = subprocess.run(code, check=True, capture_output=True, text=True).stdout
+    assert output.split() == ["True"] * 4

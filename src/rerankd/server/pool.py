@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from rerankd.core import EngineDead, EngineLoad, ModelError
-from rerankd.memory import free_memory
+from rerankd.memory import exempt_from_collection, free_memory
 from rerankd.server.problems import Problem
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ class Pool:
                 if model.reranker is None:
                     await self._make_room(model)
                     await asyncio.to_thread(model.begin)
+                    exempt_from_collection()
         except ModelError as error:
             log.error("%s cannot be loaded: %s", model.names[0], error)
             raise Problem(500, f"The model `{model.names[0]}` cannot be loaded; the server's log says why.") from error

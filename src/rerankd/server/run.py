@@ -20,6 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from rerankd.core import EngineDead, RerankdError
+from rerankd.memory import exempt_from_collection
 from rerankd.server.connections import Connection, Connections
 
 BACKLOG = 2048
@@ -185,6 +186,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Also says that the server is ready."""
         await super().startup(sockets)
+        exempt_from_collection()
         self._lifetime.ready()
 
     async def on_tick(self, counter: int) -> bool:
