@@ -18,11 +18,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from inspect import signature
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 Answer = dict[str, Any]
 Score = Callable[[str, list[str]], Answer]
@@ -115,28 +117,10 @@ def vllm_version() -> str:
 
 def onnx_runtime(model: str, variant: str) -> tuple[Score, Answer]:
     """ONNX Runtime with its fusions of BERT's operations; `int8` by its dynamic quantisation."""
-    import onnx
     import onnxruntime
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.transformers import optimizer
 
     path, tokenizer = exported(model)
-    config = json.loads((Path(model) / "config.json").read_text())
-    heads, width = config["num_attention_heads"], config["hidden_size"]
-    fused = path.with_name("fused.onnx")
-    optimizer.optimize_model(str(path), "bert", heads, width).save_model_to_file(
-        str(fused), use_external_data_format=True
-    )
-    if variant == "int8":
-        quantize_dynamic(
-            fused,
-            fused.with_name("int8.onnx"),
-            weight_type=QuantType.QInt8,
-            use_external_data_format=True,
-            # Fused operations are ONNX Runtime's own, of which the quantiser infers no type.
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
-        fused = fused.with_name("int8.onnx")
+    fused = in_a_process_of_its_own(fuse, model, path, variant)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
     session = onnxruntime.InferenceSession(str(fused), options, providers=["CPUExecutionProvider"])
@@ -146,6 +130,32 @@ def onnx_runtime(model: str, variant: str) -> tuple[Score, Answer]:
         return session.run(None, {name: inputs[name] for name in names})[0]
 
     return padded(tokenizer, logits), {"dtype": variant, "version": version("onnxruntime")}
+
+
+def fuse(model: str, path: Path, variant: str) -> Path:
+    """The exported model with fused operations, quantised for int8, in a file beside it."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.transformers import optimizer
+
+    config = json.loads((Path(model) / "config.json").read_text())
+    heads, width = config["num_attention_heads"], config["hidden_size"]
+    fused = path.with_name("fused.onnx")
+    optimizer.optimize_model(str(path), "bert", heads, width).save_model_to_file(
+        str(fused), use_external_data_format=True
+    )
+    if variant != "int8":
+        return fused
+    quantized = path.with_name("int8.onnx")
+    quantize_dynamic(
+        fused,
+        quantized,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=True,
+        # Fused operations are ONNX Runtime's own, of which the quantiser infers no type.
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+    )
+    return quantized
 
 
 def open_vino(model: str, variant: str) -> tuple[Score, Answer]:
@@ -175,30 +185,47 @@ BATCH_PAIRS = 32
 CALIBRATION_PAIRS = 128
 
 
+T = TypeVar("T")
+
+
+def in_a_process_of_its_own(work: Callable[..., T], *given: Any) -> T:
+    """The result of a function whose memory is given back afterwards: models are held several times while converted."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *given).result()
+
+
 def exported(model: str) -> tuple[Path, Any]:
     """A cross-encoder as ONNX in a temporary folder, and its tokenizer."""
     import atexit
     import shutil
     import tempfile
 
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoTokenizer
 
     if is_decoder(model):
         raise ValueError(f"{model} is a decoder; here ONNX Runtime and OpenVINO run cross-encoders.")
-    folder = Path(tempfile.mkdtemp(prefix="exported-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    path = Path(tempfile.mkdtemp(prefix="exported-")) / "model.onnx"
+    atexit.register(shutil.rmtree, path.parent, ignore_errors=True)
+    in_a_process_of_its_own(export, model, path)
+    return path, AutoTokenizer.from_pretrained(model)
+
+
+def export(model: str, path: Path) -> None:
+    """Write a cross-encoder as ONNX."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
     kind = AutoModelForSequenceClassification
     network = kind.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").eval()
-    found = tokenizer(["a query"] * 2, ["a document", "another one"], padding=True, return_tensors="pt")
+    texts = ["a query"] * 2, ["a document", "another one"]
+    found = AutoTokenizer.from_pretrained(model)(*texts, padding=True, return_tensors="pt")
     # The exporter names inputs in the order of the network's own parameters.
     inputs = {name: found[name] for name in signature(network.forward).parameters if name in found}
     axes = {0: "batch", 1: "tokens"}
     torch.onnx.export(
         network,
         (),
-        str(folder / "model.onnx"),
+        str(path),
         kwargs=inputs,
         input_names=list(inputs),
         output_names=["logits"],
@@ -206,7 +233,6 @@ def exported(model: str) -> tuple[Path, Any]:
         opset_version=17,
         dynamo=False,
     )
-    return folder / "model.onnx", tokenizer
 
 
 def padded(tokenizer: Any, logits: Callable[[Answer], Any]) -> Score:
