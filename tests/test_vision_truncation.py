@@ -110,7 +110,7 @@ def test_a_small_image_behind_a_long_text(reranker: Reranker) -> None:
     assert result.in_request_order()[1].prompt_tokens == 1024
 
 
-def test_a_query_that_leaves_no_room_keeps_its_image(reranker: Reranker) -> None:
+def test_a_query_that_leaves_no_tokens_keeps_its_image(reranker: Reranker) -> None:
     query: list[Piece] = [texts.words(900, 1), SQUARE, texts.words(900, 2)]
     group = build(reranker, query, [["short"], [LONG], [TINY]], 500)
     assert group.query_truncated
@@ -124,7 +124,7 @@ def test_a_query_that_leaves_no_room_keeps_its_image(reranker: Reranker) -> None
     words = [token for token in ids if token not in authors.QWEN3_VL_SPECIAL]
     assert words == [token for token in whole(full)[0] if token not in authors.QWEN3_VL_SPECIAL][: len(words)]
     assert 300 < len(words) < 380
-    # Documents share a quarter of the room.
+    # Documents share a quarter of the tokens that the template leaves.
     assert len(long[1]) == 500
     assert 90 < 500 - len(ids) < 130
 

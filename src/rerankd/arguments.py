@@ -101,7 +101,7 @@ def by_query(
 
 
 def scores_in_place(results: Sequence[tuple[RerankResult, list[int]]], count: int) -> list[float]:
-    """The scores of `count` pairs; what was cut or ignored is logged.
+    """The scores of `count` pairs; cuts and ignored fields are logged.
 
     results: those of `by_query`'s requests, with the places of their pairs
     """

@@ -66,15 +66,15 @@ class CrossEncoder:
         convert_to_tensor: bool = False,
         **others: Any,
     ) -> Any:
-        """The scores of pairs as float32 [pairs]; of one pair, given as such, one score.
+        """The scores of pairs as float32 [pairs]; for a single pair one score.
 
         inputs: (query, document) pairs, or one
         inputs1, inputs2: for mteb, batches of queries and of documents in the same order
         prompt, prompt_name: an instruction, or the name of one
         activation_fn: torch.nn.Identity() for logits; None for the model's own
-        others: sizes of batches and such, which this engine chooses itself, and mteb's descriptions of the task
+        others: sizes of batches and the like, which the engine chooses itself, and mteb's descriptions of the task
 
-        Raises ValueError for another activation, and for a prompt's name that is not known.
+        Raises ValueError for another activation, and for an unknown name of a prompt.
         """
         first = inputs1 if inputs1 is not None else inputs
         single = inputs2 is None and _is_pair(first)
@@ -169,7 +169,7 @@ class CrossEncoder:
 
 
 class _Card:
-    """Takes what sentence-transformers' evaluators write into a model's card; nothing here makes one."""
+    """Takes the entries that sentence-transformers' evaluators write into a model's card, and drops them."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, Any] = {}
@@ -186,7 +186,7 @@ def _is_pair(value: Any) -> bool:
 
 
 def _activates(function: Callable[[Any], Any] | None) -> bool:
-    """Whether scores are wanted, and no logits. Raises ValueError for a function that is neither."""
+    """Whether the caller wants scores, not logits. Raises ValueError for any other function."""
     if function is None:
         return True
     if type(function).__name__ == "Identity":

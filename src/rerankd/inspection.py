@@ -45,7 +45,7 @@ FILES = (
     ),
     *("README*", "LICENSE*", "NOTICE*", "*.md", "*.png", "*.jpg", ".*"),
 )
-"""Files of a folder that are read, or that have no say in a score."""
+"""Files of a folder that are read, or have no effect on a score."""
 SETTING_NAMES = {
     *("__version__", "model_type", "prompts", "default_prompt_name", "activation_fn", "similarity_fn_name"),
     *("truncate_dim", "requirements", "keep_in_fp32_modules"),
@@ -64,16 +64,16 @@ LATE_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """How a model is going to be scored.
+    """The facts of how a model will be scored.
 
-    why: a clause that says why it is the recipe
+    why: the reason for the recipe, as a clause
     tokens: the ids of a decoder's answers, or empty
-    template: what writes a decoder's prompt; None for an encoder
-    prompts: those of an example, with their special tokens: the texts that the model reads
+    template: the source of a decoder's template; None for an encoder
+    prompts: of an example, with their special tokens: the texts that the model reads
     max_tokens, positions: of one prompt, and by the model's own positions
-    stored: how quantised weights are stored, and what becomes of them; None for weights that are not
+    stored: the format of quantised weights, and their dequantisation; None for other weights
     backend: with reasons against those that come before it
-    not_understood: what in the folder is not read, or has no effect
+    not_understood: the settings of the folder that are not read or have no effect
     """
 
     model: str
@@ -100,7 +100,7 @@ class Inspection:
 
 
 def inspect(plan: Plan) -> Inspection:
-    """Look a plan over. Raises ModelError for what loading would refuse before it reads weights."""
+    """Inspect a plan. Raises ModelError where loading would, before it reads weights."""
     head, tokens, activation = _head(plan)
     backend, reasons = plan.backend()
     return Inspection(
@@ -164,7 +164,7 @@ def _head(plan: Plan) -> tuple[str, dict[str, int], str]:
 
 
 def _comparison(plan: Plan) -> str:
-    """The head of a model that reads query and document apart."""
+    """The head, in words, of a model that reads query and document apart."""
     if plan.choice.recipe.family == "late-interaction":
         return _late_interaction(plan)
     _, pooling, *rest = embedding_modules(plan.folder)

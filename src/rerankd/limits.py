@@ -1,4 +1,4 @@
-"""How much one request may hold and grow to, where a server bounds it."""
+"""Limits on the size of one request, in a server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RequestLimits:
     fields: fields that are read of a document that is an object
     labels: tokens whose probabilities are asked for
     chunks: chunks that all documents are split into
-    tokens: tokens of all prompts, each counted whole, as `usage` reports them
+    tokens: tokens of all whole prompts, as `usage` reports them
     """
 
     values: int = 1_000_000

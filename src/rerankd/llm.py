@@ -1,6 +1,6 @@
-"""vLLM's offline face: `LLM(model=...).score(query, documents)`, for scripts that change their import only.
+"""vLLM's offline interface, `LLM(model=...).score(query, documents)`, for scripts that change their import only.
 
-Reference: vLLM's `LLM.score` and the outputs that it returns. What has no meaning here is said in a warning.
+Reference: vLLM's `LLM.score` and its outputs. A warning names arguments without effect.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ScoringRequestOutput:
     """The result of `LLM.score` for one pair, in vLLM's words.
 
     num_cached_tokens: tokens of the prompt that were computed once for several documents
-    error: always None; what goes wrong is raised
+    error: always None; errors are raised
     """
 
     request_id: str
@@ -141,16 +141,16 @@ class LLM:
     ) -> list[ScoringRequestOutput]:
         """Score queries against documents, 1:1, 1:N or N:N, in order.
 
-        use_tqdm: whether progress is shown, or what makes a bar
+        use_tqdm: whether to show progress, or a function that makes a bar
         pooling_params: see `PoolingParams`
         lora_request: None, since there are no adapters
-        tokenization_kwargs: `truncation`, `max_length`, `truncation_side` and `truncate_prompt_tokens` are heard
+        tokenization_kwargs: `truncation`, `max_length`, `truncation_side` and `truncate_prompt_tokens` count
         chat_template: Jinja text in place of the model's own prompt
         truncate_prompt_tokens: the longest prompt in tokens; -1 for the model's own limit
-        What has no effect is named in a warning, once.
+        One warning names each argument without effect.
 
-        Raises InvalidRequest (a ValueError) for lists that do not match, contents that cannot be read, limits that
-        cannot hold, and an adapter.
+        Raises InvalidRequest (a ValueError) for lists that do not match, unreadable contents, impossible limits, and an
+        adapter.
         """
         no_adapter(lora_request)
         wanted = asked(self._reranker.info.max_model_len, truncate_prompt_tokens, pooling_params, tokenization_kwargs)

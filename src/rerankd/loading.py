@@ -41,18 +41,18 @@ if TYPE_CHECKING:
 log = logging.getLogger("rerankd")
 
 WARM_UP = RerankRequest((Text("warm"),), ((Text("up"),), (Text("warm up"),)))
-"""Scored before the first request: kernels are chosen then, and a broken model shows then."""
+"""A pair that is scored before the first request, so that kernels are chosen and a broken model is found."""
 IMPLEMENTATIONS = ("auto", "native", "transformers")
 AUTOMATIC = "auto"
-"""The quantisation that is fastest within a measured error, where there is one."""
+"""The value of `quantization` for the fastest one with a measured error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a model is going to be loaded and scored.
+    """The plan of loading and scoring a model.
 
     devices: of each replica; the placement is on the first
-    gguf: the file that holds the weights, where they are not in the folder
+    gguf: the file with the weights, where these are not in the folder
     name: of the architecture
     load_prompts: `prompts.load_prompts`, given everything but the chat template
     """
@@ -71,18 +71,18 @@ class Plan:
 
     @property
     def precision(self) -> str:
-        """In what the linear layers compute."""
+        """The precision of the linear layers."""
         quantization = self.options.quantization
         return self.placement.dtype_name + (f", and quantised to {quantization}" if quantization else "")
 
     @property
     def device(self) -> str:
-        """Where the model is computed; the devices of replicas with commas between them."""
+        """The device of the model, or those of its replicas with commas between them."""
         return ",".join(dict.fromkeys(self.devices)) if len(self.devices) > 1 else str(self.placement.device)
 
     @property
     def storage(self) -> str | None:
-        """How quantised weights are stored; None for weights that are not."""
+        """The format of quantised weights; None for other weights."""
         scheme = read_scheme(self.config)
         if self.gguf is not None:
             return f"GGUF; dequantised to {self.precision} as they are read"
@@ -115,7 +115,7 @@ class Plan:
         )
 
     def loaded_info(self, head: HeadFacts) -> ModelInfo:
-        """The same of a loaded model, with what its head makes of a document."""
+        """The description of a loaded model, with the outputs of its head."""
         if Embeddings in self.prompts.outputs:
             return replace(self.info(), dimensions=head.outputs)
         if Logits in self.prompts.outputs:
@@ -125,24 +125,24 @@ class Plan:
 
     @property
     def found(self) -> LoadOptions:
-        """The options with the model's folder and recipe, for processes that do not look for them again."""
+        """The options with the model's folder and recipe, for processes that need not look for them again."""
         return replace(self.options, model=str(self.gguf or self.folder), recipe=self.choice.recipe.name)
 
     def tensors(self) -> Tensors:
-        """Where the weights are. Raises ModelError for files that are missing or damaged."""
+        """The source of the weights. Raises ModelError for files that are missing or damaged."""
         return open_tensors(self.folder, self.config) if self.gguf is None else GgufTensors(self.gguf)
 
     def weight_bytes(self) -> int:
         """The most memory that the loaded weights take, by the shapes in the files. Raises as `tensors`.
 
-        8-bit linear layers take less: which layers these are is the backend's choice.
+        Linear layers in 8 bits take less memory: the backend chooses which layers these are.
         """
         tensors = self.tensors()
         return self.placement.dtype.itemsize * sum(prod(tensors.shape(name)) for name in tensors.names)
 
     def load(self) -> Model:
-        """Read the weights, in as many processes as the options say. Raises ModelError for those that are missing or do
-        not fit the configuration.
+        """Read the weights, in as many processes as the options say. Raises ModelError for missing weights and for
+        weights that do not fit the configuration.
 
         The processes are this one's children; it leads them, see `LeadingModel`.
         """
@@ -203,7 +203,7 @@ class Plan:
 
 
 def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
-    """Find the model, and how it is scored.
+    """Find the model and its recipe.
 
     weights: whether a model from a hub is fetched with them
     rank: of this process among `tensor_parallel_size`
@@ -284,7 +284,7 @@ def _fast_quantization(architecture: Architecture | Fallback, config: Config, pl
 
 
 def _implementation(config: Config, options: LoadOptions, placement: Placement) -> tuple[str, Architecture | Fallback]:
-    """The name of the checkpoint's architecture, and what runs it: an implementation of ours, or transformers."""
+    """The name of the checkpoint's architecture, and its implementation: ours, or transformers'."""
     impl = options.model_impl
     if impl not in IMPLEMENTATIONS:
         raise ModelError(f"The implementation {impl!r} is unknown; choose {', '.join(IMPLEMENTATIONS)}.")
@@ -309,5 +309,5 @@ def _implementation(config: Config, options: LoadOptions, placement: Placement) 
 
 
 def _appends(loaded: LoadedTokenizer) -> bool:
-    """Whether a tokenizer puts tokens of its own around a text, as those of embedding models do."""
+    """Whether a tokenizer puts special tokens around a text, as the tokenizers of embedding models do."""
     return loaded.ids(["a"], special=True) != loaded.ids(["a"])

@@ -1,4 +1,4 @@
-"""From a request to prompts that the engine can compute."""
+"""Requests to prompts."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class Preparer:
     def __init__(
         self, prompts: PromptBuilder, verbatim: PromptBuilder | None, limits: RequestLimits | None, outputs: int = 0
     ) -> None:
-        """verbatim: writes the prompts of requests with labels; None for a model whose tokens have no probabilities.
+        """verbatim: the builder for requests with labels; None for a model without probabilities of tokens.
 
         limits: None for no bounds
-        outputs: how many numbers the model's head makes of a document; see `Head`
+        outputs: the number of outputs of the model's head; see `Head`
         """
         self._prompts = prompts
         self._verbatim = verbatim
@@ -65,7 +65,7 @@ class Preparer:
 
         media: the request's images and videos; None for a model that reads text only
         prompts: in place of the loaded ones
-        stages: what took how long before; the stage of tokenising is added
+        stages: the stages before; the stage of tokenising is added
         """
         stages = [] if stages is None else stages
         if request.top_n is not None and request.top_n < 1:
@@ -115,7 +115,8 @@ def _build(
     failed: dict[int, InvalidRequest],
     limits: RequestLimits | None,
 ) -> tuple[tuple[int, ...], PromptGroup]:
-    """The prompts of the documents that have not failed, and the indices of those; more of them may go to `failed`."""
+    """The prompts of the documents that have not failed, and the indices of these documents; more errors may be
+    added to `failed`."""
 
     def build(places: Sequence[int]) -> PromptGroup:
         part = replace(request, documents=tuple(request.documents[place] for place in places))

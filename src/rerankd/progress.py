@@ -1,4 +1,4 @@
-"""How many documents of a call are scored."""
+"""The progress of a call: how many of its documents are scored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROGRESS_FROM = 256
 
 @contextmanager
 def progress_bar(documents: int, show: bool | None) -> Iterator[Callable[[int], object] | None]:
-    """A bar over documents, as what advances it; None where none is shown."""
+    """The function that advances a bar over documents; None where no bar is shown."""
     if not (documents >= PROGRESS_FROM if show is None else show):
         yield None
         return

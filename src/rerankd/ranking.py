@@ -23,16 +23,16 @@ from rerankd.core import (
 from rerankd.windows import cosines
 
 SHORTEST = 1e-12
-"""The least length that an embedding is divided by, as torch has it."""
+"""The least length by which an embedding is divided, as in torch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """A request that the engine works on: its prompts, and the logits to come.
+    """A request in the engine: its prompts, and the logits to come.
 
-    places: each prompt's document, by index; all of them, but for those in `failed`
+    places: the index of each prompt's document; all documents but those in `failed`
     failed: the error of each document that is left out
-    stages: what took how long, complete once the logits are there
+    stages: complete once the logits are there
     """
 
     request: RerankRequest
@@ -54,7 +54,7 @@ def rank(
 
     logits: of each suffix one, or, with labels, the log-probability of each, or the vectors of its window, or outputs
     sigmoid: whether a score is the sigmoid of its logit, else the logit
-    ignored: names of fields that had no effect, beside those that the prompts ignored
+    ignored: names of fields without effect, beside those that the prompts name
     at_length_1: whether embeddings have length 1 where the request does not say
     """
     request, group = submitted.request, submitted.group
@@ -68,7 +68,7 @@ def rank(
         if group.windows is not None:
             logits = cosines(group.windows, logits)
         documents, best = _scored(submitted, logits, sigmoid and request.activation)
-        # By logits, since large ones differ where their scores are all rounded to 1.
+        # By logits, since these still differ where all scores round to 1.
         order = sorted(range(len(documents)), key=lambda document: -best[document])
     bound = -math.inf if request.min_score is None else request.min_score
     below = tuple(document.index for document in documents if document.score < bound)
@@ -90,7 +90,7 @@ def rank(
 
 
 def _scored(submitted: Submitted, logits: list[float], sigmoid: bool) -> tuple[list[ScoredDocument], list[float]]:
-    """Each document by its best chunk, and the logit of that.
+    """The best chunk of each document, and its logit.
 
     logits: of each suffix one; of each document where suffixes hold several
     """

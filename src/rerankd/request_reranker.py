@@ -1,4 +1,4 @@
-"""A loaded model for requests: prompts are built and queued, and logits become results."""
+"""A loaded model that scores requests: prompts are built and queued, and logits become results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rerankd.media.places import LoadedMedia
 
 SOON_RANKED = 1000
-"""Logits that an event loop makes a result of by itself; of more a thread does."""
+"""The event loop makes a result from up to this many logits; a thread does for more."""
 
 
 class RequestReranker:
@@ -74,7 +74,7 @@ class RequestReranker:
         return list(zip(encoding.ids, encoding.tokens, strict=True))
 
     def load(self) -> EngineLoad:
-        """How busy the engine is, and what it has done since the start."""
+        """The load of the engine now, and its work since the start."""
         return self._engine.load()
 
     @property
@@ -91,7 +91,7 @@ class RequestReranker:
         """Tokenise a request and queue it; `collect` waits for it. Raises InvalidRequest.
 
         on_progress: called from the engine's thread with the number of documents just scored
-        prompts: in place of the loaded ones
+        prompts: in place of the loaded prompts
         """
         return self._enqueue(request, self._load_blocking(request), on_progress, prompts)
 
@@ -141,7 +141,7 @@ class RequestReranker:
             self._media.close()
 
     async def _load(self, request: RerankRequest, number: int) -> tuple[LoadedMedia | None, list[Stage]]:
-        """A request's media, and the stage that it took; InvalidRequest with the request's place."""
+        """A request's media, and the stage of reading them. Raises InvalidRequest with the request's place."""
         if self._media is None:
             return None, []
         began = perf_counter()
@@ -206,12 +206,12 @@ class RequestReranker:
 
 
 def _characters(request: RerankRequest) -> int:
-    """How much text there is to read."""
+    """The characters of a request: threads take the request with the fewest first."""
     contents = (request.query, *request.documents)
     return sum(len(part.text) for content in contents for part in content if isinstance(part, Text))
 
 
 def drop_all(submitted: Iterable[Submitted]) -> None:
-    """Have the engine leave out requests that nobody waits for."""
+    """Drop requests that nobody waits for."""
     for one in submitted:
         one.logits.cancel()

@@ -1,4 +1,4 @@
-"""The Python face: load a model, then `rerank` and `score`, blocking or async."""
+"""The Python interface: load a model, then `rerank` and `score`, blocking or async."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class Reranker(RequestReranker):
     ) -> list[float]:
         """The scores of (query, document) pairs, in their order; pairs of one query share its prefix.
 
-        What `rerank` would report of a pair (cut to fit, instruction ignored) is logged as a warning.
+        The facts that `rerank` would report of a pair (cut to fit, instruction ignored) are logged as a warning.
         """
         listed = list(pairs)
         with progress_bar(len(listed), show_progress) as advance:

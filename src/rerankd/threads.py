@@ -12,7 +12,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 CORES = Path("/sys/devices/system/cpu")
 OWN_CGROUP = Path("/proc/self/cgroup")
 SPINS = "2000"
-"""What GNU's OpenMP spins for about as long as a wake-up takes, 0.1 ms; by default it spins for milliseconds."""
+"""The spins of GNU's OpenMP that take about as long as a wake-up, 0.1 ms; by default it spins for milliseconds."""
 
 
 def spin_briefly() -> None:
@@ -42,9 +42,9 @@ def use_threads(count: int | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one of several processes that compute has of the machine.
+    """The share of the machine that one of several computing processes has.
 
-    cores: those that its threads run on; empty for any
+    cores: the cores of its threads; empty for any
     """
 
     threads: int
@@ -62,7 +62,7 @@ def shares(count: int, threads: int | None) -> list[Share]:
 
     threads: of each process; None for OMP_NUM_THREADS, else for what torch would use, shared out
 
-    Where a process has more threads than its cores are, it may use all.
+    A process with more threads than cores may use all cores.
     """
     import torch
 
@@ -88,7 +88,7 @@ def core_groups(count: int) -> list[tuple[int, ...]]:
 
 
 def _neighbourhood(core: int) -> tuple[int, ...]:
-    """Node, socket, physical core and number: what lies close to each other sorts so."""
+    """Node, socket, physical core and number, so that neighbouring cores sort side by side."""
     folder = CORES / f"cpu{core}"
     node = next((int(path.name[4:]) for path in folder.glob("node[0-9]*")), 0)
     return node, _number(folder / "topology/physical_package_id"), _number(folder / "topology/core_id"), core
@@ -124,7 +124,7 @@ def _groups() -> list[Path]:
 
 
 def _quota(folder: Path) -> float | None:
-    """What one control group allows, by the files of version 2 or 1."""
+    """The cores that one control group allows, by the files of version 2 or 1."""
     try:
         if (folder / "cpu.max").is_file():
             quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()

@@ -1,4 +1,4 @@
-"""The scores of a listwise model, of the vectors that its windows give."""
+"""The scores of a listwise model, from the vectors of its windows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rerankd.core import Windows
 
 LEAST = 1e-8
-"""The least product of two lengths that a dot product is divided by, as torch has it: a vector of zeros scores 0."""
+"""The least product of two lengths by which a dot product is divided, as in torch: a vector of zeros scores 0."""
 
 
 def cosines(windows: Windows, values: Sequence[float]) -> list[float]:
@@ -27,7 +27,7 @@ def cosines(windows: Windows, values: Sequence[float]) -> list[float]:
     documents = [own[:count] for own, count in zip(vectors, windows.documents, strict=True)]
     queries = numpy.stack([own[count] for own, count in zip(vectors, windows.documents, strict=True)])
     weights = [(1 + _cosines(query, own).max()) / 2 for query, own in zip(queries, documents, strict=True)]
-    # Where every document is the opposite of its query there is nothing to weigh by.
+    # Where every document is the opposite of its query, all weights are 0.
     query = numpy.average(queries, axis=0, weights=weights if sum(weights) > 0 else None)
     found: list[float] = _cosines(query, numpy.concatenate(documents)).tolist()
     return found

@@ -25,7 +25,7 @@ SPARE = 4
 
 
 class Growth:
-    """How much a request has of what is limited, counted while its prompts are built."""
+    """The numbers of a request that are limited, counted while its prompts are built."""
 
     def __init__(self, limits: RequestLimits) -> None:
         self.limits = limits
@@ -43,14 +43,14 @@ _failed: ContextVar[dict[int, InvalidRequest] | None] = ContextVar("failed", def
 
 
 def check() -> None:
-    """Raise EngineClosed where nobody waits any more for what this thread does. Long work calls it between steps."""
+    """Raise EngineClosed where nobody waits any more for the work of this thread. Long work calls it between steps."""
     stopped = _stopped.get()
     if stopped is not None and stopped.is_set():
         raise EngineClosed("The engine was closed before this request was answered.")
 
 
 def count(name: LimitName, number: int) -> None:
-    """Add to what this thread's request has of `name`. Raises InvalidRequest above its limit."""
+    """Add to the number `name` of this thread's request. Raises InvalidRequest above its limit."""
     if (growth := _growth.get()) is not None:
         growth.add(name, number)
 
@@ -83,7 +83,7 @@ def leaving_out() -> Iterator[dict[int, InvalidRequest]]:
 
 @contextmanager
 def bounded(limits: RequestLimits | None) -> Iterator[None]:
-    """Count what is done inside as one request's; None for no limits."""
+    """Count the work in the context as one request's; None for no limits."""
     token = _growth.set(None if limits is None else Growth(limits))
     try:
         yield
@@ -118,7 +118,7 @@ class Workers:
         """Run `task` in one of the threads; return or raise as it does.
 
         drop: given the result where nobody takes it
-        size: how much there is to do, in the unit of the other tasks
+        size: the amount of work, in the unit of the other tasks
 
         Cancelling the awaiting coroutine drops a task that no thread has begun, and ends another at its next `check`:
         until then the cancelled coroutine waits, so that its caller knows that nothing of it goes on. Cancelled
@@ -151,7 +151,7 @@ class Workers:
         return done.result()
 
     def close(self) -> None:
-        """Drop what no thread has begun, and ask the rest to stop; does not wait for it."""
+        """Drop the tasks that no thread has begun, and ask the others to stop; does not wait for them."""
         with self._lock:
             self._closed = True
             running = tuple(self._running)

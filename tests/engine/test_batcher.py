@@ -81,12 +81,12 @@ class Queue:
     def check_size(self, batch: Sequence[Slice], short: set[Job]) -> None:
         """At most the budget; beyond it one document, or documents of half of what is left, of the oldest."""
         own = [piece for piece in batch if piece.job in short]
-        room = self.budget - sum(piece.cost for piece in own)
+        available = self.budget - sum(piece.cost for piece in own)
         rest = sum(piece.cost for piece in batch) - sum(piece.cost for piece in own)
-        if rest > room:
+        if rest > available:
             (piece,) = (piece for piece in batch if piece.job not in short)
             suffixes = piece.group.suffixes
-            assert len(suffixes) == 1 or sum(map(len, suffixes)) <= room // 2
+            assert len(suffixes) == 1 or sum(map(len, suffixes)) <= available // 2
 
 
 ARRIVALS = st.lists(st.lists(SIZES, max_size=4), max_size=8)
@@ -118,11 +118,11 @@ def test_every_document_is_taken_once_and_in_order_and_none_that_was_cancelled(
 
 def batches_of_half(requests: Sequence[Sizes], budget: int) -> list[int]:
     """In which batch each request is done, counted from 1, if they are served in order by half of every batch."""
-    done, number, room, first = [], 1, budget - budget // 2, True
+    done, number, rest, first = [], 1, budget - budget // 2, True
     for request in requests:
         left = list(request.documents)
         while left:
-            limit = max(room, request.prefix + room // 2) if first else room
+            limit = max(rest, request.prefix + rest // 2) if first else rest
             used = request.prefix
             count = 0
             while count < len(left) and used + left[count] <= limit:
@@ -131,9 +131,9 @@ def batches_of_half(requests: Sequence[Sizes], budget: int) -> list[int]:
             if first and not count:
                 used, count = used + left[0], 1
             del left[:count]
-            room, first = room - used, first and not count
+            rest, first = rest - used, first and not count
             if left:
-                number, room, first = number + 1, budget - budget // 2, True
+                number, rest, first = number + 1, budget - budget // 2, True
         done.append(number)
     return done
 

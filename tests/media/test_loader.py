@@ -283,7 +283,7 @@ def test_one_loader_serves_several_event_loops() -> None:
             assert loader.load_blocking(request((Image(PICTURE),))).documents[0][0].tokens == 6
 
 
-def test_the_room_imports_no_torch() -> None:
+def test_the_loader_imports_no_torch() -> None:
     code = (
         "import sys, rerankd.media.loader; print(sorted({'torch', 'transformers', 'torchvision'} & set(sys.modules)))"
     )

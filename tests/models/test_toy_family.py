@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rerankd.backends.select import place
+from rerankd.backends.base import Backend
+from rerankd.backends.cuda.backend import CudaBackend
+from rerankd.backends.npu.attention import npu_backend
+from rerankd.backends.ranks import Ranks
+from rerankd.backends.select import Placement, place
 from rerankd.core import PackedBatch
 from rerankd.layers.rotary import Rotary
 from rerankd.layers.spec import Affine, EmbeddingWeights, LayerSpec, Norm, TransformerSpec
@@ -19,6 +25,7 @@ from rerankd.models.checkpoint.weights import Checkpoint, Weights
 from rerankd.models.heads import ClassifierHead
 from rerankd.models.stack import LayerNames, Stack
 from tests.backends.dense import VOCABULARY, RandomWeights, dense_states, draw
+from tests.backends.test_npu import fusion_attention
 from tests.backends.test_transformers import Packed
 
 # The family: what a model file holds.
@@ -82,13 +89,33 @@ def expected(packed: Packed, drawn: RandomWeights) -> Tensor:
     return torch.nn.functional.linear(torch.nn.functional.linear(firsts, *dense).tanh(), *out)[:, 0]
 
 
-@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-4), ("bfloat16", 0.5)])
-@pytest.mark.parametrize("backend", ["torch", "cpu", "auto"])
-def test_a_toy_family_runs_on_every_backend(tmp_path: Path, backend: str, dtype: str, near: float) -> None:
+def executor(backend: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> Backend | Placement:
+    """A backend that computes on the CPU: cuda's kernels in Triton's interpreter, npu's fused call by a stand-in."""
+    device = torch.device("cpu")
+    if backend == "cuda":
+        return CudaBackend(device, getattr(torch, dtype))
+    if backend == "npu":
+        monkeypatch.setitem(sys.modules, "torch_npu", SimpleNamespace(npu_fusion_attention=fusion_attention))
+        return npu_backend(device, getattr(torch, dtype), Ranks())
+    return place("cpu", dtype, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "near"),
+    [
+        *((name, dtype, near) for name in ("torch", "cpu") for dtype, near in (("float32", 1e-4), ("bfloat16", 0.5))),
+        pytest.param("cuda", "float32", 1e-4, marks=pytest.mark.emulator),
+        ("npu", "bfloat16", 0.5),
+        ("auto", "float32", 1e-4),
+    ],
+)
+def test_a_toy_family_runs_on_every_backend(
+    tmp_path: Path, backend: str, dtype: str, near: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn, packed = RandomWeights(SPEC), Packed(causal=True)
-    placement = place("cpu", dtype, backend=backend)
-    weights = Weights(Checkpoint(checkpoint(tmp_path, drawn)), placement.device, placement.dtype)
-    model = toy(weights, placement)
+    chosen = executor(backend, dtype, monkeypatch)
+    weights = Weights(Checkpoint(checkpoint(tmp_path, drawn)), chosen.device, chosen.dtype)
+    model = toy(weights, chosen)
     weights.finish()
     assert model.shares_prefix
     batch = PackedBatch(packed.tokens.ids, packed.tokens.positions, None, packed.groups)

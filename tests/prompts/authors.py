@@ -23,8 +23,8 @@ def qwen3_ids(
     before = tokenizer.encode(BEFORE, add_special_tokens=False)
     after = tokenizer.encode(AFTER, add_special_tokens=False)
     judged = f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
-    room = max_length - len(before) - len(after)
-    return list(before + tokenizer(judged, truncation=True, max_length=room)["input_ids"] + after)
+    budget = max_length - len(before) - len(after)
+    return list(before + tokenizer(judged, truncation=True, max_length=budget)["input_ids"] + after)
 
 
 def qwen3_vl_ids(

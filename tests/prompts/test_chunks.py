@@ -193,10 +193,10 @@ def test_chunks_that_cannot_be_are_refused(family: str, served: dict[str, Loaded
 @pytest.mark.parametrize("side", SIDES)
 def test_chunks_share_half_at_most(family: str, side: Side, served: dict[str, LoadedPrompts]) -> None:
     prompts = served[family]
-    room = 40
-    limits: dict[str, Any] = {"max_tokens_per_doc": room, "side": side}
-    half = prompts.build(chunked("q", ["short", LONG], None, room // 2, **limits))
-    for asked in (room // 2 + 1, room - 1, room, 80, 500_000):
+    budget = 40
+    limits: dict[str, Any] = {"max_tokens_per_doc": budget, "side": side}
+    half = prompts.build(chunked("q", ["short", LONG], None, budget // 2, **limits))
+    for asked in (budget // 2 + 1, budget - 1, budget, 80, 500_000):
         group = prompts.build(chunked("q", ["short", LONG], None, asked, **limits))
         assert group.ignored == ("chunking.overlap_tokens",)
         assert len(group.chunks[1]) <= 2 * len(half.chunks[1]) + 2
@@ -218,12 +218,12 @@ def test_where_nothing_fits_it_is_cut(family: str, served: dict[str, LoadedPromp
     assert [chunk.text.strip() for chunk in group.chunks[1]] == ["a", "b", "c"] or family == "roberta"
     if prompts.tokenizer.offsets("👩") != [(0, 1)]:
         assert group.truncated[0]
-    # No room at all beside the query.
+    # No tokens at all beside the query.
     limit = longest(prompts.build(request("q " * 30, [""])), prompts)
     full = prompts.build(chunked("q " * 30, [LONG], max_tokens=limit))
     assert longest(full, prompts) <= limit
     if isinstance(prompts.builder, DecoderPrompts):
-        assert (full.query_truncated, full.truncated) == (True, (False,))  # The query makes room.
+        assert (full.query_truncated, full.truncated) == (True, (False,))  # The query leaves some.
     elif isinstance(prompts.builder, CrossEncoderPrompts):
         # Half of it is a chunk's, and the query is cut.
         assert (full.truncated, full.query_truncated) == ((False,), True)

@@ -85,13 +85,13 @@ def test_a_pair_is_cut_as_transformers_cuts_it(
     group = prompts.build(request(texts_of_words[0], ["", texts_of_words[1]], max_tokens=limit, side=side))
     expected = [pair(cut, texts_of_words[0], text, limit) for text in ("", texts_of_words[1])]
     assert [(suffix.token_ids, suffix.token_types) for suffix in group.suffixes] == expected
-    room = limit - len(pair(cut, "", "")[0])
+    budget = limit - len(pair(cut, "", "")[0])
     tokens = [len(cut.encode(text, add_special_tokens=False)) for text in texts_of_words]
-    kept = longest_first(tokens[0], tokens[1], room)
-    assert sum(kept) == min(sum(tokens), room)
+    kept = longest_first(tokens[0], tokens[1], budget)
+    assert sum(kept) == min(sum(tokens), budget)
     assert all(kept) == all(tokens)
     assert group.truncated == (False, kept[1] < tokens[1])
-    assert group.query_truncated == (tokens[0] > room or kept[0] < tokens[0])
+    assert group.query_truncated == (tokens[0] > budget or kept[0] < tokens[0])
 
 
 def test_both_keep_a_share(prompts: LoadedPrompts, reference: Any) -> None:

@@ -149,16 +149,16 @@ class TestTooLong:
         group = qwen3.build(request("q", [document], max_tokens=limit))
         assert whole(group) == [authors.qwen3_ids(qwen_reference, "q", document, max_length=limit)]
 
-    def test_a_query_that_leaves_no_room_is_cut_once(self, qwen3: LoadedPrompts, qwen_reference: Any) -> None:
+    def test_a_query_that_leaves_no_tokens_is_cut_once(self, qwen3: LoadedPrompts, qwen_reference: Any) -> None:
         documents = [*LONG, "short", ""]
         query = texts.words(300, 9)
         group = qwen3.build(request(query, documents, max_tokens=200))
         tail = qwen_reference.encode(authors.AFTER)
         assert group.query_truncated
-        room = 200 - len(authors.qwen3_ids(qwen_reference, "", ""))
+        budget = 200 - len(authors.qwen3_ids(qwen_reference, "", ""))
         read = qwen_reference.decode(group.prefix.token_ids).split("<Query>: ")[1].split("\n<Document>:")[0]
         assert query.startswith(read)
-        assert 0 <= room - room // 4 - len(qwen_reference.encode(read)) <= 1
+        assert 0 <= budget - budget // 4 - len(qwen_reference.encode(read)) <= 1
         # The rest is the documents', cut as the authors cut them behind such a query.
         assert whole(group) == [authors.qwen3_ids(qwen_reference, read, d, max_length=200) for d in documents]
         assert all(ids[-len(tail) :] == tail for ids in whole(group))
@@ -176,7 +176,7 @@ class TestTooLong:
             assert not group.query_truncated
         group = qwen3.build(request(query, documents, max_tokens=alone))
         assert group.query_truncated
-        # Where no document has any text, the query needs to leave no room.
+        # Where no document has any text, the query needs to leave no tokens.
         assert not qwen3.build(request(query, ["", ""], max_tokens=alone)).query_truncated
 
     def test_a_query_cut_between_the_bytes_of_a_character_loses_the_character(
@@ -260,7 +260,7 @@ class TestTooLong:
             asked = request(flag, ["d"], max_tokens_per_query=2, side=side)
             assert refusal(qwen3, asked).field == "query"
 
-    def test_an_instruction_that_leaves_no_room_is_named(self, qwen3: LoadedPrompts) -> None:
+    def test_an_instruction_that_leaves_no_tokens_is_named(self, qwen3: LoadedPrompts) -> None:
         assert refusal(qwen3, request("q", ["d"], texts.words(300, 3), max_tokens=100)).field == "instruction"
 
     @pytest.mark.parametrize("limit", ["max_tokens", "max_tokens_per_doc", "max_tokens_per_query"])
@@ -280,7 +280,7 @@ class TestLosingTheBeginning:
         ).map("".join),
         limit=st.integers(76, 140),
     )
-    @example(document="word \U00013000", limit=76)  # whose last character takes more than the two tokens of room
+    @example(document="word \U00013000", limit=76)  # whose last character takes more than the two tokens that are left
     def test_any_document_at_any_limit(
         self, document: str, limit: int, qwen3: LoadedPrompts, qwen_reference: Any
     ) -> None:

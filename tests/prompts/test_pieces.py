@@ -215,7 +215,7 @@ class TestTooLong:
         for side in ("left", "right"):
             assert refusal(prompts, request("q", [flag], max_tokens_per_doc=2, side=side)).field == "documents[0]"
             assert refusal(prompts, request(flag, ["d"], max_tokens_per_query=2, side=side)).field == "query"
-        # A prompt that fits whole needs no more room than it takes.
+        # A prompt that fits whole needs no more tokens than it takes.
         least = len(authors_ids(qwen_reference, "q", "d"))
         assert not any(prompts.build(request("q", ["d"], max_tokens=least)).truncated)
 
@@ -230,7 +230,7 @@ class TestTooLong:
         assert whole(group)[0] != whole(group)[1]
         return True
 
-    def test_an_instruction_that_leaves_no_room_is_named(self, prompts: LoadedPrompts, qwen_folder: Path) -> None:
+    def test_an_instruction_that_leaves_no_tokens_is_named(self, prompts: LoadedPrompts, qwen_folder: Path) -> None:
         for served in (prompts, loaded(qwen_folder, LAST)):
             asked = request("q", ["d"], texts.words(300, 3), max_tokens=100)
             assert refusal(served, asked).field == "instruction"

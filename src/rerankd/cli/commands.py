@@ -1,4 +1,4 @@
-"""Commands that read more than Typer does: other programs' flags, and options of several values."""
+"""Commands with more than Typer's options: other programs' flags, and options of several values."""
 
 from __future__ import annotations
 

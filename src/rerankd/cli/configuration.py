@@ -1,4 +1,4 @@
-"""Options from elsewhere than the command line: variables `RERANKD_*`, and a file in vLLM's form."""
+"""Options from variables `RERANKD_*` and from a file in vLLM's form."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Options: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """An option's value from elsewhere.
+    """An option's value from a variable or a file.
 
     name: of the option, as Typer has it
     value: a text, a list of texts, or a bool for a switch, as Typer takes it

@@ -1,4 +1,4 @@
-"""Who may call, and how a call comes in: keys, CORS, TLS, a path before all paths, a Unix socket."""
+"""Access to the server: keys, CORS, TLS, a path before all paths, a Unix socket."""
 
 from __future__ import annotations
 

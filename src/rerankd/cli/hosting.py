@@ -24,7 +24,7 @@ class Named:
 
 
 def open_pool(chosen: Sequence[Named], residence: Residence) -> Pool:
-    """The models, each loaded unless it is to be loaded for its first request, or memory has no room for all.
+    """The models, each loaded unless it is to be loaded for its first request, or not all fit into memory.
 
     Raises ModelError for a model that cannot be found, read or served, and for models that cannot be served together.
     """

@@ -133,8 +133,8 @@ RESIDENCE = Group(
             typed={"min": 0},
         ),
         "memory": Option(
-            "Most gigabytes of the weights of all loaded models: the idle one that was used least recently makes room. "
-            "[default: any number]",
+            "Most gigabytes of the weights of all loaded models: the idle one that was used least recently is unloaded "
+            "first. [default: any number]",
             ("--max-model-memory-gb",),
             kind=float | None,
             convert=lambda gigabytes: None if gigabytes is None else int(gigabytes * (1 << 30)),

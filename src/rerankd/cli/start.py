@@ -114,7 +114,7 @@ def start(launch: Launch, notes: Iterable[str]) -> None:
     except EngineDead as error:
         _say(f"The engine has failed: {error}", launch, error=True)
         logging.shutdown()
-        # Nothing is torn down around a batch that may still run.
+        # The process exits at once, since a batch may still run.
         os._exit(1)
     except RerankdError as error:
         _say(str(error), launch, error=True)

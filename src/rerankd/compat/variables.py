@@ -43,7 +43,7 @@ class Variables:
         return {name: (self.honoured[name].flag, value) for name, value in values.items() if value is not None}
 
     def notes(self, environ: Mapping[str, str]) -> Iterator[str]:
-        """A line for each variable that is set and has no effect, one for all of those of which nothing is known."""
+        """A line for each known variable that is set and has no effect, and one line for all unknown ones."""
         why = {name: reason for reason, names in self.ignored.items() for name in names}
         unknown = []
         for name in sorted(name for name, value in environ.items() if value):

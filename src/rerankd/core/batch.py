@@ -25,11 +25,12 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class PackedGroup:
-    """Where a group's prefix and (some of) its suffixes lie in a packed batch, and what is asked of each of these.
+    """The places of a group's prefix and of (some of) its suffixes in a packed batch, and the numbers to compute for a
+    suffix.
 
-    unseen: how many of the prefix' last rows no row attends to
-    values: how many numbers a model gives for each suffix
-    outputs: whether those are all that its head makes of a document, in place of its relevance
+    unseen: the last rows of the prefix that no row attends to
+    values: numbers that a model gives for each suffix
+    outputs: whether these are all outputs of the head for a document (an embedding, labels), in place of its relevance
     """
 
     prefix: Span

@@ -44,7 +44,7 @@ Content: TypeAlias = tuple[Part, ...]
 
 
 def identity(part: Part) -> Hashable:
-    """Equal for parts that are the same: strings by what they say, pictures by the object that they are."""
+    """Equal for equal parts: strings by their characters, pictures by object identity."""
 
     def of(source: object) -> Hashable:
         if isinstance(source, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Exceptions. What a user can act on says so in one sentence."""
+"""Exceptions. An error that a user can act on says in one sentence what to do."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class EngineClosed(RerankdError):
 
 
 class EngineBusy(RerankdError):
-    """So much waits for the engine that it does not take the request; a later one it may."""
+    """Too much waits for the engine, so it refuses the request. A later request may be accepted."""
 
 
 class EngineDead(EngineClosed):
-    """The engine has failed for good: no request is answered any more. The cause is chained where there is one."""
+    """The engine has failed for good and answers no more requests. The cause is chained where there is one."""
 
 
 class EngineError(RerankdError):
@@ -42,8 +42,8 @@ class EngineError(RerankdError):
 
 
 class ReplicaLost(EngineError):
-    """The processes that were to compute the request ended while they did; sent again, it may be answered."""
+    """The processes that computed the request ended before it was answered. It may be sent again."""
 
 
 class OutOfMemory(EngineError):
-    """One document alone is more than fits into memory; `str()` of it says how large it is."""
+    """One document alone does not fit into memory; `str()` of the error says how large the document is."""

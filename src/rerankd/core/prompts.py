@@ -1,4 +1,4 @@
-"""A request as token ids, and what makes them."""
+"""Requests as token ids, and the protocol of prompt builders."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Segment:
     """A run of tokens laid end to end in a packed batch. `token_types` is empty where all are zero.
 
     visuals: the images and videos whose placeholder tokens lie in the run, in the order of those
-    unseen: how many of the last tokens no token attends to, not even they themselves (the expansion of a query)
+    unseen: the last tokens that no token attends to, not even the token itself (the expansion of a query)
     """
 
     token_ids: list[int]
@@ -57,7 +57,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Which documents the suffixes of a group hold, where each is a whole prompt of several documents and the query.
+    """The documents in each suffix of a group, where a suffix is a whole prompt of several documents and the query.
 
     A model gives a vector of each document and, behind them, of the query; then zeros up to `PromptGroup.values`.
 
@@ -71,7 +71,7 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class PromptGroup:
-    """One request's prompts: what all of them share, laid once, and each document's own part.
+    """One request's prompts: the prefix that all prompts share, laid once, and each document's own suffix.
 
     For a decoder `prefix` is the longest common token prefix and each suffix continues it. For an
     encoder of pairs `prefix` is empty. For a bi-encoder `prefix` is the query and a suffix a document.
@@ -80,9 +80,9 @@ class PromptGroup:
     `chunks[i]` are the chunks that document i was split into, with a suffix each; a document that was not split
     has none, and one suffix. Where no document was split, `chunks` is empty.
     `truncated[i]` says that document i was cut to fit, `query_truncated` that the query was in any prompt.
-    `ignored` names request fields that have less effect here than was asked for.
+    `ignored` names request fields that have less effect than the request asks for.
     `labels` are asked of each suffix in place of its relevance.
-    `windows` says which documents the suffixes hold where they hold several; the prefix is empty then.
+    `windows` lists the documents of each suffix, where a suffix holds several; the prefix is then empty.
     `outputs` is how many numbers a head makes of each suffix where all are asked for in place of its relevance (an
     embedding's, a logit for each label), else 0; the prefix is empty then.
     """
@@ -99,7 +99,7 @@ class PromptGroup:
 
     @property
     def values(self) -> int:
-        """How many numbers a model gives for each suffix."""
+        """Numbers that a model gives for each suffix."""
         if self.outputs:
             return self.outputs
         if self.windows is not None:
@@ -132,11 +132,11 @@ class Visuals:
 
 
 class PromptBuilder(Protocol):
-    """Turns a request into token ids. Implementations are thread-safe and hold no request state."""
+    """Turns a request into token ids. Implementations are thread-safe and keep no state of a request."""
 
     @property
     def takes_instruction(self) -> bool:
-        """Whether an instruction changes the prompt; where it does not, a given one is reported as ignored."""
+        """Whether an instruction changes the prompt. An instruction without effect is reported as ignored."""
         ...
 
     def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:

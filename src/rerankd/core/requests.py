@@ -1,4 +1,4 @@
-"""Requests: a query, documents, and how they may be read."""
+"""Requests: a query, documents, and limits on their length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_CHARACTERS = 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """How much of a request may be read. All limits are in tokens; None means the model's own limit.
+    """Limits on the length of a request's texts, in tokens. None means the model's own limit.
 
     `max_tokens` bounds a whole prompt, template included. With `allowed=False` a prompt that does not fit
     is an `InvalidRequest` instead of a shorter prompt. `side` is where a text is cut: "right" loses its end,
@@ -30,9 +30,9 @@ class Truncation:
 
 @dataclass(frozen=True, slots=True)
 class Chunking:
-    """Have a document that does not fit scored by the best of its parts instead of being cut.
+    """A document that does not fit is split, and its best chunk scores it (MaxP), instead of being cut.
 
-    `max_chunks_per_doc` bounds their number (None: as many as there are); what lies beyond them is cut.
+    `max_chunks_per_doc` bounds the number of chunks (None: no bound); the text beyond them is cut.
     `overlap_tokens` is how many of a chunk's tokens the next one begins with, at most half of them: a larger overlap
     is reported in `RerankResult.ignored`.
     """
@@ -43,10 +43,10 @@ class Chunking:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Tokens whose probabilities of coming next are asked for, in place of a document's relevance.
+    """Label tokens: the answer is the probability of each as the next token, in place of a document's relevance.
 
-    token_ids: in the order of the answer; one may stand there more than once
-    among_themselves: whether the probabilities are among these tokens, else among the whole vocabulary
+    token_ids: in the order of the answer; a token may occur more than once
+    among_themselves: whether the softmax is over these tokens, else over the whole vocabulary
     query_last: whether the query stands behind each document, else before it
     """
 

@@ -11,7 +11,7 @@ from rerankd.core.errors import InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of a document's text that is scored by itself.
+    """A part of a document's text with a score of its own.
 
     index: its place among the document's chunks
     tokens, characters: its start (included) and stop (excluded) in the document's text, in tokens of that text by
@@ -30,8 +30,8 @@ class ScoredDocument:
 
     best_chunk: the chunk that the score is of; None for a document that was not split
     chunks: how many chunks were scored, each in a prompt of its own
-    labels: how probable the labels that were asked for are, the first of which is the score
-    values: the outputs that were asked for, an embedding or a logit for each label, the first of which is the score
+    labels: the probabilities of the request's labels; the first is the score
+    values: the request's outputs, an embedding or a logit for each label; the first is the score
     """
 
     index: int
@@ -46,7 +46,7 @@ class ScoredDocument:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stretch of the work on a request: its `media`, `tokenise`, `queue` or `model`.
+    """A stage of the work on a request: `media`, `tokenise`, `queue` or `model`.
 
     began: by `time.perf_counter`
     """
@@ -57,7 +57,7 @@ class Stage:
 
 
 def seconds_by_stage(stages: Iterable[Stage]) -> dict[str, float]:
-    """How long each kind of stage took."""
+    """The seconds of each kind of stage."""
     took: dict[str, float] = {}
     for stage in stages:
         took[stage.name] = took.get(stage.name, 0.0) + stage.seconds
@@ -113,10 +113,10 @@ class RerankResult:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLoad:
-    """How busy a replica of the model is, and what it has done since the server's start.
+    """The load of a replica of the model now, and its work since the server's start.
 
     running: whether its process takes batches
-    held_tokens: tokens of the batches that it was given and has not answered
+    held_tokens: tokens of the batches that the replica was given and has not answered
     batches, tokens, seconds: as in `EngineLoad`
     restarts: how often its process was started again
     """
@@ -131,14 +131,14 @@ class ReplicaLoad:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """How busy an engine is, and what it has done since its start.
+    """The load of an engine now, and its work since its start.
 
     waiting: documents that no batch has taken
-    batches, tokens, seconds: batches computed, the tokens in them, and how long the model took
-    waiting_requests, waiting_tokens: requests of which a document waits, and tokens to compute for what waits
+    batches, tokens, seconds: batches computed, the tokens in them, and the seconds of the model
+    waiting_requests, waiting_tokens: requests with a waiting document, and the tokens to compute for these documents
     running: requests in the batches that are being computed
     rate: tokens a second of the last batches; 0 before the first
-    replicas: each replica's own, where there are several
+    replicas: the load of each replica, where there are several
     """
 
     waiting: int

@@ -9,11 +9,11 @@ from rerankd.core.contents import Content, Image, Text
 from rerankd.core.results import ScoredDocument
 
 CHARACTERS = 300
-"""Of a document's text that are shown."""
+"""Characters of a document's text that the table shows."""
 
 
 def table(scored: Iterable[ScoredDocument], documents: Sequence[Content], note: str) -> str:
-    """The documents best first, with bars by score. It brings no script, and its colours suit light and dark pages.
+    """The documents best first, with bars by score. The table has no script, and its colours suit light and dark pages.
 
     documents: of the request, in its order; empty where they are not known
     note: stands below the table

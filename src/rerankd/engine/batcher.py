@@ -14,7 +14,7 @@ from time import perf_counter
 from rerankd.core import EngineBusy, PromptGroup, Segment, Stage
 
 STALE = 64
-"""So many entries of jobs that have left may lie in the heap beside as many as there are jobs."""
+"""The heap may have this many entries of jobs that have left, beside as many as there are jobs."""
 
 
 @dataclass(eq=False)
@@ -67,7 +67,7 @@ class Job:
 
     @property
     def waited_for(self) -> bool:
-        """Whether there is no answer yet, and somebody who waits for it."""
+        """Whether there is no answer yet, and somebody waits for one."""
         return not self.future.done()
 
     def finish(self) -> None:
@@ -130,7 +130,8 @@ class Batcher:
         self._shortest: list[tuple[int, int, Job]] = []
 
     def expect_place(self, job: Job, most: int | None) -> None:
-        """Raise EngineBusy where a job and what waits have more than `most` tokens; alone it may have any number."""
+        """Raise EngineBusy where a job and the waiting jobs have over `most` tokens. A job alone may have any
+        number."""
         if most is not None and self.tokens and self.tokens + job.cost > most:
             raise EngineBusy(
                 f"This request's {job.cost} tokens are more than may wait for the model beside the {self.tokens} that "
@@ -161,10 +162,10 @@ class Batcher:
 
         The first job in order of arrival gives one document at least, and documents of half the tokens that are left to
         it, whatever its prefix takes: a long prefix (a query with pictures) is computed once for many documents, and
-        not again and again for the few that it leaves room for. Only there is a batch larger than the budget.
+        not again and again for the few that fit beside it. Only there is a batch larger than the budget.
         """
         batch = self._take_shortest(self.budget // 2)
-        room = self.budget - sum(piece.cost for piece in batch)
+        left = self.budget - sum(piece.cost for piece in batch)
         first = True
         while self._jobs:
             job = next(iter(self._jobs))
@@ -172,7 +173,7 @@ class Batcher:
                 self.drop(job)
                 continue
             self._count(job, -1)
-            piece = job.take(max(room, len(job.group.prefix) + room // 2) if first else room)
+            piece = job.take(max(left, len(job.group.prefix) + left // 2) if first else left)
             if first and piece is None:
                 piece = job.take_one()
             if job.waiting:
@@ -183,7 +184,7 @@ class Batcher:
             if piece is None:
                 break
             batch.append(piece)
-            room -= piece.cost
+            left -= piece.cost
             first = False
             if job.waiting:
                 break
@@ -196,7 +197,7 @@ class Batcher:
             self.drop(job)
         return jobs
 
-    def _take_shortest(self, room: int) -> list[Slice]:
+    def _take_shortest(self, budget: int) -> list[Slice]:
         batch: list[Slice] = []
         while self._shortest:
             cost, arrival, job = self._shortest[0]
@@ -204,13 +205,13 @@ class Batcher:
                 heappop(self._shortest)
             elif not job.waited_for:
                 self.drop(job)
-            elif cost > room:
+            elif cost > budget:
                 break
             else:
                 self._count(job, -1)
                 self._remove(job)
                 batch.append(job.take_all())
-                room -= cost
+                budget -= cost
         return batch
 
     def _count(self, job: Job, sign: int) -> None:

@@ -77,7 +77,7 @@ class Engine:
         self._worker.start()
 
     def load(self) -> EngineLoad:
-        """How busy it is, and what it has done."""
+        """The load of the engine now, and its work since its start."""
         with self._wake:
             tokens, seconds = (sum(values) for values in zip(*self._last, strict=True)) if self._last else (0, 0.0)
             return EngineLoad(
@@ -129,7 +129,7 @@ class Engine:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Have the groups that this thread submits inside wait for each other.
+        """The groups that this thread submits in the context wait for each other.
 
         No batch is taken until the context ends, so that an idle engine packs the same groups into the same batches.
         """
@@ -137,9 +137,9 @@ class Engine:
             yield
 
     def close(self) -> None:
-        """Finish the running batch, fail what still waits with EngineClosed, and stop the worker.
+        """Finish the running batch, fail the waiting requests with EngineClosed, and stop the worker.
 
-        A batch that will not end is not waited for: its thread ends with the process.
+        A batch that hangs is not waited for: its thread ends with the process.
         """
         with self._wake:
             self._closed = True
@@ -158,7 +158,7 @@ class Engine:
             self._batcher.drop(job)
 
     def give_up(self, error: EngineDead) -> None:
-        """Fail all requests, of now and later: the model computes no more, and the running batch may never end."""
+        """Fail all requests, now and later: the model computes no more, and the running batch may never end."""
         self._hung = True
         log.critical("The engine is given up: %s", error)
         self._die(error)
@@ -168,7 +168,7 @@ class Engine:
         self.give_up(EngineDead(f"A batch did not end in {seconds:.0f} seconds."))
 
     def _die(self, error: EngineDead) -> None:
-        """Fail whatever waits; nothing is taken any more."""
+        """Fail all waiting requests; no request is accepted any more."""
         with self._wake:
             self._dead = self._dead or error
             self._closed = True
@@ -265,7 +265,7 @@ class Engine:
             job.fail(error)
 
     def _probe(self) -> None:
-        """Score again what was scored once. Raises EngineDead where that fails: no request is at fault then."""
+        """Score again a prompt that was scored once. Raises EngineDead where that fails: no request is at fault."""
         if self._known is None:
             return
         for left in reversed(range(PROBES)):
@@ -332,7 +332,7 @@ class Engine:
 
 
 def _again(dead: EngineDead) -> EngineDead:
-    """The same error for another request: one that is raised in several threads mixes up their tracebacks."""
+    """A copy of the error for another request: one object that several threads raise would mix up their tracebacks."""
     error = EngineDead(str(dead))
     error.__cause__ = dead.__cause__
     return error

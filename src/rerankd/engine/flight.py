@@ -1,4 +1,4 @@
-"""A batch that a device computes while the host goes on."""
+"""A batch that a device computes while the host does other work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch that fails, taken apart until it is known whose the failure is."""
+"""A batch that fails is split until the request at fault is known."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Forward: TypeAlias = Callable[[Sequence[Slice]], Sequence[list[float]]]
 """Each slice's logits."""
 NOT_FINITE = "The model's logits are not finite numbers; its weights or dtype are at fault."
 WITHOUT_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""Texts of errors of torch's allocators that are no `OutOfMemoryError`."""
+"""Messages of torch's allocators whose errors are no `OutOfMemoryError`."""
 
 
 class Budget:
-    """The tokens of a batch: fewer for a while after memory ran out."""
+    """The token budget of a batch: smaller for a while after memory ran out."""
 
     BATCHES = 32
     """After so many batches that fit, the budget is doubled, until it is whole again."""
@@ -36,12 +36,12 @@ class Budget:
         self._fitted = 0
 
     def ran_out(self, tokens: int) -> None:
-        """So many tokens did not fit."""
+        """Note that a batch of so many tokens did not fit."""
         self._fitted = 0
         self.tokens = max(min(self.tokens, tokens // 2), self._whole // self.PARTS, 1)
 
     def fitted(self) -> None:
-        """A batch did."""
+        """Note that a batch fitted."""
         if self.tokens < self._whole:
             self._fitted += 1
             if self._fitted == self.BATCHES:
@@ -54,7 +54,7 @@ def scored(
 ) -> Iterator[tuple[Slice, list[float] | EngineError]]:
     """Score a batch: its slices, or parts of these in order, each with its documents' logits or the error of its own.
 
-    free: gives back the memory that nothing needs
+    free: gives unused memory back
 
     Where memory runs out, half of the documents are tried, then the other half, and so on down to one document. Where
     anything else goes wrong, half of the requests: a request that fails beside others is tried alone. Logits that are

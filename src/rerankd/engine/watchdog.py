@@ -1,4 +1,4 @@
-"""A batch that will never end, told from one that takes long."""
+"""Tells a batch that hangs from a batch that takes long."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from time import monotonic
 
 MUCH_SLOWER = 20
-"""A batch that is as much slower a token than any before it, and over its seconds, is given up."""
+"""A batch over its seconds is given up when it is this many times slower per token than any batch before it."""
 LOOKS = 4
 """How often the watchdog looks in the seconds that a batch may take."""
 MOST_SECONDS_BETWEEN_LOOKS = 1.0
@@ -18,7 +18,7 @@ class Watchdog:
     """Calls `hung`, once, from a thread of its own, when a batch takes so long that it will not end."""
 
     def __init__(self, seconds: float, hung: Callable[[float], object]) -> None:
-        """seconds: what any batch may take; one of a slow machine takes longer. `hung` gets the seconds that it took"""
+        """seconds: a batch may take these, on a slow machine more. `hung` gets the seconds of the batch"""
         self._seconds = seconds
         self._hung = hung
         self._slowest = 0.0
@@ -38,7 +38,7 @@ class Watchdog:
             self._running = None
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._closed.set()
 
     def _look(self) -> None:

@@ -1,4 +1,5 @@
-"""Whether a difference between two rankings may be chance: a paired randomisation test, corrected for several tests."""
+"""Whether chance can explain a difference between two rankings: a paired randomisation test, corrected for several
+tests."""
 
 from __future__ import annotations
 

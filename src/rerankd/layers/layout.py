@@ -1,4 +1,4 @@
-"""Which packed rows attend to which: the layout that every attention reads."""
+"""The attention layout: which packed rows attend to which."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Block:
 
     @property
     def keys(self) -> int:
-        """How many keys the block sees in all."""
+        """The number of keys that the block sees."""
         return len(self.shared) + len(self.own)
 
 
@@ -45,7 +45,7 @@ class AttentionLayout:
 
     @property
     def query_rows(self) -> int:
-        """How many query rows there are."""
+        """The number of query rows."""
         return self.blocks[-1].query.stop if self.blocks else 0
 
     def derived(self, make: Callable[[AttentionLayout], T]) -> T:

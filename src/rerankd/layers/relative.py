@@ -1,4 +1,4 @@
-"""Attention that reads how far two rows are apart from tables.
+"""Attention with tables of the distance between rows.
 
 Disentangled attention (He et al., 2021), and biases of buckets (Raffel et al., 2020).
 """
@@ -14,22 +14,22 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Disentangled:
-    """Which row of the tables a distance between two places reads.
+    """The row of the tables for a distance between two positions.
 
-    A distance d reads row `span + d`. With `farthest`, a distance beyond half the span reads one row with others, the
-    more the farther it is, as on a logarithmic scale. A distance beyond the table reads its first or last row.
+    A distance d reads row `span + d`. With `farthest`, distances beyond half the span share rows, on a logarithmic
+    scale. A distance beyond the table reads its first or last row.
 
     Behaviour reference: `modeling_deberta_v2.py` in transformers.
 
     span: half of the tables' rows
-    farthest: the distance that the logarithmic scale ends at; None for one row each
+    farthest: the distance at which the logarithmic scale ends; None for one row for each distance
     """
 
     span: int
     farthest: int | None = None
 
     def rows(self, distances: Tensor) -> Tensor:
-        """The rows, int64, of int64 distances: the place of the query less that of the key."""
+        """The rows, int64, of int64 distances (position of the query minus position of the key)."""
         found = distances if self.farthest is None else self._on_scale(distances, self.farthest)
         return (found + self.span).clamp(0, 2 * self.span - 1)
 
@@ -63,7 +63,7 @@ class Buckets:
     farthest: int = 128
 
     def rows(self, distances: Tensor) -> Tensor:
-        """The rows, int64, of int64 distances: the place of the query less that of the key."""
+        """The rows, int64, of int64 distances (position of the query minus position of the key)."""
         half = self.count // 2
         near = half // 2
         far = distances.abs()

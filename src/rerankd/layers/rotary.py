@@ -22,11 +22,11 @@ class Rotation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rotary:
-    """How positions turn the first 2 * pairs values of each head.
+    """The rotation of the first 2 * pairs values of each head by position.
 
     frequencies: the angle of each pair at position 1
-    axes: of positions with several coordinates, the one that turns each pair; empty for plain positions
-    factor: what cosines and sines are multiplied by (the attention factor of YaRN; Peng et al., 2023)
+    axes: for positions with several coordinates, the coordinate that rotates each pair; empty for plain positions
+    factor: the factor of cosines and sines (the attention factor of YaRN; Peng et al., 2023)
     """
 
     frequencies: tuple[float, ...]

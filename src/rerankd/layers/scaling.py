@@ -36,7 +36,7 @@ class Llama3:
 class Yarn:
     """YaRN (Peng et al., 2023): frequencies between two numbers of rotations go from left alone to divided by `factor`.
 
-    attention_factor: what cosines and sines are multiplied by; None for the paper's own
+    attention_factor: the factor of cosines and sines; None for the paper's
     mscale: `mscale` and `mscale_all_dim`, from which DeepSeek derives that factor
     beta_fast, beta_slow: rotations in `original_positions` positions between which the ramp lies
     truncate: whether the ramp begins and ends at whole dimensions

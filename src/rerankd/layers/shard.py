@@ -1,4 +1,4 @@
-"""Tensor parallelism: which part of every layer a process has (Shoeybi et al., 2019).
+"""Tensor parallelism: the part of every layer that a process has (Shoeybi et al., 2019).
 
 The linear layers that read hidden states are split by outputs: queries, keys and values by heads, the first of an MLP
 by its inner width. Those that write hidden states are split by the same values, which are their inputs, so that the
@@ -24,7 +24,7 @@ class Shard:
     size: int = 1
 
     def lacks(self, spec: TransformerSpec) -> str | None:
-        """None, or what cannot be split: words that complete "the backend does not support ..."."""
+        """None, or the feature that cannot be split: words that complete "the backend does not support ..."."""
         for layer in spec.layers:
             kv_heads = layer.kv_heads or layer.heads
             if layer.heads % self.size:
@@ -53,7 +53,7 @@ class Shard:
         return self._part(spec.heads)
 
     def kv_heads(self, spec: LayerSpec) -> slice:
-        """The heads of keys and values. Where there are fewer than parts, several have one and the same."""
+        """The heads of keys and values. Where there are fewer heads than parts, several parts have the same head."""
         kv_heads = spec.kv_heads or spec.heads
         if kv_heads >= self.size:
             return self._part(kv_heads)

@@ -1,4 +1,4 @@
-"""What a transformer layer is, as data. A model file fills it in; a backend runs it.
+"""The specification of a transformer layer, as data. A model file fills it in; a backend runs it.
 
 Shapes below: H is the hidden width, A is heads * head_dim, K is kv_heads * head_dim, M is the width of the MLP.
 """
@@ -22,7 +22,7 @@ AttentionBias: TypeAlias = Literal["alibi"] | Disentangled | Buckets
 class Norm:
     """A normalisation over the last dimension: LayerNorm (Ba et al., 2016) or RMSNorm (Zhang and Sennrich, 2019).
 
-    offset: what is added to the stored weight; 1 for checkpoints that store the weight minus 1 (Gemma)
+    offset: added to the stored weight; 1 for checkpoints that store the weight minus 1 (Gemma)
     """
 
     kind: Literal["layer", "rms"]
@@ -40,7 +40,7 @@ class LayerSpec:
     qk_norm: the norm of each head's query and key
     rotary: how positions turn queries and keys; None for no rotation
     window: how many positions back a row sees, and in a bidirectional layer as many ahead; None for all
-    attention_bias: what is added to attention logits: "alibi" (Press et al., 2022), or what distance adds
+    attention_bias: added to attention logits: "alibi" (Press et al., 2022), or the biases of distance
     scale: the factor of attention logits; None for head_dim ** -0.5
     output_norms: whether attention and MLP have a norm behind them too, before they are added (Gemma 2)
     qkv_bias, out_bias, mlp_bias: whether these linear layers have biases
@@ -103,7 +103,7 @@ class TransformerSpec:
 
     @property
     def causal(self) -> bool:
-        """Whether a row sees only rows before it: then the documents of a request can share a prefix."""
+        """Whether a row sees only rows before it, so that the documents of a request can share a prefix."""
         return self.layers[0].causal
 
 
@@ -115,10 +115,10 @@ class Affine(NamedTuple):
 
 
 class RelativeWeights(NamedTuple):
-    """The tables that distances read, in the backend's dtype, None where a model has none.
+    """The tables of distances, in the backend's dtype; None where a model has none.
 
-    keys: [2 * span, A], which queries are multiplied with; queries: [2 * span, A], with which keys are
-    biases: [buckets, heads], what is added to logits
+    keys: [2 * span, A], multiplied by queries; queries: [2 * span, A], multiplied by keys
+    biases: [buckets, heads], added to logits
     """
 
     keys: Tensor | None = None

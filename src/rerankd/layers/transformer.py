@@ -27,7 +27,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Additions:
-    """What is added to some rows after each of the first layers (deepstack; Meng et al., 2024).
+    """Features added to some rows after each of the first layers (deepstack; Meng et al., 2024).
 
     rows: int64 [n]; features: [n, hidden] for each layer
     """
@@ -54,8 +54,8 @@ class Transformer(Protocol):
         """The last states, behind the final norm: float32 [T, hidden], or [len(keep), hidden].
 
         x: tokens, or the first layer's input [T, hidden], which may be written over
-        positions: what rotary angles are of, int64 [T] or [coordinates, T]; None for a spec without rotation
-        keep: the rows whose last states are asked for, ascending; the last layer computes no other. None for all
+        positions: for rotary angles, int64 [T] or [coordinates, T]; None for a spec without rotation
+        keep: the rows whose last states are wanted, ascending; the last layer computes no other rows. None for all
         additions: to at most all layers but the last
         """
         ...

@@ -1,4 +1,4 @@
-"""Memory that all requests share: what is fetched, decoded and shown is counted before it is held."""
+"""A memory budget that all requests share: files, decoding and shown pixels are counted before they are allocated."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rerankd.media.limits import BadMedia, megabytes
 from rerankd.memory import trim_memory
 
 LARGE = 64 << 20
-"""Bytes that go back to the kernel when they are given back at a time."""
+"""Releasing at least this many bytes returns them to the kernel."""
 
 
 class Lease:
-    """Bytes of a budget, until they are given back; at the latest when nobody refers to the lease any more."""
+    """Bytes of a budget, until they are released, at the latest when nothing refers to the lease any more."""
 
     def __init__(self, budget: Budget, amount: int) -> None:
         self._budget = budget
@@ -23,7 +23,7 @@ class Lease:
         self._lock = threading.Lock()
 
     def shrink(self, amount: int) -> None:
-        """Give back what is held beyond `amount` bytes."""
+        """Release all but `amount` bytes."""
         with self._lock:
             surplus = max(0, self._amount - amount)
             self._amount -= surplus
@@ -31,7 +31,7 @@ class Lease:
             self._budget._take_back(surplus)
 
     def release(self) -> None:
-        """Give back everything; more than once does no harm."""
+        """Release all bytes; may be called more than once."""
         self.shrink(0)
 
     def __del__(self) -> None:
@@ -39,7 +39,7 @@ class Lease:
 
 
 class Budget:
-    """`total` bytes for one use. Whoever asks first is served first, so that small shares never starve a large one.
+    """`total` bytes for one use. Requests are served in order, so that small leases never starve a large one.
 
     use: what the bytes are for, as errors name it
     """
@@ -53,7 +53,7 @@ class Budget:
 
     @property
     def held(self) -> int:
-        """Bytes that are lent at present."""
+        """Bytes that are lent now."""
         return self.total - self._free
 
     def ask(self, amount: int) -> Future[Lease]:
@@ -66,7 +66,7 @@ class Budget:
         asked: Future[Lease] = Future()
         with self._lock:
             self._asked.append((amount, asked))
-        # Who gives up may be the one that all others wait behind.
+        # A caller that gives up may be the first in the queue.
         asked.add_done_callback(lambda done: self._serve() if done.cancelled() else None)
         self._serve()
         return asked
@@ -101,6 +101,6 @@ class Budget:
 
 
 def give_back(asked: Future[Lease]) -> None:
-    """Release what was lent to somebody who had given up waiting."""
+    """Release a lease of a caller that had given up waiting."""
     if not asked.cancelled():
         asked.result().release()

@@ -1,4 +1,4 @@
-"""What kind of video file some bytes are, whether they hold a film at all, and whether they are all of it.
+"""The kind of a video file, whether it holds a film at all, and whether it is complete.
 
 A demuxer reads a file that was cut off as a shorter video, and a still picture in a film's container as a film
 of one frame; the file's own structure tells the difference.
@@ -23,7 +23,7 @@ _AVIF_BRANDS = (b"avif", b"avis")
 _HEVC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 _OTHER_CODEC_BRANDS = (b"avci", b"avcs", b"jpeg", b"jpgs", b"j2ki", b"j2is", b"vvic", b"vvis", b"evbi", b"evbs")
 _GENERAL_BRANDS = (b"mif1", b"mif2", b"msf1", b"miaf")
-"""Which AVIF files name too, beside their own."""
+"""A brand that AVIF files name too, beside their own."""
 _HEIF_BRANDS = (*_HEVC_BRANDS, *_OTHER_CODEC_BRANDS, *_GENERAL_BRANDS)
 _RAW_BRANDS = (b"crx ",)
 _MAX_FTYP = 1024
@@ -130,7 +130,7 @@ def is_cut_short(data: bytes, container: Container, go_on: GoOn) -> bool:
 def _boxes(data: bytes, at: int, end: int, go_on: GoOn) -> Iterator[tuple[bytes, int, int]]:
     """The boxes from `at` on: type, first byte, and the byte behind the box, which may lie behind `end`.
 
-    Something that is no box ends them: it was appended to the file.
+    Bytes that are no box end the list: they were appended to the file.
     """
     while at + 8 <= end:
         go_on()

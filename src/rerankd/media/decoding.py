@@ -1,4 +1,4 @@
-"""Work on media in a thread: bounded in time and memory, and ended between slices when nobody waits for it."""
+"""Decoding in a thread: bounded in time and memory, and stopped between slices when nobody waits for the result."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ GoOn = Callable[[], None]
 """`Decoding.go_on`, for code that takes no memory."""
 
 _LOOKS = 0.05
-"""Seconds after which a thread that waits for memory looks whether anybody still wants its work."""
+"""Seconds after which a thread that waits for memory checks whether anybody still waits for its work."""
 
 
 class Decoding:
-    """The reading of one file or picture, as the thread sees it that does it.
+    """The reading of one file or picture, for the thread that does it.
 
     Nothing can stop a thread from outside: it asks between slices of its work (`go_on`), and before it takes
     memory (`holding`).

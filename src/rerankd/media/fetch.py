@@ -1,4 +1,4 @@
-"""Fetching http(s) URLs that strangers name, without reaching anything but the open internet."""
+"""Fetching http(s) URLs from untrusted requests, from the open internet only."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def system_resolver(threads: Executor) -> Resolve:
 
 
 class _CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to the very addresses that it checked, so that no later look-up can change them.
+    """Connects to the addresses that were checked, so that no later look-up can change them.
 
     TLS and the Host header above it still go by the URL's host name.
     """
@@ -114,7 +114,7 @@ def default_tls() -> ssl.SSLContext:
 
 
 class Fetched(NamedTuple):
-    """A body, the memory that it is held in, and its content type as its server calls it, None for none."""
+    """A body, its memory, and the content type that its server gives; None for none."""
 
     data: bytes
     held: Lease
@@ -122,7 +122,7 @@ class Fetched(NamedTuple):
 
 
 class _Clock:
-    """Seconds that are left of some, counted only while something runs within them."""
+    """The rest of a number of seconds, counted only while something runs within them."""
 
     def __init__(self, seconds: float) -> None:
         self._left = seconds
@@ -254,7 +254,7 @@ async def _body(response: httpcore.Response, coding: str | None, max_bytes: int)
 def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:
     try:
         parsed = httpx.URL(url) if base is None else base.join(url)
-        host = parsed.host  # which decodes international names, and may fail at it
+        host = parsed.host  # it decodes international names, and may fail
     except (httpx.InvalidURL, ValueError) as error:
         raise BadMedia(f"the URL is malformed ({error})") from error
     if parsed.scheme not in ("http", "https"):

@@ -16,7 +16,7 @@ class BadMedia(ValueError):
 
 
 class NotRead(BadMedia):
-    """A file that is no picture or video, or one of a kind that is not read."""
+    """A file that is no picture or video, or of a kind that is not supported."""
 
 
 @dataclass(frozen=True, slots=True)

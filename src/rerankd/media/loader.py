@@ -1,4 +1,4 @@
-"""From a request's images and videos to what the model is shown of them."""
+"""From a request's images and videos to the pixels that the model is shown."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class MediaLoader:
         """Bytes that the visuals of a request may take together; more than there are for all is refused later."""
         most = 0
         for part in {place.key: place.part for place in places}.values():
-            with suppress(BadMedia):  # which is told of the part, when it is read
+            with suppress(BadMedia):  # the error names the part, when it is read
                 most += 3 * int(_pixels_at_most(part, self._sizing))
         return min(most, self._limits.shown_memory)
 
@@ -124,7 +124,7 @@ class MediaLoader:
             return thread.submit(asyncio.run, loading).result()
 
     def close(self) -> None:
-        """Let go of the threads; a load that is under way fails."""
+        """Stop the threads; loads in progress fail."""
         self._closing.set()
         for threads in (self._threads, self._lookups):
             threads.shutdown(wait=False, cancel_futures=True)

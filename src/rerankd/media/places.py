@@ -16,8 +16,8 @@ from rerankd.media.visual import ResizedVisual
 class LoadedMedia:
     """A request's images and videos, in the order of their parts.
 
-    `failed` holds the error of each document whose media cannot be used, by index; such a document's own
-    entry in `documents` is to be disregarded. `held` is the memory that the visuals are counted in: released when
+    `failed` holds the error of each document whose media cannot be used, by index; the entry of such a document in
+    `documents` has no meaning. `held` is the memory that the visuals are counted in: released when
     they have been scored, and at the latest when nobody refers to this any more.
     """
 

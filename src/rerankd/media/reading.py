@@ -43,7 +43,7 @@ class Memory(NamedTuple):
 
 
 class _File(NamedTuple):
-    """A file's bytes, and what the server that it came from calls it."""
+    """A file's bytes, and the content type that its server gives."""
 
     data: bytes
     media_type: str | None = None

@@ -1,4 +1,4 @@
-"""Which frames of a video are read, and what time a pair of them stands for.
+"""The frames of a video that are read, and the time of each pair.
 
 Sources: `smart_nframes` of qwen-vl-utils 0.0.14, `sample_frames` of the authors' `qwen3_vl_reranker.py`, and
 `Qwen3VLProcessor` of transformers for the timestamps.

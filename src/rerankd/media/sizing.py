@@ -1,4 +1,4 @@
-"""How large a picture is shown to the model: the authors' resizing rules.
+"""The size at which the model is shown a picture: the authors' resizing rules.
 
 Source: `process_vision_info` of the PyPI package qwen-vl-utils 0.0.14 with the arguments that the authors'
 `qwen3_vl_reranker.py` (repository QwenLM/Qwen3-VL-Embedding) gives it. A token is a square of 32 x 32 pixels.
@@ -33,7 +33,7 @@ LIST_TOTAL_PIXELS = 7_680 * TOKEN
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """A server's defaults for what a request leaves open; the values here are the authors'.
+    """Defaults for settings that a request leaves open; the values here are the authors'.
 
     min_pixels, max_pixels: of an image, after resizing
     fps: frames read for each second of a video file

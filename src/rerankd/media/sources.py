@@ -1,4 +1,4 @@
-"""Where media come from: `data:` URIs, files below allowed folders, paths, and URLs told apart from them."""
+"""The sources of media: `data:` URIs, files below allowed folders, paths, and URLs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN = 100
 _SLICE = 1 << 20
 """Characters of a `data:` URI that are decoded at a time."""
 _MOST_BYTES = 4
-"""That a character becomes in UTF-8."""
+"""The most bytes of a character in UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ def _regular(path: Path, folders: tuple[Path, ...] | None) -> tuple[Path, int]:
         real = path.resolve(strict=True)
         allowed = folders is None or any(real.is_relative_to(folder.resolve()) for folder in folders)
     except (OSError, ValueError, RuntimeError) as error:
-        # Whether a file exists is nobody's business who may not read it.
+        # The error does not say whether a file exists that the request may not read.
         if folders is None:
             raise BadMedia(f"{shown} cannot be read ({_reason(error)})") from error
         allowed = False

@@ -1,4 +1,4 @@
-"""Pictures and films of kinds that are not read, by their first bytes, so that an error can say what to do."""
+"""Kinds of pictures and films that are not supported, by their first bytes, so that an error can say what to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FILMS = (
 
 
 def picture_kind(data: bytes, go_on: GoOn) -> str | None:
-    """The name of a kind of picture that is not read; None where the file is something else."""
+    """The name of an unsupported kind of picture; None for any other file."""
     iso = iso_picture(data, go_on)
     if iso is not None:
         return iso
@@ -39,5 +39,5 @@ def picture_kind(data: bytes, go_on: GoOn) -> str | None:
 
 
 def film_kind(data: bytes) -> str | None:
-    """The name of a kind of film that is not read; None where the file is something else."""
+    """The name of an unsupported kind of film; None for any other file."""
     return next((name for begin, name in _FILMS if begin.match(data)), None)

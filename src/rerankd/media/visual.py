@@ -1,4 +1,4 @@
-"""An image or a video as the model gets it: pixels in patches, with their places and times."""
+"""An image or a video for the model: pixels in patches, with their places and times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head of a decoder: which tokens' logits make its score, by overrides, by its folder, or by its own classifier.
+"""The head of a decoder: the tokens whose logits make the score, by overrides, by the folder, or by its own classifier.
 
 Reference: `SequenceClassificationConfig` and `seq_cls_model_loader` in vLLM's `model_executor/models/adapters.py`, and
 `LogitScore` in sentence-transformers.
@@ -30,7 +30,7 @@ from rerankd.models.vocabulary import is_tied, vocabulary_head
 log = logging.getLogger("rerankd")
 
 METHODS = {"from_2_way_softmax": 2, "no_post_processing": 1}
-"""vLLM's names of the two ways to score, and how many tokens each takes for one score."""
+"""vLLM's names of the two ways to score, and the number of tokens of each."""
 
 
 def token_head(
@@ -45,11 +45,10 @@ def token_head(
 def relevance_head(
     config: Config, weights: Weights, base: Weights, hidden: int, token_id: TokenIds, recipe: Recipe
 ) -> tuple[Tensor, Activation]:
-    """The rows that score a last hidden state, and what makes a score of the logit: float32 [1, hidden], or
-    [2, hidden] for (no, yes).
+    """The rows that score a last hidden state, float32 [1, hidden] or [2, hidden] for (no, yes), and the activation.
 
-    A converted checkpoint has them as `score.weight`. An original one has a vocabulary head, of which the answers'
-    rows are all that is read.
+    A converted checkpoint has them as `score.weight`. Of an original checkpoint only the answers' rows of the
+    vocabulary head are read.
     """
     if "score.weight" in weights:
         labels = weights.height("score.weight")
@@ -90,10 +89,10 @@ def _answer_rows(config: Config, weights: Weights, base: Weights, hidden: int, i
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What is read of a decoder's vocabulary.
+    """The answer tokens of a decoder.
 
-    ids: of (no, yes), whose difference of logits is the score's logit, or of the one token whose logit it is
-    divisor: what that logit is divided by
+    ids: of (no, yes), whose difference of logits is the score's logit, or of one token, whose logit is
+    divisor: of that logit
     """
 
     ids: tuple[int, ...]
@@ -104,8 +103,9 @@ class Answers:
 def read_answers(config: Config, token_id: TokenIds, recipe: Recipe) -> Answers:
     """The answers of a decoder without a classifier.
 
-    `classifier_from_token` names them, `method` says which of the two kinds it is, else their number does. Without
-    either they are those of the folder's LogitScore, else the recipe's, whose divisor and activation are for its own.
+    `classifier_from_token` names the answers; `method`, or else their number, says which of the two kinds it is.
+    Without it the answers are those of the folder's LogitScore, or else the recipe's. The recipe's divisor and
+    activation are for its own answers.
     """
     tokens = named_tokens(config)
     own = tokens is None and read_logit_score(Path(config.source).parent) is None
@@ -153,9 +153,9 @@ def named_tokens(config: Config) -> tuple[str, ...] | None:
 
 
 def has_classifier(folder: Path, name: str) -> bool:
-    """Whether a decoder of the architecture `name` has a classifier of its own, as far as its folder says.
+    """Whether a decoder of the architecture `name` has a classifier of its own, by its folder.
 
-    Only safetensors say so without being read; of others the name of the class does.
+    Safetensors list their tensors without being read; for other files the name of the class decides.
     """
     if any((folder / name).is_file() for name in SAFETENSORS):
         return "score.weight" in Checkpoint(folder).names

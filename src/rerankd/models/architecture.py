@@ -1,4 +1,4 @@
-"""What must be known of an architecture before its weights are read; each family's file has its own."""
+"""The facts of an architecture that loading needs before it reads weights; each family's file has its own."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from rerankd.models.recipes.recipe import Recipe
 class Architecture:
     """How to load a model of an architecture, and how it may be scored.
 
-    model_types: what config.json may call its `model_type`
-    recipes: those that are known for it
-    positions: how many tokens a prompt may have by the model's own positions
-    spec: what its layers are
+    model_types: the values of `model_type` in config.json
+    recipes: the recipes that are known for the architecture
+    positions: the most tokens of a prompt by the model's positions
+    spec: the specification of its layers
     """
 
     model_types: tuple[str, ...]

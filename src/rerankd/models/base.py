@@ -15,7 +15,7 @@ from rerankd.layers.transformer import Tokens, Transformer
 from rerankd.models.heads import Head
 
 TokenIds: TypeAlias = Callable[[str], int]
-"""The id of a string that is one token of the checkpoint's tokenizer; ModelError where it is none."""
+"""The id of a string that is one token of the checkpoint's tokenizer; ModelError for any other string."""
 
 
 class Model(Protocol):
@@ -37,7 +37,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TextModel:
-    """A model that reads nothing but tokens.
+    """A model that reads tokens only.
 
     apart: whether query and documents are texts of their own even where a row sees only rows before it
     """
@@ -70,7 +70,7 @@ def tokens_of(batch: PackedBatch) -> Tokens:
 
 
 def layout_of(batch: PackedBatch, spec: TransformerSpec, apart: bool = False) -> AttentionLayout:
-    """Which rows of a batch attend to which; see `TextModel`."""
+    """The attention layout of a batch; see `TextModel`."""
     if spec.causal and not apart:
         return causal_layout(batch.groups)
     spans = [span for group in batch.groups for span in (group.prefix, *group.suffixes) if len(span)]

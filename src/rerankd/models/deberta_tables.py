@@ -14,7 +14,7 @@ KINDS = ("c2p", "p2c")
 
 
 def kinds_of(config: Config) -> tuple[str, ...]:
-    """Which products with tables are added to logits: of content with distance, of distance with content."""
+    """The products with tables that are added to logits: content with distance, distance with content."""
     value = config.entries.get("pos_att_type") or ()
     found = tuple(part.strip() for part in value.lower().split("|")) if isinstance(value, str) else tuple(value)
     if not set(found) <= set(KINDS) or len(set(found)) != len(found):

@@ -1,4 +1,4 @@
-"""What decoders of Llama's kind (Touvron et al., 2023) have in common; each family's file has what is its own."""
+"""The parts that decoders of Llama's kind (Touvron et al., 2023) have in common."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def rotary_of(config: Config) -> Rotary:
 
 
 def layer_of(config: Config, rotary: Rotary) -> LayerSpec:
-    """The layer of Llama that a configuration describes, whose heads are turned by `rotary`."""
+    """The layer of Llama that a configuration describes, with heads rotated by `rotary`."""
     heads = config.size("num_attention_heads")
     kv_heads = config.size("num_key_value_heads", heads)
     if heads % kv_heads:
@@ -63,13 +63,13 @@ def layer_of(config: Config, rotary: Rotary) -> LayerSpec:
 
 
 def stacked(config: Config, layer: LayerSpec, embedding_scale: float = 1.0) -> TransformerSpec:
-    """As many such layers as a configuration says, and a norm behind them."""
+    """The configuration's number of such layers, and a norm behind them."""
     layers = (layer,) * config.layers()
     return TransformerSpec(layers, final_norm=layer.norm, embedding_scale=embedding_scale)
 
 
 def expect_in(config: Config, weights: Weights) -> None:
-    """Refuse weights of other sizes than the configuration's, before anything is made by these."""
+    """Refuse weights of other sizes than the configuration's, before anything is allocated by these sizes."""
     weights.expect_size(config, "hidden_size", config.size("hidden_size"), "embed_tokens.weight", axis=1)
     weights.expect_size(config, "vocab_size", config.size("vocab_size"), "embed_tokens.weight")
     weights.expect_count(config, "num_hidden_layers", config.layers(), "layers")

@@ -33,7 +33,7 @@ KEYS = {
     "hidden_dim": "intermediate_size",
     "activation": "hidden_act",
 }
-"""What BERT calls the entries of a configuration."""
+"""BERT's names of the entries of a configuration."""
 
 
 def spec_of(config: Config) -> TransformerSpec:

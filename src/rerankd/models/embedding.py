@@ -21,12 +21,12 @@ from rerankd.models.steps import SENTENCE, Steps, normalize, read_steps
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingHead:
-    """The cosine, or the dot product, of the embeddings of a document and of its group's prefix, which is the query.
+    """The cosine, or the dot product, of the embeddings of a document and of its group's prefix (the query).
 
-    steps: what makes an embedding of pooled states
-    dimensions: how many first values of an embedding are read; None for all
+    steps: from pooled states to an embedding
+    dimensions: the number of first values of an embedding that are read; None for all
 
-    A group whose outputs are asked for has the embeddings of its documents, at the length that they have.
+    A group that asks for outputs gets the embeddings of its documents, not normalised.
     """
 
     pooling: Pooling

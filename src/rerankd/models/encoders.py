@@ -1,4 +1,4 @@
-"""What makes a scorer of an encoder: a classifier over a pair, or the comparison of two texts' embeddings."""
+"""The heads of encoders: a classifier over a pair, or the comparison of two texts' embeddings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cross_encoder(
     out: str,
     between: str = "tanh",
 ) -> TextModel:
-    """An encoder with a classifier: `dense` and `out` name its two linear layers, `between` what is between them."""
+    """An encoder with a classifier: `dense` and `out` name its linear layers, `between` the activation between."""
     if between not in BETWEEN:
         raise ModelError(
             f"{config.source}: the classifier's activation is {shown(between)}; known: {', '.join(BETWEEN)}."
@@ -51,8 +51,8 @@ def cross_encoder(
 
 
 def pooled(config: Config, token_id: TokenIds, executor: Executor, stack: Stack, recipe: Recipe) -> TextModel:
-    """A stack whose pooled states score as the modules of its sentence-transformers folder say: those of two texts by
-    their similarity, those of a pair by the modules behind the pooling; or whose states of tokens do, by MaxSim."""
+    """A stack with the head that the modules of its sentence-transformers folder describe: the similarity of two
+    texts' pooled states, the score of a pair's pooled states, or MaxSim over the states of tokens."""
     if recipe.family == "late-interaction":
         return late_interaction(Path(config.source).parent, stack, token_id, executor)
     hidden, device = stack.spec.hidden, stack.weights.device

@@ -1,4 +1,4 @@
-"""What is to know of a model's head where the model itself is in another process."""
+"""The facts of a model's head, for a process that does not hold the model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rerankd.models.heads import Activation, Head, TokenHead
 
 @dataclass(frozen=True, slots=True)
 class HeadFacts:
-    """What callers of an engine are told of its model's head.
+    """The facts of a model's head that callers of an engine need.
 
     activation, outputs: see `Head`
-    vocabulary: how many tokens it can give the probability of; None where it can of none
+    vocabulary: the number of tokens whose probability the head can give; None where it gives none
     at_length_1: whether embeddings are compared at the length 1
     """
 

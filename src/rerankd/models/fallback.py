@@ -1,4 +1,4 @@
-"""Models that nothing here implements, run by transformers: each prompt a row of a padded batch.
+"""Models without an implementation here, run by transformers: each prompt is a row of a padded batch.
 
 Slower than an implementation of ours, which computes no padding and shares prefixes.
 """
@@ -33,9 +33,9 @@ from rerankd.models.registry import find_architecture
 log = logging.getLogger("rerankd")
 
 LOGIT_SCORE = Recipe("sentence-transformers", family="decoder", answers=("yes", "no"))
-"""A chain of sentence-transformers, whose own tokens score."""
+"""The recipe of a chain of sentence-transformers, which names the answer tokens."""
 ROWS_AT_ONCE = 16
-"""Prompts of a padded batch: those of nearly one length."""
+"""Prompts in a padded batch, of nearly one length."""
 PADDED_POSITIONS = (
     "camembert",
     "data2vec-text",
@@ -54,7 +54,7 @@ ANY_LENGTH = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """A checkpoint that transformers loads, and how it may be scored.
+    """A checkpoint that transformers loads, and its recipes.
 
     trusted: whether code of its folder may run
     """
@@ -74,9 +74,9 @@ class Fallback:
     def load(
         self, config: Config, token_id: TokenIds, device: torch.device, dtype: torch.dtype, recipe: Recipe, types: bool
     ) -> PaddedModel:
-        """Read the weights. ModelError for those that are missing, and for what transformers cannot load.
+        """Read the weights. ModelError for missing weights, and for models that transformers cannot load.
 
-        types: whether the model is given the types of tokens
+        types: whether the model reads token types
         """
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -157,7 +157,7 @@ def _code(config: Config) -> str:
 
 
 def _implemented() -> frozenset[str]:
-    """The classes that transformers has itself."""
+    """transformers' own classes."""
     import transformers
 
     return frozenset(dir(transformers))
@@ -177,7 +177,7 @@ def read_tokenizer(folder: Path, trusted: bool) -> Any:
 
 
 def failed(folder: Path, error: Exception) -> ModelError:
-    """What to raise for an error of transformers."""
+    """The ModelError for an error of transformers."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ModelError(f"transformers cannot load {folder}: {reason}")
 
@@ -203,7 +203,7 @@ class PaddedModel:
     """A model of transformers.
 
     answers: the tokens whose logits score behind a prompt; None for a classifier
-    types: whether it is given the types of tokens
+    types: whether the model reads token types
     pads: whether prompts of different lengths share a batch
     """
 

@@ -1,4 +1,4 @@
-"""The head of an encoder-decoder: a decoder's first step over what the encoder read, and the logits of two answers.
+"""The head of an encoder-decoder: the decoder's first step over the encoder's states, and the logits of two answers.
 
 Reference: T5 (Raffel et al., 2020). The step has one token, so that its attention to itself is its own value.
 """
@@ -39,13 +39,13 @@ class StepLayer:
 
 @dataclass(frozen=True, slots=True)
 class FirstStepHead:
-    """What a decoder says first of each text.
+    """The logit of the decoder's first token for each text.
 
     spec: of the decoder's layers
     start: the embedding of the token that the decoder begins with, float32 [H]
     norm: of the last states, float32 [H]
     relevance: float32 [1, H], or [2, H] for (no, yes)
-    logarithm: whether the logit is made the logarithm of its sigmoid
+    logarithm: whether the head gives the logarithm of the logit's sigmoid
     """
 
     spec: LayerSpec

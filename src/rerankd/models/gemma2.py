@@ -68,7 +68,7 @@ def _cap(config: Config) -> float | None:
 
 
 def _sliding(config: Config, layers: int) -> list[bool]:
-    """Which layers see a window alone: every second one from the first on, unless `layer_types` says otherwise."""
+    """The layers with a window: every second layer from the first on, unless `layer_types` says otherwise."""
     kinds = config.entries.get("layer_types")
     if kinds is None:
         return [i % 2 == 0 for i in range(layers)]

@@ -1,4 +1,4 @@
-"""What is read off the last states of a model, and how it becomes one number for each document."""
+"""Heads: from the last states of a model to one number for each document."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from rerankd.layers.spec import Affine
 from rerankd.models.vocabulary import VocabularyHead
 
 Activation: TypeAlias = Literal["sigmoid", "identity"]
-"""What turns a logit into a score."""
+"""The function from a logit to a score."""
 
 
 class Head(Protocol):
     """The last step of a model.
 
-    activation: what turns a logit into a score
-    outputs: how many numbers it makes of a document: values of an embedding, or labels; 0 for none but the logit
+    activation: the function from a logit to a score
+    outputs: the number of outputs for a document: values of an embedding, or labels; 0 for the logit alone
     """
 
     @property
@@ -39,7 +39,7 @@ class Head(Protocol):
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
         """float32 logits of the documents in their order, from the states of `rows`: float32 [rows, hidden].
 
-        A group whose outputs are asked for has those in place of one logit, document after document.
+        A group that asks for outputs gets these in place of one logit, document after document.
         """
         ...
 
@@ -51,7 +51,7 @@ BETWEEN: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "silu": F.silu,
 }
-"""What may stand between the two linear layers of a classifier, by the names of configurations."""
+"""The activations between the two linear layers of a classifier, by the names of configurations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class ClassifierHead:
 
 @dataclass(frozen=True, slots=True)
 class TokenHead:
-    """A decoder's last token: the logit of an answer, or the difference of two, or the label tokens that a group asks.
+    """A decoder's last token: the logit of an answer, the difference of two, or the label tokens of a group.
 
     relevance: float32 [1, hidden], or [2, hidden] for (no, yes)
     vocabulary: the head over all tokens; None where the checkpoint has none
@@ -123,7 +123,7 @@ class TokenHead:
 class Label:
     """The label of several whose probability is a score.
 
-    alone: whether its probability is its logit's sigmoid, else among all labels
+    alone: whether its probability is its logit's sigmoid, else its share in the softmax of all labels
     """
 
     index: int
@@ -135,8 +135,8 @@ def one_logit(logits: Tensor, label: Label | None = None) -> Tensor:
 
     label: None for the only one, or the second of two (relevant, yes)
 
-    The sigmoid of what a label's logit is above the others' log-sum-exp is its softmax, so that several labels need
-    no case of their own further on.
+    A label's softmax is the sigmoid of its logit minus the log-sum-exp of the others, so that several labels need no
+    case of their own further on.
     """
     if label is not None:
         own = logits[:, label.index]

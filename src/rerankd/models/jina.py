@@ -57,8 +57,7 @@ class VectorHead:
 
 
 def spec_of(config: Config) -> TransformerSpec:
-    """The decoder that a configuration describes. ModelError for jina-reranker-v3.5, some of whose layers see a window
-    alone."""
+    """The decoder that a configuration describes. ModelError for jina-reranker-v3.5, which has layers with a window."""
     kinds = config.entries.get("layer_types")
     if config.entries.get("use_sliding_window") or (isinstance(kinds, list) and set(kinds) - {"full_attention"}):
         raise ModelError(

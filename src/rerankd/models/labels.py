@@ -1,4 +1,4 @@
-"""Whether the labels of a classifier score relevance, and what its authors make of the logit."""
+"""Whether the labels of a classifier score relevance, and the activation that its authors declare."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label
 class Labels:
     """The labels of a classification head.
 
-    chosen: the one whose probability is the score; None where one label, or the second of two, is relevance
+    chosen: the label whose probability is the score; None where the one label, or the second of two, is relevance
     """
 
     count: int
@@ -104,8 +104,8 @@ def names_of(config: Config, labels: int) -> tuple[str, ...]:
 
 
 def labels_activation(config: Config, labels: int, activation: Activation) -> Activation | Literal["softmax"]:
-    """What makes probabilities of the logits of labels, as the configuration's `problem_type` says; else the softmax of
-    several, and `activation` of one. Source: `get_act_fn` in vLLM's `layers/pooler/activations.py`."""
+    """The activation of labels' logits by the configuration's `problem_type`; without one the softmax of several
+    labels, and `activation` of one. Source: `get_act_fn` in vLLM's `layers/pooler/activations.py`."""
     problem = config.entries.get("problem_type")
     if problem == "regression":
         return "identity"

@@ -1,4 +1,4 @@
-"""Late interaction: the vectors of a query's tokens against those of each document's tokens.
+"""Late interaction: vectors of a query's tokens against vectors of each document's tokens.
 
 Reference: ColBERT (Khattab and Zaharia, 2020), and MaxSim in sentence-transformers and PyLate.
 """
@@ -27,7 +27,7 @@ from rerankd.models.steps import TOKENS, Linear, Steps, normalize, read_steps
 class MaxSimHead:
     """For each token of the query the largest dot product with a document's tokens, summed over the query's tokens.
 
-    steps: what makes a token's vector of its state
+    steps: from a token's state to its vector
     skipped: int64, ids of tokens that do not count in documents; skips_query: whether they count in queries
     mean: whether the sum is divided by the number of the query's tokens
     """
@@ -98,7 +98,7 @@ def _steps(folder: Path, stack: Stack, hidden: int, device: torch.device) -> Ste
 
 
 def _known(word: str, token_id: TokenIds) -> int | None:
-    """The id of a word that is a token; others, as in sentence-transformers, skip nothing."""
+    """The id of a word that is one token. Other words skip nothing, as in sentence-transformers."""
     try:
         return token_id(word)
     except ModelError:

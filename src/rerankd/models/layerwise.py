@@ -1,4 +1,4 @@
-"""Rerankers that may be scored after fewer layers than they have: a row of scores after each layer from some one on.
+"""Rerankers that can be scored after fewer than all layers: they have a row of scores after each of the later layers.
 
 Reference: `inference/reranker/decoder_only/layerwise.py` and `lightweight.py` of the package FlagEmbedding.
 """
@@ -17,13 +17,13 @@ from rerankd.models.labels import declared_activation
 from rerankd.models.recipes.recipe import Recipe
 
 CUTOFF = "cutoff_layers"
-"""The entry that says after how many layers the score is read: a number, or as FlagEmbedding has it a list of one."""
+"""The entry for the number of layers before the score is read: a number, or FlagEmbedding's list of one number."""
 
 
 def cutoff_of(config: Config, step: int = 1) -> int:
-    """After how many layers the score is read: all, unless `cutoff_layers` says otherwise.
+    """The number of layers before the score is read: all, unless `cutoff_layers` says otherwise.
 
-    step: how many layers lie between two that have a row of scores
+    step: layers from one row of scores to the next
     """
     layers, first = config.layers(), config.size("start_layer")
     asked = config.entries.get(CUTOFF)

@@ -26,7 +26,7 @@ from rerankd.models.sequential import SequentialHead
 from rerankd.models.steps import SCORES, Linear, Steps
 
 POOLINGS: dict[Any, Pooling] = {"avg": Pooling(("mean",)), "cls": Pooling(("cls",))}
-"""What config.json calls a way to pool."""
+"""Ways to pool, by their names in config.json."""
 
 
 def spec_of(config: Config) -> TransformerSpec:

@@ -1,7 +1,7 @@
 """ModernBERT (Warner et al., 2024): rotary positions, local attention in most layers, a gated MLP.
 
-gte-reranker-modernbert, granite-embedding-reranker and ettin-reranker are such. Behaviour reference:
-`modeling_modernbert.py` in transformers.
+Models: gte-reranker-modernbert, granite-embedding-reranker, ettin-reranker. Behaviour reference:
+    `modeling_modernbert.py` in transformers.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from rerankd.models.checkpoint.config import Config
 
 FULL, LOCAL = "full_attention", "sliding_attention"
 THETAS = {FULL: ("global_rope_theta", 160_000.0), LOCAL: ("local_rope_theta", 10_000.0)}
-"""Older names of the rotary thetas, and what they are where nothing says."""
+"""Older names of the rotary thetas, and their defaults."""
 
 
 def spec_of(config: Config) -> TransformerSpec:
@@ -38,7 +38,7 @@ def spec_of(config: Config) -> TransformerSpec:
 
 
 def _kinds(config: Config, layers: int) -> list[str]:
-    """Which layers attend to all tokens: as `layer_types` says, else every third."""
+    """The layers that attend to all tokens: as `layer_types` says, else every third."""
     kinds = config.entries.get("layer_types")
     if kinds is None:
         every = config.size("global_attn_every_n_layers", 3)

@@ -1,4 +1,4 @@
-"""How the states of a text's tokens become one vector, as the module Pooling of sentence-transformers does."""
+"""From the states of a text's tokens to one vector, as in sentence-transformers' module Pooling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rerankd.core import Span
 from rerankd.models.checkpoint.modules import Mode
 
 ONE_ROW: dict[Mode, int] = {"cls": 0, "lasttoken": -1}
-"""Modes that read one token's state, and where that token stands."""
+"""Modes that read one token's state, and the place of that token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def _pooled(mode: Mode, states: Tensor, spans: Sequence[Span], places: dict[int,
 
 
 def _owners(spans: Sequence[Span], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The length of each span, and of each row the span that it is of."""
+    """The length of each span, and the span of each row."""
     lengths = torch.tensor([len(span) for span in spans], device=device)
     return lengths, torch.repeat_interleave(torch.arange(len(spans), device=device), lengths)
 

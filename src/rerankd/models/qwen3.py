@@ -1,7 +1,7 @@
 """Qwen3-Reranker: a Qwen3 decoder (Yang et al., 2025) that is asked for "yes" or "no".
 
-zerank and ctxl-rerank are such decoders with other rules. Behaviour reference: `modeling_qwen3.py` in transformers and
-the scoring script on the model's card.
+zerank and ctxl-rerank are Qwen3 decoders with other recipes. Behaviour reference: `modeling_qwen3.py` in transformers
+and the scoring script on the model's card.
 """
 
 from __future__ import annotations

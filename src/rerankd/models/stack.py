@@ -1,4 +1,4 @@
-"""Where the tensors of a stack of layers stand in a checkpoint."""
+"""The tensors of a stack of layers in a checkpoint."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Stack:
     weights: the view that holds layers, embedding and final norm
     first: the number of the first layer of the stack in the checkpoint
     relative: reads the tables of a layer's disentangled attention, from its weights and those of its scope
-    output_scale: the factor of what attention and MLP add, which their last linear layers are multiplied by
+    output_scale: the factor of the outputs of attention and MLP; their last linear layers are multiplied by it
     """
 
     spec: TransformerSpec
@@ -72,8 +72,8 @@ class Stack:
 
 
 def read_layer(spec: LayerSpec, weights: Weights, names: LayerNames) -> LayerWeights:
-    """The weights of the part `weights.shard` of one layer. ModelError for tensors that are missing or of another shape
-    than the specification."""
+    """The weights of the part `weights.shard` of one layer. ModelError for missing tensors and for shapes that
+    differ from the specification."""
     shard = weights.shard
     queries, keys, inner = shard.heads(spec), shard.kv_heads(spec), shard.mlp(spec)
     query, *key_value = _inputs(
@@ -106,8 +106,8 @@ def read_layer(spec: LayerSpec, weights: Weights, names: LayerNames) -> LayerWei
 def _inputs(
     weights: Weights, names: Sequence[str], parts: Sequence[tuple[int, slice]], spec: LayerSpec, bias: bool
 ) -> list[Affine]:
-    """Linear layers of hidden states, each of some width and of these the rows that are read. They have a name each, or
-    stand one below another under one name."""
+    """Linear layers that read hidden states: the width of each, and the rows of it to read. The layers have a name
+    each, or are rows of one matrix under one name."""
     if len(names) > 1:
         own = zip(names, parts, strict=True)
         return [weights.affine(name, width, spec.hidden, bias, rows=rows) for name, (width, rows) in own]

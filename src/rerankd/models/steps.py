@@ -1,4 +1,4 @@
-"""What stands behind pooled states, or behind each token's: the modules of sentence-transformers' chains as steps."""
+"""The steps behind pooled states, or behind each token's state: the modules of sentence-transformers' chains."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from rerankd.models.heads import BETWEEN
 
 Step: TypeAlias = Callable[[Tensor], Tensor]
 SENTENCE, TOKENS, SCORES = "sentence_embedding", "token_embeddings", "scores"
-"""What modules call their inputs and outputs."""
+"""The names of modules' inputs and outputs."""
 LAYER_NORM_EPSILON = 1e-5
-"""Of sentence-transformers' module LayerNorm, whose configuration has none."""
+"""The epsilon of sentence-transformers' module LayerNorm, whose configuration has none."""
 FUNCTIONS = {
     "torch.nn.modules.linear.Identity": None,
     "torch.nn.modules.activation.Tanh": "tanh",
@@ -37,7 +37,7 @@ FUNCTIONS = {
 class Linear:
     """f(x W^T + b) in float32; f is a key of BETWEEN, or None for nothing.
 
-    residual: makes of x what is added to that; None for nothing
+    residual: a function of x whose result is added; None for no residual
     """
 
     affine: Affine
@@ -80,7 +80,7 @@ def normalize(x: Tensor) -> Tensor:
 class Steps:
     """Steps, one after the other.
 
-    width: of the last one's output; output: what that is called
+    width, output: the width and the name of the last step's output
     """
 
     steps: Sequence[Step]
@@ -96,7 +96,7 @@ class Steps:
 def read_steps(modules: Sequence[Module], width: int, device: torch.device, reads: str = SENTENCE) -> Steps:
     """The steps that modules make over states of `width` values.
 
-    reads: what the first one reads, and writes where its configuration names no other output
+    reads: the name of the first module's input, and of its output where its configuration names no other
 
     Raises ModelError for modules that are not supported.
     """

@@ -1,4 +1,4 @@
-"""Images and videos to features of a language model, in bounded packs, with a memory of those encoded before."""
+"""From images and videos to features of a language model, in bounded packs, with a cache of encoded visuals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Tower(Protocol):
 
 
 class VisualEncoder:
-    """The vision tower, with a bounded memory of what it has encoded, by content.
+    """The vision tower, with a bounded cache of its results, by content.
 
     The memory changes no result: it spares encoding a query's image again for each batch of its documents, and
     a picture again that stands in several documents.

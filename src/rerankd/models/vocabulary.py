@@ -1,4 +1,4 @@
-"""A decoder's head over its vocabulary: how probable tokens are as the next one."""
+"""A decoder's head over its vocabulary: the probabilities of tokens as the next token."""
 
 from __future__ import annotations
 

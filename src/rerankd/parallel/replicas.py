@@ -211,10 +211,10 @@ class Replicas:
         """Whether something waits, and this replica has the fewest tokens of those that take a batch now."""
         if not self._batcher and not self._again:
             return False
-        taking = [one for one in self._places if one.replica and not one.sends and self._has_room(one)]
+        taking = [one for one in self._places if one.replica and not one.sends and self._takes_batch(one)]
         return place is min(taking, key=lambda one: (one.tokens, one.number), default=None)
 
-    def _has_room(self, place: Place) -> bool:
+    def _takes_batch(self, place: Place) -> bool:
         held = len(place.batches)
         return held < self._in_flight or (held == self._in_flight and place.tokens <= place.rate * AHEAD_SECONDS)
 

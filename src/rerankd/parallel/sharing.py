@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 LEAST_TOKENS = 512
-"""The queue is cut into no smaller batches for replicas that idle: such a batch is dear, and hardly sooner done."""
+"""The queue is cut into no smaller batches for idle replicas: a small batch costs more for each token, and is hardly
+done sooner."""
 
 
 def fair_budget(waiting: int, longest: int, batch_tokens: int, replicas: int) -> int:
@@ -18,6 +19,6 @@ def fair_budget(waiting: int, longest: int, batch_tokens: int, replicas: int) ->
     It depends on the queue alone, and not on which replica is idle: equal queues are cut into equal batches.
     """
     # Each batch but the last may lack as many tokens as the document that begins the next, and repeats its prefix.
-    room = max(batch_tokens - longest, 1)
-    each = math.ceil(waiting / (replicas * math.ceil(waiting / (replicas * room))))
+    filled = max(batch_tokens - longest, 1)
+    each = math.ceil(waiting / (replicas * math.ceil(waiting / (replicas * filled))))
     return min(max(each + longest, LEAST_TOKENS), batch_tokens)

@@ -11,7 +11,7 @@ from rerankd.core import InvalidRequest, PromptGroup, RerankRequest, Segment, Vi
 from rerankd.prompts.chunks import Chunks, reduced_overlap
 from rerankd.prompts.contents import read_text
 from rerankd.prompts.encoders import PlainTexts, SpecialTokens
-from rerankd.prompts.limits import Limits, no_room
+from rerankd.prompts.limits import Limits, limit_too_low
 from rerankd.prompts.tokenizer import LoadedTokenizer, well_formed
 
 INSTRUCTED = re.compile(r"(Instruct: )(.*)(\nQuery: ?)", re.DOTALL)
@@ -19,16 +19,16 @@ INSTRUCTED = re.compile(r"(Instruct: )(.*)(\nQuery: ?)", re.DOTALL)
 
 
 def with_instruction(prompt: str, instruction: str) -> str | None:
-    """A prompt of queries with another instruction; None for one that has no place for any."""
+    """A prompt of queries with another instruction; None for a prompt without a place for one."""
     found = INSTRUCTED.fullmatch(prompt)
     return found[1] + instruction + found[3] if found else None
 
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What stands before a text, and how many tokens it is.
+    """The beginning of a text, and its number of tokens.
 
-    marker: ids of tokens before `text`, which would be other tokens if they were text
+    marker: ids of tokens before `text` that are not tokenised from text
     """
 
     text: str
@@ -37,12 +37,12 @@ class Before:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class TextFormat:
     """How texts of one kind are read.
 
-    length: tokens of a text, with all that is put around it; None for the model's limit
-    filler, fill: the id of a token that is put behind a text until it has `fill` tokens
-    unseen: whether no token attends to those
+    length: the most tokens of a text with its prompt and special tokens; None for the model's limit
+    filler, fill: the id of the token that fills up a text to `fill` tokens
+    unseen: whether no token attends to the fillers
     """
 
     prompt: str = ""
@@ -56,9 +56,9 @@ class Reading:
 class BiEncoderPrompts:
     """A PromptBuilder. Every limit on a prompt holds for each text, since each is read alone."""
 
-    def __init__(self, tokenizer: LoadedTokenizer, max_tokens: int, query: Reading, document: Reading) -> None:
-        """query, document: how texts are read, as in `encode_query` and `encode_document`; an instruction takes the
-        place of the one that a query's prompt of the form of INSTRUCTED holds."""
+    def __init__(self, tokenizer: LoadedTokenizer, max_tokens: int, query: TextFormat, document: TextFormat) -> None:
+        """query, document: how texts are read, as in `encode_query` and `encode_document`. A request's instruction
+        replaces the instruction in a query's prompt of the form INSTRUCTED."""
         self._special = SpecialTokens(tokenizer.tokenizer, pair=False)
         self._plain = PlainTexts(tokenizer)
         self._max_tokens = max_tokens
@@ -74,17 +74,17 @@ class BiEncoderPrompts:
 
     @property
     def default_instruction(self) -> str | None:
-        """The instruction of the queries' prompt; None where that has no place for one."""
+        """The instruction of the queries' prompt; None for a prompt without a place for one."""
         return self._instructed[2] if self._instructed else None
 
     def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
         """The query as prefix, the documents as suffixes. See `PromptBuilder.build`."""
         limits = Limits.of(request, self._max_tokens, self._side)
-        before, room = self._asking(request.instruction), self._room(self._query, limits)
-        self._expect_room(limits, max(before.tokens, self._before_document.tokens), room)
+        before, budget = self._asking(request.instruction), self._budget(self._query, limits)
+        self._expect_budget(limits, max(before.tokens, self._before_document.tokens), budget)
         query_text = self._plain.reach(read_text(request.query, "query"), limits.prompt, limits)
         (whole,) = self._ids(before, [query_text])
-        query = self._fitting("query", whole, limits.query, before.tokens, _stays(request), room, limits)
+        query = self._fitting("query", whole, limits.query, before.tokens, _stays(request), budget, limits)
         prefix = self._around("query", query, self._query)
         found = self._documents(request, limits, self._before_document)
         return replace(found, prefix=prefix, query_truncated=len(query) < len(whole))
@@ -92,12 +92,12 @@ class BiEncoderPrompts:
     def alone(self, request: RerankRequest, prompt: str) -> PromptGroup:
         """The documents behind a prompt, and no query: an empty prefix. See `PromptBuilder.build`."""
         limits = Limits.of(request, self._max_tokens, self._side)
-        return self._documents(request, limits, self._before(Reading(prompt)))
+        return self._documents(request, limits, self._before(TextFormat(prompt)))
 
     def _documents(self, request: RerankRequest, limits: Limits, before: Before) -> PromptGroup:
         """The documents as suffixes, without the prefix."""
-        room = self._room(self._document, limits)
-        self._expect_room(limits, before.tokens, room)
+        budget = self._budget(self._document, limits)
+        self._expect_budget(limits, before.tokens, budget)
         texts = [read_text(document, f"documents[{i}]") for i, document in enumerate(request.documents)]
         texts = [self._plain.reach(text, limits.reach, limits) for text in texts]
         suffixes: list[Segment] = []
@@ -105,12 +105,12 @@ class BiEncoderPrompts:
         chunks: list[Chunks | None] = []
         for i, (text, document) in enumerate(zip(texts, self._ids(before, texts), strict=True)):
             field = f"documents[{i}]"
-            if split := self._split(text, document, room, limits, field):
+            if split := self._split(text, document, budget, limits, field):
                 pieces = self._ids(before, [chunk.text for chunk in split.chunks])
                 truncated.append(not split.whole)
             else:
                 own = limits.document
-                pieces = [self._fitting(field, document, own, before.tokens, _stays(request), room, limits)]
+                pieces = [self._fitting(field, document, own, before.tokens, _stays(request), budget, limits)]
                 truncated.append(len(pieces[0]) < len(document))
             suffixes += (self._around(field, piece, self._document) for piece in pieces)
             chunks.append(split)
@@ -122,65 +122,65 @@ class BiEncoderPrompts:
             ignored=reduced_overlap(chunks),
         )
 
-    def _expect_room(self, limits: Limits, before: int, room: int) -> None:
-        """Refuse limits that leave no room for a text: an embedding of the prompt alone would mean nothing.
+    def _expect_budget(self, limits: Limits, before: int, budget: int) -> None:
+        """Refuse limits that leave no tokens for a text: an embedding of the prompt alone would mean nothing.
 
         before: tokens that stand before the text
         """
-        if room <= before:
-            raise no_room(limits.prompt, self._special.count + before, 1)
+        if budget <= before:
+            raise limit_too_low(limits.prompt, self._special.count + before, 1)
 
-    def _room(self, reading: Reading, limits: Limits) -> int:
+    def _budget(self, form: TextFormat, limits: Limits) -> int:
         """Tokens that a text may have with its prompt."""
-        return min(limits.prompt, reading.length or limits.prompt) - self._special.count
+        return min(limits.prompt, form.length or limits.prompt) - self._special.count
 
-    def _before(self, reading: Reading) -> Before:
-        tokens = len(reading.marker) + len(self._plain.ids([reading.prompt])[0])
-        return Before(reading.prompt, tokens, list(reading.marker))
+    def _before(self, form: TextFormat) -> Before:
+        tokens = len(form.marker) + len(self._plain.ids([form.prompt])[0])
+        return Before(form.prompt, tokens, list(form.marker))
 
     def _ids(self, before: Before, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of texts with what stands before each."""
+        """The ids of texts with their beginnings."""
         return [before.marker + ids for ids in self._plain.ids([before.text + text for text in texts])]
 
     def _asking(self, instruction: str | None) -> Before:
-        """What stands before the query of a request with this instruction."""
+        """The beginning of the query in a request with this instruction."""
         prompt = with_instruction(self._before_query.text, well_formed(instruction)) if instruction else None
         return self._before_query if prompt is None else self._before(replace(self._query, prompt=prompt))
 
-    def _around(self, field: str, ids: list[int], reading: Reading) -> Segment:
-        """A text with its special tokens. InvalidRequest for one without any token, which has no embedding."""
+    def _around(self, field: str, ids: list[int], form: TextFormat) -> Segment:
+        """A text with its special tokens. InvalidRequest for a text without any token, which has no embedding."""
         segment = self._special.around(ids)
         if not len(segment):
             work.refuse(InvalidRequest(field, "is empty, and this model's tokenizer puts no token around a text"))
-        more = max(reading.fill - len(segment), 0)
+        more = max(form.fill - len(segment), 0)
         if not more:
             return segment
         work.count("tokens", more)
         types = segment.token_types + [0] * more if segment.token_types else []
-        ids = segment.token_ids + [reading.filler] * more
-        return Segment(ids, types, unseen=more if reading.unseen else 0)
+        ids = segment.token_ids + [form.filler] * more
+        return Segment(ids, types, unseen=more if form.unseen else 0)
 
     def _fitting(
-        self, field: str, ids: list[int], own: int | None, prompt: int, stays: bool, room: int, limits: Limits
+        self, field: str, ids: list[int], own: int | None, prompt: int, stays: bool, budget: int, limits: Limits
     ) -> list[int]:
-        """A text's ids, its prompt among them, cut to its own limit, which does not count that, and to `room`.
+        """A text's ids with its prompt, cut to the text's own limit, which does not count the prompt, and to `budget`.
 
         stays: whether the prompt stays when the beginning of all is cut
         """
         ids = limits.cut(field, "it", ids, None if own is None else own + prompt, head=prompt)
-        return limits.cut(field, "it", ids, room, self._special.count, prompt if stays else 0)
+        return limits.cut(field, "it", ids, budget, self._special.count, prompt if stays else 0)
 
-    def _split(self, text: str, ids: list[int], room: int, limits: Limits, field: str) -> Chunks | None:
+    def _split(self, text: str, ids: list[int], budget: int, limits: Limits, field: str) -> Chunks | None:
         """A document's chunks, where they are asked for and it does not fit."""
         if limits.document is not None:
-            room = min(room, limits.document + self._before_document.tokens)
-        if limits.chunking is None or len(ids) <= room:
+            budget = min(budget, limits.document + self._before_document.tokens)
+        if limits.chunking is None or len(ids) <= budget:
             return None
         return self._plain.split(
             text,
-            room - self._before_document.tokens,
+            budget - self._before_document.tokens,
             limits,
-            lambda piece: len(self._ids(self._before_document, [piece])[0]) - room,
+            lambda piece: len(self._ids(self._before_document, [piece])[0]) - budget,
             field,
         )
 

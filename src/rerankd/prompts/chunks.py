@@ -1,4 +1,4 @@
-"""Splitting a text that does not fit into chunks that do."""
+"""Splitting a text that is too long into chunks that fit."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Run: TypeAlias = tuple[int, int]
 class Chunks:
     """The chunks of a text, at least one, in its order.
 
-    whole: whether they hold all of it
-    reduced: whether some share less than `overlap_tokens`, since half a chunk has fewer
+    whole: whether the chunks hold all of the text
+    reduced: whether some chunks overlap by less than `overlap_tokens`, since half a chunk has fewer tokens
     """
 
     chunks: tuple[Chunk, ...]
@@ -30,7 +30,7 @@ class Chunks:
 def split(
     text: str,
     offsets: Sequence[tuple[int, int]],
-    room: int,
+    budget: int,
     limits: Limits,
     excess: Callable[[str], int],
     field: str,
@@ -38,7 +38,7 @@ def split(
     """`text` as `limits.chunking` has it split; None where not even one character fits.
 
     offsets: where in the text each of its tokens begins and ends
-    room: the most of those tokens in one chunk
+    budget: the most of those tokens in one chunk
     excess: by how many tokens a chunk is too long by itself; its tokens may differ from those that it has in the text
 
     A chunk holds whole characters, begins `overlap_tokens` before the one before it ends, or half of that one's tokens
@@ -47,25 +47,25 @@ def split(
     """
     assert limits.chunking is not None
     most, overlap = limits.chunking.max_chunks_per_doc, limits.chunking.overlap_tokens
-    if room < 1:
+    if budget < 1:
         return None
     tokens, characters = _marks(offsets, len(text))
     last = len(tokens) - 1
     if limits.side == "left":
         mirrored = [tokens[-1] - token for token in reversed(tokens)]
         found, whole, reduced = _runs(
-            mirrored, room, overlap, most, lambda i, j: excess(text[characters[last - j] : characters[last - i]])
+            mirrored, budget, overlap, most, lambda i, j: excess(text[characters[last - j] : characters[last - i]])
         )
         runs = [(last - stop, last - start) for start, stop in reversed(found)]
     else:
         runs, whole, reduced = _runs(
-            tokens, room, overlap, most, lambda i, j: excess(text[characters[i] : characters[j]])
+            tokens, budget, overlap, most, lambda i, j: excess(text[characters[i] : characters[j]])
         )
     if not whole and not limits.may_cut:
         work.refuse(
             InvalidRequest(
                 field,
-                f"takes {tokens[-1]} tokens, and {len(runs)} chunks of up to {room} tokens do not hold all of it; "
+                f"takes {tokens[-1]} tokens, and {len(runs)} chunks of up to {budget} tokens do not hold all of it; "
                 "allow more chunks, shorten it, or allow truncation",
             )
         )
@@ -82,12 +82,12 @@ def split(
 
 
 def reduced_overlap(split: Iterable[Chunks | None]) -> tuple[str, ...]:
-    """The request's field for the overlap, where some chunks share less than was asked for."""
+    """The request's field for the overlap, where some chunks overlap by less than the request asks for."""
     return ("chunking.overlap_tokens",) if any(one is not None and one.reduced for one in split) else ()
 
 
 def _marks(offsets: Sequence[tuple[int, int]], length: int) -> tuple[list[int], list[int]]:
-    """Where a text may be parted, as tokens before the place and characters before it: never inside a character.
+    """The places where a text may be split, never inside a character: tokens and characters before each place.
 
     White space that no token covers belongs to the token behind it, at the end of the text to the last one.
     """
@@ -101,20 +101,20 @@ def _marks(offsets: Sequence[tuple[int, int]], length: int) -> tuple[list[int], 
 
 
 def _runs(
-    marks: Sequence[int], room: int, overlap: int, most: int | None, excess: Callable[[int, int], int]
+    marks: Sequence[int], budget: int, overlap: int, most: int | None, excess: Callable[[int, int], int]
 ) -> tuple[list[Run], bool, bool]:
     """Runs of marks, each as long as it can be.
 
     With them, whether they hold everything between the first and last mark, and whether some share less than `overlap`.
 
-    marks: ascending places in tokens; room, overlap: in those; excess: of a run, in tokens of its own
+    marks: ascending places in tokens; budget, overlap: in those; excess: of a run, in tokens of its own
     """
     runs: list[Run] = []
     last = len(marks) - 1
     start = reached = 0
     whole, reduced = True, False
     while most is None or len(runs) < most:
-        stop = bisect_right(marks, marks[start] + room) - 1
+        stop = bisect_right(marks, marks[start] + budget) - 1
         while stop > start and (over := excess(start, stop)) > 0:
             shorter = bisect_right(marks, marks[stop] - over) - 1
             stop = max(shorter, start + 1) if stop > start + 1 else start
@@ -128,7 +128,7 @@ def _runs(
             start, reached = max(start + 1, bisect_right(marks, marks[stop] - shared) - 1), stop
         elif start < reached:  # nothing new fits behind as much as it shares: let it share less
             start = (start + reached + 1) // 2
-        else:  # one character takes more tokens than there is room for, and is left out
+        else:  # one character takes more tokens than the budget, and is left out
             whole = False
             start = reached = start + 1
             if start == last:

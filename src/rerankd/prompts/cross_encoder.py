@@ -10,17 +10,17 @@ from rerankd.core import PromptGroup, RerankRequest, Segment, Visuals
 from rerankd.prompts.chunks import Chunks, reduced_overlap
 from rerankd.prompts.contents import read_text
 from rerankd.prompts.encoders import PlainTexts, SpecialTokens
-from rerankd.prompts.limits import Limits, no_room
+from rerankd.prompts.limits import Limits, limit_too_low
 from rerankd.prompts.tokenizer import LoadedTokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """A text as far as it was read.
+class ReadText:
+    """The part of a text that was read.
 
-    text: all of it; reached: the part of it that was tokenised
+    text: all of the text; reached: the part that was tokenised
     ids: the tokens of that part
-    own: the most tokens of the text by its own limit, None for no such limit
+    own: the text's own limit in tokens; None for no limit
     """
 
     text: str
@@ -30,12 +30,12 @@ class Reading:
 
     @property
     def tokens(self) -> int:
-        """How many tokens the text is known to have within its own limit."""
+        """The tokens of the text that are known, within its own limit."""
         return len(self.ids) if self.own is None else min(len(self.ids), self.own)
 
     @property
     def counted(self) -> bool:
-        """Whether it has no more of them."""
+        """Whether the text has no more tokens than these."""
         return len(self.reached) == len(self.text) or self.tokens == self.own
 
 
@@ -48,7 +48,7 @@ class CrossEncoderPrompts:
     takes_instruction = False
 
     def __init__(self, tokenizer: LoadedTokenizer, max_tokens: int, query_prompt: str = "") -> None:
-        """query_prompt: what each query begins with; cut with it where it does not fit."""
+        """query_prompt: the beginning of each query; cut with the query where it does not fit."""
         self._special = SpecialTokens(tokenizer.tokenizer, pair=True)
         self._plain = PlainTexts(tokenizer)
         self._max_tokens = max_tokens
@@ -59,9 +59,9 @@ class CrossEncoderPrompts:
         """The request's pairs, with an empty prefix. See `PromptBuilder.build`."""
         limits = Limits.of(request, self._max_tokens, self._side)
         special = self._special.count
-        room = limits.prompt - special
-        if room < 2:  # a query or a document of nothing would have a score that means nothing
-            raise no_room(limits.prompt, special, 2)
+        budget = limits.prompt - special
+        if budget < 2:  # a query or a document of nothing would have a score that means nothing
+            raise limit_too_low(limits.prompt, special, 2)
         texts = [read_text(document, f"documents[{i}]") for i, document in enumerate(request.documents)]
         query, *documents = self._read(self._query_prompt + read_text(request.query, "query"), texts, limits)
         query_ids = limits.cut("query", "it", query.ids, limits.query)
@@ -74,17 +74,17 @@ class CrossEncoderPrompts:
         chunks: list[Chunks | None] = []
         for i, document in enumerate(documents):
             field = f"documents[{i}]"
-            if split := self._split(document, query.tokens, room, limits, field):
+            if split := self._split(document, query.tokens, budget, limits, field):
                 pieces = self._plain.ids([chunk.text for chunk in split.chunks])
-                shares = [longest_first(query.tokens, len(piece), room) for piece in pieces]
+                shares = [longest_first(query.tokens, len(piece), budget) for piece in pieces]
                 truncated.append(not split.whole)
             else:
                 ids = limits.cut(field, "it", document.ids, limits.document)
                 limits.exceeded(field, "its prompt", len(query_ids) + len(ids) + special, limits.prompt)
                 tokens = query.tokens, document.tokens
-                if not _settled(query, document, room):
+                if not _settled(query, document, budget):
                     tokens = all_query_tokens(), self._count(document)
-                pieces, shares = [ids], [longest_first(*tokens, room)]
+                pieces, shares = [ids], [longest_first(*tokens, budget)]
                 truncated.append(shares[0][1] < len(document.ids))
             for piece, (first, second) in zip(pieces, shares, strict=True):
                 query_truncated |= first < len(query_ids)
@@ -99,32 +99,32 @@ class CrossEncoderPrompts:
             ignored=reduced_overlap(chunks),
         )
 
-    def _read(self, query: str, documents: Sequence[str], limits: Limits) -> list[Reading]:
-        """The query and the documents, each as far as a prompt can need it."""
+    def _read(self, query: str, documents: Sequence[str], limits: Limits) -> list[ReadText]:
+        """The query and the documents. Of each, only the part that a prompt can hold is tokenised."""
         texts = [query, *documents]
         reached = [self._plain.reach(query, limits.prompt, limits)]
         reached += [self._plain.reach(document, limits.reach, limits) for document in documents]
         owns = [limits.query, *[limits.document] * len(documents)]
-        return list(map(Reading, texts, reached, self._plain.ids(reached), owns))
+        return list(map(ReadText, texts, reached, self._plain.ids(reached), owns))
 
-    def _count(self, reading: Reading) -> int:
-        """How many tokens a text has within its own limit, all of it read."""
-        if reading.counted:
-            return reading.tokens
-        tokens = len(self._plain.ids([reading.text])[0])
-        return tokens if reading.own is None else min(tokens, reading.own)
+    def _count(self, read: ReadText) -> int:
+        """The tokens of a whole text, within its own limit."""
+        if read.counted:
+            return read.tokens
+        tokens = len(self._plain.ids([read.text])[0])
+        return tokens if read.own is None else min(tokens, read.own)
 
-    def _split(self, document: Reading, query: int, room: int, limits: Limits, field: str) -> Chunks | None:
+    def _split(self, document: ReadText, query: int, budget: int, limits: Limits, field: str) -> Chunks | None:
         """A document's chunks, where they are asked for and it does not fit.
 
-        A chunk takes what the query leaves, and half the room at least, so that it is never the chunk that a pair
-        loses tokens of.
+        A chunk has the tokens that the query leaves, and at least half the budget, so that the pair never loses tokens
+        of the chunk.
 
-        query: its tokens; room: the most of a pair
+        query: its tokens; budget: the tokens that a query and a document may have together
         """
         if limits.chunking is None:
             return None
-        most = max(room - query, room // 2) if limits.may_cut else room - query
+        most = max(budget - query, budget // 2) if limits.may_cut else budget - query
         if limits.document is not None:
             most = min(most, limits.document)
         if len(document.ids) <= most:
@@ -134,24 +134,24 @@ class CrossEncoderPrompts:
         )
 
 
-def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens each text of a pair keeps when both have `room`: the longer one loses what is too much.
+def longest_first(first: int, second: int, budget: int) -> tuple[int, int]:
+    """The tokens that each text of a pair keeps when both may have `budget` in sum: the longer text is cut.
 
-    Where each has more than half, each keeps half; of an odd room the longer one, else the second, keeps one more.
+    Where each has more than half, each keeps half; of an odd budget the longer one, else the second, keeps one more.
     Source: `LongestFirst` of the `tokenizers` library, which transformers and sentence-transformers cut pairs by.
     """
-    if first + second <= room:
+    if first + second <= budget:
         return first, second
-    shorter = min(first, second, room // 2)
-    return (room - shorter, shorter) if first > second else (shorter, room - shorter)
+    shorter = min(first, second, budget // 2)
+    return (budget - shorter, shorter) if first > second else (shorter, budget - shorter)
 
 
-def _settled(first: Reading, second: Reading, room: int) -> bool:
-    """Whether each one's share is what its known tokens make it, whatever follows these.
+def _settled(first: ReadText, second: ReadText, budget: int) -> bool:
+    """Whether the known tokens decide the share of each text, whatever follows them.
 
-    It is but for the odd token of two texts that both have more than half: the longer one keeps that.
+    They do, but for the odd token of two texts that both have more than half: the longer text keeps it.
     """
-    if room % 2 == 0 or min(first.tokens, second.tokens) <= room // 2:
+    if budget % 2 == 0 or min(first.tokens, second.tokens) <= budget // 2:
         return True
     if first.tokens > second.tokens:
         return second.counted

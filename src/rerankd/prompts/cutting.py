@@ -1,4 +1,5 @@
-"""Cutting prompts as the authors of Qwen's rerankers do: special tokens stay, of all others the last ones go."""
+"""Cutting prompts as the authors of Qwen's rerankers do: special tokens stay, and the last of all other tokens are
+removed."""
 
 from __future__ import annotations
 
@@ -22,24 +23,24 @@ class PromptCutter:
         self._special = special
         self._in_base = [place for place, token in enumerate(base) if token in special]
 
-    def plain_room(self, ids: SharedIds, i: int, room: int) -> int:
-        """How many of `room` tokens the special ones of prompt i leave: less than none where they take more."""
-        return room - bisect_left(self._in_base, ids.kept[i]) - self._count(ids.rest[i])
+    def plain_budget(self, ids: SharedIds, i: int, budget: int) -> int:
+        """The tokens of `budget` that the special tokens of prompt i leave; negative where these are more."""
+        return budget - bisect_left(self._in_base, ids.kept[i]) - self._count(ids.rest[i])
 
-    def cut(self, ids: SharedIds, i: int, room: int) -> tuple[int, list[int]]:
-        """What is left of prompt i in `room` tokens, as tokens of the base and what comes behind them."""
+    def cut(self, ids: SharedIds, i: int, budget: int) -> tuple[int, list[int]]:
+        """Prompt i cut to `budget` tokens: the number of tokens of the base, and the tokens behind them."""
         kept, rest = ids.kept[i], ids.rest[i]
-        room = self.plain_room(ids, i, room)
+        budget = self.plain_budget(ids, i, budget)
         in_base = bisect_left(self._in_base, kept)
-        if room < kept - in_base:
-            # Special token number n stands behind as many plain ones as lie between its place and n.
-            first = next((n for n in range(in_base) if self._in_base[n] - n >= room), in_base)
-            return room + first, [self._base[place] for place in self._in_base[first:in_base]] + self._cut(rest, 0)
-        return kept, self._cut(rest, room - (kept - in_base))
+        if budget < kept - in_base:
+            # Before special token number n stand (its place minus n) plain tokens.
+            first = next((n for n in range(in_base) if self._in_base[n] - n >= budget), in_base)
+            return budget + first, [self._base[place] for place in self._in_base[first:in_base]] + self._cut(rest, 0)
+        return kept, self._cut(rest, budget - (kept - in_base))
 
-    def _cut(self, ids: list[int], room: int) -> list[int]:
+    def _cut(self, ids: list[int], budget: int) -> list[int]:
         plain = count()
-        return [token for token in ids if token in self._special or next(plain) < room]
+        return [token for token in ids if token in self._special or next(plain) < budget]
 
     def _count(self, ids: list[int]) -> int:
         return sum(token in self._special for token in ids)

@@ -1,4 +1,4 @@
-"""Prompts of decoders that answer yes or no: a template, tokenised whole, and what all prompts begin with."""
+"""Prompts of decoders that answer yes or no: a template, tokenised whole, and the prefix that all prompts share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rerankd.prompts.visuals import Placeholders, SeenTexts
 class DecoderPrompts:
     """A PromptBuilder. Prompts have the ids of whole texts: BPE merges across the seams of a template (`: ` + `what`).
 
-    What the prompts of a request share is tokenised and kept once where that makes no difference.
+    The text that the prompts of a request share is tokenised once, where this gives the same ids.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class DecoderPrompts:
         """max_tokens: in one prompt; default_instruction: None for the template's own.
 
         placeholders: of a model that takes images and videos; None for one that reads text only
-        shares: whether prompts share a prefix; in a model whose tokens see those behind them none is the same
+        shares: whether prompts share a prefix; False for a model whose tokens attend to later tokens
         """
         self.takes_instruction = template.takes_instruction
         self._tokenizer = tokenizer
@@ -97,7 +97,7 @@ class DecoderPrompts:
         query: tuple[Visual, ...],
         fields: Sequence[str],
     ) -> PromptGroup:
-        """The prompts with what all of them share laid once; `documents` and `query` are their images and videos."""
+        """The prompts with the shared prefix laid once; `documents` and `query` are their images and videos."""
         if not self._shares:
             return PromptGroup(Segment([]), tuple(map(Segment, ids.behind(0))), truncated=())
         if self._placeholders is None or not any((query, *documents)):
@@ -115,7 +115,7 @@ class DecoderPrompts:
         documents = [self._seen.reach(text, limits.document, limits.side) for text in texts.documents]
         own = self._tokenizer.ids(documents if limits.document is not None else [""] * len(documents))
         most = limits.prompt if limits.document is None else limits.document
-        room = min(limits.prompt - frame.tokens, most)
+        budget = min(limits.prompt - frame.tokens, most)
         found = {}
         for i, field in enumerate(texts.fields):
             if seen.documents[i] or (prompts.length(i) <= limits.prompt and len(own[i]) <= most):
@@ -128,7 +128,7 @@ class DecoderPrompts:
                 ids = self._tokenizer.ids([piece])[0]
                 return max(frame.length(piece, field) - limits.prompt, len(ids) - most)
 
-            if chunks := split(text, self._tokenizer.offsets(text), room, limits, excess, field):
+            if chunks := split(text, self._tokenizer.offsets(text), budget, limits, excess, field):
                 found[i] = chunks
         return found
 

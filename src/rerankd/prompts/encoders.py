@@ -1,4 +1,4 @@
-"""Shared by both kinds of encoders: texts as plain tokens, and the special tokens around them."""
+"""The parts that both kinds of encoders share: texts as plain tokens, and the special tokens around them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class PlainTexts:
         }
 
     def reach(self, text: str, tokens: int | None, limits: Limits) -> str:
-        """A text as far as more than `tokens` tokens go, if it may be cut; see `LoadedTokenizer.reach`."""
+        """The part of a text that holds more than `tokens` tokens, if the text may be cut; see
+        `LoadedTokenizer.reach`."""
         return self._loaded.reach(text, tokens, limits.side) if limits.may_cut else text
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -38,12 +39,12 @@ class PlainTexts:
             for text, ids in zip(texts, self._loaded.ids(texts), strict=True)
         ]
 
-    def split(self, text: str, room: int, limits: Limits, excess: Callable[[str], int], field: str) -> Chunks | None:
-        """A text's chunks of at most `room` tokens; see `chunks.split`."""
-        return split(text, self._loaded.offsets(text), room, limits, excess, field)
+    def split(self, text: str, budget: int, limits: Limits, excess: Callable[[str], int], field: str) -> Chunks | None:
+        """A text's chunks of at most `budget` tokens; see `chunks.split`."""
+        return split(text, self._loaded.offsets(text), budget, limits, excess, field)
 
     def _escaped(self, text: str) -> list[int]:
-        """For a vocabulary that spells special tokens as pieces, as XLM-R's Unigram model does: part them."""
+        """For a vocabulary that has special tokens as pieces, as XLM-R's Unigram model has: split these by a space."""
         (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
         spans = [span for span, token in zip(encoding.offsets, encoding.ids, strict=True) if token in self._special]
         for start, end in reversed(spans):
@@ -56,7 +57,7 @@ class PlainTexts:
 class SpecialTokens:
     """The tokens that a tokenizer's template puts around one text or a pair, found from one example.
 
-    count: how many tokens that is
+    count: the number of these tokens
     """
 
     def __init__(self, tokenizer: Tokenizer, *, pair: bool) -> None:

@@ -1,4 +1,4 @@
-"""Fitting the texts of a request into the limits that each has, and the query into the prompt."""
+"""Cuts the texts of a request to their own limits, and the query so that documents fit into the prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rerankd import work
 from rerankd.core import InvalidRequest
 from rerankd.models.recipes.template import Template
 from rerankd.prompts.frame import Frames
-from rerankd.prompts.limits import Limits, no_room
+from rerankd.prompts.limits import Limits, limit_too_low
 from rerankd.prompts.texts import Texts
 from rerankd.prompts.tokenizer import LoadedTokenizer
 from rerankd.prompts.visuals import SeenTexts
@@ -29,13 +29,13 @@ class Fitting:
         return self._with_fitting_query(self._within_own_limit(texts, limits), limits)
 
     def documents(self, texts: Texts, limits: Limits) -> Texts:
-        """The documents cut to the limit that each has by itself."""
+        """The documents, each cut to its own limit."""
         if limits.document is None:
             return texts
         return replace(texts, documents=tuple(self._within(texts.fields, texts.documents, limits.document, limits)))
 
     def as_far_as_read(self, texts: Texts, limits: Limits) -> Texts:
-        """The documents without what is so far beyond the limit that it is cut surely."""
+        """The documents without the text that lies so far beyond the limit that it is certainly cut."""
         if not limits.may_cut or not self._template.verbatim:
             return texts
         return replace(
@@ -44,9 +44,9 @@ class Fitting:
         )
 
     def shortened(self, text: str, excess: Callable[[str], int], limits: Limits) -> str:
-        """As much of a text as leaves nothing in excess; where there is more of that, the images and videos alone.
+        """The longest part of a text with no excess; where there is none, the images and videos alone.
 
-        excess: by how many tokens what a text is part of is too long
+        excess: the tokens by which the prompt with a text is too long
         """
         while (over := excess(text)) > 0:
             tokens = len(self._tokenizer.ids([text])[0])
@@ -57,7 +57,7 @@ class Fitting:
         return text
 
     def _within_own_limit(self, texts: Texts, limits: Limits) -> Texts:
-        """The query cut to the limit that it has by itself."""
+        """The query cut to its own limit."""
         if limits.query is None:
             return texts
         return replace(texts, query=self._within(["query"], [texts.query], limits.query, limits)[0])
@@ -71,7 +71,7 @@ class Fitting:
         ]
 
     def _cut_to(self, field: str, text: str, limit: int, limits: Limits) -> str:
-        """A text cut to its own limit, its images and videos kept; InvalidRequest where nothing of it fits."""
+        """A text cut to its own limit, with its images and videos; InvalidRequest where no text fits."""
         shorter = limits.not_nothing(field, text, self._seen.cut(text, limit, limits.side), limit)
         if (tokens := len(self._tokenizer.ids([shorter])[0])) > limit:
             work.refuse(
@@ -84,10 +84,10 @@ class Fitting:
         return shorter
 
     def _with_fitting_query(self, texts: Texts, limits: Limits) -> Texts:
-        """The texts with the query cut until it leaves room for documents: the same query for all prompts.
+        """The texts with the query cut until it leaves tokens for documents: the same query for all prompts.
 
-        The authors cut a prompt's end, and so would leave nothing of any document behind such a query, and the same
-        score for all of them. Here documents have a quarter of the room that the template leaves to both.
+        The authors cut the end of a prompt: behind such a query no document would keep a token, and all would have the
+        same score. Here documents have a quarter of the tokens that the template leaves to query and document.
         """
         if limits.may_cut and self._template.verbatim:
             texts = replace(texts, query=self._seen.reach(texts.query, limits.prompt, limits.side))
@@ -96,19 +96,19 @@ class Fitting:
             return texts
         shown = self._seen.cut(texts.query, 0, limits.side)
         bare = self._frames.of(replace(texts, query=shown)).tokens
-        room = limits.prompt - bare
-        if room < least + (shown != texts.query):
-            raise self._no_room(texts, shown, bare, limits)
+        budget = limits.prompt - bare
+        if budget < least + (shown != texts.query):
+            raise self._limit_too_low(texts, shown, bare, limits)
         limits.exceeded("query", "the prompt without any document", needed, limits.prompt)
         if not limits.may_cut:
             return texts
-        most = limits.prompt - least * max(room // 4, 1)
+        most = limits.prompt - least * max(budget // 4, 1)
         query = self.shortened(
             texts.query, lambda query: self._frames.of(replace(texts, query=query)).tokens - most, limits
         )
-        return replace(texts, query=limits.not_nothing("query", texts.query, query, room))
+        return replace(texts, query=limits.not_nothing("query", texts.query, query, budget))
 
-    def _no_room(self, texts: Texts, shown: str, bare: int, limits: Limits) -> InvalidRequest:
+    def _limit_too_low(self, texts: Texts, shown: str, bare: int, limits: Limits) -> InvalidRequest:
         """The error for a prompt that takes `bare` tokens without any text of query and document."""
         if shown and self._frames.of(replace(texts, query="")).tokens + 2 <= limits.prompt:
             return InvalidRequest(
@@ -122,4 +122,4 @@ class Fitting:
                 f"the prompt without query and document takes {bare} tokens with it and {limits.prompt} are "
                 "allowed; shorten it",
             )
-        return no_room(limits.prompt, bare)
+        return limit_too_low(limits.prompt, bare)

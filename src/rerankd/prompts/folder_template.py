@@ -46,15 +46,16 @@ class FolderTemplate:
 def folder_template(
     folder: Path, known: Template | None, special_tokens: dict[str, str], prompt: str | None, supports_vision: bool
 ) -> Template | None:
-    """The template by which sentence-transformers writes the prompts of a folder with modules: `known` where that
-    writes the same, else the folder's own.
+    """The template of the prompts that sentence-transformers writes for a folder with modules: `known` where it writes
+    the same, else the folder's own.
 
-    known: the template of the folder's recipe; None where nothing is known of it. A folder whose template leaves texts
-        out, as one for chats does, is written by it: no other prompt is made of a pair there either
+    known: the template of the folder's recipe; None where there is none. It is used too where the folder's template
+        leaves texts out, as a chat's template does: sentence-transformers makes no prompt of a pair with such a
+        template
     prompt: the default prompt of the folder
     supports_vision: whether the prompts may have images
 
-    Raises ModelError for prompts that cannot be written, and for those with images that `known` would write otherwise.
+    Raises ModelError for prompts that cannot be written, and for a vision model's template that differs from `known`.
     """
     path, settings = transformer_settings(folder)
     forms = section(settings, "modality_config", path)
@@ -97,7 +98,7 @@ def folder_template(
 
 
 class _Own:
-    """The messages of a pair, and what a template makes of them."""
+    """The messages of a pair, rendered by a template."""
 
     def __init__(self, text: str, special_tokens: dict[str, str], settings: dict[str, Any]) -> None:
         self._template = environment().from_string(text)
@@ -108,7 +109,7 @@ class _Own:
         """Whether a query and a document reach the prompt; a chat's template may refuse their roles or pass them by."""
         try:
             prompt = self.render(None, "first probe", "second probe", structured)
-        except Exception:  # what a template raises on messages that it was not written for
+        except Exception:  # a template may raise anything on messages that it was not written for
             return False
         return "first probe" in prompt and "second probe" in prompt
 

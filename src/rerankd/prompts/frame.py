@@ -1,4 +1,4 @@
-"""The part of a request's prompts that the template writes around the documents."""
+"""Frames: the parts of a request's prompts that the template writes around the documents."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class Frame:
 
     @cached_property
     def head(self) -> list[int]:
-        """The ids of what stands before a document, by themselves."""
+        """The ids of the text before a document, tokenised by itself."""
         return self._tokenizer.ids([self.before])[0]
 
     @cached_property
     def tail(self) -> list[int]:
-        """The ids of what stands behind a document, by themselves."""
+        """The ids of the text behind a document, tokenised by itself."""
         return self._tokenizer.ids([self.after])[0]
 
     @property
     def tokens(self) -> int:
-        """How many tokens stand around a document."""
+        """The number of tokens around a document."""
         return len(self.head) + len(self.tail)
 
     @cached_property
@@ -53,16 +53,16 @@ class Frame:
     def prompts(self, documents: Sequence[str], fields: Sequence[str]) -> SharedIds:
         """The ids of the documents' prompts, each as if it were tokenised whole.
 
-        fields: what errors call each document
+        fields: the name of each document in errors
         """
         return self._around.ids(map(self._render, documents, fields))
 
     def length(self, document: str, field: str) -> int:
-        """How many tokens a document's prompt has."""
+        """The number of tokens of a document's prompt."""
         return self.prompts([document], [field]).length(0)
 
     def is_cuttable(self, document: str, field: str) -> bool:
-        """Whether a document's prompt ends with what stands behind a document."""
+        """Whether a document's prompt ends with `after`."""
         return self._render(document, field).endswith(self.after)
 
     def heads(self, documents: Sequence[str], fields: Sequence[str]) -> SharedIds:

@@ -25,11 +25,11 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Qwen2's and Qwen3's tokenizers part a text before they merge bytes."""
+"""How Qwen2's and Qwen3's tokenizers split a text before they merge bytes."""
 
 
 def unfold(path: Path) -> Path:
-    """A folder with the configuration and the tokenizer of a GGUF file, which is gone when the program ends.
+    """A folder with the configuration and the tokenizer of a GGUF file. The folder is deleted when the program ends.
 
     Raises ModelError for a file that cannot be read, and for a model that is not served.
     """
@@ -81,14 +81,14 @@ def _special(file: GgufFile, tokens: list[str], name: str, default: int | None =
 
 
 def _write_words(file: GgufFile, folder: Path) -> dict[str, Any]:
-    """BERT's vocab.txt. llama.cpp marks words where WordPiece marks what continues one."""
+    """BERT's vocab.txt. llama.cpp marks the pieces that begin a word, WordPiece the pieces that continue one."""
     tokens, kinds = _tokens(file)
     words = [
         token if kind in (CONTROL, UNUSED) else token[1:] if token.startswith(SPACE) else f"##{token}"
         for token, kind in zip(tokens, kinds, strict=True)
     ]
     (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
-    # The file does not say whether the vocabulary has capitals, but shows it.
+    # The file does not say whether the vocabulary has capitals; its tokens show it.
     cased = any("A" <= token[1:2] <= "Z" for token, kind in zip(tokens, kinds, strict=True) if kind == NORMAL)
     names = {"cls": ("bos", 101), "sep": ("seperator", 102), "unk": ("unknown", 100)}
     special = {f"{short}_token": _special(file, tokens, *entry)[0] for short, entry in names.items()}

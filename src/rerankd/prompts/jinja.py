@@ -1,4 +1,4 @@
-"""Chat templates that a user brings: Jinja files written for vLLM or for SGLang."""
+"""Chat templates of users: Jinja files written for vLLM or for SGLang."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STEP = "rerankd_step"
 
 
 class PartList(list[dict[str, str]]):
-    """A text as SGLang's templates see it, which a template that wants one string can print too."""
+    """A text as SGLang's templates read it, which other templates can print as one string."""
 
     def __init__(self, text: str) -> None:
         super().__init__([{"type": "text", "text": text}])
@@ -107,8 +107,8 @@ def _read(source: str | Path) -> str:
 class _Environment(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, in which templates also end: they call a function from their loops and macros.
 
-    A loop or a macro is what can go on for ever; the rest takes time by the length of its input, but for products and
-    powers, which are bounded.
+    Only loops and macros can run for ever. All else takes time by the length of its input, but for products and powers,
+    which are bounded.
     """
 
     intercepted_binops = frozenset(("*", "**"))

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from rerankd.core import ModelError
 from rerankd.models.checkpoint.late_interaction import Expansion, LateInteraction
-from rerankd.prompts.bi_encoder import Reading
+from rerankd.prompts.bi_encoder import TextFormat
 from rerankd.prompts.tokenizer import LoadedTokenizer
 
 
-def readings(settings: LateInteraction, tokenizer: LoadedTokenizer) -> tuple[Reading, Reading]:
-    """How queries and how documents are read; ModelError for a token of the settings that is none."""
+def text_formats(settings: LateInteraction, tokenizer: LoadedTokenizer) -> tuple[TextFormat, TextFormat]:
+    """How queries and documents are read; ModelError for a token of the settings that the vocabulary lacks."""
     query = _marked(settings.query_prompt, settings, tokenizer)
     document = _marked(settings.document_prompt, settings, tokenizer)
     expansion = settings.expansion
     if expansion is None:
-        return Reading(*query, length=settings.query_length), Reading(*document)
-    filled = Reading(
+        return TextFormat(*query, length=settings.query_length), TextFormat(*document)
+    filled = TextFormat(
         *query,
         length=expansion.length if expansion.cuts else settings.query_length,
         filler=_filler(expansion, tokenizer),
         fill=expansion.length,
         unseen=not expansion.attend,
     )
-    return filled, Reading(*document)
+    return filled, TextFormat(*document)
 
 
 def _marked(prompt: str, settings: LateInteraction, tokenizer: LoadedTokenizer) -> tuple[str, tuple[int, ...]]:
-    """A prompt's text, and before it the id of the token that it begins with, whole or by its first word."""
+    """A prompt's text, and the id of the token that begins the prompt, as the whole prompt or as its first word."""
     words = prompt.split(None, 1)
     special = {token.content for token in tokenizer.tokenizer.get_added_tokens_decoder().values()}
     for marker in (prompt, words[0]) if words else ():

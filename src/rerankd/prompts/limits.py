@@ -13,7 +13,7 @@ class Limits:
     """A request's limits in tokens: of a whole prompt, of a document and a query (None: no own limit).
 
     side: where a text is cut
-    chunking: how a document that does not fit is split; None where it is cut
+    chunking: how a document that does not fit is split; None to cut the document
     """
 
     prompt: int
@@ -25,9 +25,9 @@ class Limits:
 
     @classmethod
     def of(cls, request: RerankRequest, max_tokens: int, side: Side = "right") -> Limits:
-        """The limits that a request sets, within the model's own. InvalidRequest for those that cannot be.
+        """The limits that a request sets, within the model's own. InvalidRequest for impossible limits.
 
-        side: where a text is cut if the request does not say so
+        side: where a text is cut, unless the request says so
         """
         truncation, chunking = request.truncation, request.chunking
         for name in ("max_tokens", "max_tokens_per_doc", "max_tokens_per_query"):
@@ -59,12 +59,12 @@ class Limits:
 
     @property
     def reach(self) -> int | None:
-        """Tokens of a text, from the side that is kept, beyond which nothing of it is read; None for all of it."""
+        """The tokens of a text, from the kept side, beyond which nothing is read; None to read all of the text."""
         if not self.may_cut:
             return None
         if self.chunking is None:
             return self.prompt
-        # Chunks say where they lie in the text, which the end of one does not.
+        # Chunks report their offsets from the text's start, which a part from the end does not know.
         most = self.chunking.max_chunks_per_doc
         return None if most is None or self.side == "left" else most * self.prompt
 
@@ -83,29 +83,29 @@ class Limits:
     ) -> list[int]:
         """`ids`, or `limit` of them; InvalidRequest, as `exceeded`, where nothing may be cut.
 
-        beside: tokens that stand beside these in the prompt, counted in what the error says
-        head: how many first tokens stay when the beginning is cut
+        beside: the prompt's other tokens, which the error counts too
+        head: the number of first tokens that stay when the beginning is cut
         """
         if limit is None or not self.exceeded(field, what, len(ids) + beside, limit + beside):
             return ids
         return ids[:head] + self.side_of(ids[head:], limit - head)
 
-    def not_nothing(self, field: str, text: str, left: str, room: int) -> str:
-        """The rest of a text that was cut; InvalidRequest if nothing is left of a text that is not empty."""
+    def not_nothing(self, field: str, text: str, left: str, budget: int) -> str:
+        """The rest of a text that was cut; InvalidRequest for an empty rest of a text that was not empty."""
         if text and not left:
             which = "first" if self.side == "right" else "last"
             work.refuse(
-                InvalidRequest(field, f"its {which} character alone does not fit into {room} tokens; raise the limit")
+                InvalidRequest(field, f"its {which} character alone does not fit into {budget} tokens; raise the limit")
             )
         return left
 
     def side_of(self, ids: list[int], count: int) -> list[int]:
-        """The `count` ids that are left when the others are cut."""
+        """The `count` ids that stay when the others are cut."""
         return ids[:count] if self.side == "right" else ids[len(ids) - count :]
 
 
-def no_room(limit: int, needed: int, least: int = 0) -> InvalidRequest:
-    """The error for a prompt whose template alone is too long, or leaves less than `least` tokens."""
+def limit_too_low(limit: int, needed: int, least: int = 0) -> InvalidRequest:
+    """The error for a prompt whose template alone is too long, or leaves fewer than `least` tokens."""
     return InvalidRequest(
         "truncation.max_tokens",
         f"{limit} tokens are allowed, and the prompt without query and document takes {needed}; "
@@ -114,9 +114,9 @@ def no_room(limit: int, needed: int, least: int = 0) -> InvalidRequest:
 
 
 def within_characters(request: RerankRequest, most: int) -> RerankRequest:
-    """The request, whose texts have at most `most` characters each: a longer one takes memory before it is cut.
+    """The request, with texts of at most `most` characters each: a longer text takes memory before it is cut.
 
-    Raises InvalidRequest for others. A document that is left out for its length is empty in the result.
+    Raises InvalidRequest for a longer text. A document that is left out for its length is empty in the result.
     """
 
     def characters(content: Content) -> int:

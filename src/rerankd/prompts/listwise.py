@@ -16,10 +16,10 @@ from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
 
 
 class ListwisePrompts:
-    """A PromptBuilder. A request's documents stay in their order, and go into as few windows as the authors' rule says.
+    """A PromptBuilder. A request's documents stay in order, and are split into windows by the authors' rule.
 
-    Texts are cut as the authors cut them, each to its own limit. One text alone is cut further, where the prompt of a
-    single document is over the limit.
+    Each text is cut to its own limit, as the authors cut it. A document is cut further where the prompt of this
+    document alone is over the limit.
     """
 
     takes_instruction = True
@@ -66,21 +66,21 @@ class ListwisePrompts:
             windows=Windows(tuple(sizes), self._template.vector),
         )
 
-    def _windows(self, lengths: Sequence[int], room: int, longest: int) -> Iterator[range]:
-        """The documents of each window: it is full with `documents`, or where another may not fit into the room."""
-        start, left = 0, room
+    def _windows(self, lengths: Sequence[int], budget: int, longest: int) -> Iterator[range]:
+        """The documents of each window. A window is full at `documents`, or where one more document may not fit."""
+        start, left = 0, budget
         for i, length in enumerate(lengths):
             left -= length
             if i + 1 - start == self._template.documents or left <= longest:
                 yield range(start, i + 1)
-                start, left = i + 1, room
+                start, left = i + 1, budget
         if start < len(lengths):
             yield range(start, len(lengths))
 
     def _written(
         self, instruction: str | None, query: str, documents: list[str], window: range, limits: Limits
     ) -> list[tuple[range, list[int]]]:
-        """The prompt of a window, or prompts of parts of it: what stands around the documents takes tokens too.
+        """The prompt of a window, or the prompts of its halves where the template's tokens make the prompt too long.
 
         A document that does not fit alone is cut, in `documents`.
         """
@@ -106,7 +106,7 @@ class ListwisePrompts:
         return [(window, ids)]
 
     def _ids(self, instruction: str | None, query: str, documents: Sequence[str]) -> list[int]:
-        """The tokens of a prompt. No token reaches over a mark, so that the pieces between marks are read apart."""
+        """The tokens of a prompt. No token reaches over a mark, so the pieces between marks are tokenised apart."""
         pieces = self._tokenizer.ids(self._template.pieces(instruction, query, documents))
         marks = [[self._document_mark]] * len(documents) + [[self._query_mark], []]
         return list(chain.from_iterable(ids + mark for ids, mark in zip(pieces, marks, strict=True)))
@@ -124,18 +124,18 @@ class ListwisePrompts:
         return found
 
     def _text(self, ids: list[int]) -> str:
-        """The text of some tokens, in which part of a character is U+FFFD as the authors have it."""
+        """The text of some tokens; a part of a character becomes U+FFFD, as with the authors."""
         return str(self._tokenizer.tokenizer.decode(ids, skip_special_tokens=False))
 
     def _read(self, text: str) -> str:
-        """A text in which nothing is a special token; the authors take the marks away."""
+        """A text without special tokens; marks are removed, as the authors do."""
         for mark in (self._template.query_mark, self._template.document_mark):
             text = text.replace(mark, "")
         return self._added.escape(text)
 
 
 def _asked_of(chunking: Chunking | None) -> tuple[str, ...]:
-    """The request's fields for chunks, which do not exist here."""
+    """The request's fields for chunks, which have no effect here."""
     if chunking is None:
         return ()
     named = (("max_chunks_per_doc", chunking.max_chunks_per_doc), ("overlap_tokens", chunking.overlap_tokens))

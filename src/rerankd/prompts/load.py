@@ -1,4 +1,4 @@
-"""Which prompt builder a checkpoint needs, and how long its prompts may be."""
+"""The prompt builder of a checkpoint, and the limit on its prompts."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from rerankd.models.checkpoint.sentence_transformers import (
 )
 from rerankd.models.recipes.recipe import Recipe
 from rerankd.models.recipes.template import PieceTemplate, RenderError, Template
-from rerankd.prompts.bi_encoder import BiEncoderPrompts, Reading, with_instruction
+from rerankd.prompts.bi_encoder import BiEncoderPrompts, TextFormat, with_instruction
 from rerankd.prompts.cross_encoder import CrossEncoderPrompts
 from rerankd.prompts.decoder import DecoderPrompts
 from rerankd.prompts.folder_template import folder_template
 from rerankd.prompts.jinja import JinjaTemplate
-from rerankd.prompts.late_interaction import readings
+from rerankd.prompts.late_interaction import text_formats
 from rerankd.prompts.limits import within_characters
 from rerankd.prompts.listwise import ListwisePrompts
 from rerankd.prompts.outputs import EmbeddingPrompts, LabelPrompts
@@ -48,18 +48,18 @@ from rerankd.prompts.visuals import IMAGE, VIDEO, Placeholders
 log = logging.getLogger("rerankd")
 
 SHOWN = 24
-"""Characters on each side of a difference that are shown."""
+"""Characters that are shown on each side of a difference."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedPrompts:
-    """A checkpoint's prompt builder, with what else its tokenizer knows.
+    """A checkpoint's prompt builder and tokenizer, with their limits.
 
     max_tokens: the most tokens that one prompt (of a bi-encoder: one text) may have
     max_characters: the most characters of one text before it is tokenised
-    template: by which a decoder's prompts are written; None for an encoder
-    default_instruction: for requests without one; None where the template sees to that, or has no place for one
-    outputs: prompts of requests for outputs, by the kind of these; empty for a model that gives scores alone
+    template: of a decoder's prompts; None for an encoder
+    default_instruction: for requests without one; None where the template has its own, or no place for one
+    outputs: prompts of requests for outputs, by kind; empty for a model that gives scores only
     """
 
     builder: PromptBuilder
@@ -112,15 +112,15 @@ def load_prompts(
 ) -> LoadedPrompts:
     """The prompt builder of the checkpoint in `folder`.
 
-    recipe: how the model is scored; says how its prompts are made
+    recipe: has the template of the prompts
     positions: tokens that the model has positions for
     max_model_len: tokens in one prompt at most. Without it: what the checkpoint says (sentence-transformers' settings,
-        else the tokenizer's `model_max_length`, and what a PieceTemplate's authors read), at most `positions`. It may
-        raise the checkpoint's word, as `max_seq_length` does in sentence-transformers, but not `positions`.
+        else the tokenizer's `model_max_length` and the limit of the recipe's authors), at most `positions`. It may
+        raise these limits, as `max_seq_length` does in sentence-transformers, but not `positions`.
     max_characters: characters of one text at most, before it is cut and tokenised
     chat_template: a Jinja file or Jinja text in place of the recipe's template
-    default_instruction: the instruction where a request brings none; None for the template's own
-    tokenizer: where it is loaded already
+    default_instruction: for requests without one; None for the template's own
+    tokenizer: one that is loaded already
 
     A chat template that writes another prompt than the built-in one is used, and a warning shows the first difference.
 
@@ -173,7 +173,7 @@ def load_prompts(
 def _warn_of_difference(
     tokenizer: LoadedTokenizer, chosen: Template, known: Template, default_instruction: str | None
 ) -> None:
-    """Say where a chat template's prompt departs from that of the model's authors, if their token ids do."""
+    """Log the first difference of a chat template's prompt from the authors' prompt, if the token ids differ."""
     for instruction in (default_instruction, "An instruction."):
         try:
             texts = [template.render(instruction, "A query?", "A document.") for template in (chosen, known)]
@@ -231,7 +231,7 @@ def _encoder(
     if late is not None:
         if default_instruction is not None:
             raise _no_use("default instruction", recipe)
-        tokens = BiEncoderPrompts(tokenizer, max_tokens, *readings(late, tokenizer))
+        tokens = BiEncoderPrompts(tokenizer, max_tokens, *text_formats(late, tokenizer))
         return LoadedPrompts(tokens, max_tokens, max_characters, tokenizer)
     # sentence-transformers' encode_query and encode_document read these two names alone: it fills in both as
     # empty when they are missing, so that neither `passage` nor the default prompt is ever reached.
@@ -241,7 +241,7 @@ def _encoder(
     if default_instruction is not None:
         query = with_instruction(query, default_instruction) or query
     named = {**settings.prompts, "query": query, "document": document}
-    texts = BiEncoderPrompts(tokenizer, max_tokens, Reading(query), Reading(document))
+    texts = BiEncoderPrompts(tokenizer, max_tokens, TextFormat(query), TextFormat(document))
     if default_instruction is not None and not texts.takes_instruction:
         raise _no_use("default instruction", recipe)
     return LoadedPrompts(
@@ -259,7 +259,7 @@ def _declared_length(folder: Path, inner: Path, kind: Kind) -> int | None:
 
 
 def _encoder_folder(folder: Path) -> Path:
-    """Where the first module, the encoder with its tokenizer, lies: the folder itself in most checkpoints."""
+    """The folder of the first module, the encoder with its tokenizer: in most checkpoints the folder itself."""
     path = folder / "modules.json"
     try:
         first: Path = folder / json.loads(path.read_text(encoding="utf-8"))[0]["path"]

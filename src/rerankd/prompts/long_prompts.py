@@ -28,13 +28,13 @@ class LongPrompts:
         self._fitting = fitting
 
     def cut(self, frame: Frame, texts: Texts, ids: SharedIds, long: Sequence[int], limits: Limits) -> bool:
-        """Cut the prompts that are too long, by index, in `ids`; whether any lost something of the query."""
+        """Cut the prompts that are too long, by index, in `ids`. Returns whether the query was cut in any of them."""
         if not long:
             return False
         return (self._cut_ends if limits.side == "right" else self._cut_beginnings)(frame, texts, ids, long, limits)
 
     def _cut_ends(self, frame: Frame, texts: Texts, ids: SharedIds, long: Sequence[int], limits: Limits) -> bool:
-        """As in the authors' scripts, what stands before a document and the document are tokenised together and cut.
+        """As in the authors' scripts, the text before a document and the document are tokenised as one and cut.
 
         The template's tail is tokenised by itself and appended.
         """
@@ -44,11 +44,11 @@ class LongPrompts:
                 work.refuse(_uncuttable(field, ids.length(i), limits))
         heads = frame.heads(documents, fields)
         cutter = PromptCutter(heads.base, self._special)
-        room = limits.prompt - len(frame.tail)
+        budget = limits.prompt - len(frame.tail)
         whole = self._plain_tokens(frame.head)
         query_cut = False
         for place, i in enumerate(long):
-            if (plain := cutter.plain_room(heads, place, room)) < whole:
+            if (plain := cutter.plain_budget(heads, place, budget)) < whole:
                 # The document's images and videos, which stay, leave too little to the query before them.
                 shown = self._seen.cut(texts.query, 0, limits.side)
                 needed = self._plain_tokens(self._frames.of(replace(texts, query=shown)).head) + (shown != texts.query)
@@ -56,14 +56,14 @@ class LongPrompts:
                     work.refuse(_too_much_shown(fields[place], limits.prompt - plain + needed, limits))
                     continue
                 query_cut = True
-            ids.kept[i], rest = cutter.cut(heads, place, room)
+            ids.kept[i], rest = cutter.cut(heads, place, budget)
             ids.rest[i] = rest + frame.tail
         return query_cut
 
     def _cut_beginnings(self, frame: Frame, texts: Texts, ids: SharedIds, long: Sequence[int], limits: Limits) -> bool:
-        """A document that loses its beginning is tokenised with all that stands around what is left of it.
+        """The rest of a document that loses its beginning is tokenised with the text around the document.
 
-        Where its images and videos alone leave too little room, the query loses its beginning in this prompt.
+        Where its images and videos alone leave too few tokens, the query loses its beginning in this prompt.
         """
         query_cut = False
         for i in long:
@@ -109,6 +109,6 @@ def _uncuttable(field: str, tokens: int, limits: Limits) -> InvalidRequest:
 def _too_much_shown(field: str, tokens: int, limits: Limits) -> InvalidRequest:
     return InvalidRequest(
         field,
-        f"its images and videos leave no room for the query: {tokens} tokens would be needed, and {limits.prompt} are "
+        f"its images and videos leave no tokens for the query: {tokens} tokens are needed, and {limits.prompt} are "
         "allowed; send fewer or smaller ones (max_pixels, max_frames), or raise the limit",
     )

@@ -1,11 +1,11 @@
-"""Prompts of requests for all that a head makes of a text: its embedding, or a logit for each label."""
+"""Prompts of requests for the outputs of a head: a text's embedding, or a logit for each label."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from rerankd.core import Embeddings, InvalidRequest, PromptGroup, RerankRequest, Visuals
-from rerankd.prompts.bi_encoder import BiEncoderPrompts, Reading
+from rerankd.prompts.bi_encoder import BiEncoderPrompts, TextFormat
 from rerankd.prompts.cross_encoder import CrossEncoderPrompts
 from rerankd.prompts.tokenizer import LoadedTokenizer
 
@@ -16,7 +16,7 @@ class EmbeddingPrompts:
     takes_instruction = False
 
     def __init__(self, texts: BiEncoderPrompts, prompts: Mapping[str, str], default: str) -> None:
-        """prompts: what may be put before a text, by name; default: what is put there where a request names none."""
+        """prompts: beginnings of a text, by name; default: the beginning where a request names none."""
         self._texts = texts
         self._prompts = prompts
         self._default = default
@@ -36,7 +36,7 @@ class LabelPrompts:
     takes_instruction = False
 
     def __init__(self, tokenizer: LoadedTokenizer, max_tokens: int) -> None:
-        self._texts = BiEncoderPrompts(tokenizer, max_tokens, Reading(), Reading())
+        self._texts = BiEncoderPrompts(tokenizer, max_tokens, TextFormat(), TextFormat())
         self._pairs = CrossEncoderPrompts(tokenizer, max_tokens)
 
     def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:

@@ -10,17 +10,17 @@ from rerankd.core import InvalidRequest, PromptGroup, RerankRequest, Visuals
 from rerankd.models.recipes.template import PieceTemplate
 from rerankd.prompts.chunks import Chunks, reduced_overlap, split
 from rerankd.prompts.contents import read_text
-from rerankd.prompts.limits import Limits, no_room
+from rerankd.prompts.limits import Limits, limit_too_low
 from rerankd.prompts.sharing import SharedIds
 from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
 
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """The tokens around the texts of a request.
+    """The template's tokens around the texts of a request.
 
     head, between, tail: ids of the pieces before the query's, before the document's, and behind it
-    asking: the text before the query in its piece; tokens: its tokens by themselves
+    asking: the text before the query in its piece; tokens: the number of its tokens
     """
 
     head: list[int]
@@ -29,18 +29,19 @@ class Fixed:
     asking: str
     tokens: int
 
-    def room(self, limits: Limits) -> int:
-        """Tokens that the pieces of a query and a document may have together."""
+    def budget(self, limits: Limits) -> int:
+        """The tokens that the pieces of a query and a document may have in sum."""
         return limits.prompt - len(self.head) - len(self.between) - len(self.tail)
 
     def most(self, limits: Limits, own: int | None = None) -> int:
-        """Tokens that the query's piece may have: three quarters of what it, `between` and the document's may have.
+        """The tokens that the query's piece may have: three quarters of the budget of it, `between` and the document's
+        piece.
 
-        own: tokens that the authors read of these; None for no limit of theirs
+        own: the authors' limit on that budget; None for no limit of theirs
 
         Source: `mxbai_rerank_v2.py` in mxbai-rerank, and `decoder_only/base.py` in FlagEmbedding.
         """
-        together = self.room(limits) + len(self.between)
+        together = self.budget(limits) + len(self.between)
         return (together if own is None else min(together, own)) * 3 // 4
 
 
@@ -57,7 +58,7 @@ class PiecePrompts:
     ) -> None:
         """max_tokens: in one prompt; default_instruction: None for the template's own.
 
-        limited: whether `max_tokens` is all the limit there is; else the template's authors have theirs, too
+        limited: whether `max_tokens` is the only limit; else the limit of the template's authors counts too
         """
         self.takes_instruction = template.takes_instruction
         self._tokenizer = tokenizer
@@ -77,21 +78,21 @@ class PiecePrompts:
         fixed = self._fixed(request.instruction or self._default_instruction)
         limits = replace(limits, prompt=min(limits.prompt, self._longest(fixed)))
         asked, query_cut = self._asked(query, fixed, request, limits)
-        room = fixed.room(limits) - len(asked)
-        room = room if self._own is None else min(room, self._own)
+        budget = fixed.budget(limits) - len(asked)
+        budget = budget if self._own is None else min(budget, self._own)
         reached = [self._read(self._reach(text, limits)) for text in texts]
         pieces = self._pieces(self._before, reached)
         own = list(map(len, self._tokenizer.ids(reached))) if limits.document is not None else [0] * len(reached)
-        if room <= self._before_tokens and any(len(ids) > room for ids in pieces):
-            raise self._no_room(fixed, limits)
+        if budget <= self._before_tokens and any(len(ids) > budget for ids in pieces):
+            raise self._limit_too_low(fixed, limits)
         base = fixed.head + asked + fixed.between
         found: list[list[int]] = []
         truncated: list[bool] = []
         chunks: list[Chunks | None] = []
         for i, text in enumerate(reached):
             field = f"documents[{i}]"
-            fits = len(pieces[i]) <= room and (limits.document is None or own[i] <= limits.document)
-            parts = None if fits else self._split(texts[i], room, limits, field)
+            fits = len(pieces[i]) <= budget and (limits.document is None or own[i] <= limits.document)
+            parts = None if fits else self._split(texts[i], budget, limits, field)
             if parts:
                 found += self._pieces(self._before, [self._read(chunk.text) for chunk in parts.chunks])
                 truncated.append(not parts.whole)
@@ -100,8 +101,8 @@ class PiecePrompts:
                 ids = pieces[i] if text == reached[i] else self._pieces(self._before, [text])[0]
                 tokens = len(base) + len(ids) + len(fixed.tail)
                 long = limits.exceeded(field, "its prompt", tokens, limits.prompt)
-                if long := long or limits.exceeded(field, "its part of the prompt", len(ids), room):
-                    ids = self._cut(field, self._before, text, ids, room, limits)
+                if long := long or limits.exceeded(field, "its part of the prompt", len(ids), budget):
+                    ids = self._cut(field, self._before, text, ids, budget, limits)
                 found.append(ids)
                 truncated.append(long or text != reached[i])
             chunks.append(parts)
@@ -120,7 +121,7 @@ class PiecePrompts:
         return min(self._max_tokens, self._longest(self._fixed(self._default_instruction)))
 
     def _longest(self, fixed: Fixed) -> int:
-        """Tokens of a prompt, by the authors' limit where that counts."""
+        """The most tokens of a prompt, by the authors' limit where it counts."""
         own = None if self._own is None else self._template.longest(len(fixed.head), len(fixed.tail))
         return self._max_tokens if own is None else own
 
@@ -151,18 +152,18 @@ class PiecePrompts:
                     "instruction",
                     f"takes too many of the {limits.prompt} tokens that are allowed in a prompt; shorten it",
                 )
-            raise self._no_room(fixed, limits)
+            raise self._limit_too_low(fixed, limits)
         limits.exceeded("query", "its part of the prompt", len(ids), most)
         return self._cut("query", fixed.asking, text, ids, most, limits), True
 
-    def _cut(self, field: str, before: str, text: str, ids: list[int], room: int, limits: Limits) -> list[int]:
-        """The ids of a piece, of `before` and a text, cut to `room`: its last ids go, or the beginning of the text."""
+    def _cut(self, field: str, before: str, text: str, ids: list[int], budget: int, limits: Limits) -> list[int]:
+        """The ids of a piece, of `before` and a text, cut to `budget`: the last ids go, or the first of the text."""
         if limits.side == "right":
-            return ids[:room]
-        while len(ids) > room and text:
-            over = len(ids) - room
+            return ids[:budget]
+        while len(ids) > budget and text:
+            over = len(ids) - budget
             left = self._tokenizer.cut(text, self._count(text) - over, limits.side)
-            text = limits.not_nothing(field, text, left, room)
+            text = limits.not_nothing(field, text, left, budget)
             ids = self._pieces(before, [text])[0]
         return ids
 
@@ -172,33 +173,33 @@ class PiecePrompts:
             return text
         return limits.not_nothing(field, text, self._tokenizer.cut(text, limit, limits.side), limit)
 
-    def _split(self, text: str, room: int, limits: Limits, field: str) -> Chunks | None:
+    def _split(self, text: str, budget: int, limits: Limits, field: str) -> Chunks | None:
         """The chunks of a document that does not fit, where chunks are asked for."""
         if limits.chunking is None:
             return None
         text = self._tokenizer.reach(text, limits.reach, limits.side)
-        most = room if limits.document is None else limits.document
+        most = budget if limits.document is None else limits.document
 
         def excess(piece: str) -> int:
             piece = self._read(piece)
-            return max(len(self._pieces(self._before, [piece])[0]) - room, self._count(piece) - most)
+            return max(len(self._pieces(self._before, [piece])[0]) - budget, self._count(piece) - most)
 
-        least = min(room - self._before_tokens, most)
+        least = min(budget - self._before_tokens, most)
         return split(text, self._tokenizer.offsets(text), least, limits, excess, field)
 
-    def _no_room(self, fixed: Fixed, limits: Limits) -> InvalidRequest:
-        """The error where a query or a document is left without a token; the limit that the error names suffices."""
+    def _limit_too_low(self, fixed: Fixed, limits: Limits) -> InvalidRequest:
+        """The error where a query or a document keeps no token. The limit that the error names suffices."""
         between = len(fixed.between)
         least = max(ceil((fixed.tokens + 1) * 4 / 3), 4 * (between + self._before_tokens) + 1) - between
-        needed = limits.prompt - fixed.room(limits) + fixed.tokens + self._before_tokens
-        return no_room(limits.prompt, needed, least - fixed.tokens - self._before_tokens)
+        needed = limits.prompt - fixed.budget(limits) + fixed.tokens + self._before_tokens
+        return limit_too_low(limits.prompt, needed, least - fixed.tokens - self._before_tokens)
 
     def _reach(self, text: str, limits: Limits) -> str:
-        """A text without what is so far beyond the limit that it is cut surely."""
+        """A text without the part that lies so far beyond the limit that it is certainly cut."""
         return self._tokenizer.reach(text, limits.prompt, limits.side) if limits.may_cut else text
 
     def _read(self, text: str) -> str:
-        """A text in which nothing is a special token."""
+        """A text without special tokens."""
         return self._added.escape(text)
 
     def _pieces(self, before: str, texts: Sequence[str]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Where a text may be parted so that its parts, tokenised apart, have the tokens that they have together."""
+"""Seams: places where a text may be split so that its parts, tokenised apart, have the tokens of the whole text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers
 _QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How the tokenizers of Qwen2, Qwen2.5, Qwen3 and Qwen3-VL part a text into the pieces that BPE reads one by one."""
+"""How the tokenizers of Qwen2, Qwen2.5, Qwen3 and Qwen3-VL split a text into the pieces that BPE reads one by one."""
 _QWEN_PRE_TOKENIZER = {
     "type": "Sequence",
     "pretokenizers": [
@@ -45,11 +45,11 @@ class Seams:
                 self._halves.setdefault(string[place - 1 : place + 1], []).append((string[:place], string[place:]))
 
     def last(self, text: str) -> int:
-        """The last seam of `text`, at which it may be parted whatever is put behind it; 0 where none is found."""
+        """The last seam of `text`, where it may be split whatever text follows it; 0 where there is none."""
         return next(self._seams(text, reversed(self._places(text, max(len(text) - _SEARCHED, 0), len(text)))), 0)
 
     def first(self, text: str) -> int:
-        """The first seam, at which `text` may be parted whatever is put before it; its length where none is found."""
+        """The first seam, where `text` may be split whatever text comes before it; its length where there is none."""
         return next(self._seams(text, self._places(text, 0, _SEARCHED)), len(text))
 
     def _places(self, text: str, start: int, stop: int) -> list[int]:

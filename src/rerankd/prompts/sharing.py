@@ -1,4 +1,4 @@
-"""Prompts that begin alike: what they share is tokenised once and kept once."""
+"""Prompts that begin alike: the shared tokens are computed once and kept once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rerankd.core import PromptGroup, Segment
 from rerankd.prompts.seams import Seams
 
 _SLICE = 1 << 20
-"""Characters that are tokenised in one go, so that what the tokenizer keeps of them meanwhile is bounded."""
+"""Characters that are tokenised in one call, which bounds the tokenizer's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class SharedIds:
     rest: list[list[int]]
 
     def length(self, i: int) -> int:
-        """How many tokens prompt i has."""
+        """The number of tokens of prompt i."""
         return self.kept[i] + len(self.rest[i])
 
     def prompt(self, i: int) -> list[int]:
@@ -34,7 +34,8 @@ class SharedIds:
         self.rest[i] = ids[self.kept[i] :]
 
     def common(self) -> int:
-        """How many first tokens all prompts share, at least one less than the shortest has; none of a single one."""
+        """The number of first tokens that all prompts share, at most one less than the shortest has; 0 for a single
+        prompt."""
         if len(self.rest) < 2:
             return 0
         least = min(self.kept)
@@ -48,7 +49,7 @@ class SharedIds:
         ]
 
     def group(self) -> PromptGroup:
-        """The prompts with what all of them share laid once."""
+        """The prompts with the shared prefix laid once."""
         shared = self.common()
         return PromptGroup(
             prefix=Segment(self.prompt(0)[:shared] if shared else []),
@@ -60,8 +61,8 @@ class SharedIds:
 class Around:
     """Tokenises texts that mostly begin with `before` and end with `after`.
 
-    What lies before the last seam of `before` and behind the first of `after` is tokenised once. Any text has the ids
-    that it has by itself.
+    The text before the last seam of `before` and the text behind the first seam of `after` are tokenised once. The ids
+    are those of each whole text.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Around:
         self._encode = encode
         self._before, self._after = before, after
         self._head, self._tail = before[: seams.last(before)], after[seams.first(after) :]
-        # Without a seam texts are still compared with what they are likely to begin with.
+        # Without a seam, texts are still compared with their likely beginning.
         self.base, self._end = encode([self._head or before, self._tail])
 
     def ids(self, texts: Iterable[str]) -> SharedIds:
@@ -85,7 +86,7 @@ class Around:
         return ids
 
     def _parted(self, texts: Iterable[str]) -> Iterator[tuple[bool, str, bool]]:
-        """Of each text what is its own, and whether it begins and ends as expected."""
+        """The own part of each text, and whether the text begins and ends as expected."""
         for text in texts:
             starts = bool(self._head) and text.startswith(self._before)
             ends = bool(self._tail) and text.endswith(self._after, len(self._before) if starts else 0)
@@ -107,11 +108,11 @@ def _slices(parted: Iterable[tuple[bool, str, bool]]) -> Iterator[list[tuple[boo
 
 
 def alike(a: Sequence[object], b: Sequence[object]) -> int:
-    """How many first items two sequences share."""
+    """The number of first items that two sequences share."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _common(prompts: Sequence[list[int]]) -> int:
-    """How many first items all of several lists share, at most one less than the shortest has: -1 for an empty one."""
+    """The number of first items that all lists share, at most one less than the shortest has; -1 for an empty list."""
     # All others lie between these two in lexical order, and so share what they share.
     return min(alike(min(prompts), max(prompts)), min(map(len, prompts)) - 1)

@@ -1,4 +1,4 @@
-"""The texts of a request, as a decoder's template is filled with them."""
+"""The texts of a request that fill a decoder's template."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ log = logging.getLogger("rerankd")
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """The texts that a template is filled with. Only images and videos in them become special tokens.
+    """The texts that fill a template. Only images and videos in them become special tokens.
 
-    documents: those of the request, or the chunks of some of them; fields: what errors call each
+    documents: of the request, or chunks of them; fields: the name of each in errors
     templated: whether the client had put the query into the template already
     """
 
@@ -66,13 +66,13 @@ class TextReader:
         )
 
     def untemplated(self, content: Content, field: str, templated: bool) -> str:
-        """A document's text, taken out of the client's template where the query came in it too."""
+        """A document's text, taken out of the client's template where the query was in that template too."""
         text = self._plain(content, field)
         plain = untemplate_document(text) if templated else None
         return text if plain is None else plain
 
     def _templated_instruction(self, instruction: str) -> str:
-        """The instruction of a query that the client has templated: a request's own, as one in its field would be."""
+        """The instruction in a query that the client has templated. It counts as the request's own instruction."""
         default = self._default_instruction
         if instruction and default and instruction != default and not self._told_of_instruction:
             self._told_of_instruction = True

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, read without transformers, and what protects it from user text."""
+"""A checkpoint's tokenizer, read without transformers, and the escaping of special tokens in user text."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from rerankd.core import ModelError, Side
 from rerankd.prompts.sentencepiece import sentencepiece_tokenizer
 
 _SEAM = re.compile(r"(?<=[A-Za-z\u4e00-\u9fa5])[ \n](?=[A-Za-z\u4e00-\u9fa5])")
-"""Between letters that every version of Unicode counts as such."""
+"""White space between characters that every version of Unicode counts as letters."""
 FEW_CHARACTERS = 4096
-"""Texts that are sooner read by the calling thread than the library's own threads wake up."""
+"""The calling thread tokenises up to this many characters itself: waking the library's threads takes longer."""
 SLICE_CHARACTERS = 1 << 16
-"""Texts that are read between two looks at whether anybody still waits for them; a longer one is read alone.
-
-A character takes up to 600 bytes while its text is read.
+"""Characters that are tokenised between two checks that somebody still waits; a longer text is tokenised alone. A
+character takes up to 600 bytes while its text is tokenised.
 """
 UNSETTLED_WORDS = 8
-"""The last words of a start of a text, which what follows may change: normalisers and pre-tokenisers look ahead."""
+"""The last words of a text's beginning: the text that follows may change their tokens, since normalisers and
+pre-tokenisers look ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class LoadedTokenizer:
     special_tokens: `bos_token`, `eos_token`, ... of tokenizer_config.json
     side: where sentence-transformers cuts texts: `truncation_side` of tokenizer_config.json, else the direction of the
         truncation that tokenizer.json carries, else "right"
-    has_types: whether its model is given the types of tokens, where it takes any
+    has_types: whether the model gets token types, where it takes any
     """
 
     tokenizer: Tokenizer
@@ -46,7 +46,7 @@ class LoadedTokenizer:
     has_types: bool = True
 
     def token_id(self, token: str) -> int:
-        """The id of a string that is one token; ModelError where it is none."""
+        """The id of a string that is one token; ModelError for any other string."""
         found = self.tokenizer.token_to_id(token)
         if found is None:
             raise ModelError(f"The tokenizer has no token {token!r}, which the model's scores are made with.")
@@ -55,7 +55,7 @@ class LoadedTokenizer:
     def ids(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """The token ids of each text as it stands; of much text by several threads, slice by slice.
 
-        special: whether the tokens that begin and end a prompt are added; else nothing is
+        special: whether the tokens that begin and end a prompt are added
 
         Raises what `work.check` and `work.check_tokens` raise, between slices.
         """
@@ -126,7 +126,7 @@ class LoadedTokenizer:
             offsets = self.offsets(text)
             if len(offsets) <= tokens:
                 return text
-            # A character that only part of its bytes are left of goes too.
+            # A character that has lost some of its bytes is removed too.
             place = tokens if side == "right" else len(offsets) - tokens
             (_, end), (start, _) = offsets[place - 1], offsets[place]
             text = text[: min(end, start)] if side == "right" else text[max(end, start) :]
@@ -134,7 +134,7 @@ class LoadedTokenizer:
 
 
 class AddedTokens:
-    """The strings that a tokenizer takes for single tokens wherever they stand in a text.
+    """The added tokens: strings that a tokenizer reads as single tokens anywhere in a text.
 
     Such a string in user text would end a turn, or open an image: `escape` parts it by one space after
     its first character, so that it stays readable and is text.
@@ -147,7 +147,7 @@ class AddedTokens:
 
     def escape(self, text: str) -> str:
         """`text` without any added token; equal to `text` where it holds none."""
-        # Parting one can leave a shorter one behind it whole, hence the loop; each round leaves fewer.
+        # Splitting one added token can leave a shorter one whole, hence the loop; each round leaves fewer.
         while self._pattern.search(text):
             text = self._pattern.sub(lambda match: match[0][0] + " " + match[0][1:], text)
         return text
@@ -174,7 +174,7 @@ def well_formed(text: str) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty where there is no file. ModelError for one that cannot be read."""
+    """A JSON object from a file; empty where there is no file. ModelError for an unreadable file."""
     if not path.is_file():
         return {}
     try:
@@ -192,7 +192,7 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
     """The tokenizer of a checkpoint: `tokenizer.json`, or the `vocab.txt` of older BERT checkpoints, or a SentencePiece
     model.
 
-    Raises ModelError where none is there or one cannot be read.
+    Raises ModelError where there is none, and for unreadable files.
     """
     settings = read_json(folder / "tokenizer_config.json")
     length = _read_settings(folder / "tokenizer_config.json", settings)
@@ -209,7 +209,7 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
 
 
 def read_length(path: Path, settings: dict[str, Any], name: str) -> int | None:
-    """A number of tokens that `path` sets as `name`; None where it sets none. ModelError for one that is none.
+    """A number of tokens that `path` sets as `name`; None where it sets none. ModelError for another value.
 
     transformers writes 1e30 for a tokenizer without a limit.
     """
@@ -264,7 +264,7 @@ BERT_SETTINGS = {
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
-"""Entries of tokenizer_config.json, and the properties of tokenizers' BertNormalizer that they set."""
+"""Entries of tokenizer_config.json, and the properties of BertNormalizer that these entries set."""
 
 
 def _apply_bert_settings(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
@@ -276,7 +276,7 @@ def _apply_bert_settings(tokenizer: Tokenizer, settings: dict[str, Any]) -> None
 
 
 def _bert_tokenizer(vocabulary: Path, settings: dict[str, Any]) -> Tokenizer:
-    """What transformers' BertTokenizer makes of a vocab.txt."""
+    """The tokenizer that transformers' BertTokenizer makes from a vocab.txt."""
     names = {name: _content(settings.get(f"{name}_token") or f"[{name.upper()}]") for name in ("unk", "sep", "cls")}
     try:
         words = models.WordPiece.read_file(str(vocabulary))

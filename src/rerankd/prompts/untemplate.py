@@ -1,4 +1,4 @@
-"""Texts that a client has put into the model's template already, taken out of it again.
+"""Takes texts out of the model's template, where a client has put them into it already.
 
 vLLM long served these models without a template of their own, so its documented clients write it themselves: the
 query from the system turn on, each document up to the assistant turn. Rendered once more, such texts score wrong.

@@ -1,4 +1,4 @@
-"""Prompts that a client has written whole, for the probabilities of what may come next."""
+"""Prompts that a client has written whole, for the probabilities of the next token."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class VerbatimPrompts:
     ) -> None:
         """max_tokens, max_characters: in one prompt; vocabulary: how many token ids there are
 
-        visual: those that stand for images and videos in a model that takes them
+        visual: the ids of placeholders of images and videos, in a model that takes these
         """
         self._tokenizer = tokenizer
         self._seams = Seams(tokenizer.tokenizer)
@@ -62,12 +62,12 @@ class VerbatimPrompts:
                 raise InvalidRequest(
                     field, f"makes a prompt of {ids.length(i)} tokens, and {self._max_tokens} are allowed; shorten it"
                 )
-        # Where the query stood makes no difference from here on.
+        # The place of the query makes no difference from here on.
         labels = replace(request.labels, query_last=False)
         return replace(ids.group(), truncated=(False,) * len(ids.rest), labels=labels)
 
     def _ids(self, query: Piece | None, documents: Sequence[Piece], query_last: bool) -> SharedIds:
-        """The ids of the whole prompts, those of what they share once."""
+        """The ids of the whole prompts, with the shared ids once."""
         for i, document in enumerate(documents):
             if query is not None and isinstance(document, str) != isinstance(query, str):
                 kind = "a text" if isinstance(query, str) else "token ids"

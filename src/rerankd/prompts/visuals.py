@@ -22,7 +22,7 @@ _SPELLED = re.compile(
 
 
 def spell_visual(visual: Visual) -> str:
-    """An image as a run of placeholders; a video as such a run for each step in time, behind the time that it is."""
+    """An image as a run of placeholders; a video as such a run for each step in time, behind the step's time."""
     if not visual.seconds:
         return START + IMAGE * visual.tokens_per_step + END
     step = START + VIDEO * visual.tokens_per_step + END
@@ -45,7 +45,7 @@ def spell_seen(content: Content, visuals: Sequence[Visual], added: AddedTokens) 
 
 
 class SeenTexts:
-    """Shortens texts around the images and videos that are spelled in them, which stay."""
+    """Shortens texts, and keeps the images and videos that are spelled in them."""
 
     def __init__(self, tokenizer: LoadedTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -60,20 +60,20 @@ class SeenTexts:
     def cut(self, text: str, tokens: int, side: Side) -> str:
         """`LoadedTokenizer.cut`; images and videos count, and of the texts around them the first go last.
 
-        Where they alone take more than `tokens`, what is left takes more too.
+        Where images and videos alone have more than `tokens`, so has the result.
         """
         pieces = _SPELLED.split(text)
         if len(pieces) == 1:
             return self._tokenizer.cut(text, tokens, side)
         lengths = [len(ids) for ids in self._tokenizer.ids(pieces)]
-        room = tokens - sum(lengths[1::2])
+        budget = tokens - sum(lengths[1::2])
         places = range(0, len(pieces), 2)
         for place in places if side == "right" else reversed(places):
-            if lengths[place] > room:
-                pieces[place] = self._tokenizer.cut(pieces[place], room, side)
-                room = 0
+            if lengths[place] > budget:
+                pieces[place] = self._tokenizer.cut(pieces[place], budget, side)
+                budget = 0
             else:
-                room -= lengths[place]
+                budget -= lengths[place]
         return "".join(pieces)
 
 
@@ -85,9 +85,9 @@ class Placeholders:
         self._end = tokenizer.token_id(END)
 
     def group(self, ids: SharedIds, visuals: Sequence[tuple[Visual, ...]], fields: Sequence[str]) -> PromptGroup:
-        """The prompts with what all of them share laid once; `visuals` are each prompt's, in its order.
+        """The prompts with the shared prefix laid once; `visuals` are each prompt's, in its order.
 
-        fields: what errors call each prompt
+        fields: the name of each prompt in errors
 
         An image is shared where its pixels are the same in all prompts, and wholly or not at all.
         Raises InvalidRequest for a prompt in which a template writes images or videos otherwise than once each.

@@ -1,4 +1,4 @@
-"""Files as they come: compressed or not, standard input, numbered lines; outputs are there whole or not at all."""
+"""Files: compressed or not, standard input, numbered lines. An output file is complete or absent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The finished part of a run, in a file beside its output: a run that was stopped goes on from there."""
+"""The finished part of a run, in a file beside its output, from which a stopped run continues."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import IO, Any
 from rerankd.rank.files import STANDARD, FileProblem
 
 SYNC_SECONDS = 1.0
-"""How often what was written is made to outlive the machine; what was written outlives the process at once."""
+"""Seconds between flushes to the disk. A written line survives the process, and after a flush the machine."""
 
 
 class Journal:

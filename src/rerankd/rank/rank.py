@@ -1,4 +1,5 @@
-"""`rerankd rank`: score what files hold, keep what is finished, and write the rankings at the end."""
+"""`rerankd rank`: score the documents of files, keep finished results in a journal, and write the rankings at the
+end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queries in blocks, what is found out of their documents, and the rankings that it makes."""
+"""Queries in blocks, the scores of their documents, and the rankings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queries and documents as JSON values: what files hold and what servers are sent."""
+"""Queries and documents as JSON values, in files and in requests to servers."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def from_content(content: Content) -> list[dict[str, Any]]:
 
 
 def unknown_fields(body: ContentBody, where: str) -> Iterator[str]:
-    """The paths of fields in a content that mean nothing here."""
+    """The paths of fields in a content without effect."""
     if isinstance(body, Message):
         yield from (f"{where}.{name}" for name in body.unknown())
         body, where = body.content, f"{where}.content"
@@ -188,6 +188,6 @@ def _part(part: PartBody) -> Part:
 def _body(part: Part) -> dict[str, Any]:
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
-    assert not isinstance(part, Tokens)  # which no body of parts holds
+    assert not isinstance(part, Tokens)  # (no body of parts holds these)
     kind = "image_url" if isinstance(part, Image) else "video_url"
     return {"type": kind, kind: {"url": part.source}}

@@ -50,7 +50,7 @@ class ProcessorKwargs(Open):
         return tuple(map(filled, content))
 
     def without_effect(self) -> Iterator[str]:
-        """The names of what means nothing here."""
+        """The names of fields without effect."""
         yield from self.unknown()
         if self.size:
             yield from (f"size.{name}" for name in self.size.unknown())

@@ -12,7 +12,7 @@ from rerankd.schemas.lists import DocumentList
 
 
 def _no_ids(value: Any) -> Any:
-    """Refuse token ids: those that clients send are most often another tokenizer's, and mean other words here."""
+    """Refuse token ids: clients' ids are mostly another tokenizer's, and would be other words here."""
     if isinstance(value, (int, list)) and not isinstance(value, bool):
         raise PydanticCustomError(
             "token_ids",

@@ -44,7 +44,7 @@ class KeyCheck:
         if scheme.lower() != "bearer":
             return False
         given = _digest(key.strip().encode("latin-1"))
-        # Every key is compared, each in constant time: how long it takes tells nothing.
+        # Every key is compared, each in constant time, so that the time tells nothing.
         return sum(hmac.compare_digest(given, digest) for digest in self._digests) > 0
 
 

@@ -40,9 +40,9 @@ log = logging.getLogger("rerankd")
 REQUESTS_TOGETHER = 64
 """Requests of one call, each of one query, that a thread reads one after another."""
 READ_AT_ONCE = 4
-"""How often so many wait for the engine at the same time."""
+"""Groups of requests that wait for the engine at the same time."""
 SOON_RENDERED = 1000
-"""Documents, or outputs of theirs, that the event loop renders by itself; more take it tens of milliseconds."""
+"""The event loop renders up to this many documents, or outputs; more would take it tens of milliseconds."""
 T = TypeVar("T")
 Routed: TypeAlias = tuple[Dialect, Endpoint[Any]]
 
@@ -51,7 +51,7 @@ class Answers(Protocol):
     """The methods of a `Reranker` that answering needs."""
 
     async def answer_all(self, requests: Sequence[RerankRequest]) -> list[RerankResult]:
-        """Score requests; cancelling the awaiting task drops what still waits."""
+        """Score requests. Cancelling the awaiting task drops the documents that still wait."""
         ...
 
 
@@ -84,7 +84,7 @@ async def answer(incoming: Incoming, routed: Sequence[Routed], desk: Desk, calle
         if not exchange.endpoint.reads:
             await exchange.parse(b"{}")
             return await exchange.in_time(exchange.answer())
-        # What is refused costs nothing: its body is not read.
+        # A refused call costs nothing: its body is not read.
         if unready := exchange.hosted.served.unready():
             raise unready
         desk.places.check()
@@ -96,7 +96,7 @@ async def answer(incoming: Incoming, routed: Sequence[Routed], desk: Desk, calle
     except Gone:
         log.info("%r: the client hung up", exchange.log_id)
         return Reply(499)
-    except asyncio.CancelledError:  # nothing but the end of the server's patience cancels a call
+    except asyncio.CancelledError:  # only the server's shutdown cancels a call
         return exchange.refusal(SHUTTING_DOWN)
     except Problem as problem:
         return exchange.refusal(problem)
@@ -146,7 +146,7 @@ class _Exchange:
 
     @property
     def log_id(self) -> str:
-        """The id, no longer than a log line should have it."""
+        """The id, cut to a length for log lines."""
         return f"{self.endpoint.id_prefix}{self._called.header_id()}"
 
     def refusal(self, problem: Problem) -> Reply:
@@ -210,7 +210,7 @@ class _Exchange:
 
     def _parse(self) -> Call[Any]:
         sent = {**parse_json(self._body, self.hosted.served.limits), **self._incoming.parameters}
-        # A null is as good as nothing: clients that write out every field say no API's name with it.
+        # A null counts as absent: clients that write out every field do not choose an API by it.
         said = {name: one for name, one in sent.items() if one is not None}
         self._claim(said)
         chosen = choose(said.get("model", None if self.endpoint.reads else self._incoming.model), self._desk.hosted)
@@ -223,7 +223,7 @@ class _Exchange:
         if len(self._desk.hosted) == 1:
             return parsed
         self._called.model = chosen.name
-        # Where it decides it has an effect, in an API that has no such field too.
+        # Where `model` chooses the model, the field has an effect, in APIs without such a field too.
         return replace(parsed, ignored=tuple(one for one in parsed.ignored if one != "model" or not said.get(one)))
 
     def _claim(self, said: Mapping[str, Any]) -> None:
@@ -241,7 +241,7 @@ def _claiming(routed: Sequence[Routed], sent: Mapping[str, Any], headers: Mappin
 
 
 async def _all(reranker: Answers, call: Call[Any]) -> list[RerankResult]:
-    """The results of a call's requests in order, so many of them at a time that batches are full."""
+    """The results of a call's requests in order. As many requests are scored at a time as fill batches."""
     starts = range(0, len(call.requests), REQUESTS_TOGETHER)
     left = iter(starts)
     results: dict[int, list[RerankResult]] = {}

@@ -18,12 +18,13 @@ from rerankd.server.incoming import Incoming
 from rerankd.server.problems import Problem
 
 LARGE = 32 << 10
-"""Bytes of a body from which on it is read in a thread: less takes the event loop a few milliseconds at most."""
+"""A body of at least this many bytes is parsed in a thread: a smaller one takes the event loop a few milliseconds at
+most."""
 VALUES_BETWEEN_CHECKS = 4096
 
 
 class Bodies:
-    """The bodies of all calls that are being read or answered: how large each, and all together, may be."""
+    """Limits on the bodies of calls that are being read or answered: on each body, and on all of them."""
 
     def __init__(self, each: int, together: int, seconds: float) -> None:
         """each, together: bytes; seconds: how long a body may take to arrive"""

@@ -1,4 +1,4 @@
-"""Work that is done for every call: it gets an id, is counted, logged and traced."""
+"""Every call gets an id, is counted, logged and traced."""
 
 from __future__ import annotations
 

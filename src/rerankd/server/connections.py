@@ -1,4 +1,4 @@
-"""HTTP connections with limits: how large a head may be, and how long a client may take to send, to read and to idle.
+"""HTTP connections with limits on the size of a head and on the time that a client takes to send, to read and to idle.
 
 uvicorn's protocol parses and answers; it bounds none of these. It also loses the body of a request that offers an
 upgrade to HTTP/2, as Java's clients and `curl --http2` do, and answers requests without a Host.
@@ -26,13 +26,13 @@ OF_AN_UPGRADE = (b"upgrade", b"http2-settings")
 SECONDS_BETWEEN_WARNINGS = 10.0
 
 State: TypeAlias = Literal["new", "idle", "head", "busy", "rest", "refused"]
-"""What is waited for: a connection's first request, another one, the rest of a head, an answer, the rest of a body that
-nobody reads, and for the client to close."""
+"""The state of a connection: it waits for the first request, another request, the rest of a head, an answer, the
+rest of a body that nobody reads, or for the client to close."""
 
 
 @dataclass
 class Connections:
-    """The connections of one server, and what each may cost.
+    """The connections of one server, and their limits.
 
     most: connections open at a time; beyond it the one that idles longest is closed, or the new one is refused
     keep_alive: seconds that a connection may idle
@@ -80,7 +80,7 @@ class _Refused(Exception):
 
 
 class _Transport:
-    """A transport to which what is written late goes nowhere; uvloop's raises, until the loop tells its protocol."""
+    """A transport that drops late writes, where uvloop's raises until the loop has told the protocol."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -95,7 +95,7 @@ class _Transport:
 
 
 class _Flow(FlowControl):
-    """Reads on only when what was read is parsed."""
+    """Reads on only after the bytes that were read are parsed."""
 
     def __init__(self, transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
         super().__init__(transport)
@@ -291,7 +291,7 @@ class Connection(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _look(self) -> None:
-        """Find out what is waited for now, and how long that may take."""
+        """Determine the state of the connection, and its time limit."""
         if self._state == "refused" or self.transport.is_closing():
             return
         state: State = "idle"

@@ -1,4 +1,4 @@
-"""A call as it comes in, whatever carries it."""
+"""A call, whatever the transport."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Gone(Exception):
-    """The client hung up before its answer was there."""
+    """The client hung up before the answer."""
 
 
 class Incoming(Protocol):
@@ -41,7 +41,7 @@ class Incoming(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WholeCall:
-    """A call that is all there, and whose caller waits."""
+    """A complete call, whose caller waits."""
 
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""

@@ -1,4 +1,4 @@
-"""Lines that are written in the background: whoever logs never waits for whoever reads."""
+"""Log lines that are written in the background: logging never waits for a reader."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import TextIO
 MOST_CHARACTERS = 4 << 20
 """Characters that wait to be written; beyond them lines are dropped."""
 FLUSH_SECONDS = 1.0
-"""How long the end of the process waits for lines to be written."""
+"""Seconds that the end of the process waits for lines to be written."""
 BLOCKED_SECONDS = 0.05
 
 
 class Lines:
-    """The lines of one stream, and a thread that writes them. What cannot be written is dropped, and counted."""
+    """The lines of one stream, and a thread that writes them. Lines that cannot be written are dropped and counted."""
 
     def __init__(self, stream: TextIO, note: logging.Formatter) -> None:
         """note: formats the line that says how many were dropped, once lines can be written again"""
@@ -31,7 +31,7 @@ class Lines:
         self._writer: threading.Thread | None = None
 
     def put(self, line: str) -> None:
-        """Have a line written, or dropped where too much waits already."""
+        """Queue a line, or drop it where too much waits already."""
         with self._changed:
             if self._characters + len(line) > MOST_CHARACTERS:
                 self._dropped += 1
@@ -81,7 +81,7 @@ class Lines:
         except (OSError, io.UnsupportedOperation):
             self._stream.write(text)
             return
-        # Past Python's own buffer, whose lock would be held while a write blocks.
+        # Without Python's own buffer, whose lock would be held while a write blocks.
         left = memoryview(text.encode(errors="backslashreplace"))
         while left:
             try:

@@ -20,13 +20,13 @@ ACCESS = "rerankd.access"
 """The logger of a line for each call, whose arguments are those of uvicorn's own."""
 
 SAID, SAID_OF_ERRORS = "rerankd.said", "rerankd.said.error"
-"""The loggers of what whoever started the server is told whatever the level: on standard output, on standard error."""
+"""The loggers of messages that are shown at any level, on standard output and standard error."""
 
 _OF_EVERY_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON: what it says, and every field that it was given as `extra`."""
+    """A record as one line of JSON: its message, and every field in its `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, whatever the message and the traceback hold."""
@@ -82,7 +82,7 @@ def logging_config(level: str, format: LogFormat = "text", access: bool = True) 
     if format == "text":
         config["formatters"]["access"] = {**config["formatters"]["access"], "()": AccessTextFormatter}
     else:
-        # What else a library logs must not break a reader of JSON either.
+        # The lines of other libraries must be JSON too.
         config["root"] = {"handlers": ["default"], "level": "WARNING"}
         config["formatters"] = {name: {"()": JsonFormatter} for name in config["formatters"]}
     return config

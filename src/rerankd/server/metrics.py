@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' words. Each app has a registry of its own."""
+"""The server's metrics for Prometheus. Each app has a registry of its own."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Metrics:
             _of(self._saved, own).inc(max(0, result.prompt_tokens - result.computed_tokens))
 
     def watch_loop(self) -> None:
-        """Measure from now on how late the running event loop is."""
+        """Measure how late the running event loop is, from now on."""
         loop = asyncio.get_running_loop()
         if loop is self._watched:
             return
@@ -122,12 +122,12 @@ class Metrics:
         then(loop.time() + SECONDS_BETWEEN_LOOKS)
 
     def exposed(self) -> Response:
-        """Everything counted, as Prometheus reads it."""
+        """All metrics in Prometheus' format."""
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class _EngineCollector(Collector):
-    """The engines' own numbers, read when they are asked for."""
+    """The engines' own numbers, read at each scrape."""
 
     def __init__(self, hosted: Sequence[Hosted]) -> None:
         self._hosted = hosted

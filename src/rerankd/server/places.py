@@ -1,4 +1,4 @@
-"""Which calls are taken: bounds on those that are answered at a time, and on what waits for the model."""
+"""Bounds on the calls that are answered at a time, and on the calls and tokens that wait for the model."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Places:
             )
 
     def full(self, message: str) -> Problem:
-        """A 429 that says when what waits now will have been scored, at the speed of the last batches."""
+        """A 429 with the time until the waiting tokens will have been scored, at the speed of the last batches."""
         load = self._load()
         seconds = math.ceil(load.waiting_tokens / load.rate) if load.rate else 1
         return Problem(429, message, retry_after=min(max(seconds, 1), LONGEST_RETRY))

@@ -139,7 +139,7 @@ class Pool:
         """The model's reranker for one call, loaded first where it is not; it stays loaded until the context ends.
 
         Raises a 503 Problem while the model is asleep, for a call that waits when it is put to sleep, and where
-        memory has no room for the model; and a 500 Problem where it cannot be loaded.
+        the model does not fit into memory; and a 500 Problem where it cannot be loaded.
         """
         if model.asleep:
             raise ASLEEP
@@ -203,7 +203,7 @@ class Pool:
         try:
             async with self._changes:
                 if model.reranker is None:
-                    await self._make_room(model)
+                    await self._free_memory(model)
                     await asyncio.to_thread(model.begin)
                     exempt_from_collection()
         except ModelError as error:
@@ -213,7 +213,7 @@ class Pool:
             model.loading = None
             self._rest(model)
 
-    async def _make_room(self, model: Model) -> None:
+    async def _free_memory(self, model: Model) -> None:
         """Unload the models that were not used for longest, if the memory is needed and that is enough."""
         if self._memory is None:
             return

@@ -1,4 +1,4 @@
-"""Headers of an answer that report what was not done as asked."""
+"""Headers of an answer that report deviations from the request."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ HEADER_LIMIT = 2000
 
 
 def reports(call: Call[Any], results: Sequence[RerankResult], id: str) -> dict[str, str]:
-    """Headers that say what was cut or left out, which fields had no effect or less than asked, in how many windows a
-    listwise model read the documents, and what took long.
+    """Headers that report cuts, documents left out, fields with no effect or less than asked, the windows of a listwise
+    model, and the seconds of each stage.
 
     The lines of the log name the call by `id`.
     """

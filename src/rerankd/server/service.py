@@ -54,7 +54,7 @@ class Serves(Answers, Protocol):
 
 
 class Closes(Serves, Protocol):
-    """What `Serves`, and can be unloaded."""
+    """A `Serves` that can be unloaded."""
 
     def close(self) -> None:
         """Stop the engine; requests that still wait fail."""
@@ -73,7 +73,8 @@ class Service:
     def __init__(self, models: Serves | Pool, settings: Settings) -> None:
         pool = models if isinstance(models, Pool) else Pool([Model.of(models, settings.names)])
         queued = settings.max_queued_calls, settings.max_queued_tokens
-        # What waits for one model keeps nobody from another; of one model it is known before a body is read.
+        # Calls that wait for one model do not block calls of another. With one model, the limit applies before a body
+        # is read.
         several = len(pool.models) > 1
         places = Places(pool.load, settings.max_calls, *((None, None) if several else queued))
 

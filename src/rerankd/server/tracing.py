@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 PROBES = frozenset({"/health", "/metrics", "/ping", "/ready"})
-"""Asked for every few seconds, and of no interest."""
+"""Paths that are called every few seconds, and are of no interest."""
 
 
 class TracingError(RerankdError):
@@ -64,7 +64,7 @@ class Traces:
         return CallTrace(span, self._tracer)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining spans."""
         self._provider.shutdown()
 
 
@@ -82,7 +82,7 @@ class CallTrace:
         return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
     def answered(self, called: Called, status: int) -> None:
-        """Say what became of the call."""
+        """Record the outcome of the call."""
         from opentelemetry.trace import StatusCode, set_span_in_context
 
         span = self._span

@@ -77,20 +77,20 @@ class Inputs:
         positions = None
         if size.coordinates:
             positions = zeros(size.rows) if size.coordinates == 1 else zeros(size.coordinates, size.rows)
-        values = zeros(_room(size.tiles, size.rows) + _room(size.kept, size.kept), dtype=torch.int32)
+        values = zeros(_buffer_size(size.tiles, size.rows) + _buffer_size(size.kept, size.kept), dtype=torch.int32)
         return cls(tokens, positions, values, zeros(size.kept) if size.kept else None, size)
 
     def tiles(self) -> tuple[HostTiles, Tensor]:
         """The form of the tiles of all layers, and their values."""
         size = self.size
         form = HostTiles(numpy.empty(0, numpy.int32), size.tiles, size.rows, QUERIES)
-        return form, self.values[: _room(size.tiles, size.rows)]
+        return form, self.values[: _buffer_size(size.tiles, size.rows)]
 
     def last(self) -> tuple[HostTiles, Tensor]:
         """The same of the last layer."""
         size = self.size
         form = HostTiles(numpy.empty(0, numpy.int32), size.kept, size.kept, KEPT_QUERIES)
-        return form, self.values[_room(size.tiles, size.rows) :]
+        return form, self.values[_buffer_size(size.tiles, size.rows) :]
 
     def fill(
         self, tokens: Tokens, positions: Tensor | None, layout: AttentionLayout, keep: Sequence[int] | None
@@ -102,9 +102,9 @@ class Inputs:
         if whole.tiles > size.tiles:
             return False
         values = numpy.zeros(len(self.values), dtype=numpy.int32)
-        _lay(whole, values[: _room(size.tiles, size.rows)], size.tiles, size.rows)
+        _lay(whole, values[: _buffer_size(size.tiles, size.rows)], size.tiles, size.rows)
         if last is not None:
-            _lay(last, values[_room(size.tiles, size.rows) :], size.kept, size.kept)
+            _lay(last, values[_buffer_size(size.tiles, size.rows) :], size.kept, size.kept)
         _copy(self.values, torch.from_numpy(values))
         self.tokens.ids[:rows].copy_(tokens.ids)
         self.tokens.positions[:rows].copy_(tokens.positions)
@@ -169,7 +169,7 @@ def cuda_recorder() -> Recorder:
     return record
 
 
-def _room(tiles: int, rows: int) -> int:
+def _buffer_size(tiles: int, rows: int) -> int:
     return tiles * FIELDS + 3 * rows
 
 

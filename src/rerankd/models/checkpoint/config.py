@@ -1,4 +1,4 @@
-"""A checkpoint's config.json, with the keys of old and new transformers releases read alike."""
+"""A checkpoint's config.json. The keys of old and new transformers releases are read alike."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ class Config:
         return Config(value, f"{self.source} ({name})")
 
     def require(self, name: str, *allowed: Any) -> None:
-        """Refuse a configuration that asks for something this implementation would silently not do."""
+        """Refuse a configuration with a setting that this implementation would silently ignore."""
         value = self.entries.get(name, allowed[0])
         if value not in allowed:
             choices = " or ".join(repr(choice) for choice in allowed)
             raise ModelError(f"{self.source}: `{name}` is {shown(value)}; only {choices} is supported.")
 
     def wrong(self, name: str, rule: str) -> ModelError:
-        """What to raise for an entry that breaks `rule`."""
+        """The error for an entry that breaks `rule`."""
         return ModelError(f"{self.source}: `{name}` {rule}, not {shown(self.entries.get(name))}.")
 
     @property
@@ -197,7 +197,7 @@ def read_config(folder: Path, overrides: Mapping[str, Any]) -> Config:
 
 
 def adapter_error(folder: Path) -> ModelError:
-    """What to raise for an adapter's folder: its weights alone are no model."""
+    """The error for an adapter's folder: its weights alone are no model."""
     return ModelError(
         f"{folder} holds a PEFT adapter (adapter_config.json), which is not supported; merge it into its base model "
         "(merge_and_unload, then save_pretrained) and serve that folder."
@@ -223,7 +223,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any], source: str) -> di
 def _rotary(config: Config, null: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
     """The rotary parameters that a configuration states, by the names of transformers 5.
 
-    null: those that a section stands for which is null
+    null: the parameters of a section that is null
     """
     parts: dict[str, Any] = {}
     for name in ("rope_parameters", "rope_scaling"):

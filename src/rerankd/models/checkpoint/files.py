@@ -56,7 +56,7 @@ def _module_weights(files: Sequence[str]) -> list[str]:
 
 
 def inside(folder: Path, name: str, named_by: Path) -> Path:
-    """The path of what `named_by` names in `folder`. ModelError for a name that leads out of it."""
+    """The path of a file in `folder` that `named_by` names. ModelError for a name that leads out of the folder."""
     path = PurePath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise ModelError(f"{named_by} names {name!r}, which lies outside of {folder}; no such file is read.")

@@ -1,4 +1,4 @@
-"""How a folder's model for late interaction reads queries and documents.
+"""The settings with which a folder's late-interaction model reads queries and documents.
 
 Behaviour reference: `multi_vector_encoder/model.py` in sentence-transformers 6, which reads PyLate's folders and
 those of Stanford's ColBERT too.
@@ -21,17 +21,17 @@ from rerankd.models.checkpoint.sentence_transformers import SETTINGS, read_setti
 METADATA = "artifact.metadata"
 """The settings of Stanford's ColBERT."""
 QUERY_LENGTH = 32
-"""Of an expanded query, where nothing says: ColBERT's."""
+"""Tokens of an expanded query where the folder says nothing: ColBERT's length."""
 MEASURES = {"maxsim": False, "meanmaxsim": True}
 """Names of `similarity_fn_name`, and whether the sum is divided by the query's tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """How a short query is made longer by mask tokens, whose vectors count (Khattab and Zaharia, 2020).
+    """The expansion of a short query by mask tokens, whose vectors count (Khattab and Zaharia, 2020).
 
-    length: of the query with them, in tokens
-    attend: whether the other tokens attend to them, and they to one another
+    length: tokens of the query with the mask tokens
+    attend: whether other tokens attend to the mask tokens, and these to each other
     cuts: whether a longer query is cut to `length`
     token: None for the tokenizer's mask token, or without one for its last token of a text
     """
@@ -44,10 +44,10 @@ class Expansion:
 
 @dataclass(frozen=True, slots=True)
 class LateInteraction:
-    """How texts are read and which of their tokens count.
+    """How texts are read, and which tokens count.
 
-    query_prompt, document_prompt: what a text begins with
-    marked: whether such a prompt begins with a token of the vocabulary, else that is so for special tokens alone
+    query_prompt, document_prompt: the beginning of each text
+    marked: whether any token of the vocabulary may begin such a prompt as one token, else special tokens only
     query_length, document_length: in tokens; None for the tokenizer's limit
     skipped: tokens that do not count, in texts of the kinds `skipped_in`
     mean: whether the sum over the query's tokens is divided by their number
@@ -65,7 +65,7 @@ class LateInteraction:
 
 
 def is_late_interaction(folder: Path) -> bool:
-    """Whether a folder's modules make a vector of each token, as their settings say."""
+    """Whether a folder's modules make a vector for each token."""
     modules = read_modules(folder)
     path = folder / SETTINGS
     if modules is None or not path.is_file() or any(module.kind == "Pooling" for module in modules):
@@ -75,9 +75,9 @@ def is_late_interaction(folder: Path) -> bool:
 
 
 def token_modules(folder: Path) -> tuple[Module, ...]:
-    """The modules behind the transformer that make a token's vector; ModelError for those that are unknown.
+    """The modules behind the transformer that make a token's vector; ModelError for unknown modules.
 
-    PyLate's folders list no module that gives vectors the length 1, but theirs have it.
+    PyLate's folders list no module that normalises vectors, but PyLate normalises them.
     """
     first, *rest = read_modules(folder) or ()
     kinds = [module.kind for module in (first, *rest)]

@@ -59,7 +59,7 @@ def read_modules(folder: Path) -> tuple[Module, ...] | None:
 
 
 def chained(folder: Path) -> Chain | None:
-    """What a chain of modules makes: embeddings of texts, or scores of pooled pairs; None for others and for none."""
+    """The result of a chain of modules: embeddings of texts, or scores of pooled pairs; None for any other."""
     kinds = [module.kind for module in read_modules(folder) or ()]
     if kinds[:2] != ["Transformer", "Pooling"] or "LogitScore" in kinds:
         return None
@@ -91,7 +91,7 @@ def embedding_modules(folder: Path) -> tuple[Module, ...]:
 
 
 def expect_modules(name: str, recipe: Recipe, folder: Path) -> bool:
-    """Whether the modules say how a decoder's prompt is written. Without modules.json they do not.
+    """Whether modules.json says how a decoder's prompt is written.
 
     Raises ModelError for modules that make another score, or another thing, of the architecture `name` than is served,
     and for a bare encoder without any.

@@ -1,4 +1,4 @@
-"""Entries of config.json that are read of one architecture or another, and those that have no say in a score."""
+"""The entries of config.json that some architecture reads, and the entries without effect on a score."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ READ = frozenset(
         *("sliding_window", "use_sliding_window", "vision_config", "vocab_size"),
     }
 )
-"""Of one architecture or another."""
+"""Entries that some architecture reads."""
 WITHOUT_EFFECT = frozenset(
     {
         *("_attn_implementation", "add_cross_attention", "attention_dropout", "attention_probs_dropout_prob"),
@@ -46,4 +46,4 @@ WITHOUT_EFFECT = frozenset(
         *("video_token_id", "vision_end_token_id", "vision_start_token_id"),
     }
 )
-"""Of training, of generating, of where tokens are, and of how other implementations compute the same."""
+"""Entries about training, generation, ids of tokens, and other implementations of the same computation."""

@@ -15,7 +15,7 @@ from rerankd.core import ModelError
 from rerankd.models.checkpoint.json_files import read_json, shown
 
 Kind: TypeAlias = Literal["CrossEncoder", "SentenceTransformer", "MultiVectorEncoder"]
-"""As what a folder is read."""
+"""The kind of model as which a folder is read."""
 Similarity: TypeAlias = Literal["cosine", "dot"]
 """How two embeddings are compared."""
 MODULES = "modules.json"
@@ -29,18 +29,18 @@ TRANSFORMER = (
     "sentence_xlm-roberta_config.json",
     "sentence_xlnet_config.json",
 )
-"""Where the settings of a folder's transformer are, in the order in which sentence-transformers looks."""
+"""The files with the settings of a folder's transformer, in sentence-transformers' order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """A folder's settings; empty for a folder without modules.json, of which sentence-transformers reads none.
 
-    activation: what SETTINGS names; None for nothing
-    prompts: texts that are put before a text, by name
-    default_prompt: of a cross-encoder, what each query, or a decoder's system turn, begins with; None for nothing
+    activation: as SETTINGS names it; None where it names none
+    prompts: beginnings of texts, by name
+    default_prompt: the beginning of a cross-encoder's queries, or of a decoder's system turn; None for no prompt
     similarity: of two embeddings
-    truncate_dim: how many first values of an embedding are read; None for all
+    truncate_dim: the number of first values of an embedding that are read; None for all
     """
 
     activation: object = None
@@ -53,8 +53,8 @@ class Settings:
 def counts(folder: Path, kind: Kind) -> bool:
     """Whether the settings of a folder count for a model of `kind`.
 
-    sentence-transformers reads none of a folder without modules.json, nor of one that was saved as another kind, of
-    which it takes the weights alone.
+    sentence-transformers reads no settings of a folder without modules.json. Of a folder that was saved as another kind
+    it reads the weights alone.
     """
     path = folder / SETTINGS
     if not (folder / MODULES).is_file():
@@ -106,7 +106,8 @@ def transformer_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def declared_length(folder: Path) -> int | None:
-    """How many tokens the settings of the transformer in `folder` let a text, or a prompt, have; None for no word.
+    """The most tokens of a text, or a prompt, by the settings of the transformer in `folder`; None where they set no
+    limit.
 
     `processing_kwargs` comes first, then the tokenizer's own arguments, then `max_seq_length`.
     """

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors: read one at a time, checked against the shape that the model expects, put in place."""
+"""A checkpoint's tensors: read one at a time, and checked against the shape that the model expects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger("rerankd")
 
 ALL = slice(None)
 MAPPED_BYTES = 64 << 20
-"""What is read of a file before it is opened anew: pages that were read count as memory until the file is let go."""
+"""Bytes read from a file before it is opened anew: pages that were read count as memory until the file is closed."""
 
 
 PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -34,9 +34,7 @@ PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Tensors(Protocol):
-    """Where weights are read from. `folder` is for messages; `said` is how they are stored, where that is no matter of
-    course, else empty.
-    """
+    """The source of weights. `folder` is for messages; `said` names the format of quantised weights, else empty."""
 
     folder: Path
     said: str
@@ -132,12 +130,12 @@ class Checkpoint:
 
 
 class Weights:
-    """A view of a checkpoint below a name prefix, that hands out what layers are made of.
+    """A view of a checkpoint below a name prefix, which gives linear layers, norms and tensors.
 
     Every tensor is converted to `dtype` on `device` as it is read, so that loading needs little more memory than the
-    model. `finish` complains of tensors that were left unread.
+    model. `finish` reports tensors that nothing read.
 
-    shard: the part of each layer that is to be read
+    shard: the part of each layer to read
     """
 
     def __init__(
@@ -176,7 +174,7 @@ class Weights:
         return self.scope(scopes[0]) if scopes[0] else self
 
     def leave(self, name: str) -> None:
-        """Have `finish` say nothing of the tensors below `name`, which the model has no use for as it is scored."""
+        """Have `finish` ignore the tensors below `name`, which the score does not need."""
         self._read.update(full for full in self._checkpoint.names if full.startswith(f"{self._prefix}{name}."))
 
     def __contains__(self, name: str) -> bool:
@@ -206,9 +204,9 @@ class Weights:
     def expect_size(self, config: Config, key: str, size: int, name: str, axis: int = 0, each: int = 1) -> None:
         """Refuse a configuration's `size`, its entry `key`, of which the tensor `name` has another along `axis`.
 
-        Before anything is made by that size, which may be any number. A tensor that is missing is another error.
+        Called before anything is allocated by that size, which may be any number. A missing tensor is another error.
 
-        each: how many rows or columns there are for each of them
+        each: rows or columns for each unit of the size
         """
         if name not in self:
             return
@@ -270,7 +268,7 @@ class Weights:
         return Affine(weight + norm.offset if norm.offset else weight, bias)
 
     def finish(self) -> None:
-        """Complain of tensors that nothing asked for.
+        """Report tensors that nothing read.
 
         One inside a stack of layers means that the configuration does not describe these weights (a layer
         too few, a bias that would be left out), so that is a ModelError; others are only logged. Programs that quantise

@@ -1,4 +1,4 @@
-"""Encoders: the tokenizer makes their prompts, and their folders say the rest."""
+"""Recipes of encoders: the tokenizer makes the prompts, and the folder says the rest."""
 
 from __future__ import annotations
 
@@ -37,4 +37,4 @@ LATE_INTERACTION = Recipe("late-interaction", family="late-interaction", pairs=F
 
 BI_ENCODERS = (BI_ENCODER, E5, E5_INSTRUCT, BGE_EN, BGE_ZH)
 POOLED = (*BI_ENCODERS, CROSS_ENCODER, LATE_INTERACTION)
-"""What a bare encoder may be, as the modules of its folder say."""
+"""The recipes of a bare encoder; the modules of its folder decide."""

@@ -1,4 +1,4 @@
-"""What a folder says of who made its model and for what, beside the architecture."""
+"""The evidence in a folder of who made the model and for which purpose, beside the architecture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rerankd.models.checkpoint.modules import read_logit_score
 from rerankd.models.checkpoint.sentence_transformers import read_settings
 
 CARD_CHARACTERS = 20_000
-"""How much of a model's card is read for its heading."""
+"""Characters of a model's card that are searched for its heading."""
 CACHED = re.compile(r"models--.+--.+")
 """A model's folder in the cache of huggingface_hub."""
 
@@ -25,8 +25,8 @@ CACHED = re.compile(r"models--.+--.+")
 class Evidence:
     """The names and files of a checkpoint, each read when it is asked for.
 
-    model: what the user called it
-    appends: whether its tokenizer puts tokens of its own around a text
+    model: the name that the user gave
+    appends: whether the tokenizer puts special tokens around a text
     """
 
     config: Config
@@ -39,7 +39,8 @@ class Evidence:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """What the model is called, and by whom: the user, the folder's path, config.json, the heading of its card."""
+        """The names of the model and their sources: the user, the folder's path, config.json, the heading of the
+        card."""
         found = [(Path(self.model).name, "its name"), (self.folder.name, "its folder's name")]
         found += [(part, "its folder's name") for part in self.folder.absolute().parts if CACHED.fullmatch(part)]
         if isinstance(path := self.config.entries.get("_name_or_path"), str) and path:
@@ -52,7 +53,7 @@ class Evidence:
         return names
 
     def named(self, pattern: str) -> str | None:
-        """Who calls the model by a name that holds `pattern`, in words; None where nobody does."""
+        """The source of a name that contains `pattern`, in words; None where no name does."""
         for name, owner in self.names.items():
             if re.search(rf"(?<![a-z0-9]){pattern}", name, re.IGNORECASE):
                 return f"{owner} is {name[:80]!r}"
@@ -65,7 +66,7 @@ class Evidence:
 
     @cached_property
     def prompts(self) -> bool:
-        """Whether the folder says what its embedding model's texts begin with."""
+        """Whether the folder has prompts for an embedding model's texts."""
         settings = read_settings(self.folder, "SentenceTransformer")
         return any(settings.prompts.get(name) for name in ("query", "document"))
 
@@ -76,11 +77,11 @@ class Evidence:
 
     @cached_property
     def samples(self) -> bool:
-        """Whether generation_config.json is of a model that writes texts."""
+        """Whether generation_config.json is of a model that generates text."""
         path = self.folder / "generation_config.json"
         try:
             return path.is_file() and read_json(path).get("do_sample") is True
-        except ModelError:  # it has no say in scores
+        except ModelError:  # the file has no effect on scores
             return False
 
 

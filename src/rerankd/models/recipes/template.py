@@ -1,4 +1,4 @@
-"""How the prompt of a decoder is written."""
+"""Templates: how the prompt of a decoder is written."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Template(Protocol):
 
     takes_instruction: whether an instruction changes the prompt
     verbatim: whether query and document surely stand in the prompt once each and as they are
-    default_instruction: what the authors use where none is given; None where the template sees to that itself
-    empty: what stands for a content without parts
+    default_instruction: the authors' instruction for requests without one; None where the template has its own
+    empty: the text for a content without parts
     """
 
     @property
@@ -37,12 +37,12 @@ class Template(Protocol):
 
 
 class RenderError(Exception):
-    """A template fails on a query and a document; `str()` says how."""
+    """A template fails on a query and a document; `str()` is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class InstructedTemplate:
-    """What stands around an instruction, a query and a document, which follow one another."""
+    """The text around an instruction, a query and a document, in this order."""
 
     before_instruction: str
     before_query: str
@@ -68,13 +68,13 @@ class PieceTemplate:
 
     The pieces are those of `head`, the query's, `between`, the document's, and those of `tail`.
 
-    before_query, before_document: what the pieces of the query and the document begin with
-    before_instruction: what an instruction at the beginning of the query's piece begins with; a newline ends it.
+    before_query, before_document: the beginnings of the query's and the document's pieces
+    before_instruction: stands before an instruction at the beginning of the query's piece, and a newline behind it.
         None where the instruction is the last piece of all
     default_instruction: what the authors use where none is given
-    most: tokens that the authors read by default of the query's piece, `between` and the document's together, and of
-        the document's piece alone; of the query's three quarters of that. None for no limit of theirs
-    extends: whether the authors count the head's tokens among `most` of them all together, and add the tail's to `most`
+    most: the authors' default limit on the tokens of the query's piece, `between` and the document's piece in sum, and
+        of the document's piece alone; the query's piece has three quarters of it. None for no limit of theirs
+    extends: whether the authors count the head's tokens in that sum too, and add the tail's tokens to `most`
     """
 
     head: tuple[str, ...]
@@ -91,13 +91,13 @@ class PieceTemplate:
     empty: str = ""
 
     def asking(self, instruction: str | None) -> str:
-        """What stands before the query in its piece."""
+        """The text before the query in its piece."""
         if self.before_instruction is None or not instruction:
             return self.before_query
         return f"{self.before_instruction}{instruction}\n{self.before_query}"
 
     def longest(self, head: int, tail: int) -> int | None:
-        """Tokens of a prompt that the authors read by default, of which so many are the head's and the tail's."""
+        """The authors' default limit on the tokens of a prompt, by the numbers of the head's and the tail's tokens."""
         if self.most is None:
             return None
         return self.most + tail + (tail if self.extends else head)
@@ -115,12 +115,12 @@ class PieceTemplate:
 
 @dataclass(frozen=True, slots=True)
 class ListTemplate:
-    """A prompt of several documents and a query, each with a token behind it whose state is read.
+    """A prompt of several documents and a query. Behind each stands a mark, a token whose state is read.
 
-    document_mark, query_mark: those tokens
-    vector: how many values are made of such a state
-    documents: how many documents a prompt has at most
-    document_tokens, query_tokens: how many tokens of each text are read where a request does not say so
+    document_mark, query_mark: the marks
+    vector: values of the vector that is made from a mark's state
+    documents: the most documents of a prompt
+    document_tokens, query_tokens: the most tokens of each text, unless a request says otherwise
     """
 
     system: str
@@ -132,7 +132,7 @@ class ListTemplate:
     query_tokens: int
 
     def pieces(self, instruction: str | None, query: str, documents: Sequence[str]) -> list[str]:
-        """What stands before each document's mark, before the query's, and behind it."""
+        """The texts before each document's mark, before the query's mark, and behind it."""
         task = (
             f"<|im_start|>system\n{self.system}<|im_end|>\n<|im_start|>user\n"
             f"I will provide you with {len(documents)} passages, each indicated by a numerical identifier. "

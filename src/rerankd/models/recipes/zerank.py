@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ZerankTemplate:
-    """The query is the system's turn, the document the user's; white space around each goes."""
+    """The query is the system's turn, the document the user's; white space around each is removed."""
 
     takes_instruction: bool = True
     verbatim: bool = False

@@ -35,10 +35,10 @@ ERRORS: Mapping[int, str] = {
 class Served:
     """The facts about the server and one of its models that a dialect may use.
 
-    names: those that the model answers to, the first of them first
-    tokenize: a text's token ids and strings, with special tokens where the flag says so; it takes its time
+    names: of the model, the main name first
+    tokenize: a text's token ids and strings, with special tokens where the flag says so; may be slow
     running: how many calls are being answered
-    load: how busy the engine is
+    load: the load of the engine
     unready: why no call is answered now; None while calls are
     max_calls: how many calls are answered at a time; None for any number
     max_queued_calls: how many of them wait for the model
@@ -64,7 +64,7 @@ class Nothing(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Body]):
-    """A parsed body: the requests to answer, and the fields that were given and have no effect.
+    """A parsed body: the requests to answer, and the given fields without effect.
 
     id: the caller's own name for the call, None for a random one
     fields: the caller's words for fields of `RerankRequest`, where they differ
@@ -79,7 +79,7 @@ class Call(Generic[Body]):
     places: tuple[tuple[int, ...], ...] = ()
 
     def place(self, request: int, document: int) -> int:
-        """Where in the body the document of a request lies."""
+        """The place in the body of a request's document."""
         return self.places[request][document] if self.places else document
 
     def in_body(self, name: str, request: int) -> str:

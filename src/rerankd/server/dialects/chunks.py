@@ -1,4 +1,4 @@
-"""The fields that have long documents scored by their best chunk, and what is said of that chunk.
+"""The fields for scoring long documents by their best chunk, and the chunk in results.
 
 `max_chunks_per_doc` is of Cohere's API v1, `overlap_tokens` of SiliconFlow's, which is otherwise like Jina's.
 """
@@ -38,7 +38,7 @@ class Chunked(Open):
     )
 
     def chunking(self) -> Chunking | None:
-        """How documents are to be split, if they are."""
+        """How to split documents; None not to split them."""
         if self.max_chunks_per_doc is None and self.overlap_tokens is None:
             return None
         return Chunking(self.max_chunks_per_doc, self.overlap_tokens or 0)

@@ -19,7 +19,7 @@ def id2label(info: ModelInfo) -> Mapping[str, str]:
 
 
 def probabilities(logits: Sequence[float], activation: LabelsActivation) -> list[float]:
-    """What an activation makes of the logits of one text."""
+    """The activation of the logits of one text."""
     if activation == "identity":
         return list(logits)
     if activation == "softmax" and len(logits) > 1:

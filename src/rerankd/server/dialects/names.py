@@ -1,4 +1,4 @@
-"""Which model a call is for: servers of one model refuse another's name, paid APIs' clients cannot know ours."""
+"""The model's name in a call: vLLM's API refuses other names; clients of paid APIs cannot know ours."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class ScoringBody(Chunked):
         return {**LIMITS, "instruction": self._instruction()[0]}
 
     def without_effect(self) -> Iterator[str]:
-        """Fields that were given and mean nothing here."""
+        """The given fields without effect."""
         yield from self.unknown()
         for name in self.chat_template_kwargs or ():
             if name not in INSTRUCTION:
@@ -173,7 +173,7 @@ class RerankBody(ScoringBody, Thresholded):
 
 
 def unknown_in(query: ContentBody, documents: Sequence[ContentBody]) -> Iterator[str]:
-    """The paths of fields in contents that mean nothing here."""
+    """The paths of fields in contents without effect."""
     yield from unknown_fields(query, "query")
     for index, document in enumerate(documents):
         if not isinstance(document, str):

@@ -21,7 +21,7 @@ from rerankd.server.problems import Problem
 from rerankd.version import __version__
 
 ANY_NUMBER = (1 << 31) - 1
-"""Where TEI has a limit and there is none here."""
+"""The value for a limit of TEI's that does not exist here."""
 
 
 class TeiBody(Thresholded, TeiCut):

@@ -1,4 +1,4 @@
-"""What config.json would say of a GGUF file's model, and what transformers calls its tensors.
+"""The entries of config.json for a GGUF file's model, and transformers' names of the tensors.
 
 Reference: `constants.py` and `tensor_mapping.py` of the package gguf, and llama.cpp's converters.
 """
@@ -51,11 +51,11 @@ BERT = {
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How llama.cpp stores a family's models.
+    """The form in which llama.cpp stores a family's models.
 
-    names: of tensors as they are stored, and as transformers has them; those of layers without their layer
+    names: stored names of tensors, and transformers' names; names of layers' tensors come without the layer
     layer: the prefix of a layer's tensors in transformers, with `{}` for its number
-    base: what the names of all but the head's tensors begin with
+    base: the prefix of all names but those of the head's tensors
     head: the head's tensors
     first_position: rows of the position table that are left out
     configure: makes the entries of config.json
@@ -69,7 +69,7 @@ class Family:
     first_position: int = 0
 
     def name_of(self, stored: str) -> str:
-        """What transformers calls a tensor; its own name for one that is not known."""
+        """transformers' name of a tensor; for an unknown tensor its stored name."""
         stem, _, kind = stored.rpartition(".")
         if self.head is not None and stem in self.head:
             return f"{self.head[stem]}.{kind}"
@@ -80,7 +80,7 @@ class Family:
         return self.base + (self.layer.format(layer[1]) if layer else "") + f"{known}.{kind}"
 
     def stored_as(self, name: str) -> str:
-        """The name in the file of a tensor that transformers calls `name`."""
+        """The stored name of a tensor, by transformers' name."""
         kind = name.rpartition(".")[2]
         for stem, known in {**self.names, **(self.head or {})}.items():
             if name.endswith(f"{known}.{kind}"):

@@ -37,7 +37,7 @@ class Stored:
 
 
 class GgufFile:
-    """The metadata of a file by name, and its tensors, none of which is read ahead.
+    """The metadata of a file by name, and its tensors. No tensor is read ahead.
 
     Raises ModelError for a file that is no GGUF file or damaged, and where the package gguf is missing.
     """
@@ -122,7 +122,7 @@ class GgufFile:
 
 
 def _read(data: memoryview) -> tuple[dict[str, Any], dict[str, Stored]]:
-    """The metadata and the tensors. ValueError, struct.error and others for a file of another form."""
+    """The metadata and the tensors. Raises ValueError, struct.error and others for a file of another form."""
     magic, version = data[:4].tobytes(), struct.unpack_from("<I", data, 4)[0]
     if magic != b"GGUF" or version not in (2, 3):
         raise ValueError(f"it begins with {magic!r}, version {version}")

@@ -1,1 +1,1 @@
-"""Checkpoints whose weights are stored in a few bits: how each format is laid out, and what numbers it stands for."""
+"""Checkpoints with weights in few bits: the layout of each format, and its dequantisation."""

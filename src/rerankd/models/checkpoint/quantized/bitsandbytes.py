@@ -27,7 +27,7 @@ ROW_SCALE = 127
 
 @dataclass(frozen=True, slots=True)
 class BitsAndBytes:
-    """What `load_in_8bit` and `load_in_4bit` store."""
+    """The formats of `load_in_8bit` and `load_in_4bit`."""
 
     said: str
 

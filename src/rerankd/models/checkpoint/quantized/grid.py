@@ -1,4 +1,4 @@
-"""Integers packed into words, and scales that hold for parts of a matrix: what the formats have in common."""
+"""Integers packed into words, and scales for parts of a matrix, which the formats have in common."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def unpacked(words: Tensor, bits: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Numbers each of which holds for a part of a matrix [outputs, inputs]: its scales, or its zero points.
+    """Numbers for parts of a matrix [outputs, inputs]: its scales, or its zero points.
 
     values: float32 [r, c]
     height: rows of the matrix for one of `values`
-    columns: which column of `values` holds for each column of the matrix, int64 [inputs]; None where one is for all
+    columns: for each column of the matrix its column of `values`, int64 [inputs]; None where one column is for all
     """
 
     values: Tensor
@@ -62,7 +62,7 @@ class Grid:
         return cls(numbers(values), 1, groups.long())
 
     def __call__(self, rows: slice) -> Tensor:
-        """What holds for some rows of the matrix: float32 [rows, inputs], or [rows, 1] where it is one for all."""
+        """The numbers for some rows of the matrix: float32 [rows, inputs], or [rows, 1] for one number a row."""
         chosen = self.values[torch.arange(rows.start, rows.stop) // self.height]
         return chosen if self.columns is None else chosen[:, self.columns]
 

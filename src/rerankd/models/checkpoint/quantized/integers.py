@@ -17,11 +17,11 @@ from rerankd.models.checkpoint.quantized.stored import Rows, Stored, modules_wit
 from rerankd.models.checkpoint.weights import Checkpoint
 
 GPTQ_FORMATS = {"gptq": 1, "gptq_v2": 0}
-"""What is added to the zero points that each format stores."""
+"""The offset of the zero points that each format stores."""
 AWQ_FORMATS = ("gemm", "exllama")
-"""Those with the packing of AutoAWQ's GEMM; the others pack along the other side of a weight."""
+"""Versions with the packing of AutoAWQ's GEMM; the others pack along the other side of a weight."""
 AWQ_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
-"""Where in a word of AWQ's each of eight neighbours is."""
+"""The place of each of eight neighbours in a word of AWQ."""
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
@@ -30,7 +30,7 @@ class Gptq:
     """GPTQ with 2, 4 or 8 bits.
 
     group: inputs of a group; all for -1
-    offset: what is added to each stored zero point
+    offset: added to each stored zero point
     """
 
     bits: int

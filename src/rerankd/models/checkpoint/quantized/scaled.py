@@ -18,7 +18,7 @@ from rerankd.models.checkpoint.quantized.stored import Rows, Stored, modules_wit
 from rerankd.models.checkpoint.weights import Checkpoint
 
 SCALES = ("weight_scale_inv", "weight_scale")
-"""Both are what a weight is multiplied by, whatever the first one's name says."""
+"""A weight is multiplied by either, whatever the first name says."""
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision")
 STRATEGIES = ("tensor", "channel", "group", "block")

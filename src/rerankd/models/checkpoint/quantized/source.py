@@ -1,4 +1,4 @@
-"""A checkpoint of quantised weights, which gives the numbers that they stand for, one weight at a time."""
+"""A checkpoint of quantised weights, dequantised one weight at a time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROWS_AT_ONCE = 512
 
 
 def read_scheme(config: Config) -> Scheme | None:
-    """How the weights that a configuration describes are quantised; None for weights that are not.
+    """The format of the quantised weights that a configuration describes; None for unquantised weights.
 
     Raises ModelError for a format that is not read.
     """
@@ -64,7 +64,7 @@ def read_scheme(config: Config) -> Scheme | None:
 class Quantized:
     """The tensors of a checkpoint, with its quantised weights in float32.
 
-    Of a weight, what is stored is read whole, and made numbers of a part at a time.
+    The stored tensors of a weight are read whole and dequantised a part at a time.
     """
 
     def __init__(self, checkpoint: Checkpoint, scheme: Scheme) -> None:
@@ -140,6 +140,6 @@ class Quantized:
 
 
 def open_tensors(folder: Path, config: Config) -> Tensors:
-    """The tensors of a model folder: as they are stored, or as the numbers that quantised ones stand for."""
+    """The tensors of a model folder, dequantised where they are stored quantised."""
     scheme, checkpoint = read_scheme(config), Checkpoint(folder)
     return checkpoint if scheme is None else Quantized(checkpoint, scheme)

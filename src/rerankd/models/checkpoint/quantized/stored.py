@@ -20,7 +20,7 @@ class Stored:
 
     parts: the names of the tensors that make it
     shape: of the weight
-    open: reads these tensors, and gives what makes rows of the weight from them
+    open: reads these tensors, and gives a function that makes rows of the weight
     """
 
     parts: tuple[str, ...]
@@ -48,5 +48,5 @@ def modules_with(checkpoint: Checkpoint, tensor: str) -> list[str]:
 
 
 def parts_of(checkpoint: Checkpoint, module: str, *tensors: str) -> tuple[str, ...]:
-    """The names of those of `tensors` that a module has."""
+    """The names of the `tensors` that a module has."""
     return tuple(name for tensor in tensors if (name := f"{module}.{tensor}") in checkpoint.names)
