@@ -198,9 +198,9 @@ def llama() -> str:
 
 
 @cache
-def t5() -> str:
+def t5(answers: tuple[str, ...] = ("\u2581true", "\u2581false")) -> str:
     """A Unigram tokenizer with T5's special ids, which puts `</s>` behind a text."""
-    words = [("\u2581true", -9.0), ("\u2581false", -9.0)]
+    words = [(answer, -9.0) for answer in answers]
     specials = ["<pad>", "</s>", "<unk>"]
     known = [piece for piece in unigrams(3000) if piece[0] not in dict(words)]
     tokenizer = Tokenizer(models.Unigram([*((token, 0.0) for token in specials), *words, *known], unk_id=2))

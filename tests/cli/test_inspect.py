@@ -38,7 +38,7 @@ KINDS: dict[str, tuple[Callable[..., Path], dict[str, Any], dict[str, Any]]] = {
             "template": "built in for qwen3-reranker",
             "default_instruction": QWEN3_INSTRUCTION,
             "prompts": [PROMPT],
-            "max_tokens": 40960,
+            "max_tokens": 8192,
             "positions": 40960,
         },
     ),
@@ -57,7 +57,11 @@ KINDS: dict[str, tuple[Callable[..., Path], dict[str, Any], dict[str, Any]]] = {
         {"head": "two-rows"},
         {"head": TWO_LABELS, "tokens": {}},
     ),
-    "qwen3-vl": (checkpoints.qwen3_vl, {}, {"recipe": "qwen3-vl-reranker", "tokens": {"no": 2152, "yes": 9693}}),
+    "qwen3-vl": (
+        checkpoints.qwen3_vl,
+        {},
+        {"recipe": "qwen3-vl-reranker", "tokens": {"no": 2152, "yes": 9693}, "max_tokens": 10245, "positions": 262144},
+    ),
     "bert": (
         checkpoints.bert,
         {},

@@ -187,8 +187,11 @@ def test_other_folders_are_refused(folder: Path, make_checkpoint: MakeCheckpoint
     newer = tmp_path / "jina-reranker-v3.5"
     shutil.copytree(folder, newer, ignore=shutil.ignore_patterns("*.safetensors"))
     edit(newer, layer_types=["full_attention", "sliding_attention", "full_attention"], sliding_window=1024)
-    with pytest.raises(ModelError, match=r"jina-reranker-v3\.5"):
-        inspect(plan(LoadOptions(str(newer), device="cpu"), weights=False))
+    with pytest.raises(ModelError, match=r"its name is 'jina-reranker-v3\.5'.*serve jina-reranker-v3"):
+        plan(LoadOptions(str(newer), device="cpu"), weights=False)
+    renamed = newer.rename(tmp_path / "renamed")
+    with pytest.raises(ModelError, match=r"layers of sliding attention \(jina-reranker-v3\.5\) are not supported"):
+        inspect(plan(LoadOptions(str(renamed), device="cpu"), weights=False))
     unmarked = tmp_path / "unmarked"
     shutil.copytree(folder, unmarked, ignore=shutil.ignore_patterns("*.safetensors"))
     path = unmarked / "tokenizer.json"

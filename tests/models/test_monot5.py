@@ -1,4 +1,4 @@
-"""monoT5 against transformers' T5 under its authors' rule."""
+"""monoT5, over T5 and mT5, against transformers under its authors' rule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from rerankd import Reranker
 from rerankd.core import ModelError
@@ -18,9 +18,10 @@ from rerankd.loading import plan
 from rerankd.options import LoadOptions
 from tests.checkpoints import Storage
 from tests.conftest import MakeCheckpoint
+from tests.encoder_checkpoints import edit
 from tests.models.test_piece_decoders import differ
 from tests.models.test_recipes import refusal
-from tests.t5_checkpoints import NO, YES, t5
+from tests.t5_checkpoints import NO, YES, mt5, t5
 from tests.texts import DOCUMENTS, QUERIES
 
 # Without the longest ones: the authors cut the end of the text, and with it the words that ask.
@@ -30,11 +31,11 @@ PROMPT = "Query: {} Document: {} Relevant:"
 
 @cache
 @torch.inference_mode()
-def reference(folder: Path, prompt: str = PROMPT) -> list[float]:
-    """The logarithm of the probability of "true" against "false" as the first token, in float32."""
+def reference(folder: Path, prompt: str = PROMPT, words: tuple[str, str] = (NO, YES)) -> list[float]:
+    """The logarithm of the probability of "true" against "false" (`words`) as the first token, in float32."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    answers = [tokenizer.convert_tokens_to_ids(answer) for answer in (NO, YES)]
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+    answers = [tokenizer.convert_tokens_to_ids(answer) for answer in words]
     start = torch.tensor([[model.config.decoder_start_token_id]])
     scores = []
     for pair in PAIRS:
@@ -44,8 +45,8 @@ def reference(folder: Path, prompt: str = PROMPT) -> list[float]:
     return scores
 
 
-def found(folder: Path, dtype: str = "float32", **options: Any) -> list[float]:
-    with Reranker(folder, device="cpu", dtype=dtype, recipe="monot5", **options) as reranker:
+def found(folder: Path, dtype: str = "float32", recipe: str = "monot5") -> list[float]:
+    with Reranker(folder, device="cpu", dtype=dtype, recipe=recipe) as reranker:
         return reranker.score(PAIRS)
 
 
@@ -67,6 +68,53 @@ def test_scores_are_the_authors(make_checkpoint: MakeCheckpoint, form: dict[str,
     assert found(folder) == pytest.approx(expected, abs=1e-5)
     if not form:
         assert differ(expected, reference(folder, "Query: {} Document: {}")) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"), [("mt5-mmarco", ("\u2581no", "\u2581yes")), ("mt5-mmarco-large", ("\u2581", "\u2581true"))]
+)
+def test_scores_over_mt5_are_the_authors(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, recipe: str, words: tuple[str, str]
+) -> None:
+    folder = make_checkpoint(mt5, answers=words)
+    expected = reference(folder, words=words)
+    assert max(expected) - min(expected) >= 0.2
+    assert found(folder, recipe=recipe) == pytest.approx(expected, abs=1e-5)
+    # transformers 5 saves mT5 as tied, and reads the head that is there all the same.
+    tied = tmp_path / "tied"
+    shutil.copytree(folder, tied)
+    edit(tied, tie_word_embeddings=True)
+    assert found(tied, recipe=recipe) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"),
+    [
+        ("mt5-base-mmarco-v2", "mt5-mmarco"),
+        ("mt5-base-en-msmarco", "mt5-mmarco"),
+        ("mt5-base-en-pt-msmarco-v1", "mt5-mmarco"),
+        ("mt5-3B-mmarco-en-pt", "mt5-mmarco-large"),
+        ("mt5-13b-mmarco-100k", "mt5-mmarco-large"),
+    ],
+)
+def test_models_over_mt5_are_known_by_name(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, name: str, recipe: str
+) -> None:
+    words = ("\u2581no", "\u2581yes") if recipe == "mt5-mmarco" else ("\u2581", "\u2581true")
+    (tmp_path / name).symlink_to(make_checkpoint(mt5, answers=words))
+    inspection = inspect(plan(LoadOptions(str(tmp_path / name), device="cpu")))
+    assert (inspection.recipe, inspection.max_tokens, tuple(inspection.tokens)) == (recipe, 512, words)
+
+
+def test_duot5_and_other_mt5_are_refused(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    pairwise, other = tmp_path / "duot5-base-msmarco", tmp_path / "mt5-base"
+    pairwise.symlink_to(make_checkpoint(t5))
+    said = refusal(pairwise)
+    assert "its name is 'duot5-base-msmarco'" in said
+    assert "two documents at a time" in said
+    assert "serve a monoT5 model" in said
+    shutil.copytree(make_checkpoint(mt5), other)
+    assert "--recipe monot5 or mt5-mmarco or mt5-mmarco-large" in refusal(other)
 
 
 def test_bfloat16(make_checkpoint: MakeCheckpoint) -> None:

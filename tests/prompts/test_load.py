@@ -21,10 +21,11 @@ from rerankd.core import ModelError, Side
 from rerankd.models.recipes.encoders import BI_ENCODER, CROSS_ENCODER
 from rerankd.models.recipes.qwen3 import QWEN3_RERANKER
 from rerankd.models.recipes.recipe import Recipe
-from rerankd.prompts import load_prompts
+from rerankd.prompts import LoadedPrompts, load_prompts
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer
 from tests import checkpoints, texts, vocabularies
 from tests.conftest import MakeCheckpoint
+from tests.prompts import authors
 from tests.prompts.conftest import request, whole
 
 
@@ -142,6 +143,20 @@ class TestOptions:
         assert loaded.max_tokens == expected
         assert len(loaded.build(request("q", ["word " * 1000])).suffixes[0]) == expected
 
+    def test_without_a_limit_the_authors_own_holds(
+        self, qwen3: LoadedPrompts, qwen3_vl: LoadedPrompts, qwen_folder: Path, qwen_reference: Any
+    ) -> None:
+        document = "word " * 12_000
+        assert (qwen3.max_tokens, qwen3_vl.max_tokens) == (8192, 10_245)
+        group = qwen3.build(request("q", [document]))
+        assert whole(group) == [authors.qwen3_ids(qwen_reference, "q", document)]
+        assert (len(whole(group)[0]), group.truncated) == (8192, (True,))
+        assert whole(qwen3_vl.build(request("q", [document]))) == [
+            authors.qwen3_vl_ids(qwen_reference, ["q"], [document])
+        ]
+        longer = load_prompts(qwen_folder, recipe=QWEN3_RERANKER, positions=40960, max_model_len=40960)
+        assert longer.build(request("q", [document])).truncated == (False,)
+
     @pytest.mark.parametrize("asked", [0, -1, 513])
     def test_a_length_that_the_model_cannot_have(self, asked: int, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=f"{asked} tokens.* 512"):
@@ -168,7 +183,8 @@ class TestOptions:
 def tokenizers(qwen_folder: Path, xlmr_folder: Path, roberta_folder: Path, minilm_path: Path) -> list[LoadedTokenizer]:
     """Those of the families, and two with what else is published: NFKC, and a pattern that looks farther ahead."""
     loaded = [load_tokenizer(folder) for folder in (qwen_folder, xlmr_folder, roberta_folder, minilm_path)]
-    normalising, looking = load_tokenizer(xlmr_folder), load_tokenizer(qwen_folder)
+    # Copies: tests share the tokenizers of equal files.
+    normalising, looking = (replace(one, tokenizer=Tokenizer.from_str(one.tokenizer.to_str())) for one in loaded[1::-1])
     normalising.tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" {2,}", " ")])
     pattern = Regex(
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"

@@ -45,6 +45,11 @@ FORMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"model_type": "unigram", "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
         {"tokenizer_class": "T5Tokenizer", "extra_ids": 3},
     ),
+    "mt5": (
+        "spiece.model",
+        {"model_type": "unigram", "byte_fallback": True, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
+        {"tokenizer_class": "T5Tokenizer", "extra_ids": 0},
+    ),
     "gemma": (
         "tokenizer.model",
         NAMED
@@ -107,7 +112,7 @@ def composed(text: str) -> str:
 @pytest.mark.parametrize("model_type", FORMS)
 def test_ids_are_those_of_sentencepiece(folders: dict[str, Path], model_type: str) -> None:
     own, theirs = own_ids(folders[model_type]), their_ids(folders[model_type], model_type)
-    strict = model_type in ("xlm-roberta", "deberta-v2", "t5")
+    strict = model_type in ("xlm-roberta", "deberta-v2", "t5", "mt5")
 
     @settings(max_examples=150, deadline=None)
     @given(text=st.text(SCRIPTS, max_size=40))
@@ -142,6 +147,12 @@ def test_t5s_texts_end_and_its_marks_lie_behind_its_pieces(folders: dict[str, Pa
     own, theirs = load_tokenizer(folders["t5"]), their_ids(folders["t5"], "t5")
     assert own.ids(["a text"], special=True) == [[*theirs("a text"), 1]]
     assert own.ids(["<extra_id_2><extra_id_0></s>"]) == [[900, 902, 1]]
+
+
+def test_mt5_reads_unknown_characters_as_bytes(folders: dict[str, Path]) -> None:
+    own, unknown = load_tokenizer(folders["mt5"]), "\U00013000"
+    pieces = [own.tokenizer.id_to_token(token) for token in own.ids([f"a {unknown}"])[0]]
+    assert pieces[-4:] == [f"<0x{byte:02X}>" for byte in unknown.encode()]
 
 
 def test_a_pair_of_debertas_has_types(folders: dict[str, Path]) -> None:

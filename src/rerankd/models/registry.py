@@ -1,4 +1,4 @@
-"""Which architectures are served. A family's module is imported when one of its architectures is asked for."""
+"""The architectures that rerankd serves. A family's module is imported when one of its architectures is loaded."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ ARCHITECTURES = {
     "LayerWiseMiniCPMForCausalLM": "minicpm.LAYERWISE",
     "CostWiseGemmaForCausalLM": "gemma2.LIGHTWEIGHT",
     "T5ForConditionalGeneration": "t5.T5",
+    "MT5ForConditionalGeneration": "t5.T5",
     "LlamaBidirectionalForSequenceClassification": "llama_bidirectional.NEMOTRON",
     "Qwen3VLForConditionalGeneration": "qwen3_vl.QWEN3_VL",
     "Qwen3VLForSequenceClassification": "qwen3_vl.QWEN3_VL",
@@ -70,7 +71,7 @@ def architecture(name: str) -> Architecture:
 def find_architecture(config: Config) -> tuple[str, Architecture]:
     """The name and the entry of the checkpoint's architecture; ModelError with the list of known ones.
 
-    ModelError too where its configuration is of another model's, or of quantised weights that are not read.
+    ModelError too for a configuration of another model type, or of quantised weights in an unsupported format.
     """
     for name in config.architectures:
         if name in ARCHITECTURES:

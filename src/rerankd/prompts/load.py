@@ -142,7 +142,8 @@ def load_prompts(
     tokenizer = tokenizer or load_tokenizer(folder)
     settings = read_settings(folder, "CrossEncoder")
     declared = _declared_length(folder, folder, "CrossEncoder")
-    max_tokens = _max_tokens(max_model_len, declared or tokenizer.max_length, positions)
+    limits = (tokenizer.max_length, None if (folder / MODULES).is_file() else recipe.max_tokens)
+    max_tokens = _max_tokens(max_model_len, declared or min(filter(None, limits), default=None), positions)
     is_limited = max_model_len is not None or declared is not None
     chosen = recipe.template
     if chat_template is not None:

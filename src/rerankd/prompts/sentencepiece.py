@@ -91,7 +91,7 @@ def sentencepiece_tokenizer(folder: Path, settings: Mapping[str, Any], model_typ
         (XLM_R, ("xlm-roberta",), _xlm_roberta),
         (DEBERTA, ("deberta-v2",), _deberta),
         (DECODERS, ("gemma", "llama"), _decoder),
-        (T5, ("t5",), _t5),
+        (T5, ("t5", "mt5"), _t5),
     ):
         path = folder / name
         if not path.is_file():
@@ -135,8 +135,11 @@ def _deberta(path: Path, model: SentencePiece, settings: Mapping[str, Any]) -> T
 
 
 def _t5(path: Path, model: SentencePiece, settings: Mapping[str, Any]) -> Tokenizer:
-    """The model's pieces, and behind its last the marks of spans that T5 was trained with, the last mark first."""
-    _expect(path, model, UNIGRAM)
+    """The model's pieces, and behind its last the marks of spans that T5 was trained with, the last mark first.
+
+    mT5's pieces include bytes, for characters that no piece has.
+    """
+    _expect(path, model, UNIGRAM, model.byte_fallback)
     ids = {piece.text: i for i, piece in enumerate(model.pieces)}
     unknown = next((i for i, piece in enumerate(model.pieces) if piece.kind == UNKNOWN), None)
     if unknown is None or "</s>" not in ids:
@@ -146,7 +149,7 @@ def _t5(path: Path, model: SentencePiece, settings: Mapping[str, Any]) -> Tokeni
         raise ModelError(f"{path}: `extra_ids` of tokenizer_config.json must be an integer from 0 to 1000. {CONVERT}")
     marks = [f"<extra_id_{i}>" for i in reversed(range(count))]
     pieces = [*model.vocabulary, *((mark, 0.0) for mark in marks)]
-    tokenizer = unigram(pieces, unknown, model.charsmap, model.prefix)
+    tokenizer = unigram(pieces, unknown, model.charsmap, model.prefix, model.byte_fallback)
     tokenizer.add_special_tokens([piece.text for piece in model.pieces if piece.kind in (UNKNOWN, CONTROL)] + marks)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", ids["</s>"])]

@@ -9,21 +9,24 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from rerankd.core import ModelError
 
 SPACE = "\u2581"
-"""What stands for a space in a piece."""
+"""The character for a space in a piece."""
 
 
-def unigram(pieces: Sequence[tuple[str, float]], unknown: int, charsmap: bytes, prefix: bool = True) -> Tokenizer:
-    """A tokenizer that parts a text as SentencePiece does with these pieces and their log-probabilities.
+def unigram(
+    pieces: Sequence[tuple[str, float]], unknown: int, charsmap: bytes, prefix: bool = True, byte_fallback: bool = False
+) -> Tokenizer:
+    """A tokenizer that splits a text as SentencePiece does with these pieces and their log-probabilities.
 
     unknown: the number of the piece for characters that no piece has
     charsmap: SentencePiece's own table of normalisation; empty for none
     prefix: whether a text begins with a space of its own
+    byte_fallback: whether a character that no piece has becomes the pieces of its bytes
 
     White space at the ends, and more than one space between words, count for nothing. Raises ModelError for pieces or
     a table that the library does not take.
     """
     try:
-        tokenizer = Tokenizer(models.Unigram(list(pieces), unk_id=unknown, byte_fallback=False))
+        tokenizer = Tokenizer(models.Unigram(list(pieces), unk_id=unknown, byte_fallback=byte_fallback))
         if charsmap:
             tokenizer.normalizer = normalizers.Precompiled(charsmap)
     except Exception as error:  # The library raises bare Exception.
@@ -36,7 +39,7 @@ def unigram(pieces: Sequence[tuple[str, float]], unknown: int, charsmap: bytes, 
 
 
 def pair_template(first: tuple[str, int], last: tuple[str, int], between: int, types: bool) -> processors.PostProcessor:
-    """What puts `first` and `last` around a text, and `between` times `last` between two.
+    """The post-processor that puts `first` and `last` around a text, and `last` `between` times between two texts.
 
     types: whether the second text of a pair has token type 1
     """

@@ -1,12 +1,13 @@
 """Which recipe a checkpoint is scored by: the user's word, a sentence-transformers chain, or what the folder says.
 
-A decoder's class says nothing of what it was trained for, so that one that no rule is known for is refused.
+The class of a decoder does not say what the model was trained for, so a decoder without a known recipe is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from rerankd.core import ModelError
 from rerankd.models.answers import is_original_qwen3, named_tokens
@@ -29,7 +30,7 @@ OTHERS = ("jina[-_]reranker", "mxbai[-_]rerank", "qwen3[-_](vl[-_])?(embedding|g
 class Choice:
     """A recipe, and in a clause why it is chosen.
 
-    certain: whether nothing of it is assumed for want of a word
+    certain: whether no part of the recipe is an assumption
     """
 
     recipe: Recipe
@@ -42,12 +43,12 @@ def choose_recipe(
 ) -> Choice:
     """The recipe of a checkpoint of the architecture `name`.
 
-    recipes: those that are known for it
+    recipes: the recipes that are known for the architecture
     asked: the recipe that the user names
     has_template: whether the user gives a chat template
 
-    Raises ModelError for a checkpoint that no rule is known for, one whose folder is for something else, and a recipe
-    that is unknown or for other models.
+    Raises ModelError for a checkpoint without a known recipe, a folder for another purpose, and a recipe that is
+    unknown or for other models.
     """
     if LATE_INTERACTION in recipes and (len(recipes) == 1 or is_late_interaction(evidence.folder)):
         listed = "modules.json lists a chain that makes a vector of each token"
@@ -62,12 +63,13 @@ def choose_recipe(
                 tuple(recipe for recipe in recipes if recipe.family == BI_ENCODER.family), name, evidence, asked
             )
     own = tuple(recipe for recipe in recipes if recipe.pairs == recipes[0].pairs)
-    chain = expect_modules(name, own[0], evidence.folder)
+    has_chain = expect_modules(name, own[0], evidence.folder)
     if asked is not None:
         return Choice(_by_name(asked, name, own if own[0].answers else own[:1]), f"--recipe says {asked}")
+    _expect_served(own, evidence)
     if not own[0].answers:
         return Choice(own[0], f"it is the one for {name}")
-    return _decoder(name, own, evidence, chain, has_template)
+    return _decoder(name, own, evidence, has_chain, has_template)
 
 
 def with_label(choice: Choice, config: Config, label: str) -> Choice:
@@ -82,11 +84,18 @@ def with_label(choice: Choice, config: Config, label: str) -> Choice:
 
 
 def expect_layerwise(choice: Choice) -> None:
-    """ModelError for a model that is scored behind its last layer alone, where the user names another."""
+    """ModelError where the user names a layer, and the model is scored after its last layer only."""
     if not choice.recipe.layerwise:
         raise ModelError(
             f"--cutoff-layers was given, but the recipe {choice.recipe.name} scores after the last layer; leave it out."
         )
+
+
+def _expect_served(recipes: Sequence[Recipe], evidence: Evidence) -> None:
+    """ModelError for a model that is known by its name, and known not to be scored by any of the recipes."""
+    for pattern, reason in chain.from_iterable(recipe.refused for recipe in recipes):
+        if said := evidence.named(pattern):
+            raise ModelError(f"{evidence.config.source} is not served ({said}): {reason}.")
 
 
 def _one_of(recipes: Sequence[Recipe], name: str, asked: str | None, why: str) -> Choice:
@@ -106,16 +115,16 @@ def _decoder(name: str, recipes: Sequence[Recipe], evidence: Evidence, chained: 
     """The recipe of a decoder that is asked for answers."""
     found = _recognised(recipes, evidence)
     if chained:
-        # Its prompt is what its chat template writes, and known only where the model is.
-        chain = found.recipe if found else replace(recipes[0], name="sentence-transformers", template=None)
-        return Choice(chain, "modules.json lists a chain of sentence-transformers, which scores so")
+        # The folder's chat template writes the prompt; a recipe's template is known only where the model is recognised.
+        recipe = found.recipe if found else replace(recipes[0], name="sentence-transformers", template=None)
+        return Choice(recipe, "modules.json lists a chain of sentence-transformers, which scores so")
     if is_original_qwen3(evidence.config) and recipes[0] in (QWEN3_RERANKER, QWEN3_VL_RERANKER):
         return Choice(recipes[0], "`is_original_qwen3_reranker` is true")
     if found:
         return found
     tokens = named_tokens(evidence.config)
     if has_template:
-        given = replace(recipes[0], name="chat-template", template=None)
+        given = replace(recipes[0], name="chat-template", template=None, max_tokens=None)
         if tokens is not None:
             return Choice(given, "a chat template and `classifier_from_token` are given")
         answers = " and ".join(map(shown, given.answers))

@@ -26,4 +26,10 @@ JINA_RERANKER_V3 = Recipe(
         document_tokens=2048,
         query_tokens=512,
     ),
+    refused=(
+        (
+            r"jina[-_]reranker[-_]v3\.5",
+            "jina-reranker-v3.5 has layers of sliding attention, which no recipe is known for; serve jina-reranker-v3",
+        ),
+    ),
 )

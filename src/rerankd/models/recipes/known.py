@@ -7,7 +7,7 @@ from rerankd.models.recipes.encoders import BI_ENCODERS, CROSS_ENCODER, LATE_INT
 from rerankd.models.recipes.gemma import BGE_RERANKER_GEMMA
 from rerankd.models.recipes.jina import JINA_RERANKER_V3
 from rerankd.models.recipes.layerwise import BGE_RERANKER_LAYERWISE, BGE_RERANKER_LIGHTWEIGHT
-from rerankd.models.recipes.monot5 import MONOT5
+from rerankd.models.recipes.monot5 import MONOT5, MT5_MMARCO, MT5_MMARCO_LARGE
 from rerankd.models.recipes.mxbai import MXBAI_RERANK
 from rerankd.models.recipes.nemotron import NEMOTRON_RERANK
 from rerankd.models.recipes.qwen3 import QWEN3_RERANKER, QWEN3_VL_RERANKER
@@ -28,5 +28,7 @@ ALL = (
     NEMOTRON_RERANK,
     JINA_RERANKER_V3,
     MONOT5,
+    MT5_MMARCO,
+    MT5_MMARCO_LARGE,
 )
 RECIPES = {recipe.name: recipe for recipe in ALL}

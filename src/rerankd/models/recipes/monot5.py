@@ -1,12 +1,13 @@
 """monoT5: one text that ends in "Relevant:", scored by how probable "true" is against "false" as the first token.
 
-Source: Nogueira et al., 2020; `MonoT5` and `T5BatchTokenizer` in castorini's pygaggle, whose score is the logarithm of
-that probability.
+Source: Nogueira et al., 2020; `MonoT5`, `T5BatchTokenizer` and the table of answers in castorini's pygaggle. The score
+is the logarithm of that probability. unicamp-dl's models over mT5 (Bonifacio et al., 2021) have the same text and other
+answers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rerankd.models.recipes.recipe import Recipe
 
@@ -34,4 +35,18 @@ MONOT5 = Recipe(
     activation="identity",
     template=MonoT5Template(),
     models="monot5",
+    refused=(
+        (
+            "duot5",
+            "duoT5 reads two documents at a time and says which is the better one, so that no document has a score; "
+            "serve a monoT5 model",
+        ),
+    ),
 )
+MT5_MMARCO = replace(
+    MONOT5, name="mt5-mmarco", answers=("\u2581no", "\u2581yes"), models="mt5[-_]base[-_]((en|en[-_]pt)[-_]ms|m)marco"
+)
+MT5_MMARCO_LARGE = replace(
+    MONOT5, name="mt5-mmarco-large", answers=("\u2581", "\u2581true"), models="mt5[-_](3b|13b)[-_]mmarco"
+)
+"""mt5-3B-mmarco-en-pt and mt5-13b-mmarco-100k. Of the word "false" mT5's tokenizer makes a space and a piece."""

@@ -1,4 +1,4 @@
-"""Qwen3-Reranker and Qwen3-VL-Reranker: their prompts, to the character, and how their folders are known."""
+"""Qwen3-Reranker and Qwen3-VL-Reranker: their prompts, to the character, and how their folders are recognised."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ JUDGE = (
 )
 SYSTEM_TURN = f"<|im_start|>system\n{JUDGE}<|im_end|>\n"
 ASSISTANT_TURN = "<|im_end|>\n<|im_start|>assistant\n"
+TAIL_TOKENS = 5
+"""Tokens of ASSISTANT_TURN, which the authors of Qwen3-VL-Reranker do not count."""
 THINK_BLOCK = "<think>\n\n</think>\n\n"
 ANSWERS, ANSWER_IDS = ("no", "yes"), (2152, 9693)
 VOCABULARY = 151_669
@@ -60,6 +62,7 @@ QWEN3_RERANKER = Recipe(
     ),
     models="qwen3[-_]reranker",
     recognised=_is_qwen3,
+    max_tokens=8192,
 )
 """`format_instruction` and `process_inputs` of the README of QwenLM/Qwen3-Embedding."""
 
@@ -78,5 +81,6 @@ QWEN3_VL_RERANKER = Recipe(
     supports_vision=True,
     models="qwen3[-_]vl[-_]reranker",
     recognised=_is_qwen3_vl,
+    max_tokens=10_240 + TAIL_TOKENS,
 )
 """`format_mm_instruction` of `src/models/qwen3_vl_reranker.py` in QwenLM/Qwen3-VL-Embedding."""

@@ -1,4 +1,4 @@
-"""What a recipe is: all that must be known of a model, beside its weights, to score as its authors do."""
+"""Recipes: the facts, beside the weights, that scoring a model as its authors do needs."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ def nothing_known(evidence: Evidence) -> str | None:
 class Recipe:
     """How a kind of model is scored.
 
-    name: what a user calls it
-    family: what ready lines and answers call its way to score
-    pairs: whether query and document are read as one pair, else each by itself
-    answers: the tokens (no, yes) of a decoder, whose difference of logits scores, or one, whose logit scores; empty
-        for a model that is no decoder
-    divisor: what the logit of `answers` is divided by
-    activation: what makes a score of a decoder's logit, unless its folder says otherwise
-    template: how a prompt is written; None for an encoder, whose tokenizer does that, and where nothing is known of it
-    listwise: how a prompt of several documents is written; None for a model that reads each by itself
-    layerwise: whether `cutoff_layers` says after which layer the score is read
+    name: as in `--recipe`
+    family: the kind of scoring, for ready lines and answers
+    pairs: whether the model reads query and document as one pair, else each by itself
+    answers: a decoder's tokens (no, yes), whose difference of logits scores, or one token, whose logit scores; empty
+        for other models
+    divisor: of the logit of `answers`
+    activation: from a decoder's logit to the score, unless the folder says otherwise
+    template: of a prompt; None for an encoder, whose tokenizer makes the prompt, and where the prompt is not known
+    listwise: the template of a prompt of several documents; None for a model that reads each document by itself
+    layerwise: whether `cutoff_layers` chooses the layer whose score is read
     supports_vision: whether its prompts may hold images and videos
-    query_prompt, document_prompt: what a bi-encoder's authors put before each text, where its folder says nothing
+    query_prompt, document_prompt: a bi-encoder's authors put these before each text; for folders without prompts
     label: the label of a classifier whose probability is the score; None for relevance
     models: a regular expression for the models' names, whose case does not matter; None for no model in particular
-    recognised: says in a clause why a folder without such a name holds one of the models; None where it may not
+    recognised: gives the reason, as a clause, why a folder without such a name holds one of the models, or None
+    max_tokens: the most tokens of a prompt that the authors read by default; None for no limit of theirs
+    refused: names of other models of the class, as in `models`; for each, why rerankd does not serve it and what to do
     """
 
     name: str
@@ -53,3 +55,5 @@ class Recipe:
     label: str | None = None
     models: str | None = None
     recognised: Callable[[Evidence], str | None] = nothing_known
+    max_tokens: int | None = None
+    refused: tuple[tuple[str, str], ...] = ()
