@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +10,13 @@ from benchmarks.engines import Engine, Spec
 from rerankd.bench import apis, load
 from rerankd.bench.rounds import Spread
 from rerankd.bench.samples import Sample
+from rerankd.bench.started import started
 from rerankd.bench.workloads import Corpus, Workload
 from rerankd.core import RerankdError
 
 CLIENTS, REQUESTS = 8, 16
 WORKLOAD = Workload("uniform", 200)
 NAME = "measured"
-
-
-@contextmanager
-def server(*arguments: str) -> Iterator[tuple[str, float]]:
-    """A `rerankd serve` of its own: its URL, and the seconds from its start to its ready line."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rerankd", "serve", *arguments, "--port", "0", "--uvicorn-log-level", "warning"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if found := re.search(r"is ready: (http://\S+)", line):
-                yield found[1], time.perf_counter() - start
-                break
-        else:
-            raise RerankdError(f"rerankd serve {' '.join(arguments)} ended before it was ready.")
-    finally:
-        process.terminate()
-        process.wait(30)
-        process.stdout.close()
 
 
 def over_http(url: str, samples: list[Sample]) -> float:
@@ -64,7 +36,7 @@ def measure_service(model: Path, rounds: int, seed: int) -> dict[str, Any]:
     http, offline, ready = [], [], []
     with (
         Engine(Spec.parse("rerankd"), model, {}) as engine,
-        server(str(model), "--served-model-name", NAME) as (url, _),
+        started(str(model), "--served-model-name", NAME) as server,
     ):
         engine.score(*corpus.request(WORKLOAD))
         for _ in range(rounds):
@@ -72,10 +44,10 @@ def measure_service(model: Path, rounds: int, seed: int) -> dict[str, Any]:
             seconds = sum(engine.score(query, documents)["seconds"] for query, documents in requests)
             offline.append(CLIENTS * WORKLOAD.documents / seconds)
             samples = [Sample(*corpus.request(WORKLOAD)) for _ in range(REQUESTS)]
-            http.append(over_http(url, samples))
+            http.append(over_http(server.url, samples))
     for _ in range(rounds):
-        with server() as (_, seconds):
-            ready.append(seconds)
+        with started() as server:
+            ready.append(server.seconds)
     share = Spread.of([a / b for a, b in zip(http, offline, strict=True)])
     print(
         f"HTTP, {CLIENTS} clients x {WORKLOAD}: {Spread.of(http)} documents/s; offline {Spread.of(offline)}; "

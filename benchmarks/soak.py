@@ -85,14 +85,14 @@ HOSTILE_BODIES: tuple[tuple[str, bytes], ...] = (
 class Corpus:
     """Texts, and the score of each document for each query, as the engine gives it offline."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, queries: int = QUERIES, documents: int = DOCUMENTS) -> None:
         random = Random(0)
 
         def text(most: int) -> str:
             return " ".join(random.choices(WORDS, k=random.randint(1, most)))
 
-        self.queries = [f"{text(12)} {number}" for number in range(QUERIES)]
-        self.documents = [f"{text(60)} {number}" for number in range(DOCUMENTS)]
+        self.queries = [f"{text(12)} {number}" for number in range(queries)]
+        self.documents = [f"{text(60)} {number}" for number in range(documents)]
         with Reranker(model, dtype="float32") as reranker:
             self.scores = [
                 [one.score for one in reranker.rerank(query, self.documents).in_request_order()]
