@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import yaml
 from rerankd.backends.cpu.native.units import CAP
 from rerankd.cli import main
 from rerankd.cli.configuration import READ_ELSEWHERE
-from tests.cli.test_options import Started, run, started  # noqa: F401 - a fixture
+from tests.cli.test_options import SERVE_WORDS, SERVED, Started, run, started  # noqa: F401 - a fixture
 
 PROGRAMS = ("serve", "launch_server")
 
@@ -251,6 +253,37 @@ def test_print_config_says_what_is_in_force_and_why_but_no_secret(
     again = printed(monkeypatch, capsys, program, "--config", config(told))
     assert yaml.safe_load(again) == yaml.safe_load(told)
     assert 'device: "cpu"  # server.yaml' in again.splitlines()
+
+
+def test_every_flag_is_a_key_and_a_variable(
+    config: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    started: Started,  # noqa: F811
+) -> None:
+    told = printed(monkeypatch, capsys, "serve", *SERVE_WORDS)
+    keys = {line.lstrip("# ").partition(":")[0] for line in told.splitlines()}
+    flags = main.own_flags("serve")
+    for flag in {flag for flag in flags if len(flag) > 2} - {"help", "config", "print-config", *keys}:
+        # Another name of an option: under its first name it is in the file.
+        with monkeypatch.context() as patch:
+            patch.setenv(f"RERANKD_{flag.replace('-', '_').upper()}", "-1")
+            run(patch, "serve", "--print-config")
+        assert "Not read" not in capsys.readouterr().err, flag
+    assert run(monkeypatch, "serve", "--config", config(told)) == 0
+    assert started.launch == SERVED
+    for key, value in yaml.safe_load(told).items():
+        monkeypatch.setenv(f"RERANKD_{key.replace('-', '_').upper()}", of_variable(value))
+    assert run(monkeypatch, "serve") == 0
+    assert started.launch == SERVED
+    assert started.notes == []
+
+
+def of_variable(value: Any) -> str:
+    """A value of YAML as a variable has it; an empty variable says nothing."""
+    if isinstance(value, list):
+        return shlex.join(str(one) for one in value)
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def test_print_config_takes_the_model_as_serve_does(

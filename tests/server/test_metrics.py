@@ -57,6 +57,7 @@ def test_answers_are_counted_by_route_dialect_and_status(url: str) -> None:
     assert counts["rerankd_truncated_documents_total"] == 1
     assert counts["rerankd_prompt_tokens_total"] == 6 + INFO.max_model_len
     assert counts["rerankd_queue_documents"] == 3
+    assert counts["rerankd_queue_tokens"] == 40
     assert counts["rerankd_batches_total"] == 2
     assert counts["rerankd_batch_tokens_total"] == 100
     assert counts["rerankd_tokens_per_second"] == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,11 @@ def test_no_supervisor_and_a_deaf_one_end_nothing(
 
 
 @pytest.mark.server
-def test_a_server_that_answers_says_that_it_is_ready(supervisor: socket.socket, minilm_path: Path) -> None:
-    with launched(SERVE, str(minilm_path)):
+def test_a_server_says_when_it_is_ready_and_when_it_ends(supervisor: socket.socket, minilm_path: Path) -> None:
+    with launched(SERVE, str(minilm_path)) as server:
         assert supervisor.recv(100) == b"READY=1"
+        server.stop(signal.SIGTERM)
+        assert supervisor.recv(100) == b"STOPPING=1"
+    supervisor.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        supervisor.recv(100)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
@@ -183,6 +184,7 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
                 settings.draining,
                 lambda: pool.failure,
                 launch.keep_alive,
+                partial(notify, "STOPPING=1"),
             )
             serve(app, listener, lifetime, logs, tls)
 
@@ -305,7 +307,8 @@ def _clients(url: str, name: str, playground: bool) -> str:
         *([f"In a browser: {url}/playground"] if playground else []),
         f"Cohere's SDK, LangChain, LlamaIndex: base URL {url}/cohere, as in cohere.ClientV2(KEY, base_url=...)",
         f"LiteLLM: model hosted_vllm/{name}, api_base {url}",
-        f"Open WebUI, Dify, RAGFlow: {url}/v1/rerank; Jina: {url}/jina/v1; Voyage: {url}/voyage/v1; TEI: {url}/tei",
+        f"Open WebUI, RAGFlow: {url}/v1/rerank; Dify: {url}/v1; Jina: {url}/jina/v1; Voyage: {url}/voyage/v1; "
+        f"TEI: {url}/tei",
     ]
     return "".join(f"\n{line}" for line in lines)
 

@@ -138,6 +138,7 @@ class _EngineCollector(Collector):
         documents = GaugeMetricFamily(
             "rerankd_queue_documents", "Documents that no batch has taken.", labels=of_a_model
         )
+        waiting = GaugeMetricFamily("rerankd_queue_tokens", "Tokens to compute for what waits.", labels=of_a_model)
         batches = CounterMetricFamily("rerankd_batches", "Batches computed.", labels=of_a_model)
         tokens = CounterMetricFamily("rerankd_batch_tokens", "Tokens of the batches computed.", labels=of_a_model)
         seconds = CounterMetricFamily(
@@ -153,6 +154,7 @@ class _EngineCollector(Collector):
             load: EngineLoad = one.served.load()
             own = (one.name,) if several else ()
             documents.add_metric(own, load.waiting)
+            waiting.add_metric(own, load.waiting_tokens)
             batches.add_metric(own, load.batches)
             tokens.add_metric(own, load.tokens)
             seconds.add_metric(own, load.seconds)
@@ -162,7 +164,7 @@ class _EngineCollector(Collector):
             for family, field in replicas:
                 for number, replica in enumerate(load.replicas):
                     family.add_metric((*own, str(number)), float(getattr(replica, field)))
-        yield from (documents, batches, tokens, seconds, rates, loaded, loads)
+        yield from (documents, waiting, batches, tokens, seconds, rates, loaded, loads)
         yield from (family for family, _ in replicas if family.samples)
 
 

@@ -59,6 +59,7 @@ class Lifetime:
     draining: is set when no new requests are taken any more
     failure: why the engine will answer no more; None while it does
     keep_alive: seconds that a connection may idle
+    stopping: called once no new requests are taken any more
     """
 
     ready: Callable[[], None]
@@ -67,6 +68,7 @@ class Lifetime:
     draining: threading.Event
     failure: Callable[[], EngineDead | None] = lambda: None
     keep_alive: float = 75.0
+    stopping: Callable[[], None] = lambda: None
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -200,6 +202,7 @@ class Server(uvicorn.Server):
             return False
         if self._drains_since is None:
             self._drains_since = time.monotonic()
+            self._lifetime.stopping()
         waited = time.monotonic() - self._drains_since
         if waited >= min(self._lifetime.seconds, REFUSED * self._seconds) and not self._closed:
             self._closed = True
