@@ -1,0 +1,45 @@
+{{- define "rerankd.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "rerankd.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}
+{{- else if contains (include "rerankd.name" .) .Release.Name }}
+{{- .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "rerankd.name" .) | trunc 63 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "rerankd.selector" -}}
+app.kubernetes.io/name: {{ include "rerankd.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "rerankd.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "rerankd.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "rerankd.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "rerankd.fullname" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{- /* "yes" where the chart makes a claim that pods of one node alone can mount */}}
+{{- define "rerankd.oneNode" -}}
+{{- $cache := .Values.modelCache }}
+{{- if and $cache.enabled (not $cache.existingClaim) (not (has "ReadWriteMany" $cache.accessModes)) }}yes{{ end }}
+{{- end }}
+
+{{- /* Longer than preStop and --shutdown-timeout together: the server's own end comes first. */}}
+{{- define "rerankd.graceSeconds" -}}
+{{- $shutdown := index .Values.config "shutdown-timeout" | default 10 | toString | float64 }}
+{{- add .Values.preStopSeconds (ceil $shutdown) 5 }}
+{{- end }}
