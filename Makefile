@@ -6,7 +6,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip
 PYTHON_HERE = $(abspath $(VENV)/bin/python)
 
-.PHONY: help serve test test-fast test-clients test-authors test-sanitized test-without-kernels lint check clean
+.PHONY: help serve test test-fast test-clients test-authors test-wheel test-sanitized test-without-kernels lint check clean
 
 help:
 	@echo "make serve         a server with a small embedded model (PORT=8000)"
@@ -16,6 +16,7 @@ help:
 	@echo "make check         all tests"
 	@echo "make test-clients  tests with the published clients, in a venv of their own"
 	@echo "make test-authors  tests of scores against the packages of rerankers' authors, in a venv of their own"
+	@echo "make test-wheel    the sdist and the wheel, built and served from a new environment without a compiler"
 	@echo "make test-sanitized        tests of the C kernels, under ASan and UBSan"
 	@echo "make test-without-kernels  tests of scores in a tree where no kernels were built"
 	@echo "make clean         removes venvs, builds and caches"
@@ -83,6 +84,11 @@ $(VENV)-authors/.done: tests/authors/requirements.txt constraints.txt
 	$(VENV)-authors/bin/python -m pip install -q -c constraints.txt torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 	$(VENV)-authors/bin/python -m pip install -q --no-deps -r tests/authors/requirements.txt
 	touch $@
+
+test-wheel: $(VENV)/.test
+	rm -rf build/wheel
+	$(VENV)/bin/python -m build --outdir build/wheel >build/wheel.log
+	RERANKD_TEST_DIST=$(abspath build/wheel) $(VENV)/bin/pytest -q tests/wheel
 
 # Torch comes first and alone: a plain `pip install torch` may choose a build with gigabytes of CUDA.
 $(VENV)/.torch: constraints.txt

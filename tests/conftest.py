@@ -19,9 +19,9 @@ from tests.watch import watched
 # Kernels for GPUs run in an interpreter. Triton reads this when a kernel is defined.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-collect_ignore = ["clients", "authors"]
-"""Real clients and the packages of rerankers' authors have environments and commands of their own: `make test-clients`,
-`make test-authors`."""
+collect_ignore = ["clients", "authors", *([] if "RERANKD_TEST_DIST" in os.environ else ["wheel"])]
+"""Real clients, the packages of rerankers' authors and what users install have environments and commands of their own:
+`make test-clients`, `make test-authors`, `make test-wheel`."""
 
 MakeCheckpoint: TypeAlias = Callable[..., Path]
 
