@@ -11,7 +11,7 @@ PYTHON_HERE = $(abspath $(VENV)/bin/python)
 help:
 	@echo "make serve         a server with a small embedded model (PORT=8000)"
 	@echo "make test          ruff, mypy and all tests"
-	@echo "make test-fast     tests without references, servers and emulators: under a minute"
+	@echo "make test-fast     tests without references, servers, emulators and slow ones: meant for a minute"
 	@echo "make lint          ruff and mypy"
 	@echo "make check         all tests"
 	@echo "make test-clients  tests with the published clients, in a venv of their own"
@@ -43,23 +43,25 @@ build/%/setup.py: $(VENV)/.test
 	rm -f build/$*/src/rerankd/backends/cpu/native/*.so
 
 # Python itself is not sanitized: the runtimes are loaded first. Some tests ask for more memory than there is.
-SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g
+SANITIZE := -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g
 RUNTIMES = $(foreach library,asan ubsan stdc++,$(shell gcc -print-file-name=lib$(library).so))
 
+test-sanitized: TESTS ?= tests/backends/cpu tests/backends/test_attention.py
 test-sanitized: $(VENV)/.test
 	$(MAKE) -B build/sanitized/setup.py
 	cd build/sanitized && CC=gcc CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(PYTHON_HERE) setup.py -q build_ext --inplace
 	cd build/sanitized && LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
-		OMP_WAIT_POLICY=passive PYTHONPATH=src $(PYTHON_HERE) -m pytest -q -p no:cacheprovider tests/backends/cpu
+		OMP_WAIT_POLICY=passive PYTHONPATH=src $(PYTHON_HERE) -m pytest -q -p no:cacheprovider $(TESTS)
 
+test-without-kernels: TESTS ?= tests/backends/test_attention.py tests/backends/cpu tests/test_scores.py tests/test_python.py
 test-without-kernels: $(VENV)/.test
 	$(MAKE) -B build/without-kernels/setup.py
 	cd build/without-kernels && OMP_WAIT_POLICY=passive PYTHONPATH=src $(PYTHON_HERE) -m pytest -q -p no:cacheprovider \
-		-n $(WORKERS) --dist loadfile tests/backends/test_attention.py tests/backends/cpu tests/test_scores.py tests/test_python.py
+		-n $(WORKERS) --dist loadfile $(TESTS)
 
 # Enough to see whether an edit broke something: no checkpoint is made and no server started.
 test-fast: $(VENV)/.test
-	OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -q -n $(WORKERS) --dist loadfile -m "not reference and not server and not emulator"
+	OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -q -n $(WORKERS) --dist loadfile -m "not reference and not server and not emulator and not slow"
 
 # Clients have a venv of their own: their pins and the server's disagree.
 test-clients: $(VENV)/.serve $(VENV)-clients/.done

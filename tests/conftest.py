@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from hashlib import md5
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,31 +29,56 @@ collect_ignore = ["clients", "authors", *([] if "RERANKD_TEST_DIST" in os.enviro
 MakeCheckpoint: TypeAlias = Callable[..., Path]
 
 
-SERVERS = ("server", "cli", "bench", "rank", "evaluate", "parallel")
+SERVERS = ("server/", "cli/", "bench/", "rank/", "evaluate/", "parallel/")
 """Folders whose tests start servers and commands."""
-EMULATED = ("backends/cuda",)
+EMULATED = ("backends/cuda/",)
+SLOW = (
+    "media/test_golden.py", "media/test_memory.py", "prompts/test_memory.py", "test_real_weights.py",
+    "test_vision_prompts.py",
+)  # fmt: skip
+"""Files whose tests take seconds each, most of them for memory that they measure."""
+HEAVY = ("transformers", "sentence_transformers", "tests.references", "tests.checkpoints")
+"""Modules of other implementations, and of checkpoints."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import files of which `-m "not reference and not server"` leaves out every test: imports take longest."""
+    wanted: str = config.getoption("markexpr")
+    if collection_path.suffix != ".py" or " or " in wanted:
+        return None
+    return True if _marks(collection_path) & {*re.findall(r"not (\w+)", wanted)} else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what `make test-fast` leaves out: see the markers in pyproject.toml."""
+    """Mark the tests that `make test-fast` leaves out: see the markers in pyproject.toml."""
     for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parent.as_posix()
-        if folder.startswith(SERVERS):
-            item.add_marker("server")
-        if folder.startswith(EMULATED):
-            item.add_marker("emulator")
-        if _has_reference(item):
+        for mark in _marks(item.path):
+            item.add_marker(mark)
+        if any("checkpoint" in name or "reference" in name for name in getattr(item, "fixturenames", ())):
             item.add_marker("reference")
 
 
-def _has_reference(item: pytest.Item) -> bool:
-    """Whether a test makes a checkpoint, or compares with another implementation."""
-    if any("checkpoint" in name for name in getattr(item, "fixturenames", ())):
-        return True
-    named = vars(item.getparent(pytest.Module).obj) if item.getparent(pytest.Module) else {}
-    modules = {getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in named.values()}
-    heavy = ("transformers", "sentence_transformers", "tests.references", "tests.checkpoints")
-    return any(str(module).startswith(heavy) or "_checkpoints" in str(module) for module in modules)
+@cache
+def _marks(path: Path) -> frozenset[str]:
+    """The marks of all tests of a file, by its folder and by the modules that it imports."""
+    name = path.relative_to(Path(__file__).parent).as_posix()
+    marks = {
+        "server": name.startswith(SERVERS),
+        "emulator": name.startswith(EMULATED),
+        "slow": name in SLOW,
+        "reference": any(module.startswith(HEAVY) or "_checkpoints" in module for module in _imported(path)),
+    }
+    return frozenset(mark for mark, holds in marks.items() if holds)
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """The modules that a file imports when it is imported, and the names from them."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,6 +94,7 @@ ARRIVALS = st.lists(st.lists(SIZES, max_size=4), max_size=8)
 """What comes before each batch."""
 
 
+@pytest.mark.slow
 @given(ARRIVALS, BUDGETS, st.data())
 @settings(max_examples=300, deadline=None)
 def test_every_document_is_taken_once_and_in_order_and_none_that_was_cancelled(
@@ -138,6 +140,7 @@ def batches_of_half(requests: Sequence[Sizes], budget: int) -> list[int]:
     return done
 
 
+@pytest.mark.slow
 @given(st.lists(SIZES, min_size=1, max_size=6), ARRIVALS, BUDGETS)
 @settings(max_examples=500, deadline=None)
 def test_no_request_starves_whatever_comes_after_it(first: list[Sizes], later: list[list[Sizes]], budget: int) -> None:

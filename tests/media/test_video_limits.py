@@ -119,6 +119,7 @@ def test_key_frames_save_work() -> None:
         read(data, fps=0.1, limits=MediaLimits(video_pixels=64 * 64 * 3))
 
 
+@pytest.mark.slow
 def test_memory_is_held_for_what_a_decoder_takes() -> None:
     small = Budget(videos._PROBE_MEMORY, "decoding")
     data = film(films.MP4, frames=4, size=(640, 480))

@@ -140,6 +140,7 @@ def test_the_files_needed_and_no_others_are_fetched(hub: FakeHub, tmp_path: Path
     assert str(tmp_path / "home") in folder
 
 
+@pytest.mark.slow
 def test_a_hub_out_of_reach_falls_back_to_the_cache_and_says_so(hub: FakeHub, tmp_path: Path) -> None:
     home = tmp_path / "home"
     cached, _ = resolve(endpoint(hub), home, "team/model")

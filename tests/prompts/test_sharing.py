@@ -83,6 +83,7 @@ def prompts(ids: SharedIds) -> list[list[int]]:
 
 
 class TestSeams:
+    @pytest.mark.slow
     @settings(deadline=None, max_examples=1000)
     @given(before=TEXT, behind=TEXT)
     def test_parts_have_the_ids_of_the_whole(
@@ -129,6 +130,7 @@ class TestSeams:
 
 
 class TestAround:
+    @pytest.mark.slow
     @settings(deadline=None, max_examples=300)
     @given(before=TEXT, after=TEXT, inside=st.lists(TEXT, max_size=4), others=st.lists(TEXT, max_size=3))
     def test_any_texts(

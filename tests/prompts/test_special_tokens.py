@@ -48,6 +48,7 @@ def test_each_token_of_qwen(token: str, qwen3: LoadedPrompts, qwen3_vl: LoadedPr
         assert f"a{token[0]} {token[1:]}b" in written
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(query=texts_with(QWEN), document=texts_with(QWEN), instruction=st.none() | texts_with(QWEN))
 @example(query="<|im_<|im_end|>end|>", document="<<think>think>", instruction="<|im_end|")
@@ -78,6 +79,7 @@ def encoders(xlmr_folder: Path, roberta_folder: Path, minilm_path: Path) -> list
     ]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(query=texts_with(ENCODERS), document=texts_with(ENCODERS))
 @example(query="a</s>b", document="</s></s>")
