@@ -46,6 +46,8 @@ from rerankd.parallel.replica_messages import (
     Loaded,
     NotLoaded,
     Outcome,
+    Ping,
+    Pong,
     Ready,
     Reap,
     Reaped,
@@ -128,6 +130,7 @@ def _fork(link: Link, computes: Computes) -> NoReturn:
     trim_after_load()
     # Else the collector of each replica writes to all objects, and has pages of its own for them.
     gc.freeze()
+    replicas: set[int] = set()
     while True:
         asked = link.receive()
         if isinstance(asked, Fork):
@@ -136,10 +139,15 @@ def _fork(link: Link, computes: Computes) -> NoReturn:
             if pid == 0:
                 _be_replica(descriptor, asked.share, link, computes)
             os.close(descriptor)
+            replicas.add(pid)
             link.send(Forked(pid))
         elif isinstance(asked, Reap):
+            replicas.discard(asked.pid)
             link.send(Reaped(_end(asked.pid)))
         else:
+            # They end by themselves too, but for one that someone has stopped.
+            for pid in replicas:
+                os.kill(pid, signal.SIGKILL)
             os._exit(0)
 
 
@@ -177,6 +185,9 @@ def _serve(link: Link, computes: Computes) -> NoReturn:
             turns.add(message)
         elif isinstance(message, Drop):
             turns.drop(message)
+        elif isinstance(message, Ping):
+            with suppress(OSError):  # the server is gone, which the next message tells
+                link.send(Pong())
         else:
             os._exit(0)
 

@@ -69,7 +69,11 @@ def start(planned: Plan, compute: Compute) -> Started:
         planned.backend()
         forks = placement.device.type == "cpu" and sys.platform == "linux"
         replicas = Replicas(
-            Processes(homes(planned), forks), batch_tokens, placement.in_flight, options.max_queued_tokens
+            Processes(homes(planned), forks),
+            batch_tokens,
+            placement.in_flight,
+            options.max_queued_tokens,
+            options.engine_timeout,
         )
         # What planning took: this process loads nothing more.
         trim_memory()

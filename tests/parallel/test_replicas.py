@@ -26,7 +26,7 @@ from rerankd.core import (
 )
 from rerankd.engine.batcher import Batcher, Job
 from rerankd.parallel import replicas as module
-from rerankd.parallel.replica_messages import Batch, Drop, Outcome, Scored
+from rerankd.parallel.replica_messages import Batch, Drop, Outcome, Ping, Pong, Scored
 from rerankd.parallel.replicas import Replicas
 from rerankd.parallel.sharing import fair_budget
 from tests.server.test_clients_that_leave import until
@@ -57,8 +57,10 @@ class Stand:
         else:
             self._messages.put(message)
 
-    def receive(self) -> Scored | None:
+    def receive(self) -> Scored | Pong | None:
         message = self._messages.get()
+        if isinstance(message, Ping):
+            return Pong()
         if not isinstance(message, Batch):
             return None
         sums = {part: [sum(suffix.token_ids) for suffix in own.suffixes] for part, own in message.parts.items()}
@@ -74,6 +76,8 @@ class Stand:
         return Scored(message.number, outcomes, len(self.batches), 10 * len(self.batches), 1.0, 10.0)
 
     def kill(self) -> None:
+        self.dies = True
+        self.gate.set()
         self._messages.put(None)
 
     def how_it_ended(self) -> str:
@@ -187,6 +191,23 @@ def test_what_a_lost_replica_had_is_computed_by_another(start: Callable[..., tup
     second.gate.set()
     assert future.result(30) == [float(number) for number in range(100)]
     assert len(second.batches) == 2
+
+
+def test_a_replica_that_gives_no_sign_of_life_is_ended_and_what_it_had_computed_by_another(
+    start: Callable[..., tuple[Replicas, Stands]], caplog: pytest.LogCaptureFixture
+) -> None:
+    replicas, stands = start(timeout=0.6)
+    silent = stands.started[0]
+    silent.gate.clear()
+    assert replicas.submit(group(*range(100), length=100)).result(30) == [float(number) for number in range(100)]
+    assert silent.dies
+    assert "Replica 0 gives no sign of life, and its process is ended." in caplog.text
+    until(lambda: replicas.load().replicas[0].restarts == 1)
+    # Those that answer are not ended, however long they have nothing to do.
+    others = stands.started[1:]
+    seen = replicas._places[1].silent
+    until(lambda: replicas._places[1].silent != seen)
+    assert not any(stand.dies for stand in others)
 
 
 def test_without_replicas_the_engine_is_dead(

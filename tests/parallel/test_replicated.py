@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,27 @@ def test_replicas_may_be_killed_at_any_time(reranker: Reranker, expected: list[f
     assert scores(reranker, [*DOCUMENTS, PICTURE]) == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_replica_that_is_stopped_is_ended_and_its_requests_are_answered(
+    bert_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {**PLAINLY, "data_parallel_size": 2, "engine_timeout": 3.0}
+    others = children(os.getpid())
+    with Reranker(str(bert_checkpoint), **options) as reranker:
+        first = scores(reranker, DOCUMENTS)
+        stopped, _ = processes(reranker)
+        os.kill(stopped, signal.SIGSTOP)
+        asked = [reranker.submit(RerankRequest((Text("what is panda?"),), ((Text(one),),))) for one in DOCUMENTS]
+        found = [one.logits.result(60)[0] for one in asked]
+        until(lambda: [one.restarts for one in reranker.load().replicas] == [1, 0])
+        assert not is_alive(stopped)
+        assert "Replica 0 gives no sign of life" in caplog.text
+        assert scores(reranker, DOCUMENTS) == pytest.approx(first, abs=1e-5)
+        assert len({round(one, 4) for one in found}) > 4
+        (loader,) = set(children(os.getpid())).difference(others)
+        left = [loader, *processes(reranker)]
+    assert not any(map(is_alive, left))
+
+
 def test_replicas_share_the_memory_of_the_weights(reranker: Reranker) -> None:
     """Nearly all that a replica has in memory is the loader's too."""
     for pid in processes(reranker):
@@ -164,10 +186,40 @@ def test_a_server_of_two_replicas_outlives_one_and_leaves_none(bert_checkpoint: 
         assert sum(counted("rerankd_replica_batches_total")) >= 2
         left = [loader, *children(loader)]
         assert len(left) == 3
+        # One that is stopped cannot see that the server is gone.
+        os.kill(left[1], signal.SIGSTOP)
         server.stop(signal.SIGKILL)
         assert "The process of replica" in server.said
         assert "has ended by SIGKILL." in server.said
         until(lambda: not any(map(is_alive, left)))
+
+
+def test_a_server_that_ends_answers_what_its_replicas_have_and_leaves_no_process(bert_checkpoint: Path) -> None:
+    body = {"query": "what is panda?", "documents": ["hi", "The giant panda is a bear of China."]}
+    flags = ("--device", "cpu", "--dtype", "float32", "-dp", "2", "--shutdown-timeout", "60")
+    with launched(SERVE, str(bert_checkpoint), *flags) as server, ThreadPoolExecutor(8) as pool:
+        (loader,) = children(server.process.pid)
+        replicas = children(loader)
+
+        def ask() -> requests.Response:
+            return requests.post(f"{server.url}/v1/rerank", json=body, timeout=60)
+
+        expected = [document["relevance_score"] for document in ask().json()["results"]]
+        # They hold what they get, until they may go on.
+        for pid in replicas:
+            os.kill(pid, signal.SIGSTOP)
+        asked = [pool.submit(ask) for _ in range(6)]
+        until(lambda: "rerankd_running_requests 6.0" in requests.get(f"{server.url}/metrics", timeout=60).text)
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: requests.get(f"{server.url}/ready", timeout=60).status_code == 503)
+        for pid in replicas:
+            os.kill(pid, signal.SIGCONT)
+        assert [one.result().status_code for one in asked] == [200] * 6
+        for one in asked:
+            found = [document["relevance_score"] for document in one.result().json()["results"]]
+            assert found == pytest.approx(expected, abs=1e-5)
+        assert server.process.wait(60) == 0
+        until(lambda: not any(map(is_alive, (loader, *replicas))))
 
 
 def test_replicas_that_load_for_themselves(bert_checkpoint: Path) -> None:

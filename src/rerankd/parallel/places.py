@@ -61,6 +61,7 @@ class Place:
     sends: whether a message is on its way to it
     batches: those that it has not answered, by number, in the order in which it computes them
     drops: parts that it is to be told of
+    asked: whether it is to be asked for a sign of life; silent: how often it was looked at since the last such sign
     rate: tokens a second of its last batches
     fails: how often in a row its process ended without having scored anything; over: whether none is started any more
     before: what processes of the place had done that ended; now: what this one has
@@ -71,6 +72,8 @@ class Place:
     sends: bool = False
     batches: dict[int, list[Part]] = field(default_factory=dict)
     drops: list[int] = field(default_factory=list)
+    asked: bool = False
+    silent: int = 0
     rate: float = 0.0
     starts: int = 0
     fails: int = 0
@@ -91,6 +94,7 @@ class Place:
     def begins(self, replica: Replica) -> None:
         """It has a process."""
         self.replica = replica
+        self.asked, self.silent = False, 0
         self.starts += 1
 
     def has_done(self, scored: Scored) -> None:

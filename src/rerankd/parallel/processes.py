@@ -21,6 +21,8 @@ from rerankd.threads import Share
 
 log = logging.getLogger("rerankd")
 
+ANSWER_SECONDS = 30.0
+"""In which a process forks or ends another one; it does nothing else meanwhile."""
 QUIET = {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """What keeps a process from having threads, with which it could not be forked."""
 
@@ -65,7 +67,7 @@ class Loader:
                 with self._lock:
                     self.link.send(Fork(share))
                     self.link.send_descriptor(theirs.fileno(), self._child.process.pid)
-                    forked = received(self.link, number)
+                    forked = received(self.link, number, ANSWER_SECONDS)
             except OSError:
                 forked = None
         if not isinstance(forked, Forked):
@@ -77,7 +79,7 @@ class Loader:
         try:
             with self._lock:
                 self.link.send(Reap(pid))
-                reaped = received(self.link, self._number)
+                reaped = received(self.link, self._number, ANSWER_SECONDS)
         except OSError:
             reaped = None
         return in_words(reaped.code) if isinstance(reaped, Reaped) else "with the one that it was forked from"
@@ -100,9 +102,9 @@ class Replica:
     loader: Loader
     pid: int | None = None
 
-    def receive(self) -> Any:
-        """The next message; None once the process is gone. What it logs is logged."""
-        return received(self.link, self.number)
+    def receive(self, seconds: float | None = None) -> Any:
+        """The next message; None once the process is gone, or silent for so long. What it logs is logged."""
+        return received(self.link, self.number, seconds)
 
     def kill(self) -> None:
         """End the process at once."""
@@ -139,7 +141,9 @@ class Processes:
             loader = self._load(number)
             self.head = loader.loaded()
             replica = Replica(number, loader.link, loader)
-        if not isinstance(replica.receive(), Ready):
+        timeout = self.homes[number].options.engine_timeout
+        if not isinstance(replica.receive(None if timeout is None else timeout + ANSWER_SECONDS), Ready):
+            replica.kill()
             raise ModelError(f"The process of replica {number} has ended {replica.how_it_ended()} before it was ready.")
         return replica
 
@@ -175,11 +179,14 @@ class Processes:
         return loader
 
 
-def received(link: Link, number: int) -> Any:
-    """The next message that is no line of a log; None once the other end is gone."""
-    while isinstance(message := link.receive(), logging.LogRecord):
+def received(link: Link, number: int, seconds: float | None = None) -> Any:
+    """The next message that is no line of a log; None once the other end is gone, or silent for so long."""
+    while seconds is None or link.is_told(seconds):
+        message = link.receive()
+        if not isinstance(message, logging.LogRecord):
+            return message
         message.msg = f"Replica {number}: {message.msg}"
         logger = logging.getLogger(message.name)
         if logger.isEnabledFor(message.levelno):
             logger.handle(message)
-    return message
+    return None

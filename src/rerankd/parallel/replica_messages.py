@@ -80,6 +80,16 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class Ping:
+    """To be answered at once, whatever is computed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The replica's process runs."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Groups to score together. parts: by numbers that no other part has"""
 
@@ -127,7 +137,21 @@ class Scored:
 
 
 Message: TypeAlias = (
-    Load | Loaded | NotLoaded | Fork | Forked | Reap | Reaped | Ready | Batch | Drop | Scored | End | logging.LogRecord
+    Load
+    | Loaded
+    | NotLoaded
+    | Fork
+    | Forked
+    | Reap
+    | Reaped
+    | Ready
+    | Ping
+    | Pong
+    | Batch
+    | Drop
+    | Scored
+    | End
+    | logging.LogRecord
 )
 
 

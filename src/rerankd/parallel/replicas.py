@@ -25,7 +25,7 @@ from rerankd.parallel.child import END_SECONDS
 from rerankd.parallel.messages import End
 from rerankd.parallel.places import Part, Parts, Place
 from rerankd.parallel.processes import Processes
-from rerankd.parallel.replica_messages import Batch, Drop, Scored
+from rerankd.parallel.replica_messages import Batch, Drop, Ping, Pong, Scored
 from rerankd.parallel.sharing import fair_budget
 
 log = logging.getLogger("rerankd")
@@ -36,6 +36,9 @@ TRIES = 2
 """So many processes may end while they compute a part of a request, before the request is given up."""
 STARTS = 8
 """So often in a row a replica's process may end, or fail to start, without having scored a batch."""
+LOOKS = 6
+"""So often in a row a replica may give no sign of life, before its process is ended: it was stopped, or hangs."""
+MOST_SECONDS_BETWEEN_LOOKS = 5.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before the second start of these, doubled for each later one."""
 
@@ -45,13 +48,18 @@ class Replicas:
 
     Requests wait in one queue. The replica that has the fewest tokens to compute takes the next batch, so a request of
     more than one batch is computed by several, as one is that finds several idle. A replica whose process ends is
-    started again, and what it had is computed by others.
+    started again, and what it had is computed by others; one that gives no sign of life is ended.
     """
 
     def __init__(
-        self, processes: Processes, batch_tokens: int, in_flight: int = 1, max_tokens: int | None = None
+        self,
+        processes: Processes,
+        batch_tokens: int,
+        in_flight: int = 1,
+        max_tokens: int | None = None,
+        timeout: float | None = None,
     ) -> None:
-        """batch_tokens, in_flight, max_tokens: as of `Engine`, the first two of each replica
+        """batch_tokens, in_flight, max_tokens, timeout: as of `Engine`, the first two and the last of each replica
 
         Returns when all replicas take batches. Raises ModelError, with no process left, where one cannot.
         """
@@ -72,6 +80,9 @@ class Replicas:
         self._places = [Place(number) for number in range(len(processes.homes))]
         self._lives = [self._thread(self._live, place) for place in self._places]
         self._feeds = [self._thread(self._feed, place) for place in self._places]
+        if timeout is not None:
+            seconds = min(timeout / LOOKS, MOST_SECONDS_BETWEEN_LOOKS)
+            threading.Thread(target=self._look, args=(seconds,), name="rerankd-replicas", daemon=True).start()
         with self._changed:
             self._changed.wait_for(lambda: self._unloaded or all(place.replica for place in self._places))
         if self._unloaded is not None:
@@ -186,10 +197,13 @@ class Replicas:
         """Send a replica its batches, in a thread of its own: one that does not read keeps no other waiting."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or place.drops or self._is_next(place))
+                self._changed.wait_for(lambda: self._closed or place.drops or place.asked or self._is_next(place))
                 if self._closed:
                     return
-                replica, messages = place.replica, list[Drop | Batch]()
+                replica, messages = place.replica, list[Drop | Ping | Batch]()
+                if place.asked:
+                    place.asked = False
+                    messages.append(Ping())
                 if place.drops:
                     messages.append(Drop(tuple(place.drops)))
                     place.drops = []
@@ -242,14 +256,34 @@ class Replicas:
                 with self._changed:
                     place.begins(replica)
                     self._changed.notify_all()
-                while isinstance(answer := replica.receive(), Scored):
-                    self._settle(place, answer)
+                while isinstance(answer := replica.receive(), (Scored, Pong)):
+                    with self._changed:
+                        place.silent = 0
+                    if isinstance(answer, Scored):
+                        self._settle(place, answer)
                 self._lose(place)
                 how = replica.how_it_ended()
                 if not self._closed:
                     log.error("The process of replica %d has ended %s.", place.number, how)
             if self._stop.is_set() or not self._may_start(place):
                 return
+
+    def _look(self, seconds: float) -> None:
+        """End a replica that is silent while it is looked at, so that what it has goes to others.
+
+        Looks are counted and not seconds: a machine that sleeps wakes up with all its processes.
+        """
+        while not self._stop.wait(seconds):
+            with self._changed:
+                for place in self._places:
+                    if place.replica is None:
+                        continue
+                    if place.silent >= LOOKS:
+                        log.error("Replica %d gives no sign of life, and its process is ended.", place.number)
+                        place.replica.kill()
+                    place.silent += 1
+                    place.asked = True
+                self._changed.notify_all()
 
     def _not_started(self, place: Place, error: Exception) -> None:
         with self._changed:
