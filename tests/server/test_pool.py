@@ -362,6 +362,26 @@ def test_memory_is_for_the_models_that_were_used_last(several: Several) -> None:
         open_pool(two, Residence(memory=sizes[0] - 1))
 
 
+def test_calls_that_do_not_end_keep_their_model_awake(several: Several) -> None:
+    with serving(several.named("org/bert", "two"), Residence(sleep_routes=True), shutdown_timeout=0.2) as (url, pool):
+        gated = Gated(pool.models[0].reranker)
+        with ThreadPoolExecutor(1) as clients:
+            waiting = clients.submit(ask, url, "org/bert")
+            assert gated.entered.wait(60)
+            late = requests.post(f"{url}/sleep?mode=wait", timeout=60)
+            assert late.status_code == 504
+            assert "`org/bert`" in late.json()["error"]["message"]
+            assert "`two`" not in late.json()["error"]["message"]
+            assert not any(model.asleep for model in pool.models)
+            assert all(model.reranker for model in pool.models)
+            gated.gate.set()
+            assert several.right("org/bert", waiting.result())
+        for name in ("org/bert", "two"):
+            assert several.right(name, ask(url, name))
+        assert requests.post(f"{url}/sleep?mode=wait", timeout=60).status_code == 200
+        assert all(model.asleep for model in pool.models)
+
+
 def test_a_model_sleeps_until_it_is_woken(several: Several) -> None:
     with serving(several.named("org/bert", "two"), Residence(sleep_routes=True)) as (url, pool):
 

@@ -166,6 +166,7 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
                 root_path=door.root_path.rstrip("/"),
                 traces=traces,
                 sleep_routes=launch.residence.sleep_routes,
+                shutdown_timeout=launch.shutdown_timeout,
             )
             app = create_app(pool, settings)
             address = listener.getsockname()

@@ -99,7 +99,7 @@ def create_app(models: Serves | Pool, settings: Settings) -> FastAPI:
 
     add_own_routes(app, service, metrics, settings.protect_all)
     if settings.sleep_routes:
-        add_sleep_routes(app, service)
+        add_sleep_routes(app, service, settings.shutdown_timeout)
     if settings.playground:
         add_playground(app, service.hosted, own.name, settings.docs, bool(settings.keys))
 

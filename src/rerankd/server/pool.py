@@ -164,19 +164,28 @@ class Pool:
             model.used = monotonic()
             self._rest(model)
 
-    async def sleep(self, models: Iterable[Model], wait: bool) -> None:
+    async def sleep(self, models: Iterable[Model], patience: float | None = None) -> None:
         """Unload models, and refuse calls of them until they are woken.
 
-        wait: whether the calls that they are lent to are answered first; else these are refused too
+        patience: seconds in which the calls that they are lent to are answered first; None to refuse these too
+
+        Raises a 504 Problem, and puts no model to sleep, where calls are not answered in time.
         """
         chosen = list(models)
+        before = [model for model in chosen if model.asleep]
         for model in chosen:
             model.asleep = True
+        until = None if patience is None else monotonic() + patience
         for model in chosen:
-            for task in () if wait else tuple(model.users):
+            for task in () if patience is not None else tuple(model.users):
                 task.cancel()
             while model.users:
-                await asyncio.wait(model.users)
+                left = None if until is None else until - monotonic()
+                if left is not None and left <= 0:
+                    for one in chosen:
+                        one.asleep = one.asleep and one in before
+                    raise _still_busy(chosen, patience)
+                await asyncio.wait(model.users, timeout=left)
         async with self._changes:
             await self._unload([one for one in chosen if one.asleep and one.close])
 
@@ -259,6 +268,15 @@ class Pool:
         # All are taken before the first wait, in which a call could come.
         await asyncio.to_thread(partial(_close_all, [model.end() for model in models]))
         log.info("Unloaded: %s", ", ".join(model.names[0] for model in models))
+
+
+def _still_busy(models: Iterable[Model], seconds: float | None) -> Problem:
+    busy = ", ".join(f"`{one.names[0]}`" for one in models if one.users)
+    return Problem(
+        504,
+        f"Calls of {busy} were not all answered within {seconds:g} seconds (--shutdown-timeout), so that no model was "
+        "put to sleep; try again later, or refuse these calls with mode=abort.",
+    )
 
 
 def added(loads: Iterable[EngineLoad]) -> EngineLoad:

@@ -46,6 +46,7 @@ class Settings:
     playground: whether / and /playground are there
     vllm_metrics: whether /metrics has vLLM's names too
     sleep_routes: whether /sleep, /wake_up and /is_sleeping are there
+    shutdown_timeout: seconds that calls have to end where they are waited for
     """
 
     names: tuple[str, ...]
@@ -68,6 +69,7 @@ class Settings:
     playground: bool = True
     vllm_metrics: bool = False
     sleep_routes: bool = False
+    shutdown_timeout: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,11 @@ class Sleeping(BaseModel):
     is_sleeping: bool
 
 
-def add_sleep_routes(app: FastAPI, service: Service) -> None:
-    """Add the routes. `model` in the query string names one model, and may be repeated; without it all are meant."""
+def add_sleep_routes(app: FastAPI, service: Service, patience: float) -> None:
+    """Add the routes. `model` in the query string names one model, and may be repeated; without it all are meant.
+
+    patience: seconds in which calls are answered that are waited for
+    """
     own = service.own
 
     def models(request: Request) -> list[Model]:
@@ -60,7 +63,7 @@ def add_sleep_routes(app: FastAPI, service: Service) -> None:
             raise Problem(400, "must be 1 or 2; both unload the weights, which are read again.", "level")
         if mode not in MODES:
             raise Problem(400, "must be abort or wait: requests in flight are refused, or answered first.", "mode")
-        await service.pool.sleep(models(request), wait=mode == "wait")
+        await service.pool.sleep(models(request), patience if mode == "wait" else None)
         return Response()
 
     async def wake_up(request: Request) -> Response:
@@ -71,7 +74,7 @@ def add_sleep_routes(app: FastAPI, service: Service) -> None:
     async def is_sleeping(request: Request) -> Response:
         return JSONResponse({"is_sleeping": all(model.asleep for model in models(request))})
 
-    locked = {status: refusal_of([own], status) for status in (400, 401, 503) if status in own.errors}
+    locked = {status: refusal_of([own], status) for status in (400, 401, 503, 504) if status in own.errors}
     options: dict[str, Any] = {"tags": ["server"], "responses": locked}
     app.add_api_route(
         "/sleep", refusing(sleep), methods=["POST"], summary="Unload models", response_class=Response, **options
