@@ -64,7 +64,7 @@ test-fast: $(VENV)/.test
 	OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -q -n $(WORKERS) --dist loadfile -m "not reference and not server and not emulator and not slow"
 
 # Clients have a venv of their own: their pins and the server's disagree.
-test-clients: $(VENV)/.serve $(VENV)-clients/.done
+test-clients: $(VENV)/.test $(VENV)-clients/.done
 	HAYSTACK_TELEMETRY_ENABLED=False LITELLM_LOCAL_MODEL_COST_MAP=True RERANKD_PYTHON=$(abspath $(VENV)/bin/python) \
 		$(VENV)-clients/bin/python -m pytest -q -c tests/clients/pytest.ini --confcutdir tests/clients tests/clients
 

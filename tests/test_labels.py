@@ -117,8 +117,8 @@ def test_answer_has_sglangs_shape(url: str, reranker: Reranker) -> None:
 
 
 def test_token_ids_are_prompts_too(url: str, reranker: Reranker) -> None:
-    query, items = QUERY + " ", [[number for number, _ in reranker.tokenize(item)] for item in ITEMS[:3]]
-    ids = [number for number, _ in reranker.tokenize(query)]
+    query, items = QUERY + " ", [[token.id for token in reranker.tokenize(item)] for item in ITEMS[:3]]
+    ids = [token.id for token in reranker.tokenize(query)]
     assert len(ids) < len(query) / 3
     whole = [[*ids, *item] for item in items]
     expected = scores(url, items=whole, label_token_ids=LABELS)

@@ -11,7 +11,17 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from rerankd.compute_thread import Compute, in_this_thread
-from rerankd.core import EngineDead, EngineLoad, InvalidRequest, PromptBuilder, RerankRequest, RerankResult, Stage, Text
+from rerankd.core import (
+    EngineDead,
+    EngineLoad,
+    InvalidRequest,
+    PromptBuilder,
+    RerankRequest,
+    RerankResult,
+    Stage,
+    Text,
+    TextToken,
+)
 from rerankd.loading import WARM_UP, plan
 from rerankd.options import LoadOptions
 from rerankd.preparing import Prepared, Preparer
@@ -60,8 +70,8 @@ class RequestReranker:
         """The prompts of a Jinja file or text in place of the loaded ones, for `submit`. Raises ModelError."""
         return self._load_prompts(chat_template=chat_template)
 
-    def tokenize(self, text: str, special: bool = True) -> list[tuple[int, str]]:
-        """A text's tokens as ids and strings, as the model's own tokenizer has them.
+    def tokenize(self, text: str, special: bool = True) -> list[TextToken]:
+        """A text's tokens, as the model's own tokenizer has them.
 
         special: whether the tokens that begin and end a prompt are added
 
@@ -71,7 +81,25 @@ class RequestReranker:
             raise too_many_characters("text", len(text), self._prompts.max_characters)
         # A batch, since `encode` lets no other thread run.
         (encoding,) = self._prompts.tokenizer.tokenizer.encode_batch([text], add_special_tokens=special)
-        return list(zip(encoding.ids, encoding.tokens, strict=True))
+        found = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
+        return [
+            TextToken(number, token, bool(added), (0, 0) if added else place) for number, token, added, place in found
+        ]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of tokens, as the model's own tokenizer writes it.
+
+        skip_special: whether special tokens are left out
+
+        Raises InvalidRequest for an id that the tokenizer has no token of.
+        """
+        tokenizer = self._prompts.tokenizer.tokenizer
+        for number in set(ids):
+            if tokenizer.id_to_token(number) is None:
+                raise InvalidRequest("ids", f"must be ids of the model's tokens; it has none of id {number}")
+        # A batch, for the reason above.
+        text: str = tokenizer.decode_batch([ids], skip_special_tokens=skip_special)[0]
+        return text
 
     def load(self) -> EngineLoad:
         """The load of the engine now, and its work since the start."""

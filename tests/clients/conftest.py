@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,14 +25,14 @@ DOCUMENTS = [
 ]
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    """The URL of `rerankd serve` with its embedded model, which wants KEY."""
+@contextmanager
+def serving(said_last: str, *flags: str, **variables: str) -> Iterator[re.Match[str]]:
+    """`rerankd serve` with its embedded model. said_last: a pattern of the line to wait for, whose match is given"""
     python = os.environ.get("RERANKD_PYTHON", str(Path(__file__).parents[2] / ".venv/bin/python"))
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
-    environment["RERANKD_API_KEY"] = KEY
+    environment.update(variables)
     with subprocess.Popen(
-        [python, "-m", "rerankd", "serve", "--port", "0"],
+        [python, "-m", "rerankd", "serve", "--port", "0", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -42,13 +43,27 @@ def server() -> Iterator[str]:
             said = ""
             for line in process.stdout:
                 said += line
-                if ready := re.match(r"rerankd \S+ is ready: (http://\S+) ", line):
-                    yield ready[1]
+                if found := re.match(said_last, line):
+                    yield found
                     break
             else:
                 raise AssertionError(said)
         finally:
             process.terminate()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """The URL of a server that wants KEY."""
+    with serving(r"rerankd \S+ is ready: (http://\S+) ", RERANKD_API_KEY=KEY) as ready:
+        yield ready[1]
+
+
+@pytest.fixture(scope="session")
+def grpc_address() -> Iterator[str]:
+    """Host and port of a server's gRPC, which wants no key."""
+    with serving(r"TEI's gRPC API: (\S+)", "--grpc-port", "0") as said:
+        yield said[1]
 
 
 @pytest.fixture(scope="session")

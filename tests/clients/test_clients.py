@@ -21,12 +21,16 @@ from infinity_client.models import RerankInput, ReRankResult
 from langchain_cohere import CohereRerank
 from langchain_community.document_compressors import InfinityRerank, JinaRerank, jina_rerank
 from langchain_core.documents import Document
+from langchain_nvidia_ai_endpoints import NVIDIARerank
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from llama_index.postprocessor.cohere_rerank import CohereRerank as LlamaCohere
 from llama_index.postprocessor.jinaai_rerank import JinaRerank as LlamaJina
+from llama_index.postprocessor.nvidia_rerank import NVIDIARerank as LlamaNvidia
 from llama_index.postprocessor.siliconflow_rerank import SiliconFlowRerank
 from llama_index.postprocessor.tei_rerank import TextEmbeddingInference
 from tei_client import HttpClient as TeiClient
+from tei_client.clients.grpc_client import GrpcClient as TeiGrpcClient
+from tei_client.models import ModelType
 
 from conftest import DOCUMENTS, KEY, QUERY
 
@@ -37,6 +41,18 @@ def close(got: Ranked, wanted: Ranked) -> bool:
     assert [index for index, _ in got] == [index for index, _ in wanted]
     assert [score for _, score in got] == pytest.approx([score for _, score in wanted], abs=1e-4)
     return True
+
+
+@pytest.fixture(scope="session")
+def logits(server: str) -> Ranked:
+    """NIM's scores: those before a sigmoid."""
+    raw = requests.post(
+        f"{server}/tei/rerank",
+        json={"query": QUERY, "texts": DOCUMENTS, "raw_scores": True},
+        headers={"Authorization": f"Bearer {KEY}"},
+        timeout=60,
+    )
+    return [(one["index"], one["score"]) for one in raw.json()]
 
 
 # Cohere's clients are told apart at the root by their header, or call below the prefix.
@@ -107,20 +123,31 @@ def test_litellm(server: str, expected: Ranked, model: str, base: str) -> None:
 
 
 @pytest.mark.parametrize("base", ["", "/nvidia"])
-def test_litellm_for_nvidias_nim(server: str, expected: Ranked, base: str) -> None:
+def test_litellm_for_nvidias_nim(server: str, expected: Ranked, logits: Ranked, base: str) -> None:
     answer = litellm.rerank(
         model="nvidia_nim/ranking/nvidia/llama-nemotron-rerank-1b-v2",
         query=QUERY, documents=DOCUMENTS, top_n=3, api_base=server + base, api_key=KEY,
     )  # fmt: skip
     ranked = [(one["index"], one["relevance_score"]) for one in answer.results]
     assert [index for index, _ in ranked] == [index for index, _ in expected[:3]]
-    raw = requests.post(
-        f"{server}/tei/rerank",
-        json={"query": QUERY, "texts": DOCUMENTS, "raw_scores": True},
-        headers={"Authorization": f"Bearer {KEY}"},
-        timeout=60,
-    )
-    assert close(ranked, [(one["index"], one["score"]) for one in raw.json()[:3]])
+    assert close(ranked, logits[:3])
+
+
+@pytest.mark.parametrize("model", [None, "sentence-transformers/all-MiniLM-L6-v2"])
+def test_langchains_nvidia(server: str, logits: Ranked, model: str | None) -> None:
+    # It asks for the models first, and leaves the name out where none has its own name for its `root`.
+    ranker = NVIDIARerank(
+        base_url=f"{server}/v1", api_key=KEY, model=model, top_n=3, max_batch_size=3, truncate="END",
+        usage_telemetry_enabled=False,
+    )  # fmt: skip
+    assert ranker.model == model
+    assert close(of_langchain(ranker.compress_documents(PAGES, QUERY)), logits[:3])
+
+
+@pytest.mark.parametrize("model", [None, "sentence-transformers/all-MiniLM-L6-v2"])
+def test_llama_indexs_nvidia(server: str, logits: Ranked, model: str | None) -> None:
+    ranker = LlamaNvidia(base_url=f"{server}/v1", api_key=KEY, model=model, top_n=3, max_batch_size=3, truncate="NONE")
+    assert close(of_llama_index(ranker), logits[:3])
 
 
 def of_langchain(documents: Any) -> Ranked:
@@ -186,6 +213,19 @@ def test_tei_client(server: str, expected: Ranked, base: str) -> None:
     ranks = client.rerank(QUERY, DOCUMENTS, return_text=True).ranks
     assert close([(one.index, one.score) for one in ranks], expected)
     assert [one.text for one in ranks] == [DOCUMENTS[index] for index, _ in expected]
+
+
+def test_tei_client_over_grpc(grpc_address: str, server: str, expected: Ranked) -> None:
+    client = TeiGrpcClient(grpc_address)
+    ranks = client.rerank(QUERY, DOCUMENTS, return_text=True).ranks
+    assert close([(one.index, one.score) for one in ranks], expected)
+    assert [one.text for one in ranks] == [DOCUMENTS[index] for index, _ in expected]
+    assert client.info().server_model_type == ModelType.Reranker
+    (tokens,) = client.tokenize("née panda")
+    words = [one for one in tokens.tokens if not one.special]
+    assert [(one.text, one.start, one.stop) for one in words] == [("née", 0, 4), ("panda", 5, 10)]
+    assert len(tokens.tokens) == len(words) + 2
+    assert client.decode([one.id for one in tokens.tokens]) == "nee panda"
 
 
 def of_haystack(ranker: Any) -> Ranked:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from rerankd.core import (
     RerankResult,
     ScoredDocument,
     Text,
+    TextToken,
     text_content,
 )
 from rerankd.options import ModelInfo
@@ -88,9 +90,15 @@ class FakeReranker:
     def load(self) -> EngineLoad:
         return self.loaded
 
-    def tokenize(self, text: str, special: bool) -> list[tuple[int, str]]:
-        tokens = ["<s>", *text.split(), "</s>"] if special else text.split()
-        return [(len(token), token) for token in tokens]
+    def tokenize(self, text: str, special: bool) -> list[TextToken]:
+        """A token's id is its length."""
+        tokens = [TextToken(len(one[0]), one[0], False, one.span()) for one in re.finditer(r"\S+", text)]
+        return [TextToken(3, "<s>", True), *tokens, TextToken(4, "</s>", True)] if special else tokens
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str:
+        if 666 in ids:
+            raise InvalidRequest("ids", "must be ids of the model's tokens; it has none of id 666")
+        return " ".join("x" * number for number in ids if not (skip_special and number in (3, 4)))
 
     async def answer_all(self, requests: Sequence[RerankRequest]) -> list[RerankResult]:
         results = []

@@ -106,6 +106,16 @@ def test_fields_and_headers_that_one_api_has_tell(
 
 
 @pytest.mark.parametrize("own", DIALECTS)
+def test_what_is_tokenised_tells(servers: dict[str, str], own: str) -> None:
+    def ask(**body: str) -> Any:
+        return requests.post(f"{servers[own]}/tokenize", json=body, timeout=30).json()
+
+    if own != "tei":
+        assert ask(prompt="a b")["count"] == 4
+    assert [one["text"] for one in ask(inputs="a b")[0]] == ["<s>", "a", "b", "</s>"]
+
+
+@pytest.mark.parametrize("own", DIALECTS)
 def test_the_score_routes(servers: dict[str, str], own: str) -> None:
     assert ask(f"{servers[own]}/score", query=None, documents=["b"], queries=["a"]) == "vllm"
     assert ask(f"{servers[own]}/v1/score", query=None, documents=None, text_1="a", text_2="b") == "vllm"

@@ -94,6 +94,8 @@ class Plain:
         return EngineLoad(waiting=0, batches=0, tokens=0, seconds=0.0)
     def tokenize(self, text, special):
         return []
+    def decode(self, ids, skip_special):
+        return ""
     async def answer_all(self, requests):
         return [RerankResult((ScoredDocument(0, 0.5, 3),), 3, 3, scored=1) for _ in requests]
 

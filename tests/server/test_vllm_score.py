@@ -181,7 +181,7 @@ def test_tokens_are_the_tokenizers(qwen3_checkpoint: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(qwen3_checkpoint)
     with Reranker(qwen3_checkpoint, device="cpu", dtype="float32") as reranker:
         text = "What is panda? 熊猫"
-        assert [number for number, _ in reranker.tokenize(text, special=False)] == tokenizer.encode(
+        assert [token.id for token in reranker.tokenize(text, special=False)] == tokenizer.encode(
             text, add_special_tokens=False
         )
 

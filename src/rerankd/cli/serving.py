@@ -39,6 +39,10 @@ LAUNCH = Group(
     {
         "host": Option("Address to listen on; 0.0.0.0 for all."),
         "port": Option("Port to listen on; 0 for a free one.", typed={"min": 0, "max": 65535}),
+        "grpc_port": Option(
+            "Port of TEI's gRPC API, beside the HTTP port; 0 for a free one. Needs rerankd[grpc]. [default: none]",
+            typed={"min": 0, "max": 65535},
+        ),
         "log_level": Option(
             "How much is logged.",
         ),

@@ -28,10 +28,14 @@ from rerankd.server.settings import Residence
 from rerankd.version import __version__
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from rerankd.cli.hosting import Named
     from rerankd.media.sizing import Sizing
-    from rerankd.server.pool import Model
+    from rerankd.server.pool import Model, Pool
+    from rerankd.server.run import Tls
     from rerankd.server.settings import Settings
+    from rerankd.server.tei_grpc.server import GrpcServer
     from rerankd.server.tracing import Traces
 
 log = logging.getLogger("rerankd")
@@ -69,6 +73,7 @@ class Launch:
 
     model: None for the default one, or for those of `more`
     more: further models, each with options of its own
+    grpc_port: of TEI's gRPC API; None for none
     shutdown_timeout: seconds from a signal to the end of the process
     keep_alive: seconds that a connection may idle
     settings: fields of `Settings`, but those that are made of the others; without names the model is called as given
@@ -81,6 +86,7 @@ class Launch:
     model: str | None
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = None
     log_level: LogLevel = "info"
     log_format: LogFormat = "text"
     access_log: bool = True
@@ -169,13 +175,18 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
                 shutdown_timeout=launch.shutdown_timeout,
             )
             app = create_app(pool, settings)
+            beside = _grpc(launch, app, pool, settings, tls)
             address = listener.getsockname()
             url = f"unix:{address}" if door.uds else _url("https" if tls else "http", launch.host, address[1])
 
             def ready() -> None:
                 pool.begin()
                 said = _ready(url, settings, pool.models, door)
-                _say(said if launch.log_format == "text" else said.partition("\n")[0], launch, url=url)
+                fields: dict[str, object] = {"url": url}
+                if beside:
+                    fields["grpc"] = _url("grpc", launch.host, beside.port).partition("//")[2]
+                    said += f"\nTEI's gRPC API: {fields['grpc']}"
+                _say(said if launch.log_format == "text" else said.partition("\n")[0], launch, False, **fields)
                 notify("READY=1")
 
             lifetime = Lifetime(
@@ -187,7 +198,24 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
                 launch.keep_alive,
                 partial(notify, "STOPPING=1"),
             )
-            serve(app, listener, lifetime, logs, tls)
+            serve(app, listener, lifetime, logs, tls, beside)
+
+
+def _grpc(launch: Launch, app: FastAPI, pool: Pool, settings: Settings, tls: Tls | None) -> GrpcServer | None:
+    """The server of TEI's gRPC API, if one is asked for. Raises ListenError, and UsageProblem."""
+    if launch.grpc_port is None:
+        return None
+    try:
+        from rerankd.server.tei_grpc.server import GrpcServer
+    except ImportError as error:
+        raise UsageProblem(
+            f"--grpc-port needs gRPC's packages, which are not installed ({error}): pip install 'rerankd[grpc]'"
+        ) from None
+
+    def ready() -> bool:
+        return not (pool.failure or settings.draining.is_set() or pool.asleep)
+
+    return GrpcServer(app, launch.host, launch.grpc_port, settings, ready, tls)
 
 
 def _chosen(launch: Launch) -> list[Entry]:

@@ -31,7 +31,16 @@ from rerankd.core.requests import (
     Side,
     Truncation,
 )
-from rerankd.core.results import Chunk, EngineLoad, ReplicaLoad, RerankResult, ScoredDocument, Stage, seconds_by_stage
+from rerankd.core.results import (
+    Chunk,
+    EngineLoad,
+    ReplicaLoad,
+    RerankResult,
+    ScoredDocument,
+    Stage,
+    TextToken,
+    seconds_by_stage,
+)
 
 __all__ = [
     "MAX_CHARACTERS",
@@ -67,6 +76,7 @@ __all__ = [
     "Span",
     "Stage",
     "Text",
+    "TextToken",
     "Tokens",
     "Truncation",
     "Video",

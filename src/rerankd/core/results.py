@@ -45,6 +45,21 @@ class ScoredDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class TextToken:
+    """A token of a text by itself.
+
+    text: as the tokenizer's vocabulary has it
+    special: whether it is one that the tokenizer puts around a text
+    characters: its start (included) and stop (excluded) in the text, in Unicode code points; of a special one (0, 0)
+    """
+
+    id: int
+    text: str
+    special: bool = False
+    characters: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """A stage of the work on a request: `media`, `tokenise`, `queue` or `model`.
 

@@ -30,6 +30,7 @@ from rerankd.server.openapi import (
     answers,
     describe,
     json_body,
+    made_up_text,
     made_up_tokens,
     responses,
 )
@@ -72,7 +73,7 @@ def create_app(models: Serves | Pool, settings: Settings) -> FastAPI:
     told: dict[str, Any] | None = None if settings.protect_all else dict(NO_KEY)
     probes = {"/health", "/metrics"}
     examples: dict[tuple[str, str], Examples] = {}
-    shown = served if service.pool.models[0].reranker else replace(served, tokenize=made_up_tokens)
+    shown = served if service.pool.models[0].reranker else replace(served, tokenize=made_up_tokens, decode=made_up_text)
     for (method, path), routed in service.routes.items():
         dialect, endpoint = routed[0]
         if endpoint.probe:

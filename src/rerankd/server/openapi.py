@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from rerankd.core import RerankRequest, RerankResult, ScoredDocument
+from rerankd.core import RerankRequest, RerankResult, ScoredDocument, TextToken
 from rerankd.server.access import UNAUTHORIZED
 from rerankd.server.answer import Routed
 from rerankd.server.dialects.base import Dialect, Endpoint, Served
@@ -141,9 +141,14 @@ def answers(routed: Sequence[Routed], served: Served) -> Examples:
     return examples
 
 
-def made_up_tokens(text: str, special: bool) -> list[tuple[int, str]]:
+def made_up_tokens(text: str, special: bool) -> list[TextToken]:
     """Tokens for an example, of a model that is not loaded."""
-    return list(enumerate(text.split(), start=1))
+    return [TextToken(number, word) for number, word in enumerate(text.split(), start=1)]
+
+
+def made_up_text(ids: Sequence[int], skip_special: bool) -> str:
+    """Text for an example, of a model that is not loaded."""
+    return " ".join(map(str, ids))
 
 
 def _refusal(dialect: Dialect, status: int) -> object:

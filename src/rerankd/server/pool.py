@@ -10,7 +10,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from rerankd.core import EngineDead, EngineLoad, ModelError
+from rerankd.core import EngineDead, EngineLoad, ModelError, TextToken
 from rerankd.memory import exempt_from_collection, free_memory
 from rerankd.server.problems import Problem
 
@@ -83,10 +83,15 @@ class Model:
         """How busy its engine is, and what its engines have done since the start of the server."""
         return self._before if self.reranker is None else added((self._before, self.reranker.load()))
 
-    def tokenize(self, text: str, special: bool) -> list[tuple[int, str]]:
+    def tokenize(self, text: str, special: bool) -> list[TextToken]:
         """`Serves.tokenize`, for a call that the model is lent to."""
         assert self.reranker is not None
         return self.reranker.tokenize(text, special)
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str:
+        """`Serves.decode`, for a call that the model is lent to."""
+        assert self.reranker is not None
+        return self.reranker.decode(ids, skip_special)
 
     def end(self) -> Callable[[], None]:
         """Take its reranker away. The callable closes that, and has the only reference to it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import resource
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 from fastapi import FastAPI
@@ -29,6 +30,8 @@ FILES, OTHER_FILES = 65536, 256
 REFUSED, CANCELLED = 0.8, 0.9
 """Parts of the time that a server has to end: requests in flight are answered until the first, then what waits is
 refused; at the second, calls that go on all the same are cancelled."""
+STREAM_SECONDS = 0.5
+"""What clients of another protocol have at most to leave streams that nothing comes in any more."""
 LEAST_SECONDS = 1.0
 """That time is never shorter, for refusals to be sent."""
 
@@ -69,6 +72,18 @@ class Lifetime:
     failure: Callable[[], EngineDead | None] = lambda: None
     keep_alive: float = 75.0
     stopping: Callable[[], None] = lambda: None
+
+
+class Beside(Protocol):
+    """A server of another protocol in the same event loop, which ends with the HTTP server."""
+
+    async def start(self, tasks: set[asyncio.Task[None]]) -> None:
+        """Take calls, each of which is one of `tasks` until it is answered. Raises ListenError."""
+        ...
+
+    async def stop(self, seconds: float) -> None:
+        """End in so many seconds."""
+        ...
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -114,6 +129,7 @@ def serve(
     lifetime: Lifetime,
     log_config: dict[str, Any],
     tls: Tls | None = None,
+    beside: Beside | None = None,
 ) -> None:
     """Run `app` until SIGINT or SIGTERM, or until its engine fails.
 
@@ -145,7 +161,7 @@ def serve(
         config.load()
     except OSError as error:
         raise ListenError(f"HTTPS cannot be served with these --ssl files: {error}.") from None
-    server = Server(config, lifetime)
+    server = Server(config, lifetime, beside)
     server.run(sockets=[listener])
     if server.failure:
         raise server.failure
@@ -165,8 +181,9 @@ def most_connections() -> int:
 class Server(uvicorn.Server):
     """uvicorn's server, which ends as `serve` says."""
 
-    def __init__(self, config: uvicorn.Config, lifetime: Lifetime) -> None:
+    def __init__(self, config: uvicorn.Config, lifetime: Lifetime, beside: Beside | None = None) -> None:
         super().__init__(config)
+        self._beside = beside
         self.failure: EngineDead | None = None
         self._lifetime = lifetime
         self._seconds = max(lifetime.seconds, LEAST_SECONDS)
@@ -188,6 +205,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Also says that the server is ready."""
         await super().startup(sockets)
+        if self._beside:
+            await self._beside.start(self.server_state.tasks)
         exempt_from_collection()
         self._lifetime.ready()
 
@@ -217,6 +236,8 @@ class Server(uvicorn.Server):
         # It is declared an int, and handed to `asyncio.wait_for`.
         self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]
         await super().shutdown(sockets)
+        if self._beside:
+            await self._beside.stop(min(left, STREAM_SECONDS))
 
     def _end_in_time(self, code: int) -> None:
         # A daemon: it lives until the process ends by itself, and is no reason for it not to.

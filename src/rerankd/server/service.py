@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
-from rerankd.core import EngineDead, EngineLoad
+from rerankd.core import EngineDead, EngineLoad, TextToken
 from rerankd.server.answer import Answers, Desk, Routed, answer
 from rerankd.server.body import Bodies
 from rerankd.server.called import Called
@@ -48,8 +48,12 @@ class Serves(Answers, Protocol):
         """How busy the engine is."""
         ...
 
-    def tokenize(self, text: str, special: bool) -> list[tuple[int, str]]:
-        """A text's tokens as ids and strings."""
+    def tokenize(self, text: str, special: bool) -> list[TextToken]:
+        """A text's tokens."""
+        ...
+
+    def decode(self, ids: Sequence[int], skip_special: bool) -> str:
+        """The text of tokens. Raises InvalidRequest."""
         ...
 
 
@@ -90,6 +94,7 @@ class Service:
                 model.names,
                 model.info,
                 model.tokenize,
+                model.decode,
                 places,
                 model.load,
                 unready,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from rerankd.core import EngineLoad, RerankRequest
+from rerankd.core import EngineLoad, RerankRequest, TextToken
 from rerankd.limits import RequestLimits
 from rerankd.server.problems import Problem
 
@@ -36,7 +36,8 @@ class Served:
     """The facts about the server and one of its models that a dialect may use.
 
     names: of the model, the main name first
-    tokenize: a text's token ids and strings, with special tokens where the flag says so; may be slow
+    tokenize: a text's tokens, with special tokens where the flag says so; may be slow
+    decode: the text of tokens, without special tokens where the flag says so; may be slow. Raises InvalidRequest
     running: how many calls are being answered
     load: the load of the engine
     unready: why no call is answered now; None while calls are
@@ -48,7 +49,8 @@ class Served:
 
     names: tuple[str, ...]
     info: ModelInfo
-    tokenize: Callable[[str, bool], list[tuple[int, str]]]
+    tokenize: Callable[[str, bool], list[TextToken]]
+    decode: Callable[[Sequence[int], bool], str]
     running: Callable[[], int]
     load: Callable[[], EngineLoad]
     unready: Callable[[], Problem | None] = lambda: None

@@ -16,6 +16,7 @@ from rerankd.server.dialects.ranking import ranking
 from rerankd.server.dialects.tei_embed import EMBED
 from rerankd.server.dialects.tei_predict import PREDICT
 from rerankd.server.dialects.tei_texts import Empty, TeiCut
+from rerankd.server.dialects.tei_tokens import TOKENS
 from rerankd.server.dialects.threshold import Thresholded
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
@@ -172,6 +173,7 @@ TEI = Dialect(
         ),
         EMBED,
         PREDICT,
+        *TOKENS,
         Endpoint(
             paths=("/info",),
             summary="What is served (TEI)",
@@ -193,5 +195,5 @@ TEI = Dialect(
     },
     status=_status,
     problems=(Empty("texts"),),
-    claims=lambda sent, headers: "texts" in sent,
+    claims=lambda sent, headers: "texts" in sent or "inputs" in sent,
 )

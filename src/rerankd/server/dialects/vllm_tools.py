@@ -54,8 +54,8 @@ def _tokenize(call: Call[VllmTokenizeBody], results: Sequence[RerankResult], id:
     return {
         "count": len(tokens),
         "max_model_len": served.info.max_model_len,
-        "tokens": [number for number, _ in tokens],
-        "token_strs": [token for _, token in tokens] if call.body.return_token_strs else None,
+        "tokens": [token.id for token in tokens],
+        "token_strs": [token.text for token in tokens] if call.body.return_token_strs else None,
     }
 
 

@@ -1,0 +1,146 @@
+"""The server of TEI's gRPC API, with gRPC's health checks and reflection, in the event loop of the HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection
+from starlette.types import ASGIApp
+
+from rerankd.server.access import Keys
+from rerankd.server.run import ListenError, Tls, bind
+from rerankd.server.settings import Settings
+from rerankd.server.tei_grpc.calls import App
+from rerankd.server.tei_grpc.methods import PROTO, Methods
+
+SECONDS_BETWEEN_LOOKS = 1.0
+"""Between two looks whether a client that watches the server's health has news to hear."""
+
+
+class GrpcServer:
+    """TEI's services on a port of their own.
+
+    port: the one that it listens on; before the start the one that was asked for
+    """
+
+    def __init__(
+        self, app: ASGIApp, host: str, port: int, settings: Settings, ready: Callable[[], bool], tls: Tls | None = None
+    ) -> None:
+        """port: 0 for one that the system picks
+        ready: whether calls are answered, for health checks
+
+        Raises ListenError for a port that is taken, and for a certificate that cannot be used.
+        """
+        self.port = port
+        self._app = app
+        self._host = host
+        self._settings = settings
+        self._ready = ready
+        self._tls = tls
+        self._credentials = _credentials(tls) if tls else None
+        self._server: Any = None
+        # Taken for a moment: a model need not be loaded first to learn that another program has the port.
+        with closing(bind(host, port)):
+            pass
+
+    async def start(self, tasks: set[asyncio.Task[None]]) -> None:
+        """Take calls, each of which is one of `tasks` while it is answered. Raises ListenError."""
+        settings = self._settings
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", settings.max_body),
+                ("grpc.max_send_message_length", -1),
+                # Else two servers share a port, and each has some of the calls.
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        methods = Methods(App(self._app, "https" if self._tls else "http", tasks), settings)
+        services = grpc.protos(PROTO).DESCRIPTOR.services_by_name.values()
+        health = health_pb2.DESCRIPTOR.services_by_name["Health"]
+        names = [service.full_name for service in services]
+        handlers = {service.full_name: methods.handlers(service) for service in services}
+        handlers[health.full_name] = self._health({"", health.full_name, *names})
+        for name, own in handlers.items():
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, own),))
+        if settings.docs and not settings.keys:  # as /docs, which needs a key where the server has one
+            reflection.enable_server_reflection([*handlers, reflection.SERVICE_NAME], server)
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        address = f"{host}:{self.port}"
+        try:
+            if self._credentials:
+                self.port = server.add_secure_port(address, self._credentials)
+            else:
+                self.port = server.add_insecure_port(address)
+        except RuntimeError:
+            raise ListenError(f"Cannot listen for gRPC on {address}; choose another port with --grpc-port.") from None
+        await server.start()
+        self._server = server
+
+    async def stop(self, seconds: float) -> None:
+        """Take no calls any more. Streams that clients hold open have so many seconds."""
+        if self._server is not None:
+            await self._server.stop(seconds)
+
+    def _health(self, names: set[str]) -> dict[str, grpc.RpcMethodHandler]:
+        """The handlers of health checks: all services are as well as the server is."""
+        reply = health_pb2.HealthCheckResponse
+        keys = Keys(self._settings.keys if self._settings.protect_all else ())
+        draining = self._settings.draining
+
+        async def admit(context: Any) -> None:
+            if not keys.known(dict(context.invocation_metadata()).get("authorization", "")):
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "An API key that this server knows is required.")
+
+        def status(name: str) -> Any:
+            if name not in names:
+                return reply.SERVICE_UNKNOWN
+            return reply.SERVING if self._ready() else reply.NOT_SERVING
+
+        async def check(request: Any, context: Any) -> Any:
+            await admit(context)
+            if (found := status(request.service)) == reply.SERVICE_UNKNOWN:
+                await context.abort(grpc.StatusCode.NOT_FOUND, f"There is no service {request.service!r}.")
+            return reply(status=found)
+
+        async def watch(request: Any, context: Any) -> AsyncIterator[Any]:
+            await admit(context)
+            told = None
+            while True:
+                over, found = draining.is_set(), status(request.service)
+                if found != told:
+                    told = found
+                    yield reply(status=found)
+                if over:
+                    return
+                await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+
+        codec = health_pb2.HealthCheckRequest.FromString, reply.SerializeToString
+        return {
+            "Check": grpc.unary_unary_rpc_method_handler(check, *codec),
+            "Watch": grpc.unary_stream_rpc_method_handler(watch, *codec),
+        }
+
+
+def _credentials(tls: Tls) -> Any:
+    """Raises ListenError."""
+    if tls.password is not None:
+        raise ListenError(
+            "gRPC reads no private key with a password; give --ssl-keyfile one without, or no --grpc-port."
+        )
+    # A client's certificate that is optional opens nothing: gRPC does not ask for it.
+    required = tls.client_certificates == ssl.CERT_REQUIRED
+    try:
+        certificate = Path(tls.certificate).read_bytes()
+        key = Path(tls.key or tls.certificate).read_bytes()
+        authorities = Path(tls.authorities).read_bytes() if tls.authorities and required else None
+    except OSError as error:
+        raise ListenError(f"gRPC cannot be served with these --ssl files: {error}.") from None
+    return grpc.ssl_server_credentials([(key, certificate)], authorities, required)
