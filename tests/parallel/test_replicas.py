@@ -26,6 +26,7 @@ from rerankd.core import (
 )
 from rerankd.engine.batcher import Batcher, Job
 from rerankd.parallel import replicas as module
+from rerankd.parallel.lookout import LOOKS
 from rerankd.parallel.replica_messages import Batch, Drop, Outcome, Ping, Pong, Scored
 from rerankd.parallel.replicas import Replicas
 from rerankd.parallel.sharing import fair_budget
@@ -39,6 +40,7 @@ class Stand:
 
     gate: what is to be set for it to answer
     dies: whether it ends then instead
+    signs: how often it gave a sign of life while it waited for the gate; None to give none
     """
 
     def __init__(self, number: int) -> None:
@@ -47,6 +49,8 @@ class Stand:
         self.gate = threading.Event()
         self.gate.set()
         self.dies = False
+        self.signs: int | None = None
+        self._held: Batch | None = None
         self.batches: list[list[list[int]]] = []
         self.dropped: list[int] = []
         self._messages: SimpleQueue[Any] = SimpleQueue()
@@ -58,14 +62,21 @@ class Stand:
             self._messages.put(message)
 
     def receive(self) -> Scored | Pong | None:
-        message = self._messages.get()
+        message = self._held or self._messages.get()
         if isinstance(message, Ping):
             return Pong()
         if not isinstance(message, Batch):
             return None
         sums = {part: [sum(suffix.token_ids) for suffix in own.suffixes] for part, own in message.parts.items()}
-        self.batches.append(list(sums.values()))
-        assert self.gate.wait(30)
+        if self._held is None:
+            self.batches.append(list(sums.values()))
+        self._held = message
+        while not self.gate.wait(0.01 if self.signs is not None else 30):
+            assert self.signs is not None
+            if not self._messages.empty() and isinstance(self._messages.get(), Ping):
+                self.signs += 1
+                return Pong()
+        self._held = None
         if self.dies or any(666 in own for own in sums.values()):
             return None
         outcomes = {
@@ -274,6 +285,26 @@ def test_closing_finishes_what_replicas_have_and_fails_the_rest(
     with pytest.raises(EngineClosed):
         replicas.submit(group(3))
     assert replicas.failure is None
+
+
+def test_a_replica_that_computes_for_long_gives_signs_of_life_to_the_end(
+    start: Callable[..., tuple[Replicas, Stands]],
+) -> None:
+    replicas, stands = start(1, timeout=0.3)
+    (stand,) = stands.started
+    stand.signs = 0
+    stand.gate.clear()
+    future = replicas.submit(group(1))
+    until(lambda: (stand.signs or 0) > 1)
+    closing = threading.Thread(target=replicas.close)
+    closing.start()
+    until(lambda: replicas._closed)
+    seen = stand.signs
+    until(lambda: (stand.signs or 0) > seen + 2 * LOOKS)
+    assert not stand.dies
+    stand.gate.set()
+    assert future.result(30) == [1.0]
+    closing.join(30)
 
 
 def test_a_callback_that_fails_fails_its_own_request(start: Callable[..., tuple[Replicas, Stands]]) -> None:

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from rerankd.core import ReplicaLoad, Stage
 from rerankd.engine.batcher import Job, Slice
 from rerankd.parallel.processes import Replica
-from rerankd.parallel.replica_messages import Scored
+from rerankd.parallel.replica_messages import Drop, Ping, Scored
+
+AHEAD_SECONDS = 0.05
+"""A replica that is done as soon gets its next batch before: what it has to wait for is a message, and seldom long."""
 
 
 @dataclass(eq=False)
@@ -90,6 +93,20 @@ class Place:
     def tokens(self) -> int:
         """Of these."""
         return sum(part.slice.cost for part in self.parts)
+
+    def has_room(self, in_flight: int) -> bool:
+        """Whether it takes another batch. in_flight: those that it computes at a time"""
+        held = len(self.batches)
+        return held < in_flight or (held == in_flight and self.tokens <= self.rate * AHEAD_SECONDS)
+
+    def told(self) -> Iterator[Drop | Ping]:
+        """What its process is to be told beside batches. It is told once."""
+        if self.asked:
+            self.asked = False
+            yield Ping()
+        if self.drops:
+            dropped, self.drops = tuple(self.drops), []
+            yield Drop(dropped)
 
     def begins(self, replica: Replica) -> None:
         """It has a process."""

@@ -22,6 +22,7 @@ from rerankd.core import (
 from rerankd.engine.batcher import Batcher, Job
 from rerankd.models.facts import HeadFacts
 from rerankd.parallel.child import END_SECONDS
+from rerankd.parallel.lookout import look
 from rerankd.parallel.messages import End
 from rerankd.parallel.places import Part, Parts, Place
 from rerankd.parallel.processes import Processes
@@ -30,15 +31,10 @@ from rerankd.parallel.sharing import fair_budget
 
 log = logging.getLogger("rerankd")
 
-AHEAD_SECONDS = 0.05
-"""A replica that is done as soon gets its next batch before: what it has to wait for is a message, and seldom long."""
 TRIES = 2
 """So many processes may end while they compute a part of a request, before the request is given up."""
 STARTS = 8
 """So often in a row a replica's process may end, or fail to start, without having scored a batch."""
-LOOKS = 6
-"""So often in a row a replica may give no sign of life, before its process is ended: it was stopped, or hangs."""
-MOST_SECONDS_BETWEEN_LOOKS = 5.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before the second start of these, doubled for each later one."""
 
@@ -81,8 +77,8 @@ class Replicas:
         self._lives = [self._thread(self._live, place) for place in self._places]
         self._feeds = [self._thread(self._feed, place) for place in self._places]
         if timeout is not None:
-            seconds = min(timeout / LOOKS, MOST_SECONDS_BETWEEN_LOOKS)
-            threading.Thread(target=self._look, args=(seconds,), name="rerankd-replicas", daemon=True).start()
+            given = self._places, self._changed, self._stop, timeout
+            threading.Thread(target=look, args=given, name="rerankd-lookout", daemon=True).start()
         with self._changed:
             self._changed.wait_for(lambda: self._unloaded or all(place.replica for place in self._places))
         if self._unloaded is not None:
@@ -160,7 +156,8 @@ class Replicas:
         with self._changed:
             self._changed.wait_for(lambda: not any(place.batches for place in self._places))
             running = [(place.replica, self._lives[place.number]) for place in self._places if place.replica]
-        self._stop.set()
+            self._stop.set()
+            self._changed.notify_all()
         for replica, _ in running:
             with suppress(OSError):  # it has ended
                 replica.link.send(End())
@@ -197,16 +194,12 @@ class Replicas:
         """Send a replica its batches, in a thread of its own: one that does not read keeps no other waiting."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or place.drops or place.asked or self._is_next(place))
-                if self._closed:
+                self._changed.wait_for(
+                    lambda: self._stop.is_set() or place.drops or place.asked or self._is_next(place)
+                )
+                if self._stop.is_set():
                     return
-                replica, messages = place.replica, list[Drop | Ping | Batch]()
-                if place.asked:
-                    place.asked = False
-                    messages.append(Ping())
-                if place.drops:
-                    messages.append(Drop(tuple(place.drops)))
-                    place.drops = []
+                replica, messages = place.replica, list[Drop | Ping | Batch](place.told())
                 if self._is_next(place) and (parts := self._take()):
                     number = next(self._numbers)
                     place.batches[number] = parts
@@ -225,12 +218,8 @@ class Replicas:
         """Whether something waits, and this replica has the fewest tokens of those that take a batch now."""
         if not self._batcher and not self._again:
             return False
-        taking = [one for one in self._places if one.replica and not one.sends and self._takes_batch(one)]
+        taking = [one for one in self._places if one.replica and not one.sends and one.has_room(self._in_flight)]
         return place is min(taking, key=lambda one: (one.tokens, one.number), default=None)
-
-    def _takes_batch(self, place: Place) -> bool:
-        held = len(place.batches)
-        return held < self._in_flight or (held == self._in_flight and place.tokens <= place.rate * AHEAD_SECONDS)
 
     def _take(self) -> list[Part]:
         """The next batch. A part whose process ended goes alone, since it may be why."""
@@ -267,23 +256,6 @@ class Replicas:
                     log.error("The process of replica %d has ended %s.", place.number, how)
             if self._stop.is_set() or not self._may_start(place):
                 return
-
-    def _look(self, seconds: float) -> None:
-        """End a replica that is silent while it is looked at, so that what it has goes to others.
-
-        Looks are counted and not seconds: a machine that sleeps wakes up with all its processes.
-        """
-        while not self._stop.wait(seconds):
-            with self._changed:
-                for place in self._places:
-                    if place.replica is None:
-                        continue
-                    if place.silent >= LOOKS:
-                        log.error("Replica %d gives no sign of life, and its process is ended.", place.number)
-                        place.replica.kill()
-                    place.silent += 1
-                    place.asked = True
-                self._changed.notify_all()
 
     def _not_started(self, place: Place, error: Exception) -> None:
         with self._changed:

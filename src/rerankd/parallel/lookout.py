@@ -1,0 +1,36 @@
+"""A replica that computes, told from one whose process was stopped, or hangs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+
+from rerankd.parallel.places import Place
+
+log = logging.getLogger("rerankd")
+
+LOOKS = 6
+"""So often in a row a replica may give no sign of life, before its process is ended."""
+MOST_SECONDS_BETWEEN_LOOKS = 5.0
+
+
+def look(places: Sequence[Place], changed: threading.Condition, stop: threading.Event, timeout: float) -> None:
+    """Have replicas asked for a sign of life until `stop`, and end one that gives none, so that others get what it has.
+
+    Looks are counted and not seconds: a machine that sleeps wakes up with all its processes.
+
+    changed: guards the places
+    timeout: seconds in which a sign has to come, or sooner
+    """
+    while not stop.wait(min(timeout / LOOKS, MOST_SECONDS_BETWEEN_LOOKS)):
+        with changed:
+            for place in places:
+                if place.replica is None:
+                    continue
+                if place.silent >= LOOKS:
+                    log.error("Replica %d gives no sign of life, and its process is ended.", place.number)
+                    place.replica.kill()
+                place.silent += 1
+                place.asked = True
+            changed.notify_all()
