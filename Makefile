@@ -6,7 +6,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip
 PYTHON_HERE = $(abspath $(VENV)/bin/python)
 
-.PHONY: help serve test test-fast test-clients test-authors test-wheel test-sanitized test-without-kernels lint check clean
+.PHONY: help serve test test-fast test-clients test-authors test-wheel test-sanitized test-without-kernels test-builds lint check clean
 
 help:
 	@echo "make serve         a server with a small embedded model (PORT=8000)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-wheel    the sdist and the wheel, built and served from a new environment without a compiler"
 	@echo "make test-sanitized        tests of the C kernels, under ASan and UBSan"
 	@echo "make test-without-kernels  tests of scores in a tree where no kernels were built"
+	@echo "make test-builds           the part of these two that .ci/run has time for"
 	@echo "make clean         removes venvs, builds and caches"
 
 serve: $(VENV)/.serve
@@ -58,6 +59,11 @@ test-without-kernels: $(VENV)/.test
 	$(MAKE) -B build/without-kernels/setup.py
 	cd build/without-kernels && OMP_WAIT_POLICY=passive PYTHONPATH=src $(PYTHON_HERE) -m pytest -q -p no:cacheprovider \
 		-n $(WORKERS) --dist loadfile $(TESTS)
+
+# The edges of the kernels' operands and shapes under the sanitizers, and every specification by torch's functions.
+test-builds:
+	$(MAKE) test-sanitized TESTS="tests/backends/cpu tests/backends/test_attention.py -k 'test_native or test_norm or own_attention'"
+	$(MAKE) test-without-kernels TESTS="tests/backends/test_transformers.py tests/test_python.py"
 
 # Enough to see whether an edit broke something: no checkpoint is made and no server started.
 test-fast: $(VENV)/.test
