@@ -123,10 +123,10 @@ class Kills:
             self.scored += 1
 
     async def kill(self, session: aiohttp.ClientSession) -> None:
-        """Kill a replica, the next in turn, and wait until a process has taken its place."""
+        """Kill the replica that has run for the longest time, and wait until a process has taken its place."""
         before = replicas(self.server)
         wanted, restarts = await self.counted(session)
-        victim = before[len(self.killed) % len(before)]
+        victim = before[0]
         os.kill(victim, signal.SIGKILL)
         self.killed.append(victim)
         began = time.monotonic()

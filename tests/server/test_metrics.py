@@ -14,6 +14,7 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from rerankd.backends.select import CPU_BATCH_TOKENS
 from rerankd.core import RerankRequest, RerankResult, Stage
 from rerankd.reranker import Reranker
 from rerankd.server.settings import Settings
@@ -103,6 +104,7 @@ def test_the_engines_own_numbers(minilm_path: Path) -> None:
         assert after["rerankd_documents_total"] == 2
         assert after["rerankd_queue_documents"] == 0
         assert after["rerankd_tokens_per_second"] > 0
+        assert after["rerankd_max_batch_tokens"] == CPU_BATCH_TOKENS
         for stage in ("tokenise", "queue", "model"):
             assert after[f"rerankd_stage_seconds_count {stage}"] == 1
             assert after[f"rerankd_stage_seconds_sum {stage}"] > 0

@@ -78,6 +78,7 @@ class Outcome:
     latency: from sending to the whole answer read; 0 where it failed
     queue_time: waited here for its turn under the limit on requests in flight
     tokens: input tokens, by the server's count or, where it has none, by ours; None where neither is known
+    received: bytes of the answer's body
     status: the HTTP status, or 0 where no answer came
     error: why it failed, or ""
     """
@@ -87,6 +88,7 @@ class Outcome:
     queue_time: float = 0.0
     tokens: int | None = None
     counted_by_server: bool = False
+    received: int = 0
     status: int = 0
     error: str = ""
 
@@ -167,7 +169,7 @@ async def connect(headers: Mapping[str, str], verify_tls: bool) -> AsyncIterator
         # machine the generator would take the cores that it is there to measure.
         import aiohttp
     except ImportError as error:
-        raise RerankdError("bench serve needs aiohttp: pip install 'rerankd[bench]'.") from error
+        raise RerankdError("Sending requests needs aiohttp: pip install 'rerankd[bench]'.") from error
 
     sent = {"Content-Type": "application/json", **headers}
     if "authorization" not in {name.lower() for name in sent} and (key := os.environ.get("OPENAI_API_KEY")):
@@ -188,7 +190,7 @@ async def request(session: aiohttp.ClientSession, target: Target, sample: Sample
         async with session.post(target.url, data=body) as response:
             content = await response.read()
             latency = time.perf_counter() - start
-            outcome.status = response.status
+            outcome.status, outcome.received = response.status, len(content)
             if response.status != 200:
                 outcome.error = f"HTTP {response.status}: {error_message(content) or response.reason}"
                 return outcome

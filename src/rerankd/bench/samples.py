@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rerankd.core import RerankdError
 
@@ -30,6 +30,36 @@ class Sample:
     documents: Sequence[Any]
     tokens: int | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """What the requests are: random texts, or the lines of a file. The fields are options of `rerankd bench`."""
+
+    dataset_name: Literal["random-rerank", "jsonl"] = "random-rerank"
+    dataset_path: Path | None = None
+    random_input_len: int = 1024
+    random_batch_size: int = 1
+    random_range_ratio: float = 0.0
+    seed: int = 0
+
+    def samples(self, prompts: int, tokenizer: str) -> list[Sample]:
+        """Requests of so many documents (random-rerank) or so many requests (jsonl).
+
+        tokenizer: a folder or hub id with the tokenizer.json by which random texts get their length
+
+        Raises RerankdError for options that leave none.
+        """
+        if self.dataset_name == "jsonl":
+            if self.dataset_path is None:
+                raise RerankdError("--dataset-path: needed for --dataset-name jsonl.")
+            return read_jsonl(self.dataset_path, prompts)
+        if self.dataset_path is not None:
+            raise RerankdError("--dataset-path: random-rerank reads no file; give --dataset-name jsonl.")
+        texts = load_tokenizer(tokenizer)
+        return random_rerank(
+            texts, prompts, self.random_input_len, self.random_batch_size, self.random_range_ratio, self.seed
+        )
 
 
 def tokenizer_name(model: str, root: str | None) -> str:

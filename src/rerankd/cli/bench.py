@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
 
+from rerankd.bench.samples import Dataset
+from rerankd.cli.bench_options import DATASET, fail, pairs
+from rerankd.cli.capacity import capacity
 from rerankd.cli.commands import lists_command
 from rerankd.cli.groups import Values, grouped
 from rerankd.cli.options import LOADING, MODEL
@@ -28,7 +30,11 @@ def bench() -> None:
     """Measure any rerank server, or this machine at a model."""
 
 
+app.command()(grouped(capacity))
+
+
 @app.command(cls=lists_command("--header", "--metadata"))
+@grouped
 def serve(
     backend: Annotated[
         Literal["vllm-rerank", "sglang", "tei", "infinity", "cohere"], typer.Option(help="The API to speak.")
@@ -51,22 +57,11 @@ def serve(
         str | None,
         typer.Option(help="Folder or hub id with tokenizer.json. [default: that of --model, or of the server's model]"),
     ] = None,
-    dataset_name: Annotated[
-        Literal["random-rerank", "jsonl"], typer.Option(help="Kind of requests to send.")
-    ] = "random-rerank",
-    dataset_path: Annotated[
-        Path | None, typer.Option(help="For jsonl: file with an object of query and documents on each line.")
-    ] = None,
+    *,
     num_prompts: Annotated[
         int, typer.Option(min=1, help="Documents to send (random-rerank), or requests (jsonl).")
     ] = 1000,
-    random_input_len: Annotated[
-        int,
-        typer.Option("--random-input-len", "--random-input", "--input-len", help="Tokens of a query and a document."),
-    ] = 1024,
-    random_batch_size: Annotated[int, typer.Option(min=1, help="Documents in a request.")] = 1,
-    random_range_ratio: Annotated[float, typer.Option(help="How far lengths vary: 0.3 is up to 30 % each way.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Chooses the random texts.")] = 0,
+    dataset: Annotated[Dataset, DATASET],
     num_warmups: Annotated[int, typer.Option(min=0, help="Requests to send before the measurement starts.")] = 0,
     request_rate: Annotated[float, typer.Option(help="Requests for each second; inf sends all at once.")] = float(
         "inf"
@@ -113,11 +108,12 @@ def serve(
     try:
         url = base_url.rstrip("/") if base_url else f"http://{f'[{host}]' if ':' in host else host}:{port}"
         headers, notes = pairs("--header", header or ()), pairs("--metadata", metadata or ())
-        traffic = load.Traffic(request_rate, burstiness, max_concurrency, seed)
+        traffic = load.Traffic(request_rate, burstiness, max_concurrency, dataset.seed)
         metrics, percentiles = report.selection(percentile_metrics, metric_percentiles)
         api = apis.APIS[backend]
         served: dict[str, str] = {}
-        if model is None or not (tokenizer or Path(model).exists() or dataset_name == "jsonl"):
+        random = dataset.dataset_name == "random-rerank"
+        if model is None or (random and not (tokenizer or Path(model).exists())):
             try:
                 served = asyncio.run(load.served_models(url, headers, verify_tls=not insecure))
             except RerankdError:
@@ -128,21 +124,7 @@ def serve(
             model = next(iter(served))
             typer.echo(f"Model: {model}, the first that the server names")
         tokenizer = tokenizer or samples.tokenizer_name(model, served.get(served_model_name or model))
-        if dataset_name == "jsonl":
-            if dataset_path is None:
-                raise RerankdError("--dataset-path: needed for --dataset-name jsonl.")
-            requests = samples.read_jsonl(dataset_path, num_prompts)
-        elif dataset_path is not None:
-            raise RerankdError("--dataset-path: random-rerank reads no file; give --dataset-name jsonl.")
-        else:
-            requests = samples.random_rerank(
-                samples.load_tokenizer(tokenizer),
-                num_prompts,
-                random_input_len,
-                random_batch_size,
-                random_range_ratio,
-                seed,
-            )
+        requests = dataset.samples(num_prompts, tokenizer)
         target = load.Target(api, url + (endpoint or api.endpoint), served_model_name or model, headers, not insecure)
         with tqdm(total=len(requests), disable=disable_tqdm) as bar:
             outcomes, duration = asyncio.run(
@@ -165,7 +147,7 @@ def serve(
                 "backend": backend,
                 "label": label,
                 "model_id": model,
-                "tokenizer_id": tokenizer if dataset_name == "random-rerank" else None,
+                "tokenizer_id": tokenizer if random else None,
                 "num_prompts": num_prompts,
                 **notes,
                 "request_rate": "inf" if request_rate == float("inf") else request_rate,
@@ -242,19 +224,3 @@ def quantization(
         typer.echo(compare(model, pairs, seed).table())
     except RerankdError as error:
         fail(error)
-
-
-def fail(error: RerankdError) -> NoReturn:
-    typer.echo(f"rerankd: error: {error}", err=True)
-    raise typer.Exit(1) from None
-
-
-def pairs(option: str, items: Iterable[str]) -> dict[str, str]:
-    """The items of a KEY=VALUE option. Raises RerankdError for one without `=`."""
-    found = {}
-    for item in items:
-        key, equals, value = item.partition("=")
-        if not equals or not key.strip():
-            raise RerankdError(f"{option}: {item!r} is not KEY=VALUE.")
-        found[key.strip()] = value.strip()
-    return found

@@ -96,6 +96,14 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
     return PeerCommand
 
 
+class ForwardingCommand(TyperCommand):
+    """A command that reads no argument itself: `ctx.args` has all as they stand, `--` and `--help` too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.args = args
+        return args
+
+
 def lists_command(*flags: str) -> type[TyperCommand]:
     """A command that takes `--header A=1 B=2` as argparse does, beside `--header A=1 --header B=2`."""
 

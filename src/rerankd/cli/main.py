@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rerankd.cli.commands import lists_command, peer_command, takes
+from rerankd.cli.commands import ForwardingCommand, lists_command, peer_command, takes
 from rerankd.cli.evaluate import LISTS as EVAL_LISTS
 from rerankd.cli.evaluate import evaluate
 from rerankd.cli.inspect import inspect
@@ -69,8 +69,7 @@ def _rerankd() -> typer.Typer:
     app.command("eval", cls=lists_command(*EVAL_LISTS))(evaluate)
     app.command("run-batch", cls=peer_command(VLLM, VLLM_VARIABLES))(run_batch)
     # Its own parser reads what follows: the tools are heavy to import, and seldom wanted.
-    forwarded = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-    app.command(context_settings=forwarded)(bench)
+    app.command(cls=ForwardingCommand)(bench)
     return app
 
 

@@ -153,6 +153,7 @@ class EngineLoad:
     waiting_requests, waiting_tokens: requests with a waiting document, and the tokens to compute for these documents
     running: requests in the batches that are being computed
     rate: tokens a second of the last batches; 0 before the first
+    most: tokens that one batch may have now
     replicas: the load of each replica, where there are several
     """
 
@@ -164,4 +165,5 @@ class EngineLoad:
     waiting_tokens: int = 0
     running: int = 0
     rate: float = 0.0
+    most: int = 0
     replicas: tuple[ReplicaLoad, ...] = ()

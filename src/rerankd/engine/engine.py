@@ -89,6 +89,7 @@ class Engine:
                 waiting_tokens=self._batcher.tokens,
                 running=len({piece.job for piece in self._in_hand}),
                 rate=tokens / seconds if seconds else 0.0,
+                most=self._budget.tokens,
             )
 
     @property

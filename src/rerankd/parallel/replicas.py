@@ -104,6 +104,7 @@ class Replicas:
                 waiting_tokens=self._batcher.tokens + sum(part.slice.cost for part in self._again),
                 running=len({part.slice.job for place in self._places for part in place.parts}),
                 rate=sum(place.rate for place in self._places),
+                most=self._batch_tokens,
                 replicas=places,
             )
 

@@ -147,6 +147,9 @@ class _EngineCollector(Collector):
         rates = GaugeMetricFamily(
             "rerankd_tokens_per_second", "Tokens a second of model time, since the start.", labels=of_a_model
         )
+        most = GaugeMetricFamily(
+            "rerankd_max_batch_tokens", "Tokens of a batch at most; fewer after memory ran out.", labels=of_a_model
+        )
         loaded = GaugeMetricFamily("rerankd_model_loaded", "1 while the model is loaded.", labels=("model_name",))
         loads = CounterMetricFamily("rerankd_model_loads", "How often it was loaded.", labels=("model_name",))
         replicas = _replica_families(of_a_model)
@@ -159,12 +162,13 @@ class _EngineCollector(Collector):
             tokens.add_metric(own, load.tokens)
             seconds.add_metric(own, load.seconds)
             rates.add_metric(own, load.tokens / load.seconds if load.seconds else 0.0)
+            most.add_metric(own, load.most)
             loaded.add_metric((one.name,), int(one.model.reranker is not None))
             loads.add_metric((one.name,), one.model.loads)
             for family, field in replicas:
                 for number, replica in enumerate(load.replicas):
                     family.add_metric((*own, str(number)), float(getattr(replica, field)))
-        yield from (documents, waiting, batches, tokens, seconds, rates, loaded, loads)
+        yield from (documents, waiting, batches, tokens, seconds, rates, most, loaded, loads)
         yield from (family for family, _ in replicas if family.samples)
 
 

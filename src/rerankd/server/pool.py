@@ -296,6 +296,7 @@ def added(loads: Iterable[EngineLoad]) -> EngineLoad:
         waiting_tokens=sum(one.waiting_tokens for one in found),
         running=sum(one.running for one in found),
         rate=sum(one.rate for one in found),
+        most=max((one.most for one in found), default=0),
         replicas=tuple(replica for one in found for replica in one.replicas),
     )
 

@@ -1,0 +1,288 @@
+"""What one replica of a running server does: its batches' times by their tokens, and the most that it answers.
+
+Everything is read off the server's own count of batches, tokens and seconds at `/metrics`, before and after requests:
+first one request at a time, with some of its documents and with all; then more and more of them at a time, until the
+rate rises no more; then requests at some rates below that, beside which the model's latencies stand.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from rerankd.bench.load import Outcome, Target, Traffic, connect, request, run
+from rerankd.bench.queueing import Replica, Requests, most_requests
+from rerankd.bench.samples import Sample
+from rerankd.core import RerankdError
+
+if TYPE_CHECKING:
+    import aiohttp
+
+ALONE = 40
+"""Requests at most that are sent one at a time, with all their documents."""
+PARTS = (1 / 8, 1 / 4, 1 / 2)
+"""Of a request's documents, for batches of other sizes."""
+SETTLED = 1.05
+"""The rate rises no more where twice as many clients get less than this times as much."""
+MOST_CLIENTS = 128
+FULL = 0.9
+"""Replicas have no pause at a rate of so much of the highest: the time between two batches counts as theirs then."""
+LOADS = (0.3, 0.5, 0.7, 0.85)
+"""Of the highest rate, at which latencies are measured."""
+LEAST = 8
+"""Requests of a measurement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Batches, their tokens, and seconds."""
+
+    batches: float
+    tokens: float
+    seconds: float
+
+    def __sub__(self, before: Work) -> Work:
+        return Work(self.batches - before.batches, self.tokens - before.tokens, self.seconds - before.seconds)
+
+    def __mul__(self, factor: float) -> Work:
+        return Work(self.batches * factor, self.tokens * factor, self.seconds * factor)
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.batches + other.batches, self.tokens + other.tokens, self.seconds + other.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """Requests at a load.
+
+    clients: requests in flight at a time; None where they came at `rate` a second, whatever was answered
+    answered: requests a second
+    busy: the share of its time that a replica computed
+    p50, p99: seconds
+    """
+
+    clients: int | None
+    rate: float | None
+    requests: int
+    answered: float
+    busy: float
+    p50: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A replica and the requests that it was measured with.
+
+    replicas: of the server, whose loads are `levels`
+    documents: of a request, on average
+    sent, received: bytes of a request's and an answer's body, on average
+    """
+
+    model: str
+    replica: Replica
+    requests: Requests
+    replicas: int
+    documents: float
+    sent: float
+    received: float
+    levels: Sequence[Level] = ()
+
+    def json(self) -> dict[str, Any]:
+        """For a file, from which `read` makes it again."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, content: Any) -> Measured:
+        """Raises RerankdError for what no `json` made."""
+        try:
+            own = {**content, "replica": Replica(**content["replica"]), "requests": Requests(**content["requests"])}
+            return cls(**{**own, "levels": tuple(Level(**one) for one in content["levels"])})
+        except (TypeError, KeyError, ValueError) as error:
+            raise RerankdError(f"--measured: no file of `rerankd bench capacity --save-result` ({error}).") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a server has counted up to now. replicas: that take batches; most: tokens of a batch at most"""
+
+    work: Work
+    replicas: int
+    most: int
+
+    @classmethod
+    def of(cls, text: str, url: str) -> Counts:
+        """Of what `url` answers. Raises RerankdError for a server that is no rerankd of one model."""
+
+        def values(name: str) -> list[float]:
+            return [float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)]
+
+        work = [values(f"rerankd_{name}") for name in ("batches_total", "batch_tokens_total", "batch_seconds_total")]
+        most = values("rerankd_max_batch_tokens")
+        if any(len(one) != 1 for one in (*work, most)):
+            raise RerankdError(f"{url}: not the metrics of a rerankd of this version that serves one model.")
+        running = values("rerankd_replica_up")
+        return cls(Work(*(one[0] for one in work)), int(sum(running)) if running else 1, int(most[0]))
+
+
+async def measure(
+    target: Target,
+    metrics: str,
+    samples: Sequence[Sample],
+    seconds: float,
+    progress: Callable[[str], object] = lambda _: None,
+) -> Measured:
+    """Measure a server, each load for about `seconds`.
+
+    metrics: the URL of its metrics
+    progress: is given a line after each load
+
+    Raises RerankdError where a request fails, and for a server that is no rerankd.
+    """
+    async with connect(target.headers, target.verify_tls) as session:
+        server = _Server(session, target, metrics, samples, seconds, progress)
+        before = await server.counted()
+        observed, whole = await server.one_at_a_time()
+        lonely = median([outcome.latency for _, outcome in whole])
+        closed = await server.rising(1 / lonely, before.replicas)
+        best = max(one.answered for one, _ in closed)
+        for one, work in closed:
+            # Replicas that never wait take all the time there is, and not only the time of their batches.
+            full = one.answered >= FULL * best
+            observed.append(replace(work, seconds=work.seconds / one.busy) if full else work)
+        documents = [len(outcome.sample.documents) for _, outcome in whole]
+        outside = median([outcome.latency - work.seconds for work, outcome in whole])
+        found = Measured(
+            model=target.model,
+            replica=replace(fit(observed, before.most), outside=max(outside, 0.0)),
+            requests=_requests(whole),
+            replicas=before.replicas,
+            documents=sum(documents) / len(documents),
+            sent=sum(len(_body(target, outcome.sample)) for _, outcome in whole) / len(whole),
+            received=sum(outcome.received for _, outcome in whole) / len(whole),
+        )
+        highest = min(best, found.replicas * most_requests(found.replica, found.requests))
+        opened = [await server.at(load * highest) for load in LOADS]
+        return replace(found, levels=(*(one for one, _ in closed), *opened))
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """A server under measurement; see `measure`."""
+
+    session: aiohttp.ClientSession
+    target: Target
+    metrics: str
+    samples: Sequence[Sample]
+    seconds: float
+    progress: Callable[[str], object]
+
+    async def counted(self) -> Counts:
+        """What it has counted up to now."""
+        import aiohttp
+
+        try:
+            async with self.session.get(self.metrics) as response:
+                text = await response.text()
+        except (aiohttp.ClientError, OSError) as error:
+            raise RerankdError(f"{self.metrics}: no answer ({error}).") from error
+        return Counts.of(text, self.metrics)
+
+    async def alone(self, sample: Sample) -> tuple[Work, Outcome]:
+        """A request beside which there is no other."""
+        before = await self.counted()
+        outcome = await request(self.session, self.target, sample, _body(self.target, sample))
+        _check([outcome])
+        return (await self.counted()).work - before.work, outcome
+
+    async def one_at_a_time(self) -> tuple[list[Work], list[tuple[Work, Outcome]]]:
+        """The work of requests with equal parts of their documents, and of each that had all."""
+        await self.alone(self.samples[0])  # kernels are chosen in it
+        works: dict[float, Work] = {}
+        whole: list[tuple[Work, Outcome]] = []
+        until = time.perf_counter() + self.seconds
+        while len(whole) < LEAST or (len(whole) < ALONE and time.perf_counter() < until):
+            sample = self.samples[len(whole) % len(self.samples)]
+            count = len(sample.documents)
+            for part in {math.ceil(count * part) for part in PARTS} - {count}:
+                found, _ = await self.alone(replace(sample, documents=sample.documents[:part], tokens=None))
+                works[part / count] = works.get(part / count, Work(0, 0, 0)) + found
+            whole.append(await self.alone(sample))
+            works[1.0] = works.get(1.0, Work(0, 0, 0)) + whole[-1][0]
+        took = median([outcome.latency for _, outcome in whole])
+        self.progress(f"{len(whole)} requests one at a time: {1000 * took:.1f} ms")
+        return [*works.values()], whole
+
+    async def rising(self, rate: float, replicas: int) -> list[tuple[Level, Work]]:
+        """More and more requests at a time, until their rate rises no more. rate: requests a second of one at a time"""
+        levels: list[tuple[Level, Work]] = []
+        clients = 2
+        while clients <= MOST_CLIENTS:
+            one, work = await self.level(max(2 * clients, rate * self.seconds), Traffic(concurrency=clients))
+            self.progress(f"{clients} at a time: {one.answered:.1f} requests/s, {one.busy:.0%} busy")
+            levels.append((one, work))
+            if one.answered < SETTLED * rate and clients > 2 * replicas:
+                break
+            rate, clients = max(rate, one.answered), 2 * clients
+        return levels
+
+    async def at(self, rate: float) -> Level:
+        """So many requests a second, at random times."""
+        one, _ = await self.level(rate * self.seconds, Traffic(rate))
+        self.progress(f"{rate:.1f} requests/s: p50 {1000 * one.p50:.1f} ms, p99 {1000 * one.p99:.1f} ms")
+        return one
+
+    async def level(self, wanted: float, traffic: Traffic) -> tuple[Level, Work]:
+        """So many requests."""
+        count = max(LEAST, math.ceil(wanted))
+        start = await self.counted()
+        outcomes, took = await run(self.target, [self.samples[i % len(self.samples)] for i in range(count)], traffic)
+        # `run` sends one request more, before its time begins.
+        work = ((await self.counted()).work - start.work) * (count / (count + 1))
+        _check(outcomes)
+        return _level(outcomes, took, work, start.replicas, traffic), work
+
+
+def fit(observed: Sequence[Work], most: int) -> Replica:
+    """The seconds of a batch and of a token that come closest to what was observed, by the least relative squares."""
+    rows = [(one.batches / one.seconds, one.tokens / one.seconds) for one in observed if one.seconds > 0]
+    batches, tokens = sum(b * b for b, _ in rows), sum(t * t for _, t in rows)
+    both, of_batches, of_tokens = sum(b * t for b, t in rows), sum(b for b, _ in rows), sum(t for _, t in rows)
+    if (apart := batches * tokens - both * both) > 1e-9 * batches * tokens:
+        fixed = (of_batches * tokens - of_tokens * both) / apart
+        per_token = (of_tokens * batches - of_batches * both) / apart
+        if fixed >= 0 and per_token > 0:
+            return Replica(fixed, per_token, most)
+    # All batches are alike, or a time would be below 0: tokens take all of it.
+    return Replica(0.0, of_tokens / tokens, most)
+
+
+def _requests(whole: Sequence[tuple[Work, Outcome]]) -> Requests:
+    """Tokens that were computed for each request alone; the longest prompt as if a request's were equally long."""
+    tokens = [round(work.tokens) for work, _ in whole]
+    longest = max(math.ceil(work.tokens / len(outcome.sample.documents)) for work, outcome in whole)
+    return Requests(tokens, longest)
+
+
+def _level(outcomes: Sequence[Outcome], took: float, work: Work, replicas: int, traffic: Traffic) -> Level:
+    import numpy
+
+    p50, p99 = numpy.percentile([outcome.latency for outcome in outcomes], (50, 99))
+    rate = None if traffic.rate == float("inf") else traffic.rate
+    busy = min(work.seconds / (took * replicas), 1.0)
+    return Level(traffic.concurrency, rate, len(outcomes), len(outcomes) / took, busy, float(p50), float(p99))
+
+
+def _check(outcomes: Sequence[Outcome]) -> None:
+    if failed := [outcome.error for outcome in outcomes if outcome.error]:
+        raise RerankdError(f"{len(failed)} of {len(outcomes)} requests failed: {failed[0]}")
+
+
+def _body(target: Target, sample: Sample) -> bytes:
+    return json.dumps(target.api.body(target.model, sample)).encode()

@@ -1,0 +1,149 @@
+"""What a measured replica means for a load: how many of them, and how long requests take then."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rerankd.bench.capacity import Level, Measured
+from rerankd.bench.queueing import Latencies, latencies, most_requests, rate_at, replicas_needed
+from rerankd.core import RerankdError
+
+PERCENT = 99
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A load and how long requests may take. seconds: 99 % of them at most; rate: requests a second"""
+
+    rate: float
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < float("inf"):
+            raise RerankdError(f"--request-rate: {self.rate} is not above 0, or has no end.")
+        if not self.seconds > 0:
+            raise RerankdError(f"--p99-ms: {1000 * self.seconds} is not above 0.")
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to serve a load: servers that each have a part of it, chosen at random, and replicas behind one queue.
+
+    replicas: of each server
+    busy: the share of its time that a replica computes
+    p50, p99: seconds
+    """
+
+    servers: int
+    replicas: int
+    busy: float
+    p50: float
+    p99: float
+
+    @classmethod
+    def of(cls, servers: int, replicas: int, found: Latencies) -> Way:
+        return cls(servers, replicas, found.busy, found.percentile(50), found.percentile(PERCENT))
+
+    def __str__(self) -> str:
+        return (
+            f"{self.servers * self.replicas:>7} replicas: {self.servers} servers of {self.replicas}, "
+            f"p50 {1000 * self.p50:.1f} ms, p99 {1000 * self.p99:.1f} ms, {self.busy:.0%} busy"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """For a load, what is needed.
+
+    one_queue: with all replicas in one server
+    apart: with servers of so many replicas each
+    cores: that reading and tokenising take at most, in all servers' own processes
+    bits: of bodies a second, both ways
+    """
+
+    wanted: Wanted
+    one_queue: Way
+    apart: Way
+    cores: float
+    bits: float
+
+    @classmethod
+    def of(cls, measured: Measured, wanted: Wanted, replicas_per_server: int) -> Plan:
+        """Raises RerankdError where no number of replicas is enough."""
+        replica, requests = measured.replica, measured.requests
+        count = replicas_needed(replica, requests, wanted.rate, PERCENT, wanted.seconds)
+        most = rate_at(replica, requests, replicas_per_server, PERCENT, wanted.seconds)
+        if count is None or not most:
+            raise RerankdError(
+                f"--p99-ms: a request alone takes longer than {1000 * wanted.seconds:g} ms in servers of "
+                f"{replicas_per_server} replicas; ask for more, for fewer documents, or for a faster replica."
+            )
+        servers = math.ceil(wanted.rate / most)
+        one = latencies(replica, requests, wanted.rate, count)
+        each = latencies(replica, requests, wanted.rate / servers, replicas_per_server)
+        assert one is not None
+        assert each is not None
+        bits = 8 * wanted.rate * (measured.sent + measured.received)
+        return cls(
+            wanted,
+            Way.of(1, count, one),
+            Way.of(servers, replicas_per_server, each),
+            wanted.rate * replica.outside,
+            bits,
+        )
+
+    def __str__(self) -> str:
+        wanted, each = self.wanted, self.cores / self.apart.servers
+        return "\n".join(
+            [
+                f"For {wanted.rate:g} requests/s of which {PERCENT} % take {1000 * wanted.seconds:g} ms at most:",
+                f"{self.one_queue} (one queue)",
+                f"{self.apart} (each with a queue of its own, chosen at random)",
+                f"Outside the batches: at most {self.cores:.1f} cores, {each:.2f} of each of the "
+                f"{self.apart.servers} servers' processes; {self.bits / 1e6:.1f} Mbit/s of bodies",
+            ]
+        )
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def table(measured: Measured) -> str:
+    """A replica's figures, and its latencies beside those of the model."""
+    return "\n".join(_lines(measured))
+
+
+def _lines(measured: Measured) -> Iterator[str]:
+    replica, requests = measured.replica, measured.requests
+    most = most_requests(replica, requests)
+    full = replica.seconds(replica.most)
+    yield f"One replica of {measured.model}; requests of {measured.documents:.1f} documents, {requests.mean:.0f} tokens"
+    yield f"  a batch             {1000 * replica.fixed:.2f} ms, and {1e6 * replica.per_token:.2f} ms for 1,000 tokens"
+    yield f"  its size            {replica.most} tokens at most ({full:.2f} s)"
+    yield f"  outside the batches {1000 * replica.outside:.2f} ms of a request"
+    yield f"  full batches        {replica.most / full:.0f} tokens/s, {most:.2f} requests/s,"
+    yield f"                      {most * measured.documents:.1f} documents/s"
+    if closed := [one for one in measured.levels if one.clients is not None]:
+        best = max(closed, key=lambda one: one.answered)
+        yield (
+            f"  the most measured   {best.answered:.2f} requests/s at {best.clients} at a time, {best.busy:.0%} busy "
+            f"({measured.replicas} replicas)"
+        )
+    yield from compared(measured, measured.levels, measured.replicas)
+
+
+def compared(measured: Measured, levels: Sequence[Level], replicas: int) -> Iterator[str]:
+    """Latencies at some rates, of so many replicas, beside those of the model of the replica that was measured."""
+    opened = [(one, one.rate) for one in levels if one.rate is not None]
+    if opened:
+        yield f"{'':<12}{'measured':>9}{'':<23}the model"
+        yield f"{'requests/s':<12}{'p50, ms':>9}{'p99, ms':>9}{'busy':>7}{'p50, ms':>16}{'p99, ms':>9}{'busy':>7}"
+    for one, rate in opened:
+        found = latencies(measured.replica, measured.requests, rate, replicas)
+        said = "       more than they compute"
+        if found is not None:
+            said = f"{1000 * found.percentile(50):>16.1f}{1000 * found.percentile(PERCENT):>9.1f}{found.busy:>7.0%}"
+        yield f"{rate:<12.2f}{1000 * one.p50:>9.1f}{1000 * one.p99:>9.1f}{one.busy:>7.0%}{said}"

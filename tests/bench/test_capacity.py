@@ -1,0 +1,168 @@
+"""`rerankd bench capacity`: the fit, the plan, and the command against a real server."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from rerankd.bench.capacity import Counts, Measured, Work, fit
+from rerankd.bench.planning import Plan, Wanted
+from rerankd.bench.queueing import Replica, Requests, latencies
+from rerankd.cli.main import _rerankd
+from rerankd.core import RerankdError
+from tests.bench.fake_server import Fake
+
+MEASURED = Measured(
+    model="m",
+    replica=Replica(0.002, 1 / 5000, 8192, outside=0.003),
+    requests=Requests([300], 100),
+    replicas=1,
+    documents=3.0,
+    sent=2000,
+    received=500,
+)
+
+
+def bench(*arguments: object) -> Result:
+    return CliRunner().invoke(_rerankd(), ["bench", "capacity", *map(str, arguments)])
+
+
+def test_the_fit_finds_what_batches_take() -> None:
+    shapes = [(1, 100), (1, 300), (4, 4000), (7, 50_000)]
+    works = [Work(batches, tokens, 0.004 * batches + tokens / 8000) for batches, tokens in shapes]
+    found = fit(works, 8192)
+    assert (found.fixed, found.per_token, found.most) == (pytest.approx(0.004), pytest.approx(1 / 8000), 8192)
+
+
+@pytest.mark.parametrize("shapes", [[(1, 100), (1, 100)], [(2, 600)], [(10, 50), (1, 5000)]])
+def test_a_fit_is_never_below_nothing(shapes: list[tuple[int, int]]) -> None:
+    """Batches that are all alike, and small ones that took less than their tokens' part."""
+    works = [Work(batches, tokens, tokens / 8000) for batches, tokens in shapes]
+    found = fit(works, 8192)
+    assert found.fixed == pytest.approx(0, abs=1e-9)
+    assert found.per_token == pytest.approx(1 / 8000)
+    less = fit([Work(10, 50, 0.001), Work(1, 5000, 5000 / 8000)], 8192)
+    assert less.fixed == 0
+    assert less.per_token > 0
+
+
+METRICS = """# HELP rerankd_batches_total Batches computed.
+rerankd_batches_total 7.0
+rerankd_batch_tokens_total 900.0
+rerankd_batch_seconds_total 0.5
+rerankd_max_batch_tokens 8192.0
+"""
+
+
+def test_a_servers_counts_are_read() -> None:
+    assert Counts.of(METRICS, "url") == Counts(Work(7, 900, 0.5), 1, 8192)
+    replicas = 'rerankd_replica_up{replica="0"} 1.0\nrerankd_replica_up{replica="1"} 1.0\n'
+    assert Counts.of(METRICS + replicas, "url").replicas == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Not Found", METRICS.replace(" 7.0", '{model_name="a"} 7.0') + 'rerankd_batches_total{model_name="b"} 1'],
+)
+def test_another_servers_counts_are_refused(text: str) -> None:
+    with pytest.raises(RerankdError, match="url: not the metrics of a rerankd"):
+        Counts.of(text, "url")
+
+
+def test_a_plan_holds_what_it_says() -> None:
+    plan = Plan.of(MEASURED, Wanted(100.0, 0.25), 2)
+    one, apart = plan.one_queue, plan.apart
+    assert (one.servers, apart.replicas) == (1, 2)
+    assert one.p99 <= 0.25 >= apart.p99
+    assert one.replicas <= apart.servers * apart.replicas, "replicas that share a queue are never more"
+    short = latencies(MEASURED.replica, MEASURED.requests, 100 / (apart.servers - 1), 2)
+    assert short is None or short.percentile(99) > 0.25
+    assert plan.cores == pytest.approx(0.3)
+    assert plan.bits == 8 * 100 * 2500
+
+
+def test_a_plan_for_a_hundred_thousand_requests() -> None:
+    plan = Plan.of(MEASURED, Wanted(1e5, 0.25), 8)
+    least = 1e5 * 300 / 5000
+    assert least < plan.one_queue.replicas < 1.2 * least
+    assert plan.one_queue.replicas <= plan.apart.servers * 8 < 1.5 * least
+
+
+def test_what_no_replicas_can_do_is_refused() -> None:
+    with pytest.raises(RerankdError, match="--p99-ms: a request alone takes longer than 40 ms"):
+        Plan.of(MEASURED, Wanted(10.0, 0.04), 1)
+
+
+def test_a_file_is_read_again(tmp_path: Path) -> None:
+    file, again = tmp_path / "measured.json", tmp_path / "again.json"
+    file.write_text(json.dumps(MEASURED.json()))
+    flags = ("--measured", file, "--request-rate", 50, "--p99-ms", 300, "--replicas-per-server", 2)
+    result = bench(*flags, "--save-result", again)
+    assert result.exit_code == 0, result.output
+    saved = json.loads(again.read_text())
+    plan = saved.pop("plan")
+    assert Measured.read(saved) == MEASURED
+    assert plan["apart"]["replicas"] == 2
+    assert re.search(r"For 50 requests/s of which 99 % take 300 ms at most:", result.stdout)
+    assert f"{plan['one_queue']['replicas']} replicas: 1 servers" in result.stdout
+    assert bench("--measured", again).exit_code == 0, "a file with a plan is one too"
+
+
+def test_a_server_is_measured(bert_checkpoint: Path, tmp_path: Path) -> None:
+    """Of two replicas, by flags behind `--`."""
+    file = tmp_path / "new" / "measured.json"
+    result = bench(
+        *(bert_checkpoint, "--random-input-len", 32, "--random-batch-size", 4, "--seconds", 0.1),
+        *("--save-result", file, "--", "--device", "cpu", "--dtype", "float32", "-dp", 2, "--num-threads", 1),
+    )
+    assert result.exit_code == 0, result.output
+    assert re.search(r"full batches +\d+ tokens/s", result.stdout)
+    saved: dict[str, Any] = json.loads(file.read_text())
+    found = Measured.read(saved)
+    assert (found.replicas, found.documents, found.replica.most) == (2, 4, 8192)
+    assert found.replica.fixed >= 0 < found.replica.per_token
+    assert found.replica.outside > 0
+    assert all(4 * 20 < tokens < 4 * 40 for tokens in found.requests.tokens), "four pairs of 32 tokens or so"
+    assert found.sent > 4 * 32 < found.received
+    closed, opened = ([one for one in found.levels if (one.rate is None) is way] for way in (True, False))
+    assert [one.clients for one in closed[:3]] == [2, 4, 8]
+    assert len(opened) == 4
+    assert all(0 < one.busy <= 1 and 0 < one.p50 <= one.p99 for one in found.levels)
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ([], "MODEL, --base-url, --measured: give one of them"),
+        (["m", "--base-url", "http://127.0.0.1:1"], "MODEL, --base-url, --measured: give one of them"),
+        (["--measured", "absent.json"], "--measured: absent.json cannot be read"),
+        (["m", "--request-rate", "5"], "--request-rate and --p99-ms: a plan needs both"),
+        (["m", "--request-rate", "0", "--p99-ms", "5"], "--request-rate: 0.0 is not above 0"),
+        (["m", "--request-rate", "5", "--p99-ms", "0"], "--p99-ms: 0.0 is not above 0"),
+        (["--base-url", "http://127.0.0.1:1"], "/v1/models names none"),
+    ],
+)
+def test_bad_flags_name_themselves(flags: list[str], problem: str) -> None:
+    result = bench(*flags)
+    assert result.exit_code == 1
+    assert problem in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    for content in ("[]", "{}", '{"model": 1}'):
+        (tmp_path / "other.json").write_text(content)
+        assert "--measured: no file of `rerankd bench capacity" in bench("--measured", tmp_path / "other.json").stderr
+
+
+def test_another_server_is_refused(fake: Fake, tmp_path: Path) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text('{"query": "a", "documents": ["b"]}\n')
+    result = bench("--base-url", fake.url, "--dataset-name", "jsonl", "--dataset-path", file)
+    assert result.exit_code == 1
+    assert f"{fake.url}/metrics: not the metrics of a rerankd" in result.stderr

@@ -1,0 +1,141 @@
+"""The model of latencies against closed forms, and against the real queue under a virtual clock."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rerankd.bench.queueing import Latencies, Replica, Requests, latencies, most_requests, rate_at, replicas_needed
+from tests.bench.simulation import arrivals, documents, simulate
+
+CPU = Replica(fixed=0.002, per_token=1 / 5000, most=8192, outside=0.003)
+GPU = Replica(fixed=0.01, per_token=1 / 100_000, most=16384, outside=0.005)
+SHORT = Requests([300], longest=100)
+LONG = Requests([4000], longest=200)
+MIXED = Requests([50, 100, 200, 300, 400, 800, 1600], longest=100)
+COUNT = 4000
+
+
+def found(replica: Replica, requests: Requests, load: float, replicas: int) -> Latencies:
+    answer = latencies(replica, requests, load * replicas * most_requests(replica, requests), replicas)
+    assert answer is not None
+    return answer
+
+
+@pytest.mark.parametrize("load", [0.2, 0.5, 0.8, 0.95])
+def test_batches_of_one_request_are_the_queue_of_pollaczek_and_khinchine(load: float) -> None:
+    """Equal service: a request waits load / (2 (1 - load)) services on average."""
+    one = Replica(fixed=0.01, per_token=0.0001, most=100)
+    took = one.seconds(100)
+    answer = found(one, Requests([100], 100), load, 1)
+    assert answer.busy == pytest.approx(load, rel=1e-3)
+    assert answer.mean == pytest.approx(took * (1 + load / (2 * (1 - load))), rel=0.02)
+
+
+def test_a_lonely_request_takes_its_own_time() -> None:
+    nearly_none = latencies(CPU, MIXED, 1e-6, 1)
+    assert nearly_none is not None
+    assert nearly_none.percentile(1) == pytest.approx(CPU.outside + CPU.seconds(50), rel=0.05)
+    assert nearly_none.percentile(99) == pytest.approx(CPU.outside + CPU.seconds(1600), rel=0.01)
+    assert nearly_none.mean == pytest.approx(CPU.outside + CPU.seconds(MIXED.mean), rel=0.02)
+
+
+def test_a_lonely_long_request_is_computed_by_all_replicas() -> None:
+    """As `fair_budget` cuts: each has its part, and a document that begins the next."""
+    alone = latencies(CPU, LONG, 1e-6, 4)
+    assert alone is not None
+    assert alone.percentile(50) == pytest.approx(CPU.outside + CPU.seconds(4000 / 4 + 200), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("replica", "requests", "load", "replicas"),
+    [
+        (CPU, SHORT, 0.3, 1),
+        (CPU, SHORT, 0.8, 1),
+        (CPU, LONG, 0.7, 1),
+        (GPU, SHORT, 0.8, 1),
+        (CPU, SHORT, 0.7, 2),
+        (CPU, LONG, 0.7, 2),
+        (GPU, SHORT, 0.7, 2),
+        (CPU, SHORT, 0.8, 6),
+    ],
+)
+def test_the_model_is_near_the_queue_itself(replica: Replica, requests: Requests, load: float, replicas: int) -> None:
+    rate = load * replicas * most_requests(replica, requests)
+    comes = arrivals(requests, rate, COUNT, seed=1)
+    seen = simulate(replica, requests.longest, comes, replicas)
+    said = latencies(replica, requests, rate, replicas)
+    assert said is not None
+    assert said.busy == pytest.approx(seen.busy, rel=0.1)
+    for percent in (50, 90, 99):
+        assert said.percentile(percent) == pytest.approx(seen.percentile(percent), rel=0.25), percent
+
+
+replicas_made = st.builds(
+    Replica, st.floats(0, 0.05), st.floats(1e-6, 1e-3), st.sampled_from([512, 4096, 8192]), st.floats(0, 0.01)
+)
+requests_made = st.builds(Requests, st.lists(st.integers(20, 3000), min_size=1, max_size=5), st.just(500))
+
+
+@settings(deadline=None, max_examples=6)
+@given(replicas_made, requests_made, st.floats(0.05, 0.9), st.integers(1, 6))
+def test_the_model_keeps_its_promises(replica: Replica, requests: Requests, load: float, count: int) -> None:
+    rate = load * count * most_requests(replica, requests)
+    said, more, less = (
+        latencies(replica, requests, rate * part, count + added) for part, added in ((1, 0), (1, 1), (0.7, 0))
+    )
+    assert said is not None
+    assert more is not None
+    assert less is not None
+    assert 0 < said.busy < 1
+    assert said.shares[-1] == pytest.approx(1)
+    assert said.seconds[0] >= replica.outside + replica.fixed
+    for better in (more, less):
+        assert better.busy <= said.busy * 1.01
+        assert better.mean <= said.mean * 1.05
+    assert latencies(replica, requests, count * most_requests(replica, requests), count) is None
+
+
+@settings(deadline=None, max_examples=15)
+@given(replicas_made, requests_made, st.floats(0.05, 0.9), st.integers(1, 6), st.integers(0, 99))
+def test_the_simulation_keeps_its_promises(
+    replica: Replica, requests: Requests, load: float, count: int, seed: int
+) -> None:
+    """Nothing is lost or computed twice, nothing is answered before it can be, and more replicas are never worse."""
+    comes = arrivals(requests, load * count * most_requests(replica, requests), 300, seed)
+    seen, more = (simulate(replica, requests.longest, comes, one) for one in (count, count + 1))
+    for one in (seen, more):
+        assert one.computed == sum(len(documents(tokens, requests.longest)) for _, tokens in comes)
+        assert 0 < one.busy < 1
+        for latency, (_, tokens) in zip(one.latencies, comes, strict=True):
+            least = replica.outside + replica.seconds(tokens / (count + 1))
+            assert latency >= least * (1 - 1e-9)
+    assert more.mean <= seen.mean * 1.05
+
+
+@pytest.mark.parametrize("rate", [20.0, 300.0, 1e5])
+def test_the_fewest_replicas_that_are_enough(rate: float) -> None:
+    count = replicas_needed(CPU, SHORT, rate, 99, 0.2)
+    assert count is not None
+    assert count >= rate / most_requests(CPU, SHORT)
+    enough, short = (latencies(CPU, SHORT, rate, one) for one in (count, count - 1))
+    assert enough is not None
+    assert enough.percentile(99) <= 0.2
+    assert short is None or short.percentile(99) > 0.2
+
+
+def test_no_number_of_replicas_makes_a_request_faster_than_alone() -> None:
+    assert replicas_needed(CPU, SHORT, 10.0, 99, 0.05) is None
+    assert rate_at(CPU, SHORT, 1, 99, 0.05) == 0
+
+
+def test_the_rate_at_which_requests_take_so_long() -> None:
+    rate = rate_at(CPU, SHORT, 2, 99, 0.3)
+    below, above = (latencies(CPU, SHORT, rate * part, 2) for part in (0.99, 1.02))
+    assert below is not None
+    assert below.percentile(99) <= 0.3
+    assert above is None or above.percentile(99) > 0.3
+    assert math.isfinite(rate)
