@@ -58,7 +58,7 @@ def test_a_lonely_long_request_is_computed_by_all_replicas() -> None:
         (CPU, LONG, 0.7, 1),
         (GPU, SHORT, 0.8, 1),
         (CPU, SHORT, 0.7, 2),
-        (CPU, LONG, 0.7, 2),
+        (CPU, LONG, 0.7, 4),
         (GPU, SHORT, 0.7, 2),
         (CPU, SHORT, 0.8, 6),
     ],
