@@ -109,7 +109,7 @@ def test_a_file_is_read_again(tmp_path: Path) -> None:
     assert Measured.read(saved) == MEASURED
     assert plan["apart"]["replicas"] == 2
     assert re.search(r"For 50 requests/s of which 99 % take 300 ms at most:", result.stdout)
-    assert f"{plan['one_queue']['replicas']} replicas: 1 servers" in result.stdout
+    assert f"{plan['one_queue']['replicas']} replicas: 1 x " in result.stdout
     assert bench("--measured", again).exit_code == 0, "a file with a plan is one too"
 
 

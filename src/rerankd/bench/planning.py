@@ -34,23 +34,25 @@ class Way:
 
     replicas: of each server
     busy: the share of its time that a replica computes
-    p50, p99: seconds
+    mean, p50, p99: seconds
     """
 
     servers: int
     replicas: int
     busy: float
+    mean: float
     p50: float
     p99: float
 
     @classmethod
     def of(cls, servers: int, replicas: int, found: Latencies) -> Way:
-        return cls(servers, replicas, found.busy, found.percentile(50), found.percentile(PERCENT))
+        return cls(servers, replicas, found.busy, found.mean, found.percentile(50), found.percentile(PERCENT))
 
     def __str__(self) -> str:
         return (
-            f"{self.servers * self.replicas:>7} replicas: {self.servers} servers of {self.replicas}, "
-            f"p50 {1000 * self.p50:.1f} ms, p99 {1000 * self.p99:.1f} ms, {self.busy:.0%} busy"
+            f"{self.servers * self.replicas:>7} replicas: {self.servers} x {self.replicas}, "
+            f"mean {1000 * self.mean:.1f} ms, p50 {1000 * self.p50:.1f} ms, p99 {1000 * self.p99:.1f} ms, "
+            f"{self.busy:.0%} busy"
         )
 
 
@@ -100,10 +102,11 @@ class Plan:
         return "\n".join(
             [
                 f"For {wanted.rate:g} requests/s of which {PERCENT} % take {1000 * wanted.seconds:g} ms at most:",
-                f"{self.one_queue} (one queue)",
-                f"{self.apart} (each with a queue of its own, chosen at random)",
+                f"{self.one_queue} (one server, one queue)",
+                f"{self.apart} (servers with queues of their own, chosen at random)",
                 f"Outside the batches: at most {self.cores:.1f} cores, {each:.2f} of each of the "
-                f"{self.apart.servers} servers' processes; {self.bits / 1e6:.1f} Mbit/s of bodies",
+                f"{self.apart.servers} servers' processes",
+                f"{wanted.rate * self.apart.mean:.0f} requests in flight; {self.bits / 1e6:.1f} Mbit/s of bodies",
             ]
         )
 
