@@ -89,17 +89,20 @@ def gemma(folder: Path, *, tied: bool = True, storage: Storage = PLAIN, **own: A
     return folder
 
 
-def write_llama3_tokenizer(folder: Path) -> None:
-    """A byte-level BPE of Llama 3's kind, over Qwen's pieces: it puts `<|begin_of_text|>` before a text."""
+def write_llama3_tokenizer(folder: Path, *special: str, length: int = 131072) -> None:
+    """A byte-level BPE of Llama 3's kind, over Qwen's pieces: it puts `<|begin_of_text|>` before a text.
+
+    special: more special tokens
+    """
     tokenizer = Tokenizer.from_str(vocabularies.qwen())
     tokenizer.normalizer = None
-    tokenizer.add_special_tokens([BEGIN, "<|eot_id|>"])
+    tokenizer.add_special_tokens([BEGIN, "<|eot_id|>", *special])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BEGIN} $A", special_tokens=[(BEGIN, tokenizer.token_to_id(BEGIN))]
     )
     vocabularies.write(
         folder, tokenizer.to_str(), tokenizer_class="PreTrainedTokenizerFast", bos_token=BEGIN,
-        eos_token="<|eot_id|>", pad_token="<|eot_id|>", model_max_length=131072,
+        eos_token="<|eot_id|>", pad_token="<|eot_id|>", model_max_length=length,
     )  # fmt: skip
 
 

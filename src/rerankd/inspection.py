@@ -143,6 +143,10 @@ def _head(plan: Plan) -> tuple[str, dict[str, int], str]:
         layers = len(plan.architecture.spec(config).layers)
         said = f"a row of its own after {layers} of {config.layers()} layers"
         return said, {}, declared_activation(config, 1, recipe.activation)
+    if (score := recipe.score_token) is not None:
+        name = prompts.tokenizer.tokenizer.id_to_token(score) or str(score)
+        said = f"two linear layers at the token {name!r} behind the prompt, less {recipe.logit_bias:g}"
+        return said, {name: score}, declared_activation(config, 1)
     modules = read_modules(plan.folder) or ()
     if chained(plan.folder) == "scores":
         labels = Config(read_json(modules[-1].folder / "config.json"), str(modules[-1].folder)).size("out_features")

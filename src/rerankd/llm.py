@@ -23,7 +23,6 @@ from rerankd.compat.flags import Given, UsageProblem
 from rerankd.compat.peers import VLLM
 from rerankd.compat.variables import VLLM_VARIABLES, modelscope
 from rerankd.core import Content, InvalidRequest, PromptBuilder, RerankRequest
-from rerankd.media.sizing import Sizing
 from rerankd.media.sources import Access
 from rerankd.models.checkpoint.hub import Hub
 from rerankd.options import LoadOptions
@@ -245,7 +244,7 @@ def _hub() -> Hub:
     return "modelscope" if modelscope(os.environ) else "huggingface"
 
 
-def _sizing(processor_kwargs: Mapping[str, Any]) -> Sizing:
+def _sizing(processor_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     try:
         given = ProcessorKwargs.model_validate(processor_kwargs)
     except ValidationError as error:
@@ -253,7 +252,7 @@ def _sizing(processor_kwargs: Mapping[str, Any]) -> Sizing:
         raise ValueError(f"mm_processor_kwargs: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     for name in given.without_effect():
         raise ValueError(f"mm_processor_kwargs: {name!r} has no effect here; leave it out")
-    return Sizing(**given.told())
+    return given.told()
 
 
 def _contents(name: str, data: ScoreInput | Sequence[ScoreInput]) -> list[Content]:

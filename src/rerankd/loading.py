@@ -182,21 +182,18 @@ class Plan:
         if not self.choice.recipe.supports_vision:
             return None
         # Imported here, since it brings decoders that a text model has no use for.
+        from rerankd.media.limits import BadMedia
         from rerankd.media.loader import MediaLoader
-        from rerankd.media.visual import VisionFormat
 
-        form = VisionFormat.from_folder(self.folder)
-        vision = self.config.section("vision_config")
-        for key, size, default in (
-            ("patch_size", form.patch_size, 16),
-            ("temporal_patch_size", form.temporal_patch_size, 2),
-            ("spatial_merge_size", form.merge_size, 2),
-        ):
-            if vision.size(key, default) != size:
-                raise vision.wrong(key, f"must be the image processor's own ({size})")
+        assert isinstance(self.architecture, Architecture)
+        assert self.architecture.pictures is not None, "an architecture that sees says how"
+        try:
+            sizing = self.choice.recipe.sizing.told(self.options.media_sizing)
+        except BadMedia as error:
+            raise ModelError(f"Images and videos cannot be shown as asked: {error}.") from error
         return MediaLoader(
-            form,
-            sizing=self.options.media_sizing,
+            self.architecture.pictures(self.config),
+            sizing=sizing,
             limits=self.options.media_limits,
             access=self.options.media_access,
         )

@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeAlias
 from rerankd.core import MAX_CHARACTERS
 from rerankd.limits import RequestLimits
 from rerankd.media.limits import MediaLimits
-from rerankd.media.sizing import Sizing
 from rerankd.media.sources import Access
 from rerankd.models.checkpoint.hub import Hub
 
@@ -45,7 +44,8 @@ class LoadOptions:
     default_instruction: for requests without an instruction; None for the model authors' own
     request_limits: what one request may hold and grow to; None for no bounds, as a caller has it who owns the machine
     media_access: what images and videos may be read from; a server narrows it, here the caller owns the machine
-    media_limits, media_sizing: what they may cost, and how large a model is shown them
+    media_limits: what they may cost
+    media_sizing: how large a model is shown them: fields of `media.sizing.Sizing` in place of its authors' own
     """
 
     model: str
@@ -75,7 +75,7 @@ class LoadOptions:
     request_limits: RequestLimits | None = None
     media_access: Access = Access(local_folders=None, allow_private=True)  # noqa: RUF009 - frozen
     media_limits: MediaLimits = MediaLimits()  # noqa: RUF009 - frozen
-    media_sizing: Sizing = Sizing()  # noqa: RUF009 - frozen
+    media_sizing: Mapping[str, Any] = field(default_factory=dict)
 
 
 LabelsActivation: TypeAlias = Literal["softmax", "sigmoid", "identity"]

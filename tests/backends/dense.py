@@ -183,6 +183,8 @@ def _mlp(x: Tensor, spec: LayerSpec, layer: LayerWeights) -> Tensor:
                 return y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
             case "gelu_tanh":
                 return y * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+            case "quick_gelu":
+                return y / (1 + torch.exp(-1.702 * y))
             case "silu":
                 return y / (1 + torch.exp(-y))
             case "relu":

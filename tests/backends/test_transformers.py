@@ -47,6 +47,7 @@ SPECS = {
     "qwen3-odd-heads": shapes(QWEN, head_dim=16, rotary=Rotary.plain(16, 1e4), heads=6, kv_heads=3),
     "qwen2": shapes(QWEN, qk_norm=None, qkv_bias=True),
     "vision": VISION,
+    "qwen2-vision": shapes(VISION, activation="quick_gelu"),
     "bidirectional-llama": shapes(QWEN, qk_norm=None, causal=False),
     "modernbert": TransformerSpec(
         (
@@ -78,6 +79,7 @@ BY_KERNELS = {
     "qwen3-odd-heads",
     "qwen2",
     "vision",
+    "qwen2-vision",
     "bidirectional-llama",
     "yarn-factor",
 }

@@ -18,7 +18,7 @@ from rerankd import Reranker
 from rerankd.backends.ranks import Ranks
 from rerankd.core import EngineDead, EngineError, ModelError, PackedBatch, PromptGroup, Segment
 from rerankd.layers.shard import Shard
-from rerankd.models.qwen3_vl import Qwen3VLModel
+from rerankd.models.visual_decoder import VisualDecoder
 from rerankd.options import LoadOptions
 from rerankd.parallel import leader, messages
 from rerankd.parallel.leader import Followers
@@ -79,7 +79,7 @@ def test_two_ranks_score_and_fail_as_one(qwen3_vl_checkpoint: Path, monkeypatch:
         def fail(model: Any, batch: PackedBatch) -> Tensor:
             raise ValueError("no memory here")
 
-        monkeypatch.setattr(Qwen3VLModel, "__call__", fail)
+        monkeypatch.setattr(VisualDecoder, "__call__", fail)
         with pytest.raises(EngineDead, match=r"Rank 1 of 2 did not compute what rank 0 did"):
             scores(reranker, DOCUMENTS)
     assert not is_alive(follower)

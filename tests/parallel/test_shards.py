@@ -18,7 +18,7 @@ from rerankd.backends.cuda.linear import stacked
 from rerankd.backends.ranks import Ranks
 from rerankd.backends.select import Placement, place
 from rerankd.backends.torch.backend import TorchBackend
-from rerankd.core import Image, ModelError, PackedBatch, RerankRequest, Text, Visuals, text_content
+from rerankd.core import Image, ModelError, PackedBatch, RerankRequest, Visuals, text_content
 from rerankd.engine.packing import pack
 from rerankd.layers.shard import Shard
 from rerankd.layers.spec import Affine, LayerWeights, TransformerSpec
@@ -26,7 +26,7 @@ from rerankd.loading import Plan, plan
 from rerankd.media.visual import ResizedVisual, VisionFormat
 from rerankd.models.checkpoint.weights import Checkpoint
 from rerankd.options import LoadOptions
-from tests import checkpoints, decoder_checkpoints, encoder_checkpoints, modernbert_checkpoints
+from tests import checkpoints, decoder_checkpoints, encoder_checkpoints, modernbert_checkpoints, visual_checkpoints
 from tests.backends.dense import RandomWeights
 from tests.backends.test_transformers import SPECS, Packed
 from tests.conftest import MakeCheckpoint
@@ -75,9 +75,10 @@ def batch_of(made: Plan, shares_prefix: bool) -> PackedBatch:
     """The request's batch; of a model that sees, with a picture."""
     request, visuals = REQUEST, None
     if made.choice.recipe.supports_vision:
-        pixels = numpy.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=numpy.uint8)
-        picture = ResizedVisual.of_image(pixels, VisionFormat.from_folder(made.folder))
-        request = replace(REQUEST, documents=(*REQUEST.documents, (Image(b""), Text("a picture"))))
+        form = VisionFormat.from_folder(made.folder)
+        size = (2 * form.factor, 3 * form.factor, 3)
+        picture = ResizedVisual.of_image(numpy.random.default_rng(0).integers(0, 255, size, dtype=numpy.uint8), form)
+        request = replace(REQUEST, documents=(*REQUEST.documents, (Image(b""),)))
         visuals = Visuals((), ((), (), (picture,)))
     return pack([made.prompts.build(request, visuals)], shares_prefix, CPU)
 
@@ -114,6 +115,7 @@ def by_cuda(ranks: Ranks) -> CudaBackend:
         (decoder_checkpoints.qwen2, 2, by_torch),  # biases of queries, keys and values
         (decoder_checkpoints.gemma, 2, by_torch),
         (checkpoints.qwen3_vl, 2, by_torch),
+        (visual_checkpoints.jina_m0, 2, by_torch),
         (checkpoints.xlmr, 4, by_torch),
         (checkpoints.xlmr, 2, by_cuda),
         (encoder_checkpoints.jina_v2, 2, by_torch),  # queries, keys and values in one, with biases

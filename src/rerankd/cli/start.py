@@ -21,7 +21,7 @@ from rerankd.cli.default_model import default_model
 from rerankd.cli.door import Door
 from rerankd.cli.several import Entry
 from rerankd.compat.flags import UsageProblem
-from rerankd.core import EngineDead, ModelError, RerankdError
+from rerankd.core import EngineDead, RerankdError
 from rerankd.limits import RequestLimits
 from rerankd.media.limits import MediaLimits
 from rerankd.server.settings import Residence
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from rerankd.cli.hosting import Named
-    from rerankd.media.sizing import Sizing
     from rerankd.server.pool import Model, Pool
     from rerankd.server.run import Tls
     from rerankd.server.settings import Settings
@@ -57,6 +56,12 @@ class Media:
     min_pixels: int | None = None
     max_pixels: int | None = None
     shown: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sizing(self) -> dict[str, Any]:
+        """`LoadOptions.media_sizing`."""
+        pixels = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        return {**self.shown, **{name: count for name, count in pixels.items() if count is not None}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +254,7 @@ def _named(launch: Launch, chosen: Iterable[Entry]) -> list[Named]:
         max_queued_tokens=launch.settings.get("max_queued_tokens"),
         media_access=Access(launch.media.local_folders, launch.media.allow_private),
         media_limits=launch.media_limits,
-        media_sizing=_sizing(launch.media),
+        media_sizing=launch.media.sizing,
         **launch.loading,
     )
     return [Named(one.names, replace(own, model=one.model, **one.loading)) for one in chosen]
@@ -278,22 +283,6 @@ def _removed(path: str | None) -> Iterator[None]:
     finally:
         if path is not None:
             Path(path).unlink(missing_ok=True)
-
-
-def _sizing(media: Media) -> Sizing:
-    """Raises ModelError for bounds that no size satisfies."""
-    from rerankd.core import Image, Video
-    from rerankd.media.limits import BadMedia
-    from rerankd.media.sizing import Sizing
-
-    pixels = {"min_pixels": media.min_pixels, "max_pixels": media.max_pixels}
-    sizing = Sizing(**{**media.shown, **{name: count for name, count in pixels.items() if count is not None}})
-    try:
-        sizing.image_bounds(Image(None))
-        sizing.video_sampling(Video(None))
-    except BadMedia as error:
-        raise ModelError(f"Images and videos cannot be shown as asked: {error}.") from error
-    return sizing
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -14,7 +14,8 @@ from torch import Tensor
 from rerankd.layers.relative import Buckets, Disentangled
 from rerankd.layers.rotary import Rotary
 
-Activation: TypeAlias = Literal["gelu", "gelu_tanh", "silu", "relu"]
+Activation: TypeAlias = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu"]
+"""quick_gelu is x times the sigmoid of 1.702 x (Hendrycks and Gimpel, 2016)."""
 AttentionBias: TypeAlias = Literal["alibi"] | Disentangled | Buckets
 
 

@@ -127,15 +127,17 @@ def to_rgb(image: PIL.Image.Image, limits: MediaLimits) -> PIL.Image.Image:
         raise BadMedia(f"a picture of mode {image.mode} cannot be shown as RGB ({error})") from error
 
 
-def resize(image: PIL.Image.Image, factor: int, min_pixels: int, max_pixels: int) -> PIL.Image.Image:
+def resize(
+    image: PIL.Image.Image, factor: int, min_pixels: int, max_pixels: int, least_side: int = 1
+) -> PIL.Image.Image:
     """The picture with sides that are multiples of `factor`, within the pixel bounds. Raises BadMedia as `fit`."""
-    height, width = fit(image.height, image.width, factor, min_pixels, max_pixels)
+    height, width = fit(image.height, image.width, factor, min_pixels, max_pixels, least_side)
     return image.resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
-def resize_memory(image: PIL.Image.Image, factor: int, min_pixels: int, max_pixels: int) -> int:
+def resize_memory(image: PIL.Image.Image, factor: int, min_pixels: int, max_pixels: int, least_side: int = 1) -> int:
     """Bytes that `resize` takes, upright or not, its result as a picture and as an array included. Raises as `fit`."""
-    height, width = fit(image.height, image.width, factor, min_pixels, max_pixels)
+    height, width = fit(image.height, image.width, factor, min_pixels, max_pixels, least_side)
     return _RGB_BYTES * (max(width * image.height, height * image.width) + 2 * width * height)
 
 

@@ -123,15 +123,18 @@ class Reading:
         )
 
     async def _image(self, part: Image) -> ResizedVisual:
-        low, high = self._sizing.image_bounds(part)
-        factor = self._form.factor
+        bounds = self._form.factor, *self._sizing.image_bounds(part), self._sizing.least_side
+
+        tiles = self._sizing.tiles
 
         def show(image: PIL.Image.Image) -> ResizedVisual:
-            pixels = np.array(resize(image, factor, low, high))
+            pixels = np.array(resize(image, *bounds))[None] if tiles is None else tiles.cut(image)
             with self._claim(pixels.nbytes):
-                return ResizedVisual.of_image(pixels, self._form)
+                return ResizedVisual.of_tiles(pixels, self._form)
 
-        return await self._picture(part.source, _Show(show, lambda image: resize_memory(image, factor, low, high)))
+        return await self._picture(
+            part.source, _Show(show, tiles.memory if tiles else lambda image: resize_memory(image, *bounds))
+        )
 
     async def _video_file(self, part: Video) -> ResizedVisual:
         fps, max_frames = self._sizing.video_sampling(part)

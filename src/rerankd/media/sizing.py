@@ -7,13 +7,13 @@ Source: `process_vision_info` of the PyPI package qwen-vl-utils 0.0.14 with the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
+from rerankd.core import Image, Video
 from rerankd.media.limits import BadMedia
-
-if TYPE_CHECKING:
-    from rerankd.core import Image, Video
+from rerankd.media.tiles import Tiles
 
 TOKEN = 32 * 32
 """Pixels in a token."""
@@ -31,16 +31,21 @@ LIST_TOTAL_PIXELS = 7_680 * TOKEN
 """The authors' script hands its total over for lists of frames only; for files qwen-vl-utils' own holds."""
 
 
+_TILES = "this model is shown images in tiles of one size"
+
+
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """Defaults for settings that a request leaves open; the values here are the authors'.
+    """Defaults for settings that a request leaves open; the values here are those of Qwen3-VL-Reranker's authors.
 
     min_pixels, max_pixels: of an image, after resizing
     fps: frames read for each second of a video file
-    max_frames: frames of a video
+    max_frames: frames of a video; 0 for a model that is shown none
     frame_min_pixels, frame_max_pixels: of each frame of a video, after resizing
     total_pixels: of a video, a pair of frames counted once; None for the authors' own, which are
         7,680 tokens for a list of frames and 115,200 for a file
+    least_side: see `fit`
+    tiles: of a model that is shown images in tiles of one size alone; then no bounds of pixels count
     """
 
     min_pixels: int = 4 * TOKEN
@@ -50,9 +55,30 @@ class Sizing:
     frame_min_pixels: int = 128 * TOKEN
     frame_max_pixels: int = 768 * TOKEN
     total_pixels: int | None = None
+    least_side: int = 1
+    tiles: Tiles | None = None
+
+    def told(self, said: Mapping[str, Any]) -> Sizing:
+        """The same with what a user says, by field.
+
+        Raises BadMedia for bounds that no size satisfies, and for frames of videos that a model is not shown.
+        """
+        if not self.max_frames and not said.keys().isdisjoint(("fps", "max_frames")):
+            raise BadMedia("this model is shown images and no videos; leave fps and max_frames out")
+        if self.tiles is not None and not said.keys().isdisjoint(("min_pixels", "max_pixels")):
+            raise BadMedia(f"{_TILES}; leave min_pixels and max_pixels out")
+        sizing = replace(self, **said)
+        sizing.image_bounds(Image(None))
+        if sizing.max_frames:
+            sizing.video_sampling(Video(None))
+        return sizing
 
     def image_bounds(self, image: Image) -> tuple[int, int]:
         """(min_pixels, max_pixels) for an image. Raises BadMedia where its own values make no sense."""
+        if self.tiles is not None:
+            if image.min_pixels is not None or image.max_pixels is not None:
+                raise BadMedia(f"{_TILES}; leave min_pixels and max_pixels out")
+            return 1, self.tiles.pixels
         low = self.min_pixels if image.min_pixels is None else image.min_pixels
         high = self.max_pixels if image.max_pixels is None else image.max_pixels
         if low < 1:
@@ -66,7 +92,9 @@ class Sizing:
         return low, high
 
     def video_sampling(self, video: Video) -> tuple[float, int]:
-        """(fps, max_frames) for a video. Raises BadMedia where its own values make no sense."""
+        """(fps, max_frames) for a video. Raises BadMedia where its own values make no sense, or none can be shown."""
+        if not self.max_frames:
+            raise BadMedia("this model is shown images and no videos; send a frame of it as an image")
         fps = self.fps if video.fps is None else video.fps
         frames = self.max_frames if video.max_frames is None else video.max_frames
         if not (math.isfinite(fps) and fps > 0):
@@ -85,16 +113,23 @@ class Sizing:
         return low, max(min(self.frame_max_pixels, total / frames * FRAME_PAIR), int(low * 1.05))
 
 
-def fit(height: int, width: int, factor: int, min_pixels: float, max_pixels: float) -> tuple[int, int]:
+def fit(
+    height: int, width: int, factor: int, min_pixels: float, max_pixels: float, least_side: int = 1
+) -> tuple[int, int]:
     """The size nearest to height x width whose sides are multiples of `factor`, within the pixel bounds.
 
     A side is never shorter than `factor`, so that a long strip may stay above a `max_pixels` below 200 tokens.
+
+    least_side: how many times `factor` a side counts at least when the area is compared with the bounds: once by
+        qwen-vl-utils. By transformers' `smart_resize` a side below half of `factor` counts nothing, so that such a
+        strip is made as small as `min_pixels` allows.
+
     Raises BadMedia for a picture more than 200 times as long as wide.
     """
     if max(height, width) > MAX_RATIO * min(height, width):
         raise BadMedia(f"{width} x {height} is more than {MAX_RATIO} times as long as wide; crop or pad the picture")
-    rows = max(factor, round(height / factor) * factor)
-    columns = max(factor, round(width / factor) * factor)
+    rows = max(least_side, round(height / factor)) * factor
+    columns = max(least_side, round(width / factor)) * factor
     if rows * columns > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
         rows = max(factor, math.floor(height / shrink / factor) * factor)

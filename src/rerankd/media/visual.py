@@ -31,6 +31,7 @@ class VisionFormat:
     temporal_patch_size: frames in a patch
     merge_size: patches along the side of a token
     mean, std: of red, green and blue, after multiplication by `rescale`
+    bfloat16: whether values are rounded to bfloat16
     """
 
     patch_size: int = 16
@@ -39,6 +40,7 @@ class VisionFormat:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     rescale: float = 1 / 255
+    bfloat16: bool = False
 
     @property
     def factor(self) -> int:
@@ -109,7 +111,7 @@ class VisionFormat:
 class ResizedVisual:
     """An image or a video, resized, as 8-bit pixels: a quarter to an eighth of what the model is given.
 
-    frames: uint8 [T, H, W, 3], H and W multiples of `format.factor`; T is 1 for an image
+    frames: uint8 [T, H, W, 3], H and W multiples of `format.factor`; T is 1 for an image, or counts its tiles
     seconds: for a video, the time of each group of `temporal_patch_size` frames; empty for an image
     digest: equal for equal pixels, whatever they came from
     """
@@ -123,7 +125,12 @@ class ResizedVisual:
     @classmethod
     def of_image(cls, pixels: npt.NDArray[np.uint8], form: VisionFormat) -> ResizedVisual:
         """From one picture, uint8 [H, W, 3]."""
-        return cls("image", pixels[None], (), form, _digest(pixels[None]))
+        return cls.of_tiles(pixels[None], form)
+
+    @classmethod
+    def of_tiles(cls, tiles: npt.NDArray[np.uint8], form: VisionFormat) -> ResizedVisual:
+        """From the tiles of one picture, uint8 [T, H, W, 3]."""
+        return cls("image", tiles, (), form, _digest(tiles))
 
     @classmethod
     def of_video(cls, frames: npt.NDArray[np.uint8], seconds: tuple[float, ...], form: VisionFormat) -> ResizedVisual:
@@ -167,7 +174,8 @@ class ResizedVisual:
         values = np.empty(patches.shape, dtype=np.float32)
         for channel, table in enumerate(form.lookup()):
             values[:, :, :, :, :, channel] = table[patches[:, :, :, :, :, channel]]
-        return torch.from_numpy(values.reshape(time * height * width, 3 * depth * side * side))
+        shown = torch.from_numpy(values.reshape(time * height * width, 3 * depth * side * side))
+        return shown.bfloat16().float() if form.bfloat16 else shown
 
 
 def _digest(frames: npt.NDArray[np.uint8]) -> bytes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rerankd.layers.spec import TransformerSpec
 from rerankd.layers.transformer import Executor
+from rerankd.media.visual import VisionFormat
 from rerankd.models.base import Model, TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
@@ -21,6 +22,7 @@ class Architecture:
     recipes: the recipes that are known for the architecture
     positions: the most tokens of a prompt by the model's positions
     spec: the specification of its layers
+    pictures: the pixels that its vision tower takes; None for a model that reads text only
     """
 
     model_types: tuple[str, ...]
@@ -28,6 +30,7 @@ class Architecture:
     load: Callable[[Config, Weights, TokenIds, Executor, Recipe], Model]
     positions: Callable[[Config], int]
     spec: Callable[[Config], TransformerSpec]
+    pictures: Callable[[Config], VisionFormat] | None = None
 
 
 def plain_positions(config: Config) -> int:

@@ -40,25 +40,29 @@ def spec_of(config: Config) -> TransformerSpec:
 def nemotron_reranker(
     config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
 ) -> TextModel:
-    """`LlamaBidirectionalForSequenceClassification`: the logit of pooled states, divided by `temperature`."""
+    """`LlamaBidirectionalForSequenceClassification`."""
     token_id(BEGIN)  # without which it would be read as text
     config.require("pooling", "avg", "cls")
     base = weights.scope_holding("embed_tokens.weight", "model", "")
     expect_in(config, base)
+    stack = decoder(config, base, spec_of(config))
+    head = pooled_score(config, weights, stack.spec.hidden, recipe, POOLINGS[config.entries.get("pooling", "avg")])
+    return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
+
+
+def pooled_score(config: Config, weights: Weights, hidden: int, recipe: Recipe, pooling: Pooling) -> SequentialHead:
+    """The logits of pooled states, divided by `temperature`."""
     found, temperature = read_labels(config, recipe.label), config.get("temperature", float, 1.0)
-    labels = found.count
     if temperature <= 0:
         raise config.wrong("temperature", "must be more than 0")
-    weights.expect_size(config, "num_labels", labels, "score.weight")
-    stack = decoder(config, base, spec_of(config))
-    rows = weights.tensor("score.weight", labels, stack.spec.hidden, dtype=torch.float32)
-    head = SequentialHead(
-        POOLINGS[config.entries.get("pooling", "avg")],
-        Steps((Linear(Affine(rows / temperature)),), labels, SCORES),
-        declared_activation(config, labels),
+    weights.expect_size(config, "num_labels", found.count, "score.weight")
+    rows = weights.tensor("score.weight", found.count, hidden, dtype=torch.float32)
+    return SequentialHead(
+        pooling,
+        Steps((Linear(Affine(rows / temperature)),), found.count, SCORES),
+        declared_activation(config, found.count),
         found.chosen,
     )
-    return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
 
 
 NEMOTRON = Architecture(("llama_bidirec",), (NEMOTRON_RERANK,), nemotron_reranker, plain_positions, spec_of)

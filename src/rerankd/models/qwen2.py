@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from rerankd.layers.rotary import Rotary
 from rerankd.layers.spec import TransformerSpec
 from rerankd.layers.transformer import Executor
 from rerankd.models.architecture import Architecture, plain_positions
@@ -18,18 +19,23 @@ from rerankd.models.recipes.mxbai import MXBAI_RERANK
 from rerankd.models.recipes.recipe import Recipe
 
 
-def spec_of(config: Config) -> TransformerSpec:
+def spec_of(config: Config, rotary: Rotary) -> TransformerSpec:
     """The decoder that a configuration describes: Llama's layers, with biases of query, key and value."""
     config.require("hidden_act", "silu")
     config.require("use_sliding_window", False, None)
-    return stacked(config, replace(layer_of(config, rotary_of(config)), qkv_bias=True))
+    return stacked(config, replace(layer_of(config, rotary), qkv_bias=True))
+
+
+def plain_spec(config: Config) -> TransformerSpec:
+    """The decoder of a model that reads text."""
+    return spec_of(config, rotary_of(config))
 
 
 def qwen2_reranker(
     config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
 ) -> TextModel:
     """`Qwen2ForCausalLM` by the logits of its answers, `Qwen2ForSequenceClassification` by its score rows."""
-    return by_answers(config, weights, token_id, executor, recipe, spec_of)
+    return by_answers(config, weights, token_id, executor, recipe, plain_spec)
 
 
-QWEN2 = Architecture(("qwen2",), (MXBAI_RERANK,), qwen2_reranker, plain_positions, spec_of)
+QWEN2 = Architecture(("qwen2",), (MXBAI_RERANK,), qwen2_reranker, plain_positions, plain_spec)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rerankd.layers.layout import separate_layout
@@ -19,8 +19,9 @@ from rerankd.layers.transformer import Executor, Transformer
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.grids import Grid, coordinates, resampled, steps
+from rerankd.models.patch_merger import PatchMerger
 from rerankd.models.stack import LayerNames, Stack
-from rerankd.models.vision_shape import NORM, VisionShape, layer_of
+from rerankd.models.vision_shape import VisionShape, layer_of
 
 NAMES = LayerNames(
     layer="blocks.{}",
@@ -31,26 +32,6 @@ NAMES = LayerNames(
     attention_norm="norm1",
     mlp_norm="norm2",
 )
-
-
-class PatchMerger:
-    """Joins merge x merge neighbouring patches into one token of the language model's width.
-
-    `norm_joined` norms the joined patches (deepstack), in place of each one before they are joined.
-    """
-
-    def __init__(self, shape: VisionShape, weights: Weights, executor: Executor, norm_joined: bool) -> None:
-        self.joined = shape.hidden * shape.merge**2
-        width = self.joined if norm_joined else shape.hidden
-        self.norm = Affine(weights.tensor("norm.weight", width), weights.tensor("norm.bias", width))
-        self.up = executor.projection(weights.affine("linear_fc1", self.joined, self.joined, True), "gelu")
-        self.down = executor.projection(weights.affine("linear_fc2", shape.out, self.joined, True))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[patches, hidden] -> [tokens, out]."""
-        width = len(self.norm.weight)
-        normed = F.layer_norm(x.view(-1, width), (width,), *self.norm, NORM.eps)
-        return self.down(self.up(normed.view(-1, self.joined)))
 
 
 class VisionTower:
@@ -76,9 +57,11 @@ class VisionTower:
             spec = TransformerSpec((layer_of(shape),) * (stop - first))
             stack = Stack(spec, weights, NAMES, first=first)
             self.stages.append(executor.transformer(spec, stack) if spec.layers else None)
+        joined = shape.hidden * shape.merge**2
+        merger = partial(PatchMerger, executor=executor, joined=joined, inner=joined, out=shape.out)
         deep = (weights.scope(f"deepstack_merger_list.{i}") for i in range(len(shape.deepstack)))
-        self.mergers = [PatchMerger(shape, own, executor, norm_joined=True) for own in deep]
-        self.mergers.append(PatchMerger(shape, weights.scope("merger"), executor, norm_joined=False))
+        # Those of the deepstack norm the joined patches, the last one each by itself.
+        self.mergers = [*map(merger, deep), merger(weights.scope("merger"), normed=shape.hidden)]
 
     def __call__(self, pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
         """Encode several images and videos, packed.

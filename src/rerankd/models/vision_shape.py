@@ -1,12 +1,17 @@
-"""The sizes of Qwen3-VL's vision tower, read from its configuration and held against its weights, and its layers."""
+"""The sizes of the vision towers of Qwen's models, and their layers.
+
+Those of Qwen3-VL are read from its configuration here, and held against its weights.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from rerankd.layers.rotary import Rotary, geometric
 from rerankd.layers.spec import LayerSpec, Norm
+from rerankd.media.visual import VisionFormat
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
 
@@ -16,6 +21,11 @@ THETA = 10000.0
 
 @dataclass(frozen=True, slots=True)
 class VisionShape:
+    """positions: learned ones; 0 for none
+
+    deepstack: layers behind which a merger reads the states
+    """
+
     hidden: int
     depth: int
     heads: int
@@ -34,19 +44,16 @@ class VisionShape:
         positions = config.size("num_position_embeddings")
         if math.isqrt(positions) ** 2 != positions:
             raise config.wrong("num_position_embeddings", "must be a square")
-        hidden, depth, heads = config.size("hidden_size"), config.layers("depth"), config.size("num_heads")
-        # Half of a head's pairs turn by a patch's row, the other half by its column.
-        if hidden % (4 * heads):
-            raise config.wrong("num_heads", f"must divide `hidden_size` ({hidden}) into multiples of 4")
+        depth = config.layers("depth")
         layers = config.entries.get("deepstack_visual_indexes") or []
         if not isinstance(layers, list) or not all(type(layer) is int and 0 <= layer < depth for layer in layers):
             raise config.wrong("deepstack_visual_indexes", f"must be a list of layers, from 0 to {depth - 1}")
         if layers != sorted(set(layers)):
             raise config.wrong("deepstack_visual_indexes", "must rise")
         return cls(
-            hidden=hidden,
+            hidden=config.size("hidden_size"),
             depth=depth,
-            heads=heads,
+            heads=expect_heads(config, "hidden_size"),
             mlp=config.size("intermediate_size"),
             out=config.size("out_hidden_size"),
             positions=positions,
@@ -59,15 +66,7 @@ class VisionShape:
 
     def expect_in(self, config: Config, weights: Weights) -> None:
         """Refuse weights of other sizes than the configuration's."""
-        for axis, (key, size) in enumerate(
-            (
-                ("hidden_size", self.hidden),
-                ("in_channels", self.channels),
-                ("temporal_patch_size", self.temporal_patch),
-                ("patch_size", self.patch),
-            )
-        ):
-            weights.expect_size(config, key, size, "patch_embed.proj.weight", axis=axis)
+        self.expect_patches(config, "hidden_size", weights)
         weights.expect_size(config, "num_position_embeddings", self.positions, "pos_embed.weight")
         weights.expect_count(config, "depth", self.depth, "blocks")
         weights.expect_size(config, "intermediate_size", self.mlp, "blocks.0.mlp.linear_fc1.weight")
@@ -75,6 +74,39 @@ class VisionShape:
         weights.expect_size(config, "spatial_merge_size", self.merge, merger, axis=1, each=self.merge * self.hidden)
         weights.expect_size(config, "out_hidden_size", self.out, "merger.linear_fc2.weight")
         weights.expect_count(config, "deepstack_visual_indexes", len(self.deepstack), "deepstack_merger_list")
+
+    def pictures(self, config: Config) -> VisionFormat:
+        """See `Architecture.pictures`. ModelError where the image processor beside config.json disagrees."""
+        form = VisionFormat.from_folder(Path(config.source).parent)
+        for key, own, size in (
+            ("patch_size", self.patch, form.patch_size),
+            ("temporal_patch_size", self.temporal_patch, form.temporal_patch_size),
+            ("spatial_merge_size", self.merge, form.merge_size),
+        ):
+            if own != size:
+                raise config.section("vision_config").wrong(key, f"must be the image processor's own ({size})")
+        return form
+
+    def expect_patches(self, config: Config, hidden: str, weights: Weights) -> None:
+        """Refuse an embedding of patches of other sizes; `hidden` is the entry that says how wide it is."""
+        for axis, (key, size) in enumerate(
+            (
+                (hidden, self.hidden),
+                ("in_channels", self.channels),
+                ("temporal_patch_size", self.temporal_patch),
+                ("patch_size", self.patch),
+            )
+        ):
+            weights.expect_size(config, key, size, "patch_embed.proj.weight", axis=axis)
+
+
+def expect_heads(config: Config, hidden: str) -> int:
+    """The heads of a tower whose width is the entry `hidden`. ModelError where they do not divide that."""
+    width, heads = config.size(hidden), config.size("num_heads")
+    # Half of a head's pairs turn by a patch's row, the other half by its column.
+    if width % (4 * heads):
+        raise config.wrong("num_heads", f"must divide `{hidden}` ({width}) into multiples of 4")
+    return heads
 
 
 def layer_of(shape: VisionShape) -> LayerSpec:

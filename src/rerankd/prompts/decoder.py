@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rerankd.core import ModelError, PromptGroup, RerankRequest, Segment, Visual, Visuals
-from rerankd.models.recipes.template import RenderError, Template
+from rerankd.models.recipes.template import Images, Marks, RenderError, Template
 from rerankd.prompts.chunks import Chunks, reduced_overlap, split
 from rerankd.prompts.fitting import Fitting
 from rerankd.prompts.frame import Frame, Frames
@@ -16,7 +16,7 @@ from rerankd.prompts.seams import Seams
 from rerankd.prompts.sharing import SharedIds
 from rerankd.prompts.texts import TextReader, Texts
 from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer
-from rerankd.prompts.visuals import Placeholders, SeenTexts
+from rerankd.prompts.visuals import QWEN, Placeholders, SeenTexts
 
 
 class DecoderPrompts:
@@ -33,21 +33,29 @@ class DecoderPrompts:
         default_instruction: str | None,
         placeholders: Placeholders | None = None,
         shares: bool = True,
+        end: Sequence[int] = (),
+        document_tokens: int | None = None,
+        images: Images = "mixed",
+        marks: Marks = QWEN,
     ) -> None:
         """max_tokens: in one prompt; default_instruction: None for the template's own.
 
         placeholders: of a model that takes images and videos; None for one that reads text only
         shares: whether prompts share a prefix; False for a model whose tokens attend to later tokens
+        end: the ids behind the template's text
+        document_tokens: of a document where a request does not say; None for as many as fit
+        images: how images stand among texts; marks: the tokens in their place
         """
         self.takes_instruction = template.takes_instruction
         self._tokenizer = tokenizer
         self._added = AddedTokens(tokenizer.tokenizer)
-        self._seen = SeenTexts(tokenizer)
+        self._seen = SeenTexts(tokenizer, marks)
         self._max_tokens = max_tokens
         self._placeholders = placeholders
         self._shares = shares
-        self._reader = TextReader(template, self._added, default_instruction)
-        self._frames = Frames(tokenizer, Seams(tokenizer.tokenizer), template)
+        self._document_tokens = document_tokens
+        self._reader = TextReader(template, self._added, default_instruction, images, marks)
+        self._frames = Frames(tokenizer, Seams(tokenizer.tokenizer), template, list(end))
         self._fitting = Fitting(tokenizer, template, self._seen, self._frames)
         self._long = LongPrompts(tokenizer, self._seen, self._frames, self._fitting)
         try:
@@ -62,6 +70,8 @@ class DecoderPrompts:
         A document with images or videos is never split: its text is cut where it does not fit.
         """
         limits = Limits.of(request, self._max_tokens)
+        if limits.document is None:
+            limits = replace(limits, document=self._document_tokens)
         seen = visuals or Visuals((), ((),) * len(request.documents))
         read = self._reader.read(request, seen)
         texts = self._fitting.query(read, limits)
@@ -98,12 +108,13 @@ class DecoderPrompts:
         fields: Sequence[str],
     ) -> PromptGroup:
         """The prompts with the shared prefix laid once; `documents` and `query` are their images and videos."""
-        if not self._shares:
-            return PromptGroup(Segment([]), tuple(map(Segment, ids.behind(0))), truncated=())
         if self._placeholders is None or not any((query, *documents)):
-            return ids.group()
+            apart = PromptGroup(Segment([]), tuple(map(Segment, ids.behind(0))), truncated=())
+            return ids.group() if self._shares else apart
         order = [(query, own) if self._query_first else (own, query) for own in documents]
-        return self._placeholders.group(ids, [first + second for first, second in order], fields)
+        visuals = [first + second for first, second in order]
+        make = self._placeholders.group if self._shares else self._placeholders.apart
+        return make(ids, visuals, fields)
 
     def _split(
         self, request: RerankRequest, texts: Texts, frame: Frame, seen: Visuals, limits: Limits

@@ -18,7 +18,7 @@ from rerankd.models.checkpoint.chat_template import chat_template
 from rerankd.models.checkpoint.sentence_transformers import MODULES, section, transformer_settings
 from rerankd.models.recipes.template import PieceTemplate, RenderError, Template
 from rerankd.prompts.jinja import environment
-from rerankd.prompts.visuals import END, IMAGE, START
+from rerankd.prompts.visuals import QWEN
 
 PAIRS = [("a query", "a document"), ("Größe?\n ", " two\n\nlines "), ("{{ x }}", "<Document>: y</s>")]
 INSTRUCTIONS = [None, "Find what contradicts the query"]
@@ -81,7 +81,9 @@ def folder_template(
         )
         if supports_vision and structured and known is not None:
             image = [{"type": "image", "image": ""}, {"type": "text", "text": "d"}]
-            same = same and own.render_parts(None, "q", image) == known.render(None, "q", f"{START}{IMAGE}{END}d")
+            same = same and own.render_parts(None, "q", image) == known.render(
+                None, "q", f"{QWEN.start}{QWEN.image}{QWEN.end}d"
+            )
         plain, instructed = (own.render(instruction, "q", "d", structured) for instruction in INSTRUCTIONS)
     except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise ModelError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from rerankd import work
@@ -17,13 +18,12 @@ from rerankd.prompts.tokenizer import LoadedTokenizer
 class Frame:
     """A template filled with an instruction and a query: `before` and `after` stand around each document."""
 
-    def __init__(
-        self, tokenizer: LoadedTokenizer, seams: Seams, template: Template, instruction: str | None, query: str
-    ) -> None:
+    def __init__(self, frames: Frames, instruction: str | None, query: str) -> None:
         """Raises InvalidRequest where the template fails on them."""
-        self._tokenizer = tokenizer
-        self._seams = seams
-        self._template = template
+        self._tokenizer = frames.tokenizer
+        self._seams = frames.seams
+        self._template = frames.template
+        self._end = frames.end
         self._instruction = instruction
         self._query = query
         mark = "\ue000"
@@ -39,7 +39,7 @@ class Frame:
     @cached_property
     def tail(self) -> list[int]:
         """The ids of the text behind a document, tokenised by itself."""
-        return self._tokenizer.ids([self.after])[0]
+        return self._tokenizer.ids([self.after])[0] + self._end
 
     @property
     def tokens(self) -> int:
@@ -55,7 +55,8 @@ class Frame:
 
         fields: the name of each document in errors
         """
-        return self._around.ids(map(self._render, documents, fields))
+        ids = self._around.ids(map(self._render, documents, fields))
+        return replace(ids, rest=[own + self._end for own in ids.rest]) if self._end else ids
 
     def length(self, document: str, field: str) -> int:
         """The number of tokens of a document's prompt."""
@@ -78,14 +79,15 @@ class Frame:
             return document
 
 
+@dataclass(frozen=True, slots=True)
 class Frames:
-    """Makes the frames of one template."""
+    """Makes the frames of one template. `end` are the ids behind what it writes."""
 
-    def __init__(self, tokenizer: LoadedTokenizer, seams: Seams, template: Template) -> None:
-        self._tokenizer = tokenizer
-        self._seams = seams
-        self._template = template
+    tokenizer: LoadedTokenizer
+    seams: Seams
+    template: Template
+    end: list[int] = field(default_factory=list)
 
     def of(self, texts: Texts) -> Frame:
         """The template filled with the texts' instruction and query. Raises InvalidRequest where it fails on them."""
-        return Frame(self._tokenizer, self._seams, self._template, texts.instruction, texts.query)
+        return Frame(self, texts.instruction, texts.query)

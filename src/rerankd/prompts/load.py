@@ -43,7 +43,7 @@ from rerankd.prompts.pieces import PiecePrompts
 from rerankd.prompts.sharing import alike
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer, lower_case
 from rerankd.prompts.verbatim import VerbatimPrompts
-from rerankd.prompts.visuals import IMAGE, VIDEO, Placeholders
+from rerankd.prompts.visuals import QWEN, Placeholders
 
 log = logging.getLogger("rerankd")
 
@@ -84,7 +84,11 @@ class LoadedPrompts:
 
     def verbatim(self, vocabulary: int, supports_vision: bool) -> VerbatimPrompts:
         """The prompts that a client writes whole, for a model of so many token ids."""
-        visual = {self.token_id(token) for token in (IMAGE, VIDEO)} if supports_vision else frozenset[int]()
+        visual = (
+            {self.token_id(token) for token in (QWEN.image, QWEN.video) if token}
+            if supports_vision
+            else frozenset[int]()
+        )
         return VerbatimPrompts(self.tokenizer, self.max_tokens, self.max_characters, vocabulary, visual)
 
     def token_id(self, token: str) -> int:
@@ -161,9 +165,17 @@ def load_prompts(
         pieces = PiecePrompts(tokenizer, chosen, max_tokens, default_instruction, is_limited)
         builder, max_tokens = pieces, pieces.max_tokens
     else:
-        placeholders = Placeholders(tokenizer) if recipe.supports_vision else None
         builder = DecoderPrompts(
-            tokenizer, chosen, max_tokens, default_instruction, placeholders, shares=recipe.family == "decoder"
+            tokenizer,
+            chosen,
+            max_tokens,
+            default_instruction,
+            Placeholders(tokenizer, recipe.marks) if recipe.supports_vision else None,
+            shares=recipe.family == "decoder",
+            end=[] if recipe.score_token is None else [recipe.score_token],
+            document_tokens=None if is_limited else recipe.document_tokens,
+            images=recipe.images,
+            marks=recipe.marks,
         )
     if default_instruction is not None and not builder.takes_instruction:
         raise ModelError("A default instruction was given, but the chat template has no place for one; leave it out.")

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rerankd.core import Content, RerankRequest, Visual, Visuals
-from rerankd.models.recipes.template import Template
+from rerankd import work
+from rerankd.core import Content, InvalidRequest, RerankRequest, Text, Visual, Visuals
+from rerankd.models.recipes.template import Images, Marks, Template
 from rerankd.prompts.contents import read_text
 from rerankd.prompts.tokenizer import AddedTokens, well_formed
 from rerankd.prompts.untemplate import untemplate_document, untemplate_query
-from rerankd.prompts.visuals import spell_seen
+from rerankd.prompts.visuals import QWEN, spell_seen
 
 log = logging.getLogger("rerankd")
 
@@ -34,8 +35,20 @@ class Texts:
 class TextReader:
     """Reads texts out of a client's own template, and escapes their special tokens but for placeholders."""
 
-    def __init__(self, template: Template, added: AddedTokens, default_instruction: str | None) -> None:
-        """default_instruction: None for the template's own"""
+    def __init__(
+        self,
+        template: Template,
+        added: AddedTokens,
+        default_instruction: str | None,
+        images: Images = "mixed",
+        marks: Marks = QWEN,
+    ) -> None:
+        """default_instruction: None for the template's own
+
+        images: how these stand among texts; marks: the tokens in their place
+        """
+        self._images = images
+        self._marks = marks
         self._template = template
         self._added = added
         self._default_instruction = default_instruction
@@ -46,7 +59,7 @@ class TextReader:
         instruction = request.instruction
         templated = None
         if seen.query:
-            query = spell_seen(request.query, seen.query, self._added)
+            query = self._spelled(request.query, "query", seen.query)
         else:
             query = self._plain(request.query, "query")
             if templated := untemplate_query(query):
@@ -87,8 +100,22 @@ class TextReader:
 
     def _read_document(self, content: Content, field: str, visuals: Sequence[Visual], templated: bool) -> str:
         if visuals:
-            return spell_seen(content, visuals, self._added)
+            return self._spelled(content, field, visuals)
         return self._added.escape(self.untemplated(content, field, templated))
+
+    def _spelled(self, content: Content, field: str, visuals: Sequence[Visual]) -> str:
+        parts = [part for part in content if not isinstance(part, Text) or part.text]
+        if self._images == "alone" and len(parts) > 1:
+            said = "this model reads a text or one image; send each as a document of its own"
+            work.refuse(InvalidRequest(field, f"holds an image among {len(parts)} parts, and {said}"))
+        if self._images == "first":
+            if field == "query":
+                raise InvalidRequest(field, "holds an image, and this model takes images in documents alone")
+            if len(visuals) > 1:
+                said = f"holds {len(visuals)} images, and this model reads one in a document; send each by itself"
+                work.refuse(InvalidRequest(field, said))
+            content = tuple(sorted(content, key=lambda part: isinstance(part, Text)))
+        return spell_seen(content, visuals, self._added, self._marks)
 
     def _plain(self, content: Content, field: str) -> str:
         return read_text(content, field) if content else self._template.empty

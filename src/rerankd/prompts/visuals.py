@@ -11,25 +11,23 @@ from collections.abc import Sequence
 
 from rerankd import work
 from rerankd.core import Content, InvalidRequest, PromptGroup, Segment, Side, Text, Tokens, Visual
+from rerankd.models.recipes.template import Marks
 from rerankd.prompts.sharing import SharedIds
 from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
 
-START, END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
-_SPELLED = re.compile(
-    rf"((?:<\d+\.\d seconds>)?{re.escape(START)}(?:{re.escape(IMAGE)}|{re.escape(VIDEO)})*{re.escape(END)})"
-)
-"""An image, or a step of a video with its time. Nothing in escaped text looks like one."""
+QWEN = Marks()
 
 
-def spell_visual(visual: Visual) -> str:
+def spell_visual(visual: Visual, marks: Marks) -> str:
     """An image as a run of placeholders; a video as such a run for each step in time, behind the step's time."""
     if not visual.seconds:
-        return START + IMAGE * visual.tokens_per_step + END
-    step = START + VIDEO * visual.tokens_per_step + END
+        return marks.start + marks.image * (visual.grid[0] * visual.tokens_per_step) + marks.end
+    assert marks.video is not None, "the model is shown no videos"
+    step = marks.start + marks.video * visual.tokens_per_step + marks.end
     return "".join(f"<{second:.1f} seconds>{step}" for second in visual.seconds)
 
 
-def spell_seen(content: Content, visuals: Sequence[Visual], added: AddedTokens) -> str:
+def spell_seen(content: Content, visuals: Sequence[Visual], added: AddedTokens, marks: Marks = QWEN) -> str:
     """The parts of a content in their order, its texts escaped, its images and videos spelled."""
     spelled: list[str] = []
     text = ""
@@ -39,7 +37,7 @@ def spell_seen(content: Content, visuals: Sequence[Visual], added: AddedTokens) 
             # Neighbouring texts are escaped as one, since a special token may stand across their seam.
             text += part.text
         elif not isinstance(part, Tokens):  # which only prompts with labels hold
-            spelled += [added.escape(well_formed(text)), spell_visual(next(left))]
+            spelled += [added.escape(well_formed(text)), spell_visual(next(left), marks)]
             text = ""
     return "".join([*spelled, added.escape(well_formed(text))])
 
@@ -47,14 +45,17 @@ def spell_seen(content: Content, visuals: Sequence[Visual], added: AddedTokens) 
 class SeenTexts:
     """Shortens texts, and keeps the images and videos that are spelled in them."""
 
-    def __init__(self, tokenizer: LoadedTokenizer) -> None:
+    def __init__(self, tokenizer: LoadedTokenizer, marks: Marks = QWEN) -> None:
         self._tokenizer = tokenizer
+        start, end, *shown = (re.escape(mark) for mark in (marks.start, marks.end, marks.image, marks.video) if mark)
+        # An image, or a step of a video with its time. Nothing in escaped text looks like one.
+        self._spelled = re.compile(rf"((?:<\d+\.\d seconds>)?{start}(?:{'|'.join(shown)})*{end})")
 
     def reach(self, text: str, tokens: int | None, side: Side) -> str:
         """`LoadedTokenizer.reach` for each text between images and videos."""
         return "".join(
             piece if place % 2 else self._tokenizer.reach(piece, tokens, side)
-            for place, piece in enumerate(_SPELLED.split(text))
+            for place, piece in enumerate(self._spelled.split(text))
         )
 
     def cut(self, text: str, tokens: int, side: Side) -> str:
@@ -62,7 +63,7 @@ class SeenTexts:
 
         Where images and videos alone have more than `tokens`, so has the result.
         """
-        pieces = _SPELLED.split(text)
+        pieces = self._spelled.split(text)
         if len(pieces) == 1:
             return self._tokenizer.cut(text, tokens, side)
         lengths = [len(ids) for ids in self._tokenizer.ids(pieces)]
@@ -80,9 +81,9 @@ class SeenTexts:
 class Placeholders:
     """Finds the placeholders of images and videos among token ids."""
 
-    def __init__(self, tokenizer: LoadedTokenizer) -> None:
-        self._pads = {tokenizer.token_id(IMAGE), tokenizer.token_id(VIDEO)}
-        self._end = tokenizer.token_id(END)
+    def __init__(self, tokenizer: LoadedTokenizer, marks: Marks = QWEN) -> None:
+        self._pads = {tokenizer.token_id(mark) for mark in (marks.image, marks.video) if mark}
+        self._end = tokenizer.token_id(marks.end)
 
     def group(self, ids: SharedIds, visuals: Sequence[tuple[Visual, ...]], fields: Sequence[str]) -> PromptGroup:
         """The prompts with the shared prefix laid once; `visuals` are each prompt's, in its order.
@@ -112,6 +113,12 @@ class Placeholders:
             truncated=(),
         )
 
+    def apart(self, ids: SharedIds, visuals: Sequence[tuple[Visual, ...]], fields: Sequence[str]) -> PromptGroup:
+        """The prompts each by itself. See `group`."""
+        self._keyed(ids, visuals, fields)
+        own = (Segment(whole, visuals=shown) for whole, shown in zip(ids.behind(0), visuals, strict=True))
+        return PromptGroup(Segment([]), tuple(own), truncated=())
+
     def _keyed(self, ids: SharedIds, visuals: Sequence[tuple[Visual, ...]], fields: Sequence[str]) -> SharedIds:
         """`ids` with each placeholder as a negative number that stands for its place in the order and its pixels."""
         keys: dict[tuple[int, bytes], int] = {}
@@ -128,7 +135,7 @@ class Placeholders:
             own = [place for place, token in enumerate(rest) if token in self._pads]
             before = bisect_left(pads, kept)
             steps = bisect_left(ends, kept) + rest.count(self._end)
-            if before + len(own) != len(owners) or steps != sum(visual.grid[0] for visual in shown):
+            if before + len(own) != len(owners) or steps != sum(len(visual.seconds) or 1 for visual in shown):
                 work.refuse(InvalidRequest(field, "the chat template does not write its images and videos once each"))
                 keyed.rest.append(list(rest))
                 continue

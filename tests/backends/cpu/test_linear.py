@@ -113,7 +113,7 @@ MAKERS: list[tuple[torch.dtype, Make, float]] = [
 
 
 @pytest.mark.parametrize(("dtype", "make", "near"), MAKERS)
-@pytest.mark.parametrize("epilogue", ["gelu", "gelu_tanh"])
+@pytest.mark.parametrize("epilogue", ["gelu", "gelu_tanh", "quick_gelu"])
 @pytest.mark.parametrize("biased", [True, False])
 def test_epilogues(dtype: torch.dtype, make: Make, near: float, epilogue: Activation, biased: bool) -> None:
     x, weight = matrix(35, 128, 1).to(dtype), (matrix(64, 128, 2) * 0.2).to(dtype)
@@ -144,7 +144,7 @@ def test_epilogues(dtype: torch.dtype, make: Make, near: float, epilogue: Activa
 
 
 @pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize(("epilogue", "near"), [("gelu", 1.5e-5), ("gelu_tanh", 1e-4)])
+@pytest.mark.parametrize(("epilogue", "near"), [("gelu", 1.5e-5), ("gelu_tanh", 1e-4), ("quick_gelu", 1e-5)])
 def test_activations_of_all_bfloat16_values(unit: str, epilogue: Activation, near: float) -> None:
     dtype = UNITS[unit].dtype
     exactness = 2**-8
@@ -155,7 +155,7 @@ def test_activations_of_all_bfloat16_values(unit: str, epilogue: Activation, nea
     positive = torch.cat([bits, torch.zeros(-len(bits) % 32, dtype=torch.int16)]).view(torch.bfloat16)
     x = torch.cat([positive, -positive]).view(-1, 64).to(dtype)
     y = to_dense(own_linear(torch.eye(64).to(dtype), None, kernels_by(unit)).with_activation(x, epilogue)).double()
-    exact = F.gelu(x.double(), approximate="none" if epilogue == "gelu" else "tanh")
+    exact = activate(x.double(), epilogue)
     assert ((y - exact).abs() <= near + exact.abs() * exactness).all()
 
 
@@ -254,7 +254,7 @@ def test_fused_activations_of_8_bits_are_torchs(unit: str) -> None:
     x = torch.linspace(-12, 12, 64 * 64).view(64, 64).to(dtype)
     linear = int8_linear(torch.eye(64).to(dtype), None, kernels_by(unit))
     projected = linear(x).float()
-    activations: tuple[Activation, ...] = ("gelu", "gelu_tanh")
+    activations: tuple[Activation, ...] = ("gelu", "gelu_tanh", "quick_gelu")
     for epilogue in activations:
         torch.testing.assert_close(
             to_dense(linear.with_activation(x, epilogue)).float(), activate(projected, epilogue), rtol=2**-7, atol=2e-4

@@ -102,7 +102,7 @@ def _lacking(spec: LayerSpec) -> str | None:
         return "a LayerNorm of queries and keys"
     if spec.gated and spec.activation != "silu":
         return f"a gated MLP with {spec.activation}"
-    if not spec.gated and spec.activation not in ("gelu", "gelu_tanh"):
+    if not spec.gated and spec.activation not in ("gelu", "gelu_tanh", "quick_gelu"):
         return f"an MLP with {spec.activation}"
     if spec.placement == "post":
         if spec.gated or spec.rotary is not None or spec.qk_norm is not None or spec.causal:

@@ -96,6 +96,8 @@ class PackedLinear:
         return written(self._fused(x, "none", ""), out)
 
     def with_activation(self, x: Rows, activation: Activation) -> Tensor:
+        if activation not in _ONEDNN:
+            return activate(self._fused(x, "none", ""), activation)
         return self._fused(x, *_ONEDNN[activation])
 
     def with_gate(self, x: Rows) -> Tensor:

@@ -210,6 +210,8 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
             return F.gelu(x)
         case "gelu_tanh":
             return F.gelu(x, approximate="tanh")
+        case "quick_gelu":
+            return x * torch.sigmoid(1.702 * x)
         case "silu":
             return F.silu(x)
         case "relu":

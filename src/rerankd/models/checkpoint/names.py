@@ -24,6 +24,8 @@ READ = frozenset(
         *("rotary_emb_dim", "sbert_ce_default_activation_function", "sentence_transformers", "share_att_key"),
         *("temperature", "text_config", "tie_word_embeddings", "type_vocab_size", "use_bidirectional_attention"),
         *("sliding_window", "use_sliding_window", "vision_config", "vocab_size"),
+        *("downsample_ratio", "force_image_size", "img_context_token_id", "keep_aspect_ratio", "llm_config"),
+        *("pre_feature_reduction", "prompt_template", "select_layer", "use_backbone_lora", "use_llm_lora"),
     }
 )
 """Entries that some architecture reads."""
@@ -44,6 +46,9 @@ WITHOUT_EFFECT = frozenset(
         *("summary_last_dropout", "summary_type", "summary_use_proj", "torch_dtype", "transformers_version"),
         *("unpad_inputs", "use_cache", "use_flash_attn", "use_memory_efficient_attention", "use_reg_toks"),
         *("video_token_id", "vision_end_token_id", "vision_start_token_id"),
+        *("bidirectional_attention", "dynamic_image_size", "max_dynamic_patch", "max_input_tiles"),
+        *("min_dynamic_patch", "mlp_checkpoint", "p_max_length", "passage_prefix", "ps_version", "q_max_length"),
+        *("query_prefix", "template", "use_thumbnail"),
     }
 )
 """Entries about training, generation, ids of tokens, and other implementations of the same computation."""

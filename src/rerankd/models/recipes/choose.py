@@ -75,7 +75,7 @@ def choose_recipe(
 def with_label(choice: Choice, config: Config, label: str) -> Choice:
     """The choice with the label that the user names. ModelError for a model without such a label."""
     recipe = choice.recipe
-    if recipe.answers or recipe.layerwise or not recipe.pairs:
+    if recipe.answers or recipe.layerwise or recipe.score_token is not None or not recipe.pairs:
         raise ModelError(
             f"--label {label[:80]} was given, but the recipe {recipe.name} scores by no labels; leave it out."
         )

@@ -1,15 +1,21 @@
-"""llama-nemotron-rerank-1b-v2 and llama-3.2-nv-rerankqa-1b-v2: a question and a passage in one text.
+"""llama-nemotron-rerank-1b-v2 and llama-3.2-nv-rerankqa-1b-v2: a question and a passage in one text. Before it
+llama-nemotron-rerank-vl-1b-v2 may have an image.
 
-Source: `prompt_template` on the models' cards by nvidia, and vLLM's template. Their tokenizer puts `BEGIN` before it.
+Sources: `prompt_template` on the models' cards by nvidia, vLLM's template, and `processing_llama_nemotron_vl.py` with
+the tiles that the last one's card asks for. Their tokenizer puts `BEGIN` before it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rerankd.media.sizing import Sizing
+from rerankd.media.tiles import Tiles
 from rerankd.models.recipes.recipe import Recipe
+from rerankd.models.recipes.template import Marks
 
 BEGIN = "<|begin_of_text|>"
+MARKS = Marks("<img>", "</img>", "<IMG_CONTEXT>", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +34,28 @@ class NemotronTemplate:
 
 NEMOTRON_RERANK = Recipe("nemotron-rerank", family="cross-encoder", template=NemotronTemplate())
 """A classifier over a text that a template writes. No class of another purpose has its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class NemotronVLTemplate(NemotronTemplate):
+    """The image, which is the first thing in a document, goes before all."""
+
+    verbatim: bool = False
+
+    def render(self, instruction: str | None, query: str, document: str) -> str:
+        """See `Template.render`."""
+        image, mark, text = document.rpartition(MARKS.end)
+        asked = f"question:{query} \n \n passage:{text}"
+        return f"{BEGIN}{image}{mark} {asked}" if image else f"{BEGIN}{asked}"
+
+
+NEMOTRON_RERANK_VL = Recipe(
+    "nemotron-rerank-vl",
+    family="cross-encoder",
+    template=NemotronVLTemplate(),
+    supports_vision=True,
+    images="first",
+    marks=MARKS,
+    sizing=Sizing(max_frames=0, tiles=Tiles(side=512, most=6)),
+)
+"""The same of a text or an image, or of both."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from rerankd.models.recipes.template import ListTemplate, Template
+from rerankd.media.sizing import Sizing
+from rerankd.models.recipes.template import Images, ListTemplate, Marks, Template
 
 if TYPE_CHECKING:
     from rerankd.models.recipes.evidence import Evidence
@@ -31,7 +32,14 @@ class Recipe:
     template: of a prompt; None for an encoder, whose tokenizer makes the prompt, and where the prompt is not known
     listwise: the template of a prompt of several documents; None for a model that reads each document by itself
     layerwise: whether `cutoff_layers` chooses the layer whose score is read
+    score_token: the id of the token behind each prompt, at which the score is read; None for no such token
+    logit_bias: is subtracted from the logit of the model's own classifier
+    document_tokens: the most tokens of a document that the authors read by default; None for no limit of theirs
     supports_vision: whether its prompts may hold images and videos
+    images: how images stand in a query or a document: "mixed" with texts and videos, in any order; "alone", where
+        either is a text or one image; "first", where a document may have one image, before its texts, and a query none
+    marks: the tokens that stand for images and videos
+    sizing: the authors' defaults for the size of images and videos
     query_prompt, document_prompt: a bi-encoder's authors put these before each text; for folders without prompts
     label: the label of a classifier whose probability is the score; None for relevance
     models: a regular expression for the models' names, whose case does not matter; None for no model in particular
@@ -49,7 +57,13 @@ class Recipe:
     template: Template | None = None
     listwise: ListTemplate | None = None
     layerwise: bool = False
+    score_token: int | None = None
+    logit_bias: float = 0.0
+    document_tokens: int | None = None
     supports_vision: bool = False
+    images: Images = "mixed"
+    marks: Marks = Marks()  # noqa: RUF009 - frozen
+    sizing: Sizing = Sizing()  # noqa: RUF009 - frozen
     query_prompt: str = ""
     document_prompt: str = ""
     label: str | None = None

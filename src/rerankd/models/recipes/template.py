@@ -4,7 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
+
+Images: TypeAlias = Literal["mixed", "alone", "first"]
+"""How images stand among texts; see `Recipe`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The tokens that stand for images and videos in a prompt; the values here are Qwen's.
+
+    start, end: around those of an image, or of a step of a video
+    image, video: one for each visual token; None for a model that is shown no videos
+    """
+
+    start: str = "<|vision_start|>"
+    end: str = "<|vision_end|>"
+    image: str = "<|image_pad|>"
+    video: str | None = "<|video_pad|>"
 
 
 class Template(Protocol):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rerankd.backends.cpu.rows import COLUMN_BLOCK_BYTES, BlockedTensor, Rows
 
-EPILOGUES = (None, "gelu", "gelu_tanh", "gated", "residual")
+EPILOGUES = (None, "gelu", "gelu_tanh", "quick_gelu", "gated", "residual")
 """The epilogues of a GEMM, in the order of their numbers."""
 MATRIX = Struct("3q")
 """`matrix` of common.h."""

@@ -43,6 +43,11 @@ INLINE vector gelu_tanh(vector x)
     return multiply(x, sigmoid(multiply(cubic, all(1.5957691216f))));
 }
 
+INLINE vector quick_gelu(vector x)
+{
+    return multiply(x, sigmoid(multiply(x, all(1.702f))));
+}
+
 /* Sums of up to 32 rows by 32 outputs whose epilogue has yet to run, from row `done` on. */
 typedef struct { const float *sums; int64_t row, rows, left, right, done; } pending_sums;
 
@@ -77,6 +82,8 @@ INLINE vector activate(vector y, int epilogue)
         return gelu(y);
     if (epilogue == EPILOGUE_GELU_TANH)
         return gelu_tanh(y);
+    if (epilogue == EPILOGUE_QUICK_GELU)
+        return quick_gelu(y);
     return y;
 }
 
@@ -130,16 +137,20 @@ typedef void epilogue_function(const gemm *, pending_sums *, int64_t);
 EPILOGUE_FUNCTION(epilogue_values, 0, EPILOGUE_NONE)
 EPILOGUE_FUNCTION(epilogue_values_gelu, 0, EPILOGUE_GELU)
 EPILOGUE_FUNCTION(epilogue_values_gelu_tanh, 0, EPILOGUE_GELU_TANH)
+EPILOGUE_FUNCTION(epilogue_values_quick_gelu, 0, EPILOGUE_QUICK_GELU)
 EPILOGUE_FUNCTION(epilogue_values_gated, 0, EPILOGUE_GATED)
 EPILOGUE_FUNCTION(epilogue_values_residual, 0, EPILOGUE_RESIDUAL)
 EPILOGUE_FUNCTION(epilogue_int8, 1, EPILOGUE_NONE)
 EPILOGUE_FUNCTION(epilogue_int8_gelu, 1, EPILOGUE_GELU)
 EPILOGUE_FUNCTION(epilogue_int8_gelu_tanh, 1, EPILOGUE_GELU_TANH)
+EPILOGUE_FUNCTION(epilogue_int8_quick_gelu, 1, EPILOGUE_QUICK_GELU)
 EPILOGUE_FUNCTION(epilogue_int8_gated, 1, EPILOGUE_GATED)
 EPILOGUE_FUNCTION(epilogue_int8_residual, 1, EPILOGUE_RESIDUAL)
-static epilogue_function *const EPILOGUES[2][5] = {
-    { epilogue_values, epilogue_values_gelu, epilogue_values_gelu_tanh, epilogue_values_gated, epilogue_values_residual },
-    { epilogue_int8, epilogue_int8_gelu, epilogue_int8_gelu_tanh, epilogue_int8_gated, epilogue_int8_residual },
+static epilogue_function *const EPILOGUES[2][EPILOGUE_COUNT] = {
+    { epilogue_values, epilogue_values_gelu, epilogue_values_gelu_tanh, epilogue_values_quick_gelu, epilogue_values_gated,
+      epilogue_values_residual },
+    { epilogue_int8, epilogue_int8_gelu, epilogue_int8_gelu_tanh, epilogue_int8_quick_gelu, epilogue_int8_gated,
+      epilogue_int8_residual },
 };
 
 /* Two panels of the weight, and the first output of each. */

@@ -205,8 +205,8 @@ class Kernels(Execution):
         """epilogue(x W^T + b) into `out`, for rows and a weight both in the unit's dtype or both in 8 bits.
 
         bias: float32 [outputs]
-        epilogue: computed on the sums before they are rounded: "gelu", "gelu_tanh", "gated" (silu of the first half of
-            the outputs, times the second half), or "residual", which adds `residual` [rows, outputs]
+        epilogue: computed on the sums before they are rounded: "gelu", "gelu_tanh", "quick_gelu", "gated" (silu of the
+            first half of the outputs, times the second half), or "residual", which adds `residual` [rows, outputs]
 
         ValueError where shapes or precisions do not fit each other.
         """

@@ -86,7 +86,7 @@ typedef struct {
 } quantize;
 
 /* The epilogue of a GEMM. EPILOGUE_GATED: silu of the first half of the outputs, times the second half. */
-enum { EPILOGUE_NONE, EPILOGUE_GELU, EPILOGUE_GELU_TANH, EPILOGUE_GATED, EPILOGUE_RESIDUAL, EPILOGUE_COUNT };
+enum { EPILOGUE_NONE, EPILOGUE_GELU, EPILOGUE_GELU_TANH, EPILOGUE_QUICK_GELU, EPILOGUE_GATED, EPILOGUE_RESIDUAL, EPILOGUE_COUNT };
 
 /* x [rows, steps of 64 bytes] W^T + bias, then the epilogue. outputs is a multiple of 32. scales and the members below are NULL
  * for rows that are not quantised. */

@@ -1,0 +1,72 @@
+"""llama-nemotron-rerank-vl: the bidirectional Llama of llama-nemotron-rerank, which sees images too.
+
+Behaviour reference: `modeling_llama_nemotron_vl.py` of nvidia's model, which is not run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rerankd.layers.spec import TransformerSpec
+from rerankd.layers.transformer import Executor
+from rerankd.models.architecture import Architecture, plain_positions
+from rerankd.models.base import TokenIds
+from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.weights import Weights
+from rerankd.models.decoders import decoder, expect_in
+from rerankd.models.llama_bidirectional import pooled_score, spec_of
+from rerankd.models.pooling import Pooling
+from rerankd.models.recipes.nemotron import BEGIN, NEMOTRON_RERANK_VL
+from rerankd.models.recipes.recipe import Recipe
+from rerankd.models.siglip import SiglipShape, SiglipTower
+from rerankd.models.visual_decoder import VisualDecoder
+from rerankd.models.visual_encoder import VisualEncoder
+
+POOLINGS: dict[Any, Pooling] = {"last": Pooling(("lasttoken",)), "avg": Pooling(("mean",))}
+"""What config.json calls a way to pool; the first is the authors' default."""
+LANGUAGE_MODELS = ("LlamaBidirectionalModel", "LlamaBidirectionalForSequenceClassification")
+
+
+def spec(config: Config) -> TransformerSpec:
+    """The layers of the language model."""
+    return spec_of(config.section("llm_config"))
+
+
+def nemotron_reranker_vl(
+    config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
+) -> VisualDecoder:
+    """`LlamaNemotronVLForSequenceClassification`."""
+    token_id(BEGIN)  # without which it would be read as text
+    config.require("pooling", *POOLINGS)
+    config.require("prompt_template", "v1", None)
+    for name in ("pre_feature_reduction", "keep_aspect_ratio", "use_backbone_lora", "use_llm_lora"):
+        config.require(name, False, None)
+    text = config.section("llm_config")
+    if text.architectures[:1] not in [(name,) for name in LANGUAGE_MODELS]:
+        raise text.wrong("architectures", f"must begin with {' or '.join(LANGUAGE_MODELS)}")
+    named = token_id(recipe.marks.image)
+    if config.size("img_context_token_id", 128258, least=0) != named:
+        raise config.wrong("img_context_token_id", f"must be {named}, the tokenizer's {recipe.marks.image}")
+    whole = weights.scope_holding("language_model.embed_tokens.weight", "model", "")
+    base = whole.scope("language_model")
+    expect_in(text, base)
+    stack = decoder(text, base, spec(config))
+    tower = whole.scope_holding("embeddings.patch_embedding.weight", "vision_model.vision_model", "vision_model")
+    hidden = stack.spec.hidden
+    return VisualDecoder(
+        spec=stack.spec,
+        head=pooled_score(config, weights, hidden, recipe, POOLINGS[config.entries.get("pooling", "last")]),
+        transformer=executor.transformer(stack.spec, stack),
+        visuals=VisualEncoder(SiglipTower(config, tower, whole.scope("mlp1"), hidden, executor)),
+        placeholders=(named,),
+    )
+
+
+NEMOTRON_VL = Architecture(
+    ("llama_nemotron_vl_rerank",),
+    (NEMOTRON_RERANK_VL,),
+    nemotron_reranker_vl,
+    positions=lambda config: plain_positions(config.section("llm_config")),
+    spec=spec,
+    pictures=lambda config: SiglipShape.of(config).pictures(),
+)

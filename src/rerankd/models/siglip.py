@@ -1,0 +1,115 @@
+"""The vision tower of llama-nemotron-rerank-vl: SigLIP 2 (Tschannen et al., 2025) over square tiles, and a projection.
+
+Behaviour reference: `SiglipVisionModel` in transformers, and `extract_feature` of nvidia's
+`modeling_llama_nemotron_vl.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rerankd.layers.layout import separate_layout
+from rerankd.layers.spec import Affine, LayerSpec, Norm, TransformerSpec
+from rerankd.layers.transformer import Executor
+from rerankd.media.visual import VisionFormat
+from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.weights import Weights
+from rerankd.models.grids import Grid, in_merge_order, steps
+from rerankd.models.patch_merger import MergerNames, PatchMerger
+from rerankd.models.stack import LayerNames, Stack
+
+NAMES = LayerNames(
+    layer="encoder.layers.{}",
+    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    out="self_attn.out_proj",
+    up=("mlp.fc1",),
+    down="mlp.fc2",
+    attention_norm="layer_norm1",
+    mlp_norm="layer_norm2",
+)
+MERGER = MergerNames("0", "1", "3")
+MERGER_EPSILON = 1e-5
+CHANNELS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SiglipShape:
+    """side: patches along a tile's side; merge: those along a token's."""
+
+    spec: TransformerSpec
+    patch: int
+    side: int
+    merge: int
+
+    @classmethod
+    def of(cls, config: Config) -> SiglipShape:
+        """From the entries of the whole model. ModelError for a tower of another kind, or of tiles of another size."""
+        seen = config.section("vision_config")
+        seen.require("model_type", "siglip_vision_model")
+        seen.require("hidden_act", "gelu_pytorch_tanh")
+        seen.require("num_channels", CHANNELS)
+        config.require("select_layer", -1)
+        size, patch, ratio = (
+            seen.size("image_size", 224),
+            seen.size("patch_size", 16),
+            config.get("downsample_ratio", float, 0.5),
+        )
+        merge = round(1 / ratio) if 0 < ratio <= 1 else 0
+        if merge * ratio != 1:
+            raise config.wrong("downsample_ratio", "must be one divided by a whole number")
+        if size % patch or size // patch % merge:
+            raise seen.wrong("image_size", f"must be a multiple of {merge} patches of {patch}")
+        config.require("force_image_size", size, None)
+        hidden, heads = seen.size("hidden_size", 768), seen.size("num_attention_heads", 12)
+        if hidden % heads:
+            raise seen.wrong("num_attention_heads", f"must divide `hidden_size` ({hidden})")
+        norm = Norm("layer", seen.epsilon("layer_norm_eps", 1e-6))
+        layer = LayerSpec(
+            hidden=hidden, heads=heads, head_dim=hidden // heads, mlp=seen.size("intermediate_size", 3072), norm=norm,
+            placement="pre", activation="gelu_tanh", causal=False, qkv_bias=True, out_bias=True, mlp_bias=True,
+        )  # fmt: skip
+        return cls(TransformerSpec((layer,) * seen.layers(), final_norm=norm), patch, size // patch, merge)
+
+    def pictures(self) -> VisionFormat:
+        """See `Architecture.pictures`: the authors round the pixels to bfloat16, whatever the model computes in."""
+        return VisionFormat(self.patch, 1, self.merge, bfloat16=True)
+
+
+class SiglipTower:
+    """Patch embedding, learned positions, layers in which each tile attends to itself, a norm, and the projection.
+
+    The pooling head that a checkpoint may have is not read.
+    """
+
+    def __init__(self, config: Config, weights: Weights, merger: Weights, out: int, executor: Executor) -> None:
+        """config: of the whole model; out: the width of the language model"""
+        shape, seen = SiglipShape.of(config), config.section("vision_config")
+        spec, norm = shape.spec, shape.spec.final_norm
+        assert norm is not None
+        embedding = "embeddings.patch_embedding.weight"
+        weights.expect_size(seen, "hidden_size", spec.hidden, embedding)
+        weights.expect_size(seen, "patch_size", shape.patch, embedding, axis=3)
+        weights.expect_size(seen, "image_size", shape.side, "embeddings.position_embedding.weight", each=shape.side)
+        weights.expect_count(seen, "num_hidden_layers", len(spec.layers), "encoder.layers")
+        weights.expect_size(seen, "intermediate_size", spec.layers[0].mlp, "encoder.layers.0.mlp.fc1.weight")
+        joined = spec.hidden * shape.merge**2
+        self.executor, self.merge = executor, shape.merge
+        # A convolution whose stride is its kernel is a GEMM with each flattened patch.
+        kernel = weights.tensor(embedding, spec.hidden, CHANNELS, shape.patch, shape.patch).flatten(1)
+        bias = weights.tensor("embeddings.patch_embedding.bias", spec.hidden)
+        self.embed = executor.projection(Affine(kernel, bias))
+        places = weights.tensor("embeddings.position_embedding.weight", shape.side**2, spec.hidden)
+        self.positions = in_merge_order(places.view(shape.side, shape.side, spec.hidden), shape.merge)
+        stack = Stack(spec, weights, NAMES, final_norm=weights.norm("post_layernorm", spec.hidden, norm))
+        self.layers = executor.transformer(spec, stack)
+        self.merger = PatchMerger(merger, executor, joined, out, out, names=MERGER, epsilon=MERGER_EPSILON)
+
+    def __call__(self, pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """See `Tower`: [1, tokens, out]. The steps in time of a grid are tiles."""
+        device, dtype = self.executor.device, self.executor.dtype
+        tiles = separate_layout(steps(grids))
+        x = self.embed(pixels.to(device, dtype)) + self.positions.repeat(len(tiles.blocks), 1)
+        return self.merger(self.layers(x, tiles, None).to(dtype))[None]
