@@ -6,7 +6,7 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip
 PYTHON_HERE = $(abspath $(VENV)/bin/python)
 
-.PHONY: help serve test test-fast test-clients test-authors test-wheel test-sanitized test-without-kernels test-builds lint check clean
+.PHONY: help serve test test-fast test-ray test-clients test-authors test-wheel test-sanitized test-without-kernels test-builds lint check clean
 
 help:
 	@echo "make serve         a server with a small embedded model (PORT=8000)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-fast     tests without references, servers, emulators and slow ones: meant for a minute"
 	@echo "make lint          ruff and mypy"
 	@echo "make check         all tests"
+	@echo "make test-ray      tests with a Ray cluster, in a venv beside .venv"
 	@echo "make test-clients  tests with the published clients, in a venv of their own"
 	@echo "make test-authors  tests of scores against the packages of rerankers' authors, in a venv of their own"
 	@echo "make test-wheel    the sdist and the wheel, built and served from a new environment without a compiler"
@@ -69,6 +70,18 @@ test-builds:
 test-fast: $(VENV)/.test
 	OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -q -n $(WORKERS) --dist loadfile -m "not reference and not server and not emulator and not slow"
 
+# A cluster fills both cores by itself, and runs alone. What .venv has is not installed again.
+test-ray: $(VENV)/.test $(VENV)-ray/.done
+	OMP_WAIT_POLICY=passive $(VENV)-ray/bin/python -m pytest -q tests/ray
+
+SITE_PACKAGES = import sysconfig; print(sysconfig.get_path("purelib"))
+$(VENV)-ray/.done: $(VENV)/.test constraints.txt
+	test -x $(VENV)-ray/bin/python || $(PYTHON) -m venv $(VENV)-ray
+	echo "import site; site.addsitedir('$$($(PYTHON_HERE) -c '$(SITE_PACKAGES)')')" \
+		> $$($(VENV)-ray/bin/python -c '$(SITE_PACKAGES)')/beside.pth
+	$(VENV)-ray/bin/python -m pip install -q -c constraints.txt 'rerankd[ray]'
+	touch $@
+
 # Clients have a venv of their own: their pins and the server's disagree.
 test-clients: $(VENV)/.test $(VENV)-clients/.done
 	HAYSTACK_TELEMETRY_ENABLED=False LITELLM_LOCAL_MODEL_COST_MAP=True RERANKD_PYTHON=$(abspath $(VENV)/bin/python) \
@@ -116,4 +129,4 @@ $(VENV)/.test: $(VENV)/.serve
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-clients $(VENV)-authors build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-ray $(VENV)-clients $(VENV)-authors build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

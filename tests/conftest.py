@@ -29,7 +29,7 @@ collect_ignore = ["clients", "authors", *([] if "RERANKD_TEST_DIST" in os.enviro
 MakeCheckpoint: TypeAlias = Callable[..., Path]
 
 
-SERVERS = ("server/", "cli/", "bench/", "rank/", "evaluate/", "parallel/")
+SERVERS = ("server/", "cli/", "bench/", "rank/", "evaluate/", "parallel/", "ray/")
 """Folders whose tests start servers and commands."""
 EMULATED = ("backends/cuda/",)
 SLOW = (

@@ -30,6 +30,7 @@ LAYERS = (
     ("rank",),
     ("evaluate", "bench"),
     ("cli",),
+    ("ray",),
     ("launch_server", "__main__", "__init__"),
 )
 """From the lowest; parts of one layer import nothing of each other."""

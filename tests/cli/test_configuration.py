@@ -143,7 +143,7 @@ FILES = [
     ("hf-overrides: {a: !!python/name:os.system 1}", "server.yaml, line 1: the file is not YAML that can be read: "),
     ("port: [1", "server.yaml, line 1: the file is not YAML that can be read: "),
     ("- port", "server.yaml: the file has to hold keys and values"),
-    ("config: other.yaml", "server.yaml: config: give --config on the command line"),
+    ("config: other.yaml", "server.yaml: config: --config is for the command line alone"),
     (b"host: \xff", "--config server.yaml cannot be read: "),
 ]
 

@@ -71,6 +71,19 @@ def test_servers_count_apart(url: str) -> None:
         assert not [name for name in counted(other) if name.startswith("rerankd_requests_total ")]
 
 
+def test_every_series_has_the_labels_of_the_settings() -> None:
+    labels = {"ray_replica": "a", "rack": 'the "first"'}
+    with running(FakeReranker(), Settings(names=(MODEL,), labels=labels, vllm_metrics=True)) as url:
+        requests.post(f"{url}/v1/rerank", json=BODY, timeout=30)
+        families = list(text_string_to_metric_families(requests.get(f"{url}/metrics", timeout=30).text))
+    found = {sample.name: sample.labels for family in families for sample in family.samples}
+    assert all(one.items() >= labels.items() for one in found.values())
+    own = {"route": "/v1/rerank", "dialect": "vllm", "status": "200"}
+    assert found["rerankd_requests_total"] == {**labels, **own}
+    assert "rerankd_batches_total" in found
+    assert "vllm:num_requests_waiting" in found
+
+
 def test_clients_that_hang_up_are_counted() -> None:
     fake = FakeReranker()
     with running(fake, Settings(names=(MODEL,))) as url:

@@ -9,13 +9,23 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from rerankd.cli.configuration import Setting, check, in_force, in_force_models, of_environment, of_file
+from rerankd.cli.configuration import (
+    Setting,
+    check,
+    in_force,
+    in_force_models,
+    of_entries,
+    of_environment,
+    of_file,
+)
 from rerankd.cli.several import MORE
 from rerankd.compat.flags import Given, Peer, Takes, sort_out
 from rerankd.compat.variables import Variables
 
 MODELS = ("model", "model_flag", "model_path", "model_id")
 """Names of the parameters that are the model."""
+ENTRIES = "args"
+"""The name that messages have for entries of a caller in Python; a file of Ray Serve has them under this key."""
 
 
 def takes(param: Any) -> Takes:
@@ -43,6 +53,7 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
     """A command that takes a peer's flags beside its own, and its options from variables and a file too.
 
     The command line wins over RERANKD_* variables, these win over the peer's variables, and these over the file.
+    A caller in Python gives entries, as a file has them, in place of a command line, as the context's `obj`.
     """
 
     class PeerCommand(TyperCommand):
@@ -64,7 +75,12 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
             path = self.make_parser(ctx).parse_args(list(args))[0].get("config")
             path = path or next((one.value for one in settings if one.name == "config"), None)
             models: list[list[Setting]] = []
-            if path:
+            if ctx.obj:
+                file = of_entries(ctx.obj, ENTRIES, options, own, peer)
+                chosen = file.models or any(one.name in MODELS for one in file.settings)
+                others = [one for one in settings if not chosen or one.name not in MODELS]
+                settings, models, given = [*file.settings, *others], file.models, file.given
+            elif path:
                 file = of_file(path, options, own, peer)
                 settings += file.settings
                 models = file.models
@@ -82,7 +98,7 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
                 models = []
             values = [check(one, options, ctx) for one in models]
             ctx.obj = Beside(given, [*notes, *variables.notes(os.environ)], values)
-            if ctx.params["print_config"]:
+            if ctx.params.get("print_config"):
                 places = {name: one.place for name, one in first.items()}
                 for note in (*peer.judge(given, model), *ctx.obj.notes):
                     typer.echo(note, err=True)

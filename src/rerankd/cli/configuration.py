@@ -80,22 +80,28 @@ def of_environment(options: Options, environ: Mapping[str, str]) -> tuple[list[S
 
 
 def of_file(path: str, options: Options, own: Mapping[str, Any], peer: Peer) -> File:
-    """What a file says. An entry without a value (null) says nothing.
+    """What a file says. Raises UsageProblem, in one line with the file and the key."""
+    return of_entries(_read(path), path, options, own, peer)
 
+
+def of_entries(entries: Mapping[str, Any], path: str, options: Options, own: Mapping[str, Any], peer: Peer) -> File:
+    """The settings of a file's entries, or of a caller's. An entry without a value (None) says nothing.
+
+    path: of the file, or the name that messages have for the entries
     own: what our flags take, as `sort_out` has it
 
-    Raises UsageProblem, in one line with the file and the key.
+    Raises UsageProblem, in one line with the path and the key.
     """
     found: dict[str, Setting] = {}
     given: list[Given] = []
     models: list[list[Setting]] = []
-    for key, value in _read(path).items():
+    for key, value in entries.items():
         place = f"{path}: {key}"
         if not re.fullmatch(r"\w[\w.-]*", key):
             raise UsageProblem(f"{place}: a key has to be a flag's name without its dashes, such as max-model-len.")
         flag = f"--{key.replace('_', '-')}"
         if flag in ("--config", "--help"):
-            raise UsageProblem(f"{place}: give {flag} on the command line.")
+            raise UsageProblem(f"{place}: {flag} is for the command line alone.")
         if value is None:
             continue
         if key == KEY and "--model-id" in options:
@@ -218,7 +224,7 @@ def _of_yaml(option: Any, value: Any, place: str) -> Any:
         return _switch(_text(value, place), place)
     if option.multiple:
         return [_text(one, place) for one in (value if isinstance(value, list) else [value])]
-    if not isinstance(value, str) and option.metavar != "JSON":
+    if isinstance(value, (list, dict)) and option.metavar != "JSON":
         raise UsageProblem(f"{place}: the option takes one value, not a list or a mapping.")
     return _text(value, place)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rerankd.core import RerankdError
 
@@ -38,6 +38,15 @@ class Door:
     ssl_cert_reqs: int = 0
     root_path: str = ""
     uds: str | None = None
+
+    def guards(self) -> dict[str, Any]:
+        """The fields of `Settings` that say who may call. Raises DoorError."""
+        return {
+            "keys": self.keys(),
+            "cors": self.cors(),
+            "protect_all": self.protect_all,
+            "root_path": self.root_path.rstrip("/"),
+        }
 
     def keys(self) -> tuple[str, ...]:
         """Every key that opens: of the flags, of the file (one a line) and of RERANKD_API_KEY. Raises DoorError.

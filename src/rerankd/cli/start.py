@@ -156,54 +156,63 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
     for note in notes:
         log.info("%s", note)
     door = launch.door
-    keys, cors, tls = door.keys(), door.cors(), door.tls()
+    guards, tls = door.guards(), door.tls()
     listener = bind_unix(door.uds) if door.uds else bind(launch.host, launch.port)
-    with closing(listener), _removed(door.uds):
-        chosen = _chosen(launch)
-        from rerankd.cli.hosting import open_pool
+    with closing(listener), _removed(door.uds), opened(launch, **guards) as (pool, settings):
         from rerankd.server.app import create_app
-        from rerankd.server.settings import Settings
         from rerankd.server.supervisor import notify
 
-        named = _named(launch, chosen)
-        traces = _traces(launch, named[0].names[0])
-        with closing(traces) if traces else nullcontext(), closing(open_pool(named, launch.residence)) as pool:
-            settings = Settings(
+        app = create_app(pool, settings)
+        beside = _grpc(launch, app, pool, settings, tls)
+        address = listener.getsockname()
+        url = f"unix:{address}" if door.uds else _url("https" if tls else "http", launch.host, address[1])
+
+        def ready() -> None:
+            pool.begin()
+            said = _ready(url, settings, pool.models, door)
+            fields: dict[str, object] = {"url": url}
+            if beside:
+                fields["grpc"] = _url("grpc", launch.host, beside.port).partition("//")[2]
+                said += f"\nTEI's gRPC API: {fields['grpc']}"
+            _say(said if launch.log_format == "text" else said.partition("\n")[0], launch, False, **fields)
+            notify("READY=1")
+
+        lifetime = Lifetime(
+            ready,
+            pool.close,
+            launch.shutdown_timeout,
+            settings.draining,
+            lambda: pool.failure,
+            launch.keep_alive,
+            partial(notify, "STOPPING=1"),
+        )
+        serve(app, listener, lifetime, logs, tls, beside)
+
+
+@contextmanager
+def opened(launch: Launch, **more: Any) -> Iterator[tuple[Pool, Settings]]:
+    """The models of a launch, and how they are served, until the context ends. Raises RerankdError.
+
+    more: fields of `Settings` that the launch does not say
+    """
+    chosen = _chosen(launch)
+    from rerankd.cli.hosting import open_pool
+    from rerankd.server.settings import Settings
+
+    named = _named(launch, chosen)
+    traces = _traces(launch, named[0].names[0])
+    with closing(traces) if traces else nullcontext(), closing(open_pool(named, launch.residence)) as pool:
+        yield (
+            pool,
+            Settings(
                 **{**launch.settings, "names": named[0].names},
+                **more,
                 limits=launch.request_limits,
-                keys=keys,
-                protect_all=door.protect_all,
-                cors=cors,
-                root_path=door.root_path.rstrip("/"),
                 traces=traces,
                 sleep_routes=launch.residence.sleep_routes,
                 shutdown_timeout=launch.shutdown_timeout,
-            )
-            app = create_app(pool, settings)
-            beside = _grpc(launch, app, pool, settings, tls)
-            address = listener.getsockname()
-            url = f"unix:{address}" if door.uds else _url("https" if tls else "http", launch.host, address[1])
-
-            def ready() -> None:
-                pool.begin()
-                said = _ready(url, settings, pool.models, door)
-                fields: dict[str, object] = {"url": url}
-                if beside:
-                    fields["grpc"] = _url("grpc", launch.host, beside.port).partition("//")[2]
-                    said += f"\nTEI's gRPC API: {fields['grpc']}"
-                _say(said if launch.log_format == "text" else said.partition("\n")[0], launch, False, **fields)
-                notify("READY=1")
-
-            lifetime = Lifetime(
-                ready,
-                pool.close,
-                launch.shutdown_timeout,
-                settings.draining,
-                lambda: pool.failure,
-                launch.keep_alive,
-                partial(notify, "STOPPING=1"),
-            )
-            serve(app, listener, lifetime, logs, tls, beside)
+            ),
+        )
 
 
 def _grpc(launch: Launch, app: FastAPI, pool: Pool, settings: Settings, tls: Tls | None) -> GrpcServer | None:

@@ -24,6 +24,9 @@ class InvalidRequest(RerankdError, ValueError):
         self.problem = problem
         self.request = request
 
+    def __reduce__(self) -> tuple[type[InvalidRequest], tuple[str, str, int]]:
+        return type(self), (self.field, self.problem, self.request)
+
 
 class EngineClosed(RerankdError):
     """The engine was closed before the request was answered."""

@@ -54,8 +54,8 @@ that were left out, `X-Rerankd-Below-Min-Score` those left out for their scores,
 prompts a listwise model read the documents in. `Server-Timing` says what took how long."""
 
 
-def create_app(models: Serves | Pool, settings: Settings) -> FastAPI:
-    """The app that serves a reranker, or the models of a pool. It closes nothing: both are the caller's."""
+def create_app(models: Serves | Pool | Service, settings: Settings) -> FastAPI:
+    """The app that serves a reranker, the models of a pool, or a service's. It closes nothing: all are the caller's."""
     # FastAPI's own page is blank where the browser cannot reach a CDN.
     app = (FastAPIOffline if settings.docs else FastAPI)(
         title="rerankd",
@@ -66,9 +66,9 @@ def create_app(models: Serves | Pool, settings: Settings) -> FastAPI:
         openapi_url="/openapi.json" if settings.docs else None,
     )
     app.root_path = settings.root_path
-    service = Service(models, settings)
+    service = models if isinstance(models, Service) else Service(models, settings)
     served, own = service.served, service.own
-    metrics = Metrics(service.hosted, settings.vllm_metrics)
+    metrics = Metrics(service.hosted, settings.vllm_metrics, settings.labels)
     # Those that need no key say so.
     told: dict[str, Any] | None = None if settings.protect_all else dict(NO_KEY)
     probes = {"/health", "/metrics"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -25,9 +25,14 @@ NO_MODEL = "none"
 class Metrics:
     """Counts answers; `exposed` is what /metrics says. Of several models, each series has a label `model_name`."""
 
-    def __init__(self, hosted: Sequence[Hosted], vllm_names: bool = False) -> None:
-        """vllm_names: whether answers are counted under vLLM's names too"""
+    def __init__(
+        self, hosted: Sequence[Hosted], vllm_names: bool = False, labels: Mapping[str, str] | None = None
+    ) -> None:
+        """vllm_names: whether answers are counted under vLLM's names too
+        labels: what each series has beside its own
+        """
         self._registry = registry = CollectorRegistry()
+        self._labels = labels or {}
         self._vllm = VllmMetrics(hosted, registry) if vllm_names else None
         self._several = len(hosted) > 1
         of_a_model = ("model_name",) if self._several else ()
@@ -123,7 +128,20 @@ class Metrics:
 
     def exposed(self) -> Response:
         """All metrics in Prometheus' format."""
-        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(_Labelled(self._registry, self._labels)), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Labelled(Collector):
+    """The metrics of another collector, with further labels."""
+
+    def __init__(self, inner: Collector, labels: Mapping[str, str]) -> None:
+        self._inner = inner
+        self._labels = labels
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._inner.collect():
+            metric.samples = [one._replace(labels={**self._labels, **one.labels}) for one in metric.samples]
+            yield metric
 
 
 class _EngineCollector(Collector):

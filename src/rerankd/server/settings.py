@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ class Settings:
     vllm_metrics: whether /metrics has vLLM's names too
     sleep_routes: whether /sleep, /wake_up and /is_sleeping are there
     shutdown_timeout: seconds that calls have to end where they are waited for
+    labels: what each series of /metrics has beside its own labels, by name
     """
 
     names: tuple[str, ...]
@@ -70,6 +72,7 @@ class Settings:
     vllm_metrics: bool = False
     sleep_routes: bool = False
     shutdown_timeout: float = 10.0
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

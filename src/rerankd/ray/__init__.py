@@ -1,0 +1,73 @@
+"""Ray Serve: `serve.run(rerankd.ray.deployment({...}))`, or `import_path: rerankd.ray:deployment` in a file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rerankd.compat.flags import UsageProblem
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+NAME = "rerankd"
+POLICY = "rerankd.ray.scaling:QueueTokens"
+TARGET = "target_queue_tokens"
+
+
+def deployment(args: Mapping[str, Any]) -> Application:
+    """An application of Ray Serve, whose replicas each answer what `rerankd serve` answers.
+
+    args: the flags of `rerankd serve` as a `--config` file has them; and under `deployment` the options of Ray's
+        `serve.deployment`. `autoscaling_config` there has `target_queue_tokens` too: the tokens that may wait for each
+        replica, by default as many as it computes in a second.
+
+    Raises UsageProblem for what cannot be carried out as it stands; no model is loaded. The replicas read RERANKD_*
+    variables of their own processes.
+    """
+    try:
+        from ray import serve
+    except ImportError:
+        raise UsageProblem("rerankd.ray needs an extra package: pip install 'rerankd[ray]'.") from None
+    from rerankd.cli.replica import launch_of
+    from rerankd.ray.replica import Replica
+
+    given = dict(args)
+    options = _options(given.pop("deployment", None), inspect.signature(serve.deployment).parameters)
+    launch, _ = launch_of(given)
+    options = {
+        "name": NAME,
+        # Replicas refuse what is too much by themselves, with 429; nothing waits in Ray, where nobody counts tokens.
+        "max_ongoing_requests": 2 * launch.settings["max_queued_calls"],
+        "graceful_shutdown_timeout_s": launch.shutdown_timeout,
+        **options,
+    }
+    made: Application = serve.deployment(**options)(serve.ingress()(Replica)).bind(given)
+    return made
+
+
+def _options(given: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of Ray's deployment, with the policy where the number of replicas is not fixed. Raises UsageProblem."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise UsageProblem("args: deployment: the value has to be a mapping of options of Ray's serve.deployment.")
+    options = dict(given)
+    for name in options:
+        if name not in known or name.startswith("_"):
+            raise UsageProblem(f"args: deployment: Ray's serve.deployment has no option {name}.")
+    scaling = options.get("autoscaling_config")
+    if scaling is None and options.get("num_replicas") != "auto":
+        return options
+    if not isinstance(scaling, Mapping | None):
+        raise UsageProblem("args: deployment: autoscaling_config: the value has to be a mapping.")
+    scaling = dict(scaling or {})
+    tokens = scaling.pop(TARGET, None)
+    if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int | float) or not tokens > 0):
+        raise UsageProblem(f"args: deployment: autoscaling_config: {TARGET} has to be above 0, not {tokens!r}.")
+    if "policy" not in scaling:
+        scaling["policy"] = {"policy_function": POLICY, "policy_kwargs": {"tokens": tokens}}
+    elif tokens is not None:
+        raise UsageProblem(f"args: deployment: autoscaling_config: {TARGET} is for rerankd's own policy; give one.")
+    return {**options, "autoscaling_config": scaling}
