@@ -14,14 +14,14 @@
 
 #define MOVED (1ULL << 46)
 enum { PAGE = 4096, MOST_PAGES = 1 << 16 };
-enum { RUN, PACK, PACK_INT8, RUNS, CODE_BYTES };
+enum { RUN, PACK, PACK_INT8, RUNS, LARGEST_WEIGHT };
 enum { WANTED, CHANGED, RESULT };
 
 int rerankd_run(int threads, int number, int64_t bytes, const char *operations);
 void rerankd_pack(int number, int64_t outputs, int64_t inputs, const void *weight, void *packed);
 void rerankd_pack_int8(int number, int64_t outputs, int64_t inputs, const int8_t *weight, void *packed, float *sums);
 int rerankd_runs(int number);
-int64_t rerankd_code_bytes(int number);
+int64_t rerankd_largest_weight(int number);
 
 typedef struct { char *at, *before; } page;
 static page pages[MOST_PAGES];
@@ -110,7 +110,7 @@ static int64_t call(const int64_t *a, const char *operations)
     case RUNS:
         return rerankd_runs((int)a[1]);
     default:
-        return rerankd_code_bytes((int)a[1]);
+        return rerankd_largest_weight((int)a[1]);
     }
 }
 

@@ -35,7 +35,7 @@ ADDRESSES = {
 """The members of each operation's struct that are addresses."""
 
 _PAGE, _MOVED = 4096, 1 << 46
-_RUN, _PACK, _PACK_INT8, _RUNS, _CODE_BYTES = range(5)
+_RUN, _PACK, _PACK_INT8, _RUNS, _LARGEST_WEIGHT = range(5)
 _WANTED, _CHANGED, _RESULT = range(3)
 _MESSAGE = Struct("3q")
 
@@ -94,7 +94,7 @@ class Emulator:
 
     def runs(self, unit: native.Unit) -> bool:
         """Whether the emulated processor runs a unit."""
-        return bool(self.call(_CODE_BYTES, unit.number) and self.call(_RUNS, unit.number))
+        return bool(self.call(_LARGEST_WEIGHT, unit.number) and self.call(_RUNS, unit.number))
 
     def close(self) -> None:
         """End the process."""
@@ -118,14 +118,14 @@ class Emulator:
         def rerankd_pack_int8(number: int, outputs: int, inputs: int, *addresses: int) -> None:
             self.call(_PACK_INT8, number, outputs, inputs, *map(_moved, addresses))
 
-        def rerankd_code_bytes(number: int) -> int:
-            return self.call(_CODE_BYTES, number)
+        def rerankd_largest_weight(number: int) -> int:
+            return self.call(_LARGEST_WEIGHT, number)
 
         return SimpleNamespace(
             rerankd_run=rerankd_run,
             rerankd_pack=rerankd_pack,
             rerankd_pack_int8=rerankd_pack_int8,
-            rerankd_code_bytes=rerankd_code_bytes,
+            rerankd_largest_weight=rerankd_largest_weight,
             rerankd_agreed=native_library.rerankd_agreed,
         )
 

@@ -496,7 +496,7 @@ def test_a_library_that_does_not_say_its_sources_is_refused(installed: Path, com
     # Of another name, since a file that was loaded once is not loaded again.
     subprocess.run(
         [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", installed / "_kernels.other.so"],
-        input=b"int rerankd_runs(int unit) { return 1; } int rerankd_code_bytes(int unit) { return 1; }",
+        input=b"int rerankd_runs(int unit) { return 1; } int rerankd_largest_weight(int unit) { return 1; }",
         check=True,
     )
     with pytest.raises(KernelsError, match="other sources"):

@@ -168,17 +168,19 @@ def int8_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels | None) ->
 
     Each output channel of the weight is scaled to its largest magnitude when the model is loaded, and each row of the
     input to its own range when the layer runs. So an outlier in a row costs no other row precision, and an asymmetric
-    range wastes none. Sums are exact in int32.
+    range wastes none. Sums are exact in int32; kernels without VNNI have weights of 7 bits for that.
     """
+    kernels = kernels if kernels is not None and kernels.fit_gemm(*weight.shape) else None
+    largest = 127 if kernels is None else kernels.largest_weight
     scales = torch.empty(len(weight))
     rounded = torch.empty(weight.shape, dtype=torch.int8)
     # Some rows at a time, so that loading in 8 bits takes no more memory than loading in 16.
     for start in range(0, len(weight), QUANTIZED_AT_ONCE):
         part = slice(start, start + QUANTIZED_AT_ONCE)
         wide = weight[part].float()
-        torch.clamp(wide.abs().amax(1) / 127, min=torch.finfo(torch.float32).tiny, out=scales[part])
+        torch.clamp(wide.abs().amax(1) / largest, min=torch.finfo(torch.float32).tiny, out=scales[part])
         rounded[part] = (wide / scales[part, None]).round_()
-    if kernels is not None and kernels.fit_gemm(*weight.shape):
+    if kernels is not None:
         return KernelLinear(kernels.pack_int8(rounded, scales), bias, kernels.quantize, kernels)
     return Int8Linear(rounded, scales, bias)
 

@@ -82,27 +82,17 @@ INLINE vector lanes_before(int64_t j, int64_t end, vector x, vector y)
     return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(lanes));
 }
 
-/* Values from 0 to 255 after clamping, 16 bits each. */
-INLINE __m128i clamped(integers x)
-{
-    const __m128i packed = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    return _mm_min_epi16(_mm_max_epi16(packed, _mm_setzero_si128()), _mm_set1_epi16(255));
-}
-
-/* Each lane as a byte, after clamping. */
+/* Each lane as a byte, from 0 to 255 after clamping. */
 INLINE void store_bytes(uint8_t *to, integers x)
 {
-    const __m128i y = clamped(x);
+    const __m128i y = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
     _mm_storel_epi64((__m128i *)to, _mm_packus_epi16(y, y));
 }
 
-/* The same as 16-bit values. */
-INLINE void store_wide_bytes(uint16_t *to, integers x) { _mm_storeu_si128((__m128i *)to, clamped(x)); }
-
-/* Add the products of 16-bit pairs to a register of sums. */
-INLINE integers add_products_16(integers sums, integers a, integers b)
+/* Add the products of four unsigned bytes and four signed ones to each sum; each pair of products has to fit in 16 bits. */
+INLINE integers add_products_of_bytes(integers sums, integers a, integers b)
 {
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
 }
 
 /* Transpose 8 lines of 8 values of 4 bytes, `offset` bytes into lines; output lines are 64 bytes apart. */

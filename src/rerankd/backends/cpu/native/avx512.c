@@ -4,7 +4,7 @@
 #define FEATURES ""
 #include "avx512.h"
 #include "float32.h"
-#include "codes_wide.h"
+#include "codes_bytes.h"
 #include "quantize_float32.h"
 #include "unit.h"
 

@@ -70,17 +70,10 @@ INLINE void store_bytes(uint8_t *to, integers x)
     _mm_storeu_si128((__m128i *)to, _mm512_cvtusepi32_epi8(_mm512_max_epi32(x, _mm512_setzero_si512())));
 }
 
-/* The same as 16-bit values. */
-INLINE void store_wide_bytes(uint16_t *to, integers x)
+/* Add the products of four unsigned bytes and four signed ones to each sum; each pair of products has to fit in 16 bits. */
+INLINE integers add_products_of_bytes(integers sums, integers a, integers b)
 {
-    const integers clamped = _mm512_min_epi32(_mm512_max_epi32(x, _mm512_setzero_si512()), _mm512_set1_epi32(255));
-    _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(clamped));
-}
-
-/* Add the products of 16-bit pairs to a register of sums. */
-INLINE integers add_products_16(integers sums, integers a, integers b)
-{
-    return _mm512_add_epi32(sums, _mm512_madd_epi16(a, b));
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_maddubs_epi16(a, b), _mm512_set1_epi16(1)));
 }
 
 /* Transpose 16 lines of 16 values of 4 bytes; line r begins at lines[r]. */

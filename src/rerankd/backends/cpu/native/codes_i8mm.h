@@ -5,7 +5,7 @@
 
 typedef int8_t code;
 typedef int8_t signed_code;
-enum { CODES_BELOW = 128, ADJACENT = 8 };
+enum { CODES_BELOW = 128, ADJACENT = 8, LARGEST_WEIGHT = 127 };
 #define CODES_BY_PAIRS 1
 
 INLINE void store_codes(code *to, integers x)

@@ -4,7 +4,7 @@
 
 typedef int8_t code;
 typedef int8_t signed_code;
-enum { CODES_BELOW = 128, ADJACENT = 4 };
+enum { CODES_BELOW = 128, ADJACENT = 4, LARGEST_WEIGHT = 127 };
 
 INLINE void store_codes(code *to, integers x)
 {

@@ -4,8 +4,8 @@
 
 typedef uint8_t code;
 typedef int8_t signed_code;
-/* How much less than elsewhere codes are; adjacent values of an output in panels. */
-enum { CODES_BELOW = 0, ADJACENT = 4 };
+/* How much less than elsewhere codes are; adjacent values of an output in panels; the largest magnitude of a weight. */
+enum { CODES_BELOW = 0, ADJACENT = 4, LARGEST_WEIGHT = 127 };
 
 INLINE void store_codes(code *to, integers x)
 {

@@ -32,7 +32,7 @@ rms_norm, norm_rope, add_layer_norm, embed_layer_norm, to_blocked, index_select,
     partial(Struct("q" + operands).pack, number) for number, operands in enumerate(OPERATIONS.values())
 )
 """Functions from an operation's operands to its descriptor."""
-ABI = 3
+ABI = 4
 """RERANKD_ABI of operations.h."""
 AGREED = {
     "abi": ABI,

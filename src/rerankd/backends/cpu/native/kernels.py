@@ -52,7 +52,7 @@ class Kernels(Execution):
         super().__init__(library, unit)
         self.dtype = unit.dtype
         self.block_columns = COLUMN_BLOCK_BYTES // unit.dtype.itemsize
-        self.code_dtype = torch.uint8 if library.rerankd_code_bytes(unit.number) == 1 else torch.int16
+        self.largest_weight: int = library.rerankd_largest_weight(unit.number)
 
     @classmethod
     def load(cls, dtype: torch.dtype) -> Kernels | None:
@@ -116,7 +116,7 @@ class Kernels(Execution):
     def quantize(self, x: Rows) -> Int8Rows:
         """x [rows, width] in 8 bits, each row over its own range, for GEMMs with an int8 weight."""
         rows, width = x.shape
-        codes = BlockedTensor.empty(rows, width, self.code_dtype, self._acquire)
+        codes = BlockedTensor.empty(rows, width, torch.uint8, self._acquire)
         steps, zeros = torch.empty(rows), torch.empty(rows)
         operation = descriptors.quantize(
             rows, width, *matrix(x), codes.address, codes.block_stride, address(steps), address(zeros)
@@ -186,9 +186,9 @@ class Kernels(Execution):
         return PackedWeight(packed)
 
     def pack_int8(self, weight: Tensor, scales: Tensor) -> PackedWeight:
-        """An int8 weight [outputs, inputs] with float32 scales [outputs] for `gemm`."""
+        """An int8 weight [outputs, inputs], up to `largest_weight` in magnitude, and its float32 scales [outputs]."""
         outputs, inputs = weight.shape
-        packed, sums = torch.empty(weight.shape, dtype=self.code_dtype), torch.empty(outputs)
+        packed, sums = torch.empty_like(weight), torch.empty(outputs)
         to = address(packed), address(sums)
         self._at_once(self.library.rerankd_pack_int8, self.unit.number, outputs, inputs, address(weight), *to)
         return PackedWeight(packed, scales, sums)

@@ -48,7 +48,7 @@ def load_library(dtype: torch.dtype) -> tuple[ctypes.CDLL, Unit] | None:
 
 def runs(library: ctypes.CDLL, unit: Unit) -> bool:
     """Whether the library was compiled with a unit, and the processor runs it."""
-    return bool(library.rerankd_code_bytes(unit.number) and library.rerankd_runs(unit.number))
+    return bool(library.rerankd_largest_weight(unit.number) and library.rerankd_runs(unit.number))
 
 
 def prepare(library: ctypes.CDLL) -> None:

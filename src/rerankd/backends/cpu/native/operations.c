@@ -59,10 +59,10 @@ const agreed *rerankd_agreed(int64_t entry)
     return entry >= 0 && entry < (int64_t)(sizeof AGREED / sizeof *AGREED) ? AGREED + entry : NULL;
 }
 
-/* The size of a quantised value of a unit in bytes; 0 where the compiler did not know the unit's instructions. */
-int64_t rerankd_code_bytes(int number)
+/* The largest magnitude of a unit's 8-bit weights; 0 where the compiler did not know the unit's instructions. */
+int64_t rerankd_largest_weight(int number)
 {
-    return UNIT_TABLES[number] ? UNIT_TABLES[number]->code_bytes : 0;
+    return UNIT_TABLES[number] ? UNIT_TABLES[number]->largest_weight : 0;
 }
 
 void rerankd_pack(int number, int64_t outputs, int64_t inputs, const void *weight, void *packed)

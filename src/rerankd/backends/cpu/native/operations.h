@@ -8,7 +8,7 @@
 
 /* Raise this number with every change of the order or the meaning of members: sizes and names do not show such a change, and
  * Python has to follow it. `ABI` in descriptors.py is the same number. */
-enum { RERANKD_ABI = 3 };
+enum { RERANKD_ABI = 4 };
 
 /* An entry that Python compares with its own: bytes of a struct, or a number. */
 typedef struct { const char *name; int64_t value; } agreed;
@@ -150,13 +150,13 @@ typedef struct {
  * attention_bytes: the scratch memory of a thread
  * pack: a weight [outputs, inputs] in the dtype of rows, as GEMMs read it
  * pack_int8: the same of 8 bits, and the sums of its rows
- * code_bytes: the size of a value of quantised rows and weights */
+ * largest_weight: the largest magnitude of an 8-bit weight */
 typedef struct {
     function functions[OPERATION_COUNT];
     int64_t (*attention_bytes)(const attention *o);
     void (*pack)(int64_t outputs, int64_t inputs, const void *weight, void *packed);
     void (*pack_int8)(int64_t outputs, int64_t inputs, const int8_t *weight, void *packed, float *sums);
-    int64_t code_bytes;
+    int64_t largest_weight;
 } unit;
 
 /* The units in the order of their numbers: each processor that has one has those before it of its architecture and dtype. */

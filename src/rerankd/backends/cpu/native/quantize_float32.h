@@ -1,4 +1,4 @@
-/* Rows as 8-bit integers, computed in float32, each in a byte or, where the unit multiplies 16-bit integers, in two. */
+/* Rows as 8-bit integers, computed in float32. */
 #ifndef RERANKD_QUANTIZE_H
 #define RERANKD_QUANTIZE_H
 

@@ -10,5 +10,5 @@
         .attention_bytes = attention_bytes,                                                                           \
         .pack = pack_weight,                                                                                          \
         .pack_int8 = pack_int8_weight,                                                                                \
-        .code_bytes = sizeof(code),                                                                                   \
+        .largest_weight = LARGEST_WEIGHT,                                                                               \
     }
