@@ -87,7 +87,7 @@ def test_epilogues(kernels: Kernels, epilogue: Activation) -> None:
 
 
 def test_rows_in_8_bits(kernels: Kernels) -> None:
-    backend = kernels.dtype, partial(int8_linear, kernels=kernels)
+    backend = kernels.dtype, partial(int8_linear, kernels=kernels), kernels.largest_weight
     test_linear.test_nan_and_inf_spoil_their_own_row_only_in_8_bits(backend)
     test_linear.test_a_row_of_zeros_stays_zero(backend)
     test_linear.test_the_largest_value_of_a_row_does_not_wrap_round(backend)
