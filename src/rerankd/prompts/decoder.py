@@ -109,8 +109,9 @@ class DecoderPrompts:
     ) -> PromptGroup:
         """The prompts with the shared prefix laid once; `documents` and `query` are their images and videos."""
         if self._placeholders is None or not any((query, *documents)):
-            apart = PromptGroup(Segment([]), tuple(map(Segment, ids.behind(0))), truncated=())
-            return ids.group() if self._shares else apart
+            if self._shares:
+                return ids.group()
+            return PromptGroup(Segment([]), tuple(map(Segment, ids.behind(0))), truncated=())
         order = [(query, own) if self._query_first else (own, query) for own in documents]
         visuals = [first + second for first, second in order]
         make = self._placeholders.group if self._shares else self._placeholders.apart
