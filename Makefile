@@ -20,7 +20,7 @@ help:
 	@echo "make test-wheel    the sdist and the wheel, built and served from a new environment without a compiler"
 	@echo "make test-sanitized        tests of the C kernels, under ASan and UBSan"
 	@echo "make test-without-kernels  tests of scores in a tree where no kernels were built"
-	@echo "make test-builds           the part of these two that .ci/run has time for"
+	@echo "make test-builds           the part of these two that takes two minutes"
 	@echo "make clean         removes venvs, builds and caches"
 
 serve: $(VENV)/.serve
@@ -50,14 +50,16 @@ RUNTIMES = $(foreach library,asan ubsan stdc++,$(shell gcc -print-file-name=lib$
 
 test-sanitized: TESTS ?= tests/backends/cpu tests/backends/test_attention.py
 test-sanitized: $(VENV)/.test
-	$(MAKE) -B build/sanitized/setup.py
+	rm -rf build/sanitized
+	$(MAKE) build/sanitized/setup.py
 	cd build/sanitized && CC=gcc CFLAGS="$(SANITIZE)" LDFLAGS="$(SANITIZE)" $(PYTHON_HERE) setup.py -q build_ext --inplace
 	cd build/sanitized && LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 		OMP_WAIT_POLICY=passive PYTHONPATH=src $(PYTHON_HERE) -m pytest -q -p no:cacheprovider $(TESTS)
 
 test-without-kernels: TESTS ?= tests/backends/test_attention.py tests/backends/cpu tests/test_scores.py tests/test_python.py
 test-without-kernels: $(VENV)/.test
-	$(MAKE) -B build/without-kernels/setup.py
+	rm -rf build/without-kernels
+	$(MAKE) build/without-kernels/setup.py
 	cd build/without-kernels && OMP_WAIT_POLICY=passive PYTHONPATH=src $(PYTHON_HERE) -m pytest -q -p no:cacheprovider \
 		-n $(WORKERS) --dist loadfile $(TESTS)
 
