@@ -13,9 +13,6 @@ _ON_LINUX = platform.system() == "Linux"
 SLACK_BYTES = 256 << 20
 """Bytes that a process may hold beyond the last mark before its memory is trimmed."""
 
-YOUNG_OBJECTS = 10_000
-"""So many new objects that may be part of cycles start a collection; Python's own default is 700."""
-
 
 def keep_freed_memory() -> None:
     """Let glibc keep large blocks for the next use instead of returning each to the kernel.
@@ -43,14 +40,13 @@ def trim_memory() -> None:
 
 
 def exempt_from_collection() -> None:
-    """Have Python's cyclic collector pass over all objects that exist, and run less often. A loaded server calls it.
+    """Have Python's cyclic collector pass over all objects that exist. A loaded server calls it.
 
     A full collection stops every thread while it visits all objects. An idle server has a quarter of a million objects,
     almost all of modules that are never freed; under load a collection took half a second.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS)
 
 
 def free_memory() -> None:

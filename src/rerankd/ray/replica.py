@@ -29,6 +29,7 @@ from rerankd.core import (
     RerankResult,
     Truncation,
 )
+from rerankd.memory import exempt_from_collection
 from rerankd.ray.scaling import BUSY, RATE, WAITING
 from rerankd.server.app import create_app
 from rerankd.server.dialects.names import ignored_model, not_ours
@@ -67,6 +68,7 @@ class Replica:
         }
         self._pool, self._settings = self._open.enter_context(opened(launch, **launch.door.guards(), labels=labels))
         self._pool.begin()
+        exempt_from_collection()
         self._service = Service(self._pool, self._settings)
         self._looked: tuple[float, EngineLoad] = (time.monotonic(), self._pool.load())
         self._watcher = asyncio.get_running_loop().create_task(self._watch())
