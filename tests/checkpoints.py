@@ -56,6 +56,7 @@ ENCODER_SIZES: Mapping[str, dict[str, int]] = {
     "minilm": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12},
     "base": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
     "m3": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+    "m3-sixth": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "num_attention_heads": 16},
 }
 QWEN3_VL_SIZES: Mapping[str, tuple[dict[str, Any], dict[str, Any], list[int]]] = {
     "tiny": (
@@ -339,7 +340,7 @@ def write_qwen3_vl_processor(folder: Path) -> None:
 
 def roberta_config(kind: Any, vocabulary: str, size: str, labels: int = 1) -> Any:
     """XLM-R's or RoBERTa's config: m3 has bge-reranker-v2-m3's 8,194 positions, tiny 1,026."""
-    large = size == "m3"
+    large = size in ("m3", "m3-sixth")
     return kind(
         vocab_size=250002 if large else vocabularies.size(vocabulary),
         max_position_embeddings=8194 if large else 1026,
@@ -471,6 +472,7 @@ NAMED: Mapping[str, Callable[[Path], Path]] = {
     "qwen3-vl-2b": lambda folder: qwen3_vl(folder, size="2b", storage=HUB),
     "xlmr-tiny": xlmr,
     "xlmr-m3": lambda folder: xlmr(folder, size="m3", storage=Storage(dtype="bfloat16")),
+    "xlmr-m3-sixth": lambda folder: xlmr(folder, size="m3-sixth", storage=Storage(dtype="bfloat16")),
     "bert-tiny": bert,
     "bert-minilm": lambda folder: bert(folder, size="minilm"),
 }
