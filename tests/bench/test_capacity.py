@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from rerankd.bench.capacity import Counts, Measured, Work, fit
-from rerankd.bench.planning import Plan, Wanted
+from rerankd.bench.capacity import Counts, Level, Measured, Work, fit
+from rerankd.bench.planning import Observed, Plan, Wanted
 from rerankd.bench.queueing import Replica, Requests, latencies
 from rerankd.cli.main import _rerankd
 from rerankd.core import RerankdError
@@ -91,6 +92,25 @@ def test_a_plan_for_a_hundred_thousand_requests() -> None:
     least = 1e5 * 300 / 5000
     assert least < plan.one_queue.replicas < 1.2 * least
     assert plan.one_queue.replicas <= plan.apart.servers * 8 < 1.5 * least
+
+
+def test_a_plan_says_what_the_measured_latencies_need() -> None:
+    """The highest rate that kept the p99 counts, and closed loops, whose rate is an answer, do not."""
+    shape = {"requests": 100, "busy": 0.5, "p50": 0.01}
+    levels = [
+        Level(clients=8, rate=None, answered=90.0, p99=0.01, **shape),
+        Level(clients=None, rate=20.0, answered=20.0, p99=0.1, **shape),
+        Level(clients=None, rate=30.0, answered=30.0, p99=0.25, **shape),
+        Level(clients=None, rate=40.0, answered=40.0, p99=0.26, **shape),
+    ]
+    measured = replace(MEASURED, levels=levels, replicas=2)
+    plan = Plan.of(measured, Wanted(100.0, 0.25), 2)
+    assert plan.observed == Observed(servers=4, replicas=2, rate=30.0, p99=0.25)
+    assert "8 replicas: 4 x 2, 30 requests/s each, p99 250.0 ms (as measured)" in str(plan)
+    none = Plan.of(measured, Wanted(100.0, 0.09), 2)
+    assert none.observed is None
+    assert "No rate that was measured had a p99 of 90 ms or less." in str(none)
+    assert json.loads(json.dumps(plan.json()))["observed"]["servers"] == 4
 
 
 def test_what_no_replicas_can_do_is_refused() -> None:

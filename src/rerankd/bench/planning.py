@@ -57,11 +57,44 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
+class Observed:
+    """Servers like the one that was measured, each with the highest rate at which that one kept the latency.
+
+    The model knows a machine by its mean speed. Where the speed varies, queues are longer than the model's.
+
+    replicas: of each server
+    rate: requests a second of each server, as they were measured
+    p99: seconds, as measured at that rate
+    """
+
+    servers: int
+    replicas: int
+    rate: float
+    p99: float
+
+    @classmethod
+    def of(cls, measured: Measured, wanted: Wanted) -> Observed | None:
+        """None where no rate that was measured kept the latency."""
+        kept = [one for one in measured.levels if one.rate is not None and one.p99 <= wanted.seconds]
+        best = max(kept, key=lambda one: one.rate or 0.0, default=None)
+        if best is None or best.rate is None:
+            return None
+        return cls(math.ceil(wanted.rate / best.rate), measured.replicas, best.rate, best.p99)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.servers * self.replicas:>7} replicas: {self.servers} x {self.replicas}, "
+            f"{self.rate:.4g} requests/s each, p99 {1000 * self.p99:.1f} ms (as measured)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """For a load, what is needed.
 
     one_queue: with all replicas in one server
     apart: with servers of so many replicas each
+    observed: by the latencies that were measured rather than by the model's; None where none was short enough
     cores: that reading and tokenising take at most, in all servers' own processes
     bits: of bodies a second, both ways
     """
@@ -69,6 +102,7 @@ class Plan:
     wanted: Wanted
     one_queue: Way
     apart: Way
+    observed: Observed | None
     cores: float
     bits: float
 
@@ -93,6 +127,7 @@ class Plan:
             wanted,
             Way.of(1, count, one),
             Way.of(servers, replicas_per_server, each),
+            Observed.of(measured, wanted),
             wanted.rate * replica.outside,
             bits,
         )
@@ -104,6 +139,7 @@ class Plan:
                 f"For {wanted.rate:g} requests/s of which {PERCENT} % take {1000 * wanted.seconds:g} ms at most:",
                 f"{self.one_queue} (one server, one queue)",
                 f"{self.apart} (servers with queues of their own, chosen at random)",
+                str(self.observed or f"No rate that was measured had a p99 of {1000 * wanted.seconds:g} ms or less."),
                 f"Outside the batches: at most {self.cores:.1f} cores, {each:.2f} of each of the "
                 f"{self.apart.servers} servers' processes",
                 f"{wanted.rate * self.apart.mean:.0f} requests in flight; {self.bits / 1e6:.1f} Mbit/s of bodies",
