@@ -72,7 +72,8 @@ test-builds:
 
 # Enough to see whether an edit broke something: no checkpoint is made and no server started.
 test-fast: $(VENV)/.test
-	OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -q -n $(WORKERS) --dist loadfile -m "not reference and not server and not emulator and not slow"
+	OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -q -n $(WORKERS) --dist loadfile --hypothesis-profile fast \
+		-m "not reference and not server and not emulator and not slow"
 
 # A cluster fills both cores by itself, and runs alone. What .venv has is not installed again.
 test-ray: $(VENV)/.test $(VENV)-ray/.done

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from hypothesis import settings
 from tokenizers import Tokenizer, normalizers
 
 from rerankd.backends.cpu.native import Kernels
@@ -21,6 +22,8 @@ from tests.watch import watched
 
 # Kernels for GPUs run in an interpreter. Triton reads this when a kernel is defined.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+settings.register_profile("fast", max_examples=10)
 
 collect_ignore = ["clients", "authors", *([] if "RERANKD_TEST_DIST" in os.environ else ["wheel"])]
 """Real clients, the packages of rerankers' authors and what users install have environments and commands of their own:
@@ -33,11 +36,11 @@ SERVERS = ("server/", "cli/", "bench/", "rank/", "evaluate/", "parallel/", "ray/
 """Folders whose tests start servers and commands."""
 EMULATED = ("backends/cuda/",)
 SLOW = (
-    "media/test_golden.py", "media/test_memory.py", "prompts/test_memory.py", "test_real_weights.py",
-    "test_vision_prompts.py",
+    "deploy/test_chart.py", "media/test_golden.py", "media/test_loader_ends.py", "media/test_memory.py",
+    "models/test_hub.py", "prompts/test_memory.py", "test_memory.py", "test_real_weights.py", "test_vision_prompts.py",
 )  # fmt: skip
-"""Files whose tests take seconds each, most of them for memory that they measure."""
-HEAVY = ("transformers", "sentence_transformers", "tests.references", "tests.checkpoints")
+"""Files whose tests take seconds each."""
+HEAVY = ("transformers", "sentence_transformers", "tests.references", "tests.checkpoints", "tests.vision")
 """Modules of other implementations, and of checkpoints."""
 
 

@@ -149,6 +149,7 @@ def test_what_nobody_waits_for_is_not_tried_again() -> None:
 
 def test_a_failed_batch_is_not_kept_in_memory() -> None:
     """The second half is computed without the first attempt's tensors."""
+    gc.freeze()  # what other tests keep need not be looked at again and again
     kept: list[weakref.ref[torch.Tensor]] = []
 
     def forward(batch: Sequence[Slice]) -> list[list[float]]:
@@ -160,7 +161,10 @@ def test_a_failed_batch_is_not_kept_in_memory() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return [[float(states[0])]]
 
-    found = [outcome for _, outcome in scored([piece(1, 2)], forward, Budget(100), lambda: None)]
+    try:
+        found = [outcome for _, outcome in scored([piece(1, 2)], forward, Budget(100), lambda: None)]
+    finally:
+        gc.unfreeze()
     assert found == [[1.0], [1.0]]
     assert len(kept) == 3
 

@@ -289,6 +289,7 @@ class TestDifference:
 NESTED = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
+@pytest.mark.slow
 class TestEndless:
     """Templates that would go on for ever, or as good as that."""
 

@@ -107,6 +107,7 @@ class TestSeams:
         assert seams.first("im_end|> so.") == len("im_end|> so")
         assert seams.last("x" * 10 + "." + " " * 300) == 0
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "change",
         [
@@ -203,6 +204,7 @@ class TestVerbatim:
     def verbatim(self, qwen: LoadedTokenizer) -> VerbatimPrompts:
         return VerbatimPrompts(qwen, 100_000, 1_000_000, 151_936, set())
 
+    @pytest.mark.slow
     @settings(deadline=None, max_examples=300)
     @given(shared=TEXT, items=st.lists(TEXT, max_size=4), last=st.booleans())
     def test_texts(self, shared: str, items: list[str], last: bool, qwen: LoadedTokenizer) -> None:
