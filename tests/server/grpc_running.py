@@ -18,7 +18,7 @@ from rerankd.server.run import Lifetime, Server, bind
 from rerankd.server.service import Serves
 from rerankd.server.settings import Settings
 from rerankd.server.tei_grpc.methods import PROTO
-from rerankd.server.tei_grpc.server import GrpcServer
+from rerankd.server.tei_grpc.server import Bounds, GrpcServer
 
 tei, services = grpc.protos_and_services(PROTO)
 
@@ -43,9 +43,10 @@ def stubs(channel: Any) -> Any:
 
 
 @contextmanager
-def both(models: Serves | Pool, settings: Settings) -> Iterator[Both]:
+def both(models: Serves | Pool, settings: Settings, bounds: Bounds = Bounds()) -> Iterator[Both]:  # noqa: B008
     app = create_app(models, settings)
-    beside = GrpcServer(app, "127.0.0.1", 0, settings, lambda: not (settings.draining.is_set() or models.failure))
+    ready = lambda: not (settings.draining.is_set() or models.failure)  # noqa: E731
+    beside = GrpcServer(app, "127.0.0.1", 0, settings, ready, bounds=bounds)
     started = threading.Event()
     lifetime = Lifetime(started.set, lambda: None, 20.0, settings.draining)
     with bind("127.0.0.1", 0) as listener:

@@ -27,6 +27,8 @@ from rerankd.server.connections import Connection, Connections
 BACKLOG = 2048
 FILES, OTHER_FILES = 65536, 256
 """Open files that are asked for, and those of them that are no clients' connections: images that are fetched, logs."""
+BESIDE = 4
+"""A server of another protocol has one connection in so many."""
 REFUSED, CANCELLED = 0.8, 0.9
 """Parts of the time that a server has to end: requests in flight are answered until the first, then what waits is
 refused; at the second, calls that go on all the same are cancelled."""
@@ -146,7 +148,8 @@ def serve(
         address = listener.getsockname()
         host, port = (address, 0) if isinstance(address, str) else address[:2]
         raise _explained(error, host, port) from None
-    connections = Connections(most=most_connections(), keep_alive=lifetime.keep_alive)
+    most = most_connections()
+    connections = Connections(most=most - most // BESIDE if beside else most, keep_alive=lifetime.keep_alive)
     config = uvicorn.Config(
         app,
         http=partial(Connection, connections),  # type: ignore[arg-type]

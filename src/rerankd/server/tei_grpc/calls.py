@@ -6,9 +6,10 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import grpc
@@ -36,6 +37,7 @@ OF_HTTP = ("content-", "connection", "transfer-", "host", "date")
 """What names of headers begin with that belong to HTTP alone."""
 MOST = (1 << 32) - 1
 """Counters of messages stop there."""
+T = TypeVar("T")
 
 
 class Refused(Exception):
@@ -51,9 +53,10 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the app answered: JSON, the headers that are gRPC's metadata too, and the results behind it."""
+    """What the app answered: JSON of so many bytes, the headers that are gRPC's metadata too, the results behind it."""
 
     content: Any
+    size: int
     metadata: tuple[tuple[str, str], ...]
     results: Sequence[RerankResult]
 
@@ -73,7 +76,7 @@ class App:
     async def call(self, path: str, body: Callable[[], Mapping[str, Any]] | None, size: int, context: Any) -> Answer:
         """Have a POST of a JSON body answered, or a GET where there is none. Raises Refused.
 
-        body: makes the body, in a thread where its message is large. size: bytes of the message
+        body: makes the body, of a message of so many bytes
 
         When this is cancelled, because the client of gRPC has left or its deadline is over, the call's client has hung
         up, as far as the app knows.
@@ -84,7 +87,7 @@ class App:
         def encoded() -> bytes:
             return b"" if body is None else encode_json({**body(), **model}, size > LARGE)
 
-        call = _AppCall(await asyncio.to_thread(encoded) if size > LARGE else encoded())
+        call = _AppCall(await aside(encoded, size))
         scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -112,7 +115,8 @@ class App:
         if call.status >= 400:
             raise Refused(call.status, _message(call), metadata)
         called: Called = scope["state"]["called"]
-        return Answer(json.loads(call.answer), metadata, called.results)
+        content = await aside(partial(json.loads, call.answer), len(call.answer))
+        return Answer(content, len(call.answer), metadata, called.results)
 
     async def _run(self, scope: dict[str, Any], call: _AppCall) -> None:
         await self._app(scope, call.receive, call.send)
@@ -143,6 +147,11 @@ class _AppCall:
             self.headers = {name.decode().lower(): value.decode("latin-1") for name, value in message["headers"]}
         else:
             self.answer += message.get("body", b"")
+
+
+async def aside(task: Callable[[], T], size: int) -> T:
+    """Do a task; in a thread, where it is about more bytes than the event loop has time for."""
+    return await asyncio.to_thread(task) if size > LARGE else task()
 
 
 def spent(characters: int, began: float, results: Sequence[RerankResult]) -> dict[str, int]:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message_factory import GetMessageClass
 
+from rerankd.core import RerankResult
+from rerankd.server.access import Keys
 from rerankd.server.settings import Settings
-from rerankd.server.tei_grpc.calls import Answer, App, Refused, spent
+from rerankd.server.tei_grpc.calls import Answer, App, Refused, aside, spent
+from rerankd.server.tei_grpc.intake import Intake
+from rerankd.server.tei_grpc.wire import parsed
 
 PROTO = "rerankd/server/tei_grpc/tei.proto"
 STREAM = "Stream"
@@ -23,6 +27,16 @@ AT_A_TIME = 64
 """Messages of one stream that are answered at a time."""
 T = TypeVar("T")
 Result = TypeVar("Result")
+Replied: TypeAlias = tuple[Any, tuple[tuple[str, str], ...]]
+"""A message, and its metadata."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """The classes of a method's messages."""
+
+    request: Any
+    reply: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,61 +76,90 @@ class Methods:
     def __init__(self, app: App, settings: Settings) -> None:
         self._app = app
         self._settings = settings
+        self._keys = Keys(settings.keys)
+        self._intake = Intake(settings)
 
     def handlers(self, service: Any) -> dict[str, grpc.RpcMethodHandler]:
         """The handlers of a service's methods, by their names. service: its descriptor"""
         return {method.name: self._handler(method) for method in service.methods}
 
     def _handler(self, method: Any) -> grpc.RpcMethodHandler:
-        own, reply = METHODS[method.name.removesuffix(STREAM)], GetMessageClass(method.output_type)
-        codec = GetMessageClass(method.input_type).FromString, reply.SerializeToString
-
-        async def one(message: Any, context: Any) -> Any:
-            answered = await _or_abort(self._answer(own, reply, message, context), context)
-            context.set_trailing_metadata(answered[1])
-            return answered[0]
-
-        async def each(messages: Any, context: Any) -> AsyncIterator[Any]:
-            async def answer(message: Any) -> Any:
-                return (await self._patiently(own, reply, message, context))[0]
-
-            async with aclosing(_in_order(messages, answer)) as answers:
-                while (answered := await _or_abort(anext(answers, None), context)) is not None:
-                    yield answered
+        own = METHODS[method.name.removesuffix(STREAM)]
+        kinds = Kinds(GetMessageClass(method.input_type), GetMessageClass(method.output_type))
+        answered = self._ranked if method.client_streaming else self._single
 
         async def together(messages: Any, context: Any) -> Any:
-            answered, metadata = await _or_abort(self._ranked(own, reply, messages, context), context)
+            reply, metadata = await _or_abort(answered(own, kinds, messages, context), context)
             context.set_trailing_metadata(metadata)
-            return answered
+            return reply
 
-        if not method.client_streaming:
-            return grpc.unary_unary_rpc_method_handler(one, *codec)
+        async def each(messages: Any, context: Any) -> AsyncIterator[Any]:
+            async def answer(raw: bytes) -> Any:
+                return (await self._patiently(own, kinds, raw, context))[0]
+
+            await _or_abort(self._admit(own, context), context)
+            async with aclosing(_in_order(self._each(messages), answer)) as answers:
+                while (reply := await _or_abort(anext(answers, None), context)) is not None:
+                    yield reply
+
+        # On the wire one message is a stream of one. A handler of streams chooses when, and how long, it is received.
+        codec = None, kinds.reply.SerializeToString
         if method.server_streaming:
             return grpc.stream_stream_rpc_method_handler(each, *codec)
         return grpc.stream_unary_rpc_method_handler(together, *codec)
 
-    async def _answer(self, method: Method, reply: Any, message: Any, context: Any) -> tuple[Any, Any]:
+    async def _admit(self, method: Method, context: Any) -> None:
+        """Raises Refused for a caller without a key. Not a byte of its messages is received."""
+        if not self._keys.known(str(dict(context.invocation_metadata()).get("authorization", ""))):
+            await self._app.call(method.path, dict, 0, context)  # which says so, and counts it
+
+    async def _each(self, messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        while (raw := await self._intake.received(messages)) is not None:
+            yield raw
+
+    async def _single(self, method: Method, kinds: Kinds, messages: AsyncIterator[bytes], context: Any) -> Replied:
+        """The answer to a call's one message, and its metadata. Raises Refused."""
+        await self._admit(method, context)
+        raw = await self._intake.received(messages, self._settings.body_timeout)
+        if raw is None:
+            raise Refused(400, "The call has no message.")
+        return await self._answer(method, kinds, raw, context)
+
+    async def _answer(self, method: Method, kinds: Kinds, raw: bytes, context: Any) -> Replied:
         """A message's answer, and its metadata. Raises Refused."""
         began = perf_counter()
-        body = partial(json_of, message) if method.reads else None
-        answer = await self._app.call(method.path, body, message.ByteSize(), context)
-        return _replied(reply, method.reply(answer.content, message), answer, [message], began), answer.metadata
+        with self._intake.held(len(raw)):
+            message = await aside(partial(parsed, kinds.request, raw, self._settings.limits), len(raw))
+            body = partial(json_of, message) if method.reads else None
+            answer = await self._app.call(method.path, body, len(raw), context)
 
-    async def _patiently(self, method: Method, reply: Any, message: Any, context: Any) -> tuple[Any, Any]:
+            def replied() -> Any:
+                return _replied(kinds.reply, method.reply(answer.content, message), answer.results, [message], began)
+
+            return await aside(replied, answer.size), answer.metadata
+
+    async def _patiently(self, method: Method, kinds: Kinds, raw: bytes, context: Any) -> Replied:
         """The same; it waits while the server is busy, as TEI has it in a stream, which its client's deadline ends."""
         while True:
             try:
-                return await self._answer(method, reply, message, context)
+                return await self._answer(method, kinds, raw, context)
             except Refused as refused:
                 if not refused.busy:
                     raise
                 await asyncio.sleep(refused.retry_after)
 
-    async def _ranked(self, method: Method, reply: Any, messages: Any, context: Any) -> tuple[Any, Any]:
+    async def _ranked(self, method: Method, kinds: Kinds, messages: AsyncIterator[bytes], context: Any) -> Replied:
         """The ranks of all texts of a stream. Raises Refused."""
+        await self._admit(method, context)
+        with ExitStack() as held:
+            return await self._all_ranked(method, kinds, messages, context, held)
+
+    async def _all_ranked(
+        self, method: Method, kinds: Kinds, messages: AsyncIterator[bytes], context: Any, held: ExitStack
+    ) -> Replied:
         began = perf_counter()
         try:
-            sent = await asyncio.wait_for(self._all(messages), self._settings.body_timeout)
+            sent = await asyncio.wait_for(self._all(kinds, messages, held), self._settings.body_timeout)
         except asyncio.TimeoutError:
             seconds = self._settings.body_timeout
             raise Refused(408, f"The stream did not end within {seconds:g} seconds (--body-timeout).") from None
@@ -135,30 +178,34 @@ class Methods:
 
         async with aclosing(_in_order(_one_by_one(places), answer)) as found:
             answers = [one async for one in found]
-        ranks = [
-            {**rank, "index": own[rank["index"]]}
-            for own, one in zip(places.values(), answers, strict=True)
-            for rank in one.content
-        ]
-        if len(answers) > 1:
-            ranks.sort(key=lambda rank: -rank["score"])
-        if return_text:
-            ranks = _with_texts(ranks, [one.text for one in sent])
-        results = [result for one in answers for result in one.results]
-        whole = Answer(ranks, answers[0].metadata, results)
-        return _replied(reply, {"ranks": ranks}, whole, sent, began), whole.metadata
 
-    async def _all(self, messages: Any) -> list[Any]:
-        """The messages of a stream, together no larger than one body may be. Raises Refused."""
+        def replied() -> Any:
+            ranks = [
+                {**rank, "index": own[rank["index"]]}
+                for own, one in zip(places.values(), answers, strict=True)
+                for rank in one.content
+            ]
+            if len(answers) > 1:
+                ranks.sort(key=lambda rank: -rank["score"])
+            if return_text:
+                ranks = _with_texts(ranks, [one.text for one in sent])
+            results = [result for one in answers for result in one.results]
+            return _replied(kinds.reply, {"ranks": ranks}, results, sent, began)
+
+        return await aside(replied, sum(one.size for one in answers)), answers[0].metadata
+
+    async def _all(self, kinds: Kinds, messages: AsyncIterator[bytes], held: ExitStack) -> list[Any]:
+        """The messages of a stream, together no larger than one body may be, and counted in `held`. Raises Refused."""
         found: list[Any] = []
         size, limits = 0, self._settings.limits
-        async for message in messages:
-            size += message.ByteSize()
-            found.append(message)
+        while (raw := await self._intake.received(messages)) is not None:
+            held.enter_context(self._intake.held(len(raw)))
+            size += len(raw)
             if size > self._settings.max_body:
                 raise Refused(413, f"The stream is larger than {self._settings.max_body} bytes (--max-body-mb).")
-            if len(found) > limits.documents:
+            if len(found) == limits.documents:
                 raise Refused(413, f"texts: The stream holds {limits.exceeded('documents')}.")
+            found.append(parsed(kinds.request, raw, limits))
         return found
 
 
@@ -193,12 +240,14 @@ def _characters(message: Any) -> int:
     return len(message.inputs) if isinstance(message.inputs, str) else sum(map(len, message.inputs))
 
 
-def _replied(reply: Any, fields: Mapping[str, Any], answer: Answer, requests: Sequence[Any], began: float) -> Any:
+def _replied(
+    reply: Any, fields: Mapping[str, Any], results: Sequence[RerankResult], requests: Sequence[Any], began: float
+) -> Any:
     """The answer's message, of which the JSON may have more fields."""
     names = reply.DESCRIPTOR.fields_by_name
     known = {name: fields[name] for name in names if name in fields}
     if "metadata" in names:
-        known["metadata"] = spent(sum(map(_characters, requests)), began, answer.results)
+        known["metadata"] = spent(sum(map(_characters, requests)), began, results)
     return reply(**known)
 
 

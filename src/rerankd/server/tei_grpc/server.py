@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,32 @@ from grpc_reflection.v1alpha import reflection
 from starlette.types import ASGIApp
 
 from rerankd.server.access import Keys
-from rerankd.server.run import ListenError, Tls, bind
+from rerankd.server.run import BESIDE, ListenError, Tls, bind, most_connections
 from rerankd.server.settings import Settings
 from rerankd.server.tei_grpc.calls import App
+from rerankd.server.tei_grpc.intake import most_bytes
 from rerankd.server.tei_grpc.methods import PROTO, Methods
 
+UNCOMPRESSED = 1
+"""The bit of that algorithm."""
 SECONDS_BETWEEN_LOOKS = 1.0
 """Between two looks whether a client that watches the server's health has news to hear."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Limits on clients.
+
+    connections: open at a time; more are closed at once
+    streams: calls of one connection at a time; its client has more wait
+    handshake_seconds: in which a connection has to speak HTTP/2
+    idle_seconds: after which a connection without a call is closed; its client opens another when it has one
+    """
+
+    connections: int = 4096
+    streams: int = 256
+    handshake_seconds: float = 30.0
+    idle_seconds: float = 300.0
 
 
 class GrpcServer:
@@ -32,7 +52,14 @@ class GrpcServer:
     """
 
     def __init__(
-        self, app: ASGIApp, host: str, port: int, settings: Settings, ready: Callable[[], bool], tls: Tls | None = None
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        settings: Settings,
+        ready: Callable[[], bool],
+        tls: Tls | None = None,
+        bounds: Bounds = Bounds(),
     ) -> None:
         """port: 0 for one that the system picks
         ready: whether calls are answered, for health checks
@@ -45,6 +72,7 @@ class GrpcServer:
         self._settings = settings
         self._ready = ready
         self._tls = tls
+        self._bounds = bounds
         self._credentials = _credentials(tls) if tls else None
         self._server: Any = None
         # Taken for a moment: a model need not be loaded first to learn that another program has the port.
@@ -53,11 +81,17 @@ class GrpcServer:
 
     async def start(self, tasks: set[asyncio.Task[None]]) -> None:
         """Take calls, each of which is one of `tasks` while it is answered. Raises ListenError."""
-        settings = self._settings
+        settings, bounds = self._settings, self._bounds
         server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", settings.max_body),
+                ("grpc.max_receive_message_length", most_bytes(settings)),
                 ("grpc.max_send_message_length", -1),
+                # Nothing bounds what a compressed message unfolds into.
+                ("grpc.compression_enabled_algorithms_bitset", UNCOMPRESSED),
+                ("grpc.max_concurrent_streams", bounds.streams),
+                ("grpc.max_allowed_incoming_connections", min(bounds.connections, most_connections() // BESIDE)),
+                ("grpc.server_handshake_timeout_ms", int(1000 * bounds.handshake_seconds)),
+                ("grpc.max_connection_idle_ms", int(1000 * bounds.idle_seconds)),
                 # Else two servers share a port, and each has some of the calls.
                 ("grpc.so_reuseport", 0),
             ]
