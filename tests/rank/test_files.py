@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import struct
+import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -20,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rerankd.core import Text
+from rerankd.rank import files
 from rerankd.rank.collection import Collection
 from rerankd.rank.files import BadLines, FileProblem, Source, whole_file
 from rerankd.rank.pairs import Pairs
@@ -208,6 +210,26 @@ def test_compressed_files_are_read(suffix: str, pack: Callable[[bytes], bytes], 
     assert texts(packed) == texts(plain)
     assert packed.digests == plain.digests
     assert packed.documents == 12 * 48
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_line_without_end_takes_little_memory(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a compressed file it may have many gigabytes."""
+    monkeypatch.setattr(files, "LINE_BYTES", 1 << 20)
+    path = tmp_path / f"corpus.jsonl{suffix}"
+    with whole_file(str(path)) as stream:
+        stream.write(b'{"id": 1}\n')
+        for _ in range(128):
+            stream.write(bytes(1 << 20))
+    lines = Source(str(path)).lines()
+    tracemalloc.start()
+    try:
+        assert next(lines) == (1, b'{"id": 1}')
+        with pytest.raises(FileProblem, match="line 2: is longer than 1,048,576 bytes"):
+            next(lines)
+        assert tracemalloc.get_traced_memory()[1] < 100 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_beir_folder_joins_title_and_text() -> None:

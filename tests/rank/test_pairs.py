@@ -171,6 +171,8 @@ def test_bad_lines_of_a_collection(file: str, content: str, problem: str, tmp_pa
         (("empty.tsv", "c.tsv"), "holds no query"),
         (("q.tsv", "empty.tsv"), "holds no document"),
         (("q.tsv", "torn.jsonl.gz"), "torn.jsonl.gz cannot be read"),
+        (("q.tsv", "wrong.jsonl.gz"), "wrong.jsonl.gz cannot be read: Error -3"),
+        (("q.tsv", "torn.csv.gz"), "torn.csv.gz cannot be read"),
         (("q.tsv", "torn.jsonl.zst"), "torn.jsonl.zst cannot be read"),
         (("q.tsv", "cut.jsonl.zst"), "it ends in the middle"),
         (("q.tsv", "no.parquet"), "is not a Parquet file"),
@@ -184,6 +186,11 @@ def test_files_that_cannot_be_read(names: tuple[str, str], problem: str, tmp_pat
     (tmp_path / "empty.tsv").write_text("")
     lines = "".join(f'{{"id": "{number}", "text": "{number * number}"}}\n' for number in range(1000)).encode()
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(lines)[:-9])
+    packed = gzip.compress(lines)
+    (tmp_path / "wrong.jsonl.gz").write_bytes(packed[:500] + b"\xff" * 50 + packed[550:])
+    (tmp_path / "torn.csv.gz").write_bytes(
+        gzip.compress(b"id,text\n" + b"".join(b"%d,a\n" % number for number in range(1000)))[:-9]
+    )
     (tmp_path / "cut.jsonl.zst").write_bytes(zstandard.compress(lines)[:-1])
     (tmp_path / "torn.jsonl.zst").write_bytes(b"not at all")
     (tmp_path / "no.parquet").write_bytes(b"PAR1")

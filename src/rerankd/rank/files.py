@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +20,10 @@ STANDARD = "-"
 """Standard input, or standard output."""
 COMPRESSIONS = (".gz", ".zst")
 BUFFER = 1 << 20
-ZSTD_READ = 16 << 10
-"""Bytes that are decompressed at a time: they may become a thousand times as many."""
+LINE_BYTES = 256 << 20
+"""Bytes of a line at most: a few megabytes of a compressed file may be one line of many gigabytes."""
+ZSTD_READ = 1 << 10
+"""Bytes that are decompressed at a time: they may become thirty thousand times as many."""
 
 
 class FileProblem(RerankdError):
@@ -92,20 +95,26 @@ class Source:
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """The lines from 1 on, without their ends. Raises FileProblem."""
-        with self.open() as stream:
-            yield from enumerate(self._lines(stream), 1)
+        for number, line in enumerate(self.whole_lines(), 1):
+            yield number, line.rstrip(b"\r\n")
 
-    def _lines(self, stream: IO[bytes]) -> Iterator[bytes]:
-        try:
-            for line in stream:
-                self._sha.update(line)
-                yield line.rstrip(b"\r\n")
-        except (OSError, EOFError) as error:
-            raise FileProblem(f"{self.name} cannot be read: {error}.") from error
-        except Exception as error:
-            if type(error).__name__ != "ZstdError":
-                raise
-            raise FileProblem(f"{self.name} cannot be read: {error}.") from error
+    def whole_lines(self) -> Iterator[bytes]:
+        """The lines with their ends. Raises FileProblem."""
+        number = 0
+        with self.open() as stream:
+            try:
+                while line := stream.readline(LINE_BYTES + 1):
+                    number += 1
+                    if len(line) > LINE_BYTES:
+                        raise FileProblem(f"{self.name}, line {number}: is longer than {LINE_BYTES:,} bytes.")
+                    self._sha.update(line)
+                    yield line
+            except (OSError, EOFError, zlib.error) as error:
+                raise FileProblem(f"{self.name} cannot be read: {error}.") from error
+            except Exception as error:
+                if type(error).__name__ != "ZstdError":
+                    raise
+                raise FileProblem(f"{self.name} cannot be read: {error}.") from error
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:

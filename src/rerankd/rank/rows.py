@@ -10,7 +10,8 @@ from typing import Any
 
 from rerankd.rank.files import COMPRESSIONS, STANDARD, BadLine, BadLines, FileProblem, Source, needed
 
-CELL_LIMIT = (1 << 31) - 1
+CELL_LIMIT = 64 << 20
+"""Characters of a CSV's cell, which may go over many lines. The library takes up to eight bytes for each."""
 ROWS_AT_ONCE = 1024
 
 
@@ -85,15 +86,9 @@ def _row(
 
 def _csv(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(CELL_LIMIT)
-
-    def lines() -> Iterator[str]:
-        # The ends of lines stay: a cell in quotes may hold some.
-        with source.open() as stream:
-            for line in stream:
-                source.update(line)
-                yield line.decode("utf-8", "surrogateescape")
-
-    reader = csv.reader(lines(), strict=True)
+    # The ends of lines stay: a cell in quotes may hold some.
+    lines = (line.decode("utf-8", "surrogateescape") for line in source.whole_lines())
+    reader = csv.reader(lines, strict=True)
     named: list[str | None] | None = None
     number = 1
     while True:
@@ -138,11 +133,18 @@ def _parquet(source: Source, columns: Columns) -> Iterator[tuple[int, dict[str, 
         if not wanted:
             words = ", ".join(names[0] for names in columns.names.values())
             raise FileProblem(f"{source.name} has none of the columns {words}.")
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=wanted):
+        for batch in _batches(source, file, wanted):
             for row in batch.to_pylist():
                 number += 1
                 source.update(repr(row).encode("utf-8", "surrogatepass"))
                 yield number, columns.read(row)
+
+
+def _batches(source: Source, file: Any, columns: Sequence[str]) -> Iterator[Any]:
+    try:
+        yield from file.iter_batches(ROWS_AT_ONCE, columns=columns)
+    except Exception as error:  # the library raises several kinds for a damaged file
+        raise FileProblem(f"{source.name} cannot be read: {error}.") from error
 
 
 def decoded(source: Source, number: int, raw: bytes) -> str:
