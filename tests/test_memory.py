@@ -8,6 +8,8 @@ import textwrap
 
 import pytest
 
+from rerankd import memory
+
 BLOCKS = """
 import ctypes, sys, time
 from rerankd.memory import Trimmer, keep_freed_memory, resident_bytes
@@ -67,3 +69,15 @@ def test_the_collector_passes_over_what_was_loaded_until_a_model_is_unloaded() -
     code = [sys.executable, "-c", textwrap.dedent(COLLECTION)]
     output = subprocess.run(code, check=True, capture_output=True, text=True).stdout
     assert output.split() == ["True"] * 4
+
+
+def test_memory_is_trimmed_above_the_least_that_was_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slowly it has grown since, and once where it cannot be given back."""
+    held, trimmed = [1000 << 20], []
+    monkeypatch.setattr(memory, "resident_bytes", lambda: held[0])
+    monkeypatch.setattr(memory, "trim_memory", lambda: trimmed.append(held[0]))
+    trimmer = memory.Trimmer()
+    for megabytes in (1000, 1100, 1200, 1250, 1300, 1300, 800, 900, 1000, 1100, 1100):
+        held[0] = megabytes << 20
+        trimmer.look()
+    assert [one >> 20 for one in trimmed] == [1300, 1100]

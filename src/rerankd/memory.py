@@ -85,7 +85,7 @@ def resident_bytes() -> int:
 
 
 class Trimmer:
-    """Trims the process when it idles and holds much more than it did when it last idled.
+    """Trims the process when it holds much more than the least that it held since it was last trimmed.
 
     Pictures, long texts and large bodies take memory that glibc would keep for good.
     """
@@ -98,5 +98,6 @@ class Trimmer:
         held = resident_bytes()
         if self._mark and held > self._mark:
             trim_memory()
-            held = resident_bytes()
-        self._mark = held + SLACK_BYTES
+            self._mark = resident_bytes() + SLACK_BYTES
+        else:
+            self._mark = min(self._mark or held + SLACK_BYTES, held + SLACK_BYTES)

@@ -298,6 +298,19 @@ def test_a_slow_machine_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
         assert hung.wait(30)
 
 
+def test_memory_is_given_back_between_requests_that_never_end(
+    model: SumModel, start: Callable[[int], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = threading.Semaphore(0)
+    monkeypatch.setattr(engines.Trimmer, "look", lambda trimmer: looked.release())
+    monkeypatch.setattr(engines, "IDLE_SECONDS", 3600)
+    monkeypatch.setattr(engines, "SECONDS_BETWEEN_TRIMS", 0)
+    engine = start(10)
+    for _ in range(3):
+        assert engine.submit(group(1)).result(30) == [1]
+        assert looked.acquire(timeout=30)
+
+
 def test_a_thread_that_is_gone_is_noticed(model: SumModel, start: Callable[[int], Engine]) -> None:
     engine = start(2)
     with engine._wake:

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
+from multiprocessing.connection import Pipe
 from queue import SimpleQueue
 from typing import Any
 
@@ -27,7 +28,7 @@ from rerankd.core import (
 from rerankd.engine.batcher import Batcher, Job
 from rerankd.parallel import replicas as module
 from rerankd.parallel.lookout import LOOKS
-from rerankd.parallel.replica_messages import Batch, Drop, Outcome, Ping, Pong, Scored
+from rerankd.parallel.replica_messages import Batch, Drop, Link, Outcome, Ping, Pong, Scored
 from rerankd.parallel.replicas import Replicas
 from rerankd.parallel.sharing import fair_budget
 from tests.server.test_clients_that_leave import until
@@ -219,6 +220,13 @@ def test_a_replica_that_gives_no_sign_of_life_is_ended_and_what_it_had_computed_
     seen = replicas._places[1].silent
     until(lambda: replicas._places[1].silent != seen)
     assert not any(stand.dies for stand in others)
+
+
+def test_what_cannot_be_understood_is_the_end_of_a_replica(caplog: pytest.LogCaptureFixture) -> None:
+    ours, theirs = Pipe()
+    theirs.send_bytes(b"\x80\x05nonsense")
+    assert Link(ours).receive() is None
+    assert "cannot be read" in caplog.text
 
 
 def test_without_replicas_the_engine_is_dead(

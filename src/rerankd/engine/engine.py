@@ -29,6 +29,8 @@ log = logging.getLogger("rerankd")
 
 IDLE_SECONDS = 2.0
 """After so long without a request, and again after as long, the engine looks whether memory can be given back."""
+SECONDS_BETWEEN_TRIMS = 10.0
+"""So often it looks where requests come again and again, each of them alone."""
 RATED_BATCHES = 32
 """The last batches, of which the engine's speed is told."""
 PROBES = 3
@@ -188,7 +190,7 @@ class Engine:
             self._die(dead)
 
     def _serve(self) -> None:
-        trimmer = Trimmer()
+        trimmer, trimmed = Trimmer(), perf_counter()
         flights: deque[Flight] = deque()
         while True:
             with self._wake:
@@ -206,10 +208,11 @@ class Engine:
                     flights.append(self._launched(batch))
             if flights and (len(flights) == self._in_flight or not batch):
                 self._land(flights.popleft())
-            elif not awake:
-                trimmer.look()
             if not flights:
                 self._in_hand = []
+                if not self._batcher and (not awake or perf_counter() - trimmed >= SECONDS_BETWEEN_TRIMS):
+                    trimmer.look()
+                    trimmed = perf_counter()
 
     def _taken(self, batch: Sequence[Slice]) -> None:
         now = perf_counter()

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Sequence
 
+from rerankd.memory import Trimmer
 from rerankd.parallel.places import Place
 
 log = logging.getLogger("rerankd")
@@ -22,7 +23,10 @@ def look(places: Sequence[Place], changed: threading.Condition, stop: threading.
 
     changed: guards the places
     timeout: seconds in which a sign has to come, or sooner
+
+    In a moment without a batch it gives back the memory that reading requests took: each replica has its own.
     """
+    trimmer = Trimmer()
     while not stop.wait(min(timeout / LOOKS, MOST_SECONDS_BETWEEN_LOOKS)):
         with changed:
             for place in places:
@@ -33,4 +37,7 @@ def look(places: Sequence[Place], changed: threading.Condition, stop: threading.
                     place.replica.kill()
                 place.silent += 1
                 place.asked = True
+            idle = not any(place.batches for place in places)
             changed.notify_all()
+        if idle:
+            trimmer.look()

@@ -16,6 +16,8 @@ from rerankd.options import LoadOptions
 from rerankd.parallel.messages import End
 from rerankd.threads import Share
 
+log = logging.getLogger("rerankd")
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -168,10 +170,13 @@ class Link:
             self._connection.send(message)
 
     def receive(self) -> Any:
-        """The next message; None once the other end is gone."""
+        """The next message; None once the other end is gone, or says what nobody understands."""
         try:
             return self._connection.recv()
         except (EOFError, OSError):
+            return None
+        except Exception as error:  # unpickling raises anything
+            log.error("A message of another process of this server cannot be read: %r", error)
             return None
 
     def is_told(self, seconds: float) -> bool:
