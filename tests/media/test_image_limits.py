@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import struct
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerankd.media import images
+from rerankd.media.containers import webp_size
 from rerankd.media.images import FORMATS, open_image, to_rgb
 from rerankd.media.limits import BadMedia, MediaLimits
 from tests.media.patterns import pattern
@@ -56,6 +58,31 @@ def test_a_tiff_of_large_tiles_is_counted_with_them() -> None:
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in directory)
     data = b"II*\0\x08\0\0\0" + struct.pack("<H", len(directory)) + entries + b"\0\0\0\0"
     assert open_image(data, LIMITS, decoding()).memory > 50_000 * 40_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "header"),
+    [
+        (b"VP8X", b"\0\0\0\0" + (16_382).to_bytes(3, "little") + (9_999).to_bytes(3, "little")),
+        (b"VP8L", b"\x2f" + (16_382 | 9_999 << 14).to_bytes(4, "little")),
+        (b"VP8 ", b"\0\0\0\x9d\x01\x2a" + (16_383 | 10_000 << 16).to_bytes(4, "little")),
+    ],
+)
+def test_a_large_webp_is_not_even_opened(kind: bytes, header: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening one takes eight bytes a pixel."""
+    monkeypatch.setattr(PIL.Image, "open", lambda *_, **__: pytest.fail("it is opened"))
+    with pytest.raises(BadMedia, match="16383 x 10000 is 163,830,000 pixels, over the limit"):
+        open_image(b"RIFF\x64\0\0\0WEBP" + kind + b"\x40\0\0\0" + header + bytes(64), MediaLimits(), decoding())
+
+
+@pytest.mark.parametrize(
+    "options", [{"lossless": True}, {}, {"save_all": True}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0"}]
+)
+def test_the_canvas_of_a_webp_is_read_as_pillow_reads_it(options: dict[str, Any]) -> None:
+    frames = [PIL.Image.fromarray(pattern(70, 30, seed)) for seed in (1, 2)]
+    more = {"append_images": frames[1:]} if "save_all" in options else {}
+    assert webp_size(encoded(frames[0], "WEBP", **options, **more)) == (70, 30)
+    assert webp_size(encoded(frames[0], "PNG")) is None
 
 
 def test_passes_over_a_large_jpeg_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 A demuxer reads a file that was cut off as a shorter video, and a still picture in a film's container as a film
 of one frame; the file's own structure tells the difference.
 Sources: ISO/IEC 14496-12 (boxes and brands), ISO/IEC 23008-12 (HEIF) and the AVIF specification, RFC 8794 and
-RFC 9559 (EBML, Matroska), the GIF89a specification.
+RFC 9559 (EBML, Matroska), the GIF89a specification, RFC 9649 (WebP).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _GENERAL_BRANDS = (b"mif1", b"mif2", b"msf1", b"miaf")
 _HEIF_BRANDS = (*_HEVC_BRANDS, *_OTHER_CODEC_BRANDS, *_GENERAL_BRANDS)
 _RAW_BRANDS = (b"crx ",)
 _MAX_FTYP = 1024
+_14_BITS = (1 << 14) - 1
 _EBML_HEADER = b"\x1a\x45\xdf\xa3"
 _SEGMENT = b"\x18\x53\x80\x67"
 
@@ -118,6 +119,22 @@ def _within(
 def gif_size(data: bytes) -> tuple[int, int]:
     """Width and height of a GIF's canvas."""
     return int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
+
+
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height of a WebP's canvas; None for another file.
+
+    Pillow has two canvases made as soon as it opens one.
+    """
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        return None
+    if data[12:16] == b"VP8X":
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    lossless = data[12:16] == b"VP8L"
+    both = int.from_bytes(data[21:25] if lossless else data[26:30], "little")
+    if lossless:
+        return 1 + (both & _14_BITS), 1 + (both >> 14 & _14_BITS)
+    return both & _14_BITS, both >> 16 & _14_BITS
 
 
 def is_cut_short(data: bytes, container: Container, go_on: GoOn) -> bool:

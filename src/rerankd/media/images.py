@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 
-from rerankd.media.containers import container_of
+from rerankd.media.containers import container_of, webp_size
 from rerankd.media.decoding import Decoding
 from rerankd.media.limits import BadMedia, MediaLimits, NotRead
 from rerankd.media.sizing import fit
@@ -81,6 +81,8 @@ def open_image(data: bytes, limits: MediaLimits, decoding: Decoding) -> Opened:
     Raises NotRead for what is not one of `FORMATS`, and BadMedia for what is over `limits.pixels` or the limits on
     passes, or has a damaged header.
     """
+    if (canvas := webp_size(data)) is not None:
+        limits.check_pixels(*canvas)
     try:
         image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
     except PIL.UnidentifiedImageError as error:

@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 from rerankd.media.containers import Container, container_of, gif_size, has_film, is_cut_short, iso_picture, iso_samples
 from rerankd.media.decoding import Decoding
 from rerankd.media.frames import Pixels, shrink, shrink_memory
-from rerankd.media.images import FORMATS, to_rgb
+from rerankd.media.images import open_image, to_rgb
 from rerankd.media.limits import MAX_FRAME_RATE, BadMedia, MediaLimits, NotRead
 from rerankd.media.sampling import file_indices, timestamps
 from rerankd.media.sizing import FILE_TOTAL_PIXELS, Sizing, fit
@@ -86,7 +86,7 @@ def read_video(
     """
     container = container_of(data)
     if container is None:
-        raise NotRead(_not_a_video(data, decoding))
+        raise NotRead(_not_a_video(data, limits, decoding))
     if is_cut_short(data, container, decoding.go_on):
         raise BadMedia("the video is cut short; send the whole file")
     if container == "mov":
@@ -297,10 +297,10 @@ def _to_array(frame: VideoFrame, limits: MediaLimits) -> Pixels:
     return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
-def _not_a_video(data: bytes, decoding: Decoding) -> str:
+def _not_a_video(data: bytes, limits: MediaLimits, decoding: Decoding) -> str:
     """Nothing of the file itself is told: it may come from where only this machine can look."""
     try:
-        with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with open_image(data, limits, decoding).image as image:
             if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
                 return (
                     f"an animated {image.format} is not read as a video; send it as GIF, MP4 or WebM, or its first "
