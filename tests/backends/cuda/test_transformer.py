@@ -13,11 +13,13 @@ from rerankd.backends.cuda.backend import CudaBackend
 from rerankd.backends.cuda.graphs import KEPT, ROWS, Size
 from rerankd.backends.cuda.linear import Fp8Linear, PlainLinear
 from rerankd.backends.cuda.transformer import CudaTransformer
+from rerankd.backends.torch.backend import TorchBackend
 from rerankd.core import PackedGroup, Span
 from rerankd.layers.layout import causal_layout
-from rerankd.layers.spec import TransformerSpec
+from rerankd.layers.rotary import Rotary
+from rerankd.layers.spec import Norm, TransformerSpec
 from rerankd.layers.transformer import Additions, Tokens
-from tests.backends.dense import VOCABULARY, RandomWeights
+from tests.backends.dense import VOCABULARY, RandomWeights, shapes
 from tests.backends.test_transformers import QWEN, SPECS, Packed
 
 CPU = torch.device("cpu")
@@ -75,6 +77,20 @@ def test_specifications_run_as_defined(name: str) -> None:
         assert error < 1e-5, (keep, error)
 
 
+@pytest.mark.parametrize("qk_norm", [QWEN.layers[0].qk_norm, None], ids=["normed", "plain"])
+def test_heads_turn_by_time_height_and_width(qk_norm: Norm | None) -> None:
+    """Each pair of a head by the coordinate of its own, as a model that sees images has it."""
+    spec, packed = shapes(QWEN, rotary=Rotary.plain(32, 1e4, axes=(0, 1, 2, 0) * 4), qk_norm=qk_norm), Packed(True)
+    steps = torch.arange(len(packed.ids))
+    positions = torch.stack([packed.tokens.positions, steps % 5, steps % 3])
+    weights = RandomWeights(spec)
+    expected = TorchBackend(CPU, torch.float32).transformer(spec, weights)(packed.tokens, packed.layout, positions)
+    found = executor(spec)(packed.tokens, packed.layout, positions)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    other = executor(spec)(packed.tokens, packed.layout, positions.flip(0))
+    assert (other - expected).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("name", ["qwen3", "bert"])
 def test_half_precision_lies_near(name: str) -> None:
     spec, packed = SPECS[name], Packed(SPECS[name].causal)
@@ -106,8 +122,6 @@ def test_additions_reach_the_layers_behind() -> None:
     added = transformer(packed.tokens, packed.layout, packed.tokens.positions, None, additions)
     assert (added - plain)[4:9].abs().max() > 0.1
     torch.testing.assert_close(added[20:], plain[20:])
-    from rerankd.backends.torch.backend import TorchBackend
-
     plainly = TorchBackend(CPU, torch.float32).transformer(QWEN, RandomWeights(QWEN))
     expected = plainly(packed.tokens, packed.layout, packed.tokens.positions, None, additions)
     torch.testing.assert_close(added, expected, rtol=1e-4, atol=1e-4)

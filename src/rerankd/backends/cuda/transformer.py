@@ -128,7 +128,8 @@ class Angles:
     def __call__(self, positions: Tensor) -> Rotation:
         """As `Rotary.rotation`, in float32."""
         places = positions.float()
-        by_pair = places[:, None] if self.axes is None else places.index_select(0, self.axes).T
+        # The kernels read the angles of a row side by side.
+        by_pair = places[:, None] if self.axes is None else places.index_select(0, self.axes).T.contiguous()
         angles = (by_pair * self.frequencies)[:, None]
         return Rotation(angles.cos() * self.factor, angles.sin() * self.factor)
 
