@@ -25,6 +25,7 @@ from rerankd.models.checkpoint.sentence_transformers import (
     read_settings,
     transformer_settings,
 )
+from rerankd.models.compression import Compression
 from rerankd.models.labels import declared_activation, read_labels
 
 QUERY, DOCUMENT = "what is panda?", "The giant panda is a bear."
@@ -142,6 +143,8 @@ def _head(plan: Plan) -> tuple[str, dict[str, int], str]:
     if recipe.layerwise and isinstance(plan.architecture, Architecture):
         layers = len(plan.architecture.spec(config).layers)
         said = f"a row of its own after {layers} of {config.layers()} layers"
+        if recipe.compresses and (compression := Compression.of(config, layers)):
+            said += f"; {compression}"
         return said, {}, declared_activation(config, 1, recipe.activation)
     if (score := recipe.score_token) is not None:
         name = prompts.tokenizer.tokenizer.id_to_token(score) or str(score)

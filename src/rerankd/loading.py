@@ -21,6 +21,7 @@ from rerankd.models.checkpoint.gguf.tensors import GgufTensors
 from rerankd.models.checkpoint.hub import resolve
 from rerankd.models.checkpoint.quantized.source import open_tensors, read_scheme
 from rerankd.models.checkpoint.weights import Tensors, Weights
+from rerankd.models.compression import LAYERS, RATIO
 from rerankd.models.facts import HeadFacts
 from rerankd.models.fallback import Fallback, find_fallback
 from rerankd.models.labels import labels_activation, names_of
@@ -241,8 +242,8 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
     choice = choose_recipe(name, architecture.recipes, evidence, options.recipe, options.chat_template is not None)
     if options.label is not None:
         choice = with_label(choice, config, options.label)
-    if options.cutoff_layers is not None:
-        expect_layerwise(choice)
+    layerwise = [f"`{entry}`" for entry in (CUTOFF, RATIO, LAYERS) if entry in options.hf_overrides]
+    expect_layerwise(choice, (["--cutoff-layers"] if cutoff else []) + layerwise)
     say = log.info if choice.certain else log.warning
     say("%s is scored by the recipe %s: %s", options.model, choice.recipe.name, choice.why)
     prompts = partial(

@@ -56,6 +56,9 @@ SCORES: Mapping[str, Score] = {
     "layerwise-3": flag_embedding("LayerWiseFlagLLMReranker", cutoff_layers=[3]),
     "lightweight": flag_embedding("LightWeightFlagLLMReranker"),
     "lightweight-3": flag_embedding("LightWeightFlagLLMReranker", cutoff_layers=[3]),
+    "lightweight-compressed": flag_embedding(
+        "LightWeightFlagLLMReranker", cutoff_layers=[3], compress_ratio=2, compress_layers=[1, 2, 3]
+    ),
     "mxbai": mxbai,
     "pylate": pylate,
 }

@@ -33,6 +33,12 @@ CASES: dict[str, tuple[str, Callable[..., Path], dict[str, Any], dict[str, Any]]
     "minicpm-layerwise, 3 layers": ("layerwise-3", minicpm, {}, {"cutoff_layers": 3}),
     "gemma2-lightweight": ("lightweight", gemma2, {}, {}),
     "gemma2-lightweight, 3 layers": ("lightweight-3", gemma2, {}, {"cutoff_layers": 3}),
+    "gemma2-lightweight, compressed": (
+        "lightweight-compressed",
+        gemma2,
+        {},
+        {"cutoff_layers": 3, "hf_overrides": {"compress_ratio": 2, "compress_layers": [1, 2, 3]}},
+    ),
     "mxbai-rerank-v2": ("mxbai", qwen2, OLD, {"recipe": "mxbai-rerank"}),
     "colbert": ("pylate", stanford, {}, {}),
     "colbert, attending": ("pylate", stanford, {"attend_to_mask_tokens": True, "query_maxlen": 20}, {}),

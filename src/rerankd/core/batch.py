@@ -29,6 +29,7 @@ class PackedGroup:
     suffix.
 
     unseen: the last rows of the prefix that no row attends to
+    tail: the last rows of each suffix, which follow its document; see `PromptGroup`
     values: numbers that a model gives for each suffix
     outputs: whether these are all outputs of the head for a document (an embedding, labels), in place of its relevance
     """
@@ -37,6 +38,7 @@ class PackedGroup:
     suffixes: tuple[Span, ...]
     labels: Labels | None = None
     unseen: int = 0
+    tail: int = 0
     values: int = 1
     outputs: bool = False
 

@@ -83,6 +83,8 @@ class PromptGroup:
     `ignored` names request fields that have less effect than the request asks for.
     `labels` are asked of each suffix in place of its relevance.
     `windows` lists the documents of each suffix, where a suffix holds several; the prefix is then empty.
+    `tail` is how many tokens of each suffix follow its document, in a group whose prefix ends where documents begin; 0
+    in other groups.
     `outputs` is how many numbers a head makes of each suffix where all are asked for in place of its relevance (an
     embedding's, a logit for each label), else 0; the prefix is empty then.
     """
@@ -95,6 +97,7 @@ class PromptGroup:
     ignored: tuple[str, ...] = ()
     labels: Labels | None = None
     windows: Windows | None = None
+    tail: int = 0
     outputs: int = 0
 
     @property

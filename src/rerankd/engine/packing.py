@@ -47,6 +47,7 @@ def pack(groups: Sequence[PromptGroup], shares_prefix: bool, device: torch.devic
                 suffixes=tuple(next(spans) for _ in group.suffixes),
                 labels=group.labels,
                 unseen=group.prefix.unseen,
+                tail=group.tail,
                 values=group.values,
                 outputs=bool(group.outputs),
             )

@@ -1,5 +1,7 @@
 """bge-reranker-v2.5-gemma2-lightweight: Gemma 2 (Gemma Team, 2024), which may be scored after fewer layers than it has.
 
+Its later layers may read several tokens of a document as one: see `compression`.
+
 Behaviour reference: `modeling_gemma2.py` in transformers, and `gemma_model.py` in the package FlagEmbedding. That
 reads the first row, whichever layer it is asked for, and its attention has no bound of logits, since
 scaled_dot_product_attention has none. Both are so here.
@@ -9,13 +11,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rerankd.core import ModelError
 from rerankd.layers.spec import TransformerSpec
 from rerankd.layers.transformer import Executor
 from rerankd.models.architecture import Architecture, plain_positions
 from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
+from rerankd.models.compression import CompressingModel, Compression
 from rerankd.models.decoders import NAMES, decoder, expect_in, layer_of, rotary_of, stacked
 from rerankd.models.layerwise import cut, cutoff_of, score_row
 from rerankd.models.recipes.layerwise import BGE_RERANKER_LIGHTWEIGHT
@@ -36,11 +38,6 @@ def spec_of(config: Config) -> TransformerSpec:
     config.require("hidden_activation", "gelu_pytorch_tanh", None)
     config.require("attention_bias", False, None)
     config.require("layer_wise", True)
-    if config.entries.get("compress_ratio") not in (None, 1):
-        raise ModelError(
-            f"{config.source}: `compress_ratio` is {config.entries['compress_ratio']!r:.40}, which is not supported: "
-            "every token of a document is read. Leave it out."
-        )
     layer = layer_of(config, rotary_of(config))
     layer = replace(
         layer,
@@ -54,7 +51,10 @@ def spec_of(config: Config) -> TransformerSpec:
         replace(layer, window=config.size("sliding_window", 4096) - 1) if slides else layer
         for slides in _sliding(config, len(whole.layers))
     ]
-    return cut(replace(whole, layers=tuple(layers)), cutoff_of(config, config.size("layer_sep")))
+    spec = cut(replace(whole, layers=tuple(layers)), cutoff_of(config, config.size("layer_sep")))
+    # A wrong entry is found before weights are read.
+    Compression.of(config, len(spec.layers))
+    return spec
 
 
 def _cap(config: Config) -> float | None:
@@ -81,13 +81,16 @@ def _sliding(config: Config, layers: int) -> list[bool]:
 
 def gemma2_lightweight(
     config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
-) -> TextModel:
+) -> TextModel | CompressingModel:
     """`CostWiseGemmaForCausalLM`."""
     base = weights.scope("model")
     expect_in(config, base)
     spec = spec_of(config)
     stack = decoder(config, base, spec, GEMMA2)
     head = score_row(config, weights, base, len(spec.layers), 0, recipe, _cap(config))
+    compression = Compression.of(config, len(spec.layers))
+    if compression is not None:
+        return CompressingModel.of(stack, head, executor, compression)
     return TextModel(spec, executor.transformer(spec, stack), head)
 
 

@@ -11,6 +11,7 @@ from rerankd.models.architecture import Architecture, plain_positions
 from rerankd.models.base import TextModel, TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.weights import Weights
+from rerankd.models.compression import RATIO
 from rerankd.models.decoders import decoder, expect_in, layer_of, rotary_of, stacked
 from rerankd.models.layerwise import cut, cutoff_of, score_row
 from rerankd.models.recipes.layerwise import BGE_RERANKER_LAYERWISE
@@ -23,6 +24,7 @@ def spec_of(config: Config) -> TransformerSpec:
     config.require("attention_bias", False, None)
     config.require("head_type", "simple")
     config.require("head_multi", True)
+    config.require(RATIO, 1, None)
     whole = stacked(config, layer_of(config, rotary_of(config)), config.get("scale_emb", float, 1.0))
     return cut(whole, cutoff_of(config))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
-from rerankd.core import InvalidRequest, PromptGroup, RerankRequest, Visuals
+from rerankd.core import InvalidRequest, PromptGroup, RerankRequest, Segment, Visuals
 from rerankd.models.recipes.template import PieceTemplate
 from rerankd.prompts.chunks import Chunks, reduced_overlap, split
 from rerankd.prompts.contents import read_text
@@ -55,10 +55,12 @@ class PiecePrompts:
         max_tokens: int,
         default_instruction: str | None,
         limited: bool = True,
+        apart: bool = False,
     ) -> None:
         """max_tokens: in one prompt; default_instruction: None for the template's own.
 
         limited: whether `max_tokens` is the only limit; else the limit of the template's authors counts too
+        apart: whether the shared prefix ends where documents begin, as `PromptGroup.tail` needs it
         """
         self.takes_instruction = template.takes_instruction
         self._tokenizer = tokenizer
@@ -67,6 +69,7 @@ class PiecePrompts:
         self._max_tokens = max_tokens
         self._own = None if limited else template.most
         self._default_instruction = default_instruction
+        self._apart = apart
         self._before = template.before_document
         self._before_tokens = self._count(self._before)
 
@@ -106,14 +109,20 @@ class PiecePrompts:
                 found.append(ids)
                 truncated.append(long or text != reached[i])
             chunks.append(parts)
-        shared = SharedIds(base, [len(base)] * len(found), [piece + fixed.tail for piece in found])
         return replace(
-            shared.group(),
+            self._group(base, found, fixed.tail),
             truncated=tuple(truncated),
             query_truncated=query_cut,
             chunks=tuple(parts.chunks if parts else () for parts in chunks) if any(chunks) else (),
             ignored=reduced_overlap(chunks),
         )
+
+    def _group(self, base: list[int], documents: Sequence[list[int]], tail: list[int]) -> PromptGroup:
+        """The prompts of `base`, a document and `tail` each, with the shared prefix laid once."""
+        rest = [ids + tail for ids in documents]
+        if self._apart:
+            return PromptGroup(Segment(base), tuple(map(Segment, rest)), truncated=(), tail=len(tail))
+        return SharedIds(base, [len(base)] * len(rest), rest).group()
 
     @property
     def max_tokens(self) -> int:

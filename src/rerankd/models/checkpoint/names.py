@@ -6,7 +6,7 @@ READ = frozenset(
     {
         *("_name_or_path", "activation", "architectures", "attention_bias", "attention_head_size", "auto_map"),
         *("classifier_activation", "classifier_bias", "classifier_from_token", "classifier_pooling"),
-        *("compress_ratio", "cutoff_layers", "final_logit_softcapping", "head_multi"),
+        *("compress_layers", "compress_ratio", "cutoff_layers", "final_logit_softcapping", "head_multi"),
         *("head_type", "layer_sep", "layer_wise", "query_pre_attn_scalar", "scale_depth", "scale_emb"),
         *("d_ff", "d_kv", "d_model", "decoder_start_token_id", "feed_forward_proj", "layer_norm_epsilon"),
         *("n_positions", "num_decoder_layers", "num_heads", "num_layers", "relative_attention_max_distance"),

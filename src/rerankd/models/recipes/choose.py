@@ -83,11 +83,15 @@ def with_label(choice: Choice, config: Config, label: str) -> Choice:
     return replace(choice, recipe=replace(recipe, label=label))
 
 
-def expect_layerwise(choice: Choice) -> None:
-    """ModelError where the user names a layer, and the model is scored after its last layer only."""
-    if not choice.recipe.layerwise:
+def expect_layerwise(choice: Choice, given: Sequence[str]) -> None:
+    """ModelError where the user gives settings of layerwise rerankers, and the model is none.
+
+    given: the settings, as the user writes them
+    """
+    if given and not choice.recipe.layerwise:
         raise ModelError(
-            f"--cutoff-layers was given, but the recipe {choice.recipe.name} scores after the last layer; leave it out."
+            f"{', '.join(given)}: the recipe {choice.recipe.name} scores after its last layer, which reads all tokens; "
+            "leave it out."
         )
 
 

@@ -25,5 +25,6 @@ BGE_RERANKER_LIGHTWEIGHT = Recipe(
     activation="identity",
     template=replace(PIECES, default_instruction="Predict whether passage B contains an answer to query A."),
     layerwise=True,
+    compresses=True,
 )
 """No class of another purpose has the name of either."""

@@ -32,6 +32,7 @@ class Recipe:
     template: of a prompt; None for an encoder, whose tokenizer makes the prompt, and where the prompt is not known
     listwise: the template of a prompt of several documents; None for a model that reads each document by itself
     layerwise: whether `cutoff_layers` chooses the layer whose score is read
+    compresses: whether later layers may have fewer rows than a document has tokens, so that documents share no tokens
     score_token: the id of the token behind each prompt, at which the score is read; None for no such token
     logit_bias: is subtracted from the logit of the model's own classifier
     document_tokens: the most tokens of a document that the authors read by default; None for no limit of theirs
@@ -57,6 +58,7 @@ class Recipe:
     template: Template | None = None
     listwise: ListTemplate | None = None
     layerwise: bool = False
+    compresses: bool = False
     score_token: int | None = None
     logit_bias: float = 0.0
     document_tokens: int | None = None
