@@ -271,7 +271,7 @@ def test_a_cancelled_request_leaves_the_queue_and_the_replicas(
     assert after.result(30) == [3.0]
     with pytest.raises(CancelledError):
         future.result(0)
-    assert not replicas._jobs, "kept for nobody"
+    assert not replicas._queue._jobs, "kept for nobody"
 
 
 def test_closing_finishes_what_replicas_have_and_fails_the_rest(
@@ -313,6 +313,28 @@ def test_a_replica_that_computes_for_long_gives_signs_of_life_to_the_end(
     stand.gate.set()
     assert future.result(30) == [1.0]
     closing.join(30)
+
+
+def test_a_replica_that_starts_while_the_engine_ends_is_ended(start: Callable[..., tuple[Replicas, Stands]]) -> None:
+    replicas, stands = start(1)
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def start_late(number: int) -> Stand:
+        begun.set()
+        assert may_go_on.wait(30)
+        return Stands.start(stands, number)
+
+    stands.start = start_late  # type: ignore[method-assign]
+    stands.started[0].kill()
+    assert begun.wait(30)
+    closing = threading.Thread(target=replicas.close)
+    closing.start()
+    assert replicas._stop.wait(30)
+    may_go_on.set()
+    closing.join(30)
+    _, late = stands.started
+    assert late.dies
+    assert not any(thread.is_alive() for thread in replicas._lives)
 
 
 def test_a_callback_that_fails_fails_its_own_request(start: Callable[..., tuple[Replicas, Stands]]) -> None:

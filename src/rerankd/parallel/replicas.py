@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from itertools import count
 
-from rerankd.core import (
-    EngineClosed,
-    EngineDead,
-    EngineLoad,
-    ModelError,
-    PromptGroup,
-    ReplicaLost,
-    Stage,
-)
-from rerankd.engine.batcher import Batcher, Job
+from rerankd.core import EngineClosed, EngineDead, EngineLoad, ModelError, PromptGroup, Stage
+from rerankd.engine.batcher import Job
 from rerankd.models.facts import HeadFacts
 from rerankd.parallel.child import END_SECONDS
 from rerankd.parallel.lookout import look
 from rerankd.parallel.messages import End
-from rerankd.parallel.places import Part, Parts, Place
+from rerankd.parallel.places import Place
 from rerankd.parallel.processes import Processes
 from rerankd.parallel.replica_messages import Batch, Drop, Ping, Pong, Scored
-from rerankd.parallel.sharing import fair_budget
+from rerankd.parallel.shared_queue import SharedQueue, closed
 
 log = logging.getLogger("rerankd")
 
-TRIES = 2
-"""So many processes may end while they compute a part of a request, before the request is given up."""
 STARTS = 8
 """So often in a row a replica's process may end, or fail to start, without having scored a batch."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
@@ -63,11 +51,7 @@ class Replicas:
         self._batch_tokens = batch_tokens
         self._in_flight = in_flight
         self._max_tokens = max_tokens
-        self._batcher = Batcher(batch_tokens)
-        self._longest = 0
-        self._numbers = count()
-        self._again: deque[Part] = deque()
-        self._jobs: dict[Job, Parts] = {}
+        self._queue = SharedQueue(batch_tokens, len(processes.homes))
         self._changed = threading.Condition()
         self._telling = threading.Lock()
         self._closed, self._stop = False, threading.Event()
@@ -96,12 +80,12 @@ class Replicas:
         with self._changed:
             places = tuple(place.load() for place in self._places)
             return EngineLoad(
-                waiting=self._batcher.documents + sum(len(part.slice.group.suffixes) for part in self._again),
+                waiting=self._queue.documents,
                 batches=sum(place.batches for place in places),
                 tokens=sum(place.tokens for place in places),
                 seconds=sum(place.seconds for place in places),
-                waiting_requests=len(self._batcher),
-                waiting_tokens=self._batcher.tokens + sum(part.slice.cost for part in self._again),
+                waiting_requests=self._queue.requests,
+                waiting_tokens=self._queue.tokens,
                 running=len({part.slice.job for place in self._places for part in place.parts}),
                 rate=sum(place.rate for place in self._places),
                 most=self._batch_tokens,
@@ -124,17 +108,12 @@ class Replicas:
         if not group.suffixes:
             job.future.set_result([])
             return job.future
-        longest = len(group.prefix) + max(map(len, group.suffixes))
         with self._changed:
             if self._dead:
                 raise EngineDead(str(self._dead))
             if self._closed:
                 raise EngineClosed("The engine is closed.")
-            self._batcher.expect_place(job, self._max_tokens)
-            self._longest = max(self._longest, longest) if self._batcher else longest
-            self._batcher.add(job)
-            replicas = len(self._places)
-            self._batcher.budget = fair_budget(self._batcher.tokens, self._longest, self._batch_tokens, replicas)
+            self._queue.add(job, self._max_tokens)
             self._changed.notify_all()
         job.future.add_done_callback(lambda _: self._leave(job))
         return job.future
@@ -149,11 +128,10 @@ class Replicas:
         """Finish the batches that replicas have, fail what still waits with EngineClosed, and end the processes."""
         with self._changed:
             self._closed = True
-            waiting = {*self._batcher.drain(), *(part.slice.job for part in self._again)}
-            self._again.clear()
+            waiting = self._queue.drain()
             self._changed.notify_all()
         for job in waiting:
-            job.fail(_closed())
+            job.fail(closed())
         with self._changed:
             self._changed.wait_for(lambda: not any(place.batches for place in self._places))
             running = [(place.replica, self._lives[place.number]) for place in self._places if place.replica]
@@ -183,10 +161,8 @@ class Replicas:
     def _leave(self, job: Job) -> None:
         """The job is answered, or nobody waits for it."""
         with self._changed:
-            self._batcher.drop(job)
-            if self._jobs.pop(job, None) is None:
+            if not self._queue.leave(job):
                 return
-            self._again = deque(part for part in self._again if part.slice.job is not job)
             for place in self._places:
                 place.drops += [part.number for part in place.parts if part.slice.job is job]
             self._changed.notify_all()
@@ -201,8 +177,8 @@ class Replicas:
                 if self._stop.is_set():
                     return
                 replica, messages = place.replica, list[Drop | Ping | Batch](place.told())
-                if self._is_next(place) and (parts := self._take()):
-                    number = next(self._numbers)
+                if self._is_next(place) and (parts := self._queue.take()):
+                    number = self._queue.next_number()
                     place.batches[number] = parts
                     messages.append(Batch(number, {part.number: part.slice.group for part in parts}))
                 place.sends = True
@@ -217,23 +193,10 @@ class Replicas:
 
     def _is_next(self, place: Place) -> bool:
         """Whether something waits, and this replica has the fewest tokens of those that take a batch now."""
-        if not self._batcher and not self._again:
+        if not self._queue:
             return False
         taking = [one for one in self._places if one.replica and not one.sends and one.has_room(self._in_flight)]
         return place is min(taking, key=lambda one: (one.tokens, one.number), default=None)
-
-    def _take(self) -> list[Part]:
-        """The next batch. A part whose process ended goes alone, since it may be why."""
-        while self._again:
-            part = self._again.popleft()
-            if part.slice.job.waited_for:
-                return [part]
-        taken = []
-        for piece in self._batcher.next_batch():
-            part = Part(next(self._numbers), piece)
-            self._jobs.setdefault(piece.job, Parts(piece.job)).taken.append(part)
-            taken.append(part)
-        return taken
 
     def _live(self, place: Place) -> None:
         """Start a replica, hear it, and start it again when it has ended."""
@@ -245,7 +208,10 @@ class Replicas:
             else:
                 with self._changed:
                     place.begins(replica)
+                    late = self._stop.is_set()
                     self._changed.notify_all()
+                if late:  # `close` did not see it
+                    replica.kill()
                 while isinstance(answer := replica.receive(), (Scored, Pong)):
                     with self._changed:
                         place.silent = 0
@@ -283,53 +249,29 @@ class Replicas:
 
     def _settle(self, place: Place, scored: Scored) -> None:
         """Hand over the results of a batch. Jobs' own callbacks are called one after the other."""
-        finished: list[Job] = []
-        failed: list[tuple[Job, Exception]] = []
         with self._telling:
-            told: list[tuple[Job, int]] = []
             with self._changed:
                 place.has_done(scored)
-                for part in place.batches.pop(scored.number):
-                    parts, outcome = self._jobs.get(part.slice.job), scored.outcomes.get(part.number)
-                    if parts is None or outcome is None:
-                        continue
-                    parts.took(outcome.stages)
-                    if outcome.failure is not None:
-                        failed.append((parts.job, outcome.failure))
-                        continue
-                    part.logits = outcome.logits
-                    told.append((parts.job, parts.tell()))
-                    if parts.done:
-                        parts.job.logits = parts.logits()
-                        finished.append(parts.job)
+                settled = self._queue.settle(place.batches.pop(scored.number), scored)
                 self._changed.notify_all()
-            for job, documents in told:
+            for job, documents in settled.told:
                 if job.on_progress and documents and job.waited_for:
                     try:
                         job.on_progress(documents)
                     except Exception as raised:  # a caller's own code must not end the loop
-                        failed.append((job, raised))
-        for job, error in failed:
+                        settled.failed.append((job, raised))
+        for job, error in settled.failed:
             job.fail(error)
-        for job in finished:
+        for job in settled.finished:
             job.finish()
 
     def _lose(self, place: Place) -> None:
-        """What a replica had whose process has ended goes to others; its first batches may be why it ended."""
-        lost: list[tuple[Job, Exception]] = []
+        """What a replica had whose process has ended goes to others, or fails where the engine is being closed."""
         with self._changed:
-            again = []
-            for place_in_turn, parts in enumerate(place.batches.values()):
-                for part in parts:
-                    part.tries += place_in_turn < self._in_flight
-                    if self._closed:
-                        lost.append((part.slice.job, _closed()))
-                    elif part.tries >= TRIES:
-                        why = f"{part.tries} processes ended while they computed this request; send it again."
-                        lost.append((part.slice.job, ReplicaLost(why)))
-                    else:
-                        again.append(part)
-            self._again.extendleft(reversed(again))
+            if self._closed:
+                lost: list[tuple[Job, Exception]] = [(part.slice.job, closed()) for part in place.parts]
+            else:
+                lost = self._queue.put_back(place.batches.values(), self._in_flight)
             place.ends()
             self._changed.notify_all()
         for job, error in lost:
@@ -340,12 +282,7 @@ class Replicas:
         with self._changed:
             self._dead = error
             self._closed = True
-            jobs = {*self._batcher.drain(), *self._jobs}
-            self._again.clear()
+            jobs = self._queue.drain_all()
             self._changed.notify_all()
         for job in jobs:
             job.fail(EngineDead(str(error)))
-
-
-def _closed() -> EngineClosed:
-    return EngineClosed("The engine was closed before this request was answered.")
