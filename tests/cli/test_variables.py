@@ -67,6 +67,19 @@ def test_a_key_and_a_level_stand_for_their_flags_unless_these_are_given(
     assert (made.door.api_keys, made.log_level) == ((), "info")
 
 
+def test_vllms_development_mode_is_its_routes_to_sleep(
+    monkeypatch: pytest.MonkeyPatch,
+    started: Started,  # noqa: F811
+) -> None:
+    for value, ours, sleeps in (("1", None, True), ("0", None, False), ("yes", None, False), ("1", "false", False)):
+        monkeypatch.setenv("VLLM_SERVER_DEV_MODE", value)
+        if ours:
+            monkeypatch.setenv("RERANKD_SLEEP_ROUTES", ours)
+        assert launch(monkeypatch, started, "serve", "a/b", "--enable-sleep-mode").residence.sleep_routes is sleeps
+        said = [note for note in started.notes if "VLLM_SERVER_DEV_MODE is" in note]
+        assert bool(said) == (value == "yes"), "what is not read is said"
+
+
 def test_what_has_no_effect_is_said_a_line_each_and_what_nobody_knows_in_one() -> None:
     environ = {
         "VLLM_PORT": "8000",

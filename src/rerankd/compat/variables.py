@@ -91,6 +91,14 @@ def _seconds(text: str) -> str | None:
     return text
 
 
+def _yes(text: str) -> str | None:
+    """vLLM's switches are numbers."""
+    try:
+        return "true" if int(text or "0") else None
+    except ValueError:
+        raise ValueError(f"{text!r} is neither 0 nor 1") from None
+
+
 USE_MODELSCOPE = "VLLM_USE_MODELSCOPE"
 
 VLLM_VARIABLES = Variables(
@@ -101,6 +109,8 @@ VLLM_VARIABLES = Variables(
         "VLLM_API_KEY": StandsFor("--api-key", str),
         "VLLM_LOGGING_LEVEL": StandsFor("--log-level", _level),
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": StandsFor("--timeout-keep-alive", _seconds),
+        # Of the routes that it adds to vLLM's, these three are here.
+        "VLLM_SERVER_DEV_MODE": StandsFor("--sleep-routes", _yes),
     },
     VLLM_IGNORED_VARIABLES,
 )
