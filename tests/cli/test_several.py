@@ -53,6 +53,36 @@ def test_models_of_a_variable(monkeypatch: pytest.MonkeyPatch, started: Started)
     assert launch.residence == Residence(True, None, 3 << 29, True)
 
 
+@pytest.mark.parametrize(
+    ("words", "models"),
+    [
+        ("", ["of/variable", "another"]),
+        ("a", ["a"]),
+        ("--model-id b", ["b"]),
+        ("--model c", ["c"]),
+        ("a b --model-id c", ["a", "b", "c"]),
+    ],
+)
+@pytest.mark.parametrize("text", ["model: of/file\n", "models: [of/file, {model: other/file, dtype: float32}]\n"])
+def test_the_first_place_that_names_a_model_names_all(
+    config: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    started: Started,  # noqa: F811
+    words: str,
+    models: list[str],
+    text: str,
+) -> None:
+    monkeypatch.setenv("RERANKD_MODEL", "of/variable")
+    monkeypatch.setenv("RERANKD_MODEL_ID", "another")
+    given = ["--config", config(text), *words.split()]
+    assert run(monkeypatch, "serve", *given) == 0
+    assert started.launch is not None
+    assert [one.model for one in _chosen(started.launch)] == models
+    told = yaml.safe_load(printed(monkeypatch, capsys, "serve", *given))
+    assert [one for one in (told["model"], *(told["model-id"] or ())) if one] == models
+
+
 def test_models_of_a_file_have_options_of_their_own(
     config: Any,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +53,8 @@ class Beside:
 def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
     """A command that takes a peer's flags beside its own, and its options from variables and a file too.
 
-    The command line wins over RERANKD_* variables, these win over the peer's variables, and these over the file.
+    The command line wins over RERANKD_* variables, these win over the peer's variables, and these over the file. Which
+    models there are is one thing to say, by whatever options: the first place that names any names them all.
     A caller in Python gives entries, as a file has them, in place of a command line, as the context's `obj`.
     """
 
@@ -77,19 +79,23 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
             models: list[list[Setting]] = []
             if ctx.obj:
                 file = of_entries(ctx.obj, ENTRIES, options, own, peer)
-                chosen = file.models or any(one.name in MODELS for one in file.settings)
-                others = [one for one in settings if not chosen or one.name not in MODELS]
-                settings, models, given = [*file.settings, *others], file.models, file.given
+                chosen = bool(file.models) or _name_models(file.settings)
+                settings, models, given = [*file.settings, *_but_models(settings, chosen)], file.models, file.given
             elif path:
                 file = of_file(path, options, own, peer)
-                settings += file.settings
+                settings += _but_models(file.settings, _name_models(settings))
                 models = file.models
-                named = {one.name for one in given}
-                given += [one for one in file.given if one.name not in named]
+                on_line = [one.name for one in given]
+                given += [one for one in file.given if one.name not in on_line]
             check(settings, options, ctx)
             first = {one.name: one for one in reversed(settings)}
             ctx.default_map = {name: one.value for name, one in first.items()}
             rest = super().parse_args(ctx, args)
+            named = [name for name in (*MODELS, MORE) if ctx.params.get(name)]
+            on_line = [name for name in named if ctx.get_parameter_source(name).name == "COMMANDLINE"]
+            for name in set(named).difference(on_line) if on_line else ():
+                ctx.params[name] = None
+                first.pop(name, None)
             if more := ctx.params.get(MORE):
                 ctx.params["model_id"] = [*more, *(ctx.params["model_id"] or ())]
                 ctx.set_parameter_source("model_id", ctx.get_parameter_source(MORE))
@@ -110,6 +116,16 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
             return rest
 
     return PeerCommand
+
+
+def _name_models(settings: Iterable[Setting]) -> bool:
+    """Whether some of the settings are models."""
+    return any(one.name in MODELS for one in settings)
+
+
+def _but_models(settings: Iterable[Setting], dropped: bool) -> list[Setting]:
+    """The settings, without those that are models where these are dropped."""
+    return [one for one in settings if not dropped or one.name not in MODELS]
 
 
 class ForwardingCommand(TyperCommand):
