@@ -78,6 +78,10 @@ def test_health_while_the_server_ends_and_when_its_engine_has_failed() -> None:
 
     def statuses(url: str) -> list[int]:
         paths = ("/v2/health/live", "/v2/health/ready", f"/v2/models/{MODEL}/ready")
+        # NVIDIA's are the same, and need no key.
+        for own in ("live", "ready"):
+            answers = (requests.get(f"{url}/{prefix}/health/{own}", timeout=30) for prefix in ("v1", "v2"))
+            assert len({answer.status_code for answer in answers}) == 1
         return [requests.get(url + path, headers=key, timeout=30).status_code for path in paths]
 
     with running(fake, settings) as url:

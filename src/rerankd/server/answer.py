@@ -27,8 +27,8 @@ from rerankd.server.hosted import Hosted, choose
 from rerankd.server.incoming import Gone, Incoming
 from rerankd.server.places import Places
 from rerankd.server.pool import Pool
-from rerankd.server.problems import Problem, checked
-from rerankd.server.replies import ENGINE_DEAD, SHUTTING_DOWN, Reply, json_reply, refusal
+from rerankd.server.problems import ENGINE_DEAD, SHUTTING_DOWN, Problem, checked
+from rerankd.server.replies import Reply, json_reply, refusal
 from rerankd.server.reports import reports
 from rerankd.work import Workers, all_of
 

@@ -14,8 +14,7 @@ from rerankd.server.access import UNAUTHORIZED
 from rerankd.server.answer import Routed
 from rerankd.server.dialects.base import Dialect, Endpoint, Served
 from rerankd.server.places import OVERLOADED
-from rerankd.server.problems import Problem
-from rerankd.server.replies import SHUTTING_DOWN
+from rerankd.server.problems import SHUTTING_DOWN, Problem
 
 Examples: TypeAlias = dict[int, dict[str, object]]
 """By status and title."""

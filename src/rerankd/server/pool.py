@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rerankd.core import EngineDead, EngineLoad, ModelError, TextToken
 from rerankd.memory import exempt_from_collection, free_memory
-from rerankd.server.problems import Problem
+from rerankd.server.problems import ASLEEP, Problem
 
 if TYPE_CHECKING:
     from rerankd.options import ModelInfo
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("rerankd")
 
 IDLE = EngineLoad(waiting=0, batches=0, tokens=0, seconds=0.0)
-ASLEEP = Problem(503, "The model sleeps; send the request again once someone has called /wake_up.", retry_after=10)
 GIGABYTE = 1 << 30
 
 

@@ -34,6 +34,11 @@ class Problem(RerankdError):
         self.retry_after = retry_after
 
 
+ENGINE_DEAD = Problem(503, "The engine has failed and the server ends; send the request again.")
+ASLEEP = Problem(503, "The model sleeps; send the request again once someone has called /wake_up.", retry_after=10)
+SHUTTING_DOWN = Problem(503, "The server is shutting down; send the request again.")
+
+
 def checked(body: type[Body], sent: Mapping[str, Any], limits: RequestLimits) -> Body:
     """`sent` as a `body`. Raises a 400 `Problem` that names the first bad field and says what it takes."""
     try:

@@ -8,9 +8,6 @@ from rerankd.server.body import encode_json
 from rerankd.server.dialects.base import Dialect
 from rerankd.server.problems import Problem
 
-ENGINE_DEAD = Problem(503, "The engine has failed and the server ends; send the request again.")
-SHUTTING_DOWN = Problem(503, "The server is shutting down; send the request again.")
-
 
 @dataclass(frozen=True, slots=True)
 class Reply:

@@ -15,9 +15,9 @@ from rerankd.server.dialects.base import Dialect, Served
 from rerankd.server.hosted import Hosted
 from rerankd.server.incoming import Incoming, WholeCall
 from rerankd.server.places import Places
-from rerankd.server.pool import ASLEEP, Model, Pool
-from rerankd.server.problems import Problem
-from rerankd.server.replies import ENGINE_DEAD, SHUTTING_DOWN, Reply, refusal
+from rerankd.server.pool import Model, Pool
+from rerankd.server.problems import ASLEEP, ENGINE_DEAD, SHUTTING_DOWN, Problem
+from rerankd.server.replies import Reply, refusal
 from rerankd.server.settings import Settings
 from rerankd.work import Workers
 
@@ -98,6 +98,7 @@ class Service:
                 places,
                 model.load,
                 unready,
+                lambda: model.asleep,
                 settings.max_calls,
                 settings.max_queued_calls,
                 settings.limits,

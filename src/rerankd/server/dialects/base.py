@@ -41,6 +41,7 @@ class Served:
     running: how many calls are being answered
     load: the load of the engine
     unready: why no call is answered now; None while calls are
+    asleep: whether calls of this model are refused, those of others or not
     max_calls: how many calls are answered at a time; None for any number
     max_queued_calls: how many of them wait for the model
     limits: of one request
@@ -54,6 +55,7 @@ class Served:
     running: Callable[[], int]
     load: Callable[[], EngineLoad]
     unready: Callable[[], Problem | None] = lambda: None
+    asleep: Callable[[], bool] = lambda: False
     max_calls: int | None = None
     max_queued_calls: int | None = None
     limits: RequestLimits = RequestLimits()  # noqa: RUF009 - frozen
@@ -97,13 +99,6 @@ class Call(Generic[Body]):
         """The caller's word for a field of `RerankRequest`, as in `documents[3]` or `top_n`."""
         head = name.partition("[")[0].partition(".")[0]
         return self.fields.get(name) or self.fields.get(head, head) + name[len(head) :]
-
-
-def ready(body: Body, served: Served) -> Call[Body]:
-    """`parse` of an endpoint that says whether calls are answered. Raises the 503 Problem that they would get."""
-    if unready := served.unready():
-        raise unready
-    return Call(body, ())
 
 
 @dataclass(frozen=True, slots=True)

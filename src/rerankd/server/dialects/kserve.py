@@ -14,10 +14,10 @@ from pydantic import BaseModel, Discriminator, Field, Tag
 from rerankd.core import RerankRequest, RerankResult, text_content
 from rerankd.schemas.contents import Open, by_type
 from rerankd.schemas.lists import DocumentList
-from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Nothing, Served, ready
+from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Nothing, Served
 from rerankd.server.dialects.names import not_ours
+from rerankd.server.dialects.probes import live, model_ready, ready
 from rerankd.server.problems import Problem
-from rerankd.server.replies import ENGINE_DEAD
 from rerankd.version import __version__
 
 QUERY: Literal["query"] = "query"
@@ -179,13 +179,7 @@ def _parse_name(body: KserveName, served: Served) -> Call[KserveName]:
 
 def _parse_ready(body: KserveName, served: Served) -> Call[KserveName]:
     _ours(body.model, served)
-    return ready(body, served)
-
-
-def _parse_live(body: Nothing, served: Served) -> Call[Nothing]:
-    if served.unready() is ENGINE_DEAD:
-        raise ENGINE_DEAD
-    return Call(body, ())
+    return model_ready(body, served)
 
 
 def _model(call: Call[KserveName], results: Sequence[RerankResult], id: str, served: Served) -> object:
@@ -255,7 +249,7 @@ KSERVE = Dialect(
             "Whether the server works",
             body=Nothing,
             reply=KserveLive,
-            parse=_parse_live,
+            parse=live,
             render=lambda call, results, id, served: {"live": True},
             probe=True,
         ),

@@ -10,8 +10,9 @@ from pydantic import BaseModel, Field
 from rerankd.core import Content, Image, RerankResult, Text, Truncation
 from rerankd.schemas.contents import AT_LEAST_ONE, Open
 from rerankd.schemas.lists import DocumentList
-from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
+from rerankd.server.dialects.base import Call, Dialect, Endpoint, Nothing, Served
 from rerankd.server.dialects.names import ignored_model
+from rerankd.server.dialects.probes import live, ready
 from rerankd.server.dialects.ranking import ranking
 from rerankd.server.dialects.threshold import Thresholded
 from rerankd.server.problems import Problem
@@ -81,6 +82,14 @@ class NvidiaReply(BaseModel):
     usage: NvidiaUsage
 
 
+class NvidiaHealth(BaseModel):
+    """The server is well."""
+
+    object: Literal["health.response"] = "health.response"
+    message: str
+    status: Literal["live", "ready"]
+
+
 class NvidiaError(BaseModel):
     """NIM's error body."""
 
@@ -117,6 +126,20 @@ def _render_error(problem: Problem) -> object:
     return {"object": "error", "message": str(problem), "detail": detail, "type": kind}
 
 
+def _health(status: Literal["live", "ready"], summary: str, parse: Any) -> Endpoint[Nothing]:
+    answer = {"object": "health.response", "message": f"Service is {status}.", "status": status}
+    return Endpoint(
+        paths=(f"/v1/health/{status}",),
+        summary=f"{summary} (NVIDIA NIM)",
+        body=Nothing,
+        reply=NvidiaHealth,
+        parse=parse,
+        render=lambda call, results, id, served: answer,
+        methods=("GET",),
+        probe=True,
+    )
+
+
 NVIDIA = Dialect(
     name="nvidia",
     endpoints=(
@@ -137,6 +160,8 @@ NVIDIA = Dialect(
                 },
             },
         ),
+        _health("live", "Whether the server works", live),
+        _health("ready", "Whether calls are answered", ready),
     ),
     error=NvidiaError,
     render_error=_render_error,

@@ -14,8 +14,9 @@ from rerankd.core import Content, Labels, RerankRequest, RerankResult, Text, Tok
 from rerankd.limits import RequestLimits
 from rerankd.schemas.contents import Open, by_type
 from rerankd.schemas.lists import DocumentList, IdList, LabelList
-from rerankd.server.dialects.base import Call, Endpoint, Nothing, Served, ready
+from rerankd.server.dialects.base import Call, Endpoint, Nothing, Served
 from rerankd.server.dialects.names import ignored_model
+from rerankd.server.dialects.probes import ready
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
 

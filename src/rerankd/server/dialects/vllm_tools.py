@@ -9,8 +9,9 @@ from pydantic import BaseModel, Field
 
 from rerankd.core import RerankResult
 from rerankd.schemas.contents import Open
-from rerankd.server.dialects.base import Call, Endpoint, Nothing, Served, ready
+from rerankd.server.dialects.base import Call, Endpoint, Nothing, Served
 from rerankd.server.dialects.names import only_ours
+from rerankd.server.dialects.probes import ready
 from rerankd.version import __version__
 
 

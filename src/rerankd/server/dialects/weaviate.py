@@ -14,7 +14,8 @@ from pydantic import BaseModel, Field
 from rerankd.core import RerankResult, text_content
 from rerankd.schemas.contents import AT_LEAST_ONE
 from rerankd.schemas.lists import DocumentList
-from rerankd.server.dialects.base import Call, Dialect, Endpoint, Nothing, Served, ready
+from rerankd.server.dialects.base import Call, Dialect, Endpoint, Nothing, Served
+from rerankd.server.dialects.probes import ready
 from rerankd.server.dialects.ranking import ranking
 from rerankd.server.dialects.threshold import Thresholded
 
