@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -82,6 +83,11 @@ class Plan:
         return ",".join(dict.fromkeys(self.devices)) if len(self.devices) > 1 else str(self.placement.device)
 
     @property
+    def forks(self) -> bool:
+        """Whether replicas are forked from one process, and so have the weights in the same memory."""
+        return len(self.devices) > 1 and self.placement.device.type == "cpu" and sys.platform == "linux"
+
+    @property
     def storage(self) -> str | None:
         """The format of quantised weights; None for other weights."""
         scheme = read_scheme(self.config)
@@ -134,12 +140,13 @@ class Plan:
         return open_tensors(self.folder, self.config) if self.gguf is None else GgufTensors(self.gguf)
 
     def weight_bytes(self) -> int:
-        """The most memory that the loaded weights take, by the shapes in the files. Raises as `tensors`.
+        """The most memory that the loaded weights take, by the shapes in the files; of all replicas that have a copy of
+        their own. Raises as `tensors`.
 
         Linear layers in 8 bits take less memory: the backend chooses which layers these are.
         """
-        tensors = self.tensors()
-        return self.placement.dtype.itemsize * sum(prod(tensors.shape(name)) for name in tensors.names)
+        tensors, copies = self.tensors(), 1 if self.forks else len(self.devices)
+        return copies * self.placement.dtype.itemsize * sum(prod(tensors.shape(name)) for name in tensors.names)
 
     def load(self) -> Model:
         """Read the weights, in as many processes as the options say. Raises ModelError for missing weights and for

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
@@ -67,9 +66,8 @@ def start(planned: Plan, compute: Compute) -> Started:
     if len(planned.devices) > 1:
         # Before processes are started that would all say it.
         planned.backend()
-        forks = placement.device.type == "cpu" and sys.platform == "linux"
         replicas = Replicas(
-            Processes(homes(planned), forks),
+            Processes(homes(planned), planned.forks),
             batch_tokens,
             placement.in_flight,
             options.max_queued_tokens,

@@ -112,16 +112,21 @@ def test_a_rank_that_cannot_load_is_told(tmp_path: Path) -> None:
         followers.close()
 
 
-def test_a_server_of_two_processes_ends_when_one_dies(xlmr_checkpoint: Path) -> None:
+def test_a_server_of_two_processes_sleeps_and_ends_when_one_dies(xlmr_checkpoint: Path) -> None:
     with Reranker(str(xlmr_checkpoint), **PLAINLY) as whole:
         expected = scores(whole, DOCUMENTS)
-    with launched(SERVE, str(xlmr_checkpoint), *FLAGS, "-tp", "2", exit_code=1) as server:
+    with launched(SERVE, str(xlmr_checkpoint), *FLAGS, "-tp", "2", "--sleep-routes", exit_code=1) as server:
         assert re.search(r"device=cpu dtype=float32 backend=torch tensor_parallel_size=2$", server.said, re.MULTILINE)
         (follower,) = children(server.process.pid)
         # What a terminal or a supervisor sends to all processes is for rank 0.
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(follower, number)
         body = {"query": QUERY, "documents": DOCUMENTS}
+        assert requests.post(f"{server.url}/sleep", timeout=60).status_code == 200
+        assert not is_alive(follower)
+        assert requests.post(f"{server.url}/v1/rerank", json=body, timeout=60).status_code == 503
+        assert requests.post(f"{server.url}/wake_up", timeout=60).status_code == 200
+        (follower,) = children(server.process.pid)
         results = requests.post(f"{server.url}/v1/rerank", json=body, timeout=60).json()["results"]
         found = [result["relevance_score"] for result in sorted(results, key=lambda result: result["index"])]
         assert found == pytest.approx(expected, abs=1e-5)

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rerankd import Reranker
 from rerankd.core import EngineError, ModelError, PromptGroup, ReplicaLost, RerankRequest, Segment, Text
-from rerankd.loading import WARM_UP, plan
+from rerankd.loading import WARM_UP, Plan, plan
 from rerankd.options import LoadOptions
 from rerankd.parallel.processes import Processes
 from rerankd.parallel.replicas import Replicas
@@ -154,11 +154,18 @@ def test_a_cancelled_request_is_dropped(reranker: Reranker, expected: list[float
     assert scores(reranker, DOCUMENTS[:3]) == pytest.approx(expected[:3], abs=1e-5)
 
 
-def test_a_server_of_two_replicas_outlives_one_and_leaves_none(bert_checkpoint: Path) -> None:
+def test_a_server_of_two_replicas_outlives_one_sleeps_and_leaves_none(
+    bert_checkpoint: Path, bert_two_labels_checkpoint: Path, tmp_path: Path
+) -> None:
     body = {"query": "what is panda?", "documents": ["hi", "The giant panda is a bear of China."]}
-    flags = ("--device", "cpu", "--dtype", "float32", "-dp", "2")
-    with launched(SERVE, str(bert_checkpoint), *flags, exit_code=-signal.SIGKILL) as server:
-        assert re.search(r"device=cpu dtype=float32 .* data_parallel_size=2$", server.said, re.MULTILINE)
+    config = tmp_path / "server.yaml"
+    config.write_text(
+        "{device: cpu, dtype: float32, sleep-routes: true, models: ["
+        f"{{model: {bert_checkpoint}, served-model-name: many, data-parallel-size: 2}}, "
+        f"{{model: {bert_two_labels_checkpoint}, served-model-name: one}}]}}"
+    )
+    with launched(SERVE, "--config", str(config), exit_code=-signal.SIGKILL) as server:
+        assert re.search(r"model=many .* device=cpu dtype=float32 .* data_parallel_size=2$", server.said, re.MULTILINE)
         (loader,) = children(server.process.pid)
         replicas = children(loader)
         assert len(replicas) == 2
@@ -167,23 +174,39 @@ def test_a_server_of_two_replicas_outlives_one_and_leaves_none(bert_checkpoint: 
             for pid in (loader, *replicas):
                 os.kill(pid, number)
 
-        def ask() -> Any:
-            answer = requests.post(f"{server.url}/v1/rerank", json=body, timeout=60)
+        def post(path: str, **body: Any) -> requests.Response:
+            return requests.post(f"{server.url}{path}", json=body, timeout=60)
+
+        def ask(model: str = "many") -> Any:
+            answer = post("/v1/rerank", **body, model=model)
             assert answer.status_code == 200
             return answer.json()["results"]
 
         def counted(name: str) -> list[float]:
             text = requests.get(f"{server.url}/metrics", timeout=60).text
             samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
-            return [one.value for one in samples if one.name == name and set(one.labels) == {"replica"}]
+            own = [one for one in samples if one.name == name and "replica" in one.labels]
+            assert {one.labels["model_name"] for one in own} <= {"many"}
+            return [one.value for one in own]
 
-        first = ask()
+        first, other = ask(), ask("one")
+        assert first != other
         os.kill(replicas[0], signal.SIGKILL)
         until(lambda: sum(counted("rerankd_replica_restarts_total")) == 1)
         until(lambda: counted("rerankd_replica_up") == [1, 1])
         assert ask() == first
         assert requests.get(f"{server.url}/health", timeout=60).status_code == 200
         assert sum(counted("rerankd_replica_batches_total")) >= 2
+        left = [loader, *children(loader)]
+        assert len(left) == 3
+        # Asleep, it has no process.
+        assert post("/sleep?model=many").status_code == 200
+        assert not any(map(is_alive, left))
+        assert post("/v1/rerank", **body).status_code == 503
+        assert ask("one") == other
+        assert post("/wake_up").status_code == 200
+        assert ask() == first
+        (loader,) = children(server.process.pid)
         left = [loader, *children(loader)]
         assert len(left) == 3
         # One that is stopped cannot see that the server is gone.
@@ -245,6 +268,13 @@ def test_replicas_that_load_for_themselves(bert_checkpoint: Path) -> None:
     finally:
         replicas.close()
     assert not any(map(is_alive, left))
+
+
+def test_weights_are_counted_for_each_copy(bert_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, three = (plan(LoadOptions(str(bert_checkpoint), device="cpu", data_parallel_size=n)) for n in (1, 3))
+    assert three.weight_bytes() == one.weight_bytes() > 0
+    monkeypatch.setattr(Plan, "forks", False)
+    assert three.weight_bytes() == 3 * one.weight_bytes()
 
 
 @pytest.mark.parametrize(

@@ -406,6 +406,8 @@ def test_a_model_sleeps_until_it_is_woken(several: Several) -> None:
         assert ask(url, "org/bert").status_code == 503
         assert several.right("two", ask(url, "two"))
         assert (asleep(), asleep("?model=org/bert"), asleep("?model=two")) == (False, True, False)
+        for name, status in (("org/bert", 503), ("two", 200)):
+            assert requests.get(f"{url}/v2/models/{name}/ready", timeout=30).status_code == status
         assert requests.get(f"{url}/ready", timeout=30).status_code == 200
 
         gated, known = Gated(pool.models[1].reranker), weakref.ref(pool.models[1].reranker)  # type: ignore[arg-type]
@@ -509,8 +511,3 @@ def test_models_that_cannot_be_served_together_are_refused(several: Several) -> 
     missing = Named(("missing",), LoadOptions("/nowhere/at/all"))
     with pytest.raises(ModelError, match="/nowhere/at/all"):
         open_pool([named, missing], Residence(first_use=True))
-    for processes in ({"tensor_parallel_size": 2}, {"data_parallel_size": 2}, {"device": "cpu,cpu"}):
-        split = Named(("split",), LoadOptions(str(several.folders["two"]), **processes))  # type: ignore[arg-type]
-        for chosen, residence in (([split], Residence(idle_unload=1.0)), ([split, named], Residence())):
-            with pytest.raises(ModelError, match="--data-parallel-size are for one model"):
-                open_pool(chosen, residence)

@@ -28,7 +28,7 @@ def open_pool(chosen: Sequence[Named], residence: Residence) -> Pool:
 
     Raises ModelError for a model that cannot be found, read or served, and for models that cannot be served together.
     """
-    _check(chosen, residence)
+    _check(chosen)
     compute = ComputeThread() if len(chosen) > 1 else None
     pool = Pool([], residence.idle_unload, residence.memory)
     try:
@@ -77,19 +77,8 @@ def _left(models: Sequence[Model], residence: Residence) -> int | None:
     return residence.memory - sum(one.size for one in models if one.reranker is not None)
 
 
-def _check(chosen: Sequence[Named], residence: Residence) -> None:
+def _check(chosen: Sequence[Named]) -> None:
     names = [name for one in chosen for name in one.names]
     for name in names:
         if names.count(name) > 1:
             raise ModelError(f"Two models have the name {name}; name them apart by served-model-name under models:.")
-    # Their processes are started once, before the server has threads.
-    processes = any(one.options.tensor_parallel_size > 1 or _replicated(one.options) for one in chosen)
-    if processes and (len(chosen) > 1 or residence != Residence()):
-        raise ModelError(
-            "--tensor-parallel-size and --data-parallel-size are for one model that stays loaded: serve it alone, "
-            "without --load-on-first-use, --idle-unload, --max-model-memory-gb and --sleep-routes."
-        )
-
-
-def _replicated(options: LoadOptions) -> bool:
-    return (options.data_parallel_size or 1) > 1 or "," in options.device

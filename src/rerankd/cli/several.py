@@ -13,7 +13,7 @@ KEY, MORE = "models", "more"
 """The key of a file, and the parameter of models that stand behind the first on a command line."""
 LOADING, OTHERS = "loading_", ("model_flag", "settings_names")
 """What the names of parameters begin with that an entry may have, and the names of others."""
-OF_THE_PROCESS = ("num_threads", "tensor_parallel_size", "data_parallel_size")
+OF_THE_PROCESS = ("num_threads",)
 """Options of loading that a process has once."""
 
 
