@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from rerankd.bench.capacity import Counts, Level, Measured, Work, fit
-from rerankd.bench.planning import Observed, Plan, Wanted
+from rerankd.bench.planning import Observed, Plan, Wanted, Way
 from rerankd.bench.queueing import Replica, Requests, latencies
 from rerankd.cli.main import _rerankd
 from rerankd.core import RerankdError
@@ -84,6 +83,7 @@ def test_a_plan_holds_what_it_says() -> None:
     short = latencies(MEASURED.replica, MEASURED.requests, 100 / (apart.servers - 1), 2)
     assert short is None or short.percentile(99) > 0.25
     assert plan.cores == pytest.approx(0.3)
+    assert "more than a process has" not in str(plan)
     assert plan.bits == 8 * 100 * 2500
 
 
@@ -111,6 +111,13 @@ def test_a_plan_says_what_the_measured_latencies_need() -> None:
     assert none.observed is None
     assert "No rate that was measured had a p99 of 90 ms or less." in str(none)
     assert json.loads(json.dumps(plan.json()))["observed"]["servers"] == 4
+
+
+def test_a_server_whose_own_process_has_too_much_to_do_is_told() -> None:
+    way = Way(servers=4, replicas=8, busy=0.5, mean=0.1, p50=0.1, p99=0.2)
+    for cores, told in ((4.0, False), (4.4, True)):
+        plan = Plan(Wanted(1000.0, 0.5), way, way, None, cores, bits=1e6)
+        assert ("take fewer --replicas-per-server" in str(plan)) is told
 
 
 def test_what_no_replicas_can_do_is_refused() -> None:

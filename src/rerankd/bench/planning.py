@@ -141,13 +141,18 @@ class Plan:
                 f"{self.apart} (servers with queues of their own, chosen at random)",
                 str(self.observed or f"No rate that was measured had a p99 of {1000 * wanted.seconds:g} ms or less."),
                 f"Outside the batches: at most {self.cores:.1f} cores, {each:.2f} of each of the "
-                f"{self.apart.servers} servers' processes",
+                f"{self.apart.servers} servers' processes{_told(each)}",
                 f"{wanted.rate * self.apart.mean:.0f} requests in flight; {self.bits / 1e6:.1f} Mbit/s of bodies",
             ]
         )
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _told(cores: float) -> str:
+    """What it means for a server's own process to need so many cores."""
+    return "" if cores <= 1 else ", which is more than a process has: take fewer --replicas-per-server"
 
 
 def table(measured: Measured) -> str:
