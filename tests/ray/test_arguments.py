@@ -135,6 +135,7 @@ def test_options_of_the_deployment_have_the_policy_where_replicas_come_and_go() 
         ({"autoscaling_config": 2}, "args: deployment: autoscaling_config: the value has to be a mapping."),
         ({"autoscaling_config": {"target_queue_tokens": 0}}, "target_queue_tokens has to be above 0, not 0."),
         ({"autoscaling_config": {"target_queue_tokens": "9"}}, "has to be above 0, not '9'."),
+        ({"autoscaling_config": {"target_ongoing_requests": 5}}, "target_ongoing_requests has no effect, since tokens"),
         ({"autoscaling_config": {"target_queue_tokens": 9, "policy": {}}}, "is for rerankd's own policy; give one."),
     ],
 )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 NAME = "rerankd"
 POLICY = "rerankd.ray.scaling:QueueTokens"
 TARGET = "target_queue_tokens"
+OF_RAYS_POLICY = ("target_ongoing_requests", "target_num_ongoing_requests_per_replica")
+"""Read by Ray's own policy alone, which counts requests."""
 
 
 def deployment(args: Mapping[str, Any]) -> Application:
@@ -67,6 +69,12 @@ def _options(given: Any, known: Mapping[str, Any]) -> dict[str, Any]:
     if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int | float) or not tokens > 0):
         raise UsageProblem(f"args: deployment: autoscaling_config: {TARGET} has to be above 0, not {tokens!r}.")
     if "policy" not in scaling:
+        for name in OF_RAYS_POLICY:
+            if name in scaling:
+                raise UsageProblem(
+                    f"args: deployment: autoscaling_config: {name} has no effect, since tokens that wait are counted "
+                    f"in place of requests; give {TARGET}, or a policy of your own."
+                )
         scaling["policy"] = {"policy_function": POLICY, "policy_kwargs": {"tokens": tokens}}
     elif tokens is not None:
         raise UsageProblem(f"args: deployment: autoscaling_config: {TARGET} is for rerankd's own policy; give one.")
