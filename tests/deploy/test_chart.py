@@ -317,6 +317,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"config": {"api-key": "a-secret"}}, "'/config/api-key'"),
     ({"config": {"ssl-certfile": "/a.pem"}}, "'/config/ssl-certfile'"),
     ({"config": {"max_model_len": 512}}, "max_model_len"),
+    ({"config": {"models": ["org/a", "org/b"]}}, "config.model: beside config.models"),
     ({"extraEnv": [{"name": "RERANKD_PORT", "value": "1"}]}, "extraEnv"),
     ({"replicas": 2}, "ReadWriteMany"),
     ({"autoscaling": {"enabled": True}}, "ReadWriteMany"),

@@ -15,7 +15,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from rerankd.backends.select import CPU_BATCH_TOKENS
-from rerankd.core import RerankRequest, RerankResult, Stage
+from rerankd.core import ReplicaLoad, RerankRequest, RerankResult, Stage
 from rerankd.reranker import Reranker
 from rerankd.server.settings import Settings
 from tests.server.fakes import INFO, MODEL, FakeReranker, running
@@ -63,6 +63,13 @@ def test_answers_are_counted_by_route_dialect_and_status(url: str) -> None:
     assert counts["rerankd_batch_tokens_total"] == 100
     assert counts["rerankd_tokens_per_second"] == 200
     assert counts["rerankd_running_requests"] == 0
+
+
+def test_replicas_compute_at_the_same_time() -> None:
+    fake = FakeReranker()
+    fake.loaded = replace(fake.loaded, replicas=(ReplicaLoad(True, 0, 1, 50, 0.25, 0),) * 2)
+    with running(fake, Settings(names=(MODEL,))) as url:
+        assert counted(url)["rerankd_tokens_per_second"] == 400
 
 
 def test_servers_count_apart(url: str) -> None:

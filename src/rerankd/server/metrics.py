@@ -163,7 +163,7 @@ class _EngineCollector(Collector):
             "rerankd_batch_seconds", "Seconds that the model took for them.", labels=of_a_model
         )
         rates = GaugeMetricFamily(
-            "rerankd_tokens_per_second", "Tokens a second of model time, since the start.", labels=of_a_model
+            "rerankd_tokens_per_second", "Tokens a second, while all replicas compute.", labels=of_a_model
         )
         most = GaugeMetricFamily(
             "rerankd_max_batch_tokens", "Tokens of a batch at most; fewer after memory ran out.", labels=of_a_model
@@ -179,7 +179,8 @@ class _EngineCollector(Collector):
             batches.add_metric(own, load.batches)
             tokens.add_metric(own, load.tokens)
             seconds.add_metric(own, load.seconds)
-            rates.add_metric(own, load.tokens / load.seconds if load.seconds else 0.0)
+            # Seconds are those of all replicas together.
+            rates.add_metric(own, load.tokens / load.seconds * max(len(load.replicas), 1) if load.seconds else 0.0)
             most.add_metric(own, load.most)
             loaded.add_metric((one.name,), int(one.model.reranker is not None))
             loads.add_metric((one.name,), one.model.loads)
