@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from rerankd.bench.capacity import Counts, Level, Measured, Work, fit
 from rerankd.bench.planning import Observed, Plan, Wanted, Way
 from rerankd.bench.queueing import Replica, Requests, latencies
 from rerankd.cli.main import _rerankd

@@ -162,9 +162,7 @@ def load_prompts(
         raise ModelError(f"There is no built-in prompt for {folder}; give one as the chat template (--chat-template).")
     builder: PromptBuilder
     if isinstance(chosen, PieceTemplate):
-        pieces = PiecePrompts(
-            tokenizer, chosen, max_tokens, default_instruction, is_limited, apart=recipe.compresses
-        )
+        pieces = PiecePrompts(tokenizer, chosen, max_tokens, default_instruction, is_limited, apart=recipe.compresses)
         builder, max_tokens = pieces, pieces.max_tokens
     else:
         builder = DecoderPrompts(
