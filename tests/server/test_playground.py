@@ -333,6 +333,10 @@ def test_errors_are_the_servers_own(
     rank(page)
     expect(page.locator("#problem")).to_be_hidden()
     assert len(rows(page)) == 4
+    page.set_viewport_size({"width": 390, "height": 500})
+    fill(page, "", DOCUMENTS)
+    rank(page)
+    expect(page.get_by_role("alert")).to_be_in_viewport()
     # Nothing that a document says is taken for a part of the page.
     fill(page, QUERY, ["<img src=x onerror=alert(1)><b>bold</b>"])
     rank(page)
@@ -466,6 +470,7 @@ def test_narrow_screens_and_dark_ones(
     fill(page, QUERY, [*DOCUMENTS, "x" * 300, "word " * 900])
     rank(page)
     assert len(rows(page)) == 6
+    expect(page.locator("#summary")).to_be_in_viewport()
     assert page.evaluate("document.documentElement.scrollWidth") == width
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background[4:-1].split(", "))) > 384) == (scheme == "light")
