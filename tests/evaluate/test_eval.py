@@ -12,7 +12,9 @@ from pathlib import Path
 
 import ir_measures
 import pytest
+from typer.testing import CliRunner
 
+from rerankd.cli.main import _rerankd
 from rerankd.core import RerankdError
 from rerankd.evaluate.dataset import Variant, variants
 from tests.server.launched import environment
@@ -148,6 +150,19 @@ def test_missing_queries_count_and_are_told(ideal: Path, tmp_path: Path) -> None
     assert "half.trec has 1 queries that nobody judged" in done.stdout
 
 
+def test_each_ranking_has_a_name_of_its_own(ideal: Path, tmp_path: Path) -> None:
+    fused = str(tmp_path / "bm25.trec")
+    words = ["eval", "--qrels", QRELS, "--metrics", "AP", "--format", "json", "--run", BM25]
+    done = CliRunner().invoke(_rerankd(), [*words, str(ideal), "--fuse", fused])
+    assert [one["name"] for one in json.loads(done.stdout)["systems"]] == ["bm25.trec", "ideal.trec", fused]
+    for more, problem in (
+        ([BM25], "bm25.trec is the name of two rankings"),
+        (["-o", "nowhere/report.html"], "there is no folder nowhere"),
+    ):
+        done = CliRunner().invoke(_rerankd(), [*words, *more])
+        assert (done.exit_code, problem in done.stderr) == (1, True)
+
+
 def test_runs_are_fused(ideal: Path, tmp_path: Path) -> None:
     evaluate("--qrels", QRELS, "--run", BM25, str(ideal), "--fuse", "f.trec", "-o", "r.json", cwd=tmp_path)
     report = json.loads((tmp_path / "r.json").read_text())
@@ -196,11 +211,13 @@ def test_variants_change_one_thing_each() -> None:
         ("b", "a/b", 50, dict(base.options)),
     ]
     assert variants(base, []) == [base]
+    assert [one.label for one in variants(base, ["model=a/x,b/x,c/y"])] == ["a/x", "b/x", "y"]
     for item, problem in (
         ("speed=9", "is not KEY=VALUE"),
         ("top-k=0", "above 0"),
         ("dtype=", "no value"),
         ("dtype", "KEY="),
+        ("top-k=5,10,5", "top-k=5 is there twice"),
     ):
         with pytest.raises(RerankdError, match=problem):
             variants(base, [item])

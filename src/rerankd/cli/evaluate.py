@@ -114,6 +114,9 @@ def evaluate(
         for path in output or ():
             if Path(path).suffix not in SUFFIXES:
                 raise RerankdError(f"--output: {path} ends in none of {', '.join(SUFFIXES)}.")
+        for path in (*(output or ()), *filter(None, (per_query, fuse))):
+            if not Path(path).parent.is_dir():
+                raise RerankdError(f"{path} cannot be written: there is no folder {Path(path).parent}.")
         bounds = _bounds(fail_under or ())
         named = measures.parse([*(metrics or measures.DEFAULT), *bounds])
         bounds = {str(next(iter(measures.parse([name])))): bound for name, bound in bounds.items()}
@@ -125,8 +128,11 @@ def evaluate(
         queries, corpus = queries or dataset, corpus or dataset
         if qrels is None and dataset is None:
             raise RerankdError("--qrels: give a file of judgments, or a --dataset that has some.")
+        if fuse is not None and (not run or len(run) < 2):
+            raise RerankdError("--fuse: give two runs or more with --run.")
         judged = measures.read_judgments(qrels or _judgments(dataset, split), bad)
         systems = [_system(path, run or (), bad) for path in run or ()]
+        _expect_different(systems)
         if model is not None:
             systems += _ranked(
                 model, queries, corpus, run or (), compare or (), loading, top_k, instruction, save_runs, bad,
@@ -134,10 +140,9 @@ def evaluate(
             )  # fmt: skip
             # What is read again for its texts has been told of before.
             bad = BadLines(skip=True, tell=lambda text: None)
-        if fuse is not None:
-            if not run or len(run) < 2:
-                raise RerankdError("--fuse: give two runs or more with --run.")
+        if fuse is not None and run:
             systems.append(_fused(fuse, systems[: len(run)]))
+        _expect_different(systems)
         found = {system.name: measures.values(named, judged, system.run) for system in systems}
         told = report.compare(
             list(named), systems, judged, found,
@@ -201,7 +206,15 @@ def _system(path: str, paths: Sequence[str], bad: Any) -> System:
     return System(name if len(alike) == 1 else path, load_run(path, bad))
 
 
+def _expect_different(systems: Sequence[System]) -> None:
+    """Raises RerankdError for two rankings of one name: a report has each once."""
+    names = [system.name for system in systems]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RerankdError(f"{twice[0]} is the name of two rankings; rename one of the files, or leave it out.")
+
+
 def _fused(path: str, systems: Sequence[System]) -> System:
+    """The fused run, written to `path`, under its file's name, or under its whole path where a run has that name."""
     from rerankd.evaluate.measures import fuse
     from rerankd.evaluate.report import System
     from rerankd.rank.runs import Ranked, Ranking, output_format, write_rankings
@@ -212,7 +225,8 @@ def _fused(path: str, systems: Sequence[System]) -> System:
         for query, found in fused.items()
     )
     write_rankings(path, output_format(path, None), rankings, "rrf")
-    return System(Path(path).name, fused)
+    name = Path(path).name
+    return System(path if name in {system.name for system in systems} else name, fused)
 
 
 def _ranked(

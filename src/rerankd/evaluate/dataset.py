@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ class Variant:
 def variants(base: Variant, compared: Sequence[str]) -> list[Variant]:
     """`base` alone, or one variant for each value of `dtype=float32,bfloat16`, each of which changes one thing.
 
-    Raises RerankdError for what cannot be compared.
+    Raises RerankdError for what cannot be compared, and for a value that is there twice.
     """
-    found = []
+    found: list[Variant] = []
     for item in compared:
         word, equals, listed = item.partition("=")
         key = {"max_num_batched_tokens": "max_batch_tokens"}.get(word.replace("-", "_"), word.replace("-", "_"))
@@ -45,6 +46,11 @@ def variants(base: Variant, compared: Sequence[str]) -> list[Variant]:
             raise RerankdError(f"--compare: {item!r} is not KEY=VALUE,VALUE with a KEY of {', '.join(KEYS)}.")
         for value in listed.split(","):
             found.append(_changed(base, key, value.strip(), f"{word}={value.strip()}"))
+    labels = Counter(one.label for one in found)
+    # Models of several owners may have one name.
+    found = [replace(one, label=one.model) if labels[one.label] > 1 and "=" not in one.label else one for one in found]
+    if twice := [label for label, count in Counter(one.label for one in found).items() if count > 1]:
+        raise RerankdError(f"--compare: {twice[0]} is there twice.")
     return found or [base]
 
 

@@ -94,11 +94,12 @@ def by_query(report: Report, name: str) -> list[Bar]:
     own, other = report.values[name][measure], report.values[report.baseline][measure]
     apart = sorted(((own[query] - other[query], query) for query in own), reverse=True)
     step = WIDTH / max(1, len(apart))
+    longest = max(1.0, *(abs(difference) for difference, _ in apart))
     return [
         Bar(
             x=place * step,
-            y=100 - 100 * max(0.0, difference),
-            width=100 * abs(difference),
+            y=100 - 100 * max(0.0, difference) / longest,
+            width=100 * abs(difference) / longest,
             label=f"{query} {report.texts.get(query, '')}".strip(),
             value=f"{difference:+.4f}",
             wins=difference >= 0,
