@@ -17,7 +17,7 @@ from tests.texts import DOCUMENTS, QUERIES
 TEXTS = list(DOCUMENTS[:9])
 ROUTES = (
     "/vllm/v1/rerank", "/sglang/v1/rerank", "/cohere/v1/rerank", "/cohere/v2/rerank", "/tei/rerank", "/infinity/rerank",
-    "/voyage/v1/rerank", "/jina/v1/rerank", "/v1/rerank",
+    "/voyage/v1/rerank", "/jina/v1/rerank", "/v1/rerank", "/elastic/rerank",
 )  # fmt: skip
 
 
@@ -88,3 +88,31 @@ def test_pairs_are_all_answered(served: tuple[str, Reranker]) -> None:
     response = requests.post(f"{url}/v1/score", json=body, timeout=60)
     assert len(response.json()["data"]) == 9
     assert response.headers["X-Rerankd-Ignored"] == "min_score"
+
+
+def test_apis_of_another_shape(served: tuple[str, Reranker]) -> None:
+    url, reranker = served
+    logits = reranker.rerank(QUERIES[0], TEXTS, activation=False).documents
+    bound = (logits[3].score + logits[4].score) / 2
+    body: dict[str, Any] = {"query": {"text": QUERIES[0]}, "passages": [{"text": text} for text in TEXTS]}
+    answer = requests.post(f"{url}/nvidia/v1/ranking", json={**body, "min_score": bound}, timeout=60)
+    assert [one["index"] for one in answer.json()["rankings"]] == [one.index for one in logits[:4]]
+    assert "X-Rerankd-Below-Min-Score" in answer.headers
+    scores = reranker.rerank(QUERIES[0], TEXTS).documents
+    bound = (scores[3].score + scores[4].score) / 2
+    answer = ask(url, "/weaviate/rerank", min_score=bound, property="")
+    kept = sorted(one.index for one in scores[:4])
+    assert [one["document"] for one in answer.json()["scores"]] == [TEXTS[index] for index in kept]
+    assert "X-Rerankd-Below-Min-Score" in answer.headers
+
+
+def test_tensors_hold_every_score(served: tuple[str, Reranker]) -> None:
+    """The protocol's answer says no document's place; the field is reported as without effect."""
+    url, _ = served
+    tensors = [
+        {"name": name, "datatype": "BYTES", "shape": [len(data)], "data": data}
+        for name, data in (("query", [QUERIES[0]]), ("documents", TEXTS))
+    ]
+    answer = requests.post(f"{url}/kserve/v2/models/m/infer", json={"inputs": tensors, "min_score": 2}, timeout=60)
+    assert answer.json()["outputs"][0]["shape"] == [9]
+    assert answer.headers["X-Rerankd-Ignored"] == "min_score"
