@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import sqlite3
 import struct
 import tracemalloc
 from collections import defaultdict
@@ -245,9 +246,23 @@ def test_a_beir_folder_joins_title_and_text() -> None:
 def test_a_run_is_ordered_by_score_then_as_it_stands(tmp_path: Path) -> None:
     run = tmp_path / "run.trec"
     run.write_text("q1 Q0 d01 1 0.5 t\nq1 Q0 d02 1 2.5 t\nq1 Q0 d04 1 0.5 t\nq1 Q0 d03 1 0.5 t\nq1 Q0 d02 9 0.1 t\n")
-    read = texts(Collection(str(COLLECTION), str(COLLECTION), [str(run)], None, BadLines()))
+    said: list[str] = []
+    read = texts(Collection(str(COLLECTION), str(COLLECTION), [str(run)], None, BadLines(tell=said.append)))
     assert list(read["q1"][1]) == ["d02", "d01", "d04", "d03"]
     assert list(read) == ["q1"]
+    assert said == [f"11 queries of {COLLECTION}/queries.jsonl have no document in the run; they are left out"]
+
+
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def small(*words: Any, **more: Any) -> sqlite3.Connection:
+        found = connect(*words, **more)
+        found.execute("PRAGMA max_page_count = 8")
+        return found
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", small)
+    with pytest.raises(FileProblem, match=r"temporary file \(database or disk is full\); TMPDIR"):
+        Collection(str(COLLECTION), str(COLLECTION), [], None, BadLines())
 
 
 RUN = st.dictionaries(

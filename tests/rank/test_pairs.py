@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import math
@@ -14,6 +15,7 @@ import pytest
 import zstandard
 
 from rerankd.core import Image, Text, Video
+from rerankd.rank import documents
 from rerankd.rank.collection import Collection
 from rerankd.rank.files import BadLine, BadLines, FileProblem
 from rerankd.rank.pairs import Pairs
@@ -77,6 +79,76 @@ def test_pairs_in_parquet(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
     read = texts(Pairs(str(tmp_path / "p.parquet"), 1, BadLines()))
     assert read == {"1": ("what", {"0": "one"}), "2": ("who", {"0": "one"})}
+
+
+PIXELS = b"\x89PNG and more"
+URL = f"data:image/png;base64,{base64.b64encode(PIXELS).decode()}"
+
+
+def test_pictures_in_parquet(tmp_path: Path) -> None:
+    """As Hugging Face's datasets hold them, as bytes alone, and as paths."""
+    held = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    images = pyarrow.array(
+        [{"bytes": PIXELS, "path": "a.jpg"}, {"bytes": PIXELS, "path": None}, {"bytes": None, "path": "a.png"}], held
+    )
+    corpus = pyarrow.table({"corpus-id": ["a", "b", "c"], "image": images, "text": [None, "t", None]})
+    pyarrow.parquet.write_table(corpus, tmp_path / "c.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"id": [7], "image": [PIXELS]}), tmp_path / "q.parquet")
+    (query,) = Collection(str(tmp_path / "q.parquet"), str(tmp_path / "c.parquet"), [], None, BadLines())
+    assert query.content == (Image(URL),)
+    assert dict(query.documents) == {
+        "a": (Image(URL.replace("png", "jpeg")),),
+        "b": (Image(URL), Text("t")),
+        "c": (Image("a.png"),),
+    }
+    documents = [[{"text": "one", "image": None}, {"text": None, "image": {"bytes": PIXELS, "path": None}}]]
+    pyarrow.parquet.write_table(pyarrow.table({"query": ["what"], "documents": documents}), tmp_path / "p.parquet")
+    (query,) = Pairs(str(tmp_path / "p.parquet"), None, BadLines())
+    assert [content for _, content in query.documents] == [(Text("one"),), (Image(URL),)]
+
+
+def test_a_querys_rows_are_its_own(tmp_path: Path) -> None:
+    def rows(*cells: str) -> str:
+        return "qid\tid\tquery\tdocument\tgrade\n" + "".join("\t".join(one.split()) + "\n" for one in cells)
+
+    good = rows("1 a what x 1", "1 b what y 1", "2 a who x 1")
+    said: list[str] = []
+    read = pairs(tmp_path, "p.tsv", good, BadLines(tell=said.append))
+    assert [(query.id, query.count) for query in read] == [("1", 2), ("2", 1)]
+    (note,) = said
+    assert note.endswith("p.tsv: not read: grade")
+    for cells, problem in (
+        (("1 a what x 1", "2 a who x 1", "1 b what y 1"), "line 4: the query '1' is on line 2 too"),
+        (("1 a what x 1", "1 b who y 1", "2 a who x 1"), "line 3: has another text for the query '1' than line 2"),
+        (("1 a what x 1", "1 a what y 1", "2 a who x 1"), "line 3: the document 'a' is there twice"),
+    ):
+        with pytest.raises(BadLine, match=problem):
+            pairs(tmp_path, "p.tsv", rows(*cells))
+        skipping = BadLines(skip=True, tell=lambda text: None)
+        assert [query.id for query in pairs(tmp_path, "p.tsv", rows(*cells), skipping)] == ["1", "2"]
+        assert skipping.count == 1
+
+
+def test_a_bad_row_takes_no_other_with_it(tmp_path: Path) -> None:
+    sent: list[Any] = ["one", 3, "three"]
+    lines = "".join(json.dumps({"query": "what", "document": document}) + "\n" for document in sent)
+    said: list[str] = []
+    (query,) = pairs(tmp_path, "p.jsonl", lines, BadLines(skip=True, tell=said.append))
+    assert list(query.documents) == [("0", (Text("one"),)), ("2", (Text("three"),))]
+    (line,) = said
+    assert "p.jsonl, line 2: documents[1]" in line
+
+
+def test_many_documents_of_a_query_are_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "MEMORY_BYTES", 100)
+    lines = "".join(f"what\t{'word ' * number}\n" for number in range(1, 60))
+    (query,) = pairs(tmp_path, "p.tsv", lines)
+    expected = [(str(number - 1), (Text("word " * number),)) for number in range(1, 60)]
+    assert list(query.documents) == list(query.documents) == expected
+    assert query.documents._file._rolled  # type: ignore[attr-defined]
+    (tmp_path / "p.tsv").write_text(lines)
+    (query,) = Pairs(str(tmp_path / "p.tsv"), 7, BadLines())
+    assert list(query.documents) == expected[:7]
 
 
 GOOD = '{"query": "what", "documents": ["one"]}\n'
@@ -173,6 +245,7 @@ def test_bad_lines_of_a_collection(file: str, content: str, problem: str, tmp_pa
         (("q.tsv", "torn.jsonl.gz"), "torn.jsonl.gz cannot be read"),
         (("q.tsv", "wrong.jsonl.gz"), "wrong.jsonl.gz cannot be read: Error -3"),
         (("q.tsv", "torn.csv.gz"), "torn.csv.gz cannot be read"),
+        (("q.tsv", "flipped.parquet"), "flipped.parquet cannot be read"),
         (("q.tsv", "torn.jsonl.zst"), "torn.jsonl.zst cannot be read"),
         (("q.tsv", "cut.jsonl.zst"), "it ends in the middle"),
         (("q.tsv", "no.parquet"), "is not a Parquet file"),
@@ -191,6 +264,11 @@ def test_files_that_cannot_be_read(names: tuple[str, str], problem: str, tmp_pat
     (tmp_path / "torn.csv.gz").write_bytes(
         gzip.compress(b"id,text\n" + b"".join(b"%d,a\n" % number for number in range(1000)))[:-9]
     )
+    table = pyarrow.table({"id": [str(number) for number in range(1000)], "text": ["a text"] * 1000})
+    pyarrow.parquet.write_table(table, tmp_path / "flipped.parquet")
+    damaged = bytearray((tmp_path / "flipped.parquet").read_bytes())
+    damaged[8:400] = bytes(392)
+    (tmp_path / "flipped.parquet").write_bytes(damaged)
     (tmp_path / "cut.jsonl.zst").write_bytes(zstandard.compress(lines)[:-1])
     (tmp_path / "torn.jsonl.zst").write_bytes(b"not at all")
     (tmp_path / "no.parquet").write_bytes(b"PAR1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -12,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from rerankd import Reranker
-from rerankd.core import InvalidRequest, RerankRequest, text_content
+from rerankd.cli.default_model import Choice
+from rerankd.cli.main import _rerankd
+from rerankd.core import InvalidRequest, RerankdError, RerankRequest, text_content
 from rerankd.rank import local
 from rerankd.rank.collection import Collection
 from rerankd.rank.files import BadLines, Source
 from rerankd.rank.local import LocalScorer
 from rerankd.rank.pairs import Pairs
-from rerankd.rank.rank import Output, Summary, rank
+from rerankd.rank.rank import Output, Progress, Summary, rank
 from rerankd.rank.runs import read_run
 from rerankd.rank.scoring import Block, Found, Wanted
 from tests.server.launched import environment
@@ -47,19 +51,21 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_rankings_are_those_of_the_python_face(reranker: Reranker, tmp_path: Path) -> None:
-    said = ranked(LocalScorer(reranker), tmp_path / "out.jsonl")
+def test_rankings_are_those_of_the_python_face(bert_checkpoint: Path, tmp_path: Path) -> None:
     corpus = {one["_id"]: f"{one['title']} {one['text']}".strip() for one in lines(COLLECTION / "corpus.jsonl")}
     candidates: dict[str, list[str]] = {}
     for hit in read_run(Source(str(COLLECTION / "bm25.trec")), BadLines()):
         candidates.setdefault(hit.query, []).append(hit.document)
+    texts = [[corpus[id] for id in candidates[query["_id"]]] for query in QUERIES]
+    with Reranker(str(bert_checkpoint), dtype="float32") as reranker:
+        said = ranked(LocalScorer(reranker), tmp_path / "out.jsonl")
+        results = reranker.rerank([query["text"] for query in QUERIES], texts)
     written = lines(tmp_path / "out.jsonl")
     assert [one["query_id"] for one in written] == [one["_id"] for one in QUERIES]
-    for query, one in zip(QUERIES, written, strict=True):
+    for query, one, expected in zip(QUERIES, written, results, strict=True):
         ids = candidates[query["_id"]]
-        expected = reranker.rerank(query["text"], [corpus[id] for id in ids])
         scores = {ids[document.index]: document.score for document in expected.documents}
-        assert {found["id"]: found["score"] for found in one["results"]} == pytest.approx(scores, abs=2e-3)
+        assert {found["id"]: found["score"] for found in one["results"]} == pytest.approx(scores, abs=1e-5)
         assert [ids[found["index"]] for found in one["results"]] == [found["id"] for found in one["results"]]
         falling = [found["score"] for found in one["results"]]
         assert falling == sorted(falling, reverse=True)
@@ -109,6 +115,57 @@ def test_a_whole_corpus_without_a_run(reranker: Reranker, tmp_path: Path) -> Non
     said = ranked(LocalScorer(reranker), tmp_path / "out.trec", whole, Wanted(top_n=2))
     assert said.documents == 12 * 48
     assert len((tmp_path / "out.trec").read_text().splitlines()) == 24
+
+
+def test_top_k_needs_a_run() -> None:
+    with pytest.raises(RerankdError, match="--top-k: takes the first documents of a run"):
+        Collection(str(COLLECTION), str(COLLECTION), [], 3, BadLines())
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_the_lowest_score_is_a_number(score: float) -> None:
+    with pytest.raises(InvalidRequest, match="min_score: must be a finite number"):
+        Wanted(min_score=score)
+
+
+def test_an_instruction_without_effect_is_told(reranker: Reranker, tmp_path: Path) -> None:
+    line = json.dumps({"query": "what", "documents": ["a", "b"], "instruction": "match"}) + "\n"
+    (tmp_path / "p.jsonl").write_text(3 * line)
+    said: list[str] = []
+    bad = BadLines(tell=said.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "tell", lambda bar, text: said.append(text))
+        ranked(LocalScorer(reranker), tmp_path / "out.jsonl", Pairs(str(tmp_path / "p.jsonl"), None, bad), bad=bad)
+    assert said == ["without effect, or with less than was asked for: instruction"]
+
+
+@pytest.mark.parametrize(("path", "shown"), [("-", "7doc ["), ("p.jsonl", "50%|")])
+def test_progress_of_a_file_and_of_standard_input(
+    path: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.jsonl").write_text("{}\n")
+    with Progress(Pairs(path, None, BadLines()), True) as bar:
+        monkeypatch.setattr(Pairs, "fraction", None if path == "-" else 0.5)
+        bar.add(7)
+    assert shown in capsys.readouterr().err
+
+
+def test_a_query_with_the_usual_candidates_is_a_block_of_its_own(reranker: Reranker) -> None:
+    """So that a stopped run on a slow machine does no finished query again."""
+    assert LocalScorer(reranker).block_documents <= 100
+
+
+def test_a_file_alone_is_ranked_by_the_default_model(
+    bert_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = Choice(str(bert_checkpoint), ("default",), "No model was named: serving it.")
+    monkeypatch.setattr("rerankd.cli.default_model.default_model", lambda: choice)
+    pairs, output = tmp_path / "p.jsonl", tmp_path / "out.jsonl"
+    pairs.write_text('{"query": "what", "documents": ["a", "b"]}\n')
+    done = CliRunner().invoke(_rerankd(), ["rank", str(pairs), "-o", str(output), "--no-progress"])
+    assert done.exit_code == 0, done.output
+    assert len(lines(output)[0]["results"]) == 2
 
 
 def test_the_command_reads_stdin_and_writes_stdout(bert_checkpoint: Path) -> None:

@@ -8,16 +8,19 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from rerankd.cli.rank import ApiName
 from rerankd.core import InvalidRequest, RerankdError, Text, text_content
+from rerankd.rank import remote
 from rerankd.rank.files import BadLines
 from rerankd.rank.pairs import Pairs
-from rerankd.rank.rank import Output, rank
+from rerankd.rank.queries import Query
+from rerankd.rank.rank import Output, Progress, rank
 from rerankd.rank.remote import APIS, RemoteScorer, ServerError
-from rerankd.rank.scoring import Wanted
+from rerankd.rank.scoring import Block, Wanted
 from rerankd.server.settings import Settings
 from tests.rank.test_rank import COLLECTION, QUERIES, RANK, lines, ranked
 from tests.server.fakes import MODEL, FakeReranker, fake_score, running
@@ -166,10 +169,59 @@ def test_what_was_finished_before_an_error_is_kept(tmp_path: Path) -> None:
     assert (said.queries, said.kept) == (3, 2)
 
 
+def test_one_querys_documents_are_read_as_they_are_sent(tmp_path: Path) -> None:
+    """However many they are, no more of them are in memory than are sent at a time, and these are sent together."""
+    handed: list[int] = []
+    together = threading.Barrier(3)
+
+    class Documents:
+        def __iter__(self) -> Iterator[tuple[str, Any]]:
+            for number in range(300):
+                handed.append(number)
+                yield f"d{number}", text_content(f"{number}")
+
+    def answer(body: dict[str, Any], count: int) -> tuple[int, Any]:
+        together.wait(30)
+        most.append(len(handed))
+        scores = [{"index": i, "relevance_score": float(text)} for i, text in enumerate(body["documents"])]
+        return 200, {"results": scores}
+
+    most: list[int] = []
+    query = Query("q", text_content("what"), Documents(), 300, "here", "digest")
+    with Peer(answer) as peer:
+        scorer = RemoteScorer(peer.url, "vllm", "m", concurrency=3, request_documents=10)
+        ((_, (found,)),) = scorer.score([Block(0, (query,))], Wanted(), lambda documents: None)
+        scorer.close()
+    assert [one.id for one in found.ranking().results] == [f"d{number}" for number in range(299, -1, -1)]
+    assert min(most) <= 40
+    assert len(peer.calls) == 30
+
+
+def test_a_busy_server_is_given_up_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PATIENCE", 20.0)
+    with Peer(lambda body, count: (429, {})) as peer, pytest.raises(ServerError, match="after 21 tries in 20 s"):
+        ranked(RemoteScorer(peer.url, "vllm", "m", concurrency=1), tmp_path / "out.jsonl", three(tmp_path))
+
+
+def test_fields_without_effect_are_told(server: str, tmp_path: Path) -> None:
+    queries = three(tmp_path)
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "tell", lambda bar, text: said.append(text))
+        ranked(RemoteScorer(server, "vllm", MODEL), tmp_path / "out.jsonl", queries, Wanted(instruction="match"))
+    assert said == ["without effect, or with less than was asked for: instruction"]
+
+
+def test_the_command_names_the_apis() -> None:
+    assert get_args(ApiName) == tuple(APIS)
+
+
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
         ({"results": [{"index": 0, "relevance_score": 1}]}, "has 1 scores for 2 documents"),
+        ({"results": [{"index": n, "relevance_score": float("nan")} for n in range(2)]}, "the score nan"),
+        ({"results": [{"index": n, "relevance_score": 1e300} for n in range(2)]}, "the score 1e"),
         ({"results": [{"index": 0, "score": 1}]}, "is not one of the API vllm"),
         ([], "is not one of the API vllm"),
     ],

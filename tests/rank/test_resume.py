@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 import signal
 import subprocess
 import time
@@ -17,7 +19,7 @@ from rerankd.rank.files import BadLines, FileProblem
 from rerankd.rank.journal import Journal
 from rerankd.rank.local import LocalScorer
 from rerankd.rank.pairs import Pairs
-from rerankd.rank.rank import Summary
+from rerankd.rank.rank import Output, Progress, Summary, rank
 from rerankd.rank.scoring import Block, Found, Wanted
 from tests.rank.test_rank import PLAIN, RANK, ranked
 from tests.server.launched import environment
@@ -75,7 +77,7 @@ def test_a_journal_that_a_crash_has_cut_off_anywhere(tmp_path: Path) -> None:
             if cut:
                 journal.add(2, "digest 2", [2])
         with Journal(str(output), {"a": 1}) as journal:
-            assert list(journal.results()) == [[0], [1], [2]]
+            assert [result for result, _ in journal.results()] == [[0], [1], [2]]
         assert part.read_bytes() == whole
     part.write_bytes(whole[:5])  # not even the first line is whole
     with Journal(str(output), {"a": 1}) as journal:
@@ -110,6 +112,40 @@ def test_a_journal_goes_with_its_work(reranker: Reranker, tmp_path: Path) -> Non
     with pytest.raises(FileProblem, match="not a journal"):
         Journal(str(tmp_path / "new"), {})
     assert (tmp_path / "new.part").read_text() == "my notes\n"
+
+
+def test_each_run_lists_all_that_is_left_out(reranker: Reranker, tmp_path: Path) -> None:
+    """With packed files, the best documents alone, bad lines, documents and queries, and a run that stops."""
+    lines: list[Any] = [{"id": f"q{n}", "query": f"what {n}", "documents": ["a", "b", "c"]} for n in range(60)]
+    lines[2]["documents"][1] = {"image": "x.png"}
+    lines[5]["query"] = {"image": "x.png"}
+    lines[40]["documents"] = []
+    (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(one) + "\n" for one in lines).encode()))
+    wanted = Wanted(top_n=2, skip_bad=True)
+
+    def go(output: str, stop: int | None = None) -> tuple[list[str], Summary]:
+        said: list[str] = []
+        bad = BadLines(skip=True)
+        queries = Pairs(str(tmp_path / "p.jsonl.gz"), None, bad)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Progress, "tell", lambda bar, text: said.append(text))
+            scorer = Stopping(LocalScorer(reranker), stop)
+            made = Output(str(tmp_path / output), "jsonl", "t")
+            summary = rank(queries, scorer, wanted, made, {"model": "m"}, bad, progress=False)
+        return [one for one in said if one.startswith("left out")], summary
+
+    left_out, summary = go("whole.jsonl.gz")
+    assert [re.findall(r"line (\d+)", one) for one in sorted(left_out)] == [["3"], ["41"], ["6"]]
+    with pytest.raises(KeyboardInterrupt):
+        go("out.jsonl.gz", 3)
+    again, resumed = go("out.jsonl.gz")
+    assert sorted(again) == sorted(left_out)
+    assert (resumed.bad, resumed.queries, resumed.documents) == (summary.bad, summary.queries, summary.documents)
+    assert resumed.kept > 90
+    assert (tmp_path / "out.jsonl.gz").read_bytes() == (tmp_path / "whole.jsonl.gz").read_bytes()
+    written = [json.loads(line) for line in gzip.decompress((tmp_path / "out.jsonl.gz").read_bytes()).splitlines()]
+    assert {len(one["results"]) for one in written} == {2}
+    assert len(written) == 58
 
 
 def test_killed_and_resumed_is_the_same_run_to_the_byte(bert_checkpoint: Path, tmp_path: Path) -> None:

@@ -7,17 +7,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
 
 from rerankd.cli import door
 from rerankd.cli.configuration import configured
 from rerankd.cli.groups import Values, grouped
-from rerankd.cli.options import LOADING, NAMED, DialectName
+from rerankd.cli.options import LOADING, NAMED
 from rerankd.compat.peers import VLLM
 from rerankd.core import RerankdError
 
+ApiName: TypeAlias = Literal["vllm", "sglang", "cohere", "tei", "infinity", "voyage", "jina"]
+"""The names in `rerankd.rank.remote.APIS`."""
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="List bad lines and go on, instead of stopping at the first.")
 ]
@@ -50,7 +52,10 @@ Dataset = Annotated[
 def rank(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="A folder, or an id on the hub; with --server the name to send."),
+        typer.Argument(
+            metavar="MODEL",
+            help="A folder, or an id on the hub; with --server the name to send. [default: the embedded model]",
+        ),
     ] = None,
     pairs: Annotated[
         str | None,
@@ -80,7 +85,7 @@ def rank(
     server: Annotated[
         str | None, typer.Option(metavar="URL", help="Ask this server instead of loading a model.")
     ] = None,
-    api: Annotated[DialectName, typer.Option(help="With --server: the API that the server has.")] = "vllm",
+    api: Annotated[ApiName, typer.Option(help="With --server: the API that the server has.")] = "vllm",
     api_key: Annotated[
         str | None, typer.Option(envvar=door.KEY_VARIABLE, help="With --server: key to send as a Bearer token.")
     ] = None,
@@ -96,8 +101,7 @@ def rank(
     rerankd rank MODEL pairs.jsonl -o out.jsonl
     """
     with told_in_one_line(output):
-        if server is not None and pairs is None and model is not None and (queries or dataset) is None:
-            # The model's name is not needed there: what stands alone is the file.
+        if pairs is None and (queries or dataset) is None and _is_pairs(model, server):
             model, pairs = None, model
         from rerankd.rank.files import BadLines
         from rerankd.rank.rank import Output, rank
@@ -136,6 +140,13 @@ def rank(
             precision = info.quantization or info.dtype
             about = {**loading, "model": info.model, "device": info.device, "dtype": info.dtype, "top_k": top_k}
             do(LocalScorer(reranker), f"{Path(info.model).name}@{precision}", about)
+
+
+def _is_pairs(model: str | None, server: str | None) -> bool:
+    """Whether the argument that stands alone is the file: there is a default model, and a server has its own."""
+    if model is None:
+        return False
+    return server is not None or (Path(model).is_file() and Path(model).suffix != ".gguf")
 
 
 @configured
@@ -232,7 +243,16 @@ def told_in_one_line(output: str) -> Iterator[None]:
         # Whoever read standard output has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
+    except OSError as error:  # such as a full disk
+        print(f"rerankd: error: {error}{_kept(output)}", file=sys.stderr)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        kept = "" if output == "-" else f" What is finished is in {output}.part; the same command goes on from there."
-        print(f"\nrerankd: stopped.{kept}", file=sys.stderr)
+        print(f"\nrerankd: stopped.{_kept(output)}", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _kept(output: str) -> str:
+    """Where a stopped run goes on from, if there is such a place."""
+    part = f"{output}.part"
+    there = output != "-" and Path(part).exists()
+    return f" What is finished is in {part}; the same command goes on from there." if there else ""

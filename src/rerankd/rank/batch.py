@@ -54,7 +54,7 @@ def run_batch(
         asyncio.run(_run(service, input, journal, bad, progress))
         answered = failed = 0
         with whole_file(output) as stream:
-            for result in journal.results():
+            for result, _ in journal.results():
                 answered += 1
                 failed += result["error"] is not None
                 stream.write(json.dumps(result, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")

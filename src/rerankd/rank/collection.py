@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rerankd.core import Content
+from rerankd.core import Content, RerankdError
 from rerankd.rank.files import BadLine, BadLines, FileProblem, Source
 from rerankd.rank.queries import Query, short_digest
 from rerankd.rank.rows import rows
@@ -23,13 +23,28 @@ class Collection:
     """Queries, a corpus and first-stage runs, each in files; of several runs the ranks are fused.
 
     The corpus lies in a database on disk that nothing but this process sees, and that goes with it. Without a run every
-    document is a candidate of every query. Raises FileProblem, and BadLine for ids that lead nowhere.
+    document is a candidate of every query. Raises FileProblem, and BadLine for ids that lead nowhere; RerankdError for
+    a `top_k` without a run, whose order it cuts.
     """
 
     fraction = None
 
     def __init__(self, queries: str, corpus: str, runs: Sequence[str], top_k: int | None, bad: BadLines) -> None:
+        if top_k is not None and not runs:
+            raise RerankdError(
+                "--top-k: takes the first documents of a run; give --run, or leave it out; --top-n bounds the output."
+            )
         self._top_k, self._bad = top_k, bad
+        self._queries, self._corpus, self._all = inside(queries, "queries"), inside(corpus, "corpus"), not runs
+        self.digests: dict[str, str] = {}
+        try:
+            self._load(runs)
+        except sqlite3.Error as error:
+            raise FileProblem(
+                f"The documents cannot be kept in a temporary file ({error}); TMPDIR names its folder."
+            ) from error
+
+    def _load(self, runs: Sequence[str]) -> None:
         # An empty name is SQLite's for a temporary file without a name, in TMPDIR.
         self._data = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._data.executescript(
@@ -41,10 +56,6 @@ class Collection:
             BEGIN;
             """
         )
-        self.digests: dict[str, str] = {}
-        self._queries = inside(queries, "queries")
-        self._corpus = inside(corpus, "corpus")
-        self._all = not runs
         self._read(self._queries, "queries", "queries")
         for number, run in enumerate(runs):
             self._read_run(number, run)
@@ -54,6 +65,7 @@ class Collection:
         if not self._corpus_size:
             raise FileProblem(f"{self._corpus} holds no document{'' if self._all else ' that the run names'}.")
         self._check_documents()
+        self._tell_without_documents()
         self.documents: int | None = self._count()
 
     def __iter__(self) -> Iterator[Query]:
@@ -139,13 +151,19 @@ class Collection:
             SELECT query, document FROM candidates
             WHERE NOT EXISTS (SELECT 1 FROM documents WHERE id = document) ORDER BY query, place
             """
-        ).fetchall()
+        )
         for query, document in missing:
             self._bad.add(
                 FileProblem(f"{self._corpus} has no document {document!r}, which the run has for query {query!r}.")
             )
-        if missing:
-            self._data.execute("DELETE FROM candidates WHERE NOT EXISTS (SELECT 1 FROM documents WHERE id = document)")
+        self._data.execute("DELETE FROM candidates WHERE NOT EXISTS (SELECT 1 FROM documents WHERE id = document)")
+
+    def _tell_without_documents(self) -> None:
+        (count,) = self._data.execute(
+            "SELECT count(*) FROM queries WHERE NOT EXISTS (SELECT 1 FROM candidates WHERE query = id)"
+        ).fetchone()
+        if count and not self._all:
+            self._bad.note(f"{count:,} queries of {self._queries} have no document in the run; they are left out")
 
 
 @dataclass(frozen=True, slots=True)

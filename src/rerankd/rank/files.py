@@ -70,6 +70,7 @@ class Source:
     path: str
     name: str = field(init=False)
     size: int | None = field(default=None, init=False)
+    position: int = field(default=0, init=False)
     _sha: Any = field(default_factory=hashlib.sha256, init=False)
     _raw: BinaryIO | None = field(default=None, init=False)
 
@@ -85,13 +86,12 @@ class Source:
     def digest(self) -> str:
         return str(self._sha.hexdigest())
 
-    @property
-    def position(self) -> int:
-        return self._raw.tell() if self._raw is not None and not self._raw.closed and self.size is not None else 0
-
     def update(self, data: bytes) -> None:
-        """Count data that was not read by `lines`."""
+        """Count data that was read."""
         self._sha.update(data)
+        if self._raw is not None:
+            # Other threads ask for it, when the file may be closed.
+            self.position = self._raw.tell()
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """The lines from 1 on, without their ends. Raises FileProblem."""
@@ -107,7 +107,7 @@ class Source:
                     number += 1
                     if len(line) > LINE_BYTES:
                         raise FileProblem(f"{self.name}, line {number}: is longer than {LINE_BYTES:,} bytes.")
-                    self._sha.update(line)
+                    self.update(line)
                     yield line
             except (OSError, EOFError, zlib.error) as error:
                 raise FileProblem(f"{self.name} cannot be read: {error}.") from error

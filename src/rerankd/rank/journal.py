@@ -32,6 +32,7 @@ class Journal:
         Raises FileProblem for an output that is there already, for other work's journal, and for one in use.
         """
         self._blocks: dict[int, tuple[int, str]] = {}
+        self._old_end = 0
         self._synced = time.monotonic()
         self._path: Path | None = None
         if output == STANDARD:
@@ -77,11 +78,11 @@ class Journal:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
-    def results(self) -> Iterator[Any]:
-        """The results of all blocks in their order."""
+    def results(self) -> Iterator[tuple[Any, bool]]:
+        """The results of all blocks in their order, and whether an earlier run finished the block."""
         for _, (start, _) in sorted(self._blocks.items()):
             self._file.seek(start)
-            yield json.loads(self._file.readline())["result"]
+            yield json.loads(self._file.readline())["result"], start < self._old_end
 
     def finish(self) -> None:
         """Take the file away: the output is there."""
@@ -127,6 +128,7 @@ class Journal:
                 break
             end += len(line)
         self._file.truncate(end)
+        self._old_end = end
 
     def _expect(self, line: bytes, about: dict[str, Any]) -> None:
         try:

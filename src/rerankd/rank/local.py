@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rerankd.core import InvalidRequest, RerankRequest
 from rerankd.rank.runs import Ranked
-from rerankd.rank.scoring import Block, Found, Piece, Wanted, in_query, pieces
+from rerankd.rank.scoring import Block, Found, Piece, Wanted, in_query, marked, pieces
 from rerankd.rank.values import is_text
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 BLOCK_DOCUMENTS = 1024
+"""Documents that are queued at a time, at most."""
+SLOW_BLOCK_DOCUMENTS = 100
+"""Documents of a block where a thousand take minutes. A query with the usual 100 candidates is a block of its own, so
+that a stopped run loses no finished query."""
 MEDIA_DOCUMENTS = 32
 """Documents with images or videos that are read at a time: all of a request's are in memory together."""
 
@@ -40,10 +44,12 @@ class LocalScorer:
     scores are the same to the last digit whether the run was stopped before it or not.
     """
 
-    block_documents = BLOCK_DOCUMENTS
-
     def __init__(self, reranker: Reranker) -> None:
         self._reranker = reranker
+        info = reranker.info
+        # Replicas need several batches at a time.
+        slow = info.data_parallel_size == 1 and (info.device == "cpu" or info.supports_vision)
+        self.block_documents = SLOW_BLOCK_DOCUMENTS if slow else BLOCK_DOCUMENTS
 
     def score(
         self, blocks: Iterable[Block], wanted: Wanted, on_documents: Callable[[int], object]
@@ -59,7 +65,7 @@ class LocalScorer:
     def _steps(self, blocks: Iterable[Block], wanted: Wanted) -> Iterator[_Step]:
         for block in blocks:
             found = [Found(query, wanted) for query in block.queries]
-            steps = _marked(_together(block))
+            steps = marked(_together(block))
             for together, last in steps:
                 ready = []
                 for piece in together:
@@ -106,6 +112,7 @@ class LocalScorer:
         for index, error in sorted(result.failed.items()):
             found.failed[piece.ids[index]] = str(in_query(error, found.query, piece.start))
         found.query_truncated = bool(found.query_truncated) or result.query_truncated
+        found.ignored.update(result.ignored)
 
 
 def _together(block: Block) -> Iterator[list[Piece]]:
@@ -130,16 +137,6 @@ def _together(block: Block) -> Iterator[list[Piece]]:
             count += len(piece.ids)
     if held:
         yield held
-
-
-def _marked(items: Iterator[T]) -> Iterator[tuple[T, bool]]:
-    """Each item, and whether it is the last."""
-    for item in items:
-        before = item
-        for item in items:
-            yield before, False
-            before = item
-        yield before, True
 
 
 def _ahead(items: Iterator[T], thread: ThreadPoolExecutor) -> Iterator[T]:

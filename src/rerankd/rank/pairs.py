@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from rerankd.core import InvalidRequest
-from rerankd.rank.files import BadLine, BadLines, Source
-from rerankd.rank.queries import Query, short_digest
+from rerankd.core import Content, InvalidRequest
+from rerankd.rank.documents import Documents
+from rerankd.rank.files import STANDARD, BadLine, BadLines, Source
+from rerankd.rank.queries import Query
 from rerankd.rank.rows import Columns, rows
 from rerankd.rank.texts import IDS, QUERY_IDS
 from rerankd.rank.values import to_content, well_formed
@@ -41,72 +43,117 @@ class Pairs:
 
     @property
     def fraction(self) -> float | None:
-        size = self._source.size
-        return self._source.position / size if size else None
+        if self._source.path == STANDARD:
+            return None
+        return self._source.position / self._source.size if self._source.size else 0.0
 
     def __iter__(self) -> Iterator[Query]:
-        numbered = self._rows()
+        seen: dict[str, int] = {}
         # Rows of one pair each belong together while they name the same query.
-        for _, together in groupby(numbered, key=lambda one: one[2]):
-            found = [(number, row) for number, row, _ in together]
-            try:
-                yield self._query(found)
-            except BadLine as problem:
-                self._bad.add(problem)
+        for _, together in groupby(self._rows(), key=lambda one: one[2]):
+            built: _QueryRows | None = None
+            for number, row, _ in together:
+                try:
+                    if built is None:
+                        built = self._begin(number, row, seen)
+                    built.add(number, row)
+                except BadLine as problem:
+                    self._bad.add(problem)
+            if built is not None and built.documents.count:
+                yield built.query()
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any], object]]:
-        last: object = None
+        """Rows with their lines, and a key that is equal for those of one query."""
         for number, whole in rows(self._source, PAIRS, self._bad):
             if unknown := sorted(key for key in whole if PAIRS.meaning(key) is None):
                 self._bad.note(f"{self._source.name}: not read: {', '.join(unknown)}")
             row = PAIRS.read(whole)
             if "documents" in row:
                 yield number, row, number
-                continue
-            key = row.get("query_id", json.dumps(row.get("query"), sort_keys=True))
-            last = ("pairs", key)
-            yield number, row, last
+            else:
+                yield number, row, ("pairs", row.get("query_id", json.dumps(row.get("query"), sort_keys=True)))
 
-    def _query(self, found: Sequence[tuple[int, dict[str, Any]]]) -> Query:
-        (number, first), name = found[0], self._source.name
-        if first.get("query") is None:
+    def _begin(self, number: int, row: dict[str, Any], seen: dict[str, int]) -> _QueryRows:
+        """The query of a row, without its documents. Raises BadLine."""
+        name = self._source.name
+        if row.get("query") is None:
             raise BadLine(name, number, "has no `query`.")
-        listed = first.get("documents")
-        if listed is None:
-            listed = [row.get("document") for _, row in found]
-            ids = [row.get("id") for _, row in found]
-            own = first.get("query_id")
-        else:
-            if not isinstance(listed, list) or not listed:
-                raise BadLine(name, number, "has no list of `documents`, or an empty one.")
-            ids = [_own_id(document) for document in listed]
-            listed = [_without_id(document) for document in listed]
-            own = first.get("query_id", first.get("id"))
-        try:
-            query = to_content(first["query"], "query")
-            documents = []
-            for place, (identity, value) in enumerate(zip(ids, listed, strict=True)):
-                line = number if len(found) == 1 else found[place][0]
-                if value is None:
-                    raise BadLine(name, line, "has no `document`, or no `documents`.")
-                shown = well_formed(str(place if identity is None else identity))
-                documents.append((shown, to_content(value, f"documents[{place}]")))
-        except InvalidRequest as error:
-            raise BadLine(name, number, f"{error}.") from None
-        _expect_different(name, number, (identity for identity, _ in documents))
-        documents = documents[: self._top_k]
-        instruction = first.get("instruction")
+        own = row.get("query_id", row.get("id") if "documents" in row else None)
+        id = well_formed(str(number if own is None else own))
+        if id in seen:
+            raise BadLine(name, number, f"the query {id!r} is on line {seen[id]} too; its rows must follow each other.")
+        instruction = row.get("instruction")
         if instruction is not None and not isinstance(instruction, str):
             raise BadLine(name, number, "`instruction` is not a string.")
-        told = json.dumps([own, first["query"], ids, listed, instruction, self._top_k], ensure_ascii=True)
+        try:
+            content = to_content(row["query"], "query")
+        except InvalidRequest as error:
+            raise BadLine(name, number, f"{error}.") from None
+        if own is not None:
+            seen[id] = number
+        return _QueryRows(name, number, id, row["query"], content, instruction, self._top_k)
+
+
+class _QueryRows:
+    """A query whose rows are being read."""
+
+    def __init__(
+        self,
+        file: str,
+        line: int,
+        id: str,
+        value: Any,
+        content: Content,
+        instruction: str | None,
+        top_k: int | None,
+    ) -> None:
+        """value, content: of the query, as the file has it and as the model gets it"""
+        self._file, self._line, self._id, self._value, self._content = file, line, id, value, content
+        self._instruction, self._top_k = instruction, top_k
+        self.documents = Documents()
+        self._ids, self._place = set[str](), 0
+        self._sha = hashlib.sha256(json.dumps([id, value, instruction, top_k]).encode())
+
+    def add(self, number: int, row: dict[str, Any]) -> None:
+        """The document of a row, or all of its `documents`: none of them where one is bad. Raises BadLine."""
+        if row.get("query", self._value) != self._value:
+            raise BadLine(self._file, number, f"has another text for the query {self._id!r} than line {self._line}.")
+        if "documents" in row:
+            listed = row["documents"]
+            if not isinstance(listed, list) or not listed:
+                raise BadLine(self._file, number, "has no list of `documents`, or an empty one.")
+            found = [(_own_id(document), _without_id(document)) for document in listed]
+        else:
+            found = [(row.get("id"), row.get("document"))]
+        ids = []
+        first, self._place = self._place, self._place + len(found)
+        for place, (own, value) in enumerate(found, first):
+            if value is None:
+                raise BadLine(self._file, number, "has no `document`, or no `documents`.")
+            id = well_formed(str(place if own is None else own))
+            if id in self._ids:
+                raise BadLine(self._file, number, f"the document {id!r} is there twice for one query.")
+            try:
+                to_content(value, f"documents[{place}]")
+            except InvalidRequest as error:
+                raise BadLine(self._file, number, f"{error}.") from None
+            ids.append(id)
+            self._ids.add(id)
+        for id, (_, value) in zip(ids, found, strict=True):
+            self._sha.update(json.dumps([id, value]).encode())
+            if self._top_k is None or self.documents.count < self._top_k:
+                self.documents.add(id, value)
+
+    def query(self) -> Query:
+        """The query with its documents."""
         return Query(
-            id=well_formed(str(number if own is None else own)),
-            content=query,
-            documents=documents,
-            count=len(documents),
-            where=f"{name}, line {number}",
-            digest=short_digest(told),
-            instruction=instruction,
+            id=self._id,
+            content=self._content,
+            documents=self.documents,
+            count=self.documents.count,
+            where=f"{self._file}, line {self._line}",
+            digest=self._sha.hexdigest()[:16],
+            instruction=self._instruction,
         )
 
 
@@ -120,11 +167,3 @@ def _without_id(document: Any) -> Any:
     if not isinstance(document, dict):
         return document
     return {name: value for name, value in document.items() if name not in IDS}
-
-
-def _expect_different(name: str, number: int, ids: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for id in ids:
-        if id in seen:
-            raise BadLine(name, number, f"has two documents of the id {id!r}.")
-        seen.add(id)

@@ -43,7 +43,7 @@ class Queries(Protocol):
 
     @property
     def fraction(self) -> float | None:
-        """The part of the input that was read, where `documents` is not known."""
+        """The part of the input that was read, where `documents` is not known; None where its size is not either."""
         ...
 
     def __iter__(self) -> Iterator[Query]:

@@ -16,7 +16,7 @@ from rerankd.rank.files import STANDARD, BadLines, FileProblem
 from rerankd.rank.journal import Journal
 from rerankd.rank.queries import Queries
 from rerankd.rank.runs import Ranked, Ranking, check_ids, write_rankings
-from rerankd.rank.scoring import Block, Found, Scorer, Wanted, in_blocks
+from rerankd.rank.scoring import Block, Scorer, Wanted, in_blocks
 
 T = TypeVar("T")
 
@@ -53,17 +53,19 @@ class Summary:
 
 
 class Progress:
-    """A bar over documents, or over the file where nothing counts them, with documents/s and the time that is left."""
+    """A bar over documents, or over the file where nothing counts them, with documents/s and the time that is left.
+
+    Of standard input nobody knows the end: there is a count alone.
+    """
 
     def __init__(self, queries: Queries, shown: bool) -> None:
         self._queries, self.documents, self._began = queries, 0, perf_counter()
-        total = queries.documents
-        if total is not None:
-            self._bar = tqdm(total=total, unit="doc", disable=not shown, smoothing=0.05)
-        else:
+        self._by_file = queries.documents is None and queries.fraction is not None
+        if self._by_file:
             form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
             self._bar = tqdm(total=1000, bar_format=form, disable=not shown, smoothing=0.05)
-        self._by_file = total is None
+        else:
+            self._bar = tqdm(total=queries.documents, unit="doc", disable=not shown, smoothing=0.05)
 
     def add(self, documents: int) -> None:
         """Count documents that were scored; called from any thread."""
@@ -73,8 +75,7 @@ class Progress:
             return
         rate = self.documents / max(perf_counter() - self._began, 1e-9)
         self._bar.set_postfix_str(f"{self.documents:,} documents, {rate:,.1f} documents/s", refresh=False)
-        if (fraction := self._queries.fraction) is not None:
-            self._bar.update(int(1000 * fraction) - self._bar.n)
+        self._bar.update(int(1000 * (self._queries.fraction or 0)) - self._bar.n)
 
     def kept(self, documents: int) -> None:
         """Count documents that were scored before: they say nothing of how fast it goes."""
@@ -126,8 +127,8 @@ def rank(
                     bar.tell(f"Going on with {journal.path}")
                 left = _left(journal, in_blocks(queries, scorer.block_documents), summary, bar)
                 for block, rankings in _scored(left, scorer, wanted, output, bad, bar):
-                    journal.add(block.number, block.digest, [ranking and _packed(ranking) for ranking in rankings])
-                kept = (map(_unpacked, block) for block in journal.results())
+                    journal.add(block.number, block.digest, [_packed(ranking) for ranking in rankings])
+                kept = _kept(journal, bad)
                 write_rankings(output.path, output.format, _counted(kept, summary), output.tag)
                 journal.finish()
     summary.bad, summary.seconds = bad.count, perf_counter() - began
@@ -152,8 +153,8 @@ def _left(journal: Journal, blocks: Iterable[Block], summary: Summary, bar: Prog
 
 def _scored(
     blocks: Iterable[Block], scorer: Scorer, wanted: Wanted, output: Output, bad: BadLines, bar: Progress
-) -> Iterator[tuple[Block, list[Ranking | None]]]:
-    """The blocks with their rankings, as they are finished; None for a query that is left out.
+) -> Iterator[tuple[Block, list[Ranking | str]]]:
+    """The blocks with their rankings, as they are finished; the reason in place of one for a query that is left out.
 
     Raises FileProblem for an id that the output cannot hold, before its query is scored where it is the query's.
     """
@@ -165,17 +166,19 @@ def _scored(
             yield block
 
     for block, found in scorer.score(checked(), wanted, bar.add):
-        for one in found:
-            _report(one, bad)
-        rankings = [None if one.error else one.ranking() for one in found]
-        for ranking in filter(None, rankings):
-            check_ids(ranking.query, (document.id for document in ranking.results), output.format)
+        rankings = [str(one.error) if one.error else one.ranking() for one in found]
+        for ranking, one in zip(rankings, found, strict=True):
+            _report(ranking, bad)
+            for name in sorted(one.ignored):
+                bad.note(f"without effect, or with less than was asked for: {name}")
+            if isinstance(ranking, Ranking):
+                check_ids(ranking.query, (document.id for document in ranking.results), output.format)
         yield block, rankings
 
 
-def _in_order(blocks: Iterable[tuple[Block, list[Ranking | None]]]) -> Iterator[list[Ranking | None]]:
+def _in_order(blocks: Iterable[tuple[Block, list[Ranking | str]]]) -> Iterator[list[Ranking | str]]:
     """The rankings of the first block, of the second, and so on: a block waits for those before it."""
-    waiting: dict[int, list[Ranking | None]] = {}
+    waiting: dict[int, list[Ranking | str]] = {}
     following = 0
     for block, rankings in blocks:
         waiting[block.number] = rankings
@@ -191,29 +194,41 @@ def _flushed(blocks: Iterable[T]) -> Iterator[T]:
         sys.stdout.flush()
 
 
-def _report(found: Found, bad: BadLines) -> None:
-    if found.error is not None:
-        bad.add(found.error)
-    for problem in found.failed.values():
+def _report(ranking: Ranking | str, bad: BadLines) -> None:
+    """List a query that was left out, or the documents of a query that were."""
+    for problem in [ranking] if isinstance(ranking, str) else ranking.failed.values():
         bad.add(RerankdError(problem))
 
 
-def _packed(ranking: Ranking) -> list[Any]:
+def _kept(journal: Journal, bad: BadLines) -> Iterator[list[Ranking | str]]:
+    """The rankings of all blocks. Those of an earlier run are reported again: each run lists all that is left out."""
+    for block, before in journal.results():
+        rankings = list(map(_unpacked, block))
+        for ranking in rankings if before else ():
+            _report(ranking, bad)
+        yield rankings
+
+
+def _packed(ranking: Ranking | str) -> list[Any] | str:
+    if isinstance(ranking, str):
+        return ranking
     results = [[one.id, one.index, one.score, one.truncated] for one in ranking.results]
     return [ranking.query, results, ranking.scored, ranking.query_truncated, dict(ranking.failed)]
 
 
-def _unpacked(packed: list[Any] | None) -> Ranking | None:
-    if packed is None:
-        return None
+def _unpacked(packed: list[Any] | str) -> Ranking | str:
+    if isinstance(packed, str):
+        return packed
     query, results, scored, query_truncated, failed = packed
     return Ranking(query, tuple(Ranked(*one) for one in results), scored, query_truncated, failed)
 
 
-def _counted(blocks: Iterable[Iterable[Ranking | None]], summary: Summary) -> Iterator[Ranking]:
+def _counted(blocks: Iterable[Iterable[Ranking | str]], summary: Summary) -> Iterator[Ranking]:
     """The rankings of blocks, counted as they pass."""
     for block in blocks:
-        for ranking in filter(None, block):
+        for ranking in block:
+            if isinstance(ranking, str):
+                continue
             summary.queries += 1
             summary.documents += ranking.scored
             summary.truncated += sum(bool(one.truncated) for one in ranking.results)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,15 +16,21 @@ import httpx
 
 from rerankd.core import Content, InvalidRequest, RerankdError
 from rerankd.rank.runs import Ranked
-from rerankd.rank.scoring import Block, Found, Piece, Wanted, in_query, pieces
+from rerankd.rank.scoring import Block, Found, Piece, Wanted, in_query, marked, pieces
 from rerankd.rank.values import is_text, parts, plain_text, sendable
 
 T = TypeVar("T")
-TRIES = 6
+log = logging.getLogger("rerankd")
+PATIENCE = 300.0
+"""Seconds of waiting, after which a server that is busy or not reached is given up."""
 LONGEST_WAIT = 30.0
 """Seconds between two tries at most."""
+LONGEST_QUIET = 5.0
+"""Seconds of waiting, after which the user is told of it."""
 BUSY = frozenset({408, 425, 429, 502, 503, 504})
 PROBE_SECONDS = 10.0
+LARGEST = 3.4e38
+"""The largest score: runs hold them as float32."""
 
 
 class ServerError(RerankdError):
@@ -83,10 +90,30 @@ APIS: Mapping[str, Api] = {
 }  # fmt: skip
 
 
+@dataclass
+class _Open:
+    """A block whose documents are being scored. `sent`: whether all of them were sent; `waiting` counts requests."""
+
+    block: Block
+    found: list[Found]
+    sent: bool = False
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Scores of a request's documents in their order, and whether each was cut."""
+
+    scores: list[float]
+    cut: Callable[[int], bool | None]
+    query_cut: bool | None
+    ignored: frozenset[str]
+
+
 class RemoteScorer:
     """Sends some requests at a time, each query's documents in as many as it takes.
 
-    A server that is busy or not reached is asked again for a while. Raises ServerError for one that is not there.
+    A server that is busy or not reached is asked again for some minutes. Raises ServerError for one that is not there.
     """
 
     block_documents = 1
@@ -116,8 +143,8 @@ class RemoteScorer:
             "{0.scheme}://{0.netloc}".format(urlsplit(base))
         )
         self.model = model or card.get("id")
-        self._stopped = threading.Event()
-        self._running = set[Future[tuple[Block, list[Found]]]]()
+        self._stopped, self._warned = threading.Event(), threading.Event()
+        self._running = set[Future[tuple[_Open, Piece, _Answer | None]]]()
         self._tells_truncation = card.get("owned_by") == "rerankd"
 
     @property
@@ -128,22 +155,39 @@ class RemoteScorer:
     def score(
         self, blocks: Iterable[Block], wanted: Wanted, on_documents: Callable[[int], object]
     ) -> Iterator[tuple[Block, list[Found]]]:
-        left = iter(blocks)
-        self._running = set[Future[tuple[Block, list[Found]]]]()
+        # Documents are read here, as many as are sent: a database that they lie in is one thread's at a time.
+        left = self._pieces(blocks, wanted)
+        self._running = set()
         try:
             while True:
-                while len(self._running) < self._concurrency and (block := next(left, None)) is not None:
-                    # The documents are read here: the database that they may lie in is one thread's at a time.
-                    cut = [list(pieces(n, q, self._request_documents)) for n, q in enumerate(block.queries)]
-                    self._running.add(_in_thread(partial(self._block, block, cut, wanted, on_documents)))
+                while len(self._running) < self._concurrency and (one := next(left, None)) is not None:
+                    self._running.add(_in_thread(partial(self._send, *one)))
                 if not self._running:
                     return
                 done, self._running = wait(self._running, return_when=FIRST_COMPLETED)
-                for one in done:
-                    yield one.result()
+                for future in done:
+                    opened, piece, answer = future.result()
+                    if answer is not None:
+                        _collect(opened.found[piece.query], piece, answer)
+                        on_documents(len(piece.ids))
+                    opened.waiting -= 1
+                    if opened.sent and not opened.waiting:
+                        yield opened.block, opened.found
         except BaseException:
             self._stopped.set()
             raise
+
+    def _pieces(self, blocks: Iterable[Block], wanted: Wanted) -> Iterator[tuple[_Open, Piece]]:
+        for block in blocks:
+            opened = _Open(block, [Found(query, wanted) for query in block.queries])
+            every = (
+                piece
+                for number, query in enumerate(block.queries)
+                for piece in pieces(number, query, self._request_documents)
+            )
+            for piece, opened.sent in marked(every):
+                opened.waiting += 1
+                yield opened, piece
 
     def close(self) -> None:
         """Close the connections.
@@ -154,26 +198,21 @@ class RemoteScorer:
         if all(one.done() for one in self._running):
             self._client.close()
 
-    def _block(
-        self, block: Block, cut: list[list[Piece]], wanted: Wanted, on_documents: Callable[[int], object]
-    ) -> tuple[Block, list[Found]]:
-        found = [Found(query, wanted) for query in block.queries]
-        for one, own in zip(found, cut, strict=True):
-            for piece in own:
-                try:
-                    self._piece(one, piece)
-                except InvalidRequest as error:
-                    problem = in_query(error, one.query, piece.start)
-                    if not wanted.skip_bad:
-                        raise problem from error
-                    one.error = problem
-                    break
-                if self._stopped.is_set():
-                    return block, found
-                on_documents(len(piece.ids))
-        return block, found
+    def _send(self, opened: _Open, piece: Piece) -> tuple[_Open, Piece, _Answer | None]:
+        """None in place of an answer for a query that is left out. Raises InvalidRequest and ServerError."""
+        found = opened.found[piece.query]
+        if found.error is not None:
+            return opened, piece, None
+        try:
+            return opened, piece, self._asked(found, piece)
+        except InvalidRequest as error:
+            problem = in_query(error, found.query, piece.start)
+            if not found.wanted.skip_bad:
+                raise problem from error
+            found.error = problem
+            return opened, piece, None
 
-    def _piece(self, found: Found, piece: Piece) -> None:
+    def _asked(self, found: Found, piece: Piece) -> _Answer:
         api, query = self._api, found.query
         contents = [api.content(content, f"documents[{i}]") for i, content in enumerate(piece.contents)]
         body = {**api.fields, "query": api.content(query.content, "query"), api.documents: contents}
@@ -186,22 +225,24 @@ class RemoteScorer:
             body[api.instruction] = instruction
         response = self._answer(body)
         scores, cut = self._scores(response, len(contents))
-        for index, score in enumerate(scores):
-            found.add(Ranked(piece.ids[index], piece.start + index, score, cut(index)))
+        query_cut = None
         if self._tells_truncation:
             query_cut = "query" in response.headers.get("X-Rerankd-Truncated", "").split("; ")
-            found.query_truncated = bool(found.query_truncated) or query_cut
+        ignored = filter(None, response.headers.get("X-Rerankd-Ignored", "").split(", "))
+        return _Answer(scores, cut, query_cut, frozenset(ignored))
 
     def _answer(self, body: Mapping[str, Any]) -> httpx.Response:
         """Raises InvalidRequest for what the server refuses, ServerError for one that does not answer."""
-        for number in range(1, TRIES + 1):
-            pause = min(LONGEST_WAIT, 0.5 * 2**number)
+        waited, tries = 0.0, 0
+        while True:
+            pause, tries = min(LONGEST_WAIT, 2.0**tries), tries + 1
             try:
                 response = self._client.post(self._url, json=body)
             except httpx.HTTPError as error:
                 problem = f"{type(error).__name__}: {error}"
             else:
                 if response.status_code == 200:
+                    self._warned.clear()
                     return response
                 problem = f"{response.status_code}: {_message(response)}"
                 if response.status_code in (400, 413, 422):
@@ -210,9 +251,13 @@ class RemoteScorer:
                     raise ServerError(f"{self._url} answered {problem}.")
                 asked = response.headers.get("Retry-After", "")
                 pause = min(LONGEST_WAIT, float(asked)) if asked.isdecimal() else pause
-            if number == TRIES or self._stopped.wait(pause):
-                break
-        raise ServerError(f"{self._url} does not answer, after {TRIES} tries ({problem}).")
+            if waited >= PATIENCE or self._stopped.is_set():
+                raise ServerError(f"{self._url} does not answer, after {tries} tries in {waited:.0f} s ({problem}).")
+            if waited > LONGEST_QUIET and not self._warned.is_set():
+                self._warned.set()
+                log.warning("%s does not answer (%s); it is asked again for %.0f s", self._url, problem, PATIENCE)
+            self._stopped.wait(pause)
+            waited += max(pause, 1.0)
 
     def _scores(self, response: httpx.Response, count: int) -> tuple[list[float], Callable[[int], bool | None]]:
         """The scores in the order of the documents, and whether a document was cut."""
@@ -220,7 +265,10 @@ class RemoteScorer:
         told: dict[int, bool] = {}
         try:
             for one in self._api.results(response.json()):
-                scores[int(one["index"])] = float(one[self._api.score])
+                score = float(one[self._api.score])
+                if not abs(score) <= LARGEST:
+                    raise ValueError(f"the score {score}")
+                scores[int(one["index"])] = score
                 if "truncated" in (one.get("meta_info") or {}):
                     told[int(one["index"])] = bool(one["meta_info"]["truncated"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -242,6 +290,14 @@ class RemoteScorer:
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError):
             return {}
         return card if isinstance(card, dict) else {}
+
+
+def _collect(found: Found, piece: Piece, answer: _Answer) -> None:
+    for index, score in enumerate(answer.scores):
+        found.add(Ranked(piece.ids[index], piece.start + index, score, answer.cut(index)))
+    if answer.query_cut is not None:
+        found.query_truncated = bool(found.query_truncated) or answer.query_cut
+    found.ignored |= answer.ignored
 
 
 def _in_thread(task: Callable[[], T]) -> Future[T]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
+import mimetypes
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,16 @@ from rerankd.rank.files import COMPRESSIONS, STANDARD, BadLine, BadLines, FilePr
 
 CELL_LIMIT = 64 << 20
 """Characters of a CSV's cell, which may go over many lines. The library takes up to eight bytes for each."""
-ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 64
+"""Rows of a Parquet file that are read at a time: each may hold a picture."""
+MEDIA_TYPES = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8": "image/jpeg",
+    b"GIF8": "image/gif",
+    b"RIFF": "image/webp",
+    b"\x1aE\xdf\xa3": "video/webm",
+}
+"""By the first bytes of a file. Readers look at the bytes too: the type of others does not matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +50,7 @@ class Columns:
 def rows(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a file by its suffix; without one JSONL where it begins with `{`, else TSV.
 
-    JSONL rows are whole objects, under their own names. Raises FileProblem.
+    Cells stand under the file's own names, or without a header under their meanings. Raises FileProblem.
     """
     if source.format == "parquet":
         yield from _parquet(source, columns)
@@ -51,7 +62,7 @@ def rows(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int,
 
 def _lines(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
     form = {"json": "jsonl", "jsonl": "jsonl", "ndjson": "jsonl", "tsv": "tsv"}.get(source.format)
-    named: list[str | None] | None = None
+    named: list[str] | None = None
     first = True
     for number, raw in source.lines():
         if not raw.strip():
@@ -64,7 +75,7 @@ def _lines(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[in
             else:
                 cells = text.split("\t")
                 if first and any(columns.meaning(cell) for cell in cells):
-                    named = [columns.meaning(cell) for cell in cells]
+                    named = cells
                 else:
                     yield number, _row(source, number, cells, named, columns)
         except BadLine as problem:
@@ -73,15 +84,15 @@ def _lines(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[in
 
 
 def _row(
-    source: Source, number: int, cells: Sequence[str], named: Sequence[str | None] | None, columns: Columns
+    source: Source, number: int, cells: Sequence[str], named: Sequence[str] | None, columns: Columns
 ) -> dict[str, Any]:
-    meanings = named or columns.positions.get(len(cells))
-    if meanings is None:
+    names = named or columns.positions.get(len(cells))
+    if names is None:
         wanted = " or ".join(", ".join(one) for one in columns.positions.values())
         raise BadLine(source.name, number, f"has {len(cells)} columns; without a header they are {wanted}.")
-    if len(cells) != len(meanings):
-        raise BadLine(source.name, number, f"has {len(cells)} columns, the header {len(meanings)}.")
-    return {meaning: cell for meaning, cell in zip(meanings, cells, strict=True) if meaning}
+    if len(cells) != len(names):
+        raise BadLine(source.name, number, f"has {len(cells)} columns, the header {len(names)}.")
+    return dict(zip(names, cells, strict=True))
 
 
 def _csv(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -89,7 +100,7 @@ def _csv(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int,
     # The ends of lines stay: a cell in quotes may hold some.
     lines = (line.decode("utf-8", "surrogateescape") for line in source.whole_lines())
     reader = csv.reader(lines, strict=True)
-    named: list[str | None] | None = None
+    named: list[str] | None = None
     number = 1
     while True:
         try:
@@ -103,8 +114,8 @@ def _csv(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int,
                     decoded(source, number, cell.encode("utf-8", "surrogateescape"))
             if named is None:
                 cells[0] = cells[0].removeprefix("\ufeff")
-                named = [columns.meaning(cell) for cell in cells]
-                if not any(named):
+                named = cells
+                if not any(columns.meaning(cell) for cell in cells):
                     words = ", ".join(names[0] for names in columns.names.values())
                     raise FileProblem(f"{source.name}: a CSV file begins with a header, of {words}.")
             else:
@@ -133,11 +144,35 @@ def _parquet(source: Source, columns: Columns) -> Iterator[tuple[int, dict[str, 
         if not wanted:
             words = ", ".join(names[0] for names in columns.names.values())
             raise FileProblem(f"{source.name} has none of the columns {words}.")
+        # Other columns are not read, and named all the same.
+        empty: dict[str, Any] = dict.fromkeys(file.schema_arrow.names)
         for batch in _batches(source, file, wanted):
             for row in batch.to_pylist():
                 number += 1
                 source.update(repr(row).encode("utf-8", "surrogatepass"))
-                yield number, columns.read(row)
+                yield number, empty | {name: _plain(cell) for name, cell in row.items()}
+
+
+def _plain(cell: Any) -> Any:
+    """A cell of Parquet as JSON has it. Bytes are `data:` URLs; `{"bytes", "path"}` is how Hugging Face's datasets
+    hold an image or a video."""
+    if isinstance(cell, dict):
+        if cell.keys() == {"bytes", "path"}:
+            kind = mimetypes.guess_type(cell["path"] or "")[0]
+            return cell["path"] if cell["bytes"] is None else _data_url(cell["bytes"], kind)
+        return {name: _plain(one) for name, one in cell.items() if one is not None}
+    if isinstance(cell, list):
+        return [_plain(one) for one in cell]
+    if isinstance(cell, bytes):
+        return _data_url(cell)
+    return cell if cell is None or isinstance(cell, (str, int, float)) else str(cell)
+
+
+def _data_url(data: bytes, kind: str | None = None) -> str:
+    kind = kind or next(
+        (one for first, one in MEDIA_TYPES.items() if data.startswith(first)), "application/octet-stream"
+    )
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _batches(source: Source, file: Any, columns: Sequence[str]) -> Iterator[Any]:

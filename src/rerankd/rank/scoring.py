@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -35,23 +36,32 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The settings for every query."""
+    """The settings for every query. Raises InvalidRequest for a `min_score` that is no number."""
 
     top_n: int | None = None
     min_score: float | None = None
     instruction: str | None = None
     skip_bad: bool = False
 
+    def __post_init__(self) -> None:
+        if self.min_score is not None and not math.isfinite(self.min_score):
+            raise InvalidRequest("min_score", f"must be a finite number, not {self.min_score}")
+
 
 @dataclass
 class Found:
-    """A query's documents as they are scored, piece by piece. `error` says why the query was left out."""
+    """A query's documents as they are scored, piece by piece.
+
+    ignored: what was asked for without effect, or with less than was asked for
+    error: why the query was left out
+    """
 
     query: Query
     wanted: Wanted
     scored: int = 0
     query_truncated: bool | None = None
     failed: dict[str, str] = field(default_factory=dict)
+    ignored: set[str] = field(default_factory=set)
     error: InvalidRequest | None = None
     _entries: list[tuple[float, Ranked]] = field(default_factory=list)
 
@@ -129,6 +139,17 @@ def in_query(error: InvalidRequest, query: Query, start: int) -> InvalidRequest:
         place, bracket, rest = field.removeprefix("documents[").partition("]")
         field = f"documents[{int(place) + start}{bracket}{rest}"
     return InvalidRequest(f"{query.where}: {field}", error.problem)
+
+
+def marked(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Each item, and whether it is the last."""
+    left = iter(items)
+    for item in left:
+        before = item
+        for item in left:
+            yield before, False
+            before = item
+        yield before, True
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -1,0 +1,36 @@
+"""A query's documents while a file is read: in memory, and on disk where they are many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from tempfile import SpooledTemporaryFile
+from typing import Any
+
+from rerankd.core import Content
+from rerankd.rank.values import to_content
+
+MEMORY_BYTES = 4 << 20
+"""Bytes of one query's documents that are held in memory."""
+
+
+class Documents:
+    """Ids and contents in the order they were added. One reader at a time."""
+
+    def __init__(self) -> None:
+        self._file = SpooledTemporaryFile(MEMORY_BYTES)  # noqa: SIM115 - closed by `__del__`
+        self.count = 0
+
+    def add(self, id: str, value: Any) -> None:
+        """Keep a document as its JSON value, which `to_content` takes."""
+        self._file.write(json.dumps([id, value], ensure_ascii=True).encode() + b"\n")
+        self.count += 1
+
+    def __iter__(self) -> Iterator[tuple[str, Content]]:
+        self._file.seek(0)
+        for place, line in enumerate(self._file):
+            id, value = json.loads(line)
+            yield id, to_content(value, f"documents[{place}]")
+
+    def __del__(self) -> None:
+        self._file.close()
