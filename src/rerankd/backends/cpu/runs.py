@@ -17,9 +17,10 @@ def runs_of(layout: AttentionLayout) -> tuple[array[int], array[int]]:
     int64 [blocks * 6]. The own keys of a run are bounded, so that there is work for many threads, each with rows that
     it computed. A block without a prefix is a run by itself.
     """
-    starts, keys = [0], 0
+    starts, keys = list[int](), 0
     for i, block in enumerate(layout.blocks):
-        if keys and (block.shared != layout.blocks[i - 1].shared or keys > OWN_PER_SHARED * len(block.shared)):
+        ends = keys and (block.shared != layout.blocks[i - 1].shared or keys > OWN_PER_SHARED * len(block.shared))
+        if not starts or ends:
             starts.append(i)
             keys = 0
         keys += len(block.own)
