@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -30,6 +30,11 @@ class Linear(Protocol):
         """The kernels that compute the layer, or None where torch does."""
         ...
 
+    @property
+    def weights(self) -> Sequence[Tensor | None]:
+        """See `LayerPart`."""
+        ...
+
     def __call__(self, x: Rows, out: Rows | None = None) -> Rows:
         """x W^T + b."""
         ...
@@ -51,6 +56,7 @@ class UnfusedLinear(ABC):
     """A linear layer by torch, whose epilogue is a pass of its own."""
 
     kernels = None
+    weights: Sequence[Tensor | None] = ()
 
     @abstractmethod
     def project(self, x: Tensor) -> Tensor:
@@ -87,6 +93,7 @@ class PackedLinear:
     """
 
     kernels = None
+    weights: Sequence[Tensor | None] = ()
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
@@ -132,6 +139,7 @@ class KernelLinear:
         self.bias = None if bias is None else bias.float()
         self.kernels = kernels
         self.outputs = len(weight.packed)
+        self.weights = (*weight, self.bias)
         self._prepare = prepare
 
     def __call__(self, x: Rows, out: Rows | None = None) -> Rows:

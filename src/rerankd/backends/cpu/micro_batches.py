@@ -94,10 +94,12 @@ def _micro_batch(layout: AttentionLayout, blocks: Sequence[Block], start: int, e
         shared = Span(0, len(block.shared)) if is_kept else moved(block.shared)
         return Block(query, shared, moved(block.own), block.first)
 
+    # Blocks from the first row on stay where they are.
+    own = map(placed, blocks) if start or first_query else blocks
     return MicroBatch(
         keys=slice(start, end),
         queries=slice(first_query, blocks[-1].query.stop),
         kept=kept,
         key_count=kept + end - start,
-        layout=AttentionLayout(tuple(map(placed, blocks)), layout.causal),
+        layout=AttentionLayout(tuple(own), layout.causal),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,6 +25,11 @@ class RowNorm(Protocol):
         """The kernels that compute the norm, or None where torch does."""
         ...
 
+    @property
+    def weights(self) -> Sequence[Tensor | None]:
+        """See `LayerPart`."""
+        ...
+
     def rows(self, x: Rows) -> Rows:
         """The norm of x [rows, width], for linear layers to read."""
         ...
@@ -39,6 +45,7 @@ class RMSNorm:
         self.weight = weight
         self.eps = eps
         self.kernels = kernels if kernels is not None and kernels.fit(len(weight)) else None
+        self.weights = (weight,)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: [..., width], of any dtype."""
@@ -53,6 +60,7 @@ class PlainLayerNorm:
     """LayerNorm (Ba et al., 2016) of rows in the model's dtype, by torch."""
 
     kernels = None
+    weights: Sequence[Tensor | None] = ()
 
     def __init__(self, weight: Tensor, bias: Tensor | None, eps: float) -> None:
         self.weight = weight
@@ -68,6 +76,7 @@ class NoNorm:
     """The identity, for a layer without a norm."""
 
     kernels = None
+    weights: Sequence[Tensor | None] = ()
 
     def rows(self, x: Rows) -> Rows:
         """x itself."""
@@ -77,9 +86,11 @@ class NoNorm:
 class NormRope:
     """The norm and the rotary embedding of queries or keys, in one pass by the kernels.
 
-    norm: over the values of one head; None for none
+    norm: over the values of one head, a part with weights of its own; None for none
     rotary: whether heads are rotated
     """
+
+    weights: Sequence[Tensor | None] = ()
 
     def __init__(self, head_dim: int, norm: RMSNorm | None, rotary: bool) -> None:
         self.head_dim = head_dim
@@ -163,6 +174,7 @@ class LayerNorm:
         self.bias = bias
         self.eps = eps
         self.kernels = kernels if kernels is not None and kernels.fit(len(weight)) else None
+        self.weights = (weight, bias)
 
     def add_norm(self, x: Rows, delta: Rows, out: States) -> None:
         """The norm of x + delta into `out`. x: float32 [rows, width]; delta: the same in the model's dtype"""

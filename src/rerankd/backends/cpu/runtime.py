@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -30,6 +30,11 @@ class LayerPart(Protocol):
     @property
     def kernels(self) -> Kernels | None:
         """The kernels that compute the part, or None where torch does."""
+        ...
+
+    @property
+    def weights(self) -> Sequence[Tensor | None]:
+        """The tensors whose addresses the kernels' operations get, beside those of rows."""
         ...
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from rerankd.backends.cpu.embedding import NormedEmbedding
+from rerankd.backends.cpu.layers import Layers
 from rerankd.backends.cpu.linear import Linear
 from rerankd.backends.cpu.micro_batches import MicroBatch, in_micro_batches
 from rerankd.backends.cpu.norm import LayerNorm, NoNorm, NormRope, PlainLayerNorm, RMSNorm, RowNorm, States
-from rerankd.backends.cpu.parts import parts_of
 from rerankd.backends.cpu.post_norm import PostNormLayer
 from rerankd.backends.cpu.pre_norm import PreNormLayer
 from rerankd.backends.cpu.quantization import LinearName, quantized
@@ -38,9 +38,7 @@ class PostNormTransformer:
             post_norm_layer(own, read, runtime, i)
             for i, (own, read) in enumerate(zip(spec.layers, weights.layers(), strict=True))
         ]
-        self.recorded = runtime.recorded(
-            spec.layers[0].head_dim, *(part for layer in self.layers for part in parts_of(layer))
-        )
+        self._all_but_last = Layers(self.layers, runtime)
 
     def embed(self, tokens: Tokens) -> Tensor:
         """See `Transformer.embed`."""
@@ -57,21 +55,30 @@ class PostNormTransformer:
         """See `Transformer`."""
         assert additions is None, "nothing is added to the states of an encoder"
         batches = in_micro_batches(layout, self.runtime.rows_per_tile(self.spec.layers[0].mlp))
-        states = [self._first(x, batch.keys) for batch in batches]
         last = [(batch.layout, None) for batch in batches] if keep is None else list(_kept(batches, keep))
-        with self.recorded():
-            for layer in self.layers[:-1]:
-                states = [layer(own, batch.layout) for own, batch in zip(states, batches, strict=True)]
+        # One call computes the embeddings beside the layers, where kernels compute both.
+        embeds = isinstance(x, Tokens) and self.embedding.kernels is not None
+        states = [] if embeds else self._first(x, batches)
+        with self._all_but_last.recorded():
+            if embeds:
+                states = self._first(x, batches)
+            self._all_but_last.through(
+                lambda layer: [layer(own, batch.layout) for own, batch in zip(states, batches, strict=True)]
+            )
             final = self.layers[-1]
             states = [final(own, own_layout, rows) for own, (own_layout, rows) in zip(states, last, strict=True)]
         return torch.cat([to_dense(own.float32) for own in states]) if states else torch.empty(0, self.spec.hidden)
 
-    def _first(self, x: Tokens | Tensor, rows: slice) -> States:
+    def _first(self, x: Tokens | Tensor, batches: Sequence[MicroBatch]) -> list[States]:
+        """The first layer's input of each micro-batch."""
         if isinstance(x, Tensor):
-            return States.of(x[rows].float(), self.runtime)
-        out = States.empty(rows.stop - rows.start, self.spec.hidden, self.runtime)
-        self.embedding(x, rows, out)
-        return out
+            return [States.of(x[batch.keys].float(), self.runtime) for batch in batches]
+        found = []
+        for batch in batches:
+            rows = batch.keys
+            found.append(States.empty(rows.stop - rows.start, self.spec.hidden, self.runtime))
+            self.embedding(x, rows, found[-1])
+        return found
 
 
 class PreNormTransformer:
@@ -86,9 +93,7 @@ class PreNormTransformer:
             pre_norm_layer(own, read, runtime, i)
             for i, (own, read) in enumerate(zip(spec.layers, weights.layers(), strict=True))
         ]
-        self.recorded = runtime.recorded(
-            spec.layers[0].head_dim, *(part for layer in self.layers for part in parts_of(layer))
-        )
+        self._all_but_last = Layers(self.layers, runtime)
 
     def embed(self, tokens: Tokens) -> Tensor:
         """See `Transformer.embed`."""
@@ -115,16 +120,17 @@ class PreNormTransformer:
             rows = torch.tensor(keep, dtype=torch.int64)
         rotations = rotations_of(self.spec, positions, self.runtime.dtype)
         states = self.runtime.to_rows(x.to(self.runtime.dtype)) if self._blocked else x.to(self.runtime.dtype)
-        layers = self.layers[:-1]
+        recorded, added = self._all_but_last.recorded, 0
         if additions is not None:
-            for layer, features in zip(layers, additions.features, strict=False):
-                with self.recorded():
-                    states = layer(states, rotations.get(layer.spec.rotary), batches)
+            for layer, features in zip(self.layers[:-1], additions.features, strict=False):
+                with recorded():
+                    layer(states, rotations.get(layer.spec.rotary), batches)
                 index_add(states, additions.rows, features.to(self.runtime.dtype))
-            layers = layers[len(additions.features) :]
-        with self.recorded():
-            for layer in layers:
-                states = layer(states, rotations.get(layer.spec.rotary), batches)
+            added = len(additions.features)
+        with recorded():
+            self._all_but_last.through(
+                lambda layer: layer(states, rotations.get(layer.spec.rotary), batches), first=added
+            )
             states = self.layers[-1](states, rotations.get(self.layers[-1].spec.rotary), last, rows)
         last_states = to_dense(states).float()
         return last_states if self.spec.final_norm is None else norm(last_states, self.spec.final_norm, self.final_norm)

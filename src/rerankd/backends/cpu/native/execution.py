@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock, get_ident
 
+import numpy
 import torch
+from numpy.typing import NDArray
 
 from rerankd.backends.cpu.buffers import Buffer, BufferPool, Pending
 from rerankd.backends.cpu.native.library import KernelsError, prepare
@@ -68,6 +70,17 @@ class CommandList:
                 kept.append(x)
         self.operations.append(operation)
 
+    def repeat(self, first: int, weights: NDArray[numpy.int64]) -> None:
+        """Append copies of the operations from number `first` on; see `Execution.repeated`."""
+        self.check_thread()
+        words = numpy.frombuffer(b"".join(self.operations[first:]), dtype=numpy.int64)
+        order = weights[0].argsort()
+        columns = order[weights[0].searchsorted(words, sorter=order).clip(max=len(order) - 1)]
+        of_weights = weights[0][columns] == words
+        copies = numpy.tile(words, (len(weights) - 1, 1))
+        copies[:, of_weights] = weights[1:, columns[of_weights]]
+        self.operations.append(copies.tobytes())
+
     def close(self, lost: str | None) -> None:
         """Drop all references. lost: why the written rows have no values; None where the operations were computed"""
         self._read.why, self.written.why = None, lost
@@ -116,6 +129,22 @@ class Execution:
             self._recording = self._pool.pending = None
             recording.close(lost)
             self._pool.trim()
+
+    @contextmanager
+    def repeated(self, weights: NDArray[numpy.int64]) -> Iterator[None]:
+        """Record the operations called in this scope once for each row of `weights`, in the scope of `recorded`.
+
+        weights: int64 [times, n]: the addresses of weights that the operations called get, all different, then the
+            address in the place of each the next times. The caller keeps the weights in memory until all is computed.
+
+        No size, stride or other number is as large as an address, so that every address is found by its value.
+        """
+        recording = self._recording
+        assert recording is not None, "operations are repeated where they are recorded"
+        first = len(recording.operations)
+        yield
+        if len(weights) > 1:
+            recording.repeat(first, weights)
 
     def _compute(self, operation: bytes, reads: Sequence[object], writes: Sequence[object]) -> None:
         """Compute an operation that reads and writes these objects, or record it in the scope of `recorded`."""

@@ -112,10 +112,21 @@ static int check(const unit *u, const char *at, const char *end, int64_t *bytes)
     return COMPUTED;
 }
 
+static inline int64_t operation_at(const char *at)
+{
+    return *(const int64_t *)at;
+}
+
+static inline const char *operands_at(const char *at)
+{
+    return at + sizeof(int64_t);
+}
+
 /* Compute a command list: of each operation its number, then its operands. Returns COMPUTED; or, with nothing computed, why not.
  *
- * The threads of one parallel region compute all operations. Between two they wait for each other (waiting.h), and the last one
- * to arrive shares out the next operation. */
+ * The threads of one parallel region compute all operations. The first one is shared out before: a thread that has to be woken up
+ * finds the others at work. Between two the threads wait for each other (waiting.h), and the last one to arrive shares out the next
+ * operation. */
 int rerankd_run(int threads, int number, int64_t bytes, const char *operations)
 {
     const unit *const u = UNIT_TABLES[number];
@@ -130,18 +141,17 @@ int rerankd_run(int threads, int number, int64_t bytes, const char *operations)
     range ranges[threads];
     team t = { threads, ranges, scratch, scratch_bytes };
     meeting m = { 0 };
+    u->functions[operation_at(operations)].share(&t, operands_at(operations));
 #pragma omp parallel num_threads(threads)
     {
         const int64_t thread = omp_get_thread_num(), present = omp_get_num_threads();
-        for (const char *at = operations; at < end;) {
-            const int64_t operation = *(const int64_t *)at;
-            const void *o = at += sizeof operation;
-            if (arrive(&m, present)) {
-                u->functions[operation].share(&t, o);
+        for (const char *at = operations; at < end; at = operands_at(at) + OPERAND_BYTES[operation_at(at)]) {
+            const function *f = u->functions + operation_at(at);
+            if (at > operations && arrive(&m, present)) {
+                f->share(&t, operands_at(at));
                 release(&m);
             }
-            u->functions[operation].work(&t, thread, o);
-            at += OPERAND_BYTES[operation];
+            f->work(&t, thread, operands_at(at));
         }
     }
     free(scratch);
