@@ -24,7 +24,7 @@ WHAT: dict[LimitName, str] = {
 class RequestLimits:
     """Upper bounds of one request. Each has a flag, `--max-request-` and its name, that errors name.
 
-    values: JSON values in a body, and numbers in an answer
+    values: JSON values in a body, and numbers or tokens' fields in an answer
     documents: documents, pairs or items
     characters: characters of the query, of a document, or of the instruction; `LoadOptions.max_characters` enforces it
     parts: content parts of the query and of all documents

@@ -27,6 +27,7 @@ from rerankd.options import LoadOptions
 from rerankd.preparing import Prepared, Preparer
 from rerankd.progress import by_document
 from rerankd.prompts.limits import too_many_characters
+from rerankd.prompts.tokenizer import LONG_CHARACTERS
 from rerankd.ranking import Submitted, rank
 from rerankd.starting import start
 from rerankd.work import Workers, all_of
@@ -60,6 +61,7 @@ class RequestReranker:
         verbatim = None if vocabulary is None else self._prompts.verbatim(vocabulary, self.info.supports_vision)
         self._preparer = Preparer(self._prompts, verbatim, chosen.request_limits, self._head.outputs)
         self._workers = Workers("rerankd-request")
+        self._long_workers = Workers("rerankd-long", 1)
         try:
             self._warm_up()
         except BaseException:
@@ -75,16 +77,11 @@ class RequestReranker:
 
         special: whether the tokens that begin and end a prompt are added
 
-        Raises InvalidRequest for a text of too many characters.
+        Raises InvalidRequest for a text of too many characters, and what `work.check` and `work.count` raise.
         """
         if len(text) > self._prompts.max_characters:
             raise too_many_characters("text", len(text), self._prompts.max_characters)
-        # A batch, since `encode` lets no other thread run.
-        (encoding,) = self._prompts.tokenizer.tokenizer.encode_batch([text], add_special_tokens=special)
-        found = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
-        return [
-            TextToken(number, token, bool(added), (0, 0) if added else place) for number, token, added, place in found
-        ]
+        return self._prompts.tokenizer.tokens(text, special)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of tokens, as the model's own tokenizer writes it.
@@ -97,7 +94,7 @@ class RequestReranker:
         for number in set(ids):
             if tokenizer.id_to_token(number) is None:
                 raise InvalidRequest("ids", f"must be ids of the model's tokens; it has none of id {number}")
-        # A batch, for the reason above.
+        # A batch, since `decode` lets no other thread run.
         text: str = tokenizer.decode_batch([ids], skip_special_tokens=skip_special)[0]
         return text
 
@@ -155,7 +152,9 @@ class RequestReranker:
         """
         loaded = await all_of(self._load(request, number) for number, request in enumerate(requests))
         size = sum(map(_characters, requests))
-        submitted = await self._workers.run(partial(self._enqueue_all, requests, loaded), drop_all, size)
+        # Long texts are tokenised one after another, so that they would only keep threads from other requests.
+        workers = self._long_workers if any(map(_is_long, requests)) else self._workers
+        submitted = await workers.run(partial(self._enqueue_all, requests, loaded), drop_all, size)
         logits = await all_of(asyncio.wrap_future(one.logits) for one in submitted)
         if sum(map(len, logits)) <= SOON_RANKED:
             return self._rank_all(submitted, logits)
@@ -164,6 +163,7 @@ class RequestReranker:
     def close(self) -> None:
         """Stop the engine; requests that still wait fail with EngineClosed."""
         self._workers.close()
+        self._long_workers.close()
         self._started.close()
         if self._media is not None:
             self._media.close()
@@ -237,6 +237,12 @@ def _characters(request: RerankRequest) -> int:
     """The characters of a request: threads take the request with the fewest first."""
     contents = (request.query, *request.documents)
     return sum(len(part.text) for content in contents for part in content if isinstance(part, Text))
+
+
+def _is_long(request: RerankRequest) -> bool:
+    """Whether one of the request's texts is long for the tokenizer."""
+    texts = (part.text for content in (request.query, *request.documents) for part in content if isinstance(part, Text))
+    return max(map(len, (request.instruction or "", *texts))) > LONG_CHARACTERS
 
 
 def drop_all(submitted: Iterable[Submitted]) -> None:

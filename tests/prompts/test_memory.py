@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,43 @@ def test_texts_are_read_slice_by_slice(qwen3: LoadedPrompts, monkeypatch: pytest
         assert [text for some in together for text in some] == texts
         assert all(len(some) == 1 or sum(map(len, some)) <= most for some in together)
         assert len(together) == 1 or most < sum(map(len, texts))
+
+
+def test_long_texts_are_read_one_after_another_and_short_ones_meanwhile(
+    qwen3: LoadedPrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes up to 600 bytes a character, and the tokenizer ends the process where it gets none."""
+    monkeypatch.setattr(tokenizer_module, "LONG_CHARACTERS", 5000)
+    reading: list[int] = []
+    entered, go = threading.Semaphore(0), threading.Event()
+
+    class Gated:
+        """The library's tokenizer, which waits before it reads a long text."""
+
+        def encode_batch(self, texts: list[str], add_special_tokens: bool) -> Any:
+            if len(texts[0]) > 5000:
+                reading.append(len(texts))
+                entered.release()
+                assert go.wait(30)
+                reading.pop()
+            return qwen3.tokenizer.tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+
+        encode_batch_fast = encode_batch
+
+    loaded = replace(qwen3.tokenizer, tokenizer=Gated())  # type: ignore[arg-type]
+    long = "word" * 2000
+    with ThreadPoolExecutor() as pool:
+        read = [
+            pool.submit(loaded.ids, [long]),
+            pool.submit(loaded.offsets, long),
+            pool.submit(loaded.tokens, long, True),
+        ]
+        assert entered.acquire(timeout=30)
+        assert loaded.ids(["word " * 900]) == qwen3.tokenizer.ids(["word " * 900])
+        assert not entered.acquire(timeout=0.3)
+        assert len(reading) == 1
+        go.set()
+        assert len(read[0].result(30)[0]) == len(read[1].result(30)) == len(read[2].result(30)) == 2000
 
 
 @pytest.mark.parametrize("recipe", [None, CROSS_ENCODER, BI_ENCODER])

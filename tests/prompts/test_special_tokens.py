@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tokenizers import Tokenizer, models
 
 from rerankd.models.recipes.encoders import BI_ENCODER, CROSS_ENCODER
 from rerankd.prompts import LoadedPrompts, load_prompts
-from rerankd.prompts.tokenizer import AddedTokens
+from rerankd.prompts.added_tokens import AddedTokens, pattern_of
 from tests import vocabularies
 from tests.prompts.conftest import request, whole
 
@@ -104,6 +105,29 @@ def test_a_token_within_a_token() -> None:
     assert not any(token in escaped for token in ("<<x>", "<x>", "x>>"))
     # A token of one character cannot be parted.
     assert AddedTokens(tokenizer).escape("y") == "y"
+
+
+def test_tokens_of_white_space_are_not_parted() -> None:
+    """A space more would make two of them, and so on without end."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.add_tokens(["  ", "    ", " <x>", "\n\n", "a"])
+    added = AddedTokens(tokenizer)
+    assert added.escape("a     b") == "a     b"
+    assert added.escape("b <x>b") == "b < x>b"
+    assert added.escape("b\n\nb") == "b\n \nb"
+
+
+@given(st.sets(st.text("ab|<>(\n", min_size=1, max_size=5), max_size=12), st.text("ab|<>(\n", max_size=30))
+def test_a_pattern_finds_the_longest_of_its_strings(strings: set[str], text: str) -> None:
+    longest_first = "|".join(map(re.escape, sorted(strings, key=len, reverse=True))) or r"(?!)"
+    assert re.findall(pattern_of(sorted(strings)), text) == re.findall(longest_first, text)
+
+
+def test_strings_that_begin_alike_are_compared_together() -> None:
+    """Else a text of such beginnings is compared with one after the other, while no other thread runs."""
+    pattern = pattern_of([f"<|reserved_special_token_{number}|>" for number in range(1000)])
+    assert pattern.count("reserved") == 1
+    assert re.fullmatch(pattern, "<|reserved_special_token_999|>")
 
 
 def test_bert_reads_its_special_tokens_as_their_characters(encoders: list[LoadedPrompts]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from rerankd.core import ModelError, PromptGroup, RerankRequest, Segment, Visual, Visuals
 from rerankd.models.recipes.template import Images, Marks, RenderError, Template
+from rerankd.prompts.added_tokens import AddedTokens
 from rerankd.prompts.chunks import Chunks, reduced_overlap, split
 from rerankd.prompts.fitting import Fitting
 from rerankd.prompts.frame import Frame, Frames
@@ -15,7 +16,7 @@ from rerankd.prompts.long_prompts import LongPrompts
 from rerankd.prompts.seams import Seams
 from rerankd.prompts.sharing import SharedIds
 from rerankd.prompts.texts import TextReader, Texts
-from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer
+from rerankd.prompts.tokenizer import LoadedTokenizer
 from rerankd.prompts.visuals import QWEN, Placeholders, SeenTexts
 
 

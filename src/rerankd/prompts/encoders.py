@@ -18,9 +18,8 @@ class PlainTexts:
 
     def __init__(self, loaded: LoadedTokenizer) -> None:
         self._loaded = loaded
-        self._tokenizer = loaded.tokenizer
-        self._tokenizer.encode_special_tokens = True
-        added = self._tokenizer.get_added_tokens_decoder()
+        loaded.tokenizer.encode_special_tokens = True
+        added = loaded.tokenizer.get_added_tokens_decoder()
         # Any text may hold unknown characters.
         unknown = {"[UNK]", "<unk>", loaded.special_tokens.get("unk_token")}
         self._special = {
@@ -45,13 +44,13 @@ class PlainTexts:
 
     def _escaped(self, text: str) -> list[int]:
         """For a vocabulary that has special tokens as pieces, as XLM-R's Unigram model has: split these by a space."""
-        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
-        spans = [span for span, token in zip(encoding.offsets, encoding.ids, strict=True) if token in self._special]
+        with self._loaded.encoded(text) as encoding:
+            found = zip(encoding.offsets, encoding.ids, strict=True)
+            spans = [span for span, token in found if token in self._special]
         for start, end in reversed(spans):
             middle = (start + end) // 2
             text = f"{text[:middle]} {text[middle:]}"
-        (parted,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
-        return [token for token in parted.ids if token not in self._special]
+        return [token for token in self._loaded.ids([text])[0] if token not in self._special]
 
 
 class SpecialTokens:

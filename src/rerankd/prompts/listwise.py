@@ -10,9 +10,10 @@ from itertools import chain
 
 from rerankd.core import Chunking, InvalidRequest, PromptGroup, RerankRequest, Segment, Visuals, Windows
 from rerankd.models.recipes.template import ListTemplate
+from rerankd.prompts.added_tokens import AddedTokens
 from rerankd.prompts.contents import read_text
 from rerankd.prompts.limits import Limits
-from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
+from rerankd.prompts.tokenizer import LoadedTokenizer, well_formed
 
 
 class ListwisePrompts:

@@ -8,11 +8,12 @@ from math import ceil
 
 from rerankd.core import InvalidRequest, PromptGroup, RerankRequest, Segment, Visuals
 from rerankd.models.recipes.template import PieceTemplate
+from rerankd.prompts.added_tokens import AddedTokens
 from rerankd.prompts.chunks import Chunks, reduced_overlap, split
 from rerankd.prompts.contents import read_text
 from rerankd.prompts.limits import Limits, limit_too_low
 from rerankd.prompts.sharing import SharedIds
-from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
+from rerankd.prompts.tokenizer import LoadedTokenizer, well_formed
 
 
 @dataclass(frozen=True, slots=True)

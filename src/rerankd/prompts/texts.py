@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from rerankd import work
 from rerankd.core import Content, InvalidRequest, RerankRequest, Text, Visual, Visuals
 from rerankd.models.recipes.template import Images, Marks, Template
+from rerankd.prompts.added_tokens import AddedTokens
 from rerankd.prompts.contents import read_text
-from rerankd.prompts.tokenizer import AddedTokens, well_formed
+from rerankd.prompts.tokenizer import well_formed
 from rerankd.prompts.untemplate import untemplate_document, untemplate_query
 from rerankd.prompts.visuals import QWEN, spell_seen
 

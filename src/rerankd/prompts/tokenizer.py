@@ -1,18 +1,20 @@
-"""A checkpoint's tokenizer, read without transformers, and the escaping of special tokens in user text."""
+"""A checkpoint's tokenizer, read without transformers."""
 
 from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from rerankd import work
-from rerankd.core import ModelError, Side
+from rerankd.core import ModelError, Side, TextToken
 from rerankd.prompts.sentencepiece import sentencepiece_tokenizer
 
 _SEAM = re.compile(r"(?<=[A-Za-z\u4e00-\u9fa5])[ \n](?=[A-Za-z\u4e00-\u9fa5])")
@@ -23,6 +25,9 @@ SLICE_CHARACTERS = 1 << 16
 """Characters that are tokenised between two checks that somebody still waits; a longer text is tokenised alone. A
 character takes up to 600 bytes while its text is tokenised.
 """
+LONG_CHARACTERS = 1 << 18
+"""Texts of more characters are tokenised one after another, whoever asks: a few at a time take gigabytes."""
+SECONDS_BETWEEN_CHECKS = 0.1
 UNSETTLED_WORDS = 8
 """The last words of a text's beginning: the text that follows may change their tokens, since normalisers and
 pre-tokenisers look ahead."""
@@ -44,6 +49,7 @@ class LoadedTokenizer:
     special_tokens: dict[str, str]
     side: Side = "right"
     has_types: bool = True
+    _long: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     def token_id(self, token: str) -> int:
         """The id of a string that is one token; ModelError for any other string."""
@@ -67,7 +73,8 @@ class LoadedTokenizer:
             if sum(map(len, some)) <= FEW_CHARACTERS:
                 slice_ids = [read([text], add_special_tokens=special)[0].ids for text in some]
             else:
-                slice_ids = [encoding.ids for encoding in read(some, add_special_tokens=special)]
+                with self._in_turn(some):
+                    slice_ids = [encoding.ids for encoding in read(some, add_special_tokens=special)]
             tokens += sum(map(len, slice_ids))
             work.check_tokens(tokens)
             found += slice_ids
@@ -75,9 +82,44 @@ class LoadedTokenizer:
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """The characters of `text` where each of its tokens begins (included) and ends (excluded)."""
-        # A batch, since `encode` lets no other thread run.
-        found: list[tuple[int, int]] = self.tokenizer.encode_batch([text], add_special_tokens=False)[0].offsets
+        with self.encoded(text) as encoding:
+            found: list[tuple[int, int]] = encoding.offsets
         return found
+
+    def tokens(self, text: str, special: bool) -> list[TextToken]:
+        """The tokens of `text`, each a value of the answer, with those that begin and end a prompt where `special`.
+
+        Raises what `work.check` and `work.count` raise.
+        """
+        work.check()
+        with self.encoded(text, special) as encoding:
+            work.count("values", len(encoding))
+            found = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
+            return [
+                TextToken(number, token, bool(added), (0, 0) if added else place)
+                for number, token, added, place in found
+            ]
+
+    @contextmanager
+    def encoded(self, text: str, special: bool = False) -> Iterator[Any]:
+        """The library's encoding of `text`. It takes much memory for a long text, and lasts no longer than the
+        context."""
+        with self._in_turn((text,)):
+            # A batch, since `encode` lets no other thread run.
+            yield self.tokenizer.encode_batch([text], add_special_tokens=special)[0]
+
+    @contextmanager
+    def _in_turn(self, texts: Sequence[str]) -> Iterator[None]:
+        """Wait while another thread tokenises a long text, if one of `texts` is long. Raises as `work.check` does."""
+        if max(map(len, texts), default=0) <= LONG_CHARACTERS:
+            yield
+            return
+        while not self._long.acquire(timeout=SECONDS_BETWEEN_CHECKS):
+            work.check()
+        try:
+            yield
+        finally:
+            self._long.release()
 
     def reach(self, text: str, tokens: int | None, side: Side) -> str:
         """`text`, or what `side` leaves of it when it has more than `tokens` tokens: spares reading a long text.
@@ -99,8 +141,8 @@ class LoadedTokenizer:
     def _start(self, text: str, length: int, tokens: int) -> str | None:
         """The first `length` characters, if enough words end in them behind the first `tokens` tokens."""
         start = text[:length]
-        # A batch, since `encode` lets no other thread run.
-        words = self.tokenizer.encode_batch([start], add_special_tokens=False)[0].word_ids
+        with self.encoded(start) as encoding:
+            words = encoding.word_ids
         return start if len(set(words[tokens:])) > UNSETTLED_WORDS else None
 
     def _end(self, text: str, length: int, tokens: int) -> str | None:
@@ -131,26 +173,6 @@ class LoadedTokenizer:
             (_, end), (start, _) = offsets[place - 1], offsets[place]
             text = text[: min(end, start)] if side == "right" else text[max(end, start) :]
         return ""
-
-
-class AddedTokens:
-    """The added tokens: strings that a tokenizer reads as single tokens anywhere in a text.
-
-    Such a string in user text would end a turn, or open an image: `escape` parts it by one space after
-    its first character, so that it stays readable and is text.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        strings = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-        breakable = sorted((string for string in strings if len(string) > 1), key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, breakable)) or r"(?!)")
-
-    def escape(self, text: str) -> str:
-        """`text` without any added token; equal to `text` where it holds none."""
-        # Splitting one added token can leave a shorter one whole, hence the loop; each round leaves fewer.
-        while self._pattern.search(text):
-            text = self._pattern.sub(lambda match: match[0][0] + " " + match[0][1:], text)
-        return text
 
 
 def _slices(texts: Sequence[str], most: int) -> Iterator[Sequence[str]]:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from rerankd import work
 from rerankd.core import Content, InvalidRequest, PromptGroup, Segment, Side, Text, Tokens, Visual
 from rerankd.models.recipes.template import Marks
+from rerankd.prompts.added_tokens import AddedTokens
 from rerankd.prompts.sharing import SharedIds
-from rerankd.prompts.tokenizer import AddedTokens, LoadedTokenizer, well_formed
+from rerankd.prompts.tokenizer import LoadedTokenizer, well_formed
 
 QWEN = Marks()
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
+from rerankd import work
 from rerankd.core import RerankResult, TextToken
 from rerankd.schemas.contents import AT_LEAST_ONE, Open, by_type
 from rerankd.schemas.lists import IdList
@@ -78,14 +79,19 @@ def _parse_texts(body: TeiTokenizeBody, served: Served) -> Call[TeiTokenizeBody]
         raise Empty("inputs")
     if body.prompt_name is not None:
         raise Problem(400, "has no effect here: send the text with the prompt before it.", "prompt_name")
-    return Call(body, (), tuple(body.unknown()), fields={"text": "inputs"})
+    return Call(body, (), tuple(body.unknown()), fields={"text": "inputs", "documents": "inputs"})
 
 
 def _tokens(
     call: Call[TeiTokenizeBody], results: Sequence[RerankResult], id: str, served: Served
 ) -> list[list[dict[str, Any]]]:
-    texts = all_texts(call.body.inputs)
-    return [_described(text, served.tokenize(text, call.body.add_special_tokens)) for text in texts]
+    found: list[list[dict[str, Any]]] = []
+    with work.bounded(served.limits):
+        for text in all_texts(call.body.inputs):
+            tokens = served.tokenize(text, call.body.add_special_tokens)
+            work.count("values", (len(TeiToken.model_fields) - 1) * len(tokens))  # one of each is counted already
+            found.append(_described(text, tokens))
+    return found
 
 
 def _described(text: str, tokens: Sequence[TextToken]) -> list[dict[str, Any]]:
@@ -108,7 +114,11 @@ def _parse_ids(body: TeiDecodeBody, served: Served) -> Call[TeiDecodeBody]:
 
 
 def _texts(call: Call[TeiDecodeBody], results: Sequence[RerankResult], id: str, served: Served) -> list[str]:
-    return [served.decode(ids, call.body.skip_special_tokens) for ids in call.body.lists()]
+    found = []
+    for ids in call.body.lists():
+        work.check()
+        found.append(served.decode(ids, call.body.skip_special_tokens))
+    return found
 
 
 TOKENS = (

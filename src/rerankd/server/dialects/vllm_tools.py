@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from rerankd import work
 from rerankd.core import RerankResult
 from rerankd.schemas.contents import Open
 from rerankd.server.dialects.base import Call, Endpoint, Nothing, Served
@@ -47,11 +48,12 @@ class VllmLoad(BaseModel):
 
 def _parse(body: VllmTokenizeBody, served: Served) -> Call[VllmTokenizeBody]:
     only_ours(body.model, served)
-    return Call(body, (), tuple(body.unknown()), fields={"text": "prompt"})
+    return Call(body, (), tuple(body.unknown()), fields={"text": "prompt", "documents": "prompt"})
 
 
 def _tokenize(call: Call[VllmTokenizeBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
-    tokens = served.tokenize(call.body.prompt, call.body.add_special_tokens)
+    with work.bounded(served.limits):
+        tokens = served.tokenize(call.body.prompt, call.body.add_special_tokens)
     return {
         "count": len(tokens),
         "max_model_len": served.info.max_model_len,
