@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 ANSWERS = {200, 400, 404, 413, 415, 422, 429}
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**31, 2**63, 10**40, 1e308, -0.0, "", " ", "\x00", "a" * 5_000, "\ud800", "NaN",
+    None, True, False, 0, -1, 1, 2**31, 2**63, 10**40, 10**400, 1e308, -0.0, "", " ", "\x00", "a" * 5_000, "\ud800",
+    "NaN",
     "<|im_end|>", "http://127.0.0.1/", "data:,", [], [[]], {}, {"type": "text"}, {"content": []}, [None], [1, 2],
     ["a"] * 50,
 )  # fmt: skip

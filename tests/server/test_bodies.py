@@ -15,6 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rerankd.core import text_content
+from rerankd.limits import RequestLimits
+from rerankd.server import body as body_module
+from rerankd.server.body import parse_json
+from rerankd.server.problems import Problem
 from tests.server.fakes import FakeReranker, fake_score
 
 JSON = {"Content-Type": "application/json"}
@@ -52,6 +56,56 @@ def test_what_is_not_a_json_object_is_refused(vllm_server: str, dialect: str, bo
     response = send(vllm_server, dialect, body)
     assert response.status_code == 400
     assert code(dialect, response) == 400
+
+
+PIECES = [
+    "a",
+    "é",
+    "𝄞",
+    "\\n",
+    '\\"',
+    "\\\\",
+    "\\/",
+    "\\u0041",
+    "\\ud83d",
+    "\\ude00",
+    "\\ud83d\\ude00",
+    "\\\\ud83d",
+    "u",
+    "d",
+]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(strings=st.lists(st.lists(st.sampled_from(PIECES), max_size=60).map("".join), min_size=1, max_size=5))
+@pytest.mark.parametrize("most", [19, 24, 40])
+def test_long_strings_are_read_slice_by_slice(most: int, strings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the library reads them whole, wherever a slice ends."""
+    monkeypatch.setattr(body_module, "LARGE", 0)
+    monkeypatch.setattr(body_module, "SLICE", most)
+    text = '{"a": [' + ", ".join(f'"{one}"' for one in strings) + "]}"
+    wanted = [one.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") for one in json.loads(text)["a"]]
+    assert parse_json(text.encode(), RequestLimits())["a"] == wanted
+
+
+@pytest.mark.parametrize("wrong", ["\t", "\\x", "\\u12", "\\ud8", ""])
+def test_a_long_string_that_is_wrong_is_told_its_place(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "LARGE", 0)
+    monkeypatch.setattr(body_module, "SLICE", 20)
+    text = '{"a": "' + '\\"' * 100 + wrong
+    with pytest.raises(json.JSONDecodeError) as whole:
+        json.loads(text + ('"}' if wrong else ""))
+    with pytest.raises(Problem, match="not valid JSON") as told:
+        parse_json((text + ('"}' if wrong else "")).encode(), RequestLimits())
+    assert whole.value.msg in str(told.value)
+    assert not wrong or str(whole.value.pos) in str(told.value)
+
+
+def test_bytes_that_are_no_text_are_told_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "SLICE", 7)
+    for place in range(30):
+        with pytest.raises(Problem, match=f"byte {place} does not decode"):
+            parse_json(("é" * 20).encode()[: place - place % 2] + b"a" * (place % 2) + b"\xff" * 9, RequestLimits())
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -207,6 +261,40 @@ def test_no_bytes_give_a_500(connection: http.client.HTTPConnection, body: bytes
     response = connection.getresponse()
     response.read()
     assert response.status == 400
+
+
+def test_an_error_repeats_no_more_than_the_beginning_of_what_is_wrong(vllm_server: str) -> None:
+    """Of a name, a field or an id: the rest would be written, cut and encoded while every other call waits."""
+    long = "ö" * 150_000
+    good = {"query": "a", "documents": ["b"]}
+    for path, body, status in (
+        ("/v1/rerank", {**good, "model": long}, 404),
+        ("/v2/models/m/infer", {**good, "model": long}, 400),
+        ("/v1/rerank", {**good, "chat_template_kwargs": {"instruction": 1, long: 2}}, 400),
+        ("/v1/rerank", {"query": "a", "documents": [{"content": 1, long: 1}]}, 400),
+        ("/cohere/v2/rerank", {**good, "rank_fields": [long]}, 200),
+        ("/v1/rerank", {**good, "request_id": long, "top_n": -1}, 400),
+    ):
+        response = requests.post(vllm_server + path, json=body, timeout=30)
+        assert response.status_code == status, response.text[:300]
+        assert len(response.content) < 10_000
+        assert len(response.headers["X-Request-Id"]) <= 200
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_what_is_nested_is_repeated_or_refused(vllm_server: str, large: bool) -> None:
+    """Python reads a value of some depth that it cannot write again."""
+    seen = set()
+    for depth in (10, 200, 240, 260, *range(800, 1000, 3)):
+        nested = "[" * depth + "]" * depth
+        more = json.dumps("a" * 40_000 if large else "a")
+        documents = f'[{{"text": {more}, "x": {nested}}}, {{"text": {nested}}}]'
+        body = f'{{"query": "a", "documents": {documents}, "return_documents": true}}'
+        response = requests.post(f"{vllm_server}/cohere/v1/rerank", data=body, headers=JSON, timeout=30)
+        assert response.status_code in (200, 400), (depth, response.text[:200])
+        assert response.status_code == 200 or "nested too deeply" in response.text
+        seen.add(response.status_code)
+    assert seen == {200, 400}
 
 
 def test_mutated_requests_of_every_api_are_answered_or_refused(vllm_server: str) -> None:

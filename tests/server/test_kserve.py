@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from rerankd.core import EngineDead, text_content
+from rerankd.server.problems import ENGINE_DEAD, SHUTTING_DOWN
 from rerankd.server.service import Service
 from rerankd.server.settings import Settings
 from tests.server.fakes import MODEL, FakeReranker, fake_score, running
@@ -51,6 +52,10 @@ def test_scores_in_the_order_of_the_request(vllm_server: str) -> None:
         ([tensor("documents", []), tensor("query", [QUERY])], "inputs[0].data"),
         ([tensor("query", [QUERY]), tensor("documents", ["a", "b"], [3])], "inputs[1].shape"),
         ([tensor("query", [QUERY]), tensor("documents", ["a"], [-1, -1])], "inputs[1].shape"),
+        ([tensor("query", [QUERY]), tensor("documents", ["a"], [1] * 9)], "inputs[1].shape"),
+        # The product of thousands of such numbers would take minutes, in which no other thread runs.
+        ([tensor("query", [QUERY]), tensor("documents", ["a"], [10**4299] * 20)], "inputs[1].shape[0]"),
+        ([tensor("query", [QUERY]), tensor("documents", ["a"], [1 << 31])], "inputs[1].shape[0]"),
         ([tensor("query", [QUERY]), tensor("documents", [1])], "inputs[1].data[0]"),
         ([tensor("query", [QUERY]), tensor("documents", ["a"], datatype="FP32")], "inputs[1].datatype"),
         ([tensor("query", [QUERY]), tensor("texts", ["a"])], "inputs[1].name"),
@@ -92,6 +97,8 @@ def test_health_while_the_server_ends_and_when_its_engine_has_failed() -> None:
         assert statuses(url) == [200, 503, 503]
         fake.failure = EngineDead("gone")
         assert statuses(url) == [503, 503, 503]
+    for told in (ENGINE_DEAD, SHUTTING_DOWN):
+        assert told.__traceback__ is None  # which would grow with each probe
 
 
 def test_a_path_with_a_name_without_a_socket() -> None:

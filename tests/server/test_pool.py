@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ from rerankd.cli.hosting import Named, open_pool
 from rerankd.compute_thread import ComputeThread
 from rerankd.core import ModelError, PackedBatch
 from rerankd.options import LoadOptions
-from rerankd.server.pool import Model, Pool
+from rerankd.server.pool import LEAST_PAUSE, Model, Pool
+from rerankd.server.problems import ASLEEP
 from rerankd.server.settings import Residence, Settings
 from tests.server.fakes import INFO, FakeReranker, running
 from tests.server.test_clients_that_leave import open_call, until
@@ -325,13 +327,27 @@ def test_a_request_that_waits_for_a_model_has_its_time_and_the_load_goes_on(seve
         gate.set()
         until(lambda: model.reranker is not None)
         assert model.loads == 1
-        model.make = lambda: (_ for _ in ()).throw(ModelError("the disk is gone"))
-        pool.models[0].make, works = model.make, pool.models[0].make
-        refused = ask(url, None)
-        assert refused.status_code == 500
-        assert "cannot be loaded" in refused.text
-        assert "disk" not in refused.text
-        pool.models[0].make = works
+
+
+@pytest.mark.parametrize("error", [ModelError("the disk is gone"), RuntimeError("the disk is gone")])
+def test_a_model_that_cannot_be_loaded_is_tried_again_after_a_while(several: Several, error: Exception) -> None:
+    """Else whoever asks for it again and again keeps the others from being loaded."""
+    with serving(several.named("org/bert", "two"), Residence(first_use=True)) as (url, pool):
+        model, tries = pool.models[0], []
+
+        def fails() -> Any:
+            tries.append(monotonic())
+            raise error
+
+        model.make, works = fails, model.make
+        for _ in range(5):
+            refused = ask(url, None)
+            assert refused.status_code == 500
+            assert "cannot be loaded" in refused.text
+            assert "disk" not in refused.text
+        assert all(after - before >= LEAST_PAUSE for before, after in pairwise(tries))
+        assert several.right("two", ask(url, "two"))
+        model.make = works
         until(lambda: ask(url, None).status_code == 200)  # another disk
 
 
@@ -424,6 +440,7 @@ def test_a_model_sleeps_until_it_is_woken(several: Several) -> None:
         gc.collect()
         assert known() is None  # its memory is free
         assert [requests.get(url + path, timeout=30).status_code for path in ("/ready", "/health")] == [503, 200]
+        assert ASLEEP.__traceback__ is None  # it would grow with each call, and keep what the calls held
 
         assert post("/wake_up?tags=weights").headers["X-Rerankd-Ignored"] == "tags"
         assert not asleep()

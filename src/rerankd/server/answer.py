@@ -20,7 +20,7 @@ from rerankd.core import (
     RerankRequest,
     RerankResult,
 )
-from rerankd.server.body import LARGE, Bodies, parse_json
+from rerankd.server.body import LARGE, NESTED, Bodies, parse_json
 from rerankd.server.called import Called
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
 from rerankd.server.hosted import Hosted, choose
@@ -86,7 +86,7 @@ async def answer(incoming: Incoming, routed: Sequence[Routed], desk: Desk, calle
             return await exchange.in_time(exchange.answer())
         # A refused call costs nothing: its body is not read.
         if unready := exchange.hosted.served.unready():
-            raise unready
+            return exchange.refusal(unready)
         desk.places.check()
         async with desk.bodies.read(incoming) as body:
             with desk.places.take():
@@ -115,6 +115,8 @@ async def answer(incoming: Incoming, routed: Sequence[Routed], desk: Desk, calle
     except OutOfMemory as error:
         log.error("%r: %s", exchange.log_id, error)
         return exchange.refusal(Problem(500, str(error)))
+    except RecursionError:  # it was read, and cannot be checked or repeated
+        return exchange.refusal(NESTED)
     except Exception:
         log.exception("%r failed", exchange.log_id)
         return exchange.refusal(

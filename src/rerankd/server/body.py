@@ -6,9 +6,11 @@ import asyncio
 import json
 import math
 import re
+from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from json.decoder import JSONArray, JSONObject  # type: ignore[attr-defined]
+from itertools import islice
+from json.decoder import JSONArray, JSONObject, scanstring  # type: ignore[attr-defined]
 from json.scanner import py_make_scanner  # type: ignore[attr-defined]
 from typing import Any, NoReturn
 
@@ -21,6 +23,11 @@ LARGE = 32 << 10
 """A body of at least this many bytes is parsed in a thread: a smaller one takes the event loop a few milliseconds at
 most."""
 VALUES_BETWEEN_CHECKS = 4096
+SLICE = 1 << 18
+"""Bytes or characters that C code reads at a time: no other thread runs meanwhile."""
+LONGEST_ESCAPE = len("\\ud83d")
+NESTED = Problem(400, "The body's JSON is nested too deeply.")
+_FIRST_HALF = re.compile(r"\\u[dD][89abAB]")
 
 
 class Bodies:
@@ -92,18 +99,37 @@ def parse_json(body: bytes | bytearray, limits: RequestLimits) -> dict[str, Any]
     """
     try:
         decoder = _decoder() if len(body) <= LARGE else _Gradual(limits)
-        sent = decoder.decode(body.decode("utf-8-sig"))
-        if re.search(rb"\\u[dD]", body):
+        sent = decoder.decode(_text(body))
+        if _has_surrogates(body):
             sent = _well_formed(sent)
     except UnicodeDecodeError as error:
         raise Problem(400, f"The body is not UTF-8: byte {error.start} does not decode.") from None
     except RecursionError:
-        raise Problem(400, "The body's JSON is nested too deeply.") from None
+        raise NESTED.anew() from None
     except ValueError as error:
         raise Problem(400, f"The body is not valid JSON: {error}.") from None
     if not isinstance(sent, dict):
         raise Problem(400, "The body must be a JSON object.")
     return sent
+
+
+def _text(body: bytes | bytearray) -> str:
+    """Raises UnicodeDecodeError, with the place in the body."""
+    decoder, pieces = getincrementaldecoder("utf-8-sig")(), []
+    for start in range(0, len(body), SLICE):
+        held = len(decoder.getstate()[0])
+        try:
+            pieces.append(decoder.decode(body[start : start + SLICE], start + SLICE >= len(body)))
+        except UnicodeDecodeError as error:
+            error.start += start - held
+            raise
+    return "".join(pieces)
+
+
+def _has_surrogates(body: bytes | bytearray) -> bool:
+    """Whether an escape may stand for half of a surrogate pair."""
+    slices = (body[start : start + SLICE + 2] for start in range(0, len(body), SLICE))
+    return any(re.search(rb"\\u[dD]", one) for one in slices)
 
 
 def _decoder() -> json.JSONDecoder:
@@ -122,6 +148,7 @@ class _Gradual(json.JSONDecoder):
         self._values = 0
         self.parse_array = lambda at, scan: JSONArray(at, self._counting(scan))
         self.parse_object = lambda at, strict, scan, *hooks: JSONObject(at, strict, self._counting(scan), *hooks)
+        self.parse_string = _string
         self.scan_once = py_make_scanner(self)
 
     def _counting(self, scan: Callable[[str, int], tuple[Any, int]]) -> Callable[[str, int], tuple[Any, int]]:
@@ -134,6 +161,46 @@ class _Gradual(json.JSONDecoder):
             return scan(text, place)
 
         return counted
+
+
+def _string(text: str, start: int, strict: bool) -> tuple[str, int]:
+    """`scanstring`: the string whose first quote is before `start`, and the place behind its last; slice by slice."""
+    quote = start - 1
+    while (quote := text.find('"', quote + 1, start + SLICE)) >= 0:
+        if text[quote - 1] != "\\":
+            break
+    pieces: list[str] = []
+    while quote < 0 and (stop := _slice_end(text, start)) < len(text):
+        work.check()
+        try:
+            piece, end = scanstring(f'{text[start:stop]}"', 0, strict)
+        except json.JSONDecodeError as error:
+            raise json.JSONDecodeError(error.msg, text, start + error.pos) from None
+        pieces.append(piece)
+        if start + end <= stop:  # its last quote, and not the one that was added
+            return "".join(pieces), start + end
+        start = stop
+    piece, end = scanstring(text, start, strict)
+    return "".join((*pieces, piece)), end
+
+
+def _slice_end(text: str, start: int) -> int:
+    """The end of a slice of a string from `start` on. It parts no escape, and no two that stand for one character."""
+    stop = start + SLICE
+    if stop >= len(text):
+        return len(text)
+    place = text.rfind("\\", stop - 2 * LONGEST_ESCAPE, stop)
+    if place < 0 or not _begins_escape(text, start, place):
+        return stop
+    before = place - LONGEST_ESCAPE
+    is_half = before > start and _FIRST_HALF.match(text, before) and _begins_escape(text, start, before)
+    return before if is_half else place
+
+
+def _begins_escape(text: str, start: int, place: int) -> bool:
+    """Whether the backslash at a place is not the second of two."""
+    before = text[start:place]
+    return (len(before) - len(before.rstrip("\\"))) % 2 == 0
 
 
 def _finite(number: str) -> float:
@@ -162,4 +229,9 @@ def encode_json(content: object, large: bool = False) -> bytes:
     large: to encode it in Python, piece by piece, as `_Gradual` decodes
     """
     encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return ("".join(encoder.iterencode(content)) if large else encoder.encode(content)).encode()
+    if not large:
+        return encoder.encode(content).encode()
+    encoded, pieces = bytearray(), encoder.iterencode(content)
+    while some := list(islice(pieces, VALUES_BETWEEN_CHECKS)):
+        encoded += "".join(some).encode()
+    return bytes(encoded)

@@ -46,5 +46,7 @@ class Called:
 
     def header_id(self) -> str:
         """The id as a header's value: a body's may be any text, a header's is printable ASCII."""
-        printable = self.id if self.id.isascii() and self.id.isprintable() else json.dumps(self.id)
+        # A body's may have megabytes, too, and this is asked for again and again.
+        id = self.id[:ID_LIMIT]
+        printable = id if id.isascii() and id.isprintable() else json.dumps(id)
         return printable[:ID_LIMIT]

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("rerankd")
 
 IDLE = EngineLoad(waiting=0, batches=0, tokens=0, seconds=0.0)
+LEAST_PAUSE = 1.0
+"""Seconds before a model that could not be loaded is tried again; more where it had taken longer to fail."""
 GIGABYTE = 1 << 30
 
 
@@ -32,6 +34,7 @@ class Model:
     close: unloads the reranker, where that is the model's own
     asleep: whether calls are refused until it is woken
     loads: how often it was loaded
+    again: when it may be tried again after it could not be loaded, by `monotonic`
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Model:
         self.asleep = False
         self.loads = 0
         self.loading: asyncio.Task[None] | None = None
+        self.again = 0.0
         self.timer: asyncio.TimerHandle | None = None
         self._before = IDLE
 
@@ -146,7 +150,7 @@ class Pool:
         the model does not fit into memory; and a 500 Problem where it cannot be loaded.
         """
         if model.asleep:
-            raise ASLEEP
+            raise ASLEEP.anew()
         task = asyncio.current_task()
         assert task is not None
         model.users.append(task)
@@ -159,7 +163,7 @@ class Pool:
             yield reranker
         except asyncio.CancelledError:
             if model.asleep:
-                raise ASLEEP from None
+                raise ASLEEP.anew() from None
             raise
         finally:
             # Whoever unloads the model next must find no reference to the reranker in this coroutine.
@@ -207,8 +211,13 @@ class Pool:
                 close()
 
     async def _loaded(self, model: Model) -> None:
-        """Load a model, for all calls that wait for it together: no call that leaves ends it."""
+        """Load a model, for all calls that wait for it together: no call that leaves ends it.
+
+        One that cannot be loaded keeps the others from being loaded for half of the time at most.
+        """
         if model.loading is None:
+            if monotonic() < model.again:
+                raise _not_loaded(model)
             model.loading = asyncio.ensure_future(self._load(model))
         await asyncio.shield(model.loading)
 
@@ -217,14 +226,22 @@ class Pool:
             async with self._changes:
                 if model.reranker is None:
                     await self._free_memory(model)
-                    await asyncio.to_thread(model.begin)
+                    await self._begin(model)
                     exempt_from_collection()
-        except ModelError as error:
-            log.error("%s cannot be loaded: %s", model.names[0], error)
-            raise Problem(500, f"The model `{model.names[0]}` cannot be loaded; the server's log says why.") from error
         finally:
             model.loading = None
             self._rest(model)
+
+    async def _begin(self, model: Model) -> None:
+        began = monotonic()
+        try:
+            await asyncio.to_thread(model.begin)
+        except Exception as error:
+            now = monotonic()
+            model.again = now + max(now - began, LEAST_PAUSE)
+            unknown = not isinstance(error, ModelError)
+            log.error("%s cannot be loaded: %s", model.names[0], error, exc_info=unknown)
+            raise _not_loaded(model) from error
 
     async def _free_memory(self, model: Model) -> None:
         """Unload the models that were not used for longest, if the memory is needed and that is enough."""
@@ -272,6 +289,10 @@ class Pool:
         # All are taken before the first wait, in which a call could come.
         await asyncio.to_thread(partial(_close_all, [model.end() for model in models]))
         log.info("Unloaded: %s", ", ".join(model.names[0] for model in models))
+
+
+def _not_loaded(model: Model) -> Problem:
+    return Problem(500, f"The model `{model.names[0]}` cannot be loaded; the server's log says why.")
 
 
 def _still_busy(models: Iterable[Model], seconds: float | None) -> Problem:

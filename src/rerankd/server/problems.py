@@ -12,6 +12,12 @@ from rerankd.limits import RequestLimits
 from rerankd.schemas.lists import OVER_LIMIT, Counted
 
 Body = TypeVar("Body", bound=BaseModel)
+MOST_CHARACTERS = 1000
+"""Of an error's message, and of the field in it: both may repeat what a body holds."""
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."
 
 
 class Problem(RerankdError):
@@ -27,11 +33,18 @@ class Problem(RerankdError):
     def __init__(
         self, status: int, message: str, field: str | None = None, well_formed: bool = False, retry_after: int = 1
     ) -> None:
+        message = _shortened(message)
+        field = field and _shortened(field)
         super().__init__(f"{field}: {message}" if field else message)
         self.status = status
         self.field = field
         self.well_formed = well_formed
         self.retry_after = retry_after
+        self._message = message
+
+    def anew(self) -> Problem:
+        """The same, to be raised: one object that is raised again and again keeps every frame that it came through."""
+        return Problem(self.status, self._message, self.field, self.well_formed, self.retry_after)
 
 
 ENGINE_DEAD = Problem(503, "The engine has failed and the server ends; send the request again.")

@@ -23,6 +23,9 @@ from rerankd.version import __version__
 QUERY: Literal["query"] = "query"
 DOCUMENTS: Literal["documents"] = "documents"
 SCORES = "scores"
+MOST_DIMENSIONS = 8
+Dimension: TypeAlias = Annotated[int, Field(gt=-(1 << 31), lt=1 << 31)]
+"""A number of 4,300 digits is JSON too. The product of many of those takes minutes, in which no other thread runs."""
 Elements: TypeAlias = DocumentList[
     Annotated[
         Annotated[str, Tag("<string>")] | Annotated[DocumentList[str], Tag("<list>")],
@@ -40,7 +43,9 @@ class KserveInput(Open):
 
     name: Literal["query", "documents"] = Field(description="`query`, of one text, or `documents`.")
     datatype: Literal["BYTES"] = Field(description="BYTES: texts, in UTF-8.")
-    shape: DocumentList[int] = Field(description="as many elements as `data` has.", examples=[[2]])
+    shape: Annotated[list[Dimension], Field(fail_fast=True)] = Field(
+        max_length=MOST_DIMENSIONS, description="as many elements as `data` has.", examples=[[2]]
+    )
     data: Elements = Field(description="the texts, in one list or in lists of lists.", examples=[["a", "b"]])
 
     def texts(self, place: int) -> list[str]:

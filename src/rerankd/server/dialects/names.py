@@ -15,7 +15,7 @@ def only_ours(model: str | None, served: Served) -> None:
 def not_ours(model: str, served: Served) -> Problem:
     """The error for a model that is not served."""
     names = ", ".join(f"`{name}`" for name in served.all_names or served.names)
-    return Problem(404, f"The model `{model}` does not exist. This server has {names}.", "model")
+    return Problem(404, f"The model `{model:.200}` does not exist. This server has {names}.", "model")
 
 
 def ignored_model(model: str | None, served: Served) -> list[str]:

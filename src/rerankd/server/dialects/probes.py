@@ -15,19 +15,19 @@ Body = TypeVar("Body", bound=BaseModel)
 def ready(body: Body, served: Served) -> Call[Body]:
     """Whether calls are answered. Raises the 503 Problem that they would get."""
     if unready := served.unready():
-        raise unready
+        raise unready.anew()
     return Call(body, ())
 
 
 def model_ready(body: Body, served: Served) -> Call[Body]:
     """Whether calls of this model are. Raises the 503 Problem that they would get."""
     if served.asleep():
-        raise ASLEEP
+        raise ASLEEP.anew()
     return ready(body, served)
 
 
 def live(body: Body, served: Served) -> Call[Body]:
     """Whether the engine works, while the server ends too. Raises a 503 Problem."""
     if served.unready() is ENGINE_DEAD:
-        raise ENGINE_DEAD
+        raise ENGINE_DEAD.anew()
     return Call(body, ())
