@@ -25,14 +25,31 @@ M0_VISION: dict[str, Any] = {
 }  # fmt: skip
 
 
-def jina_m0(folder: Path, *, form: Literal["published", "saved"] = "published", storage: Storage = PLAIN) -> Path:
+Form = Literal["published", "saved"]
+
+
+def jina_m0(folder: Path, *, form: Form = "published", storage: Storage = PLAIN) -> Path:
     """jina-reranker-m0: Qwen2-VL without a vocabulary's head, and two linear layers.
 
     form: the names of weights and entries as published, or as transformers 5 saves them
     """
     config = transformers.Qwen2VLConfig(text_config=M0_TEXT, vision_config=M0_VISION)
+    write_jina_m0(folder, config, form, storage)
+    write_qwen_tokenizer(folder)
+    processor = {
+        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor", "patch_size": 14,
+        "temporal_patch_size": 2, "merge_size": 2, "min_pixels": 3136, "max_pixels": 12845056,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
+    return folder
+
+
+def write_jina_m0(folder: Path, config: Any, form: Form, storage: Storage) -> None:
+    """Weights and config.json of a Qwen2VLConfig."""
+    width = config.text_config.hidden_size
     model = transformers.Qwen2VLModel(config)
-    score = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1))
+    score = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.ReLU(), torch.nn.Linear(width, 1))
     randomise(model, 0.8)
     randomise(score, 1.0, seed=3)
     with torch.no_grad():
@@ -55,14 +72,6 @@ def jina_m0(folder: Path, *, form: Literal["published", "saved"] = "published", 
         "architectures": ["JinaVLForRanking"], "model_type": "qwen2_vl", "auto_map": {"AutoModel": "modeling.JinaVL"}
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(entries, indent=2))
-    write_qwen_tokenizer(folder)
-    processor = {
-        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor", "patch_size": 14,
-        "temporal_patch_size": 2, "merge_size": 2, "min_pixels": 3136, "max_pixels": 12845056,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
-    }  # fmt: skip
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=2))
-    return folder
 
 
 VL_TEXT: dict[str, Any] = {
@@ -79,17 +88,33 @@ VL_VISION: dict[str, Any] = {
 }  # fmt: skip
 
 
-def nemotron_vl(folder: Path, *, storage: Storage = PLAIN, **own: Any) -> Path:
+def nemotron_vl(folder: Path, *, side: int = 512, storage: Storage = PLAIN, **own: Any) -> Path:
     """llama-nemotron-rerank-vl: SigLIP, a projection of four patches, and a Llama whose class is nvidia's own.
 
-    own: entries of the configuration
+    side: pixels along a tile's side; own: entries of the configuration
     """
-    llama, siglip = transformers.LlamaConfig(**VL_TEXT), transformers.SiglipVisionConfig(**VL_VISION)
+    write_nemotron_vl(folder, VL_TEXT, VL_VISION | {"image_size": side}, storage, **own)
+    write_llama3_tokenizer(folder, "<IMG_CONTEXT>", "<img>", "</img>", length=10240)
+    processor = {
+        "processor_class": "LlamaNemotronVLRerankProcessor", "max_input_tiles": 6, "use_thumbnail": True,
+        "force_image_size": side, "num_image_token": (side // 32) ** 2, "prompt_template": "v1",
+        "dynamic_image_size": True, "rerank_max_length": None, "image_size": side, "norm_type": "siglip",
+    }  # fmt: skip
+    (folder / "processor_config.json").write_text(json.dumps(processor, indent=2))
+    return folder
+
+
+def write_nemotron_vl(
+    folder: Path, text: dict[str, Any], vision: dict[str, Any], storage: Storage = PLAIN, **own: Any
+) -> None:
+    """Weights and config.json of a language model and a vision tower of these sizes; own: other entries."""
+    llama, siglip = transformers.LlamaConfig(**text), transformers.SiglipVisionConfig(**vision)
+    width, joined = text["hidden_size"], 4 * vision["hidden_size"]
     parts = {
         "language_model": transformers.LlamaModel(llama),
         "vision_model": transformers.SiglipVisionModel(siglip),
         "mlp1": torch.nn.Sequential(
-            torch.nn.LayerNorm(256), torch.nn.Linear(256, 64), torch.nn.GELU(), torch.nn.Linear(64, 64)
+            torch.nn.LayerNorm(joined), torch.nn.Linear(joined, width), torch.nn.GELU(), torch.nn.Linear(width, width)
         ),
     }
     tensors = {}
@@ -101,7 +126,7 @@ def nemotron_vl(folder: Path, *, storage: Storage = PLAIN, **own: Any) -> Path:
     tensors = {
         name if level in name else name.replace("vision_model.", level, 1): tensor for name, tensor in tensors.items()
     }
-    tensors["score.weight"] = torch.randn(1, 64, generator=torch.Generator().manual_seed(11)) * 0.25
+    tensors["score.weight"] = torch.randn(1, width, generator=torch.Generator().manual_seed(11)) * 0.25
     dtype = getattr(torch, storage.dtype)
     save_file({name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
     entries = {
@@ -110,13 +135,10 @@ def nemotron_vl(folder: Path, *, storage: Storage = PLAIN, **own: Any) -> Path:
         "llm_config": llama.to_dict() | {
             "architectures": ["LlamaBidirectionalForSequenceClassification"], "model_type": "llama_bidirec"
         },
-        "vision_config": siglip.to_dict(), "downsample_ratio": 0.5, "dynamic_image_size": True, "force_image_size": 512,
+        "vision_config": siglip.to_dict(), "downsample_ratio": 0.5, "dynamic_image_size": True,
+        "force_image_size": vision["image_size"],
         "id2label": {"0": "LABEL_0"}, "img_context_token_id": 151671, "pooling": "avg", "prompt_template": "v1",
         "select_layer": -1, "temperature": 1.0, "use_thumbnail": True, "max_input_tiles": 4, "p_max_length": 10240,
         "q_max_length": 512, "template": "bidirectional-llama-retriever", "torch_dtype": storage.dtype,
     } | own  # fmt: skip
     (folder / "config.json").write_text(json.dumps(entries, indent=2))
-    write_llama3_tokenizer(folder, "<IMG_CONTEXT>", "<img>", "</img>", length=10240)
-    processor = {"processor_class": "LlamaNemotronVLRerankProcessor", "max_input_tiles": 2, "use_thumbnail": True}
-    (folder / "processor_config.json").write_text(json.dumps(processor, indent=2))
-    return folder

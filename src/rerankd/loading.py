@@ -251,6 +251,8 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
         choice = with_label(choice, config, options.label)
     layerwise = [f"`{entry}`" for entry in (CUTOFF, RATIO, LAYERS) if entry in options.hf_overrides]
     expect_layerwise(choice, (["--cutoff-layers"] if cutoff else []) + layerwise)
+    if isinstance(architecture, Architecture) and architecture.processed is not None:
+        choice = replace(choice, recipe=architecture.processed(config, choice.recipe))
     say = log.info if choice.certain else log.warning
     say("%s is scored by the recipe %s: %s", options.model, choice.recipe.name, choice.why)
     prompts = partial(

@@ -53,8 +53,9 @@ COUNTS = {id(SQUARE): 1, id(TALL): 7, id(MIDDLE): 5, id(WIDE): 4}
 class Reference:
     """nvidia's processor and model, one pair at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, side: int = 512, most: int = 6, whole: bool = True, length: int = 10240) -> None:
+        """side, most: of tiles; whole: whether all of a picture is one more; length: tokens of a prompt at most"""
+        self.folder, self.side, self.most, self.whole, self.length = folder, side, most, whole, length
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self._features: dict[int, Tensor] = {}
 
@@ -86,21 +87,21 @@ class Reference:
         model.load_state_dict({f"vision_model.{name}" if deeper else name: tensor for name, tensor in own.items()})
         return model
 
-    @staticmethod
-    def tiles(image: PIL.Image.Image) -> Tensor:
+    def tiles(self, image: PIL.Image.Image) -> Tensor:
         """Up to 6 tiles of 512 x 512 and all of the picture: float32 [tiles, 3, 512, 512]."""
         width, height = image.size
-        shapes = {(i, j) for n in range(1, 7) for i in range(1, n + 1) for j in range(1, n + 1) if i * j <= 6}
+        side, most = self.side, self.most
+        shapes = {(i, j) for n in range(1, most + 1) for i in range(1, n + 1) for j in range(1, n + 1) if i * j <= most}
         best, chosen = float("-inf"), (1, 1)
         for shape in sorted(shapes, key=lambda shape: shape[0] * shape[1]):
             ratio = (shape[0] / shape[1]) / (width / height)
-            fit = min(shape[0] * shape[1] * 512 * 512 / (width * height), 0.6) * min(ratio, 1 / ratio)
+            fit = min(shape[0] * shape[1] * side * side / (width * height), 0.6) * min(ratio, 1 / ratio)
             if fit > best + 1e-12:
                 best, chosen = fit, shape
-        resized = image.resize((512 * chosen[0], 512 * chosen[1]))
-        boxes = [(512 * i, 512 * j, 512 * i + 512, 512 * j + 512) for j in range(chosen[1]) for i in range(chosen[0])]
-        shown = [resized.crop(box) for box in boxes]
-        shown += [image.resize((512, 512))] if len(shown) > 1 else []
+        resized = image.resize((side * chosen[0], side * chosen[1]))
+        places = [(side * i, side * j) for j in range(chosen[1]) for i in range(chosen[0])]
+        shown = [resized.crop((left, top, left + side, top + side)) for left, top in places]
+        shown += [image.resize((side, side))] if len(shown) > 1 and self.whole else []
         stacked = torch.stack([torch.from_numpy(numpy.array(tile)).permute(2, 0, 1).float().div(255) for tile in shown])
         return stacked.sub(0.5).div(0.5).bfloat16().float()
 
@@ -108,8 +109,9 @@ class Reference:
     def features(self, image: PIL.Image.Image) -> Tensor:
         """[tiles * 256, hidden]: of each 2 x 2 patches the states one behind another, projected."""
         if id(image) not in self._features:
-            states = self.siglip(self.tiles(image)).last_hidden_state
-            grid = states.view(len(states), 16, 2, 16, 2, -1).permute(0, 1, 3, 2, 4, 5).reshape(len(states) * 256, -1)
+            states, half = self.siglip(self.tiles(image)).last_hidden_state, self.side // 32
+            grid = states.view(len(states), half, 2, half, 2, -1).permute(0, 1, 3, 2, 4, 5)
+            grid = grid.reshape(len(states) * half * half, -1)
             own = self.below("model.mlp1.")
             normed = functional.layer_norm(grid, (grid.shape[1],), own["0.weight"], own["0.bias"])
             inner = functional.gelu(functional.linear(normed, own["1.weight"], own["1.bias"]))
@@ -120,8 +122,9 @@ class Reference:
         text, image = document
         prompt = f"question:{query} \n \n passage:{text}"
         if image is not None:
-            prompt = f"<img>{'<IMG_CONTEXT>' * 256 * len(self.tiles(image))}</img> {prompt}"
-        ids: list[int] = self.tokenizer(prompt, truncation=True, max_length=10240)["input_ids"]
+            tokens = (self.side // 32) ** 2 * len(self.tiles(image))
+            prompt = f"<img>{'<IMG_CONTEXT>' * tokens}</img> {prompt}"
+        ids: list[int] = self.tokenizer(prompt, truncation=True, max_length=self.length)["input_ids"]
         return ids
 
     @torch.inference_mode()
@@ -240,6 +243,8 @@ def test_contents_that_the_authors_do_not_score_are_refused(folder: Path) -> Non
 
 
 def test_a_user_says_how_many_tiles(folder: Path) -> None:
+    with pytest.raises(ModelError, match="tiles of 512 pixels along a side"):
+        plan(LoadOptions(str(folder), device="cpu", media_sizing={"tiles": Tiles(256, 2)})).media_loader()
     loader = plan(LoadOptions(str(folder), device="cpu", media_sizing={"tiles": Tiles(512, 2)})).media_loader()
     assert loader is not None
     with loader:

@@ -6,49 +6,32 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
-import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from rerankd.backends.select import place
 from rerankd.core import ModelError, PackedBatch, PackedGroup, Span
+from rerankd.media.visual import ResizedVisual, VisionFormat
 from rerankd.models.base import Model
 from rerankd.models.checkpoint.config import Config, read_config
 from rerankd.models.checkpoint.weights import Checkpoint, Weights
 from rerankd.models.registry import find_architecture
-from tests import checkpoints
-
-TOKENS = {"no": 5, "yes": 9, "maybe": 12, "<|image_pad|>": 20, "<|video_pad|>": 21}
-WORDS = 300
-DECODER = {**checkpoints.QWEN3_SIZES["tiny"], "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 48}
-ENCODER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-VISION = {
-    "depth": 2,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_heads": 4,
-    "deepstack_visual_indexes": [0],
-    "patch_size": 4,
-    "num_position_embeddings": 16,
-    "out_hidden_size": 32,
-}
-ROPE = {"rope_type": "default", "rope_theta": 1e6}
-POOLING = [
-    {"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"},
-    {"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-]
+from tests.odd_checkpoints import APART, MAKERS, TOKENS, VISUAL
 
 VALUES: list[Any] = [
     *(None, True, False, 0, -1, 7, 10**9, 10**30, 0.5, -0.5, 1e300, math.nan, math.inf, -math.inf),
     *("", "x", "64", "\n", [], [1], ["x"], ["no", "yes"], [None], [[]], {}, {"x": 1}, {"0": {"0": []}}, {"": None}),
 ]
+FEW = [None, True, 0, -1, 7, 10**9, 0.5, math.nan, "64", [1], ["x"], {}, {"x": 1}]
+"""For the models with many entries, which see an image."""
 HUGE = (10**9, 2**31 - 1, 2**31, 2**62, 10**30)
 
 
@@ -56,61 +39,6 @@ def token_id(token: str) -> int:
     if token not in TOKENS:
         raise ModelError(f"The tokenizer has no token {token!r}.")
     return TOKENS[token]
-
-
-def qwen3(folder: Path) -> None:
-    config = transformers.Qwen3Config(
-        vocab_size=WORDS, max_position_embeddings=512, rope_parameters=dict(ROPE), tie_word_embeddings=False, **DECODER
-    )
-    save(transformers.Qwen3ForCausalLM(config), folder)
-
-
-def qwen3_classifier(folder: Path) -> None:
-    config = transformers.Qwen3Config(
-        vocab_size=WORDS, max_position_embeddings=512, rope_parameters=dict(ROPE), num_labels=1, **DECODER
-    )
-    save(transformers.Qwen3ForSequenceClassification(config), folder)
-
-
-def qwen3_vl(folder: Path) -> None:
-    rope = ROPE | {"mrope_section": [8, 4, 4]}
-    text = {"vocab_size": WORDS, "max_position_embeddings": 512, "rope_parameters": rope, **DECODER}
-    config = transformers.Qwen3VLConfig(
-        text_config=text, vision_config=dict(VISION), image_token_id=20, video_token_id=21, tie_word_embeddings=True
-    )
-    save(transformers.Qwen3VLForConditionalGeneration(config), folder)
-
-
-def bert(folder: Path) -> None:
-    config = transformers.BertConfig(vocab_size=WORDS, max_position_embeddings=64, num_labels=1, **ENCODER)
-    save(transformers.BertForSequenceClassification(config), folder)
-
-
-def xlmr(folder: Path) -> None:
-    config = transformers.XLMRobertaConfig(
-        vocab_size=WORDS, max_position_embeddings=66, type_vocab_size=1, num_labels=2, pad_token_id=1, **ENCODER
-    )
-    save(transformers.XLMRobertaForSequenceClassification(config), folder)
-
-
-def embedder(folder: Path) -> None:
-    config = transformers.XLMRobertaConfig(
-        vocab_size=WORDS, max_position_embeddings=66, type_vocab_size=1, pad_token_id=1, **ENCODER
-    )
-    save(transformers.XLMRobertaModel(config), folder)
-    (folder / "modules.json").write_text(json.dumps(POOLING))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-
-
-MAKERS: Mapping[str, Callable[[Path], None]] = {
-    maker.__name__: maker for maker in (qwen3, qwen3_classifier, qwen3_vl, bert, xlmr, embedder)
-}
-
-
-def save(model: Any, folder: Path) -> None:
-    checkpoints.randomise(model, 1.0)
-    model.save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -125,21 +53,32 @@ def load(config: Config) -> Model:
     folder = Path(config.source).parent
     _, architecture = find_architecture(config)
     assert architecture.positions(config) > 0
+    recipe = architecture.recipes[0]
+    if architecture.processed is not None:
+        recipe = architecture.processed(config, recipe)
     weights = Weights(Checkpoint(folder), torch.device("cpu"), torch.float32)
-    model = architecture.load(config, weights, token_id, place("cpu", "float32"), architecture.recipes[0])
+    model = architecture.load(config, weights, token_id, place("cpu", "float32"), recipe)
     weights.finish()
     return model
 
 
+def image(name: str) -> ResizedVisual:
+    """A picture of 16 x 16 pixels, which has 4 tokens."""
+    pixels = numpy.random.default_rng(3).integers(0, 256, (16, 16, 3), dtype=numpy.uint8)
+    return ResizedVisual.of_image(pixels, VisionFormat(4, 1 if name == "nemotron_vl" else 2, 2))
+
+
 def logits(model: Model, name: str) -> tuple[str, Tensor]:
-    """What a model makes of two documents, with what becomes of it."""
+    """What a model makes of two documents, of which the first has an image where it can, with what becomes of it."""
     ids = torch.arange(30, 52)
-    shared = name.startswith("qwen3")
-    prefix = Span(0, 0) if name in ("bert", "xlmr") else Span(0, 6)
+    if name in VISUAL:
+        ids[7:11] = VISUAL[name]
+    shared = name not in (*APART, "embedder")
+    prefix = Span(0, 0) if name in APART else Span(0, 6)
     spans = (Span(prefix.stop, 12), Span(12, 22))
     starts = [(prefix, 0), *((span, prefix.stop if shared else 0) for span in spans)]
     positions = torch.cat([torch.arange(start, start + len(span)) for span, start in starts])
-    batch = PackedBatch(ids, positions, None, (PackedGroup(prefix, spans),))
+    batch = PackedBatch(ids, positions, None, (PackedGroup(prefix, spans),), (image(name),) if name in VISUAL else ())
     with torch.inference_mode():
         return model.head.activation, model(batch)
 
@@ -170,6 +109,8 @@ ROTARY = [
     )
 ]
 """Entries of rotary parameters, read from a copy."""
+COPIED = {"jina_m0": ("text_config", "vision_config")}
+"""Sections that are read from a copy as a whole."""
 
 
 def keys(folder: Path, name: str) -> list[str]:
@@ -177,8 +118,13 @@ def keys(folder: Path, name: str) -> list[str]:
     asked: set[str] = set()
     config = read_config(folder, {})
     load(Config(Watched(config.entries, "", asked), config.source))
-    rotary = {"qwen3": ROTARY, "qwen3_classifier": ROTARY, "qwen3_vl": [f"text_config.{key}" for key in ROTARY]}
-    return sorted({key for key in asked if "rope_parameters." not in key} | {*rotary.get(name, ())})
+    nested = {"qwen3_vl": "text_config.", "jina_m0": "text_config.", "nemotron_vl": "llm_config."}
+    rotary = {
+        "qwen3": ROTARY, "qwen3_classifier": ROTARY,
+        **{owner: [section + key for key in ROTARY] for owner, section in nested.items()},
+    }  # fmt: skip
+    copied = [f"{section}.{key}" for section in COPIED.get(name, ()) for key in config.entries[section]]
+    return sorted({key for key in asked if "rope_parameters." not in key} | {*copied, *rotary.get(name, ())})
 
 
 def with_entry(config: Config, key: str, value: Any) -> dict[str, Any]:
@@ -199,11 +145,22 @@ CHANGES = {
     "pad_token_id": (0, 7),
     "is_decoder": (0,),
     "tie_word_embeddings": (),
+    "deepstack_visual_indexes": ([1],),
+    "temperature": (7, 10**9, 0.5, 1e300),
 }
 """Values that mean another score, which is that of transformers too."""
 
-RELATED = {"id2label": ("num_labels",), "rope_parameters": ("rope_theta",)}
-"""What an entry that is missing leaves to another one."""
+RELATED = {
+    "id2label": ("num_labels",),
+    "rope_parameters": ("rope_theta",),
+    "head_dim": ("num_attention_heads",),
+    "num_attention_heads": ("head_dim",),
+    "text_config": ("max_position_embeddings",),
+    "vision_config": ("force_image_size",),
+    "image_size": ("force_image_size",),
+    "patch_size": ("image_size",),
+}
+"""What an entry that is missing leaves to another one, and what it must agree with."""
 
 
 def expect(
@@ -236,7 +193,7 @@ def test_every_entry_with_values_of_every_type(folders: dict[str, Path], name: s
     read = keys(folder, name)
     assert len(read) >= 15
     for key in read:
-        for value in VALUES:
+        for value in FEW if name in VISUAL else VALUES:
             expect(folder, name, baseline, with_entry(config, key, value), key, value)
 
 
@@ -273,6 +230,14 @@ KEYS = [
     *("rope_parameters", "rope_theta", "text_config", "vision_config", "hidden_size", "head_dim", "hidden_act"),
     *("num_attention_heads", "num_key_value_heads", "num_hidden_layers", "intermediate_size", "vocab_size"),
     *("max_position_embeddings", "pad_token_id", "tie_word_embeddings", "layer_norm_eps", "rms_norm_eps"),
+    *("llm_config", "pooling", "temperature", "downsample_ratio", "select_layer", "force_image_size"),
+    *(
+        "prompt_template",
+        "img_context_token_id",
+        "llm_config.architectures",
+        "vision_config.image_size",
+        "vision_config.model_type",
+    ),
     *("text_config.rope_scaling", "text_config.rope_parameters", "vision_config.depth", "rope_parameters.rope_type"),
     *("rope_parameters.rope_theta", "sentence_transformers.activation_fn", "id2label.0", "quantization_config"),
 ]

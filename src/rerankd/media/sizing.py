@@ -61,12 +61,16 @@ class Sizing:
     def told(self, said: Mapping[str, Any]) -> Sizing:
         """The same with what a user says, by field.
 
-        Raises BadMedia for bounds that no size satisfies, and for frames of videos that a model is not shown.
+        Raises BadMedia for bounds that no size satisfies, and for frames of videos and tiles that a model is not shown.
         """
         if not self.max_frames and not said.keys().isdisjoint(("fps", "max_frames")):
             raise BadMedia("this model is shown images and no videos; leave fps and max_frames out")
         if self.tiles is not None and not said.keys().isdisjoint(("min_pixels", "max_pixels")):
             raise BadMedia(f"{_TILES}; leave min_pixels and max_pixels out")
+        tiles = said.get("tiles")
+        if tiles is not None and (self.tiles is None or tiles.side != self.tiles.side):
+            has = "no tiles" if self.tiles is None else f"tiles of {self.tiles.side} pixels along a side"
+            raise BadMedia(f"this model is shown {has}; leave tiles out, or give such")
         sizing = replace(self, **said)
         sizing.image_bounds(Image(None))
         if sizing.max_frames:

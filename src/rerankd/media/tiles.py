@@ -21,15 +21,19 @@ _COPIES = 4
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """side: pixels along a tile's side; most: how many tiles a picture is cut into at most."""
+    """side: pixels along a tile's side; most: how many tiles a picture is cut into at most.
+
+    whole: whether all of a picture is one more tile where it is cut into several
+    """
 
     side: int
     most: int
+    whole: bool = True
 
     @property
     def pixels(self) -> int:
-        """Of all tiles of a picture at most, with the one that shows all of it."""
-        return (self.most + 1) * self.side**2
+        """Of all tiles of a picture at most."""
+        return (self.most + self.whole) * self.side**2
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
         """How many tiles lie side by side and how many one above another: those that fit the picture best."""
@@ -51,7 +55,7 @@ class Tiles:
         return max(sorted(shapes, key=lambda shape: shape[0] * shape[1]), key=fit)
 
     def cut(self, image: PIL.Image.Image) -> npt.NDArray[np.uint8]:
-        """The tiles of a picture of RGB row by row, and where they are several, all of it in one more.
+        """The tiles of a picture of RGB, row by row, and behind them the one that shows all of it.
 
         Returns uint8 [tiles, side, side, 3].
         """
@@ -64,7 +68,7 @@ class Tiles:
         tiles: npt.NDArray[np.uint8] = (
             resized.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4).reshape(-1, side, side, 3)
         )
-        if len(tiles) == 1:
+        if len(tiles) == 1 or not self.whole:
             return tiles
         return np.concatenate([tiles, np.array(image.resize((side, side)))[None]])
 

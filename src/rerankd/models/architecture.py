@@ -23,6 +23,7 @@ class Architecture:
     positions: the most tokens of a prompt by the model's positions
     spec: the specification of its layers
     pictures: the pixels that its vision tower takes; None for a model that reads text only
+    processed: a recipe with the settings of the processor in the folder; None where no processor has any
     """
 
     model_types: tuple[str, ...]
@@ -31,6 +32,7 @@ class Architecture:
     positions: Callable[[Config], int]
     spec: Callable[[Config], TransformerSpec]
     pictures: Callable[[Config], VisionFormat] | None = None
+    processed: Callable[[Config, Recipe], Recipe] | None = None
 
 
 def plain_positions(config: Config) -> int:

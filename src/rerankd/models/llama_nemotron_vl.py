@@ -1,10 +1,13 @@
 """llama-nemotron-rerank-vl: the bidirectional Llama of llama-nemotron-rerank, which sees images too.
 
-Behaviour reference: `modeling_llama_nemotron_vl.py` of nvidia's model, which is not run.
+Behaviour reference: `modeling_llama_nemotron_vl.py` and `processing_llama_nemotron_vl.py` of nvidia's model, which are
+not run.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rerankd.layers.spec import TransformerSpec
@@ -12,6 +15,7 @@ from rerankd.layers.transformer import Executor
 from rerankd.models.architecture import Architecture, plain_positions
 from rerankd.models.base import TokenIds
 from rerankd.models.checkpoint.config import Config
+from rerankd.models.checkpoint.json_files import read_json
 from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.decoders import decoder, expect_in
 from rerankd.models.llama_bidirectional import pooled_score, spec_of
@@ -24,6 +28,10 @@ from rerankd.models.visual_encoder import VisualEncoder
 
 POOLINGS: dict[Any, Pooling] = {"last": Pooling(("lasttoken",)), "avg": Pooling(("mean",))}
 """What config.json calls a way to pool; the first is the authors' default."""
+PROCESSOR, LIMIT = "processor_config.json", "rerank_max_length"
+DEFAULT_TILES = 2
+"""Of nvidia's processor, where its file does not say."""
+MOST_TILES = 64
 LANGUAGE_MODELS = ("LlamaBidirectionalModel", "LlamaBidirectionalForSequenceClassification")
 
 
@@ -62,6 +70,31 @@ def nemotron_reranker_vl(
     )
 
 
+def processed(config: Config, recipe: Recipe) -> Recipe:
+    """The recipe with the tiles and the longest prompt that processor_config.json states, as transformers reads it.
+
+    An entry that the file lacks has the default of nvidia's processor. Without the file tiles are as many as the
+    model's card asks for. ModelError for a prompt or tiles that are not supported.
+    """
+    shape, tiles = SiglipShape.of(config), recipe.sizing.tiles
+    assert tiles is not None, "the recipe shows tiles"
+    tiles, limit = replace(tiles, side=shape.pixels), recipe.max_tokens
+    path = Path(config.source).parent / PROCESSOR
+    if path.is_file():
+        said = Config(read_json(path), str(path))
+        said.require("force_image_size", shape.pixels)
+        said.require("num_image_token", shape.tokens, None)
+        said.require("prompt_template", "v1", None)
+        most = said.size("max_input_tiles", DEFAULT_TILES)
+        if most > MOST_TILES:
+            raise said.wrong("max_input_tiles", f"must be an integer from 1 to {MOST_TILES}")
+        # Otherwise an image is one tile.
+        most = most if said.get("dynamic_image_size", bool, True) else 1
+        tiles = replace(tiles, most=most, whole=said.get("use_thumbnail", bool, True))
+        limit = None if said.entries.get(LIMIT) is None else said.size(LIMIT)
+    return replace(recipe, sizing=replace(recipe.sizing, tiles=tiles), max_tokens=limit)
+
+
 NEMOTRON_VL = Architecture(
     ("llama_nemotron_vl_rerank",),
     (NEMOTRON_RERANK_VL,),
@@ -69,4 +102,5 @@ NEMOTRON_VL = Architecture(
     positions=lambda config: plain_positions(config.section("llm_config")),
     spec=spec,
     pictures=lambda config: SiglipShape.of(config).pictures(),
+    processed=processed,
 )

@@ -73,6 +73,16 @@ class SiglipShape:
         )  # fmt: skip
         return cls(TransformerSpec((layer,) * seen.layers(), final_norm=norm), patch, size // patch, merge)
 
+    @property
+    def pixels(self) -> int:
+        """Along a tile's side."""
+        return self.side * self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Of a tile."""
+        return (self.side // self.merge) ** 2
+
     def pictures(self) -> VisionFormat:
         """See `Architecture.pictures`: the authors round the pixels to bfloat16, whatever the model computes in."""
         return VisionFormat(self.patch, 1, self.merge, bfloat16=True)

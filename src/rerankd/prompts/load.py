@@ -146,7 +146,11 @@ def load_prompts(
     tokenizer = tokenizer or load_tokenizer(folder)
     settings = read_settings(folder, "CrossEncoder")
     declared = _declared_length(folder, folder, "CrossEncoder")
-    limits = (tokenizer.max_length, None if (folder / MODULES).is_file() else recipe.max_tokens)
+    chained = (folder / MODULES).is_file() and not recipe.processor
+    limits = (tokenizer.max_length, None if chained else recipe.max_tokens)
+    if recipe.processor and recipe.max_tokens is not None:
+        # It counts in place of the tokenizer's, which may be lower.
+        declared, limits = None, (recipe.max_tokens, None)
     max_tokens = _max_tokens(max_model_len, declared or min(filter(None, limits), default=None), positions)
     is_limited = max_model_len is not None or declared is not None
     chosen = recipe.template
@@ -154,7 +158,7 @@ def load_prompts(
         chosen = JinjaTemplate.load(chat_template, tokenizer.special_tokens)
         if recipe.template is not None:
             _warn_of_difference(tokenizer, chosen, recipe.template, default_instruction)
-    elif (folder / MODULES).is_file():
+    elif chained:
         own = settings.default_prompt
         chosen = folder_template(folder, recipe.template, tokenizer.special_tokens, own, recipe.supports_vision)
         default_instruction = default_instruction or own

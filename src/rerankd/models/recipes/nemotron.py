@@ -53,9 +53,10 @@ NEMOTRON_RERANK_VL = Recipe(
     "nemotron-rerank-vl",
     family="cross-encoder",
     template=NemotronVLTemplate(),
+    processor=True,
     supports_vision=True,
     images="first",
     marks=MARKS,
     sizing=Sizing(max_frames=0, tiles=Tiles(side=512, most=6)),
 )
-"""The same of a text or an image, or of both."""
+"""The same of a text or an image, or of both. A folder's processor may say another number of tiles."""

@@ -33,6 +33,8 @@ class Recipe:
     listwise: the template of a prompt of several documents; None for a model that reads each document by itself
     layerwise: whether `cutoff_layers` chooses the layer whose score is read
     compresses: whether later layers may have fewer rows than a document has tokens, so that documents share no tokens
+    processor: whether a processor of the authors' own writes the prompts, for sentence-transformers too; then a chat
+        template in the folder is for other programs
     score_token: the id of the token behind each prompt, at which the score is read; None for no such token
     logit_bias: is subtracted from the logit of the model's own classifier
     document_tokens: the most tokens of a document that the authors read by default; None for no limit of theirs
@@ -59,6 +61,7 @@ class Recipe:
     listwise: ListTemplate | None = None
     layerwise: bool = False
     compresses: bool = False
+    processor: bool = False
     score_token: int | None = None
     logit_bias: float = 0.0
     document_tokens: int | None = None
