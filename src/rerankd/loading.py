@@ -29,6 +29,7 @@ from rerankd.models.labels import labels_activation, names_of
 from rerankd.models.layerwise import CUTOFF
 from rerankd.models.recipes.choose import Choice, choose_recipe, expect_layerwise, with_label
 from rerankd.models.recipes.evidence import Evidence
+from rerankd.models.recipes.known import RECIPES
 from rerankd.models.registry import ARCHITECTURES, find_architecture
 from rerankd.options import LoadOptions, ModelInfo
 from rerankd.prompts import LoadedPrompts, load_prompts
@@ -132,8 +133,13 @@ class Plan:
 
     @property
     def found(self) -> LoadOptions:
-        """The options with the model's folder and recipe, for processes that need not look for them again."""
-        return replace(self.options, model=str(self.gguf or self.folder), recipe=self.choice.recipe.name)
+        """The options with the model's folder and recipe, for processes that need not look for them again.
+
+        A recipe that is no model's own (of a chain of sentence-transformers, of a chat template) is found again.
+        """
+        recipe = self.choice.recipe.name
+        named = recipe if recipe in RECIPES else self.options.recipe
+        return replace(self.options, model=str(self.gguf or self.folder), recipe=named)
 
     def tensors(self) -> Tensors:
         """The source of the weights. Raises ModelError for files that are missing or damaged."""
@@ -247,8 +253,9 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
     tokenizer = cache(lambda: auto_tokenizer(folder, trusted) if falls_back else load_tokenizer(folder))
     evidence = Evidence(config, options.model, lambda: _appends(tokenizer()))
     choice = choose_recipe(name, architecture.recipes, evidence, options.recipe, options.chat_template is not None)
-    if options.label is not None:
-        choice = with_label(choice, config, options.label)
+    if isinstance(architecture, Fallback) and options.recipe is None:
+        architecture.expect_prompt(name, config)
+    choice = with_label(choice, name, config, options.label)
     layerwise = [f"`{entry}`" for entry in (CUTOFF, RATIO, LAYERS) if entry in options.hf_overrides]
     expect_layerwise(choice, (["--cutoff-layers"] if cutoff else []) + layerwise)
     if isinstance(architecture, Architecture) and architecture.processed is not None:
@@ -264,6 +271,7 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
         max_characters=options.max_characters,
         default_instruction=options.default_instruction,
         tokenizer=tokenizer() if choice.recipe.answers or falls_back else None,
+        named=options.recipe is not None,
     )
     return Plan(
         options=options,

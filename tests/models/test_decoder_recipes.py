@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rerankd import Reranker
+from rerankd.inspection import inspect
 from rerankd.loading import plan
 from rerankd.options import LoadOptions
 from tests import checkpoints
@@ -102,6 +103,16 @@ def test_bfloat16(make_checkpoint: MakeCheckpoint, name: str) -> None:
     expected = reference(folder, RULES[name])
     with Reranker(folder, device="cpu", dtype="bfloat16", recipe=name) as reranker:
         assert reranker.score(PAIRS) == pytest.approx(expected, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "activation"),
+    [("zerank", "logit of 'Yes', divided by 5", "sigmoid"), ("ctxl-rerank", "logit of '!'", "identity")],
+)
+def test_an_inspection(make_checkpoint: MakeCheckpoint, name: str, head: str, activation: str) -> None:
+    inspection = inspect(plan(LoadOptions(str(made(make_checkpoint, name)), device="cpu", recipe=name)))
+    assert (inspection.head, inspection.activation, inspection.not_understood) == (head, activation, ())
+    assert inspection.prompts == (RULES[name].prompt("what is panda?", "The giant panda is a bear.", None),)
 
 
 def test_white_space_around_zeranks_texts_goes(make_checkpoint: MakeCheckpoint) -> None:

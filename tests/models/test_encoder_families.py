@@ -13,6 +13,9 @@ from transformers import AutoTokenizer, GteConfig, GteForSequenceClassification
 
 from rerankd import Reranker
 from rerankd.core import ModelError
+from rerankd.inspection import inspect
+from rerankd.loading import plan
+from rerankd.options import LoadOptions
 from tests.checkpoints import Storage
 from tests.conftest import MakeCheckpoint
 from tests.encoder_checkpoints import ENCODERS, deberta_v2, distilbert, edit, electra, gte
@@ -66,6 +69,19 @@ def test_bfloat16_scores_are_near(
         scores = reranker.score(SOME)
     assert spread(expected) >= 0.2
     assert largest_difference(scores, expected) <= 0.01
+
+
+@by_name
+def test_an_inspection(make_checkpoint: MakeCheckpoint, maker: Callable[..., Path], options: dict[str, Any]) -> None:
+    folder = make_checkpoint(maker, **options)
+    inspection = inspect(plan(LoadOptions(str(folder), device="cpu")))
+    two = options.get("labels") == 2
+    assert inspection.recipe == "cross-encoder"
+    assert inspection.head == ("classifier of 2 labels: the share of the second" if two else "classifier of 1 label")
+    assert ("have no names" in inspection.why) == two
+    assert "panda" in inspection.prompts[0]
+    auto_map = "config.json: `auto_map` names code of the folder's own, which is not run"
+    assert set(inspection.not_understood) <= {"original/: not read", auto_map}
 
 
 @pytest.mark.parametrize(

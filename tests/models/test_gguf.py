@@ -143,6 +143,8 @@ def test_k_quants_are_read_as_ggml_lays_them_out(
 
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (checkpoints.bert, {"architecture": "llama"}, "is of the architecture 'llama'; GGUF is read of qwen3 and bert"),
+    (checkpoints.qwen3, {"rank": False, "qwen3.pooling_type": 3}, "`pooling_type` is that of an embedding model"),
+    (checkpoints.qwen3, {"rank": False, "tokenizer.ggml.add_eos_token": True}, "add_eos_token` is that of"),
     (checkpoints.bert, {"tokenizer.ggml.model": "gpt2"}, "a tokenizer of the kind 'gpt2' over bert"),
     (checkpoints.bert, {"bert.pooling_type": 2}, "is no reranker: its `bert.pooling_type` is not 4"),
     (checkpoints.bert, {"skip": ("cls.weight", "cls.bias")}, "leaves the pooler of BERT's rerankers out"),

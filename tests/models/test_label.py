@@ -114,3 +114,26 @@ def test_the_command_line(make_checkpoint: MakeCheckpoint) -> None:
     folder = str(make_checkpoint(nli))
     done = CliRunner().invoke(_rerankd(), ["inspect", folder, "--json", "--device", "cpu", "--label", "entailment"])
     assert json.loads(done.stdout)["head"] == "classifier of 3 labels: the probability of entailment"
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["LABEL_0", "LABEL_1"], "its two labels have no names, and the second is taken to mean relevant"),
+        (["irrelevant", "relevant"], None),
+        (["toxic"], "its label 'toxic' is taken to mean relevance"),
+        (["LABEL_0"], None),
+        (["Score"], None),
+    ],
+)
+def test_labels_whose_meaning_is_taken_for_granted_are_told(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, names: list[str], said: str | None
+) -> None:
+    folder = Path(shutil.copytree(make_checkpoint(checkpoints.bert, labels=len(names)), tmp_path / "model"))
+    edit(folder, id2label={str(i): name for i, name in enumerate(names)})
+    choice = plan(LoadOptions(str(folder), device="cpu")).choice
+    why = "it is the one for BertForSequenceClassification"
+    assert (choice.why, choice.certain) == (f"{why}; {said}" if said else why, said is None)
+    if len(names) == 2:
+        named = plan(LoadOptions(str(folder), device="cpu", label=names[0])).choice
+        assert (named.why, named.certain) == (why, True)

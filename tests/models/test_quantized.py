@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from rerankd import Reranker
+from rerankd.backends.cpu.native import Kernels
 from rerankd.cli.main import _rerankd
 from rerankd.core import ModelError
 from rerankd.models.checkpoint.config import Config
@@ -134,6 +136,41 @@ def test_scores_are_those_of_the_dequantised_weights(
     assert len(said) == 1
     assert f" weights are stored quantised ({FORMS[name][2]})" in said[0]
     assert said[0].endswith(": they are dequantised to float32 as they are read.")
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"quantization": "int8"}], ids=str)
+def test_they_are_dequantised_to_what_the_engine_computes_in(
+    bert_checkpoint: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    if "quantization" in options and Kernels.load(torch.float32) is None:
+        pytest.skip("int8 needs the kernels")
+    quantised, plain = quantised_copies(bert_checkpoint, tmp_path, "nf4, double", "layer.")
+    found = scores(quantised, **options)
+    assert found == scores(plain, **options) != scores(plain)
+    assert max(found) - min(found) > 0.02
+
+
+def test_one_weight_is_held_in_its_stored_form_at_a_time(
+    qwen3_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that loading takes little more memory than the model and its largest weight."""
+    quantised, _ = quantised_copies(qwen3_checkpoint, tmp_path, "gptq")
+    read, stored = Checkpoint.read, {n.rpartition(".")[0] for n in Checkpoint(quantised).names if n.endswith("qweight")}
+    alive: list[tuple[str, weakref.ref[torch.Tensor]]] = []
+    most = 0
+
+    def watched(self: Checkpoint, name: str) -> torch.Tensor:
+        nonlocal most
+        tensor = read(self, name)
+        if name.rpartition(".")[0] in stored:
+            alive.append((name.rpartition(".")[0], weakref.ref(tensor)))
+        most = max(most, len({weight for weight, held in alive if held() is not None}))
+        return tensor
+
+    monkeypatch.setattr(Checkpoint, "read", watched)
+    scores(quantised)
+    assert len(alive) > 3 * 10
+    assert most == 1
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [

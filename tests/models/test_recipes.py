@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rerankd.options import LoadOptions
 from tests import checkpoints
 from tests.conftest import MakeCheckpoint
 from tests.models.test_modules import edit
+from tests.prompts.conftest import request
 from tests.references import QWEN3_INSTRUCTION, QWEN3_PROMPT
 from tests.texts import DOCUMENTS, QUERIES
 
@@ -59,9 +61,9 @@ def samples(folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": True, "temperature": 0.6}))
 
 
-def script(folder: Path) -> None:
+def script(folder: Path, name: str = "reranker") -> None:
     (folder / "scripts").mkdir()
-    (folder / "scripts" / "qwen3_vl_reranker.py").write_text("")
+    (folder / "scripts" / f"qwen3_vl_{name}.py").write_text("")
 
 
 def appends(folder: Path) -> None:
@@ -113,6 +115,7 @@ UNKNOWN: dict[str, tuple[str, str, tuple[Change, ...]]] = {
     "a vision model for chats": (V, "model", (chats_in_json,)),
     "a vision model that samples": (V, "model", (samples,)),
     "a vision model for embeddings": (V, "Qwen3-VL-Embedding-2B", ()),
+    "a vision model for embeddings, renamed": (V, "model", (partial(script, name="embedding"),)),
 }
 
 
@@ -186,6 +189,15 @@ def test_the_users_word_counts(
     (said,) = [record for record in caplog.records if "is scored by the recipe" in record.message]
     assert f"the recipe {recipe}: " in said.message
     assert said.levelname == ("INFO" if certain else "WARNING")
+
+
+@pytest.mark.parametrize("options", [{"chat_template": TEMPLATE}, {"recipe": "qwen3-reranker"}, {"hf_overrides": VLLM}])
+def test_another_process_plans_the_same(made: Made, options: Any) -> None:
+    """Replicas and ranks are told what the first process found."""
+    planned = plan(LoadOptions(str(made(Q, "my-model", (chats,))), device="cpu", **options))
+    again = plan(planned.found)
+    assert again.choice.recipe == planned.choice.recipe
+    assert again.prompts.build(request("a", ["b"])) == planned.prompts.build(request("a", ["b"]))
 
 
 def test_one_token_and_a_template_of_ones_own(made: Made) -> None:

@@ -21,14 +21,16 @@ from torch.nn.utils.rnn import pad_sequence
 from rerankd.core import ModelError, PackedBatch, PackedGroup, Span
 from rerankd.models.answers import read_answers
 from rerankd.models.base import TokenIds
+from rerankd.models.checkpoint.chat_template import chat_template
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.modules import read_logit_score
+from rerankd.models.checkpoint.sentence_transformers import MODULES, section, transformer_settings
 from rerankd.models.heads import Activation, Label, asked_logits
 from rerankd.models.labels import declared_activation, read_labels
 from rerankd.models.recipes.encoders import CROSS_ENCODER
 from rerankd.models.recipes.recipe import Recipe
-from rerankd.models.registry import find_architecture
+from rerankd.models.registry import ARCHITECTURES, find_architecture
 
 log = logging.getLogger("rerankd")
 
@@ -113,6 +115,34 @@ class Fallback:
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trusted, **self.overrides)
+
+    def expect_prompt(self, name: str, config: Config) -> None:
+        """ModelError for a classifier of the architecture `name` that was trained with a prompt that nothing says.
+
+        Such are classifiers over decoders, and those whose pairs sentence-transformers writes by a chat template.
+        """
+        if self.recipes != (CROSS_ENCODER,):
+            return
+        if (self.folder / MODULES).is_file():
+            path, settings = transformer_settings(self.folder)
+            unknown = "message" in section(settings, "modality_config", path)
+        else:
+            unknown = _is_decoder(name, config) or chat_template(self.folder)[0] is not None
+        if unknown:
+            own = " Without --model-impl transformers rerankd knows more of it." if name in ARCHITECTURES else ""
+            raise ModelError(
+                f"{config.source} names {shown(name)}, a classifier over a language model, and nothing in the folder "
+                "says with which prompt it was trained, so that any score may be wrong. If that was the tokenizer's "
+                f"plain pair, say so: --recipe {CROSS_ENCODER.name}.{own}"
+            )
+
+
+def _is_decoder(name: str, config: Config) -> bool:
+    """Whether transformers has a class for text generation beside a classifier, and none for filling in masks."""
+    family = name.removesuffix("ForSequenceClassification")
+    generates = any(f"{family}{kind}" in _implemented() for kind in ("ForCausalLM", "LMHeadModel"))
+    filled = f"{family}ForMaskedLM" in _implemented() or config.entries.get("model_type") in LAST_TOKEN
+    return generates and not filled and not config.entries.get("is_encoder_decoder")
 
 
 def find_fallback(config: Config, overrides: Mapping[str, Any], trusted: bool) -> tuple[str, Fallback]:

@@ -19,6 +19,8 @@ MOST_LISTED = 12
 GENERIC = re.compile(r"LABEL_\d+")
 NOT_RELEVANT = {"irrelevant", "notrelevant", "nonrelevant", "unrelated", "no", "false", "0", "nomatch"}
 RELEVANT = {"relevant", "relevance", "related", "yes", "true", "1", "match"}
+SCALES = {*RELEVANT, "label", "logit", "rank", "ranking", "relevancy", "score", "similarity"}
+"""Names of one label alone."""
 PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 
 
@@ -95,6 +97,17 @@ def _expect_relevance(config: Config) -> None:
             "say so: --hf-overrides "
             """'{"id2label": {"0": "irrelevant", "1": "relevant"}}'."""
         )
+
+
+def taken_labels(config: Config) -> str | None:
+    """The meaning that `read_labels` takes labels to have, as a clause, where their names do not say it."""
+    names = config.label_names or ()
+    generic = all(GENERIC.fullmatch(name) for name in names)
+    if config.num_labels == 2 and generic:
+        return "its two labels have no names, and the second is taken to mean relevant"
+    if len(names) == 1 and not generic and re.sub(r"[\W_]", "", names[0]).lower() not in SCALES:
+        return f"its label {shown(names[0])} is taken to mean relevance"
+    return None
 
 
 def names_of(config: Config, labels: int) -> tuple[str, ...]:

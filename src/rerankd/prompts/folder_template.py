@@ -99,6 +99,30 @@ def folder_template(
     return FolderTemplate(own, structured, takes_instruction=plain != instructed)
 
 
+def expect_no_other_prompt(folder: Path, known: Template, special_tokens: dict[str, str]) -> None:
+    """ModelError where the chat template of a folder without modules writes another prompt for pairs than `known`.
+
+    Such a template is for queries and documents, of a model that was trained with its prompt. A chat's template, which
+    passes their roles by or takes any role, says nothing of pairs.
+    """
+    text, source = chat_template(folder)
+    if text is None:
+        return
+    try:
+        # The file that says which of these two counts is gone with the list of modules.
+        owns = [_Own(text, special_tokens, {"add_generation_prompt": adds}) for adds in (False, True)]
+    except jinja2.TemplateError:  # a template that nothing renders
+        return
+    forms = [(own, structured) for own in owns for structured in (False, True) if own.carries_pairs(structured)]
+    if owns[0].takes_any_role() or not forms or any(own.writes(known, structured) for own, structured in forms):
+        return
+    raise ModelError(
+        f"{source} writes another prompt for a query and a document than the one that is built in for this model, so "
+        "that the scores would differ. Give it as the chat template (--chat-template) to have its prompt, or name the "
+        "recipe (--recipe) to have the built-in one."
+    )
+
+
 class _Own:
     """The messages of a pair, rendered by a template."""
 
@@ -115,6 +139,26 @@ class _Own:
             return False
         return "first probe" in prompt and "second probe" in prompt
 
+    def takes_any_role(self) -> bool:
+        """Whether the template writes messages of any role, as a plain chat's does."""
+        try:
+            return "first probe" in self._render_messages([{"role": "first", "content": "first probe"}])
+        except Exception:  # see `carries_pairs`
+            return False
+
+    def writes(self, known: Template, structured: bool) -> bool:
+        """Whether the prompts of texts without white space around them are those of `known`, with an instruction where
+        the template takes one."""
+        try:
+            plain, instructed = (self.render(instruction, "q", "d", structured) for instruction in INSTRUCTIONS)
+            instruction = None if plain == instructed else INSTRUCTIONS[1]
+            return all(
+                self.render(instruction, *pair, structured) == known.render(instruction, *pair)
+                for pair in ((query.strip(), document.strip()) for query, document in PAIRS)
+            )
+        except Exception:  # see `carries_pairs`
+            return False
+
     def render(self, instruction: str | None, query: str, document: str, structured: bool) -> str:
         if structured:
             return self.render_parts(instruction, query, [{"type": "text", "text": document}])
@@ -126,5 +170,9 @@ class _Own:
 
     def _render(self, system: Any, query: Any, document: Any) -> str:
         contents = {"system": system, "query": query, "document": document}
-        messages = [{"role": role, "content": content} for role, content in contents.items() if content is not None]
+        return self._render_messages(
+            [{"role": role, "content": content} for role, content in contents.items() if content is not None]
+        )
+
+    def _render_messages(self, messages: Sequence[dict[str, Any]]) -> str:
         return self._template.render(self._context | {"messages": messages})

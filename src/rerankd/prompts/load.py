@@ -33,7 +33,7 @@ from rerankd.models.recipes.template import PieceTemplate, RenderError, Template
 from rerankd.prompts.bi_encoder import BiEncoderPrompts, TextFormat, with_instruction
 from rerankd.prompts.cross_encoder import CrossEncoderPrompts
 from rerankd.prompts.decoder import DecoderPrompts
-from rerankd.prompts.folder_template import folder_template
+from rerankd.prompts.folder_template import expect_no_other_prompt, folder_template
 from rerankd.prompts.jinja import JinjaTemplate
 from rerankd.prompts.late_interaction import text_formats
 from rerankd.prompts.limits import within_characters
@@ -113,6 +113,7 @@ def load_prompts(
     chat_template: str | Path | None = None,
     default_instruction: str | None = None,
     tokenizer: LoadedTokenizer | None = None,
+    named: bool = False,
 ) -> LoadedPrompts:
     """The prompt builder of the checkpoint in `folder`.
 
@@ -125,6 +126,7 @@ def load_prompts(
     chat_template: a Jinja file or Jinja text in place of the recipe's template
     default_instruction: for requests without one; None for the template's own
     tokenizer: one that is loaded already
+    named: whether the user names the recipe, whose template then counts whatever a chat template in the folder writes
 
     A chat template that writes another prompt than the built-in one is used, and a warning shows the first difference.
 
@@ -162,6 +164,8 @@ def load_prompts(
         own = settings.default_prompt
         chosen = folder_template(folder, recipe.template, tokenizer.special_tokens, own, recipe.supports_vision)
         default_instruction = default_instruction or own
+    elif recipe.answers and recipe.template is not None and not named:
+        expect_no_other_prompt(folder, recipe.template, tokenizer.special_tokens)
     if chosen is None:
         raise ModelError(f"There is no built-in prompt for {folder}; give one as the chat template (--chat-template).")
     builder: PromptBuilder

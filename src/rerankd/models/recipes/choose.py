@@ -15,7 +15,7 @@ from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.late_interaction import is_late_interaction
 from rerankd.models.checkpoint.modules import chained, embedding_modules, expect_modules
-from rerankd.models.labels import read_labels
+from rerankd.models.labels import read_labels, taken_labels
 from rerankd.models.recipes.encoders import BI_ENCODER, CROSS_ENCODER, LATE_INTERACTION
 from rerankd.models.recipes.evidence import Evidence
 from rerankd.models.recipes.known import RECIPES
@@ -72,9 +72,15 @@ def choose_recipe(
     return _decoder(name, own, evidence, has_chain, has_template)
 
 
-def with_label(choice: Choice, config: Config, label: str) -> Choice:
-    """The choice with the label that the user names. ModelError for a model without such a label."""
+def with_label(choice: Choice, name: str, config: Config, label: str | None) -> Choice:
+    """The choice with the label that the user names, or with the meaning that labels without a name are taken to have.
+
+    name: of the architecture. ModelError for a model without such a label.
+    """
     recipe = choice.recipe
+    if label is None:
+        taken = taken_labels(config) if recipe is CROSS_ENCODER and name.endswith("ForSequenceClassification") else None
+        return choice if taken is None else replace(choice, why=f"{choice.why}; {taken}", certain=False)
     if recipe.answers or recipe.layerwise or recipe.score_token is not None or not recipe.pairs:
         raise ModelError(
             f"--label {label[:80]} was given, but the recipe {recipe.name} scores by no labels; leave it out."

@@ -43,6 +43,8 @@ def _is_qwen3_vl(evidence: Evidence) -> str | None:
         return 'its LogitScore reads "yes" and "no"'
     if (evidence.folder / "scripts" / "qwen3_vl_reranker.py").is_file():
         return "it holds the authors' scripts/qwen3_vl_reranker.py"
+    if (evidence.folder / "scripts" / "qwen3_vl_embedding.py").is_file():
+        return None
     if evidence.samples or evidence.appends() or "tool" in (evidence.chat_template or ""):
         return None
     return "its chat template has no tools, and generation_config.json no sampling, which chat models have"

@@ -145,6 +145,10 @@ def _qwen3(file: GgufFile) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
     if "cls.output.weight" not in file.tensors:
+        pools = file.own("pooling_type", int, 0) not in (0, RANK)
+        if pools or file.get("tokenizer.ggml.add_eos_token", bool, False):
+            said = "pooling_type" if pools else "tokenizer.ggml.add_eos_token"
+            raise ModelError(f"{file.path} is no reranker: its `{said}` is that of an embedding model.")
         return _common(file, "qwen3", "Qwen3ForCausalLM") | config
     labels = file.list_of("qwen3.classifier.output_labels", str)
     rows = file.height("cls.output.weight")

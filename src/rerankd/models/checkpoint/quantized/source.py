@@ -26,7 +26,7 @@ SCHEMES: Mapping[str, Callable[[Config], Scheme]] = {
     "bitsandbytes": BitsAndBytes.of,
 }
 """By `quant_method`."""
-KEYS = ("quantization_config", "compression_config")
+KEYS = ("quantization_config", "compression_config", "quantization")
 ACTIVATIONS = ("input_scale", "input_zero_point", "input_scale_ub", "activation_scale", "output_scale")
 CACHES = ("k_scale", "v_scale", "q_scale", "kv_scale")
 """Scales of activations and of a KV cache, neither of which is quantised here."""
@@ -54,9 +54,10 @@ def read_scheme(config: Config) -> Scheme | None:
     if method is None and any(found.entries.get(name) for name in ("load_in_8bit", "load_in_4bit")):
         method = "bitsandbytes"
     if not isinstance(method, str) or method not in SCHEMES:
+        mlx = " (a checkpoint of MLX)" if method is None and {"bits", "group_size"} <= found.entries.keys() else ""
         raise ModelError(
-            f"{found.source}: `quant_method` is {shown(method)}, whose weights are not read; {', '.join(SCHEMES)} and "
-            "GGUF are. Serve the checkpoint that it was made of."
+            f"{found.source}: `quant_method` is {shown(method)}{mlx}, whose weights are not read; {', '.join(SCHEMES)} "
+            "and GGUF are. Serve the checkpoint that it was made of."
         )
     return SCHEMES[method](found)
 
