@@ -84,6 +84,7 @@ def test_labels_that_do_not_exclude_one_another(make_checkpoint: MakeCheckpoint,
 
 def test_two_labels_by_name(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(make_checkpoint(checkpoints.bert, labels=2), tmp_path / "model"))
+    assert largest_difference(scores_of(folder, "LABEL_1"), reference(folder, 1)) <= 1e-5, "without names it has these"
     edit(folder, id2label={"0": "entailment", "1": "not_entailment"})
     with pytest.raises(ModelError, match="Name the one whose probability is the score"):
         Reranker(folder, device="cpu")

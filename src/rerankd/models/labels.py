@@ -64,7 +64,7 @@ def read_labels(config: Config, name: str | None) -> Labels:
 
 
 def _index(config: Config, name: str, count: int) -> int:
-    names = [own.lower() for own in config.label_names or ()]
+    names = [own.lower() for own in config.label_names or _generic(count)]
     if count < 2 or name.lower() not in names:
         raise ModelError(
             f"{config.source} has no label {shown(name)} (--label); its classifier's are {_listed(config, count)}."
@@ -75,8 +75,13 @@ def _index(config: Config, name: str, count: int) -> int:
 
 
 def _listed(config: Config, count: int) -> str:
-    names = config.label_names or [f"LABEL_{i}" for i in range(min(count, MOST_LISTED + 1))]
+    names = config.label_names or _generic(min(count, MOST_LISTED + 1))
     return ", ".join(name[:40] for name in names[:MOST_LISTED]) + (", ..." if len(names) > MOST_LISTED else "")
+
+
+def _generic(count: int) -> list[str]:
+    """transformers' own names, of labels that have none."""
+    return [f"LABEL_{i}" for i in range(count)]
 
 
 def _expect_relevance(config: Config) -> None:
