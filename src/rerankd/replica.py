@@ -194,7 +194,7 @@ def _serve(link: Link, computes: Computes) -> NoReturn:
 
 def _log_to(link: Link, level: int) -> None:
     """Have the server's process write what is logged from `level` on."""
-    logging.basicConfig(level=level, handlers=[_Forwarding(link)], force=True)
+    logging.basicConfig(level=level, handlers=[_Forwarding(link)], format="%(message)s", force=True)
 
 
 class _Forwarding(QueueHandler):

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,17 @@ def test_two_replicas_score_as_one(reranker: Reranker, expected: list[float]) ->
     assert {stage.name for stage in found.stages} >= {"queue", "model"}
 
 
-def test_what_fails_in_a_replica_fails_here(reranker: Reranker, expected: list[float]) -> None:
+def test_what_fails_in_a_replica_fails_and_is_logged_here(
+    reranker: Reranker, expected: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
     beyond = PromptGroup(Segment([10**7]), (Segment([1, 2]),), (False,))
+    with reranker._engine.held():
+        failed, other = (reranker._engine.submit(one) for one in (beyond, replace(beyond, prefix=Segment([1]))))
     with pytest.raises(EngineError, match="index out of range"):
-        reranker._engine.submit(beyond).result(60)
+        failed.result(60)
+    assert other.result(60)
+    said = [line for line in caplog.messages if line.startswith("Replica")]
+    assert re.match(r"Replica \d: A batch of 2 requests failed", said[0])
     assert scores(reranker, DOCUMENTS[:3]) == pytest.approx(expected[:3], abs=1e-5)
 
 
