@@ -225,6 +225,7 @@ def test_what_is_cut_is_struck_out(
     assert not alone.truncated
     assert alone.score == pytest.approx(whole.score, abs=1e-5)
     assert reranker.rerank(QUERY, [f"{kept} {struck[:20]}"]).documents[0].truncated
+    expect(long.locator(".cut")).to_be_in_viewport(ratio=0.01)
     show = long.get_by_role("button", name="Show all")
     show.click()
     expect(long.get_by_role("button", name="Show less")).to_have_attribute("aria-expanded", "true")
@@ -249,6 +250,10 @@ def test_the_best_chunk_is_marked(
     long = page.locator("ol.results > li", has_text="best chunk")
     expect(long).to_contain_text(f"best chunk {expected.best_chunk.index + 1} of {expected.chunks}")
     assert long.locator("mark").text_content() == expected.best_chunk.text
+    page.set_viewport_size({"width": 390, "height": 800})
+    rank(page)
+    where = "node => node.querySelector('mark').getBoundingClientRect().top - node.getBoundingClientRect().top"
+    assert 0 <= long.locator(".text").evaluate(where) < 144, "the mark is not among the lines that are shown"
     assert long.locator(".text").text_content() == text
 
 
