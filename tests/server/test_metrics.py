@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,8 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from rerankd.backends.select import CPU_BATCH_TOKENS
 from rerankd.core import ReplicaLoad, RerankRequest, RerankResult, Stage
 from rerankd.reranker import Reranker
+from rerankd.server.run import SWITCH_SECONDS
 from rerankd.server.settings import Settings
 from tests.server.fakes import INFO, MODEL, FakeReranker, running
+from tests.server.grpc_running import both
 from tests.server.test_clients_that_leave import until
 
 LABELS = ("stage", "route", "dialect", "status")
@@ -207,3 +210,12 @@ def test_vllms_names_are_there_on_request(url: str) -> None:
 
 async def staged(request: RerankRequest, stages: tuple[Stage, ...]) -> RerankResult:
     return RerankResult((), 7, 0, scored=2, stages=stages)
+
+
+def test_the_event_loop_waits_little_for_threads_that_run_python() -> None:
+    before = sys.getswitchinterval()
+    try:
+        with both(FakeReranker(), Settings(names=(MODEL,))):
+            assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS)
+    finally:
+        sys.setswitchinterval(before)

@@ -9,6 +9,7 @@ import resource
 import socket
 import ssl
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +37,9 @@ STREAM_SECONDS = 0.5
 """What clients of another protocol have at most to leave streams that nothing comes in any more."""
 LEAST_SECONDS = 1.0
 """That time is never shorter, for refusals to be sent."""
+SWITCH_SECONDS = 0.0005
+"""How long the event loop waits for a thread that runs Python, each time that it comes back from the system: a tenth of
+Python's own. With many clients it comes back often, and large requests keep several threads busy."""
 
 
 class ListenError(RerankdError):
@@ -211,6 +215,7 @@ class Server(uvicorn.Server):
         if self._beside:
             await self._beside.start(self.server_state.tasks)
         exempt_from_collection()
+        sys.setswitchinterval(SWITCH_SECONDS)
         self._lifetime.ready()
 
     async def on_tick(self, counter: int) -> bool:
