@@ -10,7 +10,7 @@ from rerankd.backends.cpu.native import Kernels
 from rerankd.backends.cpu.native.units import CAP, UNITS
 from rerankd.backends.select import place
 from rerankd.core import ModelError
-from tests.backends.cpu.units import kernels_by
+from tests.backends.cpu.units import codes, kernels_by
 
 
 @pytest.mark.parametrize("cap", [unit.name for unit in UNITS])
@@ -47,15 +47,21 @@ def test_an_unknown_cap_is_refused_with_the_names_that_there_are(monkeypatch: py
 
 def exact_sums(kernels: Kernels) -> None:
     """Codes and weights at the ends of their ranges: any sum of 16 bits would overflow."""
-    x = torch.zeros(9, 256)
-    x[:, ::2], x[0, 0] = 255.0, -0.0
-    x[3] = torch.arange(256).float()
-    weight = torch.full((64, 256), kernels.largest_weight, dtype=torch.int8)
+    largest = codes(kernels.unit.name)
+    x = torch.full((9, 256), float(largest.row))
+    x[1::2, ::2], x[0, 0] = 0.0, -0.0
+    x[3] = torch.arange(256).float() % (largest.row + 1)
+    # Half a step at both ends: of 255 codes both round away from 0, and the larger one to one code more than there are.
+    low = largest.row // 2 + 0.5
+    high, zero, rounded = largest.row - low, round(low), x.clone()
+    x[5], x[5, 0] = high, -low
+    rounded[5], rounded[5, 0] = min(round(high), largest.row - zero), -zero
+    weight = torch.full((64, 256), largest.weight, dtype=torch.int8)
     weight[1::2] *= -1
     packed = kernels.pack_int8(weight, torch.ones(64))
     out = torch.empty(9, 64, dtype=kernels.dtype)
     kernels.gemm(kernels.quantize(x.to(kernels.dtype)), packed, None, out)
-    exact = (x.double() @ weight.double().T).to(kernels.dtype).float()
+    exact = (rounded.double() @ weight.double().T).to(kernels.dtype).float()
     assert torch.equal(out.float(), exact), kernels.unit.name
 
 

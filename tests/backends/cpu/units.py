@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -46,6 +47,18 @@ def _with_emulated_tiles() -> ctypes.CDLL:
         emulation = Path(__file__).with_name("emulated_tiles.h")
         subprocess.run([compiler, *flags, "-include", emulation, *sources, "-o", library], check=True)
         return ctypes.CDLL(str(library))
+
+
+class Codes(NamedTuple):
+    """The largest code of a row, whose least is 0, and of a channel of a weight, whose least is its negative."""
+
+    row: int = 255
+    weight: int = 127
+
+
+def codes(unit: str) -> Codes:
+    """The codes of a unit's 8-bit rows and weights: without VNNI four products have to fit in 16 bits."""
+    return Codes(127, 64) if unit in ("avx2", "avx512") else Codes()
 
 
 @contextmanager

@@ -4,7 +4,7 @@
 #define FEATURES ""
 #include "avx2.h"
 #include "float32.h"
-#include "codes_bytes.h"
+#include "codes_x86.h"
 #include "quantize_float32.h"
 #include "unit.h"
 

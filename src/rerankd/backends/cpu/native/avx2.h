@@ -12,9 +12,10 @@
 typedef __m256 vector;
 typedef __m256i integers;
 
-/* 32-bit lanes of a vector; rows and panels at a time in the microkernel, whose sums take 12 of 16 registers. */
+/* 32-bit lanes of a vector; rows and panels at a time in the microkernel, whose sums take 12 of 16 registers; or 8 where bytes
+ * need more registers beside the sums. */
 #define MICRO_CASES 6
-enum { LANES = 8, MICRO_ROWS = MICRO_CASES, MICRO_PANELS = 1 };
+enum { LANES = 8, MICRO_ROWS = MICRO_CASES, MICRO_PANELS = 1, ROWS_OF_BYTES = 4 };
 
 INLINE vector all(float x) { return _mm256_set1_ps(x); }
 INLINE vector load(const float *from) { return _mm256_loadu_ps(from); }
@@ -82,18 +83,20 @@ INLINE vector lanes_before(int64_t j, int64_t end, vector x, vector y)
     return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(lanes));
 }
 
-/* Each lane as a byte, from 0 to 255 after clamping. */
-INLINE void store_bytes(uint8_t *to, integers x)
+/* The lanes of four vectors as bytes, clamped to 0 and `largest`. */
+INLINE void store_bytes(uint8_t *to, const integers x[4], int largest)
 {
-    const __m128i y = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    _mm_storel_epi64((__m128i *)to, _mm_packus_epi16(y, y));
+    __m256i y = _mm256_packus_epi16(_mm256_packs_epi32(x[0], x[1]), _mm256_packs_epi32(x[2], x[3]));
+    if (largest < 255)
+        y = _mm256_min_epu8(y, _mm256_set1_epi8((char)largest));
+    store_integers(to, _mm256_permutevar8x32_epi32(y, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
 }
 
-/* Add the products of four unsigned bytes and four signed ones to each sum; each pair of products has to fit in 16 bits. */
-INLINE integers add_products_of_bytes(integers sums, integers a, integers b)
-{
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)));
-}
+/* The sums of two products of unsigned bytes and signed ones, which have to fit in 16 bits. */
+INLINE integers pairs_of_bytes(integers a, integers b) { return _mm256_maddubs_epi16(a, b); }
+/* Sums in 16 bits; the sums of the halves of each lane, in 32 bits. */
+INLINE integers add_halves(integers a, integers b) { return _mm256_add_epi16(a, b); }
+INLINE integers sums_of_halves(integers a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
 
 /* Transpose 8 lines of 8 values of 4 bytes, `offset` bytes into lines; output lines are 64 bytes apart. */
 INLINE void transpose_8x8(const void *const lines[8], int offset, char *to)

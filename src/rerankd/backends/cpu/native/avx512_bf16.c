@@ -9,7 +9,7 @@
 #define DOT_PRODUCTS_OF_BYTES _mm512_dpbusd_epi32
 #include "avx512.h"
 #include "bfloat16.h"
-#include "codes_vnni.h"
+#include "codes_x86.h"
 #include "quantize_bfloat16.h"
 #include "unit.h"
 

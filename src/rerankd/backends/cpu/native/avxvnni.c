@@ -5,7 +5,7 @@
 #define DOT_PRODUCTS_OF_BYTES _mm256_dpbusd_avx_epi32
 #include "avx2.h"
 #include "float32.h"
-#include "codes_vnni.h"
+#include "codes_x86.h"
 #include "quantize_float32.h"
 #include "unit.h"
 

@@ -198,7 +198,8 @@ INLINE int64_t pass_at(const cut *c, int64_t pairs, int64_t work)
 INLINE void pass_by_vectors(const gemm *p, int64_t row, int64_t end, const panels *w, const panels *next, float *sums,
                             epilogue_function *run_epilogue, int quantized)
 {
-    const int64_t rows = end - row, groups = (rows + MICRO_ROWS - 1) / MICRO_ROWS, runs = (p->steps + RUN - 1) / RUN;
+    const int64_t rows = end - row, runs = (p->steps + RUN - 1) / RUN;
+    const int64_t most = quantized ? CODE_ROWS : MICRO_ROWS, groups = (rows + most - 1) / most;
     microkernel f = {
         .block_stride = p->block_stride,
         .stride = 32,

@@ -50,12 +50,13 @@ INLINE void multiply_by(microkernel *f, int count, int both, int quantized)
     }
 }
 
-/* The same where the number of rows, up to MICRO_ROWS, is known only at run time. */
+/* The same where the number of rows, up to MICRO_ROWS or of codes CODE_ROWS, is known only at run time. */
 INLINE void multiply_some(microkernel *f, int64_t count, int both, int quantized)
 {
 #define CASE(n)                                                                                                       \
     case n:                                                                                                           \
-        multiply_by(f, n, both, quantized);                                            \
+        if (!quantized || n <= CODE_ROWS)                                                                             \
+            multiply_by(f, n, both, quantized);                                                                       \
         break
     switch (count) {
         CASE(1);

@@ -69,13 +69,12 @@ INLINE vector lanes_before(int64_t j, int64_t end, vector x, vector y)
     return vbslq_f32(vcltq_s32(vld1q_s32(NUMBERS), vdupq_n_s32(count)), x, y);
 }
 
-/* Each lane as a signed byte, after clamping. */
-INLINE void store_signed_bytes(int8_t *to, integers x)
+/* The lanes of four vectors as signed bytes, after clamping. */
+INLINE void store_signed_bytes(int8_t *to, const integers x[4])
 {
-    const int16x4_t halves = vqmovn_s32(x);
-    const int8x8_t bytes = vqmovn_s16(vcombine_s16(halves, halves));
-    const int32_t lanes = vget_lane_s32(vreinterpret_s32_s8(bytes), 0);
-    memcpy(to, &lanes, sizeof lanes);
+    const int16x8_t low = vcombine_s16(vqmovn_s32(x[0]), vqmovn_s32(x[1]));
+    const int16x8_t high = vcombine_s16(vqmovn_s32(x[2]), vqmovn_s32(x[3]));
+    vst1q_s8(to, vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)));
 }
 
 /* A call with a lane's number, which instructions hold as a constant. */

@@ -6,8 +6,8 @@
 
 enum { CODES = TILE_BYTES / sizeof(code) };
 
-/* Rows that a loop interleaves. */
-enum { TOGETHER = 4 };
+/* Rows that a loop interleaves; vectors that are stored at a time. */
+enum { TOGETHER = 4, STORED = 4 };
 
 INLINE void quantize_together(const quantize *o, int64_t first, int64_t count)
 {
@@ -26,7 +26,7 @@ INLINE void quantize_together(const quantize *o, int64_t first, int64_t count)
     vector factors[TOGETHER];
     integers shifts[TOGETHER];
     for (int r = 0; r < count; r++) {
-        const float least = smallest_of(low[r]), range = (largest_of(high[r]) - least) / 255.0f + sum_of(nan[r]);
+        const float least = smallest_of(low[r]), range = (largest_of(high[r]) - least) / LARGEST_CODE + sum_of(nan[r]);
         const float step = range < FLT_MIN * 256 ? FLT_MIN * 256 : range; /* the comparison keeps NaN */
         const float zero = rintf(-least / step) - CODES_BELOW; /* minus 0.0f changes no value */
         o->steps[first + r] = step;
@@ -34,12 +34,17 @@ INLINE void quantize_together(const quantize *o, int64_t first, int64_t count)
         factors[r] = all(1.0f / step);
         shifts[r] = all_integers((int32_t)lrintf(zero));
     }
-    for (int64_t j = 0; j < o->width; j += LANES) {
-        const value *at = address_of(&o->x, first, j);
+    for (int64_t j = 0; j < o->width; j += STORED * LANES) {
         code *to = (code *)((uint8_t *)o->codes + first * TILE_BYTES + j / CODES * o->block_stride) + j % CODES;
-        for (int r = 0; r < count; r++)
-            store_codes(to + r * CODES,
-                        add_integers(integers_of(multiply(load_values(at + r * o->x.row), factors[r])), shifts[r]));
+        for (int r = 0; r < count; r++) {
+            integers x[STORED];
+#pragma GCC unroll 4
+            for (int i = 0; i < STORED; i++) {
+                const value *at = address_of(&o->x, first + r, j + i * LANES);
+                x[i] = add_integers(integers_of(multiply(load_values(at), factors[r])), shifts[r]);
+            }
+            store_codes(to + r * CODES, x);
+        }
     }
 }
 
