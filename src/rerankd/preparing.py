@@ -119,7 +119,10 @@ def _build(
     added to `failed`."""
 
     def build(places: Sequence[int]) -> PromptGroup:
-        part = replace(request, documents=tuple(request.documents[place] for place in places))
+        if len(places) == len(request.documents):
+            part = request
+        else:
+            part = replace(request, documents=tuple(request.documents[place] for place in places))
         own = visuals and Visuals(visuals.query, tuple(visuals.documents[place] for place in places))
         with bounded(limits):
             return prompts.build(part, own)

@@ -83,7 +83,9 @@ class Job:
     def _cut(self, stop: int, cost: int) -> Slice:
         start, self.taken = self.taken, stop
         self.cost -= cost - len(self.group.prefix)
-        return Slice(self, replace(self.group, suffixes=self.group.suffixes[start:stop]), cost)
+        whole = stop - start == len(self.group.suffixes)
+        group = self.group if whole else replace(self.group, suffixes=self.group.suffixes[start:stop])
+        return Slice(self, group, cost)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, chain
 
 import numpy
 import torch
-from numpy.typing import NDArray
 
 from rerankd.core import PackedBatch, PackedGroup, PromptGroup, Segment, Span
 
@@ -23,20 +22,22 @@ def pack(groups: Sequence[PromptGroup], shares_prefix: bool, device: torch.devic
     for group in groups:
         segments += (group.prefix, *group.suffixes)
         firsts += (0, *[len(group.prefix) if shares_prefix else 0] * len(group.suffixes))
-    lengths = numpy.fromiter(map(len, segments), dtype=numpy.int64, count=len(segments))
-    stops = lengths.cumsum()
-    total = int(stops[-1]) if segments else 0
-    # The place of a row less that of its segment's first row, from the position of that on.
-    positions = numpy.arange(total) - numpy.repeat(stops - lengths - numpy.array(firsts, dtype=numpy.int64), lengths)
-    rows = [_ids(segments, total), positions]
+    lengths = list(map(len, segments))
+    stops = list(accumulate(lengths))
+    rows: list[Iterable[Sequence[int]]] = [
+        (segment.token_ids for segment in segments),
+        (range(first, first + length) for first, length in zip(firsts, lengths, strict=True)),
+    ]
     if any(segment.token_types and any(segment.token_types) for segment in segments):
-        rows.append(_types(segments, total))
-    tensors = torch.from_numpy(numpy.stack(rows))
+        rows.append(segment.token_types or bytes(len(segment)) for segment in segments)
+    # One call makes all of it: of few tokens, each function of numpy takes longer than its work.
+    values = numpy.fromiter(chain.from_iterable(chain.from_iterable(rows)), dtype=numpy.int64)
+    tensors = torch.from_numpy(values.reshape(len(rows), sum(lengths)))
     if device.type == "cuda":
         # From pinned memory the copy does not wait for the batch before.
         tensors = tensors.pin_memory()
     token_ids, positions_there, *token_types = tensors.to(device, non_blocking=True).unbind()
-    spans = iter(map(Span, (stops - lengths).tolist(), stops.tolist()))
+    spans = iter(map(Span, [0, *stops], stops))
     return PackedBatch(
         token_ids=token_ids,
         positions=positions_there,
@@ -55,13 +56,3 @@ def pack(groups: Sequence[PromptGroup], shares_prefix: bool, device: torch.devic
         ),
         visuals=tuple(chain.from_iterable(segment.visuals for segment in segments)),
     )
-
-
-def _ids(segments: Sequence[Segment], total: int) -> NDArray[numpy.int64]:
-    ids = chain.from_iterable(segment.token_ids for segment in segments)
-    return numpy.fromiter(ids, dtype=numpy.int64, count=total)
-
-
-def _types(segments: Sequence[Segment], total: int) -> NDArray[numpy.int64]:
-    types = chain.from_iterable(segment.token_types or bytes(len(segment)) for segment in segments)
-    return numpy.fromiter(types, dtype=numpy.int64, count=total)
