@@ -187,7 +187,10 @@ class Workers:
 
 async def all_of(awaited: Iterable[Awaitable[T]]) -> list[T]:
     """The results in order. A failure, as a cancelled wait, cancels the others, and is raised once they have ended."""
-    futures = [asyncio.ensure_future(one) for one in awaited]
+    listed = list(awaited)
+    if len(listed) == 1:  # there are no others, and a task takes its time
+        return [await listed[0]]
+    futures = [asyncio.ensure_future(one) for one in listed]
     try:
         if futures:
             await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +54,15 @@ that were left out, `X-Rerankd-Below-Min-Score` those left out for their scores,
 prompts a listwise model read the documents in. `Server-Timing` says what took how long."""
 
 
+class _PlainRoute(APIRoute):
+    """A route whose handler gets the request itself, of which FastAPI has nothing to read or to check."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Of FastAPI's routes."""
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler
+
+
 def create_app(models: Serves | Pool | Service, settings: Settings) -> FastAPI:
     """The app that serves a reranker, the models of a pool, or a service's. It closes nothing: all are the caller's."""
     # FastAPI's own page is blank where the browser cannot reach a CDN.
@@ -79,7 +88,7 @@ def create_app(models: Serves | Pool | Service, settings: Settings) -> FastAPI:
         if endpoint.probe:
             probes.add(path)
         examples[method, path] = answers(routed, shown)
-        app.add_api_route(
+        app.router.add_api_route(
             # A model's name may have slashes.
             path.replace(PARAMETER, "{model:path}"),
             _handler(routed, service),
@@ -94,6 +103,7 @@ def create_app(models: Serves | Pool | Service, settings: Settings) -> FastAPI:
                 **(json_body(routed) if endpoint.reads else (told or {}) if endpoint.probe else {}),
                 **(MODEL_PARAMETER if PARAMETER in path else {}),
             },
+            route_class_override=_PlainRoute,
         )
     bodies = {endpoint.body for dialect in DIALECTS.values() for endpoint in dialect.endpoints}
     describe(app, bodies, examples, bool(settings.keys))
@@ -187,7 +197,7 @@ def _refused(request: Request, service: Service, problem: Problem) -> Response:
     return response_of(refusal(dialect, problem))
 
 
-def _handler(routed: Sequence[Routed], service: Service) -> Callable[[Request], Awaitable[Response]]:
+def _handler(routed: Sequence[Routed], service: Service) -> Callable[[Request], Coroutine[Any, Any, Response]]:
     async def handler(request: Request) -> Response:
         return response_of(await service.answer(HttpCall(request), routed, request.state.called))
 
