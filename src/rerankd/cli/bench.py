@@ -63,7 +63,7 @@ def serve(
     ] = 1000,
     dataset: Annotated[Dataset, DATASET],
     num_warmups: Annotated[int, typer.Option(min=0, help="Requests to send before the measurement starts.")] = 0,
-    request_rate: Annotated[float, typer.Option(help="Requests for each second; inf sends all at once.")] = float(
+    request_rate: Annotated[float, typer.Option(help="Requests a second; inf sends all at once.")] = float(
         "inf"
     ),
     burstiness: Annotated[
@@ -173,7 +173,7 @@ def offline(
         str, typer.Option(help="uniform, mixed or short; uniform:200 has 200 documents in each request.")
     ] = "uniform",
     rounds: Annotated[int, typer.Option(min=1, help="Measurements, each on new documents.")] = 5,
-    seed: Annotated[int, typer.Option(help="Chooses the documents.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the documents.")] = 0,
     save_result: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file to write the figures to.")] = None,
     *,
     loading: Annotated[Values, LOADING],
@@ -215,7 +215,7 @@ def offline(
 def quantization(
     model: Annotated[str, typer.Argument(help=MODEL)],
     pairs: Annotated[int, typer.Option(min=2, help="Pairs of query and document to score.")] = 500,
-    seed: Annotated[int, typer.Option(help="Chooses the texts.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the texts.")] = 0,
 ) -> None:
     """Compare a model's int8 scores with its float32 scores, on English text."""
     from rerankd.bench.quantization import compare

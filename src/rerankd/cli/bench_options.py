@@ -15,13 +15,13 @@ DATASET = Group(
     Dataset,
     {
         "dataset_name": Option("Kind of requests to send."),
-        "dataset_path": Option("For jsonl: file with an object of query and documents on each line."),
+        "dataset_path": Option("For jsonl: file with one object of query and documents in each line."),
         "random_input_len": Option(
             "Tokens of a query and a document.", ("--random-input-len", "--random-input", "--input-len")
         ),
         "random_batch_size": Option("Documents in a request.", typed={"min": 1}),
-        "random_range_ratio": Option("How far lengths vary: 0.3 is up to 30 % each way."),
-        "seed": Option("Chooses the random texts."),
+        "random_range_ratio": Option("Range of lengths: 0.3 means up to 30 % shorter or longer."),
+        "seed": Option("Seed of the random texts."),
     },
 )
 """What requests the commands send that measure a server."""

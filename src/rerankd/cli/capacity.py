@@ -20,12 +20,12 @@ PROMPTS = 1000
 def capacity(
     model: Annotated[
         str | None,
-        typer.Argument(help="A folder, or an id on the hub, of which a server of one replica is started for the run."),
+        typer.Argument(help="A folder, or an id on the hub. The run starts a server with one replica of it."),
     ] = None,
     flags: Annotated[
         list[str] | None, typer.Argument(metavar="[-- FLAG...]", help="Flags of `rerankd serve` for that server.")
     ] = None,
-    base_url: Annotated[str | None, typer.Option(help="URL of a rerankd that runs, in place of MODEL.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="URL of a running rerankd server, in place of MODEL.")] = None,
     measured: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File of an earlier --save-result, in place of a measurement.")
     ] = None,
@@ -38,15 +38,17 @@ def capacity(
     ] = None,
     *,
     dataset: Annotated[Dataset, DATASET],
-    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of each of some ten measurements.")] = 10.0,
-    request_rate: Annotated[float | None, typer.Option(help="Requests for each second to plan for.")] = None,
-    p99_ms: Annotated[float | None, typer.Option(help="Milliseconds that 99 % of them may take at most.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of each measurement; there are about ten.")] = 10.0,
+    request_rate: Annotated[float | None, typer.Option(help="Requests a second to plan for.")] = None,
+    p99_ms: Annotated[
+        float | None, typer.Option(help="Milliseconds within which 99 % of them must be answered.")
+    ] = None,
     replicas_per_server: Annotated[
-        int, typer.Option(min=1, help="Replicas of each server (its --data-parallel-size), where there are several.")
+        int, typer.Option(min=1, help="Replicas of each server (--data-parallel-size), if there are several servers.")
     ] = 1,
     save_result: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON file to write the figures to.")] = None,
 ) -> None:
-    """Measure what a replica does under load, and say how many replicas a load needs.
+    """Measure one replica under load, and compute how many replicas a load needs.
 
     MODEL is started as a server of one replica for the run, or a rerankd of one model runs at --base-url.
     """

@@ -28,7 +28,12 @@ OWN = {
     name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
     for name, default, kind, option in (
         ("config", None, str | None, typer.Option(metavar="FILE", help="YAML file of flags, named without dashes.")),
-        ("print_config", False, bool, typer.Option("--print-config", help="Print what is in force, and exit.")),
+        (
+            "print_config",
+            False,
+            bool,
+            typer.Option("--print-config", help="Print every option's value and origin, and exit."),
+        ),
     )
 }
 """The options that are about options."""

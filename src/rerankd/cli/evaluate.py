@@ -88,7 +88,9 @@ def evaluate(
     ] = None,
     save_runs: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="With MODEL: keep the model's runs here, and go on with stopped runs."),
+        typer.Option(
+            metavar="FOLDER", help="With MODEL: keep the model's runs in this folder, and continue interrupted runs."
+        ),
     ] = None,
     top_k: TopK = None,
     instruction: Annotated[

@@ -25,7 +25,9 @@ class Cached:
 
 
 def models(
-    everything: Annotated[bool, typer.Option("--all", help="List those too that cannot be served, and why.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also list models that are not supported, with the reason.")
+    ] = False,
 ) -> None:
     """List the models in the local cache of the Hugging Face hub that can be served."""
     logging.getLogger("rerankd").setLevel(logging.ERROR)

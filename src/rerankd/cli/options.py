@@ -23,11 +23,11 @@ LOADING = Group(
     {
         "revision": Option("Branch, tag or commit of the model on its hub."),
         "hub": Option("Hub to look up a model's id on."),
-        "device": Option("cpu, cuda, npu, xpu, mps or auto; several, as in cuda:0,cuda:1, for a replica on each."),
+        "device": Option("cpu, cuda, npu, xpu, mps or auto. A list such as cuda:0,cuda:1 starts a replica on each."),
         "dtype": Option("bfloat16, float32, float16 or auto."),
         "quantization": Option(
-            "8-bit linear layers: int8 on a CPU, fp8 on a CUDA device; auto: int8 where a CPU has kernels for the "
-            "model. [default: the dtype's]",
+            "Compute linear layers in 8 bits: int8 on a CPU, fp8 on a CUDA device. auto means int8 if a CPU has "
+            "kernels for the model. [default: none]",
             ("--quantization", "-q"),
             typed={"parser": quantization, "metavar": "auto|int8|fp8"},
         ),
@@ -37,18 +37,18 @@ LOADING = Group(
             typed={"min": 0.01, "max": 1.0},
         ),
         "tensor_parallel_size": Option(
-            "Processes that compute the model together, each its part of every layer on a GPU of its own.",
+            "Number of processes that compute the model together. Each has a part of every layer, and a GPU.",
             ("--tensor-parallel-size", "--tp-size", "--tp", "-tp"),
             typed={"min": 1},
         ),
         "data_parallel_size": Option(
-            "Processes that each hold the whole model and share the requests out. [default: one for each --device]",
+            "Number of processes that each have the whole model and share requests. [default: one for each --device]",
             ("--data-parallel-size", "--dp-size", "--dp", "-dp"),
             typed={"min": 1},
         ),
-        "backend": Option("Code that runs the model; auto takes the fastest. For finding faults.", kind=Backend),
+        "backend": Option("Code that runs the model, for finding faults. auto takes the fastest.", kind=Backend),
         "num_threads": Option(
-            "Threads of a replica on a CPU. [default: OMP_NUM_THREADS, or its part of what cores and a quota allow]",
+            "Threads of a replica on a CPU. [default: OMP_NUM_THREADS, or its part of the cores and of the CPU quota]",
             typed={"min": 1},
         ),
         "max_model_len": Option("Most tokens of one prompt. [default: the model's limit]", typed=TOKENS),
@@ -58,23 +58,25 @@ LOADING = Group(
             typed=TOKENS,
         ),
         "hf_overrides": Option(
-            "Entries laid over the model's config.json; seldom needed.",
+            "Entries that replace those of the model's config.json; seldom needed.",
             kind=dict[str, object] | None,
             convert=lambda entries: entries or {},
             typed={"parser": json_object, "metavar": "JSON"},
         ),
-        "recipe": Option("How the model is scored: a name of docs/models.md. [default: found from the folder]"),
-        "label": Option("Label whose probability is the score, of a classifier of several (NLI). [default: relevance]"),
+        "recipe": Option("Name of the recipe that scores the model (docs/models.md). [default: found from the folder]"),
+        "label": Option(
+            "Label whose probability is the score, for a classifier of other labels (NLI). [default: relevance]"
+        ),
         "cutoff_layers": Option(
-            "Layers after which the score is read, of a layerwise reranker. [default: all]",
+            "Number of layers after which the score of a layerwise reranker is read. [default: all]",
             typed={"min": 1, "metavar": "LAYER"},
         ),
         "model_impl": Option(
-            "Whose implementation of the model runs: rerankd's own, or transformers' (slower).",
+            "Implementation that runs the model: native is rerankd's own; transformers is slower.",
             typed={"parser": implementation, "metavar": "auto|native|transformers"},
         ),
         "trust_remote_code": Option(
-            "Let transformers run code of the model's folder; the log names the files.", ("--trust-remote-code",)
+            "Let transformers run code in the model's folder; the log names the files.", ("--trust-remote-code",)
         ),
         "chat_template": Option("Jinja file in place of the model's built-in prompt.", kind=str | None),
         "default_instruction": Option("Instruction for requests without one. [default: the model authors' own]"),

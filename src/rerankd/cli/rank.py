@@ -21,10 +21,10 @@ from rerankd.core import RerankdError
 ApiName: TypeAlias = Literal["vllm", "sglang", "cohere", "tei", "infinity", "voyage", "jina"]
 """The names in `rerankd.rank.remote.APIS`."""
 SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="List bad lines and go on, instead of stopping at the first.")
+    bool, typer.Option("--skip-bad", help="List invalid lines and continue, instead of stopping at the first one.")
 ]
 Restart = Annotated[
-    bool, typer.Option("--restart", help="Start from the beginning, even where a stopped run could go on.")
+    bool, typer.Option("--restart", help="Start from the beginning, even if an interrupted run could continue.")
 ]
 NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progress bar.")]
 Queries = Annotated[
@@ -74,7 +74,7 @@ def rank(
     ] = None,
     top_k: TopK = None,
     top_n: Annotated[int | None, typer.Option(min=1, help="Documents to write for each query, from the best.")] = None,
-    min_score: Annotated[float | None, typer.Option(help="Leave out documents of a lower score.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Leave out documents with a lower score.")] = None,
     instruction: Annotated[str | None, typer.Option(help="Instruction that says which documents are relevant.")] = None,
     tag: Annotated[
         str | None, typer.Option(help="Text in the last column of a TREC run. [default: the model and dtype]")
@@ -83,9 +83,9 @@ def rank(
     restart: Restart = False,
     no_progress: NoProgress = False,
     server: Annotated[
-        str | None, typer.Option(metavar="URL", help="Ask this server instead of loading a model.")
+        str | None, typer.Option(metavar="URL", help="Score through this server instead of loading a model.")
     ] = None,
-    api: Annotated[ApiName, typer.Option(help="With --server: the API that the server has.")] = "vllm",
+    api: Annotated[ApiName, typer.Option(help="With --server: the API of the server.")] = "vllm",
     api_key: Annotated[
         str | None, typer.Option(envvar=door.KEY_VARIABLE, help="With --server: key to send as a Bearer token.")
     ] = None,

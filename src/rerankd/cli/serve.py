@@ -28,7 +28,9 @@ def serve(
     model_flag: Annotated[str | None, typer.Option("--model", hidden=True)] = None,
     model_id: Annotated[
         list[str] | None,
-        typer.Option("--model-id", help="A model; repeat it for several. `model` in a request says which is meant."),
+        typer.Option(
+            "--model-id", help="A model; repeat the flag for several. The field `model` of a request chooses one."
+        ),
     ] = None,
     *,
     own: Annotated[Values, LAUNCH.changed(log_level={"flags": ("--uvicorn-log-level", "--log-level")})],

@@ -37,24 +37,25 @@ def _tuple(values: list[Any] | None) -> tuple[Any, ...]:
 LAUNCH = Group(
     Launch,
     {
-        "host": Option("Address to listen on; 0.0.0.0 for all."),
+        "host": Option("Address to listen on; 0.0.0.0 for all addresses."),
         "port": Option("Port to listen on; 0 for a free one.", typed={"min": 0, "max": 65535}),
         "grpc_port": Option(
             "Port of TEI's gRPC API, beside the HTTP port; 0 for a free one. Needs rerankd[grpc]. [default: none]",
             typed={"min": 0, "max": 65535},
         ),
         "log_level": Option(
-            "How much is logged.",
+            "Lowest level of the lines to log.",
         ),
-        "log_format": Option("Lines of text, or one JSON object a line."),
+        "log_format": Option("Format of the log: text, or a JSON object in each line."),
         "access_log": Option(
-            "Log no line for each request.", ("--disable-uvicorn-access-log",), default=False, convert=_negated
+            "Do not log a line for each request.", ("--disable-uvicorn-access-log",), default=False, convert=_negated
         ),
         "shutdown_timeout": Option(
-            "Seconds from Ctrl-C or SIGTERM to the end; requests in flight have most of them.", typed={"min": 0}
+            "Seconds from Ctrl-C or SIGTERM to the end of the process; requests in progress have most of them.",
+            typed={"min": 0},
         ),
         "keep_alive": Option(
-            "Seconds that a connection may idle; give more than the load balancer has, which is mostly 60.",
+            "Seconds that a connection may be idle. Set more than the load balancer's, which are mostly 60.",
             ("--timeout-keep-alive",),
             typed={"min": 0.001},
         ),
@@ -66,21 +67,21 @@ SETTINGS = Group(
     Settings,
     {
         **NAMED.options,
-        "dialect": Option("API at the root; each is under its own prefix too, as /vllm.", kind=DialectName),
+        "dialect": Option("API at the root. Each API has its own prefix too, such as /vllm.", kind=DialectName),
         "docs": Option(
             "Serve neither /docs nor /openapi.json.", ("--disable-fastapi-docs",), default=False, convert=_negated
         ),
         "playground": Option(
-            "Serve no page at / and /playground to try the model on.",
+            "Do not serve the pages / and /playground, on which a person can try the model.",
             ("--disable-playground",),
             default=False,
             convert=_negated,
         ),
         "vllm_metrics": Option(
-            "Have /metrics count under vLLM's names too, for gateways that scrape those.", kind=bool, default=False
+            "Add metrics with vLLM's names to /metrics, for gateways that read them.", kind=bool, default=False
         ),
         "max_body": Option(
-            "Most megabytes of one request's body.",
+            "Largest body of a request, in megabytes.",
             ("--max-body-mb",),
             kind=float,
             default=64.0,
@@ -88,7 +89,7 @@ SETTINGS = Group(
             typed={"min": 0.001},
         ),
         "max_bodies": Option(
-            "Most megabytes of all bodies that are being read or answered.",
+            "Largest total of the bodies of all requests in progress, in megabytes.",
             ("--max-bodies-mb",),
             kind=float,
             default=256.0,
@@ -97,26 +98,27 @@ SETTINGS = Group(
         ),
         "body_timeout": Option("Seconds in which a request's body must arrive.", typed={"min": 0.001}),
         "request_timeout": Option(
-            "Seconds from a request's body to its answer; a later one gets 504. 0 for any time.",
+            "Seconds from a request's body to its answer; then the request gets 504. 0 means no limit.",
             kind=float,
             default=0.0,
             convert=_or_none,
             typed={"min": 0},
         ),
         "max_calls": Option(
-            "Most calls answered at a time, those that wait included; more get 429. [default: any number]",
+            "Most calls in progress, waiting calls included; further calls get 429. [default: no limit]",
             ("--max-concurrent-requests",),
             typed={"min": 1},
         ),
         "max_queued_calls": Option(
-            "Most calls that wait for the model; further ones get 429.",
+            "Most calls that wait for the model; further calls get 429.",
             ("--max-queued-requests", "--max-num-queued-reqs"),
             kind=int,
             default=1000,
             typed={"min": 1},
         ),
         "max_queued_tokens": Option(
-            "Most tokens that wait for the model, beside one request that may have more; others get 429. [default: 8M]",
+            "Most tokens that wait for the model; further calls get 429. A call may have more if it is alone. "
+            "[default: 8M]",
             ("--max-queued-tokens", "--max-num-queued-tokens"),
             convert=lambda tokens: tokens or QUEUED_TOKENS,
             typed=TOKENS,
@@ -130,22 +132,22 @@ RESIDENCE = Group(
     {
         "first_use": Option("Load a model for its first request, not at the start.", ("--load-on-first-use",)),
         "idle_unload": Option(
-            "Seconds without a request after which a model is unloaded; the next request loads it. 0 for never.",
+            "Seconds without a request after which a model is unloaded; the next request loads it. 0 means never.",
             kind=float,
             default=0.0,
             convert=_or_none,
             typed={"min": 0},
         ),
         "memory": Option(
-            "Most gigabytes of the weights of all loaded models: the idle one that was used least recently is unloaded "
-            "first. [default: any number]",
+            "Most gigabytes of the weights of all loaded models. To load another, the server unloads the idle model "
+            "that was used least recently. [default: no limit]",
             ("--max-model-memory-gb",),
             kind=float | None,
             convert=lambda gigabytes: None if gigabytes is None else int(gigabytes * (1 << 30)),
             typed={"min": 0.001},
         ),
         "sleep_routes": Option(
-            "Serve vLLM's /sleep, /wake_up and /is_sleeping: whoever may call them unloads and loads models.",
+            "Serve vLLM's /sleep, /wake_up and /is_sleeping. Their callers can unload and load models.",
             ("--sleep-routes",),
         ),
     },
@@ -166,7 +168,7 @@ SERVED_LOADING = Group(
     {
         **LOADING.options,
         "engine_timeout": Option(
-            "Seconds until a batch that does not end ends the server; a slow machine has more. 0 for never.",
+            "Seconds after which a batch that hangs makes the server exit; more on a slow machine. 0 means never.",
             ("--engine-timeout", "--watchdog-timeout"),
             kind=float,
             default=300.0,
@@ -181,7 +183,7 @@ MEDIA = Group(
     Media,
     {
         "local_folders": Option(
-            "A folder that file: URLs of images and videos may lead into; repeat it for several. [default: none]",
+            "Folder that file: URLs of images and videos may name; repeat the flag for several. [default: none]",
             ("--allowed-local-media-path",),
             kind=list[Path] | None,
             default=None,
@@ -192,13 +194,13 @@ MEDIA = Group(
             "Fetch images and videos from private and loopback addresses too.", ("--allow-private-media",)
         ),
         "min_pixels": Option(
-            "Enlarge an image to at least as many pixels. [default: the model authors' own]", typed={"min": 1}
+            "Least pixels of an image; smaller images are enlarged. [default: the model authors' own]", typed={"min": 1}
         ),
         "max_pixels": Option(
-            "Reduce an image to at most as many pixels. [default: the model authors' own]", typed={"min": 1}
+            "Most pixels of an image; larger images are reduced. [default: the model authors' own]", typed={"min": 1}
         ),
         "shown": Option(
-            "min_pixels, max_pixels, fps and max_frames for images and videos that come without.",
+            "Default min_pixels, max_pixels, fps and max_frames for images and videos of requests.",
             ("--mm-processor-kwargs",),
             kind=dict[str, object] | None,
             convert=lambda fields: fields or {},
@@ -231,17 +233,17 @@ DOOR = Group(
     Door,
     {
         "api_keys": Option(
-            "Keys that clients send as Bearer tokens. Also RERANKD_API_KEY.",
+            "Keys that clients send as Bearer tokens. The variable RERANKD_API_KEY adds one.",
             ("--api-key",),
             kind=list[str] | None,
             default=None,
             convert=_tuple,
             typed={"metavar": "KEY...", "hide_input": True},
         ),
-        "api_key_file": Option("File of keys, one a line."),
-        "protect_all": Option("Ask for a key at health probes and /metrics too.", ("--protect-all",)),
+        "api_key_file": Option("File with one key in each line."),
+        "protect_all": Option("Require a key for health probes and /metrics too.", ("--protect-all",)),
         "allowed_origins": Option(
-            "Web pages that may call, as a list. [default: none]",
+            "List of the web pages that may call. [default: none]",
             kind=Any,
             default=None,
             convert=_tuple,
@@ -262,15 +264,15 @@ DOOR = Group(
             typed={"parser": strings, "metavar": "JSON"},
         ),
         "allow_credentials": Option("Let these pages send cookies and keys.", ("--allow-credentials",)),
-        "ssl_keyfile": Option("The certificate's private key, where it is not in the certificate's file."),
+        "ssl_keyfile": Option("Private key of the certificate, if the certificate's file does not have it."),
         "ssl_keyfile_password": Option("Password of the private key.", typed={"hide_input": True}),
-        "ssl_certfile": Option("Certificate to serve HTTPS with."),
+        "ssl_certfile": Option("Certificate for HTTPS."),
         "ssl_ca_certs": Option("Certificates of the authorities that sign clients' certificates."),
         "ssl_cert_reqs": Option(
-            "Clients' certificates: 0 not asked for, 1 optional, 2 required.", typed={"min": 0, "max": 2}
+            "Clients' certificates: 0 means none, 1 optional, 2 required.", typed={"min": 0, "max": 2}
         ),
         "root_path": Option("Path that a proxy puts before every path.", ("--root-path", "--fastapi-root-path")),
-        "uds": Option("Unix socket to listen on in place of host and port."),
+        "uds": Option("Unix socket to listen on, in place of host and port."),
     },
 )
 """Who may call, and how."""
