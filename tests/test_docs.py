@@ -32,5 +32,20 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
+def test_the_index_names_every_page() -> None:
+    docs = ROOT / "docs"
+    named = {(docs / link).resolve() for link in LINK.findall((docs / "README.md").read_text(encoding="utf-8"))}
+    for page in docs.glob("**/*.md"):
+        assert page == docs / "README.md" or {page, page.parent} & named, page
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs/dev").glob("add-*.md")))
+def test_files_to_touch_exist(page: str) -> None:
+    """Names in capitals stand for the reader's own files."""
+    text = (ROOT / "docs/dev" / page).read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:src|tests|docs)/[\w./-]+)`", text):
+        assert (ROOT / name).exists() or re.search(r"[A-Z]{3}", name), name
+
+
 def test_pages_are_found() -> None:
     assert {Path("README.md"), Path("docs/models.md"), Path("examples/README.md")} <= {*PAGES}

@@ -1,4 +1,4 @@
-"""A family that no file of ours knows, written as docs/dev/add-a-model.md says, on every backend against its definition."""
+"""A family that no file of ours knows, written as docs/dev/add-a-model.md says: each backend against its definition."""
 
 from __future__ import annotations
 
