@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import struct
+import threading
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rerankd.media import images
+from rerankd.media.budget import Budget
 from rerankd.media.containers import webp_size
+from rerankd.media.decoding import Decoding
 from rerankd.media.images import FORMATS, open_image, to_rgb
 from rerankd.media.limits import BadMedia, MediaLimits
 from tests.media.patterns import pattern
@@ -73,6 +76,15 @@ def test_a_large_webp_is_not_even_opened(kind: bytes, header: bytes, monkeypatch
     monkeypatch.setattr(PIL.Image, "open", lambda *_, **__: pytest.fail("it is opened"))
     with pytest.raises(BadMedia, match="16383 x 10000 is 163,830,000 pixels, over the limit"):
         open_image(b"RIFF\x64\0\0\0WEBP" + kind + b"\x40\0\0\0" + header + bytes(64), MediaLimits(), decoding())
+
+
+def test_a_webp_that_takes_more_memory_than_there_is_is_not_even_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(PIL.Image.fromarray(pattern(70, 30)), "WEBP")
+    closing = threading.Event()
+    assert open_image(data, LIMITS, Decoding(Budget(70 * 30 * 16, "decoding"), 60.0, closing)).image.size == (70, 30)
+    monkeypatch.setattr(PIL.Image, "open", lambda *_, **__: pytest.fail("it is opened"))
+    with pytest.raises(BadMedia, match="of memory, over the limit"):
+        open_image(data, LIMITS, Decoding(Budget(70 * 30 * 16 - 1, "decoding"), 60.0, closing))
 
 
 @pytest.mark.parametrize(

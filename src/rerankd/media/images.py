@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -81,10 +82,11 @@ def open_image(data: bytes, limits: MediaLimits, decoding: Decoding) -> Opened:
     Raises NotRead for what is not one of `FORMATS`, and BadMedia for what is over `limits.pixels` or the limits on
     passes, or has a damaged header.
     """
-    if (canvas := webp_size(data)) is not None:
-        limits.check_pixels(*canvas)
     try:
-        image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+        with _canvases(data, limits, decoding):
+            image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+    except BadMedia:
+        raise
     except PIL.UnidentifiedImageError as error:
         raise NotRead(_not_an_image(data, decoding)) from error
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
@@ -97,6 +99,14 @@ def open_image(data: bytes, limits: MediaLimits, decoding: Decoding) -> Opened:
     if scans > allowed:
         raise BadMedia(f"the JPEG takes more than {allowed} passes to decode; save it anew")
     return Opened(image, memory_of(image, scans))
+
+
+def _canvases(data: bytes, limits: MediaLimits, decoding: Decoding) -> AbstractContextManager[None]:
+    """Memory for a WebP while it is opened, which makes its canvases. Raises BadMedia for one that is too large."""
+    if (size := webp_size(data)) is None:
+        return nullcontext()
+    limits.check_pixels(*size)
+    return decoding.holding(size[0] * size[1] * (_RGB_BYTES + _DECODER_BYTES["WEBP"]))
 
 
 def memory_of(image: PIL.Image.Image, scans: int = 1) -> int:
