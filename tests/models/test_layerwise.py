@@ -177,7 +177,7 @@ def test_scores_are_the_authors_after_any_layer(make_checkpoint: MakeCheckpoint,
 
 COMPRESSIONS: dict[str, tuple[int, tuple[int, ...], int]] = {
     "each two, twice, and once after the score": (2, (1, 2, 3), 3),
-    "each eight": (8, (3,), LAYERS),
+    "each eight": (8, (2,), LAYERS),
 }
 """The ratio, the layers, and the layers after which the score is read."""
 
