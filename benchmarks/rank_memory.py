@@ -9,6 +9,8 @@ Documents of random words are made, and ranked in one of these forms:
     rows: a pair a row (TSV), all of one query
     corpus: one query against the whole corpus, without a run
 
+MODEL may be `none`: a server of this process then makes up the scores, so that a million documents take minutes.
+
 Once every ten seconds the resident memory of the command is printed with its progress, and at the end the highest,
 beside that of a command that ranks one document with the same model.
 """
@@ -22,10 +24,15 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
+from typing import Any
 
 SECONDS = 10.0
 Texts = Callable[[int], str]
@@ -70,6 +77,42 @@ def make(folder: Path, form: str, documents: int, depth: int, words: int) -> lis
     return [*arguments, "--run", str(folder / "first.trec")]
 
 
+class MadeUp(BaseHTTPRequestHandler):
+    """TEI's API with scores that depend on the texts alone."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.answer(404, {})
+
+    def do_POST(self) -> None:
+        found = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["texts"]
+        scores = [{"index": place, "score": zlib.crc32(text.encode()) / 2**32} for place, text in enumerate(found)]
+        self.answer(200, scores)
+
+    def answer(self, status: int, content: Any) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *words: Any) -> None:
+        pass
+
+
+@contextmanager
+def scored_by(model: str) -> Iterator[list[str]]:
+    """The arguments of `rerankd rank` that say who scores."""
+    if model != "none":
+        yield [model]
+        return
+    with ThreadingHTTPServer(("127.0.0.1", 0), MadeUp) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield ["made-up", "--server", f"http://127.0.0.1:{server.server_port}", "--api", "tei"]
+        server.shutdown()
+
+
 def highest(command: list[str], folder: Path, seconds: float, show: bool) -> int:
     """Bytes that a command holds at most; it is stopped after so many seconds."""
     told = folder / "told"
@@ -108,9 +151,9 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=60, help="words of a document")
     parser.add_argument("--seconds", type=float, default=3600.0)
     given, flags = parser.parse_known_args()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, scored_by(given.model) as model:
         folder = Path(name)
-        command = [sys.executable, "-m", "rerankd", "rank", given.model, *(flag for flag in flags if flag != "--")]
+        command = [sys.executable, "-m", "rerankd", "rank", *model, *(flag for flag in flags if flag != "--")]
         (folder / "one.jsonl").write_text('{"query": "a", "documents": ["b"]}\n')
         one = highest([*command, str(folder / "one.jsonl"), "-o", str(folder / "one.trec")], folder, 600, False)
         files = make(folder, given.form, given.documents, given.depth, given.words)

@@ -63,7 +63,8 @@ class Progress:
         self._by_file = queries.documents is None and queries.fraction is not None
         if self._by_file:
             form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-            self._bar = tqdm(total=1000, bar_format=form, disable=not shown, smoothing=0.05)
+            # 0: the counts behind the bar change where the bar does not.
+            self._bar = tqdm(total=1000, bar_format=form, disable=not shown, smoothing=0.05, miniters=0)
         else:
             self._bar = tqdm(total=queries.documents, unit="doc", disable=not shown, smoothing=0.05)
 
