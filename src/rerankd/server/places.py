@@ -40,6 +40,8 @@ class Places:
         """Raise a 429 `Problem` where no place is free."""
         if self._calls is not None and self._count >= self._calls:
             raise self.full(OVERLOADED)
+        if self._queued_calls is None and self._queued_tokens is None:
+            return
         load = self._load()
         if self._queued_calls is not None and self._count - load.running >= self._queued_calls:
             raise self.full(
