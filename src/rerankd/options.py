@@ -16,36 +16,43 @@ from rerankd.models.checkpoint.hub import Hub
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How to load and run a model; only `model` has no default.
+    """How to load and run a model. Only `model` has no default.
 
     model: a local folder, or an id on `hub`
-    quantization: "int8" for 8-bit linear layers on a CPU, "fp8" for a decoder's on a CUDA device, None for `dtype`,
-        "auto" for int8 where a CPU's kernels run the model, else `dtype`
-    gpu_memory_utilization: share of a CUDA device's memory to use at most; None for all of it
-    tensor_parallel_size: processes that compute the model together, each its part of every layer on a device of its own
-    data_parallel_size: processes that each hold the whole model and share the requests out; None for as many as
-        `device` names devices, separated by commas
-    backend: "auto" for the fastest that supports the model; a name of `BACKENDS` for that one alone, to find faults
-    num_threads: threads that compute on a CPU, of each replica; None for OMP_NUM_THREADS, else as many as cores and a
-        quota allow, shared out among the replicas
-    max_model_len: tokens in one prompt; None for the model's own limit
-    max_characters: characters of one text (query, document or instruction) at most; a longer one is an error
-    max_batch_tokens: tokens in one packed batch; None for the device's own choice
-    engine_timeout: seconds that a batch may take, on a slow machine more, before the engine is given up; None for any
-    max_queued_tokens: tokens that may wait to be computed before requests are refused with EngineBusy; None for any
-    hf_overrides: entries laid over the checkpoint's config.json
-    recipe: how the model is scored, by name (docs/models.md); None for what its folder says
-    label: the label whose probability is the score, of a classifier of others than relevance (NLI); None for relevance
-    cutoff_layers: after how many layers the score is read, of a layerwise reranker; None for all of them
+    revision: branch, tag or commit on the hub; None for the default branch
+    device: "auto", "cpu", "cuda", "npu", "xpu" or "mps", with an index or not; several, separated by commas, for a
+        replica on each
+    dtype: "auto", "bfloat16", "float32" or "float16"
+    quantization: "int8" for 8-bit linear layers on a CPU, "fp8" for those of a decoder on a CUDA device, "auto" for
+        int8 if a CPU's kernels run the model, None for no quantisation
+    gpu_memory_utilization: the largest share of a CUDA device's memory, in (0, 1]; None for all of it
+    tensor_parallel_size: the number of processes that compute the model together; each has a part of every layer, and a
+        device
+    data_parallel_size: the number of processes that each have the whole model and share the requests; None for one for
+        each device in `device`
+    backend: "auto" for the fastest backend that supports the model, or a name of `BACKENDS`, to find faults
+    num_threads: the number of threads of each replica on a CPU; None for OMP_NUM_THREADS, else for the cores and the
+        CPU quota of the process, divided among the replicas
+    max_model_len: the most tokens of a prompt; None for the model's own limit
+    max_characters: the most characters of a text (query, document or instruction); a longer text is an error
+    max_batch_tokens: the most tokens of a packed batch; None for the default of the device
+    engine_timeout: the seconds that a batch may take (on a slow machine more) before the engine is given up; None for
+        no limit
+    max_queued_tokens: the most tokens that may wait; a further request gets EngineBusy; None for no limit
+    hf_overrides: entries that replace those of config.json
+    recipe: the name of the recipe that scores the model (docs/models.md); None for the one found from the folder
+    label: the label whose probability is the score, for a classifier of other labels (NLI); None for relevance
+    cutoff_layers: the number of layers after which the score of a layerwise reranker is read; None for all
     model_impl: "native" for rerankd's own implementation of the model, "transformers" for that package's, "auto" for
-        the first where there is one
-    trust_remote_code: whether code of the model's folder may run, by transformers alone
+        rerankd's own if there is one
+    trust_remote_code: whether transformers may run code in the model's folder
     chat_template: a Jinja file, or Jinja text, in place of the built-in template of a decoder
-    default_instruction: for requests without an instruction; None for the model authors' own
-    request_limits: what one request may hold and grow to; None for no bounds, as a caller has it who owns the machine
-    media_access: what images and videos may be read from; a server narrows it, here the caller owns the machine
-    media_limits: what they may cost
-    media_sizing: how large a model is shown them: fields of `media.sizing.Sizing` in place of its authors' own
+    default_instruction: the instruction for requests without one; None for the model authors' own
+    request_limits: limits on the size of one request; None for no limits
+    media_access: the folders and addresses that images and videos may be read from; by default all, since the caller
+        owns the machine; a server allows less
+    media_limits: limits on the size and the cost of images and videos
+    media_sizing: fields of `media.sizing.Sizing` that replace those of the model's authors
     """
 
     model: str
@@ -85,10 +92,13 @@ LabelsActivation: TypeAlias = Literal["softmax", "sigmoid", "identity"]
 class ModelInfo:
     """The loaded model: for ready lines, `/v1/models` and metrics.
 
-    backend: with the instruction set of its own kernels
-    dimensions: values of an embedding; None for a model that gives none, and before it is loaded
-    labels: the names of a classifier's labels in their order; empty for a model that is none, and before it is loaded
-    labels_activation: what makes probabilities of their logits, as the model's folder has it
+    path: the folder with the model's files
+    family: the kind of scoring, such as "decoder" or "cross-encoder"
+    max_model_len: the most tokens of a prompt
+    backend: its name, with the instruction set of its kernels
+    dimensions: the number of values of an embedding; None for a model without embeddings, and before it is loaded
+    labels: the names of a classifier's labels in their order; empty for other models, and before it is loaded
+    labels_activation: the function from their logits to probabilities, as the model's folder declares it
     """
 
     model: str

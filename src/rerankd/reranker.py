@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class Reranker(RequestReranker):
-    """A loaded model and its engine. Every method may be called from any thread; close it, or use `with`.
+    """A loaded model and its engine. Any thread may call any method. Call `close` at the end, or use `with`.
 
     >>> with Reranker("BAAI/bge-reranker-v2-m3") as reranker:
     ...     best = reranker.rerank("what is panda?", ["hi", "The giant panda is a bear."]).documents[0]
 
-    Raises ModelError where the model cannot be found, read or served.
+    The arguments are the fields of `LoadOptions`. Raises ModelError if the model cannot be found, read or served.
     """
 
     # mypy: a string is a sequence of strings too; the first form that fits is taken.
@@ -76,18 +76,21 @@ class Reranker(RequestReranker):
         min_score: float | None = None,
         show_progress: bool | None = None,
     ) -> RerankResult | list[RerankResult]:
-        """Score every document against the query, best first.
+        """Score every document against the query. The result has the documents by falling score.
 
-        query: one, or a list of queries, which gives a list of results
-        documents: a list for all queries, or one list of them for each
-        chunking: to split documents that do not fit, and score each by its best chunk, instead of cutting them
-        activation: False for logits instead of scores
-        on_error: "skip" to leave out documents that cannot be read, and report them in `failed`
-        min_score: to leave out documents of a lower score, and report them in `below_min_score`
-        show_progress: None for a bar from PROGRESS_FROM documents on
+        query: one query, or a list of queries; a list of queries gives a list of results
+        documents: one list for all queries, or one list for each query
+        instruction: describes which documents are relevant; None for the default instruction
+        top_n: the number of documents to return; None for all
+        truncation: limits on the length of texts, in tokens
+        chunking: splits a document that does not fit, and takes the score of its best chunk; None cuts the document
+        activation: False for logits in place of scores
+        on_error: "skip" leaves out documents that cannot be read, and reports them in `failed`
+        min_score: leaves out documents with a lower score, and reports them in `below_min_score`
+        show_progress: whether to show a progress bar; None for a bar from PROGRESS_FROM documents on
 
-        Raises InvalidRequest (a ValueError) for a request that cannot be answered as it stands; of several queries with
-        its place as `request`.
+        Raises InvalidRequest (a ValueError) for a request that cannot be answered. If there are several queries, its
+        `request` is the index of the query.
         """
         several = queries_with_documents(query, documents)
         asked: Any = [(query, documents)] if several is None else several
@@ -127,13 +130,14 @@ class Reranker(RequestReranker):
         min_score: float | None = None,
         show_progress: bool | None = None,
     ) -> DataFrame:
-        """The rows of a pandas frame best first, each query's together, with columns `score`, `rank` and `truncated`.
+        """The rows of a pandas frame by falling score, with the columns `score`, `rank` and `truncated`.
 
-        query: what all rows are scored against; None for each row's own, in `query_column`
-        top_n, min_score: of each query
+        query: the query of all rows; None for the query in `query_column` of each row
+        top_n, min_score: apply to each query
 
-        Queries stand in the order that they first come in. Rows keep their index and other columns; a column of one of
-        these names is replaced. Raises InvalidRequest for a column that is missing, and for a cell that is no content.
+        The rows of one query are together, and queries keep the order of their first rows. Rows keep their index and
+        their other columns; a column with one of the three names is replaced. Raises InvalidRequest for a missing
+        column, and for a cell that is not a content.
         """
         pairs = pairs_of(frame, query, query_column, document_column)
         requests = by_query(pairs, instruction, truncation, chunking, activation)
@@ -156,7 +160,7 @@ class Reranker(RequestReranker):
         on_error: OnError = "fail",
         min_score: float | None = None,
     ) -> RerankResult:
-        """`rerank` of one query for an event loop."""
+        """`rerank` of one query, for asyncio."""
         return await self.answer(
             requested(
                 query, documents, instruction, top_n, truncation, chunking, activation, on_error, min_score=min_score
@@ -173,9 +177,10 @@ class Reranker(RequestReranker):
         activation: bool = True,
         show_progress: bool | None = None,
     ) -> list[float]:
-        """The scores of (query, document) pairs, in their order; pairs of one query share its prefix.
+        """The scores of (query, document) pairs, in their order. Pairs with the same query share its prefix.
 
-        The facts that `rerank` would report of a pair (cut to fit, instruction ignored) are logged as a warning.
+        A warning in the log reports pairs that were cut to fit, and an instruction without effect. Raises
+        InvalidRequest like `rerank`.
         """
         listed = list(pairs)
         with progress_bar(len(listed), show_progress) as advance:
@@ -193,7 +198,7 @@ class Reranker(RequestReranker):
         chunking: Chunking | None = None,
         activation: bool = True,
     ) -> list[float]:
-        """`score` for an event loop."""
+        """`score`, for asyncio."""
         listed = list(pairs)
         requests = by_query(listed, instruction, truncation, chunking, activation)
         results = await self.answer_all([request for request, _ in requests])
@@ -217,7 +222,7 @@ class Reranker(RequestReranker):
 
 
 def _of_query(error: InvalidRequest, place: int, several: object) -> InvalidRequest:
-    """An error with the place of its query, where there are several."""
+    """The error, with the index of its query if there are several queries."""
     if several is None:
         return error
     return InvalidRequest(error.field, f"{error.problem} (query {place} of the list)", place)

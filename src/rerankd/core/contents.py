@@ -16,7 +16,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture in a content: an http(s), `data:` or `file:` URL, or offline a path or a PIL image."""
+    """A picture in a content.
+
+    source: an http(s), `data:` or `file:` URL; in Python also a path or a PIL image
+    min_pixels, max_pixels: limits on its size after resizing; None for the model's own
+    """
 
     source: Any
     min_pixels: int | None = None
@@ -25,7 +29,12 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """A video in a content: a URL or path as for `Image`, or a sequence of pictures as its frames."""
+    """A video in a content.
+
+    source: a URL or a path as for `Image`, or a sequence of pictures as its frames
+    fps: frames to read a second; None for the model's own
+    max_frames: the most frames to read; None for the model's own
+    """
 
     source: Any
     fps: float | None = None
@@ -34,7 +43,7 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A piece of a prompt as token ids. Only a request with `labels` may hold one."""
+    """A piece of a prompt as token ids. Only a request with `labels` may have one."""
 
     ids: tuple[int, ...]
 
@@ -44,7 +53,7 @@ Content: TypeAlias = tuple[Part, ...]
 
 
 def identity(part: Part) -> Hashable:
-    """Equal for equal parts: strings by their characters, pictures by object identity."""
+    """A key that is equal for equal parts: strings compare by their characters, pictures by object identity."""
 
     def of(source: object) -> Hashable:
         if isinstance(source, (list, tuple)):
@@ -61,5 +70,5 @@ def identity(part: Part) -> Hashable:
 
 
 def text_content(text: str) -> Content:
-    """The content that a plain string stands for."""
+    """The content of a plain string."""
     return (Text(text),)

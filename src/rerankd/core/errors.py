@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class RerankdError(Exception):
-    """Base of the errors that a user can act on; `str()` of one is a complete sentence."""
+    """Base of the errors that a user can act on; `str()` of an error is a complete sentence."""
 
 
 class ModelError(RerankdError):
@@ -12,10 +12,12 @@ class ModelError(RerankdError):
 
 
 class InvalidRequest(RerankdError, ValueError):
-    """A request that cannot be answered as it stands.
+    """A request that cannot be answered.
 
-    `field` names the offending request field in the words of `RerankRequest` (`query`, `documents[3]`,
-    `instruction`, `top_n`, ...), so that a dialect can translate it to its own. `request` is its place among several.
+    field: the wrong field, in the words of `RerankRequest` (`query`, `documents[3]`, `instruction`, `top_n`, ...); a
+        dialect translates the name to its own
+    problem: the rest of the message, which says what is wrong and how to change it
+    request: the index of the request among several
     """
 
     def __init__(self, field: str, problem: str, request: int = 0) -> None:
@@ -33,11 +35,11 @@ class EngineClosed(RerankdError):
 
 
 class EngineBusy(RerankdError):
-    """Too much waits for the engine, so it refuses the request. A later request may be accepted."""
+    """The engine's queue is full, so it refuses the request. A later request may be accepted."""
 
 
 class EngineDead(EngineClosed):
-    """The engine has failed for good and answers no more requests. The cause is chained where there is one."""
+    """The engine has failed for good and answers no more requests. The cause is chained if there is one."""
 
 
 class EngineError(RerankdError):
@@ -45,7 +47,7 @@ class EngineError(RerankdError):
 
 
 class ReplicaLost(EngineError):
-    """The processes that computed the request ended before it was answered. It may be sent again."""
+    """The processes that computed the request ended before it was answered. The request may be sent again."""
 
 
 class OutOfMemory(EngineError):

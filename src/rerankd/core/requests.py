@@ -9,16 +9,18 @@ from rerankd.core.contents import Content
 
 Side: TypeAlias = Literal["left", "right"]
 MAX_CHARACTERS = 2_000_000
-"""Characters of one text at most, unless a model is loaded with another limit: tokenising them takes up to 1.3 GB."""
+"""The most characters of a text, unless a model is loaded with another limit; tokenising them takes up to 1.3 GB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
     """Limits on the length of a request's texts, in tokens. None means the model's own limit.
 
-    `max_tokens` bounds a whole prompt, template included. With `allowed=False` a prompt that does not fit
-    is an `InvalidRequest` instead of a shorter prompt. `side` is where a text is cut: "right" loses its end,
-    "left" its beginning, None is what the checkpoint's tokenizer says, "right" where it says nothing.
+    max_tokens: the most tokens of a whole prompt, template included
+    max_tokens_per_doc, max_tokens_per_query: the most tokens of these texts
+    allowed: whether a prompt that does not fit is cut; otherwise it is an InvalidRequest
+    side: "right" cuts the end of a text, "left" its beginning; None for the side that the checkpoint's tokenizer names,
+        else "right"
     """
 
     max_tokens: int | None = None
@@ -30,11 +32,11 @@ class Truncation:
 
 @dataclass(frozen=True, slots=True)
 class Chunking:
-    """A document that does not fit is split, and its best chunk scores it (MaxP), instead of being cut.
+    """Splits a document that does not fit into chunks. The document's score is the best score of its chunks (MaxP).
 
-    `max_chunks_per_doc` bounds the number of chunks (None: no bound); the text beyond them is cut.
-    `overlap_tokens` is how many of a chunk's tokens the next one begins with, at most half of them: a larger overlap
-    is reported in `RerankResult.ignored`.
+    max_chunks_per_doc: the most chunks of a document; the text beyond them is cut; None for no limit
+    overlap_tokens: the number of tokens at the end of a chunk that the next chunk repeats. More than half a chunk is
+        reduced to half, and `RerankResult.ignored` reports it
     """
 
     max_chunks_per_doc: int | None = None
@@ -46,8 +48,8 @@ class Labels:
     """Label tokens: the answer is the probability of each as the next token, in place of a document's relevance.
 
     token_ids: in the order of the answer; a token may occur more than once
-    among_themselves: whether the softmax is over these tokens, else over the whole vocabulary
-    query_last: whether the query stands behind each document, else before it
+    among_themselves: whether the softmax is over these tokens; otherwise it is over the whole vocabulary
+    query_last: whether the query follows each document; otherwise it precedes each
     """
 
     token_ids: tuple[int, ...]
@@ -59,9 +61,9 @@ class Labels:
 class Embeddings:
     """Embeddings of the documents, in place of their relevance to a query.
 
-    prompt: the name of the text that is put before each, as the model's folder has it; None for the folder's default
-    normalize: whether each has length 1; None for what the model's similarity compares
-    dimensions: how many of the first values are kept; None for all
+    prompt: the name of a prompt in the model's folder, which is put before each text; None for the folder's default
+    normalize: whether each embedding has length 1; None for the form that the model's similarity compares
+    dimensions: the number of values to keep, from the first; None for all
     """
 
     prompt: str | None = None
@@ -71,7 +73,7 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Logits:
-    """A logit for each of a classifier's labels, of each document behind the query; of it alone without a query."""
+    """A logit for each of a classifier's labels, for each pair of query and document, or document alone."""
 
 
 OnError: TypeAlias = Literal["fail", "skip"]
@@ -79,19 +81,19 @@ OnError: TypeAlias = Literal["fail", "skip"]
 
 @dataclass(frozen=True, slots=True)
 class RerankRequest:
-    """One query and the documents to score against it. Every dialect and the Python API produce this.
+    """One query and the documents to score against it. Every dialect and the Python API make such a request.
 
-    `activation=False` asks for logits in place of scores. `on_error` says whether a document that cannot be read (its
-    image or video, above all) fails the request or is left out and reported in `RerankResult.failed`. With `chunking`
-    a document that does not fit is split; one with images or videos is cut all the same. Documents of a lower score (or
-    logit) than `min_score` are left out and reported in `RerankResult.below_min_score`.
-
-    With `labels` each prompt is the query and a document as they stand, nothing put around them, in which a special
-    token's string is that token; the answer is how probable the labels are as what comes next. Query and documents hold
-    one `Text` or one `Tokens` each, all of one kind (the query may be empty), and nothing is ever cut or ranked.
-
-    With `outputs` the answer holds those of each document in request order, as `ScoredDocument.values`. Embeddings have
-    no query: it is ().
+    instruction: describes which documents are relevant; None for the default
+    top_n: the most documents to return; None for all
+    activation: False for logits in place of scores
+    on_error: whether a document that cannot be read (mostly its image or video) makes the request fail, or is left out
+        and reported in `RerankResult.failed`
+    chunking: splits documents that do not fit; a document with images or videos is cut instead
+    labels: asks for the probabilities of tokens. A prompt is then the query and a document, without a template; the
+        string of a special token is that token. Query and documents have one `Text` or one `Tokens` each, all of one
+        kind (the query may be empty). Nothing is cut or ranked.
+    min_score: documents with a lower score (or logit) are left out and reported in `RerankResult.below_min_score`
+    outputs: asks for embeddings or logits, in request order, as `ScoredDocument.values`; embeddings have the query ()
     """
 
     query: Content

@@ -13,9 +13,9 @@ from rerankd.core.errors import InvalidRequest
 class Chunk:
     """A part of a document's text with a score of its own.
 
-    index: its place among the document's chunks
-    tokens, characters: its start (included) and stop (excluded) in the document's text, in tokens of that text by
-        itself and in Unicode code points
+    index: the position among the document's chunks, from 0
+    tokens, characters: start (included) and stop (excluded) in the document's text, in tokens of that text alone, and
+        in Unicode code points
     """
 
     index: int
@@ -26,10 +26,14 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class ScoredDocument:
-    """A document's place in the request, its score, its prompts' length and whether it was cut to fit.
+    """A scored document.
 
-    best_chunk: the chunk that the score is of; None for a document that was not split
-    chunks: how many chunks were scored, each in a prompt of its own
+    index: its position in the request, from 0
+    score: a score, or a logit if the request asked for logits
+    prompt_tokens: the tokens of all its prompts
+    truncated: whether it was cut to fit
+    best_chunk: the chunk with this score; None for a document that was not split
+    chunks: the number of scored chunks; each has a prompt of its own
     labels: the probabilities of the request's labels; the first is the score
     values: the request's outputs, an embedding or a logit for each label; the first is the score
     """
@@ -46,11 +50,11 @@ class ScoredDocument:
 
 @dataclass(frozen=True, slots=True)
 class TextToken:
-    """A token of a text by itself.
+    """A token of a text.
 
-    text: as the tokenizer's vocabulary has it
-    special: whether it is one that the tokenizer puts around a text
-    characters: its start (included) and stop (excluded) in the text, in Unicode code points; of a special one (0, 0)
+    text: the token's string in the tokenizer's vocabulary
+    special: whether the tokenizer added the token around the text
+    characters: start (included) and stop (excluded) in the text, in Unicode code points; (0, 0) for a special token
     """
 
     id: int
@@ -63,7 +67,8 @@ class TextToken:
 class Stage:
     """A stage of the work on a request: `media`, `tokenise`, `queue` or `model`.
 
-    began: by `time.perf_counter`
+    began: the time of its start, by `time.perf_counter`
+    seconds: its duration
     """
 
     name: str
@@ -81,21 +86,21 @@ def seconds_by_stage(stages: Iterable[Stage]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class RerankResult:
-    """The answer to a `RerankRequest`.
+    """The answer to a `RerankRequest`. Iterating gives `documents`. A notebook shows a table.
 
-    `documents` is sorted by falling logit (equal logits keep request order) and cut to `top_n`; with labels or outputs
-    it is in request order.
-    `prompt_tokens` counts every document's whole prompt, as vLLM does; `computed_tokens` counts what the
-    model was given after prefix sharing. `ignored` names request fields that have no effect, or less than was asked
-    for. `query_truncated` says that the query was cut to fit, beside one of the documents at least.
-    `truncated` holds the indices of all documents that were cut to fit, those beyond `top_n` too. `failed` holds,
-    by index, the error of each document that was left out because the request said `on_error="skip"`.
-    `below_min_score` holds the indices of those that were left out for their scores. `scored` counts the documents with
-    those beyond `top_n` and below `min_score`; `stages` says what took how long, with a `model` for each batch.
-    `contents` are the documents of the request, for what shows the result. `windows` counts the prompts of a listwise
-    model, each of several documents; 0 for other models, which read each document by itself.
-
-    Iterating gives `documents`. A notebook shows a table.
+    documents: by falling logit (equal logits in request order), at most `top_n`; with labels or outputs in the order
+        of the request
+    prompt_tokens: the tokens of the whole prompts of all documents, as vLLM counts them
+    computed_tokens: the tokens that the model computed; a shared prefix counts once for each batch
+    query_truncated: whether the query was cut to fit, beside at least one document
+    ignored: names of request fields that have no effect, or less effect than the request asks for
+    truncated: the indices of all documents that were cut to fit, also beyond `top_n`
+    failed: by index, the error of each document that was left out because of `on_error="skip"`
+    scored: the number of scored documents, also beyond `top_n` and below `min_score`
+    stages: the durations of the stages, with one `model` for each batch
+    below_min_score: the indices of documents that were left out for their scores
+    contents: the documents of the request, to show them beside the scores
+    windows: the number of prompts of a listwise model, each with several documents; 0 for other models
     """
 
     documents: tuple[ScoredDocument, ...]
@@ -128,10 +133,10 @@ class RerankResult:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLoad:
-    """The load of a replica of the model now, and its work since the server's start.
+    """The present load of a replica, and its work since the server's start.
 
     running: whether its process takes batches
-    held_tokens: tokens of the batches that the replica was given and has not answered
+    held_tokens: tokens of the batches that the replica has not answered yet
     batches, tokens, seconds: as in `EngineLoad`
     restarts: how often its process was started again
     """
@@ -146,15 +151,15 @@ class ReplicaLoad:
 
 @dataclass(frozen=True, slots=True)
 class EngineLoad:
-    """The load of an engine now, and its work since its start.
+    """The present load of an engine, and its work since its start.
 
-    waiting: documents that no batch has taken
-    batches, tokens, seconds: batches computed, the tokens in them, and the seconds of the model
+    waiting: the number of documents that no batch has taken
+    batches, tokens, seconds: the computed batches, their tokens, and the seconds of the model
     waiting_requests, waiting_tokens: requests with a waiting document, and the tokens to compute for these documents
     running: requests in the batches that are being computed
     rate: tokens a second of the last batches; 0 before the first
-    most: tokens that one batch may have now
-    replicas: the load of each replica, where there are several
+    most: the most tokens of a batch now
+    replicas: the load of each replica, if there are several
     """
 
     waiting: int
