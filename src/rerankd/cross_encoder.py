@@ -1,4 +1,4 @@
-"""A reranker under the face of sentence-transformers' `CrossEncoder`, for its evaluators, and for `mteb`'s."""
+"""A reranker with the interface of sentence-transformers' `CrossEncoder`, for its evaluators and those of `mteb`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from rerankd.reranker import Reranker
 
 
 class CrossEncoder:
-    """`predict(pairs)` and `rank` as sentence-transformers has them, and `predict(inputs1, inputs2)` as mteb has it.
+    """`predict(pairs)` and `rank` as in sentence-transformers, and `predict(inputs1, inputs2)` as in mteb.
 
     >>> evaluator = CrossEncoderRerankingEvaluator(samples)          # of sentence_transformers
     >>> evaluator(CrossEncoder("BAAI/bge-reranker-v2-m3"))
     >>> mteb.evaluate(CrossEncoder("BAAI/bge-reranker-v2-m3"), tasks)
 
-    prompts: instructions by the name that `prompt_name` gives
+    prompts: instructions by name; `prompt_name` chooses one
     """
 
     num_labels = 1
@@ -36,7 +36,7 @@ class CrossEncoder:
     ) -> None:
         """model_name: a folder, a hub id, or a loaded reranker; `options` are the fields of `LoadOptions`.
 
-        Raises ModelError where the model cannot be found, read or served.
+        Raises ModelError if the model cannot be found, read or served.
         """
         if isinstance(model_name, Reranker):
             self.reranker = model_name
@@ -66,13 +66,15 @@ class CrossEncoder:
         convert_to_tensor: bool = False,
         **others: Any,
     ) -> Any:
-        """The scores of pairs as float32 [pairs]; for a single pair one score.
+        """The scores of pairs, float32 [pairs]; for a single pair one score.
 
-        inputs: (query, document) pairs, or one
+        inputs: (query, document) pairs, or one pair
         inputs1, inputs2: for mteb, batches of queries and of documents in the same order
-        prompt, prompt_name: an instruction, or the name of one
-        activation_fn: torch.nn.Identity() for logits; None for the model's own
-        others: sizes of batches and the like, which the engine chooses itself, and mteb's descriptions of the task
+        prompt, prompt_name: an instruction, or the name of one in `prompts`
+        activation_fn: torch.nn.Identity() for logits; None for the model's own scores
+        convert_to_tensor, convert_to_numpy: the type of the result: a tensor, an array, or else a list
+        others: accepted without effect: sizes of batches, which the engine chooses itself, and mteb's description of
+            the task
 
         Raises ValueError for another activation, and for an unknown name of a prompt.
         """
@@ -110,7 +112,7 @@ class CrossEncoder:
         activation_fn: Callable[[Any], Any] | None = None,
         **others: Any,
     ) -> list[dict[str, Any]]:
-        """Documents by falling score, as dictionaries of `corpus_id`, `score` and, if it is asked for, `text`."""
+        """Documents by falling score, as dictionaries of `corpus_id`, `score` and, with `return_documents`, `text`."""
         result = self.reranker.rerank(
             query,
             documents,
@@ -130,7 +132,7 @@ class CrossEncoder:
 
     @property
     def mteb_model_meta(self) -> Any:
-        """The description of the model that mteb writes beside its results."""
+        """The description of the model that mteb stores with its results."""
         from mteb.models import ModelMeta
 
         info = self.reranker.info
@@ -169,7 +171,7 @@ class CrossEncoder:
 
 
 class _Card:
-    """Takes the entries that sentence-transformers' evaluators write into a model's card, and drops them."""
+    """Accepts the entries that sentence-transformers' evaluators write into a model's card; nothing reads them."""
 
     def __init__(self) -> None:
         self.metrics: dict[str, Any] = {}
@@ -179,7 +181,7 @@ class _Card:
 
 
 def _is_pair(value: Any) -> bool:
-    """Whether a value is one pair of texts, and no list of pairs."""
+    """Whether a value is one pair of texts, not a list of pairs."""
     return (
         isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(one, (str, Mapping)) for one in value)
     )

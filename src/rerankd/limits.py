@@ -22,16 +22,16 @@ WHAT: dict[LimitName, str] = {
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Upper bounds of one request. Each has a flag, `--max-request-` and its name, that errors name.
+    """Limits on one request. Each limit has the flag `--max-request-NAME`, and errors name the flag.
 
     values: JSON values in a body, and numbers or tokens' fields in an answer
     documents: documents, pairs or items
     characters: characters of the query, of a document, or of the instruction; `LoadOptions.max_characters` enforces it
     parts: content parts of the query and of all documents
-    fields: fields that are read of a document that is an object
-    labels: tokens whose probabilities are asked for
-    chunks: chunks that all documents are split into
-    tokens: tokens of all whole prompts, as `usage` reports them
+    fields: fields to read from a document that is an object
+    labels: tokens whose probabilities the request asks for
+    chunks: chunks of all documents
+    tokens: tokens of all prompts, each counted whole, as `usage` reports them
     """
 
     values: int = 1_000_000
@@ -44,13 +44,13 @@ class RequestLimits:
     tokens: int = 4_000_000
 
     def exceeded(self, name: LimitName) -> str:
-        """The problem of a request that is over a limit."""
+        """The message for a request above a limit."""
         return (
             f"more than {getattr(self, name):,} {WHAT[name]} in one request; send less at a time, or start the server "
             f"with a larger --max-request-{name}"
         )
 
     def check(self, name: LimitName, count: int, field: str) -> None:
-        """Raise InvalidRequest, naming `field`, for a count that is over a limit."""
+        """Raise InvalidRequest, which names `field`, for a count above a limit."""
         if count > getattr(self, name):
             raise InvalidRequest(field, self.exceeded(name))

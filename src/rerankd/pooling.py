@@ -18,21 +18,21 @@ CUT: Mapping[Any, bool] = {
     False: False,
     "do_not_truncate": False,
 }
-"""transformers' words for whether what does not fit is cut."""
+"""transformers' values of `truncation`, and whether each of them cuts a prompt that does not fit."""
 INSTRUCTION = ("instruction", "instruct")
 EXTRA = ("max_tokens_per_doc", "max_tokens_per_query", "chat_template_kwargs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolingParams:
-    """vLLM's `PoolingParams`, of its older versions too.
+    """vLLM's `PoolingParams`, with the fields of older versions.
 
     use_activation: False for the model's logits in place of scores; `activation` and `softmax` are its older names
-    truncate_prompt_tokens: the longest prompt in tokens; -1 for the model's own limit
-    dimensions: of an embedding, which scores are not; None is all that `score` takes
-    extra_kwargs: `max_tokens_per_doc`, `max_tokens_per_query` (0 for no such limit), and `chat_template_kwargs` with an
+    truncate_prompt_tokens: the most tokens of a prompt; -1 for the model's own limit
+    dimensions: for embeddings only; `score` accepts None alone
+    extra_kwargs: `max_tokens_per_doc`, `max_tokens_per_query` (0 for no limit), and `chat_template_kwargs` with an
         `instruction` or `instruct`
-    The others have no effect on a score.
+    The other fields have no effect on a score.
     """
 
     use_activation: bool | None = None
@@ -50,12 +50,12 @@ class PoolingParams:
     output_kind: Any = None
 
     def activated(self) -> bool:
-        """Whether scores are asked for, in place of logits."""
+        """Whether the caller asks for scores, not logits."""
         told = (self.use_activation, self.activation, self.softmax)
         return next((one for one in told if one is not None), True) is not False
 
     def tokens_per(self, what: str) -> int | None:
-        """The limit of a `doc` or a `query`. Raises InvalidRequest for one that cannot hold."""
+        """The limit of a `doc` or a `query`, in tokens. Raises InvalidRequest for a value that is no limit."""
         limit = (self.extra_kwargs or {}).get(f"max_tokens_per_{what}") or 0
         if not isinstance(limit, int) or limit < 0:
             name = f"pooling_params.extra_kwargs.max_tokens_per_{what}"
@@ -68,7 +68,7 @@ class PoolingParams:
         return next((told[name] for name in INSTRUCTION if told.get(name) is not None), None)
 
     def without_effect(self) -> Iterator[str]:
-        """The names of what was given and means nothing for a score. Raises InvalidRequest for `dimensions`."""
+        """The names of given fields that have no effect on a score. Raises InvalidRequest for `dimensions`."""
         if self.dimensions is not None:
             raise InvalidRequest("pooling_params.dimensions", "is for embeddings; leave it out")
         heard = {"use_activation", "activation", "softmax", "truncate_prompt_tokens", "extra_kwargs"}
@@ -102,11 +102,11 @@ def asked(
     pooling_params: PoolingParams | None,
     tokenization_kwargs: Mapping[str, Any] | None,
 ) -> Asked:
-    """The settings of a call from all its arguments; the first `truncate_prompt_tokens` that is given holds.
+    """The settings of a call from all its arguments. Of several `truncate_prompt_tokens` the first one applies.
 
-    limit: the model's own, in tokens
+    limit: the model's own limit, in tokens
 
-    Raises InvalidRequest for a value that cannot hold.
+    Raises InvalidRequest for a value of a wrong type or beyond the limit.
     """
     params = PoolingParams() if pooling_params is None else pooling_params
     if not isinstance(params, PoolingParams):
@@ -140,7 +140,7 @@ def asked(
 
 
 def no_adapter(lora_request: object) -> None:
-    """Raises InvalidRequest for any adapter; a list may hold one for each prompt."""
+    """Raises InvalidRequest for any adapter; a list may have one for each prompt."""
     listed = lora_request if isinstance(lora_request, (list, tuple)) else [lora_request]
     if any(one is not None for one in listed):
         problem = "adapters are not supported; merge the adapter into its model and score with the result"

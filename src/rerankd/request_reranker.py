@@ -40,15 +40,15 @@ SOON_RANKED = 1000
 
 
 class RequestReranker:
-    """A loaded model for a server and for file jobs: `RerankRequest` to `RerankResult`.
+    """A loaded model for a server and for file jobs: it answers a `RerankRequest` with a `RerankResult`.
 
-    Every method may be called from any thread. Raises ModelError where the model cannot be found, read or served.
+    Any thread may call any method. Raises ModelError if the model cannot be found, read or served.
     """
 
     def __init__(self, model: str | Path | LoadOptions, *, compute: Compute | None = None, **options: Any) -> None:
-        """model: a folder, a hub id, or all options at once; `options` are the fields of `LoadOptions`.
-
-        compute: runs the model's batches, where several models share a thread; None for a thread of the model's own
+        """model: a folder, a hub id, or a `LoadOptions`
+        compute: runs the model's batches if several models share a thread; None for a thread of the model's own
+        options: fields of `LoadOptions`
         """
         chosen = replace(model, **options) if isinstance(model, LoadOptions) else LoadOptions(str(model), **options)
         planned = plan(chosen)
@@ -69,11 +69,11 @@ class RequestReranker:
             raise
 
     def prompts(self, chat_template: str | Path) -> PromptBuilder:
-        """The prompts of a Jinja file or text in place of the loaded ones, for `submit`. Raises ModelError."""
+        """Prompts by a Jinja file or text, for `submit`, in place of the loaded ones. Raises ModelError."""
         return self._load_prompts(chat_template=chat_template)
 
     def tokenize(self, text: str, special: bool = True) -> list[TextToken]:
-        """A text's tokens, as the model's own tokenizer has them.
+        """The tokens of a text, by the model's own tokenizer.
 
         special: whether the tokens that begin and end a prompt are added
 
@@ -84,7 +84,7 @@ class RequestReranker:
         return self._prompts.tokenizer.tokens(text, special)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of tokens, as the model's own tokenizer writes it.
+        """The text of token ids, by the model's own tokenizer.
 
         skip_special: whether special tokens are left out
 
@@ -99,12 +99,12 @@ class RequestReranker:
         return text
 
     def load(self) -> EngineLoad:
-        """The load of the engine now, and its work since the start."""
+        """The present load of the engine, and its work since the start."""
         return self._engine.load()
 
     @property
     def failure(self) -> EngineDead | None:
-        """Why no request is answered any more; None while requests are."""
+        """The reason why the engine answers no more requests; None while it works."""
         return self._engine.failure
 
     def submit(
@@ -129,7 +129,8 @@ class RequestReranker:
     ) -> list[Submitted]:
         """Queue several requests at once, for `collect`.
 
-        Where nothing else waits, the same requests are computed in the same batches each time, so to the last digit.
+        If nothing else waits, the same requests are in the same batches each time, and have the same scores to the last
+        digit.
         """
         with self._engine.held():
             return [self._queue(one, on_progress) for one in prepared]
@@ -141,14 +142,14 @@ class RequestReranker:
     async def answer(self, request: RerankRequest) -> RerankResult:
         """Score a request without blocking the event loop.
 
-        Cancelling the awaiting task drops the documents that still wait, and ends the reading of the others.
+        Cancelling the awaiting task drops the documents that wait, and stops the work on the others.
         """
         return (await self.answer_all([request]))[0]
 
     async def answer_all(self, requests: Sequence[RerankRequest]) -> list[RerankResult]:
-        """`answer` of several requests, in order; all of them are read by one thread, since handing over is dear.
+        """`answer` for several requests, in order. One thread reads all of them, since switching threads takes time.
 
-        Raises InvalidRequest for the first that cannot be answered, with its place as `request`.
+        Raises InvalidRequest for the first request that cannot be answered; its `request` is the request's index.
         """
         loaded = await all_of(self._load(request, number) for number, request in enumerate(requests))
         size = sum(map(_characters, requests))
@@ -161,7 +162,7 @@ class RequestReranker:
         return await self._workers.run(partial(self._rank_all, submitted, logits))
 
     def close(self) -> None:
-        """Stop the engine; requests that still wait fail with EngineClosed."""
+        """Stop the engine. Waiting requests fail with EngineClosed."""
         self._workers.close()
         self._long_workers.close()
         self._started.close()
@@ -169,7 +170,7 @@ class RequestReranker:
             self._media.close()
 
     async def _load(self, request: RerankRequest, number: int) -> tuple[LoadedMedia | None, list[Stage]]:
-        """A request's media, and the stage of reading them. Raises InvalidRequest with the request's place."""
+        """The media of a request, and the stage of reading them. Raises InvalidRequest with the request's index."""
         if self._media is None:
             return None, []
         began = perf_counter()
@@ -234,7 +235,7 @@ class RequestReranker:
 
 
 def _characters(request: RerankRequest) -> int:
-    """The characters of a request: threads take the request with the fewest first."""
+    """The characters of a request; threads take the request with the fewest first."""
     contents = (request.query, *request.documents)
     return sum(len(part.text) for content in contents for part in content if isinstance(part, Text))
 

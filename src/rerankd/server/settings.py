@@ -17,7 +17,7 @@ MEGABYTE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Cors:
-    """Permissions for pages of other origins; `("*",)` stands for all."""
+    """Permissions for pages of other origins; `("*",)` means all."""
 
     origins: tuple[str, ...]
     methods: tuple[str, ...] = ("*",)
@@ -29,26 +29,28 @@ class Cors:
 class Settings:
     """How a server serves its models.
 
-    names: what a model is called that is no pool's, the first name first
-    dialect: the one at the root
-    max_body, max_bodies: the most bytes of a request's body, and of all that are being read or answered
+    names: the names of a model that belongs to no pool, the main name first
+    dialect: the dialect at the root
+    max_body: the most bytes of a request's body
+    max_bodies: the most bytes of the bodies of all calls in progress
     body_timeout: seconds in which a body must arrive
-    limits: what one request may hold
+    limits: limits on the size of one request
     docs: whether /docs and /openapi.json are there
-    keys: those that open the server; empty for an open one
-    protect_all: whether health probes and /metrics want a key too
-    cors: permissions for pages of other origins, if any
-    root_path: what a proxy puts before every path
-    max_calls: how many calls are answered at a time, more are refused; None for any number
-    max_queued_calls, max_queued_tokens: how many of them, and how many tokens of theirs, wait for the model
-    request_timeout: seconds from a call's body to its answer; None for any time
-    traces: makes spans of calls, if set
-    draining: set by whoever ends the server when new calls are to be refused
+    keys: the keys of clients; empty for a server without keys
+    protect_all: whether health probes and /metrics need a key too
+    cors: permissions for pages of other origins; None for none
+    root_path: the path that a proxy puts before every path
+    max_calls: the most calls in progress; further calls get 429; None for no limit
+    max_queued_calls, max_queued_tokens: the most calls, and the most of their tokens, that wait for the model; None for
+        no limit
+    request_timeout: seconds from a call's body to its answer; None for no limit
+    traces: makes spans of calls; None for no traces
+    draining: is set when the server shuts down and new calls are to be refused
     playground: whether / and /playground are there
     vllm_metrics: whether /metrics has vLLM's names too
     sleep_routes: whether /sleep, /wake_up and /is_sleeping are there
-    shutdown_timeout: seconds that calls have to end where they are waited for
-    labels: what each series of /metrics has beside its own labels, by name
+    shutdown_timeout: seconds that calls in progress have at the end
+    labels: further labels of each series of /metrics, by name
     """
 
     names: tuple[str, ...]
@@ -81,7 +83,7 @@ class Residence:
 
     first_use: whether a model is loaded for its first request, not at the start
     idle_unload: seconds without a request after which a model is unloaded; None for never
-    memory: bytes that the weights of all loaded models have at most; None for any number
+    memory: the most bytes of the weights of all loaded models; None for no limit
     sleep_routes: whether a caller may unload and load models
     """
 
