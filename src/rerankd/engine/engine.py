@@ -28,15 +28,15 @@ from rerankd.models.base import Model
 log = logging.getLogger("rerankd")
 
 IDLE_SECONDS = 2.0
-"""After so long without a request, and again after as long, the engine looks whether memory can be given back."""
+"""After this time without a request, and again after the same time, the engine checks whether it can free memory."""
 SECONDS_BETWEEN_TRIMS = 10.0
-"""So often it looks where requests come again and again, each of them alone."""
+"""The time between two such checks if single requests come again and again."""
 RATED_BATCHES = 32
-"""The last batches, of which the engine's speed is told."""
+"""The number of last batches from which the engine's speed is computed."""
 PROBES = 3
-"""How often the model must fail on prompts that it scored once, before the engine is given up."""
+"""The engine is given up when the model fails this many times on prompts that it scored before."""
 PROBE_SECONDS = 0.5
-"""Between two of them: memory that another program took may be free again."""
+"""The time between two probes: memory that another program took may be free again."""
 
 
 class Engine:
@@ -52,11 +52,12 @@ class Engine:
         max_tokens: int | None = None,
         compute: Compute = in_this_thread,
     ) -> None:
-        """timeout: seconds after which a batch is given up, and the engine with it; a slow machine has more. None for
-            any time
-        in_flight: batches that a device has at a time; from 2 on, one is packed and launched while another is computed
-        max_tokens: tokens that may wait, beside one request that may have more; None for any number
-        compute: runs a batch, in the engine's own thread or in one that other engines share
+        """timeout: seconds after which a batch is given up, and the engine with it; more on a slow machine; None for no
+            limit
+        in_flight: the number of batches that a device has at a time; from 2 on, one is packed and launched while
+            another is computed
+        max_tokens: the most tokens that may wait; a request alone may have more; None for no limit
+        compute: runs a batch, in the engine's own thread or in a thread that several engines share
         """
         self.model = model
         self.device = device
@@ -79,7 +80,7 @@ class Engine:
         self._worker.start()
 
     def load(self) -> EngineLoad:
-        """The load of the engine now, and its work since its start."""
+        """The present load of the engine, and its work since its start."""
         with self._wake:
             tokens, seconds = (sum(values) for values in zip(*self._last, strict=True)) if self._last else (0, 0.0)
             return EngineLoad(
@@ -96,7 +97,7 @@ class Engine:
 
     @property
     def failure(self) -> EngineDead | None:
-        """Why no request is answered any more; None while requests are, and after `close`."""
+        """The reason why the engine answers no more requests; None while it works, and after `close`."""
         if self._dead is None and not self._closed and not self._worker.is_alive():
             self._die(EngineDead("The engine's thread is gone."))
         return self._dead
@@ -132,7 +133,7 @@ class Engine:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The groups that this thread submits in the context wait for each other.
+        """A context whose submitted groups are queued together.
 
         No batch is taken until the context ends, so that an idle engine packs the same groups into the same batches.
         """
@@ -142,7 +143,7 @@ class Engine:
     def close(self) -> None:
         """Finish the running batch, fail the waiting requests with EngineClosed, and stop the worker.
 
-        A batch that hangs is not waited for: its thread ends with the process.
+        `close` does not wait for a batch that hangs: its thread ends with the process.
         """
         with self._wake:
             self._closed = True
@@ -161,13 +162,13 @@ class Engine:
             self._batcher.drop(job)
 
     def give_up(self, error: EngineDead) -> None:
-        """Fail all requests, now and later: the model computes no more, and the running batch may never end."""
+        """Fail all waiting and later requests: the model has stopped working, and the running batch may never end."""
         self._hung = True
         log.critical("The engine is given up: %s", error)
         self._die(error)
 
     def _hangs(self, seconds: float) -> None:
-        """The running batch does."""
+        """The running batch hangs."""
         self.give_up(EngineDead(f"A batch did not end in {seconds:.0f} seconds."))
 
     def _die(self, error: EngineDead) -> None:
@@ -222,7 +223,7 @@ class Engine:
                 piece.job.stages.append(Stage("queue", piece.job.queued, now - piece.job.queued))
 
     def _launched(self, batch: Sequence[Slice]) -> Flight:
-        """The batch on its way. One whose launch fails is scored anew when the one before has landed."""
+        """The launched batch. A batch whose launch fails is scored again when the batch before it has landed."""
         began, groups = perf_counter(), [piece.group for piece in batch]
         try:
             return self._compute(partial(self._launch, batch, began, groups))
@@ -289,7 +290,7 @@ class Engine:
         return self._done(batch, began, self._logits([piece.group for piece in batch]))
 
     def _done(self, batch: Sequence[Slice], began: float, logits: list[float]) -> list[list[float]]:
-        """Each slice's logits, of those of a batch that has just ended."""
+        """The logits of each slice of a batch that has just ended."""
         tokens, took = sum(piece.cost for piece in batch), perf_counter() - began
         with self._wake:
             self._batches += 1

@@ -16,8 +16,8 @@ class Flight:
     """A launched batch. Its logits are copied to the host as soon as they are computed.
 
     began: when the launch began, by `perf_counter`
-    logits: on the host, unset before `landed`; None for a launch that failed
-    landed: None where nothing is waited for
+    logits: on the host, undefined before `landed`; None for a launch that failed
+    landed: the event at the end of the copy; None if the logits are there already
     """
 
     batch: Sequence[Slice]
@@ -38,7 +38,7 @@ class Flight:
         return cls(batch, began, there, landed)
 
     def result(self) -> list[float] | None:
-        """The logits, when they have landed; None for a launch that failed. Raises what the device's work raised."""
+        """Wait for the logits; None for a launch that failed. Raises the error of the device's work."""
         if self.landed is not None:
             self.landed.synchronize()
         return None if self.logits is None else self.logits.tolist()

@@ -14,8 +14,8 @@ from rerankd.core import PackedBatch, PackedGroup, PromptGroup, Segment, Span
 def pack(groups: Sequence[PromptGroup], shares_prefix: bool, device: torch.device) -> PackedBatch:
     """`[P][D1]...[DN]` of each group, group after group: see `PackedBatch` for shapes.
 
-    Where the suffixes share the prefix, their positions continue from it; else every segment is a sequence of its own
-    and starts at 0.
+    If the suffixes share the prefix, their positions continue from its end. Otherwise every segment is a sequence of
+    its own, whose positions start at 0.
     """
     segments: list[Segment] = []
     firsts: list[int] = []

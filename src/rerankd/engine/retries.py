@@ -16,7 +16,7 @@ from rerankd.engine.batcher import Job, Slice
 log = logging.getLogger("rerankd")
 
 Forward: TypeAlias = Callable[[Sequence[Slice]], Sequence[list[float]]]
-"""Each slice's logits."""
+"""Returns the logits of each slice."""
 NOT_FINITE = "The model's logits are not finite numbers; its weights or dtype are at fault."
 WITHOUT_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """Messages of torch's allocators whose errors are no `OutOfMemoryError`."""
@@ -26,9 +26,9 @@ class Budget:
     """The token budget of a batch: smaller for a while after memory ran out."""
 
     BATCHES = 32
-    """After so many batches that fit, the budget is doubled, until it is whole again."""
+    """After this many batches that fit, the budget is doubled, until it is whole again."""
     PARTS = 16
-    """The smallest part of the whole budget."""
+    """The smallest budget is the whole one divided by this number."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
@@ -36,12 +36,12 @@ class Budget:
         self._fitted = 0
 
     def ran_out(self, tokens: int) -> None:
-        """Note that a batch of so many tokens did not fit."""
+        """Record that a batch of `tokens` tokens did not fit."""
         self._fitted = 0
         self.tokens = max(min(self.tokens, tokens // 2), self._whole // self.PARTS, 1)
 
     def fitted(self) -> None:
-        """Note that a batch fitted."""
+        """Record that a batch fitted."""
         if self.tokens < self._whole:
             self._fitted += 1
             if self._fitted == self.BATCHES:
@@ -52,13 +52,13 @@ class Budget:
 def scored(
     batch: Sequence[Slice], forward: Forward, budget: Budget, free: Callable[[], object]
 ) -> Iterator[tuple[Slice, list[float] | EngineError]]:
-    """Score a batch: its slices, or parts of these in order, each with its documents' logits or the error of its own.
+    """Score a batch. Yields its slices, or parts of them in order, each with the logits of its documents or its error.
 
-    free: gives unused memory back
+    free: frees unused memory
 
-    Where memory runs out, half of the documents are tried, then the other half, and so on down to one document. Where
-    anything else goes wrong, half of the requests: a request that fails beside others is tried alone. Logits that are
-    not finite are an error of the request that has them. What nobody waits for any more is left out.
+    If memory runs out, half of the documents are tried, then the other half, and so on down to one document. After any
+    other error, half of the requests are tried: a request that fails beside others is tried alone. Logits that are not
+    finite are an error of their request. Requests that nobody waits for are left out.
     """
     parts = [list(batch)]
     failed: set[Job] = set()
@@ -117,13 +117,13 @@ def _too_large(part: Sequence[Slice]) -> OutOfMemory:
 
 
 def _requests_halved(part: Sequence[Slice]) -> list[list[Slice]]:
-    """The requests in two halves; nothing for one request."""
+    """The requests in two halves; empty for one request."""
     middle = (len(part) + 1) // 2
     return [list(part[:middle]), list(part[middle:])] if len(part) > 1 else []
 
 
 def _documents_halved(part: Sequence[Slice]) -> list[list[Slice]]:
-    """The documents in two halves, a request in both of them where it must be; nothing for one document."""
+    """The documents in two halves, of which both may have documents of one request; empty for one document."""
     count = sum(len(piece.group.suffixes) for piece in part)
     if count < 2:
         return []

@@ -1,4 +1,4 @@
-"""Tells a batch that hangs from a batch that takes long."""
+"""Distinguishes a batch that hangs from a batch that takes long."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from time import monotonic
 MUCH_SLOWER = 20
 """A batch over its seconds is given up when it is this many times slower per token than any batch before it."""
 LOOKS = 4
-"""How often the watchdog looks in the seconds that a batch may take."""
+"""The number of checks within the seconds that a batch may take."""
 MOST_SECONDS_BETWEEN_LOOKS = 1.0
 
 
@@ -18,7 +18,9 @@ class Watchdog:
     """Calls `hung`, once, from a thread of its own, when a batch takes so long that it will not end."""
 
     def __init__(self, seconds: float, hung: Callable[[float], object]) -> None:
-        """seconds: a batch may take these, on a slow machine more. `hung` gets the seconds of the batch"""
+        """seconds: the time that a batch may take; more on a slow machine
+        hung: is called with the seconds of the batch
+        """
         self._seconds = seconds
         self._hung = hung
         self._slowest = 0.0
@@ -28,7 +30,7 @@ class Watchdog:
 
     @contextmanager
     def watching(self, tokens: int) -> Iterator[None]:
-        """A context in which a batch of so many tokens is computed."""
+        """A context in which a batch of `tokens` tokens is computed."""
         began = monotonic()
         self._running = began, began + max(self._seconds, MUCH_SLOWER * tokens * self._slowest)
         try:

@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A run of query rows, and the key rows that it sees: all of `shared`, then `own`.
+    """A run of query rows, and the key rows that it attends to: all of `shared`, then `own`.
 
-    In a causal layout the last query row sees all of `own`, the row before it all but the last key, and so on: a query
-    run shorter than `own` is aligned to its end.
+    In a causal layout the last query row attends to all of `own`, the row before it to all but the last key, and so on:
+    a query run shorter than `own` is aligned to its end.
 
-    first: the place of the first query row among the keys that the block sees
+    first: the position of the first query row among the keys of the block
     """
 
     query: Span
@@ -31,7 +31,7 @@ class Block:
 
     @property
     def keys(self) -> int:
-        """The number of keys that the block sees."""
+        """The number of keys of the block."""
         return len(self.shared) + len(self.own)
 
 
@@ -49,7 +49,7 @@ class AttentionLayout:
         return self.blocks[-1].query.stop if self.blocks else 0
 
     def derived(self, make: Callable[[AttentionLayout], T]) -> T:
-        """`make(self)`: a backend's own form of the layout, made once for all layers that read it."""
+        """`make(self)`: a backend's own form of the layout. It is made once for all layers."""
         if make not in self._derived:
             self._derived[make] = make(self)
         found: T = self._derived[make]
@@ -57,7 +57,7 @@ class AttentionLayout:
 
 
 def causal_layout(groups: Sequence[PackedGroup]) -> AttentionLayout:
-    """A decoder's layout: a prefix sees itself; a suffix sees its prefix and itself; all causally."""
+    """A decoder's layout: a prefix attends to itself, a suffix to its prefix and itself, all causally."""
     blocks = []
     for group in groups:
         if len(group.prefix):
@@ -69,16 +69,16 @@ def causal_layout(groups: Sequence[PackedGroup]) -> AttentionLayout:
 def separate_layout(
     spans: Sequence[Span], causal: bool = False, unseen: Mapping[Span, int] = MappingProxyType({})
 ) -> AttentionLayout:
-    """An encoder's layout: every span sees itself and nothing else, in both directions or causally.
+    """An encoder's layout: every span attends only to itself, in both directions or causally.
 
-    unseen: how many of a span's last rows are no keys
+    unseen: the number of a span's last rows that are no keys
     """
     keys = [Span(span.start, span.stop - unseen.get(span, 0)) for span in spans]
     return AttentionLayout(tuple(Block(span, NOTHING, own, 0) for span, own in zip(spans, keys, strict=True)), causal)
 
 
 def kept_layout(layout: AttentionLayout, rows: Sequence[int]) -> AttentionLayout:
-    """The layout of a last layer in which only `rows` are queries, in that order; their keys stay as they were.
+    """The layout of a last layer in which only `rows` are queries, in that order; the keys stay the same.
 
     rows: packed rows of `layout` whose query rows are its key rows, as in the layouts above; ascending
     """

@@ -48,10 +48,10 @@ class Disentangled:
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """Which row of a table of biases a distance between two places reads, in a layer that looks both ways.
+    """The row of a table of biases for a distance between two positions, in a bidirectional layer.
 
-    Half of the rows are for keys before the query and half for those behind. Of each half the nearer half has a row for
-    each distance; beyond, the farther, the more distances read one row, as on a logarithmic scale.
+    Half of the rows are for keys before the query, and half for keys behind it. In each half, small distances have a
+    row each; larger distances share rows on a logarithmic scale.
 
     Behaviour reference: `modeling_mpnet.py` and `modeling_t5.py` in transformers.
 

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., 2021), in the half-split form: value i of a head turns with value i + half."""
+"""Rotary position embedding (Su et al., 2021), in the half-split form: values i and i + half of a head are a pair."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def geometric(width: int, theta: float) -> tuple[float, ...]:
 
 
 def rotate(x: Tensor, rotation: Rotation, out: Tensor) -> None:
-    """Write x [rows, heads, head_dim] turned by `rotation` into `out` of the same shape.
+    """Write x [rows, heads, head_dim], rotated by `rotation`, into `out` of the same shape.
 
     Values beyond the pairs of `rotation` are copied.
     """

@@ -34,11 +34,11 @@ class Llama3:
 
 @dataclass(frozen=True, slots=True)
 class Yarn:
-    """YaRN (Peng et al., 2023): frequencies between two numbers of rotations go from left alone to divided by `factor`.
+    """YaRN (Peng et al., 2023): high frequencies stay, low ones are divided by `factor`, with a ramp between them.
 
-    attention_factor: the factor of cosines and sines; None for the paper's
+    attention_factor: the factor of cosines and sines; None for the factor of the paper
     mscale: `mscale` and `mscale_all_dim`, from which DeepSeek derives that factor
-    beta_fast, beta_slow: rotations in `original_positions` positions between which the ramp lies
+    beta_fast, beta_slow: the numbers of rotations in `original_positions` positions at both ends of the ramp
     truncate: whether the ramp begins and ends at whole dimensions
     """
 
@@ -53,7 +53,7 @@ class Yarn:
 
 @dataclass(frozen=True, slots=True)
 class Ntk:
-    """A base of `factor` times as much, and frequencies divided by factor^(2 / width) (kexue.fm/archives/9706).
+    """The base times `factor`, and frequencies divided by factor^(2 / width) (kexue.fm/archives/9706).
 
     Behaviour reference: `NTKScalingRotaryEmbedding` of mGTE's authors.
     """
@@ -121,7 +121,7 @@ def _yarn(plain: Tensor, scaling: Yarn, theta: float) -> Tensor:
     pairs = len(plain)
 
     def pair_of(rotations: float) -> float:
-        """The pair, counted from 0 and not whole, that turns so many times in the original positions."""
+        """The pair (fractional, from 0) that makes `rotations` rotations in the original positions."""
         return pairs * math.log(scaling.original_positions / (rotations * 2 * math.pi)) / math.log(theta)
 
     first, last = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)

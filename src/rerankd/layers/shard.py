@@ -36,7 +36,7 @@ class Shard:
         return None
 
     def layer(self, spec: LayerSpec) -> LayerSpec:
-        """The layer that is this part."""
+        """The specification of this part of a layer."""
         if self.size == 1:
             return spec
         kv_heads = self.kv_heads(spec)
@@ -49,11 +49,11 @@ class Shard:
         )
 
     def heads(self, spec: LayerSpec) -> slice:
-        """The heads of queries."""
+        """The query heads of this part."""
         return self._part(spec.heads)
 
     def kv_heads(self, spec: LayerSpec) -> slice:
-        """The heads of keys and values. Where there are fewer heads than parts, several parts have the same head."""
+        """The key and value heads of this part. If there are fewer heads than parts, several parts share a head."""
         kv_heads = spec.kv_heads or spec.heads
         if kv_heads >= self.size:
             return self._part(kv_heads)
@@ -61,11 +61,11 @@ class Shard:
         return slice(own, own + 1)
 
     def mlp(self, spec: LayerSpec) -> slice:
-        """The inner values of the MLP."""
+        """The inner values of the MLP in this part."""
         return self._part(spec.mlp)
 
     def of_heads(self, values: Sequence[T], spec: LayerSpec) -> tuple[T, ...]:
-        """Of one value for each head, those of the part."""
+        """The values of this part, of one value for each head."""
         return tuple(values[self.heads(spec)])
 
     def _part(self, count: int) -> slice:

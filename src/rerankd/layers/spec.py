@@ -40,8 +40,8 @@ class LayerSpec:
     gated: whether the MLP is down(activation(gate(x)) * up(x)) (Shazeer, 2020), else down(activation(up(x)))
     qk_norm: the norm of each head's query and key
     rotary: how positions turn queries and keys; None for no rotation
-    window: how many positions back a row sees, and in a bidirectional layer as many ahead; None for all
-    attention_bias: added to attention logits: "alibi" (Press et al., 2022), or the biases of distance
+    window: the number of positions back that a row attends to, and in a bidirectional layer ahead too; None for all
+    attention_bias: added to attention logits: "alibi" (Press et al., 2022), or biases by distance
     scale: the factor of attention logits; None for head_dim ** -0.5
     output_norms: whether attention and MLP have a norm behind them too, before they are added (Gemma 2)
     qkv_bias, out_bias, mlp_bias: whether these linear layers have biases
@@ -104,7 +104,7 @@ class TransformerSpec:
 
     @property
     def causal(self) -> bool:
-        """Whether a row sees only rows before it, so that the documents of a request can share a prefix."""
+        """Whether a row attends only to rows before it, so that the documents of a request can share a prefix."""
         return self.layers[0].causal
 
 
@@ -116,7 +116,7 @@ class Affine(NamedTuple):
 
 
 class RelativeWeights(NamedTuple):
-    """The tables of distances, in the backend's dtype; None where a model has none.
+    """The tables by distance, in the backend's dtype; None if a model has none.
 
     keys: [2 * span, A], multiplied by queries; queries: [2 * span, A], multiplied by keys
     biases: [buckets, heads], added to logits
@@ -133,8 +133,8 @@ class LayerWeights:
 
     query: [A, H]; key_value: [2K, H], keys first; out: [H, A]
     up: [M, H], or [2M, H] with the gate first; down: [H, M]
-    attention_norm: None where the layer has none; query_norm, key_norm: [head_dim]
-    attention_output_norm, mlp_output_norm: None where the layer has no output norms
+    attention_norm: None if the layer has none; query_norm, key_norm: [head_dim]
+    attention_output_norm, mlp_output_norm: None if the layer has no output norms
     """
 
     query: Affine
@@ -153,7 +153,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingWeights:
-    """The tables of the first layer's input, which is the norm of their rows' sum.
+    """The tables of the first layer's input. The input is the norm of the sum of their rows.
 
     words: [vocabulary, H]; positions: [positions, H]; types: [token types, H]; all in the backend's dtype
     norm: float32
@@ -177,5 +177,5 @@ class TransformerWeights(Protocol):
     def final_norm(self) -> Affine | None: ...
 
     def layers(self) -> Iterable[LayerWeights]:
-        """Layer after layer, each read when it is asked for: loading needs little more memory than the model."""
+        """Layer after layer. Each is read only when the caller asks for it, so loading needs little memory."""
         ...
