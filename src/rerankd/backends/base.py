@@ -9,12 +9,12 @@ from rerankd.layers.transformer import Executor
 
 
 class Backend(Executor, Protocol):
-    """An `Executor` that says what it cannot run.
+    """An `Executor` that also says which specifications it supports.
 
-    name: as `--backend` has it
-    title: as `inspect` and the ready line have it: the name, and the instruction set of its kernels, such as "cpu/amx"
-    fast_quantization: the quantisation that is faster than its dtype, with an error that was measured on judged
-        documents (docs/scores.md); None where there is none
+    name: the name for `--backend`
+    title: the name in `inspect` and the ready line, with the instruction set of its kernels, such as "cpu/amx"
+    fast_quantization: the quantisation of `--quantization auto`: faster than the dtype, with an error that was measured
+        on judged documents (docs/scores.md); None for none
     """
 
     @property
@@ -27,5 +27,6 @@ class Backend(Executor, Protocol):
     def fast_quantization(self) -> str | None: ...
 
     def supports(self, spec: TransformerSpec) -> str | None:
-        """None, or what the backend lacks to run it: words that complete "the backend does not support ..."."""
+        """None if the backend can run the specification; otherwise the missing feature, in words that complete "the
+        backend does not support ..."."""
         ...

@@ -13,7 +13,7 @@ from rerankd.layers.layout import AttentionLayout
 from rerankd.layers.spec import Activation, Affine, TransformerSpec, TransformerWeights
 
 Projection: TypeAlias = Callable[[Tensor], Tensor]
-"""[rows, in] -> [rows, out], in the executor's dtype."""
+"""A function [rows, in] -> [rows, out], in the executor's dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Transformer(Protocol):
     """A loaded stack of layers. It holds no state between calls."""
 
     def embed(self, tokens: Tokens) -> Tensor:
-        """The first layer's input: [T, hidden] in the executor's dtype. IndexError where a table lacks a row."""
+        """The first layer's input: [T, hidden] in the executor's dtype. Raises IndexError if a table lacks a row."""
         ...
 
     def __call__(
@@ -51,12 +51,12 @@ class Transformer(Protocol):
         keep: Sequence[int] | None = None,
         additions: Additions | None = None,
     ) -> Tensor:
-        """The last states, behind the final norm: float32 [T, hidden], or [len(keep), hidden].
+        """The last states, after the final norm: float32 [T, hidden], or [len(keep), hidden].
 
-        x: tokens, or the first layer's input [T, hidden], which may be written over
-        positions: for rotary angles, int64 [T] or [coordinates, T]; None for a spec without rotation
-        keep: the rows whose last states are wanted, ascending; the last layer computes no other rows. None for all
-        additions: to at most all layers but the last
+        x: tokens, or the first layer's input [T, hidden], which the call may overwrite
+        positions: for rotary angles, int64 [T] or [coordinates, T]; None for a specification without rotation
+        keep: the rows whose last states to return, ascending; the last layer computes no other rows. None for all rows
+        additions: features for the first layers, at most for all layers but the last
         """
         ...
 
@@ -71,9 +71,9 @@ class Executor(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def transformer(self, spec: TransformerSpec, weights: TransformerWeights) -> Transformer:
-        """The layers, with their weights prepared. ModelError for a specification that nothing here can run."""
+        """The layers, with prepared weights. Raises ModelError for a specification that is not supported."""
         ...
 
     def projection(self, weights: Affine, activation: Activation | None = None) -> Projection:
-        """A linear layer outside of a transformer (patch embedding, merger), with the activation behind it."""
+        """A linear layer outside of a transformer (patch embedding, merger), followed by the activation."""
         ...

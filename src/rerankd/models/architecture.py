@@ -1,4 +1,4 @@
-"""The facts of an architecture that loading needs before it reads weights; each family's file has its own."""
+"""The facts of an architecture that loading needs before it reads weights. Each family's file has its own."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from rerankd.models.recipes.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How to load a model of an architecture, and how it may be scored.
+    """How to load a model of an architecture, and the recipes that may score it.
 
-    model_types: the values of `model_type` in config.json
-    recipes: the recipes that are known for the architecture
-    positions: the most tokens of a prompt by the model's positions
+    model_types: the supported values of `model_type` in config.json
+    recipes: the recipes of the architecture's models
+    load: makes the model from its configuration, weights and recipe
+    positions: the number of positions of the model, which is the most tokens of a prompt
     spec: the specification of its layers
-    pictures: the pixels that its vision tower takes; None for a model that reads text only
-    processed: a recipe with the settings of the processor in the folder; None where no processor has any
+    pictures: the form of pixels for its vision tower; None for a model that reads only text
+    processed: a recipe with the settings of the processor in the folder; None if no processor has any
     """
 
     model_types: tuple[str, ...]

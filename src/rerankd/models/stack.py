@@ -18,12 +18,12 @@ class LayerNames:
     """Names of a layer's tensors below its own prefix, without `.weight` and `.bias`.
 
     layer: the prefix of layer 0, 1, ..., with `{}` for the number
-    qkv: the linear layers of query, key and value, or one that holds the three one below another
-    up: the linear layer up; of a gated MLP gate and up, or one that holds both, the gate first unless `gate_last`
-    up_bias: whether `up` has a bias where the specification's MLP has biases
-    attention_norm, mlp_norm: the norms before (of a "post" layer: behind) attention and MLP
-    query_norm, key_norm: the norms of each head, where the specification has them
-    attention_output_norm, mlp_output_norm: the norms behind attention and MLP, where the specification has them
+    qkv: the linear layers of query, key and value, or one layer with the three stacked in this order
+    up: the linear layer up; for a gated MLP gate and up, or one layer with both, the gate first unless `gate_last`
+    up_bias: whether `up` has a bias if the specification's MLP has biases
+    attention_norm, mlp_norm: the norms before attention and MLP (after them in a "post" layer)
+    query_norm, key_norm: the norms of each head, if the specification has them
+    attention_output_norm, mlp_output_norm: the norms after attention and MLP, if the specification has them
     """
 
     layer: str
@@ -45,10 +45,10 @@ class LayerNames:
 class Stack:
     """The `TransformerWeights` of a checkpoint.
 
-    weights: the view that holds layers, embedding and final norm
-    first: the number of the first layer of the stack in the checkpoint
+    weights: the view of the checkpoint with layers, embedding and final norm
+    first: the number in the checkpoint of the stack's first layer
     relative: reads the tables of a layer's disentangled attention, from its weights and those of its scope
-    output_scale: the factor of the outputs of attention and MLP; their last linear layers are multiplied by it
+    output_scale: the factor of the outputs of attention and MLP; it is multiplied into their last linear layers
     """
 
     spec: TransformerSpec

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def nothing_known(evidence: Evidence) -> str | None:
-    """A recipe for no model in particular."""
+    """`recognised` of a recipe for no model in particular."""
     return None
 
 
@@ -22,33 +22,33 @@ def nothing_known(evidence: Evidence) -> str | None:
 class Recipe:
     """How a kind of model is scored.
 
-    name: as in `--recipe`
+    name: the name for `--recipe`
     family: the kind of scoring, for ready lines and answers
-    pairs: whether the model reads query and document as one pair, else each by itself
-    answers: a decoder's tokens (no, yes), whose difference of logits scores, or one token, whose logit scores; empty
-        for other models
-    divisor: of the logit of `answers`
-    activation: from a decoder's logit to the score, unless the folder says otherwise
-    template: of a prompt; None for an encoder, whose tokenizer makes the prompt, and where the prompt is not known
-    listwise: the template of a prompt of several documents; None for a model that reads each document by itself
-    layerwise: whether `cutoff_layers` chooses the layer whose score is read
+    pairs: whether the model reads query and document as one pair; otherwise it reads each text alone
+    answers: a decoder's tokens (no, yes), whose difference of logits is the logit of the score, or one token, whose
+        logit is; empty for other models
+    divisor: the divisor of the logit of `answers`
+    activation: the function from a decoder's logit to the score, unless the folder declares another
+    template: writes a prompt; None for an encoder, whose tokenizer makes the prompt, and for an unknown prompt
+    listwise: writes a prompt of several documents; None for a model that reads each document alone
+    layerwise: whether `cutoff_layers` chooses the layer after which the score is read
     compresses: whether later layers may have fewer rows than a document has tokens, so that documents share no tokens
     processor: whether a processor of the authors' own writes the prompts, for sentence-transformers too; then a chat
         template in the folder is for other programs
-    score_token: the id of the token behind each prompt, at which the score is read; None for no such token
+    score_token: the id of the token after each prompt, at which the score is read; None for no such token
     logit_bias: is subtracted from the logit of the model's own classifier
-    document_tokens: the most tokens of a document that the authors read by default; None for no limit of theirs
-    supports_vision: whether its prompts may hold images and videos
-    images: how images stand in a query or a document: "mixed" with texts and videos, in any order; "alone", where
-        either is a text or one image; "first", where a document may have one image, before its texts, and a query none
-    marks: the tokens that stand for images and videos
+    document_tokens: the most tokens of a document that the authors read by default; None for no limit
+    supports_vision: whether its prompts may have images and videos
+    images: the places of images: "mixed" with texts and videos, in any order; "alone", if a query or document is a text
+        or one image; "first", if a document may have one image, before its texts, and a query none
+    marks: the placeholder tokens of images and videos
     sizing: the authors' defaults for the size of images and videos
-    query_prompt, document_prompt: a bi-encoder's authors put these before each text; for folders without prompts
+    query_prompt, document_prompt: the beginnings that a bi-encoder's authors give texts, for folders without prompts
     label: the label of a classifier whose probability is the score; None for relevance
-    models: a regular expression for the models' names, whose case does not matter; None for no model in particular
-    recognised: gives the reason, as a clause, why a folder without such a name holds one of the models, or None
-    max_tokens: the most tokens of a prompt that the authors read by default; None for no limit of theirs
-    refused: names of other models of the class, as in `models`; for each, why rerankd does not serve it and what to do
+    models: a regular expression for names of models, in any case; None for no model in particular
+    recognised: returns the reason, as a clause, why a folder without such a name has one of these models, or None
+    max_tokens: the most tokens of a prompt that the authors read by default; None for no limit
+    refused: names of other models of the class, as in `models`, each with the reason for refusing it and the way out
     """
 
     name: str

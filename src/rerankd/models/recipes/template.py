@@ -12,10 +12,10 @@ Images: TypeAlias = Literal["mixed", "alone", "first"]
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """The tokens that stand for images and videos in a prompt; the values here are Qwen's.
+    """The tokens that stand for images and videos in a prompt; the defaults are Qwen's.
 
-    start, end: around those of an image, or of a step of a video
-    image, video: one for each visual token; None for a model that is shown no videos
+    start, end: the tokens around an image, or around a step of a video
+    image, video: the placeholder of each visual token; None for a model that reads no videos
     """
 
     start: str = "<|vision_start|>"
@@ -28,8 +28,8 @@ class Template(Protocol):
     """How a decoder's prompt is written.
 
     takes_instruction: whether an instruction changes the prompt
-    verbatim: whether query and document surely stand in the prompt once each and as they are
-    default_instruction: the authors' instruction for requests without one; None where the template has its own
+    verbatim: whether the prompt always has query and document exactly once, and unchanged
+    default_instruction: the authors' instruction for requests without one; None if the template has its own
     empty: the text for a content without parts
     """
 
@@ -46,9 +46,9 @@ class Template(Protocol):
     def empty(self) -> str: ...
 
     def render(self, instruction: str | None, query: str, document: str) -> str:
-        """The whole prompt of two texts in which images and videos are already spelled as placeholders.
+        """The whole prompt. In both texts, placeholders already stand for images and videos.
 
-        Raises RenderError where they cannot be written.
+        Raises RenderError if the template fails on them.
         """
         ...
 
