@@ -21,19 +21,19 @@ class NotRead(BadMedia):
 
 @dataclass(frozen=True, slots=True)
 class MediaLimits:
-    """Upper bounds on media. Each has an error of its own that names it.
+    """Limits on media. The error for each limit names it.
 
     parts: images and videos in a request, query and documents together
-    image_bytes, video_bytes: size of one file, as fetched and after any content encoding is undone
-    pixels: width x height of an image, or of a video's frames, before anything is decoded
-    video_seconds: length of a video, sampled or not; a list of frames counts as two a second
-    video_pixels: of all frames of a video that are decoded on the way to those that are shown
-    memory: bytes that the media of all requests take at a time. A quarter is for files that are not decoded yet,
-        three eighths for decoding, and three eighths for what models are shown, until it is scored; a request
-        may have all of a share. Whoever comes when a share is used up waits in order.
-    decode_timeout: seconds for decoding one image or video; waiting for memory does not count
-    redirects: hops that one URL may take
-    timeout: seconds for fetching one URL, redirects included; waiting for memory does not count
+    image_bytes, video_bytes: the size of a file in bytes, as fetched and after its content encoding is decoded
+    pixels: width x height of an image, or of a video's frames, before resizing
+    video_seconds: the length of a video; a list of frames counts as two frames a second
+    video_pixels: pixels of all frames of a video that are decoded to reach the sampled ones
+    memory: bytes for the media of all requests. A quarter is for encoded files, three eighths for decoding, and three
+        eighths for resized pixels until they are scored. A request may use all of a share. If a share is used up,
+        requests wait in order
+    decode_timeout: seconds to decode one image or video; waiting for memory does not count
+    redirects: the most redirects of one URL
+    timeout: seconds to fetch one URL, redirects included; waiting for memory does not count
     """
 
     parts: int = 256
@@ -49,22 +49,22 @@ class MediaLimits:
 
     @property
     def video_frames(self) -> int:
-        """Frames in a video file, sampled or not."""
+        """The most frames of a video file, sampled or not."""
         return int(self.video_seconds * MAX_FRAME_RATE)
 
     @property
     def file_memory(self) -> int:
-        """Bytes of files of all requests that are not decoded yet."""
+        """Bytes for the encoded files of all requests."""
         return self.memory // 4
 
     @property
     def decode_memory(self) -> int:
-        """Bytes that decoding takes for all requests."""
+        """Bytes for decoding, for all requests."""
         return self.memory * 3 // 8
 
     @property
     def shown_memory(self) -> int:
-        """Bytes of what models are shown for all requests, three a pixel."""
+        """Bytes for the resized pixels of all requests, three a pixel."""
         return self.memory * 3 // 8
 
     def check_pixels(self, width: int, height: int) -> None:

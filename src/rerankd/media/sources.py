@@ -27,8 +27,8 @@ _MOST_BYTES = 4
 class Access:
     """The sources that a request's media may come from.
 
-    local_folders: folders below which `file:` URLs are read; empty for none; None where the caller owns the
-        machine anyway (offline use), so that plain paths and any `file:` URL are read
+    local_folders: folders below which `file:` URLs are read; empty for none; None (offline, where the caller owns the
+        machine) for all `file:` URLs and plain paths
     allow_private: whether URLs may lead to loopback, private and link-local addresses
     """
 
