@@ -180,7 +180,7 @@ def offline(
 ) -> None:
     """Measure the engine without a server, and the share of this machine's limit that the engine reaches.
 
-    The limit is the workload's number of multiply-adds over the machine's rate at GEMMs of the workload's shapes.
+    The limit is the rate of an engine that computes only the workload's multiply-adds, as fast as torch's GEMMs.
     """
     from rerankd.bench.offline import measure
     from rerankd.bench.report import save

@@ -50,7 +50,7 @@ def capacity(
 ) -> None:
     """Measure one replica under load, and compute how many replicas a load needs.
 
-    MODEL is started as a server of one replica for the run, or a rerankd of one model runs at --base-url.
+    The command starts a server with one replica of MODEL, or measures a running rerankd server at --base-url.
     """
     import asyncio
 

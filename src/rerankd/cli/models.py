@@ -29,7 +29,7 @@ def models(
         bool, typer.Option("--all", help="Also list models that are not supported, with the reason.")
     ] = False,
 ) -> None:
-    """List the models in the local cache of the Hugging Face hub that can be served."""
+    """List the models in the local cache of the Hugging Face hub that are supported."""
     logging.getLogger("rerankd").setLevel(logging.ERROR)
     found = sorted(cached(), key=lambda one: one.name.lower())
     served = [one for one in found if one.served]
@@ -50,7 +50,7 @@ def models(
 
 
 def cached() -> Iterator[Cached]:
-    """The embedded model, where its package is installed, and every model in the cache of the hub."""
+    """The embedded model, if its package is installed, and every model in the cache of the hub."""
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
     from rerankd.cli.default_model import default_model
