@@ -21,9 +21,9 @@ request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 class Called:
     """Facts about a call, filled in while it is answered; an HTTP request has its own as `state.called`.
 
-    route: the path as the app has it, once the answer is there; "none" for one that it has not
-    dialect: whose words the answer is in; None for what is the server's own
-    model: the one of several that answers
+    route: the route's path, once the answer is there; "none" for a path without a route
+    dialect: the API of the answer; None for the server's own routes
+    model: the model that answers, if there are several
     """
 
     id: str
@@ -34,7 +34,7 @@ class Called:
 
     @classmethod
     def named(cls, id: str | None) -> Called:
-        """A call with its own id, or a random one where it has none."""
+        """A call with the given id, or a random one for None."""
         called = cls("")
         called.rename(id or secrets.token_hex(8))
         return called

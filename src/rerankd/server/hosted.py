@@ -1,4 +1,4 @@
-"""Models as calls see them, and which of them a call means."""
+"""Models as calls see them, and the choice of a call's model."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Hosted:
 
 
 def choose(name: object, hosted: Sequence[Hosted]) -> Hosted:
-    """The model that a call names; the first for a call that names none.
+    """The model that a call names; the first for a call without a name.
 
-    A name counts without its organisation too, where one model has it. One model answers calls of any name: its
-    dialects say what becomes of it. Of several, none is a guess: raises a 404 `Problem`.
+    A name without its organisation is enough if only one model has it. A single model answers calls with any name; its
+    dialects handle other names. If there are several, an unknown name raises a 404 `Problem`.
     """
     if len(hosted) == 1 or name is None or name == "":
         return hosted[0]

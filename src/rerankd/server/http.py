@@ -24,7 +24,7 @@ class HttpCall:
 
     @property
     def parameters(self) -> Mapping[str, str]:
-        """What stands in the places of the path's parameters."""
+        """The values of the path's parameters."""
         return self._request.path_params
 
     @property

@@ -22,7 +22,7 @@ class Incoming(Protocol):
 
     @property
     def parameters(self) -> Mapping[str, str]:
-        """What stands in the places of a path's parameters."""
+        """The values of the path's parameters."""
         ...
 
     @property

@@ -91,7 +91,7 @@ class Lines:
 
 
 class LineHandler(logging.Handler):
-    """Hands records on as lines."""
+    """Passes records to `Lines`."""
 
     def __init__(self, lines: Lines) -> None:
         super().__init__()

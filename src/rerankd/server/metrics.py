@@ -23,13 +23,13 @@ NO_MODEL = "none"
 
 
 class Metrics:
-    """Counts answers; `exposed` is what /metrics says. Of several models, each series has a label `model_name`."""
+    """Counts answers; `exposed` is the answer of /metrics. If there are several models, each series has their name."""
 
     def __init__(
         self, hosted: Sequence[Hosted], vllm_names: bool = False, labels: Mapping[str, str] | None = None
     ) -> None:
         """vllm_names: whether answers are counted under vLLM's names too
-        labels: what each series has beside its own
+        labels: further labels of each series
         """
         self._registry = registry = CollectorRegistry()
         self._labels = labels or {}
@@ -41,14 +41,14 @@ class Metrics:
         )
         self._total = Histogram(
             "rerankd_request_seconds",
-            "From a call's first byte to its answer.",
+            "Seconds from a call's first byte to its answer.",
             ("route", "dialect", *of_a_model),
             buckets=SECONDS,
             registry=registry,
         )
         self._stages = Histogram(
             "rerankd_stage_seconds",
-            "Of one request: reading media, tokenising, waiting for a batch, in the model.",
+            "Seconds of the stages of a request: media, tokenise, queue, model.",
             ("stage", *of_a_model),
             buckets=SECONDS,
             registry=registry,
@@ -62,11 +62,11 @@ class Metrics:
         self._documents = counter("rerankd_documents", "Documents scored.")
         self._truncated = counter("rerankd_truncated_documents", "Documents cut to fit.")
         self._prompt = counter("rerankd_prompt_tokens", "Tokens of every document's prompt.")
-        self._computed = counter("rerankd_computed_tokens", "Tokens that the model was given.")
+        self._computed = counter("rerankd_computed_tokens", "Tokens that were computed.")
         self._saved = counter("rerankd_prefix_tokens_saved", "Tokens not computed again for each document.")
         self._delay = Histogram(
             "rerankd_event_loop_delay_seconds",
-            "How late the event loop is, looked at twenty times a second: nothing that it does should take it long.",
+            "Delay of the event loop, measured twenty times a second.",
             buckets=DELAYS,
             registry=registry,
         )
@@ -85,9 +85,9 @@ class Metrics:
         results: Sequence[RerankResult],
         model: str | None = None,
     ) -> None:
-        """Count one answer; those of no dialect, which are the server's own, are not counted.
+        """Count one answer. Answers of the server's own routes, which have no dialect, are not counted.
 
-        model: the one of several that answered; None where the call was refused before it was known
+        model: the model that answered, if there are several; None for a call that was refused before it was known
         """
         if dialect is None:
             return
@@ -156,20 +156,22 @@ class _EngineCollector(Collector):
         documents = GaugeMetricFamily(
             "rerankd_queue_documents", "Documents that no batch has taken.", labels=of_a_model
         )
-        waiting = GaugeMetricFamily("rerankd_queue_tokens", "Tokens to compute for what waits.", labels=of_a_model)
+        waiting = GaugeMetricFamily(
+            "rerankd_queue_tokens", "Tokens to compute for the waiting documents.", labels=of_a_model
+        )
         batches = CounterMetricFamily("rerankd_batches", "Batches computed.", labels=of_a_model)
         tokens = CounterMetricFamily("rerankd_batch_tokens", "Tokens of the batches computed.", labels=of_a_model)
         seconds = CounterMetricFamily(
-            "rerankd_batch_seconds", "Seconds that the model took for them.", labels=of_a_model
+            "rerankd_batch_seconds", "Seconds of the model for these batches.", labels=of_a_model
         )
         rates = GaugeMetricFamily(
             "rerankd_tokens_per_second", "Tokens a second, while all replicas compute.", labels=of_a_model
         )
         most = GaugeMetricFamily(
-            "rerankd_max_batch_tokens", "Tokens of a batch at most; fewer after memory ran out.", labels=of_a_model
+            "rerankd_max_batch_tokens", "The most tokens of a batch; fewer after memory ran out.", labels=of_a_model
         )
         loaded = GaugeMetricFamily("rerankd_model_loaded", "1 while the model is loaded.", labels=("model_name",))
-        loads = CounterMetricFamily("rerankd_model_loads", "How often it was loaded.", labels=("model_name",))
+        loads = CounterMetricFamily("rerankd_model_loads", "Loads of the model.", labels=("model_name",))
         replicas = _replica_families(of_a_model)
         for one in self._hosted:
             load: EngineLoad = one.served.load()
@@ -195,12 +197,23 @@ def _replica_families(of_a_model: tuple[str, ...]) -> list[tuple[GaugeMetricFami
     """Numbers of each replica, by its number, and the fields of `ReplicaLoad` that have them."""
     labels = (*of_a_model, "replica")
     return [
-        (GaugeMetricFamily("rerankd_replica_up", "Whether it takes batches.", labels=labels), "running"),
-        (GaugeMetricFamily("rerankd_replica_held_tokens", "Tokens of its batches.", labels=labels), "held_tokens"),
+        (GaugeMetricFamily("rerankd_replica_up", "1 if the replica takes batches.", labels=labels), "running"),
+        (
+            GaugeMetricFamily(
+                "rerankd_replica_held_tokens", "Tokens of the batches that the replica has.", labels=labels
+            ),
+            "held_tokens",
+        ),
         (CounterMetricFamily("rerankd_replica_batches", "Batches computed.", labels=labels), "batches"),
-        (CounterMetricFamily("rerankd_replica_batch_tokens", "Tokens of these.", labels=labels), "tokens"),
+        (
+            CounterMetricFamily("rerankd_replica_batch_tokens", "Tokens of the computed batches.", labels=labels),
+            "tokens",
+        ),
         (CounterMetricFamily("rerankd_replica_batch_seconds", "Seconds of the model.", labels=labels), "seconds"),
-        (CounterMetricFamily("rerankd_replica_restarts", "Starts of its process again.", labels=labels), "restarts"),
+        (
+            CounterMetricFamily("rerankd_replica_restarts", "Restarts of the replica's process.", labels=labels),
+            "restarts",
+        ),
     ]
 
 

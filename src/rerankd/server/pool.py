@@ -1,4 +1,4 @@
-"""The models of a server: loaded for the calls that need them, and unloaded when they idle, sleep or are in the way."""
+"""The models of a server: loaded for calls, and unloaded when they idle, sleep, or another model needs the memory."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Model:
     """A model by its names, and its reranker while it is loaded. A `Pool` changes it, in its event loop.
 
     users: the tasks of the calls that it is lent to, or that wait for it
-    used: when the last call gave it back, by `monotonic`
-    close: unloads the reranker, where that is the model's own
-    asleep: whether calls are refused until it is woken
-    loads: how often it was loaded
-    again: when it may be tried again after it could not be loaded, by `monotonic`
+    used: the end of the last call, by `monotonic`
+    close: unloads the reranker, if the model owns it
+    asleep: whether calls are refused until the model is woken
+    loads: the number of loads
+    again: the time at which a failed load may be tried again, by `monotonic`
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Pool:
         return all(one.asleep for one in self.models)
 
     def load(self) -> EngineLoad:
-        """How busy all engines are together."""
+        """The load of all engines together."""
         return self.models[0].load() if len(self.models) == 1 else added(one.load() for one in self.models)
 
     def begin(self) -> None:
@@ -175,9 +175,9 @@ class Pool:
     async def sleep(self, models: Iterable[Model], patience: float | None = None) -> None:
         """Unload models, and refuse calls of them until they are woken.
 
-        patience: seconds in which the calls that they are lent to are answered first; None to refuse these too
+        patience: seconds in which calls in progress are answered first; None to refuse them too
 
-        Raises a 504 Problem, and puts no model to sleep, where calls are not answered in time.
+        Raises a 504 Problem, and puts no model to sleep, if calls are not answered in time.
         """
         chosen = list(models)
         before = [model for model in chosen if model.asleep]
@@ -305,7 +305,7 @@ def _still_busy(models: Iterable[Model], seconds: float | None) -> Problem:
 
 
 def added(loads: Iterable[EngineLoad]) -> EngineLoad:
-    """Several engines as if they were one."""
+    """The loads of several engines, added up."""
     found = tuple(loads)
     return EngineLoad(
         waiting=sum(one.waiting for one in found),

@@ -21,13 +21,13 @@ def _shortened(text: str) -> str:
 
 
 class Problem(RerankdError):
-    """A call that gets an error for an answer.
+    """An error that answers a call.
 
     status: the HTTP status
-    field: the offending field in the caller's words, None where no field is to blame
-    well_formed: whether the body is as its API describes it, and what it asks for cannot be done
-    retry_after: seconds to wait where the call may be sent again. Nobody is promised a place then; it keeps clients
-        from calling again at once.
+    field: the wrong field, by the caller's name; None if no field is wrong
+    well_formed: whether the body follows its API's description, and only its request is impossible
+    retry_after: seconds after which the client may send the call again. The server promises no place then; the time
+        keeps clients from calling again at once
     """
 
     def __init__(

@@ -17,10 +17,10 @@ HEADER_LIMIT = 2000
 
 
 def reports(call: Call[Any], results: Sequence[RerankResult], id: str) -> dict[str, str]:
-    """Headers that report cuts, documents left out, fields with no effect or less than asked, the windows of a listwise
-    model, and the seconds of each stage.
+    """Headers that report cuts, documents left out, fields without effect or with less than asked, the windows of a
+    listwise model, and the seconds of each stage.
 
-    The lines of the log name the call by `id`.
+    Lines of the log name the call by `id`.
     """
     headers = {}
     ignored = [*call.ignored, *dict.fromkeys(call.word(name) for result in results for name in result.ignored)]

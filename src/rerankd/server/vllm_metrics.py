@@ -65,7 +65,7 @@ class _LoadCollector(Collector):
             GaugeMetricFamily(f"vllm:{name}", what, labels=LABELS)
             for name, what in (
                 ("num_requests_running", "Requests in the batches that are being computed."),
-                ("num_requests_waiting", "Requests of which a document waits."),
+                ("num_requests_waiting", "Requests with a document that waits for a batch."),
                 ("kv_cache_usage_perc", "Nothing is kept from one batch to the next."),
             )
         )
