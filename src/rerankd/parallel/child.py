@@ -10,17 +10,17 @@ from collections.abc import Mapping
 from multiprocessing.connection import Pipe
 
 END_SECONDS = 5.0
-"""In which a process ends that is told to."""
+"""The time in which a process must end after it is told to."""
 
 
 class Child:
-    """A Python process that runs a module, which is given the descriptor of its end of `connection`.
+    """A Python process that runs a module. The module's argument is the descriptor of its end of `connection`.
 
     It ends when the connection does, so at the latest with this process, however that ends.
     """
 
     def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
-        """environment: variables beside this process's own"""
+        """environment: further variables of the process"""
         self.connection, theirs = Pipe()
         path = os.pathsep.join(filter(None, sys.path))
         with theirs:
@@ -33,7 +33,7 @@ class Child:
             )
 
     def how_it_ended(self) -> str:
-        """In words. The process is ended if its connection is gone and it is not."""
+        """The way in which the process ended, in words. A process without a connection that still runs is killed."""
         try:
             code = self.process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -43,5 +43,5 @@ class Child:
 
 
 def in_words(code: int) -> str:
-    """How a process ended. code: its exit code, or the number of a signal below 0"""
+    """The way in which a process ended, in words. code: its exit code, or the negative number of a signal"""
     return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"

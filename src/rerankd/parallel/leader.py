@@ -21,7 +21,7 @@ from rerankd.parallel.child import Child
 from rerankd.parallel.messages import Done, End, Join, Start, broadcast
 
 FAIL_TOGETHER_SECONDS = 10.0
-"""Ranks that compute the same fail alike. One that has not failed so long after another waits for it in vain."""
+"""Ranks that compute the same batch fail alike. A rank that has not failed after this time waits for a failed one."""
 
 
 class Follower:
@@ -39,7 +39,7 @@ class Followers:
     """The processes of all ranks but 0. They end with this process, however it ends, or when `close` is called."""
 
     def __init__(self, options: LoadOptions, ranks: Ranks) -> None:
-        """options: with the model's folder and recipe, which no process looks for again"""
+        """options: with the model's folder and recipe, so that no process need find them again"""
         self.failure: EngineDead | None = None
         self._ranks = ranks
         self._on_failure: Callable[[EngineDead], object] | None = None
@@ -51,7 +51,7 @@ class Followers:
         threading.Thread(target=self._listen, name="rerankd-followers", daemon=True).start()
 
     def lead(self, own: Model, device: torch.device) -> LeadingModel:
-        """The model of all parts, once all are loaded. own: that of rank 0. Raises ModelError where one is not."""
+        """The model of all parts, once all are loaded. own: the part of rank 0. Raises ModelError if a part is not."""
         for follower in self._followers:
             answer = follower.answers.get()
             if answer is None or answer.failure is not None:
@@ -117,7 +117,7 @@ class Followers:
             return None
 
     def _listen(self) -> None:
-        """In a thread of its own, since a sum with a rank that has ended may wait for ever."""
+        """Receive answers, in a thread of its own, since a sum with a rank that has ended may wait for ever."""
         listened = {follower.connection: follower for follower in self._followers}
         while listened:
             for connection in wait(list(listened)):

@@ -1,4 +1,4 @@
-"""A replica that computes, told from one whose process was stopped, or hangs."""
+"""Distinguishes a replica that computes from a replica that was stopped or hangs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rerankd.parallel.places import Place
 log = logging.getLogger("rerankd")
 
 LOOKS = 6
-"""So often in a row a replica may give no sign of life, before its process is ended."""
+"""The process of a replica is killed after this number of checks in a row without a sign of life."""
 MOST_SECONDS_BETWEEN_LOOKS = 5.0
 
 
 def look(places: Sequence[Place], changed: threading.Condition, stop: threading.Event, timeout: float) -> None:
-    """Have replicas asked for a sign of life until `stop`, and end one that gives none, so that others get what it has.
+    """Ask replicas for a sign of life until `stop`. A replica that gives none is killed, and others get its batches.
 
     Looks are counted and not seconds: a machine that sleeps wakes up with all its processes.
 

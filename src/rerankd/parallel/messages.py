@@ -1,4 +1,4 @@
-"""What the first process of a model and the others tell each other."""
+"""The messages between the first process of a model and the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rerankd.options import LoadOptions
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a follower loads. options: with the model's folder and recipe, which no follower looks for again"""
+    """Load a part. options: with the model's folder and recipe, so that no follower need find them again"""
 
     options: LoadOptions
     rank: int
@@ -25,14 +25,14 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Join:
-    """All have loaded; they meet in this folder."""
+    """All ranks have loaded; they connect by a file in this folder."""
 
     folder: Path
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch without its tensors, which are broadcast. rows: 3 where there are token types, else 2"""
+    """A batch without its tensors, which are broadcast. rows: 3 if there are token types, otherwise 2"""
 
     rows: int
     tokens: int
@@ -47,7 +47,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A follower has loaded, or has computed a batch. sums: see `Ranks`; failure: why it has not, else None"""
+    """A follower has loaded, or has computed a batch. sums: see `Ranks`; failure: the reason if it has failed"""
 
     sums: int
     failure: str | None

@@ -11,12 +11,12 @@ from rerankd.parallel.processes import Replica
 from rerankd.parallel.replica_messages import Drop, Ping, Scored
 
 AHEAD_SECONDS = 0.05
-"""A replica that is done as soon gets its next batch before: what it has to wait for is a message, and seldom long."""
+"""A replica that will be done within this time gets its next batch already, so that it does not wait for a message."""
 
 
 @dataclass(eq=False)
 class Part:
-    """Some of a job's documents, as a batch carries them. tries: how many processes ended while they computed them"""
+    """The documents of a job in one batch. tries: the number of processes that ended while they computed the part"""
 
     number: int
     slice: Slice
@@ -26,21 +26,21 @@ class Part:
 
 @dataclass(eq=False)
 class Parts:
-    """All parts of a job that were taken, in order. told: how many of the first are done and reported"""
+    """The parts of a job that batches have taken, in order. told: the number of first parts that are reported"""
 
     job: Job
     taken: list[Part] = field(default_factory=list)
     told: int = 0
 
     def took(self, stages: tuple[Stage, ...]) -> None:
-        """Note how long a batch took. From the first follows how long the job waited: all processes have one clock."""
+        """Record the time of a batch. The first also gives the waiting time, since all processes have one clock."""
         if stages and not self.job.started:
             self.job.started = True
             self.job.stages.append(Stage("queue", self.job.queued, max(stages[0].began - self.job.queued, 0.0)))
         self.job.stages += stages
 
     def tell(self) -> int:
-        """How many more documents are done, of those before which all are."""
+        """The number of newly done documents; a document counts when all documents before it are done."""
         before = self.told
         while self.told < len(self.taken) and self.taken[self.told].logits is not None:
             self.told += 1
@@ -48,11 +48,11 @@ class Parts:
 
     @property
     def done(self) -> bool:
-        """Whether all documents are."""
+        """Whether all documents are done."""
         return self.told == len(self.taken) and self.job.taken == len(self.job.group.suffixes)
 
     def logits(self) -> list[float]:
-        """Of all documents in order, once all are done."""
+        """The logits of all documents in order, once all are done."""
         return [logit for part in self.taken for logit in part.logits or ()]
 
 
@@ -60,14 +60,16 @@ class Parts:
 class Place:
     """A replica as the queue sees it.
 
-    replica: its process; None where there is none now
-    sends: whether a message is on its way to it
-    batches: those that it has not answered, by number, in the order in which it computes them
-    drops: parts that it is to be told of
-    asked: whether it is to be asked for a sign of life; silent: how often it was looked at since the last such sign
-    rate: tokens a second of its last batches
-    fails: how often in a row its process ended without having scored anything; over: whether none is started any more
-    before: what processes of the place had done that ended; now: what this one has
+    replica: the running process; None while there is none
+    sends: whether a message to the process is being sent
+    batches: the batches without an answer, by number, in the order in which the replica computes them
+    drops: dropped parts of which the process must be told
+    asked: whether the process must be asked for a sign of life
+    silent: the number of checks since the last sign of life
+    rate: tokens a second of the last batches
+    fails: how often in a row a process of the place ended without having scored anything
+    over: whether the place is given up
+    before: the work of earlier processes of the place; now: the work of the present one
     """
 
     number: int
@@ -86,21 +88,21 @@ class Place:
 
     @property
     def parts(self) -> Iterator[Part]:
-        """Of all batches that it has."""
+        """The parts of all batches without an answer."""
         return (part for parts in self.batches.values() for part in parts)
 
     @property
     def tokens(self) -> int:
-        """Of these."""
+        """The tokens of these parts."""
         return sum(part.slice.cost for part in self.parts)
 
     def has_room(self, in_flight: int) -> bool:
-        """Whether it takes another batch. in_flight: those that it computes at a time"""
+        """Whether the replica takes another batch. in_flight: the number of batches that it computes at a time"""
         held = len(self.batches)
         return held < in_flight or (held == in_flight and self.tokens <= self.rate * AHEAD_SECONDS)
 
     def told(self) -> Iterator[Drop | Ping]:
-        """What its process is to be told beside batches. It is told once."""
+        """The messages for the process, beside batches. Each is returned once."""
         if self.asked:
             self.asked = False
             yield Ping()
@@ -109,19 +111,19 @@ class Place:
             yield Drop(dropped)
 
     def begins(self, replica: Replica) -> None:
-        """It has a process."""
+        """Record that a process has started."""
         self.replica = replica
         self.asked, self.silent = False, 0
         self.starts += 1
 
     def has_done(self, scored: Scored) -> None:
-        """Count what its process has done up to now."""
+        """Record the work of the process up to now."""
         self.fails = 0
         self.now = scored.batches, scored.tokens, scored.seconds
         self.rate = scored.rate
 
     def ends(self) -> None:
-        """Its process has ended."""
+        """Record that the process has ended."""
         self.replica = None
         self.batches, self.drops = {}, []
         self.before, self.now = self.done, (0, 0, 0.0)
@@ -129,10 +131,10 @@ class Place:
 
     @property
     def done(self) -> tuple[int, int, float]:
-        """What all its processes have: batches, tokens, seconds."""
+        """The work of all processes of the place: batches, tokens, seconds."""
         (batches, tokens, seconds), (more_batches, more_tokens, more_seconds) = self.before, self.now
         return batches + more_batches, tokens + more_tokens, seconds + more_seconds
 
     def load(self) -> ReplicaLoad:
-        """For metrics."""
+        """The load for metrics."""
         return ReplicaLoad(self.replica is not None, self.tokens, *self.done, restarts=max(self.starts - 1, 0))

@@ -22,9 +22,9 @@ from rerankd.threads import Share
 log = logging.getLogger("rerankd")
 
 ANSWER_SECONDS = 30.0
-"""In which a process forks or ends another one; it does nothing else meanwhile."""
+"""The time in which the loading process must answer a request to fork or to end a process."""
 QUIET = {"OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""What keeps a process from having threads, with which it could not be forked."""
+"""Variables that keep a process without threads; a process with threads must not be forked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Home:
 
 
 class Loader:
-    """A process that has loaded the model. Raises ModelError where it could not."""
+    """A process that has loaded the model. Raises ModelError if it could not."""
 
     def __init__(self, number: int, home: Home, forks: bool) -> None:
         self._number = number
@@ -60,7 +60,7 @@ class Loader:
         raise ModelError(f"Replica {self._number} could not load the model: {why}")
 
     def fork(self, number: int, share: Share) -> Replica:
-        """A replica forked from the process. Raises ModelError where it has ended."""
+        """Fork a replica from the process. Raises ModelError if the process has ended."""
         ours, theirs = Pipe()
         with theirs:
             try:
@@ -75,7 +75,7 @@ class Loader:
         return Replica(number, Link(ours), self, forked.pid)
 
     def reap(self, pid: int) -> str:
-        """How a forked process ended, in words. It is ended if it has not."""
+        """The way in which a forked process ended, in words. A process that still runs is killed."""
         try:
             with self._lock:
                 self.link.send(Reap(pid))
@@ -103,7 +103,7 @@ class Replica:
     pid: int | None = None
 
     def receive(self, seconds: float | None = None) -> Any:
-        """The next message; None once the process is gone, or silent for so long. What it logs is logged."""
+        """The next message; None once the process is gone, or silent for too long. Its log lines are logged here."""
         return received(self.link, self.number, seconds)
 
     def kill(self) -> None:
@@ -116,12 +116,12 @@ class Replica:
                 os.kill(self.pid, signal.SIGKILL)
 
     def how_it_ended(self) -> str:
-        """In words. The process is ended if its connection is gone and it is not."""
+        """The way in which the process ended, in words. A process without a connection that still runs is killed."""
         return self.loader.how_it_ended() if self.pid is None else self.loader.reap(self.pid)
 
 
 class Processes:
-    """Starts a process for each replica, and another in its place. Every method may be called from any thread."""
+    """Starts a process for each replica, and another one in its place. Any thread may call any method."""
 
     def __init__(self, homes: Sequence[Home], forks: bool) -> None:
         """forks: whether replicas share the memory of the weights, as they do on a CPU"""
@@ -148,7 +148,7 @@ class Processes:
         return replica
 
     def close(self) -> None:
-        """End all that have loaded, or are going to; what was forked from them ends by its own connection."""
+        """End all loading processes. Processes that were forked from them end when their own connections close."""
         with self._closing:
             self._closed = True
         for loader in self._loaders:

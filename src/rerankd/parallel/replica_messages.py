@@ -1,4 +1,4 @@
-"""What a server's process and its replicas tell each other. Both are of one program, over a pair of sockets."""
+"""The messages between a server's process and its replicas, over a pair of sockets. Both run the same version."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ log = logging.getLogger("rerankd")
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a process loads. options: with the model's folder and recipe, which no process looks for again
+    """Load the model.
 
-    share: of the machine, for the process itself or for the first that is forked from it
-    forks: whether the process computes nothing, and is forked into those that do
-    level: of the lines that it logs while it loads
+    options: with the model's folder and recipe, so that the process need not find them again
+    share: the share of the machine for the process, or for the first process that is forked from it
+    forks: whether the process computes nothing, and replicas are forked from it
+    level: the log level while it loads
     """
 
     options: LoadOptions
@@ -43,35 +44,35 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class NotLoaded:
-    """The model is not, and the process ends. why: a sentence"""
+    """The model could not be loaded, and the process ends. why: the reason, as a sentence"""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Become a replica too. The descriptor of its connection follows."""
+    """Fork a replica. The descriptor of its connection follows."""
 
     share: Share
 
 
 @dataclass(frozen=True, slots=True)
 class Forked:
-    """The replica's process."""
+    """The replica was forked. pid: its process"""
 
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reap:
-    """A forked process whose connection has ended; it is to be ended if it has not."""
+    """Ask how a forked process ended, whose connection is closed; it is killed if it still runs."""
 
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reaped:
-    """How it ended. code: its exit code, or the number of a signal below 0"""
+    """The way in which it ended. code: its exit code, or the negative number of a signal"""
 
     code: int
 
@@ -83,17 +84,17 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """To be answered at once, whatever is computed."""
+    """Ask for a sign of life. The process answers at once, whatever it computes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """The replica's process runs."""
+    """The sign of life of a replica's process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Groups to score together. parts: by numbers that no other part has"""
+    """Groups to score together. parts: the groups by unique numbers"""
 
     number: int
     parts: dict[int, PromptGroup]
@@ -108,7 +109,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A part's logits, with the batches that it was in; or why there are none."""
+    """The logits of a part, with its batches as stages; or the reason why there are none."""
 
     logits: list[float]
     stages: tuple[Stage, ...]
@@ -125,9 +126,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A batch is done; of parts that were dropped in time there is no outcome.
+    """A batch is done. Parts that were dropped in time have no outcome.
 
-    batches, tokens, seconds, rate: the replica's, as in `EngineLoad`
+    batches, tokens, seconds, rate: the work of the replica, as in `EngineLoad`
     """
 
     number: int
@@ -158,7 +159,7 @@ Message: TypeAlias = (
 
 
 class Link:
-    """One end of the connection. Any thread may send, one receives."""
+    """One end of the connection. Any thread may send; one thread receives."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

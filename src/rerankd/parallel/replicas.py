@@ -22,17 +22,16 @@ from rerankd.parallel.shared_queue import SharedQueue, closed
 log = logging.getLogger("rerankd")
 
 STARTS = 8
-"""So often in a row a replica's process may end, or fail to start, without having scored a batch."""
+"""A replica is given up when its process has ended, or failed to start, this often in a row without a scored batch."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-"""Seconds before the second start of these, doubled for each later one."""
+"""Seconds before the second of these starts; the time doubles for each later start."""
 
 
 class Replicas:
-    """What `Engine` is to its callers, over processes that each have an engine.
+    """The interface of `Engine` over several processes that each have an engine.
 
-    Requests wait in one queue. The replica that has the fewest tokens to compute takes the next batch, so a request of
-    more than one batch is computed by several, as one is that finds several idle. A replica whose process ends is
-    started again, and what it had is computed by others; one that gives no sign of life is ended.
+    Requests wait in one queue. The replica with the fewest tokens to compute takes the next batch, so several replicas
+    compute a long request. A replica whose process ends or hangs is started again; others compute its batches.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class Replicas:
         max_tokens: int | None = None,
         timeout: float | None = None,
     ) -> None:
-        """batch_tokens, in_flight, max_tokens, timeout: as of `Engine`, the first two and the last of each replica
+        """The arguments are those of `Engine`: `max_tokens` for all replicas together, the others for each of them.
 
         Returns when all replicas take batches. Raises ModelError, with no process left, where one cannot.
         """
@@ -76,7 +75,7 @@ class Replicas:
         return self._processes.head
 
     def load(self) -> EngineLoad:
-        """How busy they are, and what they have done since the start."""
+        """The present load of all replicas, and their work since the start."""
         with self._changed:
             places = tuple(place.load() for place in self._places)
             return EngineLoad(
@@ -94,7 +93,7 @@ class Replicas:
 
     @property
     def failure(self) -> EngineDead | None:
-        """Why no request is answered any more; None while requests are, and after `close`."""
+        """The reason why no request is answered any more; None while the replicas work, and after `close`."""
         return self._dead
 
     def submit(
@@ -125,7 +124,7 @@ class Replicas:
             yield
 
     def close(self) -> None:
-        """Finish the batches that replicas have, fail what still waits with EngineClosed, and end the processes."""
+        """Finish the batches of the replicas, fail waiting requests with EngineClosed, and end the processes."""
         with self._changed:
             self._closed = True
             waiting = self._queue.drain()
@@ -159,7 +158,7 @@ class Replicas:
         return thread
 
     def _leave(self, job: Job) -> None:
-        """The job is answered, or nobody waits for it."""
+        """Remove a job that is answered, or that nobody waits for."""
         with self._changed:
             if not self._queue.leave(job):
                 return
@@ -168,7 +167,7 @@ class Replicas:
             self._changed.notify_all()
 
     def _feed(self, place: Place) -> None:
-        """Send a replica its batches, in a thread of its own: one that does not read keeps no other waiting."""
+        """Send a replica its batches, in a thread of its own, so that a replica that does not read delays no other."""
         while True:
             with self._changed:
                 self._changed.wait_for(
@@ -192,7 +191,7 @@ class Replicas:
                 self._changed.notify_all()
 
     def _is_next(self, place: Place) -> bool:
-        """Whether something waits, and this replica has the fewest tokens of those that take a batch now."""
+        """Whether a document waits, and this replica has the fewest tokens of the replicas that take a batch now."""
         if not self._queue:
             return False
         taking = [one for one in self._places if one.replica and not one.sends and one.has_room(self._in_flight)]

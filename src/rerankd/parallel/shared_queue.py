@@ -14,7 +14,7 @@ from rerankd.parallel.replica_messages import Scored
 from rerankd.parallel.sharing import fair_budget
 
 TRIES = 2
-"""So many processes may end while they compute a part of a request, before the request is given up."""
+"""A request is given up when this number of processes have ended while they computed a part of it."""
 
 
 @dataclass(slots=True)
