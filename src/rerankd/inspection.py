@@ -68,12 +68,12 @@ class Inspection:
     """The facts of how a model will be scored.
 
     why: the reason for the recipe, as a clause
-    tokens: the ids of a decoder's answers, or empty
+    tokens: the ids of a decoder's answer tokens, by their strings; empty for other models
     template: the source of a decoder's template; None for an encoder
-    prompts: of an example, with their special tokens: the texts that the model reads
-    max_tokens, positions: of one prompt, and by the model's own positions
+    prompts: the texts that the model reads for an example, with their special tokens
+    max_tokens, positions: the most tokens of a prompt, and the number of the model's positions
     stored: the format of quantised weights, and their dequantisation; None for other weights
-    backend: with reasons against those that come before it
+    backend: the backend, with the reasons against those before it
     not_understood: the settings of the folder that are not read or have no effect
     """
 
@@ -101,7 +101,7 @@ class Inspection:
 
 
 def inspect(plan: Plan) -> Inspection:
-    """Inspect a plan. Raises ModelError where loading would, before it reads weights."""
+    """Inspect a plan. Raises the same ModelError as loading does before it reads weights."""
     head, tokens, activation = _head(plan)
     backend, reasons = plan.backend()
     return Inspection(

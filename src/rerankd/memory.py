@@ -11,7 +11,7 @@ from contextlib import suppress
 
 _ON_LINUX = platform.system() == "Linux"
 SLACK_BYTES = 256 << 20
-"""Bytes that a process may hold beyond the last mark before its memory is trimmed."""
+"""Memory is trimmed when a process has this many bytes more than when it was last idle."""
 
 
 def keep_freed_memory() -> None:
@@ -40,7 +40,7 @@ def trim_memory() -> None:
 
 
 def exempt_from_collection() -> None:
-    """Have Python's cyclic collector pass over all objects that exist. A loaded server calls it.
+    """Exempt all existing objects from Python's cyclic garbage collection. A loaded server calls this function.
 
     A full collection stops every thread while it visits all objects. An idle server has a quarter of a million objects,
     almost all of modules that are never freed; under load a collection took half a second.
@@ -76,7 +76,7 @@ def trim_after_load() -> None:
 
 
 def resident_bytes() -> int:
-    """The resident memory of this process; 0 where the system does not tell."""
+    """The resident memory of this process in bytes; 0 if the system does not report it."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -94,7 +94,7 @@ class Trimmer:
         self._mark = 0
 
     def look(self) -> None:
-        """Trim if there is reason to. Call it while nothing is computed."""
+        """Trim the memory if it has grown. Call this while nothing is computed."""
         held = resident_bytes()
         if self._mark and held > self._mark:
             trim_memory()

@@ -50,12 +50,13 @@ def rank(
     ignored: tuple[str, ...] = (),
     at_length_1: bool = False,
 ) -> RerankResult:
-    """The result of a request whose logits are there.
+    """The result of a request from its logits.
 
-    logits: of each suffix one, or, with labels, the log-probability of each, or the vectors of its window, or outputs
-    sigmoid: whether a score is the sigmoid of its logit, else the logit
-    ignored: names of fields without effect, beside those that the prompts name
-    at_length_1: whether embeddings have length 1 where the request does not say
+    logits: for each suffix one logit; with labels, their log-probabilities; for a listwise model, the vectors of the
+        window; with outputs, these
+    sigmoid: whether a score is the sigmoid of its logit; otherwise it is the logit
+    ignored: names of further fields without effect
+    at_length_1: whether embeddings have length 1 if the request does not say
     """
     request, group = submitted.request, submitted.group
     if request.labels is not None:

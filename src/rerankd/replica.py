@@ -2,10 +2,10 @@
 
     python -m rerankd.replica FILE_DESCRIPTOR
 
-The descriptor is of a connection to the server's process. When the connection ends, so does this process.
+The descriptor is a connection to the server's process. When the connection ends, this process ends.
 
-On a GPU the process computes the batches that it is sent. On a CPU it only loads: each replica is forked from it, so
-that all of them have the weights in the same memory, and one that is started again need not load them.
+On a GPU the process computes the batches that it receives. On a CPU it only loads the model: each replica is forked
+from it, so that all replicas share the memory of the weights, and a new replica need not load them.
 """
 
 from __future__ import annotations

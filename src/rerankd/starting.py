@@ -50,7 +50,7 @@ class Started:
     followers: Followers | None = None
 
     def close(self) -> None:
-        """Stop it; requests that still wait fail with EngineClosed."""
+        """Stop the engine. Waiting requests fail with EngineClosed."""
         self.engine.close()
         if self.followers:
             self.followers.close()
@@ -93,7 +93,7 @@ def start(planned: Plan, compute: Compute) -> Started:
 
 
 def homes(planned: Plan) -> list[Home]:
-    """Where each replica runs, with which threads."""
+    """The device, the cores and the threads of each replica."""
     options, count = planned.found, len(planned.devices)
     on_cpu = planned.placement.device.type == "cpu"
     own = shares(count, options.num_threads) if on_cpu else [Share(options.num_threads or 1)] * count

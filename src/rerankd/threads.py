@@ -26,10 +26,10 @@ def spin_briefly() -> None:
 
 
 def use_threads(count: int | None) -> None:
-    """Let torch and the kernels compute on so many threads.
+    """Set the number of threads of torch and of the kernels.
 
-    count: None for OMP_NUM_THREADS, else a thread for each core that the process may use, and no more than its quota of
-        time fills
+    count: None for OMP_NUM_THREADS; if that is not set, a thread for each core that the process may use, and at most as
+        many as its CPU quota allows
     """
     import torch
 
@@ -42,16 +42,16 @@ def use_threads(count: int | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The share of the machine that one of several computing processes has.
+    """The share of the machine for one of several computing processes.
 
-    cores: the cores of its threads; empty for any
+    cores: the cores of its threads; empty for all
     """
 
     threads: int
     cores: tuple[int, ...] = ()
 
     def take(self) -> None:
-        """Keep this process to its share. To be called before it has threads."""
+        """Restrict this process to its share. Call this before the process has threads."""
         if self.cores:
             os.sched_setaffinity(0, self.cores)
         use_threads(self.threads)
@@ -60,7 +60,8 @@ class Share:
 def shares(count: int, threads: int | None) -> list[Share]:
     """The shares of `count` processes: neighbouring cores, of one NUMA node as far as nodes divide.
 
-    threads: of each process; None for OMP_NUM_THREADS, else for what torch would use, shared out
+    threads: the number of threads of each process; None for OMP_NUM_THREADS, else for torch's own number divided by
+        `count`
 
     A process with more threads than cores may use all cores.
     """
@@ -75,9 +76,9 @@ def shares(count: int, threads: int | None) -> list[Share]:
 
 
 def core_groups(count: int) -> list[tuple[int, ...]]:
-    """The cores that this process may use in `count` groups; empty ones where the system does not tell.
+    """The cores that this process may use, in `count` groups; empty groups if the system does not report them.
 
-    Of fewer cores than groups each has one, which others have too.
+    With fewer cores than groups, each group has one core, which other groups may have too.
     """
     if not hasattr(os, "sched_getaffinity"):
         return [()] * count

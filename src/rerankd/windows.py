@@ -16,10 +16,11 @@ LEAST = 1e-8
 def cosines(windows: Windows, values: Sequence[float]) -> list[float]:
     """The cosine of each document's vector and the query's, in the order of the documents.
 
-    values: the windows' vectors, each window's filled up with zeros to the same number
+    values: the vectors of the windows; each window is padded with zeros to the same number of values
 
-    Each window has a query of its own. The query of all is their mean, in which a window weighs (1 + c) / 2 for the
-    largest cosine c of its own documents and query. Source: `rerank` in `modeling.py` of jinaai/jina-reranker-v3.
+    Each window has a vector of the query. The query's vector is their weighted mean; the weight of a window is
+    (1 + c) / 2, where c is the largest cosine in the window. Source: `rerank` in `modeling.py` of
+    jinaai/jina-reranker-v3.
     """
     if not windows.documents:
         return []

@@ -21,7 +21,7 @@ from rerankd.limits import LimitName, RequestLimits
 
 T = TypeVar("T")
 SPARE = 4
-"""Texts may have this many times a request's tokens before they are cut to fit."""
+"""Before texts are cut to fit, they may have this many times as many tokens as a request may have."""
 
 
 class Growth:
@@ -43,7 +43,7 @@ _failed: ContextVar[dict[int, InvalidRequest] | None] = ContextVar("failed", def
 
 
 def check() -> None:
-    """Raise EngineClosed where nobody waits any more for the work of this thread. Long work calls it between steps."""
+    """Raise EngineClosed if nobody waits for the work of this thread any more. Long work calls it between steps."""
     stopped = _stopped.get()
     if stopped is not None and stopped.is_set():
         raise EngineClosed("The engine was closed before this request was answered.")
@@ -62,7 +62,7 @@ def check_tokens(number: int) -> None:
 
 
 def refuse(error: InvalidRequest) -> None:
-    """Raise an error, or note the first of a document where `leaving_out` wants the rest to be built all the same."""
+    """Raise an error; within `leaving_out`, record the first error of a document, and build the other documents."""
     failed = _failed.get()
     document = re.match(r"documents\[(\d+)\]", error.field)
     if failed is None or document is None:
@@ -72,7 +72,7 @@ def refuse(error: InvalidRequest) -> None:
 
 @contextmanager
 def leaving_out() -> Iterator[dict[int, InvalidRequest]]:
-    """Have `refuse` note the errors of documents, by index, in what is given; what is built of those means nothing."""
+    """A context in which `refuse` records errors of documents by index; prompts of these documents have no meaning."""
     failed: dict[int, InvalidRequest] = {}
     token = _failed.set(failed)
     try:
@@ -83,7 +83,7 @@ def leaving_out() -> Iterator[dict[int, InvalidRequest]]:
 
 @contextmanager
 def bounded(limits: RequestLimits | None) -> Iterator[None]:
-    """Count the work in the context as one request's; None for no limits."""
+    """A context whose work counts for one request; None for no limits."""
     token = _growth.set(None if limits is None else Growth(limits))
     try:
         yield
@@ -105,7 +105,7 @@ class Workers:
     """
 
     def __init__(self, name: str, threads: int | None = None) -> None:
-        """threads: None for a few more than there are processors"""
+        """threads: the number of threads; None for a few more than there are processors"""
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._lock = threading.Lock()
         self._numbers = count_from()

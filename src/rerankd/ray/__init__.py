@@ -19,14 +19,14 @@ OF_RAYS_POLICY = ("target_ongoing_requests", "target_num_ongoing_requests_per_re
 
 
 def deployment(args: Mapping[str, Any]) -> Application:
-    """An application of Ray Serve, whose replicas each answer what `rerankd serve` answers.
+    """An application of Ray Serve. Each replica answers like `rerankd serve`.
 
-    args: the flags of `rerankd serve` as a `--config` file has them; and under `deployment` the options of Ray's
-        `serve.deployment`. `autoscaling_config` there has `target_queue_tokens` too: the tokens that may wait for each
-        replica, by default as many as it computes in a second.
+    args: the flags of `rerankd serve`, as in a `--config` file, and under `deployment` the options of Ray's
+        `serve.deployment`. Its `autoscaling_config` may have `target_queue_tokens`: the tokens that may wait for each
+        replica; by default the tokens that a replica computes in a second.
 
-    Raises UsageProblem for what cannot be carried out as it stands; no model is loaded. The replicas read RERANKD_*
-    variables of their own processes.
+    Raises UsageProblem for wrong arguments. No model is loaded here. The replicas read the RERANKD_* variables of their
+    own processes.
     """
     try:
         from ray import serve

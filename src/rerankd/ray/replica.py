@@ -42,7 +42,7 @@ from rerankd.version import __version__
 log = logging.getLogger("rerankd")
 
 WATCH_SECONDS = 0.5
-"""Between looks at the engine."""
+"""The seconds between two checks of the engine."""
 
 
 class Replica:
@@ -94,11 +94,11 @@ class Replica:
         on_error: OnError = "fail",
         min_score: float | None = None,
     ) -> RerankResult:
-        """`Reranker.rerank` of one query, as `handle.rerank.remote(...)`.
+        """`Reranker.rerank` for one query, called as `handle.rerank.remote(...)`.
 
-        model: the one of several that scores; the first by default
+        model: the name of the model, if there are several; the first by default
 
-        Raises InvalidRequest, and EngineBusy for what may be sent again.
+        Raises InvalidRequest, and EngineBusy if the request may be sent again.
         """
         request = requested(
             query, documents, instruction, top_n, truncation, chunking, activation, on_error, min_score=min_score
@@ -116,7 +116,7 @@ class Replica:
         chunking: Chunking | None = None,
         activation: bool = True,
     ) -> list[float]:
-        """`Reranker.score`, as `handle.score.remote(...)`; `model` and errors as of `rerank`."""
+        """`Reranker.score`, called as `handle.score.remote(...)`. `model` and errors are those of `rerank`."""
         listed = list(pairs)
         requests = by_query(listed, instruction, truncation, chunking, activation)
         async with self._lent(model) as reranker:
@@ -124,12 +124,12 @@ class Replica:
         return scores_in_place(list(zip(results, (places for _, places in requests), strict=True)), len(listed))
 
     async def check_health(self) -> None:
-        """Raises the engine's failure. Ray asks now and then, and replaces a replica that fails."""
+        """Raises the engine's failure. Ray asks regularly, and replaces a replica that fails."""
         if failure := self._pool.failure:
             raise EngineDead(str(failure))
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `QueueTokens` decides by; Ray asks now and then."""
+        """The numbers that `QueueTokens` reads; Ray asks for them regularly."""
         now, load = time.monotonic(), self._pool.load()
         (before, last), self._looked = self._looked, (now, load)
         # A process computes one batch at a time, and several replicas of `data_parallel_size` one each.

@@ -1,4 +1,4 @@
-"""How many replicas Ray Serve runs: as many as the tokens that wait ask for."""
+"""The number of replicas that Ray Serve runs: it follows the number of waiting tokens."""
 
 from __future__ import annotations
 
