@@ -21,7 +21,7 @@ TokenIds: TypeAlias = Callable[[str], int]
 class Model(Protocol):
     """A loaded model. It holds no state between calls.
 
-    shares_prefix: whether the documents of a group continue its prefix, else each is a sequence of its own
+    shares_prefix: whether the documents of a group continue its prefix; otherwise each is a sequence of its own
     """
 
     @property
@@ -39,7 +39,7 @@ class Model(Protocol):
 class TextModel:
     """A model that reads tokens only.
 
-    apart: whether query and documents are texts of their own even where a row sees only rows before it
+    apart: whether query and documents are separate sequences although attention is causal
     """
 
     spec: TransformerSpec

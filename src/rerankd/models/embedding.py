@@ -54,7 +54,7 @@ class EmbeddingHead:
 
 
 def texts_of(batch: PackedBatch) -> list[Span]:
-    """Each group's query, where it has one, and its documents, as they lie."""
+    """The spans of each group's query, if it has one, and of its documents, in packed order."""
     return [span for group in batch.groups for span in _texts(group)]
 
 

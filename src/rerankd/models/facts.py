@@ -13,8 +13,8 @@ class HeadFacts:
     """The facts of a model's head that callers of an engine need.
 
     activation, outputs: see `Head`
-    vocabulary: the number of tokens whose probability the head can give; None where it gives none
-    at_length_1: whether embeddings are compared at the length 1
+    vocabulary: the number of tokens whose probability the head can give; None if it gives none
+    at_length_1: whether embeddings are normalised to length 1 before they are compared
     """
 
     activation: Activation

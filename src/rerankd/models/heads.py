@@ -37,9 +37,9 @@ class Head(Protocol):
         ...
 
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
-        """float32 logits of the documents in their order, from the states of `rows`: float32 [rows, hidden].
+        """The float32 logits of the documents, in order, from the states of `rows`: float32 [rows, hidden].
 
-        A group that asks for outputs gets these in place of one logit, document after document.
+        A group that asks for outputs gets them in place of one logit for each document.
         """
         ...
 
@@ -90,7 +90,7 @@ class TokenHead:
 
     relevance: float32 [1, hidden], or [2, hidden] for (no, yes)
     vocabulary: the head over all tokens; None where the checkpoint has none
-    cap: c where the logit x becomes c tanh(x / c); None for no such bound
+    cap: the number c of the capped logit c tanh(x / c); None for no cap
     """
 
     relevance: Tensor
@@ -104,7 +104,7 @@ class TokenHead:
         return [span.stop - 1 for span in batch.documents()]
 
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
-        """See `Head`. A group with labels has their log-probabilities in place of one logit, prompt after prompt."""
+        """See `Head`. A group with labels gets their log-probabilities for each prompt, in place of one logit."""
         logits = one_logit(states @ self.relevance.T)
         if self.cap is not None:
             logits = self.cap * torch.tanh(logits / self.cap)
@@ -121,9 +121,9 @@ class TokenHead:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """The label of several whose probability is a score.
+    """The label whose probability is the score, for a head of several labels.
 
-    alone: whether its probability is its logit's sigmoid, else its share in the softmax of all labels
+    alone: whether its probability is the sigmoid of its logit; otherwise it is its share in the softmax of all labels
     """
 
     index: int
@@ -131,12 +131,12 @@ class Label:
 
 
 def one_logit(logits: Tensor, label: Label | None = None) -> Tensor:
-    """One logit a document from a head's labels: [documents, labels] -> [documents].
+    """One logit for each document, from the logits of all labels: [documents, labels] -> [documents].
 
-    label: None for the only one, or the second of two (relevant, yes)
+    label: None for the only label, or the second of two (relevant, yes)
 
-    A label's softmax is the sigmoid of its logit minus the log-sum-exp of the others, so that several labels need no
-    case of their own further on.
+    The softmax of a label is the sigmoid of its logit minus the log-sum-exp of the others, so the rest of the code has
+    no special case for several labels.
     """
     if label is not None:
         own = logits[:, label.index]
@@ -148,7 +148,7 @@ def one_logit(logits: Tensor, label: Label | None = None) -> Tensor:
 
 
 def asked_logits(logits: Tensor, batch: PackedBatch, label: Label | None = None) -> Tensor:
-    """One logit a document, or all of its labels' where a group asks for them: [documents, labels] -> [values].
+    """One logit for each document, or all labels' logits if a group asks for them: [documents, labels] -> [values].
 
     label: see `one_logit`
     """

@@ -15,7 +15,7 @@ from rerankd.models.checkpoint.sentence_transformers import SETTINGS, read_setti
 from rerankd.models.heads import Activation, Label
 
 MOST_LISTED = 12
-"""Labels that an error names."""
+"""The most labels that an error names."""
 GENERIC = re.compile(r"LABEL_\d+")
 NOT_RELEVANT = {"irrelevant", "notrelevant", "nonrelevant", "unrelated", "no", "false", "0", "nomatch"}
 RELEVANT = {"relevant", "relevance", "related", "yes", "true", "1", "match"}
@@ -28,7 +28,7 @@ PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label
 class Labels:
     """The labels of a classification head.
 
-    chosen: the label whose probability is the score; None where the one label, or the second of two, is relevance
+    chosen: the label whose probability is the score; None if the only label, or the second of two, means relevance
     """
 
     count: int

@@ -25,10 +25,10 @@ from rerankd.models.steps import TOKENS, Linear, Steps, normalize, read_steps
 
 @dataclass(frozen=True, slots=True)
 class MaxSimHead:
-    """For each token of the query the largest dot product with a document's tokens, summed over the query's tokens.
+    """MaxSim: for each token of the query, the largest dot product with a document's tokens, summed over the query.
 
-    steps: from a token's state to its vector
-    skipped: int64, ids of tokens that do not count in documents; skips_query: whether they count in queries
+    steps: compute a token's vector from its state
+    skipped: int64, ids of tokens that are skipped in documents; skips_query: whether they are skipped in queries too
     mean: whether the sum is divided by the number of the query's tokens
     """
 

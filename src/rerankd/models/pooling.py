@@ -12,12 +12,12 @@ from rerankd.core import Span
 from rerankd.models.checkpoint.modules import Mode
 
 ONE_ROW: dict[Mode, int] = {"cls": 0, "lasttoken": -1}
-"""Modes that read one token's state, and the place of that token."""
+"""Modes that read the state of one token, and the position of that token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pooling:
-    """The pooled states of several modes, one behind the other."""
+    """The pooled states of one or several modes, concatenated."""
 
     modes: tuple[Mode, ...]
 
