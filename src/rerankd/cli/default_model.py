@@ -12,7 +12,7 @@ HUB_MODEL = "BAAI/bge-reranker-v2-m3"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A model, what it is called, and why it was chosen."""
+    """A model, its name, and the reason for the choice."""
 
     model: str
     names: tuple[str, ...]
@@ -20,7 +20,7 @@ class Choice:
 
 
 def default_model() -> Choice:
-    """The embedded model where its package is installed, else one from the hub. Imports nothing of the package."""
+    """The embedded model if its package is installed, otherwise a model of the hub. Does not import the package."""
     spec = find_spec(PACKAGE)
     folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
     if folder and folder.is_dir():

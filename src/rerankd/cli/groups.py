@@ -12,19 +12,20 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 Values: TypeAlias = dict[str, Any]
-"""Values of fields, by name: what a command is given of a group that it makes no object of by itself."""
+"""The values of a group's fields, by name, for a command that does not want an object of the class."""
 OF_THE_CLASS: Any = object()
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """How a field is given on a command line.
+    """The option of a field on the command line.
 
-    flags: empty for the field's name
-    kind: the type on the command line; None for the field's own
-    default: on the command line; the class's own where nothing else is said
-    convert: from the value on the command line to the field's
-    typed: what else Typer is told: `parser`, `metavar`, `min`, `max`, ...
+    help: the help line
+    flags: the flags; empty for the field's name with dashes
+    kind: the type of the value on the command line; None for the field's type
+    default: the default on the command line; by default the field's default
+    convert: makes the field's value from the value on the command line
+    typed: further arguments of `typer.Option`: `parser`, `metavar`, `min`, `max`, ...
     """
 
     help: str
@@ -37,20 +38,20 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The options of a class's fields.
+    """The options of the fields of a class.
 
-    made: the class, a dataclass; the fields have their types and defaults from there
+    made: the class, a dataclass, which has the types and the defaults of the fields
     """
 
     made: type
     options: Mapping[str, Option]
 
     def but(self, *fields: str) -> Group:
-        """The group without some fields, which keep the defaults of the class."""
+        """The group without the options of some fields, which keep the defaults of the class."""
         return Group(self.made, {name: option for name, option in self.options.items() if name not in fields})
 
     def changed(self, **changes: Mapping[str, Any]) -> Group:
-        """The group with some fields' options changed, for a command that has other flags or defaults."""
+        """The group with changed options for some fields, for a command with other flags or defaults."""
         changed = {name: replace(self.options[name], **change) for name, change in changes.items()}
         return Group(self.made, {**self.options, **changed})
 
@@ -76,7 +77,7 @@ class Group:
         return made
 
     def values(self, given: Mapping[str, Any], prefix: str) -> Values:
-        """The fields' values of those of the parameters that are given."""
+        """The values of the fields, from the given parameters."""
         found = {name: given[f"{prefix}_{name}"] for name in self.options if f"{prefix}_{name}" in given}
         return {
             name: value if (convert := self.options[name].convert) is None else convert(value)
@@ -85,9 +86,9 @@ class Group:
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """A command for Typer of one whose parameters may be annotated with groups: `loading: Annotated[Values, LOADING]`.
+    """A decorator for commands with parameters that are groups, as in `loading: Annotated[Values, LOADING]`.
 
-    A parameter whose type is the group's class is given an object of the class.
+    A parameter whose type is the group's class gets an object of the class; a parameter of type `Values` gets a dict.
     """
     own: list[inspect.Parameter] = []
     groups: dict[str, tuple[Any, Group]] = {}

@@ -47,7 +47,7 @@ LogFormat: TypeAlias = Literal["text", "json"]
 class Media:
     """The sources of images and videos, and their sizes for the model.
 
-    min_pixels, max_pixels: of an image that comes without; None for what `shown` says
+    min_pixels, max_pixels: defaults for images; None for those in `shown`
     shown: fields of `media.sizing.Sizing`
     """
 
@@ -66,7 +66,7 @@ class Media:
 
 @dataclass(frozen=True, slots=True)
 class TracesTo:
-    """Where a flag sends traces, whatever the environment says; `options` are the exporter's own."""
+    """The endpoint of traces from a flag, which overrides the environment; `options` are those of the exporter."""
 
     endpoint: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class TracesTo:
 class Launch:
     """The model to serve, and how to serve it.
 
-    model: None for the default one, or for those of `more`
+    model: None for the default model, or for the models of `more`
     more: further models, each with options of its own
     grpc_port: of TEI's gRPC API; None for none
     shutdown_timeout: seconds from a signal to the end of the process
@@ -139,7 +139,7 @@ def start(launch: Launch, notes: Iterable[str]) -> None:
 
 
 def _say(text: str, launch: Launch, error: bool = False, **fields: object) -> None:
-    """Tell whoever started the server, in the log's own format where that is JSON."""
+    """Print a message for the person who started the server; as JSON if the log is in JSON."""
     from rerankd.server.logs import SAID, SAID_OF_ERRORS
 
     said, level = log, logging.CRITICAL if error else logging.INFO

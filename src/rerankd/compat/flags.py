@@ -18,7 +18,7 @@ Takes = Literal["nothing", "value", "values"]
 
 
 class UsageProblem(RerankdError):
-    """A command line that cannot be carried out as it stands."""
+    """A command line that is not valid."""
 
 
 @dataclass(frozen=True, slots=True)
