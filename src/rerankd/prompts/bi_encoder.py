@@ -1,4 +1,4 @@
-"""Prompts of bi-encoders: the query and each document by themselves, as sentence-transformers encodes them."""
+"""Prompts of bi-encoders: the query and each document separately, as sentence-transformers encodes them."""
 
 from __future__ import annotations
 

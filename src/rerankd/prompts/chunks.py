@@ -35,15 +35,16 @@ def split(
     excess: Callable[[str], int],
     field: str,
 ) -> Chunks | None:
-    """`text` as `limits.chunking` has it split; None where not even one character fits.
+    """The chunks of `text` by `limits.chunking`; None if not even one character fits.
 
-    offsets: where in the text each of its tokens begins and ends
-    budget: the most of those tokens in one chunk
-    excess: by how many tokens a chunk is too long by itself; its tokens may differ from those that it has in the text
+    offsets: start and end in the text of each of its tokens
+    budget: the most tokens of a chunk
+    excess: returns the number of tokens by which a chunk alone is too long; a chunk alone may have other tokens than in
+        the text
 
-    A chunk holds whole characters, begins `overlap_tokens` before the one before it ends, or half of that one's tokens
-    where these are fewer, and ends where a token does. Chunks begin at the text's start, or for `side="left"` at its
-    end. Raises InvalidRequest where more chunks would be needed and nothing may be cut.
+    A chunk has whole characters and ends at the end of a token. It begins `overlap_tokens` before the end of the chunk
+    before it, or half of that chunk's tokens if these are fewer. Chunks begin at the start of the text, or with
+    `side="left"` at its end. Raises InvalidRequest if more chunks would be needed and nothing may be cut.
     """
     assert limits.chunking is not None
     most, overlap = limits.chunking.max_chunks_per_doc, limits.chunking.overlap_tokens
@@ -82,7 +83,7 @@ def split(
 
 
 def reduced_overlap(split: Iterable[Chunks | None]) -> tuple[str, ...]:
-    """The request's field for the overlap, where some chunks overlap by less than the request asks for."""
+    """The request's field for the overlap, if some chunks overlap by less than the request asks for."""
     return ("chunking.overlap_tokens",) if any(one is not None and one.reduced for one in split) else ()
 
 

@@ -18,8 +18,8 @@ from rerankd.prompts.tokenizer import LoadedTokenizer
 class ReadText:
     """The part of a text that was read.
 
-    text: all of the text; reached: the part that was tokenised
-    ids: the tokens of that part
+    text: the whole text; reached: the part that was tokenised
+    ids: the token ids of that part
     own: the text's own limit in tokens; None for no limit
     """
 
@@ -135,9 +135,9 @@ class CrossEncoderPrompts:
 
 
 def longest_first(first: int, second: int, budget: int) -> tuple[int, int]:
-    """The tokens that each text of a pair keeps when both may have `budget` in sum: the longer text is cut.
+    """The number of tokens that each text of a pair keeps if both together may have `budget`: the longer text is cut.
 
-    Where each has more than half, each keeps half; of an odd budget the longer one, else the second, keeps one more.
+    If each has more than half, each keeps half. Of an odd budget the longer text, or else the second, keeps one more.
     Source: `LongestFirst` of the `tokenizers` library, which transformers and sentence-transformers cut pairs by.
     """
     if first + second <= budget:

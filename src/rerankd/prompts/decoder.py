@@ -39,13 +39,13 @@ class DecoderPrompts:
         images: Images = "mixed",
         marks: Marks = QWEN,
     ) -> None:
-        """max_tokens: in one prompt; default_instruction: None for the template's own.
-
-        placeholders: of a model that takes images and videos; None for one that reads text only
+        """max_tokens: the most tokens of a prompt
+        default_instruction: None for the template's own
+        placeholders: for a model that reads images and videos; None for a model that reads only text
         shares: whether prompts share a prefix; False for a model whose tokens attend to later tokens
-        end: the ids behind the template's text
-        document_tokens: of a document where a request does not say; None for as many as fit
-        images: how images stand among texts; marks: the tokens in their place
+        end: the ids after the template's text
+        document_tokens: the most tokens of a document if a request does not say; None for as many as fit
+        images: the places of images among texts; marks: their placeholder tokens
         """
         self.takes_instruction = template.takes_instruction
         self._tokenizer = tokenizer

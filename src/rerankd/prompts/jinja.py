@@ -59,7 +59,7 @@ class JinjaTemplate:
 
     @classmethod
     def load(cls, source: str | Path, special_tokens: dict[str, str]) -> JinjaTemplate:
-        """Read a template from a file, or from text; ModelError where it cannot be used.
+        """Read a template from a file, or from text. Raises ModelError if it cannot be used.
 
         special_tokens: `bos_token`, `eos_token`, ... for templates that name them
         """
@@ -82,7 +82,7 @@ class JinjaTemplate:
         return cls(template, special_tokens, takes_instruction=plain != instructed)
 
     def render(self, instruction: str | None, query: str, document: str) -> str:
-        """The whole prompt; RenderError where the template fails on this query and document, or takes too long."""
+        """The whole prompt. Raises RenderError if the template fails on query and document, or takes too long."""
         messages = [{"role": "query", "content": query}, {"role": "document", "content": document}]
         context: dict[str, Any] = {"query": PartList(query), "document": PartList(document), "messages": messages}
         context[_STEP] = _watch()

@@ -10,10 +10,10 @@ from rerankd.core import Chunking, Content, InvalidRequest, RerankRequest, Side,
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A request's limits in tokens: of a whole prompt, of a document and a query (None: no own limit).
+    """A request's limits in tokens: of a whole prompt, of a document and of a query (None: no limit of its own).
 
-    side: where a text is cut
-    chunking: how a document that does not fit is split; None to cut the document
+    side: the side on which a text is cut
+    chunking: splits a document that does not fit; None to cut the document
     """
 
     prompt: int
@@ -69,7 +69,7 @@ class Limits:
         return None if most is None or self.side == "left" else most * self.prompt
 
     def exceeded(self, field: str, what: str, tokens: int, limit: int) -> bool:
-        """Whether `tokens` are more than `limit` and must be cut; InvalidRequest where nothing may be cut."""
+        """Whether `tokens` are more than `limit` and must be cut. Raises InvalidRequest if nothing may be cut."""
         if tokens > limit and not self.may_cut:
             work.refuse(
                 InvalidRequest(
@@ -114,7 +114,7 @@ def limit_too_low(limit: int, needed: int, least: int = 0) -> InvalidRequest:
 
 
 def within_characters(request: RerankRequest, most: int) -> RerankRequest:
-    """The request, with texts of at most `most` characters each: a longer text takes memory before it is cut.
+    """Check that texts of a request have at most `most` characters: a longer text takes memory before it is cut.
 
     Raises InvalidRequest for a longer text. A document that is left out for its length is empty in the result.
     """

@@ -48,18 +48,18 @@ from rerankd.prompts.visuals import QWEN, Placeholders
 log = logging.getLogger("rerankd")
 
 SHOWN = 24
-"""Characters that are shown on each side of a difference."""
+"""The number of characters to show on each side of a difference."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedPrompts:
     """A checkpoint's prompt builder and tokenizer, with their limits.
 
-    max_tokens: the most tokens that one prompt (of a bi-encoder: one text) may have
-    max_characters: the most characters of one text before it is tokenised
-    template: of a decoder's prompts; None for an encoder
-    default_instruction: for requests without one; None where the template has its own, or no place for one
-    outputs: prompts of requests for outputs, by kind; empty for a model that gives scores only
+    max_tokens: the most tokens of a prompt (of a bi-encoder: of a text)
+    max_characters: the most characters of a text before it is tokenised
+    template: the template of a decoder's prompts; None for an encoder
+    default_instruction: for requests without one; None if the template has its own, or no place for one
+    outputs: prompts of requests for outputs, by kind; empty for a model that gives only scores
     """
 
     builder: PromptBuilder
@@ -92,7 +92,7 @@ class LoadedPrompts:
         return VerbatimPrompts(self.tokenizer, self.max_tokens, self.max_characters, vocabulary, visual)
 
     def token_id(self, token: str) -> int:
-        """The id of a string that is one token of the vocabulary; ModelError where it is none."""
+        """The id of a string that is one token of the vocabulary. Raises ModelError for any other string."""
         return self.tokenizer.token_id(token)
 
 
@@ -118,15 +118,15 @@ def load_prompts(
     """The prompt builder of the checkpoint in `folder`.
 
     recipe: has the template of the prompts
-    positions: tokens that the model has positions for
-    max_model_len: tokens in one prompt at most. Without it: what the checkpoint says (sentence-transformers' settings,
-        else the tokenizer's `model_max_length` and the limit of the recipe's authors), at most `positions`. It may
-        raise these limits, as `max_seq_length` does in sentence-transformers, but not `positions`.
-    max_characters: characters of one text at most, before it is cut and tokenised
+    positions: the number of the model's positions
+    max_model_len: the most tokens of a prompt. None for the limit of the checkpoint (sentence-transformers' settings,
+        else the tokenizer's `model_max_length` and the limit of the recipe's authors), at most `positions`. A number
+        may exceed these limits, as `max_seq_length` does in sentence-transformers, but not `positions`
+    max_characters: the most characters of a text, before it is cut and tokenised
     chat_template: a Jinja file or Jinja text in place of the recipe's template
     default_instruction: for requests without one; None for the template's own
-    tokenizer: one that is loaded already
-    named: whether the user names the recipe, whose template then counts whatever a chat template in the folder writes
+    tokenizer: a loaded tokenizer; None to load it from the folder
+    named: whether the user names the recipe; its template is then used, whatever a chat template in the folder writes
 
     A chat template that writes another prompt than the built-in one is used, and a warning shows the first difference.
 
