@@ -43,7 +43,7 @@ class KserveInput(Open):
 
     name: Literal["query", "documents"] = Field(description="`query`, of one text, or `documents`.")
     datatype: Literal["BYTES"] = Field(description="BYTES: texts, in UTF-8.")
-    shape: Annotated[list[Dimension], Field(fail_fast=True)] = Field(
+    shape: DocumentList[Dimension] = Field(
         max_length=MOST_DIMENSIONS, description="as many elements as `data` has.", examples=[[2]]
     )
     data: Elements = Field(description="the texts, in one list or in lists of lists.", examples=[["a", "b"]])
