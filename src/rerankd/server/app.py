@@ -46,12 +46,12 @@ from rerankd.version import __version__
 
 DESCRIPTION = """Scores how relevant each document is to a query.
 
-The routes at the root speak the server's own dialect, or another's where a field or header says so (docs/apis.md has
-the table); every dialect is also below its own prefix.
-Headers of an answer report what was not done as asked: `X-Rerankd-Ignored` names fields that have no effect, or
-less than was asked, `X-Rerankd-Truncated` the query or documents that were cut to fit, `X-Rerankd-Failed` documents
-that were left out, `X-Rerankd-Below-Min-Score` those left out for their scores, `X-Rerankd-Windows` how many
-prompts a listwise model read the documents in. `Server-Timing` says what took how long."""
+The routes at the root belong to the server's own dialect, or to another one if a field or header says so
+(docs/apis.md has the table). Every dialect also has a prefix of its own.
+Headers of an answer report where it differs from the request: `X-Rerankd-Ignored` names fields without effect, or with
+less effect than asked, `X-Rerankd-Truncated` the query or documents that were cut to fit, `X-Rerankd-Failed` documents
+that were left out, `X-Rerankd-Below-Min-Score` documents left out for their scores, `X-Rerankd-Windows` the number of
+prompts in which a listwise model read the documents. `Server-Timing` has the time of each stage."""
 
 
 class _PlainRoute(APIRoute):
@@ -208,5 +208,5 @@ def _spoken_here(routed: Sequence[Routed]) -> str:
     """The text of /docs under a route's summary."""
     names = list(dict.fromkeys(dialect.name for dialect, _ in routed))
     if len(names) == 1:
-        return f"In the words of {names[0]}, whatever the call holds."
-    return f"In the words of {names[0]}, or where a field or a header says so, of {', '.join(names[1:])}."
+        return f"In the shape of {names[0]}, for every call."
+    return f"In the shape of {names[0]}, or if a field or a header says so, of {', '.join(names[1:])}."

@@ -78,7 +78,7 @@ def add_own_routes(app: FastAPI, service: Service, metrics: Metrics, protect_all
     @app.get(
         "/metrics",
         tags=["server"],
-        summary="What the server has counted, for Prometheus",
+        summary="The metrics of the server, for Prometheus",
         response_class=PlainTextResponse,
         **open,
     )

@@ -15,7 +15,7 @@ from rerankd.server.dialects.vllm import VLLM
 from rerankd.server.dialects.voyage import VOYAGE
 from rerankd.server.dialects.weaviate import WEAVIATE
 
-# Where a call could be several APIs', the first that claims it has it, the server's own before all.
+# A call at the root that could belong to several APIs goes to the first that claims it, after the server's own.
 DIALECTS: dict[str, Dialect] = {
     dialect.name: dialect
     for dialect in (VLLM, SGLANG, COHERE, TEI, INFINITY, VOYAGE, JINA, NVIDIA, WEAVIATE, ELASTIC, KSERVE)

@@ -35,17 +35,17 @@ ERRORS: Mapping[int, str] = {
 class Served:
     """The facts about the server and one of its models that a dialect may use.
 
-    names: of the model, the main name first
-    tokenize: a text's tokens, with special tokens where the flag says so; may be slow
-    decode: the text of tokens, without special tokens where the flag says so; may be slow. Raises InvalidRequest
-    running: how many calls are being answered
+    names: the names of the model, the main name first
+    tokenize: the tokens of a text, with special tokens if the flag is true; may be slow
+    decode: the text of token ids, without special tokens if the flag is true; may be slow. Raises InvalidRequest
+    running: the number of calls in progress
     load: the load of the engine
-    unready: why no call is answered now; None while calls are
-    asleep: whether calls of this model are refused, those of others or not
-    max_calls: how many calls are answered at a time; None for any number
-    max_queued_calls: how many of them wait for the model
-    limits: of one request
-    all_names: those of all models of the server, this one's among them; empty where there is one model
+    unready: the reason why calls are refused now; None while they are answered
+    asleep: whether calls of this model are refused because it sleeps
+    max_calls: the most calls in progress; None for no limit
+    max_queued_calls: the most calls that wait for the model; None for no limit
+    limits: limits on one request
+    all_names: the names of all models of the server; empty if there is only one model
     """
 
     names: tuple[str, ...]
@@ -63,16 +63,19 @@ class Served:
 
 
 class Nothing(BaseModel):
-    """The body of an endpoint that reads none. A subclass has the fields that a path gives."""
+    """The body of an endpoint that reads no body. A subclass has the fields of the path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Body]):
-    """A parsed body: the requests to answer, and the given fields without effect.
+    """A parsed body.
 
-    id: the caller's own name for the call, None for a random one
-    fields: the caller's words for fields of `RerankRequest`, where they differ
-    places: for each request, where its documents lie in the body; empty where the body holds one request in order
+    body: the body itself
+    requests: the requests to answer
+    ignored: the names of given fields without effect
+    id: the caller's id for the call; None for a random one
+    fields: the caller's names of fields of `RerankRequest` that differ
+    places: for each request, the indices of its documents in the body; empty if the body has one request in order
     """
 
     body: Body
@@ -83,7 +86,7 @@ class Call(Generic[Body]):
     places: tuple[tuple[int, ...], ...] = ()
 
     def place(self, request: int, document: int) -> int:
-        """The place in the body of a request's document."""
+        """The index in the body of a request's document."""
         return self.places[request][document] if self.places else document
 
     def in_body(self, name: str, request: int) -> str:
@@ -96,7 +99,7 @@ class Call(Generic[Body]):
         return f"documents[{self.place(request, int(index[1]))}]{name[index.end() :]}" if index else name
 
     def word(self, name: str) -> str:
-        """The caller's word for a field of `RerankRequest`, as in `documents[3]` or `top_n`."""
+        """The caller's name of a field of `RerankRequest`, such as `documents[3]` or `top_n`."""
         head = name.partition("[")[0].partition(".")[0]
         return self.fields.get(name) or self.fields.get(head, head) + name[len(head) :]
 
@@ -105,19 +108,19 @@ class Call(Generic[Body]):
 class Endpoint(Generic[Body]):
     """One operation of an API. It parses and renders; it awaits nothing.
 
-    paths: below the dialect's prefix, and at the root where no dialect that goes first has them; two endpoints of a
-        dialect may share one. `{model}` in a path is any name, which the body gets as its `model`
-    body: the request's model, which allows fields of other names; a `Nothing` where no body is read
+    paths: the paths below the dialect's prefix, and at the root if no earlier dialect has them. Two endpoints of a
+        dialect may share a path. `{model}` in a path is any name, which becomes the body's `model`
+    body: the pydantic model of the body, which allows unknown fields; a `Nothing` if no body is read
     reply: the type of the answer, for the OpenAPI document
-    parse: raises Problem and InvalidRequest
-    render: the answer as JSON-ready data, from the call, its requests' results and the answer's id; None is an
-        empty answer. A large call is parsed and rendered in a thread.
-    methods: the HTTP methods that it answers; HEAD comes with GET
-    claims: whether a body is this endpoint's, where endpoints of its dialect share a path; the first of them has what
-        none claims
-    probe: whether it says only that the server is well, which needs no key
-    id_prefix: what the ids of answers begin with
-    examples: bodies that it answers, by what they show
+    parse: makes the call from a body; raises Problem and InvalidRequest
+    render: the answer as JSON-ready data, from the call, the results of its requests and the id of the answer; None is
+        an empty answer. A large call is parsed and rendered in a thread
+    methods: the HTTP methods; GET includes HEAD
+    claims: whether a body belongs to this endpoint, if endpoints of its dialect share a path; a body that none of them
+        claims belongs to the first
+    probe: whether it only reports the health of the server, which needs no key
+    id_prefix: the beginning of the ids of answers
+    examples: bodies that it answers, by a description
     """
 
     paths: tuple[str, ...]
@@ -134,20 +137,22 @@ class Endpoint(Generic[Body]):
 
     @property
     def reads(self) -> bool:
-        """Whether it reads a body."""
+        """Whether the endpoint reads a body."""
         return not issubclass(self.body, Nothing)
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """An API that clients already speak.
+    """An API of another system, which clients already use.
 
+    name: the name for `--dialect`, and the prefix of its routes
+    endpoints: its operations
     error: the type of an error's body
     render_error: an error's body as JSON-ready data
-    errors: the statuses of its errors, and when they are given
-    status: the status of a problem
-    problems: examples of its own kinds of problem
-    claims: whether a call (its body, its headers in lower case) has what only this API has
+    errors: the status codes of its errors, with their reasons
+    status: the status code of a problem
+    problems: examples of problems that only this API has
+    claims: whether a call (its body, its headers in lower case) has a field or a header that only this API has
     """
 
     name: str

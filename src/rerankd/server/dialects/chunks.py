@@ -21,20 +21,20 @@ class Chunked(Open):
     max_chunks_per_doc: int | None = Field(
         None,
         ge=1,
-        description="the most chunks that a document which does not fit (`max_tokens_per_doc`, the prompt's limit) is "
-        "split into, to be scored by the best of them; what lies beyond is cut. None, without `overlap_tokens`: it is "
-        "not split but cut.",
+        description="the most chunks of a document that does not fit (`max_tokens_per_doc`, the prompt's limit). Its "
+        "score is that of its best chunk; text beyond the chunks is cut. With null, and without `overlap_tokens`, a "
+        "document is cut, not split.",
         examples=[None],
     )
     overlap_tokens: int | None = Field(
         None,
         ge=0,
-        description="how many of a chunk's tokens the next one begins with, half of them at most; without "
-        "`max_chunks_per_doc` a document is split into as many chunks as it takes.",
+        description="the number of tokens at the end of a chunk that the next chunk repeats, at most half a chunk. "
+        "Without `max_chunks_per_doc` a document is split into as many chunks as needed.",
         examples=[None],
     )
     return_best_chunk: bool = Field(
-        False, description="whether a result carries `best_chunk`: where the chunk that it is scored by lies."
+        False, description="whether a result has `best_chunk`: the place of the chunk that has the document's score."
     )
 
     def chunking(self) -> Chunking | None:
@@ -63,9 +63,9 @@ class Chunked(Open):
 class BestChunk(BaseModel):
     """The chunk that a document's score is of."""
 
-    index: int = Field(description="its place among the document's chunks")
-    chunks: int = Field(description="how many chunks of the document were scored")
-    tokens: tuple[int, int] = Field(description="where it starts and stops, in tokens of the document's text")
+    index: int = Field(description="the index among the document's chunks")
+    chunks: int = Field(description="the number of scored chunks of the document")
+    tokens: tuple[int, int] = Field(description="its start and stop, in tokens of the document's text")
     characters: tuple[int, int] = Field(description="the same in Unicode code points")
     text: str
 

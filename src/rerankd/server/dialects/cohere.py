@@ -31,12 +31,12 @@ CohereDocument: TypeAlias = Annotated[
 class CohereBody(Chunked, Thresholded):
     """Fields of both versions."""
 
-    model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")
+    model: str | None = Field(None, description="the name of a model; a name other than the served model's is ignored.")
     query: str = Field(description="the text to rank documents by.", examples=["what is panda?"])
-    top_n: int | None = Field(None, ge=1, description="the most results; none for all of them.", examples=[None])
-    return_documents: bool = Field(False, description="whether a result carries its document.")
+    top_n: int | None = Field(None, ge=1, description="the most results; null for all.", examples=[None])
+    return_documents: bool = Field(False, description="whether a result has its document.")
     max_tokens_per_doc: int | None = Field(
-        None, ge=1, description="the most tokens of a document; none for what the model can read.", examples=[None]
+        None, ge=1, description="the most tokens of a document; null for the model's own limit.", examples=[None]
     )
 
 
@@ -49,7 +49,7 @@ class CohereV1Body(CohereBody):
         examples=[[{"text": "The giant panda is a bear."}, "hi"]],
     )
     rank_fields: FieldList[str] | None = Field(
-        None, description="the fields of objects that are read, in their order; none for `text`.", examples=[["text"]]
+        None, description="the fields to read from objects, in this order; null for `text`.", examples=[["text"]]
     )
 
 
@@ -67,7 +67,7 @@ class CohereV2Body(CohereBody):
 class CohereResult(MayCarryChunk):
     """One document's score; `document` is left out unless `return_documents` is true."""
 
-    index: int = Field(description="the document's place in the request")
+    index: int = Field(description="the document's index in the request")
     relevance_score: float
     document: dict[str, Any] | None = None
 

@@ -28,14 +28,14 @@ class ElasticBody(Thresholded):
         examples=[["The giant panda is a bear.", "hi"]],
         json_schema_extra=AT_LEAST_ONE,
     )
-    top_n: int | None = Field(None, ge=1, description="the most results; none for all of them.", examples=[None])
-    return_documents: bool = Field(False, description="whether a result carries its document.")
+    top_n: int | None = Field(None, ge=1, description="the most results; null for all.", examples=[None])
+    return_documents: bool = Field(False, description="whether a result has its document.")
 
 
 class ElasticResult(BaseModel):
     """One document's score; `text` is left out unless `return_documents` is true."""
 
-    index: int = Field(description="the document's place in the request")
+    index: int = Field(description="the document's index in the request")
     relevance_score: float
     text: str | None = None
 

@@ -28,23 +28,23 @@ from rerankd.server.problems import Problem
 class InfinityBody(Thresholded):
     """Infinity's rerank request."""
 
-    model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")
+    model: str | None = Field(None, description="the name of a model; a name other than the served model's is ignored.")
     query: str = Field(description="the text to rank documents by.", examples=["what is panda?"])
     documents: DocumentList[str] = Field(
         description="the documents to rank: texts.",
         examples=[["The giant panda is a bear.", "hi"]],
         json_schema_extra=AT_LEAST_ONE,
     )
-    top_n: int | None = Field(None, ge=1, description="the most results; none for all of them.", examples=[None])
+    top_n: int | None = Field(None, ge=1, description="the most results; null for all.", examples=[None])
     raw_scores: bool = Field(False, description="true for the model's logits in place of scores.")
-    return_documents: bool = Field(False, description="whether a result carries its document.")
+    return_documents: bool = Field(False, description="whether a result has its document.")
 
 
 class InfinityResult(BaseModel):
     """One document's score; `document` is null unless `return_documents` is true."""
 
     relevance_score: float
-    index: int = Field(description="the document's place in the request")
+    index: int = Field(description="the document's index in the request")
     document: str | None
 
 

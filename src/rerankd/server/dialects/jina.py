@@ -51,7 +51,7 @@ JinaContent: TypeAlias = Annotated[
 class JinaBody(Chunked, Thresholded):
     """Jina's rerank request."""
 
-    model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")
+    model: str | None = Field(None, description="the name of a model; a name other than the served model's is ignored.")
     query: JinaContent = Field(
         description="the text to rank documents by, or an object with `text` or `image`.", examples=["what is panda?"]
     )
@@ -60,17 +60,17 @@ class JinaBody(Chunked, Thresholded):
         json_schema_extra=AT_LEAST_ONE,
         examples=[["hi", {"text": "The giant panda is a bear."}]],
     )
-    top_n: int | None = Field(None, ge=1, description="the most results; none for all of them.", examples=[None])
-    return_documents: bool = Field(True, description="whether a result carries its document.")
+    top_n: int | None = Field(None, ge=1, description="the most results; null for all.", examples=[None])
+    return_documents: bool = Field(True, description="whether a result has its document.")
     truncation: bool = Field(
-        True, description="whether what does not fit is cut (the answer says what was); false makes it an error."
+        True, description="whether texts that do not fit are cut (the answer reports cuts); false makes them an error."
     )
 
 
 class JinaResult(MayCarryChunk):
     """One document's score; `document` is left out where `return_documents` is false."""
 
-    index: int = Field(description="the document's place in the request")
+    index: int = Field(description="the document's index in the request")
     relevance_score: float
     document: dict[str, Any] | None = None
 

@@ -59,26 +59,26 @@ class KserveInput(Open):
 class KserveOutput(Open):
     """A tensor that is asked for."""
 
-    name: Literal["scores"] = Field(description="`scores`, which is all there is.")
+    name: Literal["scores"] = Field(description="`scores`, the only output.")
 
 
 class KserveBody(Open):
     """The protocol's inference request: a query, and the documents to score against it."""
 
-    model: str = Field("", description="the name of the model, which the path has.", examples=["example/reranker"])
-    id: str | None = Field(None, description="an id, which is given back.", examples=[None])
+    model: str = Field("", description="the name of the model, from the path.", examples=["example/reranker"])
+    id: str | None = Field(None, description="an id, which the answer repeats.", examples=[None])
     inputs: DocumentList[KserveInput] = Field(
         min_length=2, max_length=2, description="the tensors `query` and `documents`, of texts (BYTES)."
     )
     outputs: DocumentList[KserveOutput] | None = Field(
-        None, min_length=1, max_length=1, description="the tensors that are asked for; none for all.", examples=[None]
+        None, min_length=1, max_length=1, description="the tensors to return; null for all.", examples=[None]
     )
 
 
 class KserveName(Nothing):
     """A model's name, from the path."""
 
-    model: str = Field("", description="the name of the model, which the path has.")
+    model: str = Field("", description="the name of the model, from the path.")
 
 
 class KserveScores(BaseModel):

@@ -29,7 +29,7 @@ class NvidiaPassage(Open):
 
     text: str | None = Field(None, description="the passage's text.", examples=["The giant panda is a bear."])
     image: str | None = Field(
-        None, description="a `data:` or http(s) URL of a picture, for models that see.", examples=[None]
+        None, description="a `data:` or http(s) URL of a picture, for models that read images.", examples=[None]
     )
 
     def content(self, place: int) -> Content:
@@ -45,7 +45,7 @@ class NvidiaPassage(Open):
 class NvidiaBody(Thresholded):
     """NIM's ranking request."""
 
-    model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")
+    model: str | None = Field(None, description="the name of a model; a name other than the served model's is ignored.")
     query: NvidiaQuery = Field(description="an object with the text to rank passages by.")
     passages: DocumentList[NvidiaPassage] = Field(
         description="the passages to rank.",
@@ -54,17 +54,17 @@ class NvidiaBody(Thresholded):
     )
     truncate: Literal["NONE", "END"] = Field(
         "END",
-        description="`END` for a passage that does not fit to lose its end (the answer says so), `NONE` to refuse it.",
+        description="`END` cuts the end of a passage that does not fit (the answer reports it), `NONE` refuses it.",
     )
     top_k: int | None = Field(
-        None, ge=1, description="the most rankings, as the hosted API has it; none for all.", examples=[None]
+        None, ge=1, description="the most rankings, a field of the hosted API; null for all.", examples=[None]
     )
 
 
 class NvidiaRanking(BaseModel):
     """One passage's logit: the model's score before a sigmoid."""
 
-    index: int = Field(description="the passage's place in the request")
+    index: int = Field(description="the passage's index in the request")
     logit: float
 
 

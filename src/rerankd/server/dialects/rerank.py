@@ -30,11 +30,11 @@ class ScoringBody(Chunked):
 
     model: str | None = Field(None, description="the name of the model, as in /v1/models.", examples=[None])
     instruct: str | None = Field(
-        None, description="what makes a document relevant; for models that take an instruction.", examples=[None]
+        None, description="a description of relevant documents, for models that take an instruction.", examples=[None]
     )
     instruction: str | None = Field(None, description="another name of `instruct`.", examples=[None])
     truncation: bool = Field(
-        True, description="whether what does not fit is cut (the answer says what was); false makes it an error."
+        True, description="whether texts that do not fit are cut (the answer reports cuts); false makes them an error."
     )
     truncate_prompt_tokens: int | None = Field(
         None,
@@ -43,14 +43,14 @@ class ScoringBody(Chunked):
         examples=[-1],
     )
     max_tokens_per_doc: int | None = Field(
-        None, ge=0, description="the most tokens of a document; 0 for no such limit.", examples=[0]
+        None, ge=0, description="the most tokens of a document; 0 for no limit.", examples=[0]
     )
     max_tokens_per_query: int | None = Field(
-        None, ge=0, description="the most tokens of the query; 0 for no such limit.", examples=[0]
+        None, ge=0, description="the most tokens of the query; 0 for no limit.", examples=[0]
     )
     truncation_side: Side | None = Field(
         None,
-        description="where what does not fit is cut: `right` loses its end, `left` its beginning; none is the side of "
+        description="the side on which a text is cut: `right` cuts its end, `left` its beginning; null is the side of "
         "the model's tokenizer, nearly always `right`. The prompt around it stays.",
         examples=[None],
     )
@@ -62,8 +62,8 @@ class ScoringBody(Chunked):
     )
     mm_processor_kwargs: ProcessorKwargs | None = Field(
         None,
-        description="an object: `min_pixels` and `max_pixels` of images, `fps` and `max_frames` of videos, for those "
-        "that say nothing of it beside their `url`.",
+        description="an object: `min_pixels` and `max_pixels` of images, `fps` and `max_frames` of videos, for parts "
+        "that do not set them beside their `url`.",
         examples=[None],
     )
     user: str | None = Field(None, description="a name for the caller's own records.", examples=[None])
@@ -147,8 +147,8 @@ class RerankBody(ScoringBody, Thresholded):
     )
     on_error: OnError = Field(
         "fail",
-        description="`skip` to leave out documents whose image or video cannot be read: they are named in `failed` "
-        "where the answer is an object, and in the header X-Rerankd-Failed.",
+        description="`skip` to leave out documents with an image or video that cannot be read; `failed` names them "
+        "if the answer is an object, and the header X-Rerankd-Failed.",
     )
 
     def call(

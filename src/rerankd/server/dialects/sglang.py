@@ -27,15 +27,15 @@ class SglangRerankBody(RerankBody):
         json_schema_extra=AT_LEAST_ONE,
         examples=[["The giant panda is a bear.", "hi"]],
     )
-    top_n: int | None = Field(None, ge=1, description="the most results; none for all of them.", examples=[None])
-    return_documents: bool = Field(True, description="whether a result carries its document.")
+    top_n: int | None = Field(None, ge=1, description="the most results; null for all.", examples=[None])
+    return_documents: bool = Field(True, description="whether a result has its document.")
 
 
 class SglangMeta(BaseModel):
     """Facts about the scoring of one document."""
 
     id: str
-    prompt_tokens: int = Field(description="tokens of the document's whole prompt, or of those of its chunks")
+    prompt_tokens: int = Field(description="tokens of the document's whole prompt, or of the prompts of its chunks")
     truncated: bool = Field(description="whether the document, or the query, was cut to fit")
 
 
@@ -44,7 +44,7 @@ class SglangResult(MayCarryChunk):
 
     score: float
     document: str | list[dict[str, Any]] | None = None
-    index: int = Field(description="the document's place in the request")
+    index: int = Field(description="the document's index in the request")
     meta_info: SglangMeta
 
 

@@ -46,19 +46,19 @@ class SglangScoreBody(Open):
     The two are put together as they are: a chat template, and the model's own prompt, are the client's to write.
     """
 
-    model: str | None = Field(None, description="the name of the model; another's is ignored.", examples=[None])
+    model: str | None = Field(None, description="the name of the model; another name is ignored.", examples=[None])
     query: TextOrIds | None = Field(
         None,
-        description="what every prompt begins with: a text, in which special tokens are special, or token ids; none "
-        "for prompts that are items alone.",
+        description="the beginning of every prompt: a text, whose special tokens count as such, or token ids; null "
+        "for prompts that are only the items.",
         examples=["Is this about pandas? "],
     )
     items: Items = Field(
-        description="what each prompt goes on with: a text or several, or lists of token ids where the query is one.",
+        description="the rest of each prompt: a text or several, or lists of token ids if the query is one.",
         examples=[["The giant panda is a bear. Answer:"]],
     )
     label_token_ids: LabelList[int] = Field(
-        description="the token ids whose probabilities are asked for, such as those of yes and no.",
+        description="the token ids whose probabilities to return, such as those of yes and no.",
         examples=[[9693, 2152]],
     )
     apply_softmax: bool = Field(
@@ -66,7 +66,7 @@ class SglangScoreBody(Open):
         description="true for probabilities among the labels, which add up to 1; false for those among the whole "
         "vocabulary.",
     )
-    item_first: bool = Field(False, description="true to put the query behind each item.")
+    item_first: bool = Field(False, description="true to put the query after each item.")
 
     def asked(self, limits: RequestLimits) -> RerankRequest:
         """The items, and the query that is put before or behind each.
@@ -201,7 +201,7 @@ SCORE = Endpoint(
 )
 MODEL_INFO = Endpoint(
     paths=("/get_model_info", "/model_info"),
-    summary="What is served (SGLang)",
+    summary="The served model (SGLang)",
     body=Nothing,
     reply=SglangModelInfo,
     parse=lambda body, served: Call(body, ()),

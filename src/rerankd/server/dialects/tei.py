@@ -35,16 +35,16 @@ class TeiBody(Thresholded, TeiCut):
         json_schema_extra=AT_LEAST_ONE,
     )
     raw_scores: bool = Field(False, description="true for the model's logits in place of scores.")
-    return_text: bool = Field(False, description="whether a rank carries its text.")
+    return_text: bool = Field(False, description="whether a rank has its text.")
     top_n: int | None = Field(
-        None, ge=1, description="the most ranks, as llama.cpp has it; none for all of them.", examples=[None]
+        None, ge=1, description="the most ranks, a field of llama.cpp's server; null for all.", examples=[None]
     )
 
 
 class TeiRank(BaseModel):
     """One text's score; `text` is left out unless `return_text` is true."""
 
-    index: int = Field(description="the text's place in the request")
+    index: int = Field(description="the text's index in the request")
     text: str | None = None
     score: float
 
@@ -176,7 +176,7 @@ TEI = Dialect(
         *TOKENS,
         Endpoint(
             paths=("/info",),
-            summary="What is served (TEI)",
+            summary="The served model (TEI)",
             body=Nothing,
             reply=TeiInfo,
             parse=lambda body, served: Call(body, ()),

@@ -24,14 +24,14 @@ class TeiEmbedBody(TeiCut):
     normalize: bool = Field(True, description="whether each embedding has length 1.")
     prompt_name: str | None = Field(
         None,
-        description="the name of the text that is put before each, of those that the model's folder has; none for the "
+        description="the name of a prompt in the model's folder, to put before each text; null for the "
         "folder's default.",
         examples=[None],
     )
     dimensions: int | None = Field(
         None,
         ge=1,
-        description="how many of the first values are kept, as models that are trained for it allow; none for all.",
+        description="the number of values to keep, from the first, for models that are trained for it; null for all.",
         examples=[None],
     )
 

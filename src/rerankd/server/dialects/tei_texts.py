@@ -15,11 +15,12 @@ class TeiCut(Open):
     """A body whose texts may be cut."""
 
     truncate: bool | None = Field(
-        None, description="false makes a text that does not fit an error; else it is cut, and the answer says so."
+        None,
+        description="false makes a text that does not fit an error; otherwise it is cut, and the answer reports it.",
     )
     truncation_direction: Literal["Left", "left", "Right", "right"] = Field(
         "Right",
-        description="`Right` for a text that does not fit to lose its end, `Left` for its beginning; without it the "
+        description="`Right` cuts the end of a text that does not fit, `Left` its beginning; without the field the "
         "side of the model's tokenizer, which is nearly always `Right`.",
     )
 

@@ -40,7 +40,7 @@ class TeiTokenizeBody(Open):
     )
     add_special_tokens: bool = Field(True, description="whether the tokens that begin and end a prompt are added.")
     prompt_name: str | None = Field(
-        None, description="none: a prompt whose tokens are wanted too stands in the text itself.", examples=[None]
+        None, description="null: to get the tokens of a prompt too, put the prompt into the text.", examples=[None]
     )
 
 

@@ -14,8 +14,8 @@ class Thresholded(Open):
     min_score: float | None = Field(
         None,
         allow_inf_nan=False,
-        description="documents of a lower score (or logit, where logits are asked for) are left out; the header "
-        "X-Rerankd-Below-Min-Score says which.",
+        description="documents with a lower score (a lower logit, if logits are asked for) are left out; the header "
+        "X-Rerankd-Below-Min-Score names them.",
         examples=[None],
     )
     score_threshold: float | None = Field(

@@ -30,8 +30,8 @@ class VllmRerankBody(RerankBody, VllmOptions):
         json_schema_extra=AT_LEAST_ONE,
         examples=[["The giant panda is a bear.", "hi"]],
     )
-    top_n: int | None = Field(None, ge=0, description="the most results; 0 or none for all of them.", examples=[0])
-    return_documents: bool = Field(True, description="whether a result carries its document.")
+    top_n: int | None = Field(None, ge=0, description="the most results; 0 or null for all.", examples=[0])
+    return_documents: bool = Field(True, description="whether a result has its document.")
 
 
 class VllmDocument(BaseModel):
@@ -44,7 +44,7 @@ class VllmDocument(BaseModel):
 class VllmResult(MayCarryChunk):
     """One document's score; `document` is left out where `return_documents` is false."""
 
-    index: int = Field(description="the document's place in the request")
+    index: int = Field(description="the document's index in the request")
     document: VllmDocument | None = None
     relevance_score: float
 
@@ -53,7 +53,7 @@ class VllmFailed(BaseModel):
     """A document that was left out, and why."""
 
     index: int
-    param: str = Field(description="the document, or the part of it, that is to blame")
+    param: str = Field(description="the document, or the part of it, with the error")
     message: str
 
 

@@ -22,7 +22,7 @@ class VllmClassifyBody(VllmTexts):
 class VllmClass(BaseModel):
     """The most probable label of one text, and how probable each is in the model's order."""
 
-    index: int = Field(description="the text's place in the request")
+    index: int = Field(description="the text's index in the request")
     label: str
     probs: list[float]
     num_classes: int

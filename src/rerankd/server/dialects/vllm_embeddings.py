@@ -20,12 +20,12 @@ class VllmEmbeddingsBody(VllmTexts):
     """OpenAI's request, for bi-encoders."""
 
     encoding_format: Literal["float", "base64"] = Field(
-        "float", description="`base64` for the bytes of float32 numbers, the lowest first, which OpenAI's client asks."
+        "float", description="`base64` for the bytes of little-endian float32 numbers, which OpenAI's client asks for."
     )
     dimensions: int | None = Field(
         None,
         ge=1,
-        description="how many of the first values are kept, as models that are trained for it allow; none for all.",
+        description="the number of values to keep, from the first, for models that are trained for it; null for all.",
         examples=[None],
     )
     embed_dtype: Literal["float32"] = Field("float32", description="of numbers in base64.")
@@ -36,7 +36,7 @@ class VllmEmbedding(BaseModel):
     """The embedding of one text."""
 
     object: Literal["embedding"] = "embedding"
-    index: int = Field(description="the text's place in the request")
+    index: int = Field(description="the text's index in the request")
     embedding: list[float] | str
 
 

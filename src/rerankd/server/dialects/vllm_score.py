@@ -35,7 +35,7 @@ class VllmScoreBody(ScoringBody, VllmOptions):
 
     text_1: Documents | None = Field(None, description="the queries, or one for all.", examples=["what is panda?"])
     text_2: Documents | None = Field(
-        None, description="what is scored against them.", examples=[["hi", "The giant panda is a bear."]]
+        None, description="the texts to score against `text_1`.", examples=[["hi", "The giant panda is a bear."]]
     )
     data_1: Documents | None = Field(None, description="another name of `text_1`.", examples=[None])
     data_2: Documents | None = Field(None, description="another name of `text_2`.", examples=[None])
@@ -47,7 +47,7 @@ class VllmScoreBody(ScoringBody, VllmOptions):
 class VllmScore(MayCarryChunk):
     """One pair's score."""
 
-    index: int = Field(description="the pair's place in the request")
+    index: int = Field(description="the pair's index in the request")
     object: str = "score"
     score: float
 

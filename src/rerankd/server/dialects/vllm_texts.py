@@ -28,19 +28,20 @@ class VllmTexts(VllmOptions):
         examples=[["The giant panda is a bear.", "hi"]],
     )
     truncation: bool = Field(
-        True, description="whether a text that does not fit is cut (the answer says so); false makes it an error."
+        True,
+        description="whether a text that does not fit is cut (the answer reports the cut); false makes it an error.",
     )
     truncate_prompt_tokens: int | None = Field(
         None, ge=-1, description="the most tokens of a text; -1 for the model's own limit.", examples=[-1]
     )
     truncation_side: Side | None = Field(
         None,
-        description="where what does not fit is cut: `right` loses its end, `left` its beginning; none is the side of "
+        description="the side on which a text is cut: `right` cuts its end, `left` its beginning; null is the side of "
         "the model's tokenizer, nearly always `right`.",
         examples=[None],
     )
-    add_special_tokens: bool = Field(True, description="true: what the model was trained with is never left out.")
-    use_activation: bool | None = Field(None, description="false for what the model gives as it stands.")
+    add_special_tokens: bool = Field(True, description="true: special tokens are never left out.")
+    use_activation: bool | None = Field(None, description="false for the model's output without an activation.")
     user: str | None = Field(None, description="a name for the caller's own records.", examples=[None])
     request_id: str | None = Field(None, description="an id for the answer, in place of a random one.", examples=[None])
 

@@ -96,7 +96,7 @@ PING = Endpoint(
 )
 LOAD = Endpoint(
     paths=("/load",),
-    summary="How many calls are being answered (vLLM)",
+    summary="The number of calls in progress (vLLM)",
     body=Nothing,
     reply=VllmLoad,
     parse=_nothing,

@@ -19,17 +19,17 @@ from rerankd.server.dialects.threshold import Thresholded
 class VoyageBody(Thresholded):
     """Voyage's rerank request."""
 
-    model: str | None = Field(None, description="the name of a model; another's than the served one's is ignored.")
+    model: str | None = Field(None, description="the name of a model; a name other than the served model's is ignored.")
     query: str = Field(description="the text to rank documents by.", examples=["what is panda?"])
     documents: DocumentList[str] = Field(
         description="the documents to rank: texts.",
         examples=[["The giant panda is a bear.", "hi"]],
         json_schema_extra=AT_LEAST_ONE,
     )
-    top_k: int | None = Field(None, ge=1, description="the most results; none for all of them.", examples=[None])
-    return_documents: bool = Field(False, description="whether a result carries its document.")
+    top_k: int | None = Field(None, ge=1, description="the most results; null for all.", examples=[None])
+    return_documents: bool = Field(False, description="whether a result has its document.")
     truncation: bool = Field(
-        True, description="whether what does not fit is cut (the answer says what was); false makes it an error."
+        True, description="whether texts that do not fit are cut (the answer reports cuts); false makes them an error."
     )
 
 
@@ -37,7 +37,7 @@ class VoyageResult(BaseModel):
     """One document's score; `document` is left out unless `return_documents` is true."""
 
     relevance_score: float
-    index: int = Field(description="the document's place in the request")
+    index: int = Field(description="the document's index in the request")
     document: str | None = None
 
 

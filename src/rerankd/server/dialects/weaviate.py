@@ -29,7 +29,7 @@ class WeaviateBody(Thresholded):
         examples=[["The giant panda is a bear.", "hi"]],
         json_schema_extra=AT_LEAST_ONE,
     )
-    property: str = Field("", description="the module sends it, empty; it is given back.")
+    property: str = Field("", description="Weaviate's module sends it empty; the answer repeats it.")
 
 
 class WeaviateScore(BaseModel):
@@ -100,7 +100,7 @@ WEAVIATE = Dialect(
         ),
         Endpoint(
             paths=("/meta",),
-            summary="What is served (Weaviate)",
+            summary="The served model (Weaviate)",
             body=Nothing,
             reply=WeaviateMeta,
             parse=lambda body, served: Call(body, ()),
