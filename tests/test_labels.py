@@ -204,7 +204,7 @@ def test_token_ids_are_for_labels_alone(
     for folder in (qwen3_checkpoint, qwen3_vl_checkpoint, bert_checkpoint):
         with Reranker(folder, device="cpu", dtype="float32") as reranker:
             asked = RerankRequest(text_content("q"), (text_content("a"), (Tokens((1, 2)),)))
-            with pytest.raises(InvalidRequest, match="documents: hold token ids"):
+            with pytest.raises(InvalidRequest, match="documents: are token ids"):
                 asyncio.run(reranker.answer(asked))
 
 

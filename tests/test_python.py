@@ -140,12 +140,12 @@ def test_a_frame_against_one_query(reranker: Reranker) -> None:
 
 def test_what_is_wrong_with_a_frame(reranker: Reranker) -> None:
     with pytest.raises(
-        InvalidRequest, match="text: is no column of the frame, which has query, document, source, score"
+        InvalidRequest, match="text: is not a column of the frame, which has query, document, source, score"
     ):
         reranker.rank_frame(frame(), document_column="text")
     broken = frame()
     broken.loc["row3", "document"] = None
-    with pytest.raises(InvalidRequest, match=r"document: row 3 holds .*, which is no text"):
+    with pytest.raises(InvalidRequest, match=r"document: row 3 has .*, which is not a text"):
         reranker.rank_frame(broken)
 
 

@@ -41,7 +41,7 @@ def to_content(value: ContentLike, field: str) -> Content:
 def _of_mapping(value: Mapping[str, Any], field: str) -> Iterator[Part]:
     for key in value:
         if key not in KEYS:
-            raise InvalidRequest(field, f"has no use for the key {key!r}; a dict holds {', '.join(KEYS)}")
+            raise InvalidRequest(field, f"has the unknown key {key!r}; a dict has {', '.join(KEYS)}")
     fps, max_frames = value.get("fps"), value.get("max_frames")
     for key, number in (("fps", fps), ("max_frames", max_frames)):
         if number is not None and not isinstance(number, int if key == "max_frames" else (int, float)):

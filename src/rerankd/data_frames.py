@@ -25,14 +25,14 @@ def pairs_of(
     for column in wanted:
         if column not in frame.columns:
             listed = ", ".join(map(str, frame.columns))
-            raise InvalidRequest(column, f"is no column of the frame, which has {listed or 'none'}")
+            raise InvalidRequest(column, f"is not a column of the frame, which has {listed or 'none'}")
     documents = list(frame[document_column])
     queries = [query] * len(documents) if query is not None else list(frame[query_column])
     pairs: list[Any] = list(zip(queries, documents, strict=True))
     for place, pair in enumerate(pairs):
         for column, cell in zip((query_column, document_column), pair, strict=True):
             if not isinstance(cell, (str, Mapping, list, tuple)):
-                raise InvalidRequest(column, f"row {place} holds {cell!r}, which is no text; leave such rows out")
+                raise InvalidRequest(column, f"row {place} has {cell!r}, which is not a text; leave such rows out")
     return pairs
 
 

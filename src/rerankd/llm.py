@@ -74,18 +74,18 @@ class ScoringRequestOutput:
 class LLM:
     """A reranker under vLLM's offline interface.
 
-    runner: "auto" or "pooling"; nothing else scores
+    runner: "auto" or "pooling"; other runners do not score
     revision, dtype, quantization, gpu_memory_utilization, tensor_parallel_size, data_parallel_size, max_model_len,
         hf_overrides, recipe, label, cutoff_layers, model_impl, trust_remote_code, chat_template, device, backend, hub,
-        default_instruction: of `LoadOptions`
+        default_instruction: as in `LoadOptions`
     max_num_batched_tokens: `LoadOptions.max_batch_tokens`
     allowed_local_media_path: the only folder that images and videos may be read from; "" or None for any
     mm_processor_kwargs: `min_pixels`, `max_pixels` (or `size`), `fps` and `max_frames` of images and videos
-    Every other argument of vLLM's is accepted, and named in one warning, unless its loss would change scores or place
-    (pipeline parallelism, adapters, another tokenizer, ...). The variable VLLM_USE_MODELSCOPE is read.
+    others: vLLM's other arguments. One warning names those without effect. An argument is refused if scores or the
+        placement would differ without it (pipeline parallelism, adapters, another tokenizer, ...)
 
-    Raises ModelError where the model cannot be found, read or served, ValueError for another runner, other processor
-    arguments, and arguments that are not supported.
+    The variable VLLM_USE_MODELSCOPE is read. Raises ModelError if the model cannot be found, read or served, and
+    ValueError for another runner, other processor arguments, and arguments that are not supported.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class LLM:
             raise ValueError("hf_overrides: a function is not supported; give the entries that it changes")
         ignored = _judged(model, given)
         if ignored:
-            log.warning("LLM: no effect here: %s", ", ".join(ignored))
+            log.warning("LLM: arguments without effect here: %s", ", ".join(ignored))
         for note in VLLM_VARIABLES.notes(os.environ):
             log.info("LLM: %s", note)
         folders = (Path(allowed_local_media_path),) if allowed_local_media_path else None
@@ -142,21 +142,20 @@ class LLM:
 
         use_tqdm: whether to show progress, or a function that makes a bar
         pooling_params: see `PoolingParams`
-        lora_request: None, since there are no adapters
-        tokenization_kwargs: `truncation`, `max_length`, `truncation_side` and `truncate_prompt_tokens` count
+        lora_request: must be None: adapters are not supported
+        tokenization_kwargs: `truncation`, `max_length`, `truncation_side` and `truncate_prompt_tokens`
         chat_template: Jinja text in place of the model's own prompt
-        truncate_prompt_tokens: the longest prompt in tokens; -1 for the model's own limit
-        One warning names each argument without effect.
+        truncate_prompt_tokens: the most tokens of a prompt; -1 for the model's own limit
 
-        Raises InvalidRequest (a ValueError) for lists that do not match, unreadable contents, impossible limits, and an
-        adapter.
+        A warning, once, names each argument without effect. Raises InvalidRequest (a ValueError) for lists that do not
+        match, unreadable contents, impossible limits, and an adapter.
         """
         no_adapter(lora_request)
         wanted = asked(self._reranker.info.max_model_len, truncate_prompt_tokens, pooling_params, tokenization_kwargs)
         for name in wanted.ignored:
             if name not in self._warned:
                 self._warned.add(name)
-                log.warning("LLM: no effect here: %s", name)
+                log.warning("LLM: argument without effect here: %s", name)
         queries, documents = _contents("data_1", data_1), _contents("data_2", data_2)
         if len(queries) not in (1, len(documents)):
             problem = f"has {len(queries)} queries for {len(documents)} documents; give one query, or as many"
@@ -170,7 +169,7 @@ class LLM:
         return self._score(requests, None if chat_template is None else self._prompts(chat_template), bar)
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"LLM.{name}: there is none here; LLM.score scores pairs, and nothing else is done")
+        raise AttributeError(f"LLM.{name} does not exist here; LLM.score scores pairs")
 
     def __enter__(self) -> LLM:
         return self

@@ -54,10 +54,10 @@ AUTOMATIC = "auto"
 class Plan:
     """The plan of loading and scoring a model.
 
-    devices: of each replica; the placement is on the first
-    gguf: the file with the weights, where these are not in the folder
-    name: of the architecture
-    load_prompts: `prompts.load_prompts`, given everything but the chat template
+    devices: the device of each replica; the placement is on the first
+    gguf: the GGUF file with the weights; None if they are in the folder
+    name: the name of the architecture
+    load_prompts: `prompts.load_prompts` with all arguments but the chat template
     """
 
     options: LoadOptions
@@ -97,7 +97,7 @@ class Plan:
         return None if scheme is None else f"{scheme.said}; dequantised to {self.precision} as they are read"
 
     def backend(self) -> tuple[str, list[str]]:
-        """The backend that runs the model, and why those before it do not. ModelError where none does."""
+        """The backend that runs the model, and the reasons against those before it. ModelError if none does."""
         if isinstance(self.architecture, Fallback):
             return "transformers", []
         backend, reasons = self.placement.backend_for(self.architecture.spec(self.config))
@@ -204,7 +204,7 @@ class Plan:
         try:
             sizing = self.choice.recipe.sizing.told(self.options.media_sizing)
         except BadMedia as error:
-            raise ModelError(f"Images and videos cannot be shown as asked: {error}.") from error
+            raise ModelError(f"The sizes of images and videos are not valid: {error}.") from error
         return MediaLoader(
             self.architecture.pictures(self.config),
             sizing=sizing,
@@ -217,9 +217,9 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
     """Find the model and its recipe.
 
     weights: whether a model from a hub is fetched with them
-    rank: of this process among `tensor_parallel_size`
+    rank: the rank of this process among `tensor_parallel_size`
 
-    Raises ModelError where it cannot be found, read or scored."""
+    Raises ModelError if the model cannot be found, read or scored."""
     if options.tensor_parallel_size < 1:
         raise ModelError(f"The tensor parallel size must be at least 1, not {options.tensor_parallel_size}.")
     if options.num_threads is not None and options.num_threads < 1:
@@ -228,7 +228,7 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
     devices = replica_devices(options.device, options.data_parallel_size)
     if len(devices) > 1 and options.tensor_parallel_size > 1:
         raise ModelError(
-            "--tensor-parallel-size and --data-parallel-size do not go together; start a server for each part of the "
+            "--tensor-parallel-size and --data-parallel-size cannot be combined; start a server for each part of the "
             "GPUs (CUDA_VISIBLE_DEVICES), and a load balancer before them."
         )
     shard = Shard(rank, options.tensor_parallel_size)
@@ -299,7 +299,7 @@ def _fast_quantization(architecture: Architecture | Fallback, config: Config, pl
 
 
 def _implementation(config: Config, options: LoadOptions, placement: Placement) -> tuple[str, Architecture | Fallback]:
-    """The name of the checkpoint's architecture, and its implementation: ours, or transformers'."""
+    """The name of the checkpoint's architecture, and its implementation: rerankd's own, or transformers'."""
     impl = options.model_impl
     if impl not in IMPLEMENTATIONS:
         raise ModelError(f"The implementation {impl!r} is unknown; choose {', '.join(IMPLEMENTATIONS)}.")
@@ -314,7 +314,7 @@ def _implementation(config: Config, options: LoadOptions, placement: Placement) 
         ("--tensor-parallel-size", options.tensor_parallel_size > 1),
     ):
         if given:
-            raise ModelError(f"{said} is for models of rerankd's own; {name} is run by transformers.")
+            raise ModelError(f"{said} is for rerankd's own implementations; {name} is run by transformers.")
     log.warning(
         "%s is run by transformers, in padded batches, since %s.",
         name,

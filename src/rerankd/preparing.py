@@ -73,7 +73,9 @@ class Preparer:
         if request.labels is not None:
             prompts = self._for_labels(request, request.labels)
         elif any(isinstance(part, Tokens) for content in (request.query, *request.documents) for part in content):
-            raise InvalidRequest("documents", "hold token ids, or the query does, which only a request with labels may")
+            raise InvalidRequest(
+                "documents", "are token ids, or the query is; only a request with labels may have them"
+            )
         if request.outputs is not None:
             self._check_outputs(request, request.outputs)
         visuals = media.visuals if media is not None else None

@@ -71,7 +71,7 @@ def test_a_servers_counts_are_read() -> None:
     ["", "Not Found", METRICS.replace(" 7.0", '{model_name="a"} 7.0') + 'rerankd_batches_total{model_name="b"} 1'],
 )
 def test_another_servers_counts_are_refused(text: str) -> None:
-    with pytest.raises(RerankdError, match="url: not the metrics of a rerankd"):
+    with pytest.raises(RerankdError, match="url: these are not the metrics of a rerankd"):
         Counts.of(text, "url")
 
 
@@ -172,7 +172,7 @@ def test_a_server_is_measured(bert_checkpoint: Path, tmp_path: Path) -> None:
         (["m", "--request-rate", "5"], "--request-rate and --p99-ms: a plan needs both"),
         (["m", "--request-rate", "0", "--p99-ms", "5"], "--request-rate: 0.0 is not above 0"),
         (["m", "--request-rate", "5", "--p99-ms", "0"], "--p99-ms: 0.0 is not above 0"),
-        (["--base-url", "http://127.0.0.1:1"], "/v1/models names none"),
+        (["--base-url", "http://127.0.0.1:1"], "/v1/models lists none"),
     ],
 )
 def test_bad_flags_name_themselves(flags: list[str], problem: str) -> None:
@@ -185,7 +185,9 @@ def test_bad_flags_name_themselves(flags: list[str], problem: str) -> None:
 def test_another_file_is_refused(tmp_path: Path) -> None:
     for content in ("[]", "{}", '{"model": 1}'):
         (tmp_path / "other.json").write_text(content)
-        assert "--measured: no file of `rerankd bench capacity" in bench("--measured", tmp_path / "other.json").stderr
+        assert (
+            "--measured: not a file of `rerankd bench capacity" in bench("--measured", tmp_path / "other.json").stderr
+        )
 
 
 def test_another_server_is_refused(fake: Fake, tmp_path: Path) -> None:
@@ -193,4 +195,4 @@ def test_another_server_is_refused(fake: Fake, tmp_path: Path) -> None:
     file.write_text('{"query": "a", "documents": ["b"]}\n')
     result = bench("--base-url", fake.url, "--dataset-name", "jsonl", "--dataset-path", file)
     assert result.exit_code == 1
-    assert f"{fake.url}/metrics: not the metrics of a rerankd" in result.stderr
+    assert f"{fake.url}/metrics: these are not the metrics of a rerankd" in result.stderr

@@ -267,7 +267,7 @@ def test_the_tokenizer_is_what_the_server_loaded(fake: Fake, tmp_path: Path, mon
     assert "no tokenizer.json for 'other'" in bench(*common, "--model", "other").stderr, "a path of another machine"
     assert "no tokenizer.json for 'absent'" in bench(*common, "--model", "absent").stderr
     fake.models.clear()
-    assert "/v1/models names none" in bench(*common).stderr
+    assert "/v1/models lists none" in bench(*common).stderr
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_what_is_printed_is_such_a_file(
         ("models: [{model: a, prot: 9}]", "models[0].prot: a model has no such option of its own"),
         ("models: [{model: a, max-model-len: 4x}]", "models[0].max-model-len: "),
         ("models: [{model: a, max-model-len: 4, max_model_len: 5}]", "models[0].max_model_len: the option has another"),
-        ("models: [{model: a, dtype: float32, dtype: float32}]", "the key dtype is there twice"),
+        ("models: [{model: a, dtype: float32, dtype: float32}]", "the key dtype occurs twice"),
         ("models: [a]\nmodel: b", "a model is given beside models"),
         ("models: [a]\nmodel-id: [b]", "a model is given beside models"),
     ],

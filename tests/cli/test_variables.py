@@ -96,7 +96,7 @@ def test_what_has_no_effect_is_said_a_line_each_and_what_nobody_knows_in_one() -
         "VLLM_CPU_KVCACHE_SPACE is vLLM's and has no effect here: there is no KV cache: keys and values live for one "
         "layer.",
         "VLLM_LOGGING_LEVEL is not read: 'LOUD' is none of critical, error, warning, info, debug.",
-        "VLLM_PORT is vLLM's and has no effect here: it says nothing of where to listen; give --host and --port.",
+        "VLLM_PORT is vLLM's and has no effect here: it does not set the address to listen on; give --host and --port.",
         "Not read: SGLANG_USE_MODELSCOPE, SGL_OLD, VLLM_NEW_AND_STRANGE.",
     ]
     assert VLLM_VARIABLES.found(environ) == {"VLLM_USE_MODELSCOPE": ("--hub", "modelscope")}

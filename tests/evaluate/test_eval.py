@@ -185,7 +185,7 @@ def test_runs_are_fused(ideal: Path, tmp_path: Path) -> None:
         (("--qrels", QRELS, "--run", BM25, "--fail-under", "nDCG@10"), "not NAME=VALUE"),
         (("--qrels", QRELS, "--run", BM25, "--fuse", "f.trec"), "two runs or more"),
         (("--qrels", QRELS, "--run", BM25, "-o", "report.pdf"), "ends in none of"),
-        (("--qrels", QRELS, "--run", BM25, "--compare", "top-k=2"), "for a MODEL"),
+        (("--qrels", QRELS, "--run", BM25, "--compare", "top-k=2"), "give MODEL too"),
         (("m", "--qrels", QRELS), "--queries and --corpus"),
         (("--dataset", str(COLLECTION), "--split", "dev", "--run", BM25), "holds no qrels/dev.tsv"),
     ],

@@ -207,7 +207,7 @@ def test_a_truncated_file_is_refused(form: str) -> None:
     [b"", b"hello, I am a text file", b"<html><svg/></html>", b"%PDF-1.7 ...", b"\0" * 100],
 )
 def test_not_an_image(data: bytes) -> None:
-    with pytest.raises(BadMedia, match=r"not an image; JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF are read"):
+    with pytest.raises(BadMedia, match=r"not an image; JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF are supported"):
         opened(data)
 
 
@@ -243,7 +243,7 @@ UNREAD = {
 
 @pytest.mark.parametrize(("kind", "data"), [(kind, data) for kind, files in UNREAD.items() for data in files])
 def test_pictures_that_are_not_read_say_what_to_do(kind: str, data: bytes) -> None:
-    with pytest.raises(NotRead, match=rf"a kind that is not read \({kind}\); convert it to JPEG or PNG"):
+    with pytest.raises(NotRead, match=rf"of this kind are not supported \({kind}\); convert it to JPEG or PNG"):
         opened(data)
 
 

@@ -51,7 +51,7 @@ def test_vllms_list_in_other_spelling(kind: str) -> None:
     [
         (frames_uri(), "frame 0: the data: URI is empty"),
         (frames_uri(jpeg(1)) + ",", "frame 1: the data: URI is empty"),
-        (frames_uri(jpeg(1), b"text"), "frame 1: this is not an image"),
+        (frames_uri(jpeg(1), b"text"), "frame 1: this file of 4 bytes is not an image"),
         (frames_uri(jpeg(1), jpeg(1)[:400]), "frame 1: the picture's header is damaged (Truncated File Read)"),
         (frames_uri(jpeg(1), jpeg(1, (300, 64))), "frame 1 has another shape than frame 0"),
         (frames_uri(films.film(films.MP4)), "frame 0: this is a video, not an image"),

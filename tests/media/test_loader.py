@@ -149,7 +149,7 @@ BAD = Image(data_uri(b"this is text"))
         (request((Image(PICTURE, min_pixels=-5),)), "documents[0].content[0]", "min_pixels is -5"),
         (request((Video([PICTURE], max_frames=0),)), "documents[0].content[0]", "max_frames is 0"),
         (request((Video([]),)), "documents[0].content[0]", "the list of frames is empty"),
-        (request((Video([PICTURE, "data:,x"]),)), "documents[0].content[0]", "frame 1: this is not an image"),
+        (request((Video([PICTURE, "data:,x"]),)), "documents[0].content[0]", "frame 1: this file of 1 bytes is"),
         (
             request((Video([PICTURE, PIL.Image.new("RGB", (400, 64))]),)),
             "documents[0].content[0]",
@@ -242,7 +242,8 @@ def test_what_a_server_calls_a_file_is_told_and_nothing_of_it(server: Server) ->
     server.answers["/login"] = ok(b"<html>secret", "Content-Type: text/html; charset=utf-8")
     for part in (Image(server.url("/login")), Video(server.url("/login"))):
         error = refused(request((part,)))
-        assert "it is another file, of 12 bytes; its server calls it text/html" in error.problem
+        assert "this file of 12 bytes is not " in error.problem
+        assert "its server calls it text/html" in error.problem
         assert "secret" not in error.problem
 
 

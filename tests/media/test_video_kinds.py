@@ -28,7 +28,7 @@ from tests.media.test_videos import read
     ],
 )
 def test_only_three_containers_are_read(data: bytes) -> None:
-    with pytest.raises(NotRead, match="not a video; MP4, QuickTime, WebM and GIF are read") as caught:
+    with pytest.raises(NotRead, match="not a video; MP4, QuickTime, WebM and GIF are supported") as caught:
         read(data)
     assert f"of {len(data)} bytes" in str(caught.value)
     assert not data or data[:6].decode() not in str(caught.value), "nothing of the file itself is told"
@@ -46,7 +46,7 @@ def test_only_three_containers_are_read(data: bytes) -> None:
     ],
 )
 def test_other_kinds_of_film_say_what_to_do(data: bytes, kind: str) -> None:
-    with pytest.raises(NotRead, match=rf"a kind that is not read \({kind}\); re-encode it as MP4 or WebM"):
+    with pytest.raises(NotRead, match=rf"of this kind are not supported \({kind}\); re-encode it as MP4 or WebM"):
         read(data)
 
 

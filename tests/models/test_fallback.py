@@ -116,7 +116,7 @@ def test_what_is_ours_is_run_by_transformers_where_the_user_says_so(bert_checkpo
     assert own_scores(bert_checkpoint, model_impl="transformers") == pytest.approx(
         own_scores(bert_checkpoint), abs=1e-5
     )
-    with pytest.raises(ModelError, match="--quantization int8 is for models of rerankd's own"):
+    with pytest.raises(ModelError, match="--quantization int8 is for rerankd's own implementations"):
         own_scores(bert_checkpoint, model_impl="transformers", quantization="int8")
     with pytest.raises(ModelError, match="'vllm' is unknown; choose auto, native, transformers"):
         own_scores(bert_checkpoint, model_impl="vllm")

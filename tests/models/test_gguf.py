@@ -142,7 +142,7 @@ def test_k_quants_are_read_as_ggml_lays_them_out(
 
 
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
-    (checkpoints.bert, {"architecture": "llama"}, "is of the architecture 'llama'; GGUF is read of qwen3 and bert"),
+    (checkpoints.bert, {"architecture": "llama"}, "is of the architecture 'llama'; qwen3 and bert are supported"),
     (checkpoints.qwen3, {"rank": False, "qwen3.pooling_type": 3}, "`pooling_type` is that of an embedding model"),
     (checkpoints.qwen3, {"rank": False, "tokenizer.ggml.add_eos_token": True}, "add_eos_token` is that of"),
     (checkpoints.bert, {"tokenizer.ggml.model": "gpt2"}, "a tokenizer of the kind 'gpt2' over bert"),
@@ -175,7 +175,7 @@ def test_files_that_are_none(tmp_path: Path, bert_checkpoint: Path, monkeypatch:
     whole = write_gguf(bert_checkpoint, tmp_path / "other.gguf").read_bytes()
     for content in (b"", b"GGUF", b"x" * 100, whole[:1000], whole[:-1000]):
         path.write_bytes(content)
-        with pytest.raises(ModelError, match=r"model\.gguf is no GGUF file, or damaged: .+\.$"):
+        with pytest.raises(ModelError, match=r"model\.gguf is not a GGUF file, or it is damaged: .+\.$"):
             Reranker(path, device="cpu")
     with pytest.raises(ModelError, match=r"several GGUF files \(model\.gguf, other\.gguf\); give the path of one"):
         Reranker(tmp_path, device="cpu")

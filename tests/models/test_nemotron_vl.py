@@ -227,7 +227,7 @@ def test_an_inspection(folder: Path) -> None:
 
 def test_contents_that_the_authors_do_not_score_are_refused(folder: Path) -> None:
     with Reranker(folder, device="cpu", dtype="float32") as reranker:
-        with pytest.raises(InvalidRequest, match=r"query.*images in documents alone"):
+        with pytest.raises(InvalidRequest, match=r"query.*images only in documents"):
             reranker.rerank([Image(SQUARE)], ["a text"])
         for parts, said in (
             ([Image(SQUARE), Text("and"), Image(WIDE)], "holds 2 images"),

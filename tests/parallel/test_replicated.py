@@ -291,7 +291,7 @@ def test_weights_are_counted_for_each_copy(bert_checkpoint: Path, monkeypatch: p
         ({"data_parallel_size": 0}, "must be at least 1, not 0"),
         ({"device": "cpu,cpu", "data_parallel_size": 3}, "3 replicas cannot share out 2 devices evenly"),
         ({"device": "cpu,cuda:0"}, "cuda:0"),
-        ({"data_parallel_size": 2, "tensor_parallel_size": 2}, "do not go together"),
+        ({"data_parallel_size": 2, "tensor_parallel_size": 2}, "cannot be combined"),
     ],
 )
 def test_what_cannot_be_replicated_is_refused(bert_checkpoint: Path, options: dict[str, Any], problem: str) -> None:

@@ -165,7 +165,7 @@ GOOD = '{"query": "what", "documents": ["one"]}\n'
         ("p.jsonl", GOOD + '{"query": "a", "documents": "b"}\n', 2, "has no list of `documents`"),
         ("p.jsonl", GOOD + '{"query": "a"}\n', 2, "has no `document`"),
         ("p.jsonl", GOOD + '{"query": "a", "documents": ["b", 3]}\n', 2, r"documents\[1\]"),
-        ("p.jsonl", GOOD + '{"query": "a", "documents": [{"txt": "b"}]}\n', 2, "no use for the key 'txt'"),
+        ("p.jsonl", GOOD + '{"query": "a", "documents": [{"txt": "b"}]}\n', 2, "unknown key 'txt'"),
         (
             "p.jsonl",
             GOOD + '{"query": "a", "documents": [{"id": 1, "text": "b"}, {"id": "1", "text": "c"}]}\n',

@@ -86,7 +86,7 @@ def test_entries_win_over_variables_and_these_over_peers(monkeypatch: pytest.Mon
         ({"model": "a", "models": ["b"]}, "args: a model is given beside models"),
         ({"models": [{"model": "a", "port": 1}]}, "args: models[0].port: a model has no such option of its own"),
         ({"device": ["cpu", "cpu"]}, "args: device: the option takes one value"),
-        ({"model": b"a"}, "args: model: the value holds more than JSON has"),
+        ({"model": b"a"}, "args: model: the value has a type that JSON lacks"),
         ({"disable-playground": "perhaps"}, "args: disable-playground: 'perhaps' is neither true nor false."),
         ({"config": "server.yaml"}, "args: config: --config is for the command line alone."),
         ({"port": 9000}, "args: port 9000 is not supported: Ray's proxies listen, so say it in Ray's http_options."),

@@ -161,8 +161,8 @@ def replica_devices(names: str, replicas: int | None) -> tuple[str, ...]:
         there = torch.get_device_module(kind).device_count()
         if count > there:
             raise ModelError(
-                f"{count} replicas need as many {kind} devices; this machine has {there}. Several share one where "
-                f"--device {kind}:0 names it."
+                f"{count} replicas need as many {kind} devices; this machine has {there}. To share one, give "
+                f"--device {kind}:0."
             )
         return tuple(f"{kind}:{index}" for index in range(count))
     return tuple(str(devices[index % len(devices)]) for index in range(count))
@@ -282,7 +282,7 @@ def _dtype(name: str, on_cpu: bool) -> torch.dtype:
     if name == "float16" and on_cpu:
         chosen = _dtype("auto", on_cpu)
         log.warning(
-            "float16 is slow on a CPU: computing in %s in its place, as --dtype auto does.",
+            "float16 is slow on a CPU: the model computes in %s instead, as with --dtype auto.",
             str(chosen).removeprefix("torch."),
         )
         return chosen

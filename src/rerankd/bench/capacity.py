@@ -105,7 +105,9 @@ class Measured:
             own = {**content, "replica": Replica(**content["replica"]), "requests": Requests(**content["requests"])}
             return cls(**{**own, "levels": tuple(Level(**one) for one in content["levels"])})
         except (TypeError, KeyError, ValueError) as error:
-            raise RerankdError(f"--measured: no file of `rerankd bench capacity --save-result` ({error}).") from error
+            raise RerankdError(
+                f"--measured: not a file of `rerankd bench capacity --save-result` ({error})."
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,7 @@ class Counts:
         work = [values(f"rerankd_{name}") for name in ("batches_total", "batch_tokens_total", "batch_seconds_total")]
         most = values("rerankd_max_batch_tokens")
         if any(len(one) != 1 for one in (*work, most)):
-            raise RerankdError(f"{url}: not the metrics of a rerankd of this version that serves one model.")
+            raise RerankdError(f"{url}: these are not the metrics of a rerankd server of this version with one model.")
         running = values("rerankd_replica_up")
         return cls(Work(*(one[0] for one in work)), int(sum(running)) if running else 1, int(most[0]))
 

@@ -156,9 +156,9 @@ async def served_models(base_url: str, headers: Mapping[str, str], *, verify_tls
             models = (await response.json(content_type=None))["data"]
             served = {str(model["id"]): str(model.get("root") or model["id"]) for model in models}
     except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RerankdError(f"--model: not given, and {url} names none ({error}).") from error
+        raise RerankdError(f"--model: not given, and {url} lists none ({error}).") from error
     if not served:
-        raise RerankdError(f"--model: not given, and {url} names none.")
+        raise RerankdError(f"--model: not given, and {url} lists none.")
     return served
 
 

@@ -81,11 +81,11 @@ def load_tokenizer(name: str) -> Tokenizer:
     from tokenizers import Tokenizer
 
     folder = Path(name)
-    way_out = "give --tokenizer a folder that holds tokenizer.json, or send a file with --dataset-name jsonl"
+    way_out = "give --tokenizer a folder with tokenizer.json, or send a file with --dataset-name jsonl"
     if folder.exists():
         path = folder / "tokenizer.json" if folder.is_dir() else folder
         if not path.is_file():
-            raise RerankdError(f"--tokenizer: {folder} holds no tokenizer.json; {way_out}.")
+            raise RerankdError(f"--tokenizer: {folder} has no tokenizer.json; {way_out}.")
     else:
         try:
             path = Path(hf_hub_download(name, "tokenizer.json"))

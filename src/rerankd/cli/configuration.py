@@ -240,7 +240,7 @@ def _text(value: Any, place: str) -> str:
     try:
         return json.dumps(value)
     except (TypeError, ValueError):
-        raise UsageProblem(f"{place}: the value holds more than JSON has; write texts in quotes.") from None
+        raise UsageProblem(f"{place}: the value has a type that JSON lacks; write texts in quotes.") from None
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def _read(path: str) -> dict[str, Any]:
         if root is None:
             return {}
         if not isinstance(root, yaml.MappingNode):
-            raise UsageProblem(f"{path}: the file has to hold keys and values, such as port: 8000.")
+            raise UsageProblem(f"{path}: the file must have keys and values, such as port: 8000.")
         _refuse_twins(root, [])
         return {
             str(key.value): [_mapping(one, loader) for one in value.value]
@@ -273,13 +273,13 @@ def _refuse_twins(node: Any, above: list[Any]) -> None:
     if isinstance(node, yaml.ScalarNode):
         return
     if node in above:
-        raise yaml.MarkedYAMLError(problem="a value holds itself", problem_mark=node.start_mark)
+        raise yaml.MarkedYAMLError(problem="a value contains itself", problem_mark=node.start_mark)
     inside = node.value
     if isinstance(node, yaml.MappingNode):
         keys: set[str] = set()
         for key, _ in node.value:
             if str(key.value) in keys:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value} is there twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value} occurs twice", problem_mark=key.start_mark)
             keys.add(str(key.value))
         inside = [value for _, value in node.value]
     for one in inside:

@@ -126,10 +126,10 @@ def evaluate(
         if model is None and not run:
             raise RerankdError("Give --run and --qrels to measure runs, or MODEL and --dataset to make one.")
         if model is None and compare:
-            raise RerankdError("--compare: is for a MODEL that is run here.")
+            raise RerankdError("--compare: give MODEL too; runs have no options to compare.")
         queries, corpus = queries or dataset, corpus or dataset
         if qrels is None and dataset is None:
-            raise RerankdError("--qrels: give a file of judgments, or a --dataset that has some.")
+            raise RerankdError("--qrels: give a file of judgments, or a --dataset with judgments.")
         if fuse is not None and (not run or len(run) < 2):
             raise RerankdError("--fuse: give two runs or more with --run.")
         judged = measures.read_judgments(qrels or _judgments(dataset, split), bad)

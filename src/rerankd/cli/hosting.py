@@ -81,4 +81,4 @@ def _check(chosen: Sequence[Named]) -> None:
     names = [name for one in chosen for name in one.names]
     for name in names:
         if names.count(name) > 1:
-            raise ModelError(f"Two models have the name {name}; name them apart by served-model-name under models:.")
+            raise ModelError(f"Two models have the name {name}; give each a served-model-name under models:.")

@@ -14,12 +14,12 @@ from time import perf_counter
 from rerankd.core import EngineBusy, PromptGroup, Segment, Stage
 
 STALE = 64
-"""The heap may have this many entries of jobs that have left, beside as many as there are jobs."""
+"""The heap may have as many stale entries as there are jobs, and this many more, before it is rebuilt."""
 
 
 @dataclass(eq=False)
 class Job:
-    """A submitted group on its way: `taken` documents are in a batch or done, `logits` are the done ones'.
+    """A submitted group: `taken` documents are in a batch or done, and `logits` has the logits of the done ones.
 
     started: whether a batch has taken any
 
@@ -43,7 +43,7 @@ class Job:
         self.cost = len(self.group.prefix) + sum(map(len, self.group.suffixes))
 
     def take(self, budget: int) -> Slice | None:
-        """The next documents that fit into `budget` tokens beside the prefix; None where none does."""
+        """The next documents that fit into `budget` tokens beside the prefix; None if none does."""
         cost, stop = len(self.group.prefix), self.taken
         for suffix in islice(self.group.suffixes, self.taken, None):
             if cost + len(suffix) > budget:
@@ -62,21 +62,21 @@ class Job:
 
     @property
     def waiting(self) -> bool:
-        """Whether a document waits for a batch, and somebody for the answer."""
+        """Whether a document waits for a batch, and a caller waits for the answer."""
         return self.taken < len(self.group.suffixes) and self.waited_for
 
     @property
     def waited_for(self) -> bool:
-        """Whether there is no answer yet, and somebody waits for one."""
+        """Whether the job is not answered yet, and a caller waits for the answer."""
         return not self.future.done()
 
     def finish(self) -> None:
-        """Answer with the logits, unless it is answered or cancelled already."""
+        """Answer the job with its logits, unless it is answered or cancelled already."""
         if self._claim.acquire(blocking=False) and self.future.set_running_or_notify_cancel():
             self.future.set_result(self.logits)
 
     def fail(self, error: Exception) -> None:
-        """Answer with an error, unless it is answered or cancelled already."""
+        """Answer the job with an error, unless it is answered or cancelled already."""
         if self._claim.acquire(blocking=False) and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
@@ -90,14 +90,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Some of a job's documents, behind its prefix, as one batch carries them; `cost` is in tokens."""
+    """The documents of a job in one batch, behind its prefix. `cost` is in tokens."""
 
     job: Job
     group: PromptGroup
     cost: int
 
     def split(self, documents: int) -> tuple[Slice | None, Slice | None]:
-        """The first documents, and the rest; None for none."""
+        """The first documents, and the rest; None for an empty part."""
         suffixes = self.group.suffixes
         return self._of(suffixes[:documents]), self._of(suffixes[documents:])
 
@@ -107,7 +107,7 @@ class Slice:
 
 
 class Batcher:
-    """Which documents are scored next. Not thread-safe: the engine holds its lock around every call.
+    """Chooses the documents that are scored next. Not thread-safe: the engine holds its lock around every call.
 
     Half of each batch is for the jobs with the least left to compute, as far as they fit into it whole; the rest goes
     to jobs in order of arrival. So
@@ -132,22 +132,22 @@ class Batcher:
         self._shortest: list[tuple[int, int, Job]] = []
 
     def expect_place(self, job: Job, most: int | None) -> None:
-        """Raise EngineBusy where a job and the waiting jobs have over `most` tokens. A job alone may have any
+        """Raise EngineBusy if a job and the waiting jobs have more than `most` tokens. A job alone may have any
         number."""
         if most is not None and self.tokens and self.tokens + job.cost > most:
             raise EngineBusy(
-                f"This request's {job.cost} tokens are more than may wait for the model beside the {self.tokens} that "
-                "do already; send it again later, or start the server with a larger --max-queued-tokens."
+                f"This request has {job.cost} tokens, and {self.tokens} wait for the model already; together they are "
+                "too many. Send it again later, or start the server with a larger --max-queued-tokens."
             )
 
     def add(self, job: Job) -> None:
-        """Put a job at the end of the queue."""
+        """Append a job to the queue."""
         self._jobs[job] = next(self._arrivals)
         self._count(job, 1)
         self._push(job)
 
     def drop(self, job: Job) -> None:
-        """Take a job out of the queue, if it is there."""
+        """Remove a job from the queue, if it is there."""
         if job in self._jobs:
             self._count(job, -1)
             self._remove(job)
@@ -156,7 +156,7 @@ class Batcher:
         return bool(self._jobs)
 
     def __len__(self) -> int:
-        """How many jobs have documents that no batch has taken."""
+        """The number of jobs with documents that no batch has taken."""
         return len(self._jobs)
 
     def next_batch(self) -> list[Slice]:
@@ -193,7 +193,7 @@ class Batcher:
         return batch
 
     def drain(self) -> list[Job]:
-        """Every waiting job; none waits afterwards."""
+        """Remove and return all waiting jobs."""
         jobs = list(self._jobs)
         for job in jobs:
             self.drop(job)

@@ -136,7 +136,7 @@ def to_rgb(image: PIL.Image.Image, limits: MediaLimits) -> PIL.Image.Image:
     try:
         return _upright_rgb(image)
     except (ValueError, OSError) as error:
-        raise BadMedia(f"a picture of mode {image.mode} cannot be shown as RGB ({error})") from error
+        raise BadMedia(f"a picture of mode {image.mode} cannot be converted to RGB ({error})") from error
 
 
 def resize(
@@ -160,7 +160,7 @@ def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         return image
     is_grey_16 = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
     if image.mode in ("I", "F") and not is_grey_16:
-        raise ValueError("32-bit samples name no white level; save it with 8 or 16 bits a channel")
+        raise ValueError("32-bit samples do not define white; save the picture with 8 or 16 bits a channel")
     width, height = image.size
     upright = PIL.Image.new("RGB", (height, width) if turn and turn.aside else (width, height))
     rows = max(1, _BAND_PIXELS // width)
@@ -219,7 +219,7 @@ def _not_an_image(data: bytes, decoding: Decoding) -> str:
     if kind == "AVIF":
         return "the AVIF picture is truncated, damaged or of a form that is not read; convert it to JPEG or PNG"
     if kind is not None:
-        return f"this is a picture of a kind that is not read ({kind}); convert it to JPEG or PNG"
+        return f"pictures of this kind are not supported ({kind}); convert it to JPEG or PNG"
     if container_of(data) in ("mov", "matroska"):
         return "this is a video, not an image; send it as a video part"
-    return f"this is not an image; {', '.join(FORMATS)} are read, and it is another file, of {len(data):,} bytes"
+    return f"this file of {len(data):,} bytes is not an image; {', '.join(FORMATS)} are supported"

@@ -31,21 +31,21 @@ LIST_TOTAL_PIXELS = 7_680 * TOKEN
 """The authors' script hands its total over for lists of frames only; for files qwen-vl-utils' own holds."""
 
 
-_TILES = "this model is shown images in tiles of one size"
+_TILES = "this model reads images in tiles of one size"
 
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """Defaults for settings that a request leaves open; the values here are those of Qwen3-VL-Reranker's authors.
+    """Sizes of images and videos for requests that do not set them. Defaults are those of Qwen3-VL-Reranker's authors.
 
-    min_pixels, max_pixels: of an image, after resizing
-    fps: frames read for each second of a video file
-    max_frames: frames of a video; 0 for a model that is shown none
-    frame_min_pixels, frame_max_pixels: of each frame of a video, after resizing
-    total_pixels: of a video, a pair of frames counted once; None for the authors' own, which are
-        7,680 tokens for a list of frames and 115,200 for a file
+    min_pixels, max_pixels: limits on an image's pixels, after resizing
+    fps: frames to read for each second of a video file
+    max_frames: the most frames of a video; 0 for a model that reads no videos
+    frame_min_pixels, frame_max_pixels: limits on the pixels of a video's frame, after resizing
+    total_pixels: the most pixels of a video, where a pair of frames counts once; None for the authors' own limits,
+        which are 7,680 tokens for a list of frames and 115,200 for a file
     least_side: see `fit`
-    tiles: of a model that is shown images in tiles of one size alone; then no bounds of pixels count
+    tiles: the tiles of a model that reads images only in tiles of one size; the limits on pixels then have no effect
     """
 
     min_pixels: int = 4 * TOKEN
@@ -64,7 +64,7 @@ class Sizing:
         Raises BadMedia for bounds that no size satisfies, and for frames of videos and tiles that a model is not shown.
         """
         if not self.max_frames and not said.keys().isdisjoint(("fps", "max_frames")):
-            raise BadMedia("this model is shown images and no videos; leave fps and max_frames out")
+            raise BadMedia("this model reads images and no videos; leave fps and max_frames out")
         if self.tiles is not None and not said.keys().isdisjoint(("min_pixels", "max_pixels")):
             raise BadMedia(f"{_TILES}; leave min_pixels and max_pixels out")
         tiles = said.get("tiles")
@@ -98,7 +98,7 @@ class Sizing:
     def video_sampling(self, video: Video) -> tuple[float, int]:
         """(fps, max_frames) for a video. Raises BadMedia where its own values make no sense, or none can be shown."""
         if not self.max_frames:
-            raise BadMedia("this model is shown images and no videos; send a frame of it as an image")
+            raise BadMedia("this model reads images and no videos; send a frame of it as an image")
         fps = self.fps if video.fps is None else video.fps
         frames = self.max_frames if video.max_frames is None else video.max_frames
         if not (math.isfinite(fps) and fps > 0):

@@ -309,13 +309,10 @@ def _not_a_video(data: bytes, limits: MediaLimits, decoding: Decoding) -> str:
             return "this is an image, not a video; send it as an image part"
     except Exception:  # whatever Pillow says of it, it is no image that could be sent instead
         if (kind := film_kind(data)) is not None:
-            return f"this is a video of a kind that is not read ({kind}); re-encode it as MP4 or WebM"
+            return f"videos of this kind are not supported ({kind}); re-encode it as MP4 or WebM"
         if (kind := picture_kind(data, decoding.go_on)) is not None:
             return _still(kind)
-        return (
-            "this is not a video; MP4, QuickTime, WebM and GIF are read, and it is another file, of "
-            f"{len(data):,} bytes"
-        )
+        return f"this file of {len(data):,} bytes is not a video; MP4, QuickTime, WebM and GIF are supported"
 
 
 def _still(kind: str) -> str:

@@ -57,7 +57,7 @@ class VisionFormat:
         image = _read(folder / _IMAGE_CONFIG) or _section(both, "image_processor", folder)
         video = _read(folder / _VIDEO_CONFIG) or _section(both, "video_processor", folder)
         if not image:
-            raise ModelError(f"{folder} has no {_IMAGE_CONFIG}, which says how its vision tower wants pictures")
+            raise ModelError(f"{folder} has no {_IMAGE_CONFIG}, the configuration of its image processor")
         form = cls._from_config(image, folder)
         if video and cls._from_config({**image, **video}, folder) != form:
             raise ModelError(f"{folder}: image and video processors that differ are not supported")

@@ -59,7 +59,7 @@ def relevance_head(
         if read_logit_score(Path(config.source).parent) is not None:
             raise ModelError(
                 f"{config.source}: the weights have a classifier (`score.weight`), but modules.json lists LogitScore, "
-                "which scores by the vocabulary; take the one away that is not meant."
+                "which scores by the vocabulary; remove the one that is wrong."
             )
         if named_tokens(config) is not None:
             log.warning("`classifier_from_token` has no effect: the checkpoint has a classifier of its own.")
@@ -91,8 +91,8 @@ def _answer_rows(config: Config, weights: Weights, base: Weights, hidden: int, i
 class Answers:
     """The answer tokens of a decoder.
 
-    ids: of (no, yes), whose difference of logits is the score's logit, or of one token, whose logit is
-    divisor: of that logit
+    ids: of (no, yes), whose difference of logits is the logit of the score, or of one token, whose logit is
+    divisor: the divisor of that logit
     """
 
     ids: tuple[int, ...]
@@ -124,14 +124,14 @@ def _ids(config: Config, token_id: TokenIds, recipe: Recipe) -> tuple[int, ...]:
     try:
         ids = tuple(token_id(token) for token in tokens)
     except ModelError as error:
-        raise ModelError(f"{config.source}: `classifier_from_token` cannot be met. {error}") from None
+        raise ModelError(f"{config.source}: `classifier_from_token` cannot be applied. {error}") from None
     if len(set(ids)) < len(ids):
         raise config.wrong("classifier_from_token", "must be two tokens that differ")
     return ids
 
 
 def named_tokens(config: Config) -> tuple[str, ...] | None:
-    """The tokens of `classifier_from_token`, one or two; None where there are none."""
+    """The tokens of `classifier_from_token`, one or two; None if there are none."""
     config = _by_top_or_text(config)
     tokens, method = config.entries.get("classifier_from_token"), config.entries.get("method")
     original = config.flag("is_original_qwen3_reranker")

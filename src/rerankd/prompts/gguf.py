@@ -56,7 +56,7 @@ def write_tokenizer(file: GgufFile, folder: Path) -> None:
         else:
             pre = file.get("tokenizer.ggml.pre", str, "default")
             raise ModelError(
-                f"{file.path} has a tokenizer of the kind {shown(kind)} ({shown(pre)}), which is not read."
+                f"{file.path} has a tokenizer of the kind {shown(kind)} ({shown(pre)}), which is not supported."
             )
         tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")

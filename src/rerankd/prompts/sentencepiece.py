@@ -60,9 +60,11 @@ class SentencePiece:
             pieces = tuple(_piece(dict(_fields(value))) for number, value in fields if number == 1)
             trainer, normalizer = (dict(_fields(next((v for n, v in fields if n == part), b""))) for part in (2, 3))
         except (OSError, ValueError, IndexError, TypeError, struct.error) as error:
-            raise ModelError(f"{path} is no SentencePiece model, or damaged: {type(error).__name__}.") from None
+            raise ModelError(
+                f"{path} is not a SentencePiece model, or it is damaged: {type(error).__name__}."
+            ) from None
         if not pieces or not all(isinstance(spec.get(key, 0), int) for spec, key in ((trainer, 3), (normalizer, 3))):
-            raise ModelError(f"{path} is no SentencePiece model, or damaged: it has no pieces.")
+            raise ModelError(f"{path} is not a SentencePiece model, or it is damaged: it has no pieces.")
         charsmap = normalizer.get(2, b"")
         return cls(
             pieces=pieces,
@@ -161,7 +163,7 @@ def _decoder(path: Path, model: SentencePiece, settings: Mapping[str, Any]) -> T
     """Gemma's and Llama's: merges of pieces by their scores, and bytes for what no piece has."""
     _expect(path, model, BPE, byte_fallback=True)
     if model.charsmap or model.squeezes:
-        raise ModelError(f"{path} normalises text, which is not supported of a decoder's. {CONVERT}")
+        raise ModelError(f"{path} normalises text, which is not supported for a decoder. {CONVERT}")
     ids = {piece.text: i for i, piece in enumerate(model.pieces)}
     unknown = next((piece.text for piece in model.pieces if piece.kind == UNKNOWN), None)
     tokenizer = Tokenizer(models.BPE(ids, _merges(model), unk_token=unknown, fuse_unk=True, byte_fallback=True))
@@ -181,7 +183,7 @@ def _decoder(path: Path, model: SentencePiece, settings: Mapping[str, Any]) -> T
     last = _named(settings, "eos_token", "<eos>" if "<eos>" in ids else "</s>")
     around = [first] * (settings.get("add_bos_token", True) is True), [last] * (settings.get("add_eos_token") is True)
     if missing := [token for token in (*around[0], *around[1]) if token not in ids]:
-        raise ModelError(f"{path} has no piece {missing[0]!r}, which prompts are made with. {CONVERT}")
+        raise ModelError(f"{path} has no piece {missing[0]!r}, which prompts need. {CONVERT}")
     whole = [*around[0], "$A", *around[1]]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=whole, pair=[*whole, *around[0], "$B", *around[1]], special_tokens=[(t, ids[t]) for t in (first, last)]

@@ -111,7 +111,7 @@ class TextReader:
             work.refuse(InvalidRequest(field, f"holds an image among {len(parts)} parts, and {said}"))
         if self._images == "first":
             if field == "query":
-                raise InvalidRequest(field, "holds an image, and this model takes images in documents alone")
+                raise InvalidRequest(field, "has an image, and this model reads images only in documents")
             if len(visuals) > 1:
                 said = f"holds {len(visuals)} images, and this model reads one in a document; send each by itself"
                 work.refuse(InvalidRequest(field, said))

@@ -55,7 +55,7 @@ class LoadedTokenizer:
         """The id of a string that is one token; ModelError for any other string."""
         found = self.tokenizer.token_to_id(token)
         if found is None:
-            raise ModelError(f"The tokenizer has no token {token!r}, which the model's scores are made with.")
+            raise ModelError(f"The tokenizer has no token {token!r}, which the model's scores need.")
         return int(found)
 
     def ids(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
@@ -306,7 +306,7 @@ def _bert_tokenizer(vocabulary: Path, settings: dict[str, Any]) -> Tokenizer:
         raise ModelError(f"{vocabulary} cannot be read: {error}.") from error
     missing = [token for token in names.values() if token not in words]
     if missing:
-        raise ModelError(f"{vocabulary} lacks {', '.join(missing)}, which BERT's prompts are made with.")
+        raise ModelError(f"{vocabulary} lacks {', '.join(missing)}, which BERT's prompts need.")
     tokenizer = Tokenizer(models.WordPiece(words, unk_token=names["unk"]))
     tokenizer.normalizer = normalizers.BertNormalizer()
     _apply_bert_settings(tokenizer, settings)

@@ -92,7 +92,7 @@ class VerbatimPrompts:
     def _check(self, field: str, ids: Sequence[int]) -> None:
         self._check_ids(field, ids)
         if not self._visual.isdisjoint(ids):
-            raise InvalidRequest(field, "holds a token that stands for an image or a video; only text is read here")
+            raise InvalidRequest(field, "has a token that stands for an image or a video; this request reads only text")
 
     def _check_ids(self, field: str, ids: Sequence[int]) -> None:
         for token in (min(ids), max(ids)) if ids else ():

@@ -1,4 +1,4 @@
-"""Bounds on the calls that are answered at a time, and on the calls and tokens that wait for the model."""
+"""Limits on the calls in progress, and on the calls and tokens that wait for the model."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from rerankd.core import EngineLoad
 from rerankd.server.problems import Problem
 
-OVERLOADED = "The server answers as many calls already as it takes at a time; send this one again later."
+OVERLOADED = "The server is busy with as many calls as it takes at a time; send this one again later."
 LONGEST_RETRY = 600
-"""Seconds that a client is told to wait at most."""
+"""The most seconds in `Retry-After`."""
 
 
 class Places:
@@ -45,13 +45,13 @@ class Places:
         load = self._load()
         if self._queued_calls is not None and self._count - load.running >= self._queued_calls:
             raise self.full(
-                "As many calls wait for the model already as the server lets wait; send this one again later, or start "
-                "it with a larger --max-queued-requests."
+                "The queue of the server has no place for another call; send this one again later, or start the server "
+                "with a larger --max-queued-requests."
             )
         if self._queued_tokens is not None and load.waiting_tokens >= self._queued_tokens:
             raise self.full(
-                "As many tokens wait for the model already as the server lets wait; send this one again later, or "
-                "start it with a larger --max-queued-tokens."
+                "The queue of the server has no place for more tokens; send this one again later, or start the server "
+                "with a larger --max-queued-tokens."
             )
 
     def full(self, message: str) -> Problem:

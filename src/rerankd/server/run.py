@@ -43,7 +43,7 @@ Python's own. With many clients it comes back often, and large requests keep sev
 
 
 class ListenError(RerankdError):
-    """The address cannot be listened on; `str()` of it says why."""
+    """The server cannot listen on the address; `str()` of the error gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,13 @@ class Tls:
 class Lifetime:
     """Callbacks and times around serving.
 
-    ready: called once requests are taken
-    close: fails the requests that still wait; may block
-    seconds: from a signal to the end of the process, whatever runs in it; requests in flight are answered in the first
-        of them, see REFUSED
-    draining: is set when no new requests are taken any more
-    failure: why the engine will answer no more; None while it does
-    keep_alive: seconds that a connection may idle
-    stopping: called once no new requests are taken any more
+    ready: is called when the server accepts requests
+    close: fails the waiting requests; may block
+    seconds: the time from a signal to the end of the process, whatever still runs; see REFUSED for its parts
+    draining: is set when the server refuses new requests
+    failure: the reason why the engine answers no more; None while it works
+    keep_alive: seconds that a connection may be idle
+    stopping: is called when the server refuses new requests
     """
 
     ready: Callable[[], None]
@@ -275,7 +274,7 @@ def _explained(error: OSError, host: str, port: int) -> ListenError:
     if error.errno == errno.EADDRINUSE:
         why = "another program listens there; stop it, or choose another port with --port"
     elif error.errno == errno.EACCES:
-        why = "this user may not; choose a port above 1023 with --port"
+        why = "this user has no permission; choose a port above 1023 with --port"
     elif error.errno == errno.EADDRNOTAVAIL:
         why = "this machine has no such address; choose one with --host"
     else:

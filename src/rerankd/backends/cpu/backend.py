@@ -117,7 +117,7 @@ def _linear(quantization: str | None, dtype: torch.dtype, kernels: Kernels | Non
         packed = dtype == torch.bfloat16 and _onednn_multiplies_bfloat16()
         return partial(kernel_linear, kernels=kernels, otherwise=PackedLinear if packed else DenseLinear)
     if quantization != "int8":
-        raise ModelError(f"The quantization {quantization!r} is unknown; choose int8, or none by leaving it out.")
+        raise ModelError(f"The quantization {quantization!r} is unknown; choose int8, or leave the quantization out.")
     if _has_vnni():
         return partial(int8_linear, kernels=kernels)
     # Without VNNI oneDNN adds pairs of products in 16 bits, which saturate.

@@ -167,7 +167,7 @@ def _credentials(tls: Tls) -> Any:
     """Raises ListenError."""
     if tls.password is not None:
         raise ListenError(
-            "gRPC reads no private key with a password; give --ssl-keyfile one without, or no --grpc-port."
+            "gRPC cannot read a private key with a password; give --ssl-keyfile one without, or no --grpc-port."
         )
     # A client's certificate that is optional opens nothing: gRPC does not ask for it.
     required = tls.client_certificates == ssl.CERT_REQUIRED

@@ -111,9 +111,11 @@ def family_of(file: GgufFile) -> Family:
             return Family(BERT, "encoder.layer.{}.", _bert, "bert.", head)
         case "bert":
             kind = file.get("tokenizer.ggml.model", str)
-            raise ModelError(f"{file.path} has a tokenizer of the kind {shown(kind)} over bert, which is not read.")
+            raise ModelError(
+                f"{file.path} has a tokenizer of the kind {shown(kind)} over bert, which is not supported."
+            )
         case other:
-            raise ModelError(f"{file.path} is of the architecture {shown(other)}; GGUF is read of qwen3 and bert.")
+            raise ModelError(f"{file.path} is of the architecture {shown(other)}; qwen3 and bert are supported.")
 
 
 def config_of(file: GgufFile) -> dict[str, Any]:

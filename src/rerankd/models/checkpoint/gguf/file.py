@@ -58,7 +58,7 @@ class GgufFile:
                 self._rows_of(name)
         except (ValueError, OSError, struct.error, IndexError, KeyError, MemoryError, OverflowError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"{path} is no GGUF file, or damaged: {reason}.") from None
+            raise ModelError(f"{path} is not a GGUF file, or it is damaged: {reason}.") from None
         if self.get("split.count", int, 1) > 1:
             raise ModelError(f"{path} is one part of several; join them with llama-gguf-split --merge.")
 
@@ -105,7 +105,9 @@ class GgufFile:
         try:
             found = self._dequantize(stored, self._types(self.tensors[name].kind))
         except NotImplementedError:
-            raise ModelError(f"`{name}` in {self.path} is stored as {self.kind(name)}, which is not read.") from None
+            raise ModelError(
+                f"`{name}` in {self.path} is stored as {self.kind(name)}, which is not supported."
+            ) from None
         return np.array(found, dtype=np.float32).reshape(-1, *self.tensors[name].shape[1:])
 
     def _rows_of(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:

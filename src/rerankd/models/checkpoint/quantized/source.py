@@ -56,7 +56,7 @@ def read_scheme(config: Config) -> Scheme | None:
     if not isinstance(method, str) or method not in SCHEMES:
         mlx = " (a checkpoint of MLX)" if method is None and {"bits", "group_size"} <= found.entries.keys() else ""
         raise ModelError(
-            f"{found.source}: `quant_method` is {shown(method)}{mlx}, whose weights are not read; {', '.join(SCHEMES)} "
+            f"{found.source}: `quant_method` is {shown(method)}{mlx}, which is not supported; {', '.join(SCHEMES)} "
             "and GGUF are. Serve the checkpoint that it was made of."
         )
     return SCHEMES[method](found)
