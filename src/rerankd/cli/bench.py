@@ -63,9 +63,7 @@ def serve(
     ] = 1000,
     dataset: Annotated[Dataset, DATASET],
     num_warmups: Annotated[int, typer.Option(min=0, help="Requests to send before the measurement starts.")] = 0,
-    request_rate: Annotated[float, typer.Option(help="Requests a second; inf sends all at once.")] = float(
-        "inf"
-    ),
+    request_rate: Annotated[float, typer.Option(help="Requests a second; inf sends all at once.")] = float("inf"),
     burstiness: Annotated[
         float, typer.Option(help="Burstiness of arrivals at a finite rate: 1 is a Poisson process, less is burstier.")
     ] = 1.0,
