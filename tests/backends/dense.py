@@ -124,16 +124,16 @@ def _norm(x: Tensor, norm: Norm, affine: Affine | None) -> Tensor:
     return centred / (centred.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt() * affine.weight + affine.bias
 
 
-def _turn(x: Tensor, spec: LayerSpec) -> Tensor:
-    """x [tokens, heads, head_dim], each pair of values as a complex number times one that turns it."""
+def _rotate(x: Tensor, spec: LayerSpec) -> Tensor:
+    """x [tokens, heads, head_dim], each pair of values as a complex number times one that rotates it."""
     if spec.rotary is None:
         return x
     pairs = len(spec.rotary.frequencies)
     angles = torch.outer(torch.arange(len(x)).double(), torch.tensor(spec.rotary.frequencies).double())
-    turned = torch.complex(x[..., :pairs], x[..., pairs : 2 * pairs]) * torch.polar(
+    rotated = torch.complex(x[..., :pairs], x[..., pairs : 2 * pairs]) * torch.polar(
         torch.full_like(angles, spec.rotary.factor), angles
     ).unsqueeze(1)
-    return torch.cat([turned.real, turned.imag, x[..., 2 * pairs :]], -1)
+    return torch.cat([rotated.real, rotated.imag, x[..., 2 * pairs :]], -1)
 
 
 def _attention(x: Tensor, spec: LayerSpec, layer: LayerWeights) -> Tensor:
@@ -143,7 +143,7 @@ def _attention(x: Tensor, spec: LayerSpec, layer: LayerWeights) -> Tensor:
     )
     if spec.qk_norm is not None:
         queries, keys = _norm(queries, spec.qk_norm, layer.query_norm), _norm(keys, spec.qk_norm, layer.key_norm)
-    queries, keys = _turn(queries, spec), _turn(keys, spec)
+    queries, keys = _rotate(queries, spec), _rotate(keys, spec)
     heads = []
     group = spec.heads // (spec.kv_heads or spec.heads)
     for head in range(spec.heads):

@@ -14,7 +14,7 @@ from rerankd.backends.cuda.linear import Fp8Linear, PlainLinear, linear
 from rerankd.backends.cuda.tiles import HostTiles
 from rerankd.backends.torch.attention import alibi_slopes
 from rerankd.backends.torch.reference import reference_attention
-from rerankd.backends.torch.transformer import activate, norm, turned
+from rerankd.backends.torch.transformer import activate, norm, rotated
 from rerankd.core import PackedGroup, Span
 from rerankd.layers.layout import causal_layout, kept_layout, separate_layout
 from rerankd.layers.rotary import Rotary
@@ -61,7 +61,7 @@ def test_norms_of_sums(dtype: torch.dtype, spec: Norm, shape: tuple[int, int], h
 @DTYPES
 @pytest.mark.parametrize("spec", [None, RMS, LAYER], ids=["plain", "rms", "layer"])
 @pytest.mark.parametrize(("head_dim", "rotary"), [(16, 16), (72, 72), (24, 8), (16, None)])
-def test_heads_are_normed_and_turned_in_place(
+def test_heads_are_normed_and_rotated_in_place(
     dtype: torch.dtype, spec: Norm | None, head_dim: int, rotary: int | None
 ) -> None:
     rows, heads = 35, 3
@@ -72,9 +72,9 @@ def test_heads_are_normed_and_turned_in_place(
     if spec is not None:
         expected = norm(expected, spec, weights)
     if rotation is not None:
-        expected = turned(expected, rotation)
+        expected = rotated(expected, rotation)
     found = whole.clone()
-    kernels.turn_heads(found[:, : heads * head_dim], heads, head_dim, rotation, spec, None if spec is None else weights)
+    kernels.norm_rope(found[:, : heads * head_dim], heads, head_dim, rotation, spec, None if spec is None else weights)
     close(found[:, : heads * head_dim], expected.flatten(1), dtype)
     assert torch.equal(found[:, heads * head_dim :], whole[:, heads * head_dim :])
 
@@ -132,7 +132,7 @@ def test_flash_attention(
         (torch.float32, 16, None, True),
     ],
 )
-def test_queries_are_normed_and_turned_as_attention_reads_them(
+def test_queries_are_normed_and_rotated_as_attention_reads_them(
     dtype: torch.dtype, head_dim: int, rotary: int | None, norms: bool
 ) -> None:
     layout = causal_layout([PackedGroup(Span(0, 5), (Span(5, 25), Span(25, 26)))])
@@ -143,10 +143,10 @@ def test_queries_are_normed_and_turned_as_attention_reads_them(
     weight = 1 + draw(head_dim, seed=7) / 3
     expected = norm(q.float(), RMS, Affine(weight)) if norms else q.float()
     if rotation is not None:
-        expected = turned(expected, rotation)
-    turn = flash.Turn(rotation, weight, RMS.eps) if norms else flash.Turn(rotation)
+        expected = rotated(expected, rotation)
+    norm_rope = flash.NormRope(rotation, weight, RMS.eps) if norms else flash.NormRope(rotation)
     host = HostTiles.of(layout, 16)
-    found = flash.flash_attention(q, k, v, host.on(torch.from_numpy(host.values)), 0.3, None, None, turn)
+    found = flash.flash_attention(q, k, v, host.on(torch.from_numpy(host.values)), 0.3, None, None, norm_rope)
     close(found, reference_attention(expected.to(dtype), k, v, layout, 0.3), dtype)
     assert torch.equal(wide, draw(26, 6, head_dim, dtype=dtype, seed=6))
 

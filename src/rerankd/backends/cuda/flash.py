@@ -19,8 +19,8 @@ from rerankd.layers.rotary import Rotation
 LOG2_E = 1.4426950408889634
 
 
-class Turn(NamedTuple):
-    """What is done to the head of a query before it is multiplied with keys: a norm, then a rotation.
+class NormRope(NamedTuple):
+    """The norm and the rotation of each head of a query, before its product with keys.
 
     rotation: float32 [query rows, 1, pairs]; None for no rotation
     weight, eps: of an RMSNorm; None for no norm
@@ -31,7 +31,7 @@ class Turn(NamedTuple):
     eps: float = 0.0
 
 
-STAYS = Turn()
+NO_NORM_ROPE = NormRope()
 
 
 def flash_attention(
@@ -42,7 +42,7 @@ def flash_attention(
     scale: float,
     window: int | None,
     slopes: Tensor | None,
-    turn: Turn = STAYS,
+    norm_rope: NormRope = NO_NORM_ROPE,
 ) -> Tensor:
     """softmax(q k^T * scale + bias) v over the rows that `tiles` join: [query rows, heads * head_dim].
 
@@ -50,41 +50,41 @@ def flash_attention(
     heads must lie side by side
     window: how far from its own place a row sees; None for all
     slopes: of ALiBi, float32 [heads]
-    turn: of q, which the kernel reads as it is; k has been turned
+    norm_rope: the norm and rotation of q, which the kernel applies; k is normed and rotated already
     """
     exact = q.dtype == torch.float32
     # Of the settings that `benchmarks.gpu.kernels` tries on an H100, the fastest, or as fast as that within 3 %.
     keys, stages = 32 if exact or q.shape[2] > 64 else 64, 2 if exact or q.shape[2] > 128 else 3
-    return launch(q, k, v, tiles, scale, window, slopes, keys, 4, stages, turn)
+    return launch(q, k, v, tiles, scale, window, slopes, keys, 4, stages, norm_rope)
 
 
 def launch(
     q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float, window: int | None, slopes: Tensor | None,
-    keys: int, warps: int, stages: int, turn: Turn = STAYS,
+    keys: int, warps: int, stages: int, norm_rope: NormRope = NO_NORM_ROPE,
 ) -> Tensor:  # fmt: skip
     """`flash_attention` by programs that read `keys` keys at a time."""
     rows, heads, head_dim = q.shape
     out = torch.empty((rows, heads * head_dim), dtype=q.dtype, device=q.device)
     exact = q.dtype == torch.float32
     width = max(16, triton.next_power_of_2(head_dim))
-    cos, sin = (None, None) if turn.rotation is None else turn.rotation
+    cos, sin = (None, None) if norm_rope.rotation is None else norm_rope.rotation
     _attention_kernel[(heads, len(tiles.table))](
-        q, k, v, out, tiles.table, tiles.first, tiles.stop, tiles.place, slopes, cos, sin, turn.weight,
-        turn.eps, scale * LOG2_E, q.stride(0), k.stride(0), v.stride(0), heads * head_dim,
+        q, k, v, out, tiles.table, tiles.first, tiles.stop, tiles.place, slopes, cos, sin, norm_rope.weight,
+        norm_rope.eps, scale * LOG2_E, q.stride(0), k.stride(0), v.stride(0), heads * head_dim,
         group=heads // k.shape[1], head_dim=head_dim, width=width, queries=tiles.queries, keys=keys,
         window=-1 if window is None else window, biased=slopes is not None, exact=exact,
-        pairs=0 if cos is None else cos.shape[-1], norms=turn.weight is not None,
+        pairs=0 if cos is None else cos.shape[-1], norms=norm_rope.weight is not None,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
 
 
 @triton.jit
-def _turned(
+def _norm_rope(
     q, q_row, row, inside, column, cos_ptr, sin_ptr, weight_ptr, eps,
     head_dim: tl.constexpr, pairs: tl.constexpr, norms: tl.constexpr,
 ):  # fmt: skip
-    """The queries q [queries, width] of a tile, normed and turned, in q's dtype: float32 until the end.
+    """The queries q [queries, width] of a tile, normed and rotated, in q's dtype: float32 until the end.
 
     q_row: pointers to the first values [queries, 1]; the other value of each pair is read again
     """
@@ -97,14 +97,14 @@ def _turned(
         first = column < pairs
         pair = tl.where(first, column, column - pairs)
         partner = tl.where(first, column + pairs, column - pairs)
-        turns = inside & (column < 2 * pairs)[None, :]
-        other = tl.load(q_row + partner[None, :], mask=turns, other=0.0).to(tl.float32)
+        rotates = inside & (column < 2 * pairs)[None, :]
+        other = tl.load(q_row + partner[None, :], mask=rotates, other=0.0).to(tl.float32)
         if norms:
             weight = tl.load(weight_ptr + partner, mask=column < 2 * pairs, other=0.0).to(tl.float32)
             other *= inverse[:, None] * weight[None, :]
         angle = row.to(tl.int64)[:, None] * pairs + pair[None, :]
-        cos = tl.load(cos_ptr + angle, mask=turns, other=1.0)
-        sin = tl.load(sin_ptr + angle, mask=turns, other=0.0)
+        cos = tl.load(cos_ptr + angle, mask=rotates, other=1.0)
+        sin = tl.load(sin_ptr + angle, mask=rotates, other=0.0)
         x = x * cos + tl.where(first[None, :], -other, other) * sin
     return x.to(q.dtype)
 
@@ -164,7 +164,7 @@ def _attention_kernel(
         inside = here[:, None] & (column < head_dim)[None, :]
         q = tl.load(q_row + column[None, :], mask=inside, other=0.0)
         if norms or pairs > 0:
-            q = _turned(q, q_row, row, inside, column, cos_ptr, sin_ptr, weight_ptr, eps, head_dim, pairs, norms)
+            q = _norm_rope(q, q_row, row, inside, column, cos_ptr, sin_ptr, weight_ptr, eps, head_dim, pairs, norms)
         k_head = k_ptr + (head // group) * head_dim
         v_head = v_ptr + (head // group) * head_dim
         total = tl.zeros((queries,), dtype=tl.float32)

@@ -113,7 +113,7 @@ def _norm_kernel(
         tl.store(codes_ptr + place, (y / scale[:, None]).to(codes_ptr.dtype.element_ty), mask=inside)
 
 
-def turn_heads(
+def norm_rope(
     x: Tensor, heads: int, head_dim: int, rotation: Rotation | None, norm: Norm | None, weights: Affine | None
 ) -> None:
     """Norm each of the first `heads` heads of x [rows, at least heads * head_dim], then rotate it, in place.
@@ -130,21 +130,21 @@ def turn_heads(
     tile = max(1, TILE // (2 * half * 2))
     weight, bias = (None, None) if weights is None else weights
     cos, sin = (None, None) if rotation is None else rotation
-    _turn_kernel[(heads, triton.cdiv(rows, tile))](
+    _norm_rope_kernel[(heads, triton.cdiv(rows, tile))](
         x, weight, bias, cos, sin, rows, x.stride(0), 0.0 if norm is None else norm.eps,
         head_dim=head_dim, pairs=pairs, half=half, rest=rest, tile=tile,
         rest_block=triton.next_power_of_2(max(rest, 1)),
         norms=norm is not None, rms=norm is not None and norm.kind == "rms", has_bias=bias is not None,
-        turns=rotation is not None,
+        rotates=rotation is not None,
         num_warps=4,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _turn_kernel(
+def _norm_rope_kernel(
     x_ptr, weight_ptr, bias_ptr, cos_ptr, sin_ptr, rows, stride, eps,
     head_dim: tl.constexpr, pairs: tl.constexpr, half: tl.constexpr, rest: tl.constexpr, rest_block: tl.constexpr,
-    tile: tl.constexpr, norms: tl.constexpr, rms: tl.constexpr, has_bias: tl.constexpr, turns: tl.constexpr,
+    tile: tl.constexpr, norms: tl.constexpr, rms: tl.constexpr, has_bias: tl.constexpr, rotates: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     row = tl.program_id(1) * tile + tl.arange(0, tile)
@@ -180,13 +180,13 @@ def _turn_kernel(
             if has_bias:
                 c += tl.load(bias_ptr + 2 * pairs + other, mask=other < rest, other=0.0).to(tl.float32)[None, :]
             tl.store(c_place, c.to(x_ptr.dtype.element_ty), mask=beyond)
-    if turns:
+    if rotates:
         angle = row.to(tl.int64)[:, None] * pairs + pair[None, :]
         cos = tl.load(cos_ptr + angle, mask=inside, other=1.0).to(tl.float32)
         sin = tl.load(sin_ptr + angle, mask=inside, other=0.0).to(tl.float32)
-        turned = a * cos - b * sin
+        rotated = a * cos - b * sin
         b = b * cos + a * sin
-        a = turned
+        a = rotated
     tl.store(a_place, a.to(x_ptr.dtype.element_ty), mask=inside)
     tl.store(b_place, b.to(x_ptr.dtype.element_ty), mask=inside)
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from rerankd.backends.cpu.quantization import LinearName, quantized
-from rerankd.backends.cuda.flash import STAYS, Turn, flash_attention
+from rerankd.backends.cuda.flash import NO_NORM_ROPE, NormRope, flash_attention
 from rerankd.backends.cuda.float8 import Operand, add_norm_quantised, gated_quantised
 from rerankd.backends.cuda.graphs import Graphs, Inputs, Recorder
-from rerankd.backends.cuda.kernels import add_norm, gated, norm_sum, turn_heads
+from rerankd.backends.cuda.kernels import add_norm, gated, norm_rope, norm_sum
 from rerankd.backends.cuda.linear import Fp8Linear, Linear, PlainLinear, linear, stacked
 from rerankd.backends.cuda.tiles import Tiles, Tiling
 from rerankd.backends.ranks import Ranks
@@ -90,17 +90,17 @@ class Layer:
         else:
             queries, keys_values = self.query(x if keep is None else x.rows(keep)), self.key_value(x)
         own = rotation if keep is None or rotation is None else rotation.rows(keep)
-        turn, norm = Turn(own), spec.qk_norm
+        query_norm_rope, norm = NormRope(own), spec.qk_norm
         if norm is not None and norm.kind == "rms" and self.query_norm is not None:
-            turn = Turn(own, self.query_norm.weight, norm.eps)
+            query_norm_rope = NormRope(own, self.query_norm.weight, norm.eps)
         elif norm is not None:
-            turn_heads(queries, spec.heads, spec.head_dim, own, norm, self.query_norm)
-            turn = STAYS
-        # Queries are read once by attention, which turns them; keys many times.
-        turn_heads(keys_values, spec.kv_heads or spec.heads, spec.head_dim, rotation, norm, self.key_norm)
+            norm_rope(queries, spec.heads, spec.head_dim, own, norm, self.query_norm)
+            query_norm_rope = NO_NORM_ROPE
+        # Queries are read once by attention, which norms and rotates them; keys are read many times.
+        norm_rope(keys_values, spec.kv_heads or spec.heads, spec.head_dim, rotation, norm, self.key_norm)
         keys, values = keys_values[:, : spec.kv_width], keys_values[:, spec.kv_width :]
         q, k, v = (part.view(len(part), -1, spec.head_dim) for part in (queries, keys, values))
-        attended = flash_attention(q, k, v, tiles, spec.softmax_scale, spec.window, self.slopes, turn)
+        attended = flash_attention(q, k, v, tiles, spec.softmax_scale, spec.window, self.slopes, query_norm_rope)
         return self.ranks.sum(self.out(Operand(attended)))
 
     def mlp(self, x: Operand) -> Tensor:

@@ -72,8 +72,8 @@ class Layer:
             queries = norm(queries, spec.qk_norm, weights.query_norm)
             keys = norm(keys, spec.qk_norm, weights.key_norm)
         if rotation is not None:
-            queries = turned(queries, rotation if keep is None else rotation.rows(keep))
-            keys = turned(keys, rotation)
+            queries = rotated(queries, rotation if keep is None else rotation.rows(keep))
+            keys = rotated(keys, rotation)
         if isinstance(spec.attention_bias, Disentangled):
             assert weights.relative is not None, "disentangled attention has tables"
             attended = disentangled_attention(
@@ -196,8 +196,8 @@ def norm(x: Tensor, spec: Norm, weights: Affine | None) -> Tensor:
     return F.layer_norm(x, weight.shape, weight, bias, spec.eps)
 
 
-def turned(x: Tensor, rotation: Rotation) -> Tensor:
-    """x [rows, heads, head_dim] turned by `rotation`."""
+def rotated(x: Tensor, rotation: Rotation) -> Tensor:
+    """x [rows, heads, head_dim], rotated by `rotation`."""
     out = torch.empty_like(x)
     rotate(x, rotation, out)
     return out
