@@ -171,6 +171,6 @@ def test_a_half_that_a_cpu_is_slow_at_is_what_auto_takes(bert_checkpoint: Path) 
     with launched(SERVE, str(bert_checkpoint), "--dtype", "half", "--device", "cpu") as server:
         (said,) = [line for line in server.said.splitlines() if " float16 is slow" in line]
         assert said.startswith("WARNING:")
-        taken = re.search(r"computing in (\w+)", said)
+        taken = re.search(r"computes in (\w+)", said)
         assert taken
         assert f"device=cpu dtype={taken[1]}" in server.said

@@ -290,7 +290,7 @@ def test_float16_on_a_cpu_is_what_auto_takes_and_says_so(name: str, caplog: pyte
     chosen = place("cpu", name)
     assert chosen.dtype_name == place("cpu").dtype_name
     (record,) = caplog.records
-    assert f"float16 is slow on a CPU: computing in {chosen.dtype_name}" in record.getMessage()
+    assert f"float16 is slow on a CPU: the model computes in {chosen.dtype_name}" in record.getMessage()
 
 
 def test_rotary_keys_of_old_and_new_configs_read_alike() -> None:

@@ -166,8 +166,15 @@ def test_killed_and_resumed_is_the_same_run_to_the_byte(bert_checkpoint: Path, t
     assert process.returncode == -signal.SIGKILL, "it was done before it was killed"
     finished = part.read_bytes().count(b"\n") - 1
     assert not (tmp_path / "out.trec").exists()
-    # And once more, by Ctrl-C.
-    process = subprocess.Popen(command("out.trec"), cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    # And once more, by Ctrl-C, which a shell's job in the background ignores, and so would the command.
+    process = subprocess.Popen(
+        command("out.trec"),
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while process.poll() is None and part.read_bytes().count(b"\n") <= finished + 1:
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)

@@ -109,7 +109,7 @@ MAKERS: list[tuple[torch.dtype, Make, float]] = [
     ),
     (torch.float32, partial(int8_linear, kernels=None), 0.1),
     (torch.bfloat16, partial(int8_linear, kernels=None), 0.1),
-    *((unit.dtype, by(name, int8_linear), 0.1 if codes(name) == Codes() else 0.15) for name, unit in UNITS.items()),
+    *((unit.dtype, by(name, int8_linear), 0.1) for name, unit in UNITS.items()),
 ]
 
 

@@ -57,8 +57,8 @@ class Codes(NamedTuple):
 
 
 def codes(unit: str) -> Codes:
-    """The codes of a unit's 8-bit rows and weights: without VNNI four products have to fit in 16 bits."""
-    return Codes(127, 64) if unit in ("avx2", "avx512") else Codes()
+    """The codes of a unit's 8-bit rows and weights: without VNNI two products have to fit in 16 bits."""
+    return Codes(255, 64) if unit in ("avx2", "avx512") else Codes()
 
 
 @contextmanager

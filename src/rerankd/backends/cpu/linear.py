@@ -176,7 +176,7 @@ def int8_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels | None) ->
 
     Each output channel of the weight is scaled to its largest magnitude when the model is loaded, and each row of the
     input to its own range when the layer runs. So an outlier in a row costs no other row precision, and an asymmetric
-    range wastes none. Sums are exact in int32; kernels without VNNI have codes of 7 bits for that.
+    range wastes none. Sums are exact in int32; kernels without VNNI have weights of 7 bits for that.
     """
     kernels = kernels if kernels is not None and kernels.fit_gemm(*weight.shape) else None
     largest = 127 if kernels is None else kernels.largest_weight

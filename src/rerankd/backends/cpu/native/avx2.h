@@ -83,19 +83,16 @@ INLINE vector lanes_before(int64_t j, int64_t end, vector x, vector y)
     return _mm256_blendv_ps(y, x, _mm256_castsi256_ps(lanes));
 }
 
-/* The lanes of four vectors as bytes, clamped to 0 and `largest`. */
-INLINE void store_bytes(uint8_t *to, const integers x[4], int largest)
+/* The lanes of four vectors as bytes, clamped to 0 and 255. */
+INLINE void store_bytes(uint8_t *to, const integers x[4])
 {
-    __m256i y = _mm256_packus_epi16(_mm256_packs_epi32(x[0], x[1]), _mm256_packs_epi32(x[2], x[3]));
-    if (largest < 255)
-        y = _mm256_min_epu8(y, _mm256_set1_epi8((char)largest));
+    const __m256i y = _mm256_packus_epi16(_mm256_packs_epi32(x[0], x[1]), _mm256_packs_epi32(x[2], x[3]));
     store_integers(to, _mm256_permutevar8x32_epi32(y, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
 }
 
 /* The sums of two products of unsigned bytes and signed ones, which have to fit in 16 bits. */
 INLINE integers pairs_of_bytes(integers a, integers b) { return _mm256_maddubs_epi16(a, b); }
-/* Sums in 16 bits; the sums of the halves of each lane, in 32 bits. */
-INLINE integers add_halves(integers a, integers b) { return _mm256_add_epi16(a, b); }
+/* The sums of the halves of each lane, in 32 bits. */
 INLINE integers sums_of_halves(integers a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
 
 /* Transpose 8 lines of 8 values of 4 bytes, `offset` bytes into lines; output lines are 64 bytes apart. */

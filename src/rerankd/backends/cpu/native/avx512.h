@@ -64,20 +64,17 @@ INLINE vector lanes_before(int64_t j, int64_t end, vector x, vector y)
     return _mm512_mask_mov_ps(y, lanes, x);
 }
 
-/* The lanes of four vectors as bytes, clamped to 0 and `largest`. */
-INLINE void store_bytes(uint8_t *to, const integers x[4], int largest)
+/* The lanes of four vectors as bytes, clamped to 0 and 255. */
+INLINE void store_bytes(uint8_t *to, const integers x[4])
 {
-    __m512i y = _mm512_packus_epi16(_mm512_packs_epi32(x[0], x[1]), _mm512_packs_epi32(x[2], x[3]));
-    if (largest < 255)
-        y = _mm512_min_epu8(y, _mm512_set1_epi8((char)largest));
+    const __m512i y = _mm512_packus_epi16(_mm512_packs_epi32(x[0], x[1]), _mm512_packs_epi32(x[2], x[3]));
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     store_integers(to, _mm512_permutexvar_epi32(order, y));
 }
 
 /* The sums of two products of unsigned bytes and signed ones, which have to fit in 16 bits. */
 INLINE integers pairs_of_bytes(integers a, integers b) { return _mm512_maddubs_epi16(a, b); }
-/* Sums in 16 bits; the sums of the halves of each lane, in 32 bits. */
-INLINE integers add_halves(integers a, integers b) { return _mm512_add_epi16(a, b); }
+/* The sums of the halves of each lane, in 32 bits. */
 INLINE integers sums_of_halves(integers a) { return _mm512_madd_epi16(a, _mm512_set1_epi16(1)); }
 
 /* Transpose 16 lines of 16 values of 4 bytes; line r begins at lines[r]. */

@@ -25,8 +25,7 @@ _LANES = 16
 class Int8Rows(NamedTuple):
     """Rows in 8 bits, as GEMMs read them: x = (code - zero) * step.
 
-    codes: integers from 0 to 255, or on x86 without VNNI to 127, or by units of ARM from -128 to 127 [rows, width]
-    steps, zeros: float32 [rows]
+    codes: integers from 0 to 255, or by units of ARM from -128 to 127 [rows, width]; steps, zeros: float32 [rows]
     """
 
     codes: BlockedTensor

@@ -62,7 +62,7 @@ INLINE void quantize_rows(const quantize *o, int64_t first, int64_t end)
                 high[r] = _mm512_max_epi16(high[r], v);
             }
         for (int64_t r = 0; r < count; r++) {
-            const float least = smallest(low[r]), range = (largest(high[r]) - least) / LARGEST_CODE;
+            const float least = smallest(low[r]), range = (largest(high[r]) - least) / 255.0f;
             const float step = range < FLT_MIN * 256 ? FLT_MIN * 256 : range; /* the comparison keeps NaN */
             const float zero = rintf(-least / step);
             o->steps[i + r] = step;

@@ -26,7 +26,7 @@ INLINE void quantize_together(const quantize *o, int64_t first, int64_t count)
     vector factors[TOGETHER];
     integers shifts[TOGETHER];
     for (int r = 0; r < count; r++) {
-        const float least = smallest_of(low[r]), range = (largest_of(high[r]) - least) / LARGEST_CODE + sum_of(nan[r]);
+        const float least = smallest_of(low[r]), range = (largest_of(high[r]) - least) / 255.0f + sum_of(nan[r]);
         const float step = range < FLT_MIN * 256 ? FLT_MIN * 256 : range; /* the comparison keeps NaN */
         const float zero = rintf(-least / step) - CODES_BELOW; /* minus 0.0f changes no value */
         o->steps[first + r] = step;
