@@ -77,7 +77,7 @@ def test_memory_is_trimmed_above_the_least_that_was_held(monkeypatch: pytest.Mon
     monkeypatch.setattr(memory, "resident_bytes", lambda: held[0])
     monkeypatch.setattr(memory, "trim_memory", lambda: trimmed.append(held[0]))
     trimmer = memory.Trimmer()
-    for megabytes in (1000, 1100, 1200, 1250, 1300, 1300, 800, 900, 1000, 1100, 1100):
+    for megabytes in (1000, 1030, 1060, 1064, 1070, 1070, 800, 830, 860, 870, 870):
         held[0] = megabytes << 20
         trimmer.look()
-    assert [one >> 20 for one in trimmed] == [1300, 1100]
+    assert [one >> 20 for one in trimmed] == [1070, 870]

@@ -10,8 +10,8 @@ import sys
 from contextlib import suppress
 
 _ON_LINUX = platform.system() == "Linux"
-SLACK_BYTES = 256 << 20
-"""Memory is trimmed when a process has this many bytes more than when it was last idle."""
+SLACK_BYTES = 64 << 20
+"""Memory is trimmed when a process has this many bytes more than the least that it had since the last trim."""
 
 
 def keep_freed_memory() -> None:
@@ -94,7 +94,7 @@ class Trimmer:
         self._mark = 0
 
     def look(self) -> None:
-        """Trim the memory if it has grown. Call this while nothing is computed."""
+        """Trim the memory if it has grown. Call this between batches: what they free and take again is trimmed too."""
         held = resident_bytes()
         if self._mark and held > self._mark:
             trim_memory()

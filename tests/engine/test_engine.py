@@ -311,6 +311,19 @@ def test_memory_is_given_back_between_requests_that_never_end(
         assert looked.acquire(timeout=30)
 
 
+def test_memory_is_given_back_while_requests_wait(
+    model: SumModel, start: Callable[[int], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[int] = []
+    monkeypatch.setattr(engines.Trimmer, "look", lambda trimmer: waiting.append(engine.load().waiting_requests))
+    monkeypatch.setattr(engines, "SECONDS_BETWEEN_TRIMS", 0)
+    engine = start(1)
+    with engine.held():
+        futures = [engine.submit(group(1)) for _ in range(3)]
+    assert [future.result(30) for future in futures] == [[1]] * 3
+    assert max(waiting) > 0
+
+
 def test_a_thread_that_is_gone_is_noticed(model: SumModel, start: Callable[[int], Engine]) -> None:
     engine = start(2)
     with engine._wake:

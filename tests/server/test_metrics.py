@@ -149,24 +149,31 @@ def test_a_call_without_an_id_gets_one(url: str) -> None:
     assert response.headers["X-Request-Id"] == '"b\\u00e4r\\n"'
 
 
-def test_how_late_the_event_loop_is_is_measured() -> None:
-    """A reranker that holds up the loop shows."""
+@pytest.mark.parametrize("computes", [True, False])
+def test_how_late_the_event_loop_is_and_whether_it_computed_is_measured(computes: bool) -> None:
+    """A reranker that holds up the loop shows, and so does whether it computes or waits."""
 
     class Rude(FakeReranker):
         async def answer(self, request: RerankRequest) -> RerankResult:
-            time.sleep(0.3)
+            if computes:
+                end = time.thread_time() + 0.3
+                while time.thread_time() < end:
+                    pass
+            else:
+                time.sleep(0.3)
             return await super().answer(request)
 
-    def slow(url: str) -> float:
+    def slow(url: str, of: str) -> float:
         text = requests.get(f"{url}/metrics", timeout=30).text
-        counts = dict(re.findall(r'rerankd_event_loop_delay_seconds_bucket\{le="(.*)"\} (.*)', text))
+        counts = dict(re.findall(rf'rerankd_event_loop_{of}_seconds_bucket{{le="(.*)"}} (.*)', text))
         return float(counts["+Inf"]) - float(counts["0.1"])
 
     with running(Rude(), Settings(names=(MODEL,))) as url:
         requests.get(f"{url}/health", timeout=30)
-        before = slow(url)
+        before, held = slow(url, "delay"), slow(url, "held")
         requests.post(f"{url}/v1/rerank", json={"query": "a", "documents": ["b"]}, timeout=30)
-        until(lambda: slow(url) > before)
+        until(lambda: slow(url, "delay") > before)
+        assert (slow(url, "held") > held) == computes
 
 
 VLLM = {"model_name": MODEL, "engine": "0"}

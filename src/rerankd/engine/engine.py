@@ -211,9 +211,9 @@ class Engine:
                 self._land(flights.popleft())
             if not flights:
                 self._in_hand = []
-                if not self._batcher and (not awake or perf_counter() - trimmed >= SECONDS_BETWEEN_TRIMS):
-                    trimmer.look()
-                    trimmed = perf_counter()
+            if not awake or perf_counter() - trimmed >= SECONDS_BETWEEN_TRIMS:
+                trimmer.look()
+                trimmed = perf_counter()
 
     def _taken(self, batch: Sequence[Slice]) -> None:
         now = perf_counter()

@@ -19,8 +19,6 @@ from rerankd.prompts.sentencepiece import sentencepiece_tokenizer
 
 _SEAM = re.compile(r"(?<=[A-Za-z\u4e00-\u9fa5])[ \n](?=[A-Za-z\u4e00-\u9fa5])")
 """White space between characters that every version of Unicode counts as letters."""
-FEW_CHARACTERS = 4096
-"""The calling thread tokenises up to this many characters itself: waking the library's threads takes longer."""
 SLICE_CHARACTERS = 1 << 16
 """Characters that are tokenised between two checks that somebody still waits; a longer text is tokenised alone. A
 character takes up to 600 bytes while its text is tokenised.
@@ -70,11 +68,8 @@ class LoadedTokenizer:
         tokens = 0
         for some in _slices(texts, SLICE_CHARACTERS):
             work.check()
-            if sum(map(len, some)) <= FEW_CHARACTERS:
-                slice_ids = [read([text], add_special_tokens=special)[0].ids for text in some]
-            else:
-                with self._in_turn(some):
-                    slice_ids = [encoding.ids for encoding in read(some, add_special_tokens=special)]
+            with self._in_turn(some):
+                slice_ids = [encoding.ids for encoding in read(some, add_special_tokens=special)]
             tokens += sum(map(len, slice_ids))
             work.check_tokens(tokens)
             found += slice_ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -70,6 +71,12 @@ class Metrics:
             buckets=DELAYS,
             registry=registry,
         )
+        self._held = Histogram(
+            "rerankd_event_loop_held_seconds",
+            "The part of each such delay in which the event loop's own thread was computing.",
+            buckets=DELAYS,
+            registry=registry,
+        )
         self._watched: asyncio.AbstractEventLoop | None = None
         Gauge("rerankd_running_requests", "Calls being answered.", registry=registry).set_function(
             hosted[0].served.running
@@ -110,19 +117,24 @@ class Metrics:
             _of(self._saved, own).inc(max(0, result.prompt_tokens - result.computed_tokens))
 
     def watch_loop(self) -> None:
-        """Measure how late the running event loop is, from now on."""
+        """Measure how late the running event loop is, from now on, and how much of that its own thread computed.
+
+        The rest of a delay is the time in which the thread waited for a core or for Python's lock.
+        """
         loop = asyncio.get_running_loop()
         if loop is self._watched:
             return
         self._watched = loop
 
-        def look(due: float) -> None:
+        def look(due: float, computed: float) -> None:
             now = loop.time()
-            self._delay.observe(max(now - due, 0.0))
+            delay = max(now - due, 0.0)
+            self._delay.observe(delay)
+            self._held.observe(min(delay, time.thread_time() - computed))
             then(now + SECONDS_BETWEEN_LOOKS)
 
         def then(due: float) -> None:
-            loop.call_at(due, look, due)
+            loop.call_at(due, look, due, time.thread_time())
 
         then(loop.time() + SECONDS_BETWEEN_LOOKS)
 
