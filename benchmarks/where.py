@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.peak import peak_rates
 from rerankd.backends.cpu.layers import Layers
-from rerankd.backends.cpu.native import Int8Rows, Kernels, PackedWeight
+from rerankd.backends.cpu.native import Kernels, PackedWeight, QuantizedRows
 from rerankd.backends.cpu.native.descriptors import OPERATIONS
 from rerankd.backends.cpu.rows import BlockedTensor
 from rerankd.bench.limit import Kind, Lengths, gemm_rate, work
@@ -125,9 +125,9 @@ def _one_by_one(layers: Layers[Any], compute: Callable[[Any], object], first: in
 def _counted(gemm: Callable[..., None], done: Counter[str]) -> Callable[..., None]:
     """`Kernels.gemm` that adds up its multiply-adds by precision."""
 
-    def counted(kernels: Kernels, rows: BlockedTensor | Int8Rows, weight: PackedWeight, *rest: Any) -> None:
-        codes = rows.codes if isinstance(rows, Int8Rows) else rows
-        kind = str(kernels.dtype).removeprefix("torch.") if weight.scales is None else "int8"
+    def counted(kernels: Kernels, rows: BlockedTensor | QuantizedRows, weight: PackedWeight, *rest: Any) -> None:
+        codes = rows.codes if isinstance(rows, QuantizedRows) else rows
+        kind = str(kernels.dtype if weight.scales is None else weight.packed.dtype).removeprefix("torch.")
         done[kind] += len(codes) * weight.packed.numel()
         gemm(kernels, rows, weight, *rest)
 

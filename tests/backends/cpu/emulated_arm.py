@@ -126,6 +126,8 @@ class Emulator:
             rerankd_pack=rerankd_pack,
             rerankd_pack_int8=rerankd_pack_int8,
             rerankd_largest_weight=rerankd_largest_weight,
+            rerankd_largest_sum=lambda number: 0,
+            rerankd_largest_half=lambda number: 0,
             rerankd_agreed=native_library.rerankd_agreed,
         )
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rerankd.backends.cpu.linear import DenseLinear, Linear, PackedLinear, int8_linear, kernel_linear
+from rerankd.backends.cpu.linear import DenseLinear, Linear, PackedLinear, int8_linear, int16_linear, kernel_linear
 from rerankd.backends.cpu.rows import to_dense
 from rerankd.backends.torch.transformer import activate
 from rerankd.layers.spec import Activation
 from tests.backends.cpu.test_rows import blocked
-from tests.backends.cpu.units import UNITS, Codes, codes, kernels_by, threads
+from tests.backends.cpu.units import UNITS, UNITS_WITH_HALVES, Codes, codes, kernels_by, threads
 
 Make = Callable[[Tensor, Tensor | None], Linear]
 
@@ -31,6 +31,9 @@ INT8 = [
     pytest.param((torch.bfloat16, partial(int8_linear, kernels=None), Codes()), id="bfloat16"),
     *(pytest.param((unit.dtype, by(name, int8_linear), codes(name)), id=name) for name, unit in UNITS.items()),
 ]
+INT16 = [
+    pytest.param((torch.float32, by(name, int16_linear), Codes()), id=f"int16-{name}") for name in UNITS_WITH_HALVES
+]
 
 
 def matrix(rows: int, columns: int, seed: int) -> Tensor:
@@ -45,11 +48,17 @@ def by_definition(x: Tensor, weight: Tensor, bias: Tensor | None, largest: Codes
     zeros = (-low / steps).round()
     row = ((x / steps).round() + zeros).clamp(0, largest.row)
     channels = weight.abs().amax(1, keepdim=True) / largest.weight
+    if largest.four:
+        fours = torch.stack(
+            [weight[:, [i, i + 1, i + 4, i + 5]] for j in range(0, weight.shape[1], 8) for i in (j, j + 2)]
+        )
+        most = torch.maximum(fours.clamp(min=0).sum(2), (-fours).clamp(min=0).sum(2)).amax(0)[:, None]
+        channels = torch.maximum(channels, most / (largest.four - 2))
     product = (row - zeros) @ (weight / channels).round().T
     return product * steps * channels.T + (0 if bias is None else bias.double())
 
 
-@pytest.mark.parametrize("backend", INT8)
+@pytest.mark.parametrize("backend", [*INT8, *INT16])
 def test_nan_and_inf_spoil_their_own_row_only_in_8_bits(
     backend: tuple[torch.dtype, Make, Codes],
 ) -> None:
@@ -90,6 +99,21 @@ def test_int8_is_near_float32(backend: tuple[torch.dtype, Make, Codes]) -> None:
     assert (make(weight, None)(x).float() - exact).abs().max() < 0.025 * exact.abs().max()
 
 
+@pytest.mark.parametrize("unit", UNITS_WITH_HALVES)
+def test_int16_is_far_nearer_to_float32_than_int8(unit: str) -> None:
+    """Also for an outlier in a row, which takes 6 bits of the others, and one in a channel."""
+    x, weight, kernels = matrix(40, 512, 1), matrix(64, 512, 2), kernels_by(unit)
+    x[3, 5], weight[7, 9] = 300.0, 200.0
+    exact = x.double() @ weight.double().T
+    fine, coarse = (
+        ((make(weight, None, kernels)(x) - exact).abs().mean(1) / exact.abs().mean(1)).float()
+        for make in (int16_linear, int8_linear)
+    )
+    assert fine.max() < 0.01
+    assert fine.median() < 0.0012
+    assert (fine < coarse / 8).all()
+
+
 @pytest.mark.parametrize("unit", [unit for unit in UNITS if codes(unit) == Codes()])
 def test_own_and_onednn_int8_agree_on_several_threads(unit: str) -> None:
     dtype = UNITS[unit].dtype
@@ -110,6 +134,7 @@ MAKERS: list[tuple[torch.dtype, Make, float]] = [
     (torch.float32, partial(int8_linear, kernels=None), 0.1),
     (torch.bfloat16, partial(int8_linear, kernels=None), 0.1),
     *((unit.dtype, by(name, int8_linear), 0.1) for name, unit in UNITS.items()),
+    *((torch.float32, by(name, int16_linear), 0.01) for name in UNITS_WITH_HALVES),
 ]
 
 
@@ -196,10 +221,12 @@ def test_layers_read_and_write_blocked_tensors_as_they_do_dense_ones(dtype: torc
     ],
 )
 @pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("make", [own_linear, int8_linear], ids=["float", "int8"])
+@pytest.mark.parametrize("make", [own_linear, int8_linear, int16_linear], ids=["float", "int8", "int16"])
 def test_own_gemms_of_many_shapes(
     unit: str, team: int, rows: int, inputs: int, outputs: int, biased: bool, make: Callable[..., Linear]
 ) -> None:
+    if make is int16_linear and unit not in UNITS_WITH_HALVES:
+        pytest.skip("multiplies no 16-bit codes")
     # Rows that lie apart, and tensors with NaN where nothing may be read.
     dtype = UNITS[unit].dtype
     x = torch.full((rows, inputs + 64), float("nan"), dtype=dtype)[:, :inputs]
@@ -217,6 +244,9 @@ def test_own_gemms_of_many_shapes(
         # A value that lies between two codes may fall to either.
         near["atol"], expected = 0.75, by_definition(x, weight, bias, codes(unit)).float()
         assert (result.float() - expected).abs().mean() < 0.02 + rounding / 2 * expected.abs().mean()
+    elif make is int16_linear:
+        near["atol"] = 0.01 * inputs**0.5
+        assert (result - expected).abs().mean() < 0.0015 * inputs**0.5
     torch.testing.assert_close(result.float(), expected, **near)
     torch.testing.assert_close(plus.float(), expected + residual, **near)
     a, b = expected.chunk(2, 1)
@@ -262,7 +292,7 @@ def test_fused_activations_of_8_bits_are_torchs(unit: str) -> None:
         )
 
 
-@pytest.mark.parametrize("backend", INT8)
+@pytest.mark.parametrize("backend", [*INT8, *INT16])
 def test_an_outlier_costs_its_own_row_only(backend: tuple[torch.dtype, Make, Codes]) -> None:
     dtype, make, _ = backend
     x, weight = matrix(8, 256, 1), matrix(32, 256, 2)
@@ -273,7 +303,7 @@ def test_an_outlier_costs_its_own_row_only(backend: tuple[torch.dtype, Make, Cod
     assert error[torch.arange(8) != 3].mean() < 0.02 * exact.abs().mean() + 0.15
 
 
-@pytest.mark.parametrize("backend", INT8)
+@pytest.mark.parametrize("backend", [*INT8, *INT16])
 def test_the_largest_value_of_a_row_does_not_wrap_round(backend: tuple[torch.dtype, Make, Codes]) -> None:
     dtype, make, _ = backend
     x = torch.linspace(0.01, 1000, 512).to(dtype)[:, None] * F.one_hot(torch.arange(512) % 64, 64).to(dtype)
@@ -282,7 +312,7 @@ def test_the_largest_value_of_a_row_does_not_wrap_round(backend: tuple[torch.dty
     torch.testing.assert_close(make(weight, None)(-x), -x, rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize("backend", INT8)
+@pytest.mark.parametrize("backend", [*INT8, *INT16])
 def test_a_row_of_zeros_stays_zero(backend: tuple[torch.dtype, Make, Codes]) -> None:
     dtype, make, _ = backend
     assert make(matrix(32, 64, 1).to(dtype), None)(torch.zeros(3, 64, dtype=dtype)).abs().max() == 0

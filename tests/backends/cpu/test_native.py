@@ -375,7 +375,7 @@ def test_an_unknown_or_cut_operation_is_an_error_and_nothing_is_computed(kernels
     x, out = torch.randn(4, 64).bfloat16(), torch.zeros(4, 64).bfloat16()
     weight = torch.ones(64).bfloat16()
     good = descriptors.rms_norm(4, 64, x.data_ptr(), 64, 32, weight.data_ptr(), 1e-6, out.data_ptr(), 64, 32)
-    unknown = descriptors.gemm(1, 1, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, len(descriptors.EPILOGUES), 0, 0, 0, 0)
+    unknown = descriptors.gemm(1, 1, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, len(descriptors.EPILOGUES), 0, 0, 0, 0, 0)
     for bad, problem in (
         (struct.pack("q", len(descriptors.OPERATIONS)), "unknown"),
         (struct.pack("q", -1), "unknown"),

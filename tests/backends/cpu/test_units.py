@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from rerankd.backends.cpu.backend import CpuBackend
-from rerankd.backends.cpu.native import Kernels
+from rerankd.backends.cpu.native import Kernels, KernelsError
 from rerankd.backends.cpu.native.units import CAP, UNITS
 from rerankd.backends.select import place
 from rerankd.core import ModelError
-from tests.backends.cpu.units import codes, kernels_by
+from tests.backends.cpu.units import UNITS_WITH_HALVES, codes, kernels_by
 
 
 @pytest.mark.parametrize("cap", [unit.name for unit in UNITS])
@@ -45,6 +46,17 @@ def test_an_unknown_cap_is_refused_with_the_names_that_there_are(monkeypatch: py
         place("cpu")
 
 
+def fours(outputs: int, inputs: int, most: int) -> Tensor:
+    """A weight of which all that is added in 16 bits is as large as can be, in all orders."""
+    generator = torch.Generator().manual_seed(1)
+    half, quarter = most // 2, most // 4
+    kinds = [[127, most - 127, 0, 0], [quarter] * 4, [half, half, -half, -half], [127, -127, most - 127, 127 - most]]
+    shape = outputs, inputs // 8, 2
+    drawn = torch.tensor(kinds, dtype=torch.int8)[torch.randint(len(kinds), shape, generator=generator)]
+    drawn = drawn.gather(-1, torch.rand(*shape, 4, generator=generator).argsort(-1))
+    return drawn.view(*shape, 2, 2).transpose(2, 3).reshape(outputs, inputs).contiguous()
+
+
 def exact_sums(kernels: Kernels) -> None:
     """Codes and weights at the ends of their ranges: any sum of 16 bits would overflow."""
     largest = codes(kernels.unit.name)
@@ -57,12 +69,41 @@ def exact_sums(kernels: Kernels) -> None:
     x[5], x[5, 0] = high, -low
     rounded[5], rounded[5, 0] = min(round(high), largest.row - zero), -zero
     weight = torch.full((64, 256), largest.weight, dtype=torch.int8)
+    if largest.four:
+        weight = fours(64, 256, largest.four)
     weight[1::2] *= -1
     packed = kernels.pack_int8(weight, torch.ones(64))
     out = torch.empty(9, 64, dtype=kernels.dtype)
     kernels.gemm(kernels.quantize(x.to(kernels.dtype)), packed, None, out)
     exact = (rounded.double() @ weight.double().T).to(kernels.dtype).float()
     assert torch.equal(out.float(), exact), kernels.unit.name
+
+
+@pytest.mark.parametrize("unit", UNITS_WITH_HALVES)
+def test_int16_sums_are_exact(unit: str) -> None:
+    """Codes and weights at the ends of their ranges: sums that int32 just holds."""
+    kernels = kernels_by(unit)
+    half = kernels.largest_half
+    x = torch.full((9, 256), float(half))
+    x[1::2] *= -1
+    x[2, ::2] *= -1
+    x[3] = torch.linspace(-half, half, 256).round()
+    most = (2**31 - 1) // half
+    weight = torch.full((64, 256), most // 256, dtype=torch.int16)
+    weight[1::3] *= -1
+    weight[2::3, ::2] *= -1
+    weight[5] = 0
+    weight[5, 7] = 32767
+    out = torch.empty(9, 64, dtype=kernels.dtype)
+    kernels.gemm(kernels.quantize(x, halves=True), kernels.pack_int16(weight, torch.ones(64)), None, out)
+    assert torch.equal(out, (x.double() @ weight.double().T).float())
+
+
+def test_int16_is_refused_by_a_unit_without_it() -> None:
+    kernels = kernels_by("avx512")
+    assert kernels.largest_half == 0
+    with pytest.raises(KernelsError, match="unknown"):
+        kernels.quantize(torch.ones(2, 64), halves=True)
 
 
 def test_int8_sums_are_exact_by_every_unit() -> None:

@@ -20,6 +20,8 @@ from rerankd.backends.cpu.native import Kernels
 from rerankd.backends.cpu.native.library import load_library, runs
 
 UNITS = {unit.name: unit for unit in native.UNITS}
+UNITS_WITH_HALVES = [name for name in ("avx2", "avxvnni", "avx512_vnni") if name in UNITS]
+"""Those that multiply 16-bit codes faster than float32."""
 
 
 @cache
@@ -50,15 +52,19 @@ def _with_emulated_tiles() -> ctypes.CDLL:
 
 
 class Codes(NamedTuple):
-    """The largest code of a row, whose least is 0, and of a channel of a weight, whose least is its negative."""
+    """The largest code of a row, whose least is 0, and of a channel of a weight, whose least is its negative.
+
+    four: the largest sum of a channel's codes of one sign at inputs i, i + 1, i + 4 and i + 5; 0 for any
+    """
 
     row: int = 255
     weight: int = 127
+    four: int = 0
 
 
 def codes(unit: str) -> Codes:
-    """The codes of a unit's 8-bit rows and weights: without VNNI two products have to fit in 16 bits."""
-    return Codes(255, 64) if unit in ("avx2", "avx512") else Codes()
+    """The codes of a unit's 8-bit rows and weights: without VNNI four products have to fit in 16 bits."""
+    return Codes(255, 127, 128) if unit in ("avx2", "avx512") else Codes()
 
 
 @contextmanager

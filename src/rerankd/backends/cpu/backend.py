@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from rerankd.backends.cpu.linear import DenseLinear, Linear, PackedLinear, int8_linear, kernel_linear
+from rerankd.backends.cpu.linear import DenseLinear, Linear, PackedLinear, int8_linear, int16_linear, kernel_linear
 from rerankd.backends.cpu.native import Kernels
 from rerankd.backends.cpu.rows import to_dense
 from rerankd.backends.cpu.runtime import MakeLinear, Runtime
@@ -40,7 +40,7 @@ class CpuBackend:
             dtype=dtype,
             kernels=kernels,
             linear=_linear(quantization, dtype, kernels),
-            unquantized_linear=_linear(None, dtype, kernels),
+            precise_linear=_precise_linear(quantization, dtype, kernels),
             row_tile_values=ROW_TILE_VALUES if kernels is None else KERNEL_ROW_TILE_VALUES * torch.get_num_threads(),
         )
 
@@ -127,6 +127,18 @@ def _linear(quantization: str | None, dtype: torch.dtype, kernels: Kernels | Non
             "8-bit sums are exact; here is neither."
         )
     return partial(_exact_int8_linear, kernels=kernels)
+
+
+def _precise_linear(quantization: str | None, dtype: torch.dtype, kernels: Kernels | None) -> MakeLinear:
+    """Makes the layers that lose too much precision in 8 bits: in 16 bits where kernels are faster in these."""
+    otherwise = _linear(None, dtype, kernels)
+    if quantization is None or kernels is None or not kernels.largest_half:
+        return otherwise
+
+    def make(weight: Tensor, bias: Tensor | None) -> Linear:
+        return int16_linear(weight, bias, kernels) if kernels.fit_gemm(*weight.shape) else otherwise(weight, bias)
+
+    return make
 
 
 def _exact_int8_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels) -> Linear:

@@ -12,7 +12,7 @@ ALL: frozenset[LinearName] = frozenset({"query", "key_value", "out", "up", "down
 
 
 def quantized(spec: LayerSpec, index: int) -> Set[LinearName]:
-    """The linear layers of layer `index` that are computed in 8 bits.
+    """The linear layers of layer `index` that are computed in 8 bits; the others are `Runtime.precise_linear`.
 
     8 bits cost the most precision in keys and values, where the error of a token reaches all others. In an encoder they
     cost much in the output of attention too, and in the first layer, on which all others build.

@@ -44,14 +44,14 @@ class Runtime:
 
     kernels: fused operations in this dtype, or None for torch's own functions
     linear: makes a linear layer, quantised if the model is
-    unquantized_linear: makes a linear layer in the model's dtype, for layers that lose too much precision in 8 bits
+    precise_linear: makes a linear layer that loses too much precision in 8 bits: in the model's dtype or in 16 bits
     row_tile_values: the most values of a row tile between two GEMMs, so that the tile stays in the processor's cache
     """
 
     dtype: torch.dtype
     kernels: Kernels | None
     linear: MakeLinear
-    unquantized_linear: MakeLinear
+    precise_linear: MakeLinear
     row_tile_values: int
 
     def rows_per_tile(self, width: int) -> int:

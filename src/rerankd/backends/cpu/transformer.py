@@ -186,7 +186,7 @@ def _linears(spec: LayerSpec, weights: LayerWeights, runtime: Runtime, index: in
         "down": weights.down,
     }
     return {
-        name: (runtime.linear if name in names else runtime.unquantized_linear)(affine.weight, affine.bias)
+        name: (runtime.linear if name in names else runtime.precise_linear)(affine.weight, affine.bias)
         for name, affine in own.items()
     }
 

@@ -4,8 +4,8 @@ The library is built with the package where there is a C compiler. Where there i
 instructions, `Kernels.load` returns None, and torch's own functions compute all operations.
 """
 
-from rerankd.backends.cpu.native.kernels import Int8Rows, Kernels, PackedWeight
+from rerankd.backends.cpu.native.kernels import Kernels, PackedWeight, QuantizedRows
 from rerankd.backends.cpu.native.library import KernelsError
 from rerankd.backends.cpu.native.units import UNITS, Unit
 
-__all__ = ["UNITS", "Int8Rows", "Kernels", "KernelsError", "PackedWeight", "Unit"]
+__all__ = ["UNITS", "Kernels", "KernelsError", "PackedWeight", "QuantizedRows", "Unit"]

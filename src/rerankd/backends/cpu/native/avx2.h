@@ -90,9 +90,16 @@ INLINE void store_bytes(uint8_t *to, const integers x[4])
     store_integers(to, _mm256_permutevar8x32_epi32(y, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
 }
 
+/* The lanes of two vectors in 16 bits. */
+INLINE void store_halves(int16_t *to, const integers x[2])
+{
+    store_integers(to, _mm256_permute4x64_epi64(_mm256_packs_epi32(x[0], x[1]), 0xd8));
+}
+
 /* The sums of two products of unsigned bytes and signed ones, which have to fit in 16 bits. */
 INLINE integers pairs_of_bytes(integers a, integers b) { return _mm256_maddubs_epi16(a, b); }
-/* The sums of the halves of each lane, in 32 bits. */
+/* Sums in 16 bits; the sums of the halves of each lane, in 32 bits. */
+INLINE integers add_halves(integers a, integers b) { return _mm256_add_epi16(a, b); }
 INLINE integers sums_of_halves(integers a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
 
 /* Transpose 8 lines of 8 values of 4 bytes, `offset` bytes into lines; output lines are 64 bytes apart. */

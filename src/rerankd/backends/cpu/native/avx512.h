@@ -72,9 +72,17 @@ INLINE void store_bytes(uint8_t *to, const integers x[4])
     store_integers(to, _mm512_permutexvar_epi32(order, y));
 }
 
+/* The lanes of two vectors in 16 bits. */
+INLINE void store_halves(int16_t *to, const integers x[2])
+{
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    store_integers(to, _mm512_permutexvar_epi64(order, _mm512_packs_epi32(x[0], x[1])));
+}
+
 /* The sums of two products of unsigned bytes and signed ones, which have to fit in 16 bits. */
 INLINE integers pairs_of_bytes(integers a, integers b) { return _mm512_maddubs_epi16(a, b); }
-/* The sums of the halves of each lane, in 32 bits. */
+/* Sums in 16 bits; the sums of the halves of each lane, in 32 bits. */
+INLINE integers add_halves(integers a, integers b) { return _mm512_add_epi16(a, b); }
 INLINE integers sums_of_halves(integers a) { return _mm512_madd_epi16(a, _mm512_set1_epi16(1)); }
 
 /* Transpose 16 lines of 16 values of 4 bytes; line r begins at lines[r]. */

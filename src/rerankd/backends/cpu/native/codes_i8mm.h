@@ -5,7 +5,8 @@
 
 typedef int8_t code;
 typedef int8_t signed_code;
-enum { CODES_BELOW = 128, ADJACENT = 8, LARGEST_WEIGHT = 127, CODE_ROWS = MICRO_ROWS };
+enum { CODES_BELOW = 128, ADJACENT = 8, LARGEST_WEIGHT = 127, LARGEST_SUM = 0, CODE_ROWS = MICRO_ROWS };
+#include "no_halves.h"
 #define CODES_BY_PAIRS 1
 
 INLINE void store_codes(code *to, const integers x[4])

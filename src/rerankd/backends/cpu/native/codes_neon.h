@@ -4,7 +4,8 @@
 
 typedef int8_t code;
 typedef int8_t signed_code;
-enum { CODES_BELOW = 128, ADJACENT = 4, LARGEST_WEIGHT = 127, CODE_ROWS = MICRO_ROWS };
+enum { CODES_BELOW = 128, ADJACENT = 4, LARGEST_WEIGHT = 127, LARGEST_SUM = 0, CODE_ROWS = MICRO_ROWS };
+#include "no_halves.h"
 
 INLINE void store_codes(code *to, const integers x[4])
 {

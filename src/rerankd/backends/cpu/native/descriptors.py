@@ -23,8 +23,8 @@ OPERATIONS = {
     "embed_layer_norm": "13qd6q",
     "to_blocked": "8q",
     "index_select": "10q",
-    "quantize": "9q",
-    "gemm": "18q",
+    "quantize": "10q",
+    "gemm": "19q",
     "attention": "16qd3q",
 }
 """The structs of operations.h, in the order of the operations' numbers."""
@@ -32,7 +32,7 @@ rms_norm, norm_rope, add_layer_norm, embed_layer_norm, to_blocked, index_select,
     partial(Struct("q" + operands).pack, number) for number, operands in enumerate(OPERATIONS.values())
 )
 """Functions from an operation's operands to its descriptor."""
-ABI = 4
+ABI = 5
 """RERANKD_ABI of operations.h."""
 AGREED = {
     "abi": ABI,

@@ -65,7 +65,7 @@ INLINE outputs outputs_at(const gemm *p, int64_t column, int quantized)
     return of;
 }
 
-/* Part i of 16 outputs of a row from their sums, which are integers in 8 bits. */
+/* Part i of 16 outputs of a row from their sums, which are integers of codes. */
 INLINE vector output(const gemm *p, const float *sums, int64_t row, const outputs *of, int i, int quantized)
 {
     const vector y = load(sums + i * LANES);
@@ -196,10 +196,10 @@ INLINE int64_t pass_at(const cut *c, int64_t pairs, int64_t work)
 /* Rows from `row` to `end` by two panels, in runs of up to RUN steps, whose panels stay in the first-level cache while all rows
  * pass by. next: the panels after these */
 INLINE void pass_by_vectors(const gemm *p, int64_t row, int64_t end, const panels *w, const panels *next, float *sums,
-                            epilogue_function *run_epilogue, int quantized)
+                            epilogue_function *run_epilogue, int kind)
 {
     const int64_t rows = end - row, runs = (p->steps + RUN - 1) / RUN;
-    const int64_t most = quantized ? CODE_ROWS : MICRO_ROWS, groups = (rows + most - 1) / most;
+    const int64_t most = kind == BYTES ? CODE_ROWS : MICRO_ROWS, groups = (rows + most - 1) / most;
     microkernel f = {
         .block_stride = p->block_stride,
         .stride = 32,
@@ -217,7 +217,7 @@ INLINE void pass_by_vectors(const gemm *p, int64_t row, int64_t end, const panel
             const int64_t first = row + rows * g / groups, count = row + rows * (g + 1) / groups - first;
             f.rows = p->x + first * TILE_BYTES + from * p->block_stride;
             f.sums = sums + (runs > 1 ? 32 * (first - row) : 0);
-            (quantized ? multiply_codes : multiply_values)(&f, count);
+            (kind == BYTES ? multiply_codes : kind == HALVES ? multiply_halves : multiply_values)(&f, count);
             if (run + 1 < runs)
                 continue;
             pending_sums whole = { f.sums, first, count, w->left, w->right, 0 };
@@ -227,14 +227,14 @@ INLINE void pass_by_vectors(const gemm *p, int64_t row, int64_t end, const panel
 }
 
 /* A thread's passes. sums: memory for the rows of a row block */
-INLINE void passes_by_vectors(const gemm *p, const cut *c, const team *t, int64_t thread, float *sums, int quantized)
+INLINE void passes_by_vectors(const gemm *p, const cut *c, const team *t, int64_t thread, float *sums, int kind)
 {
     const int64_t pairs = p->outputs / 32;
     for (int64_t i; (i = take_piece(t, thread)) >= 0;) {
         const int64_t block = i / pairs;
         const panels now = panels_of(p, i % pairs), next = panels_of(p, (i + 1) % pairs);
-        pass_by_vectors(p, first_row(c, block), first_row(c, block + 1), &now, &next, sums, EPILOGUES[quantized][p->epilogue],
-                        quantized);
+        pass_by_vectors(p, first_row(c, block), first_row(c, block + 1), &now, &next, sums,
+                        EPILOGUES[kind != WHOLE_VALUES][p->epilogue], kind);
     }
 }
 
@@ -273,10 +273,12 @@ TARGET static void work_gemm(const team *t, int64_t thread, const void *o)
     const gemm *p = o;
     const cut c = cut_of(p, t->threads, 0);
     float sums[MOST_BLOCK_ROWS * 32] __attribute__((aligned(64)));
-    if (p->scales)
-        passes_by_vectors(p, &c, t, thread, sums, 1);
+    if (LARGEST_HALF && p->halves)
+        passes_by_vectors(p, &c, t, thread, sums, HALVES);
+    else if (p->scales)
+        passes_by_vectors(p, &c, t, thread, sums, BYTES);
     else
-        passes_by_vectors(p, &c, t, thread, sums, 0);
+        passes_by_vectors(p, &c, t, thread, sums, WHOLE_VALUES);
 }
 
 #endif

@@ -22,10 +22,11 @@ from rerankd.layers.rotary import Rotation
 _LANES = 16
 
 
-class Int8Rows(NamedTuple):
-    """Rows in 8 bits, as GEMMs read them: x = (code - zero) * step.
+class QuantizedRows(NamedTuple):
+    """Rows in 8 or 16 bits, as GEMMs read them: x = (code - zero) * step.
 
-    codes: integers from 0 to 255, or by units of ARM from -128 to 127 [rows, width]; steps, zeros: float32 [rows]
+    codes: [rows, width], uint8 from 0 to 255, or by units of ARM from -128 to 127; or int16, with zeros of 0
+    steps, zeros: float32 [rows]
     """
 
     codes: BlockedTensor
@@ -34,9 +35,9 @@ class Int8Rows(NamedTuple):
 
 
 class PackedWeight(NamedTuple):
-    """A weight [outputs, inputs] in the dtype of rows or in 8 bits, in the order that GEMMs read.
+    """A weight [outputs, inputs] in the dtype of rows, or in 8 or 16 bits, in the order that GEMMs read.
 
-    scales, sums: float32 [outputs], of a weight in 8 bits: the step of an output's codes, and their sum
+    scales, sums: float32 [outputs], of a weight in 8 or 16 bits: the step of an output's codes, and in 8 bits their sum
     """
 
     packed: Tensor
@@ -45,7 +46,13 @@ class PackedWeight(NamedTuple):
 
 
 class Kernels(Execution):
-    """The operations. Tensors lie on the CPU, contiguous in their last dimension, in the unit's dtype unless noted."""
+    """The operations. Tensors lie on the CPU, contiguous in their last dimension, in the unit's dtype unless noted.
+
+    largest_weight: the largest magnitude of an 8-bit weight
+    largest_sum: the largest sum of the positive 8-bit weights, and of the negative ones, of an output at the inputs
+        i, i + 1, i + 4 and i + 5, for each i of 0 or 2 modulo 8, whose products are added in 16 bits; 0 for any sum
+    largest_half: the largest magnitude of a row's 16-bit codes; 0 where rows in the unit's dtype are as fast
+    """
 
     def __init__(self, library: ctypes.CDLL, unit: Unit) -> None:
         """KernelsError for a library of another version."""
@@ -53,6 +60,8 @@ class Kernels(Execution):
         self.dtype = unit.dtype
         self.block_columns = COLUMN_BLOCK_BYTES // unit.dtype.itemsize
         self.largest_weight: int = library.rerankd_largest_weight(unit.number)
+        self.largest_sum: int = library.rerankd_largest_sum(unit.number)
+        self.largest_half: int = library.rerankd_largest_half(unit.number)
 
     @classmethod
     def load(cls, dtype: torch.dtype) -> Kernels | None:
@@ -113,16 +122,16 @@ class Kernels(Execution):
         self._compute(operation, (x, rows), (out,))
         return out
 
-    def quantize(self, x: Rows) -> Int8Rows:
-        """x [rows, width] in 8 bits, each row over its own range, for GEMMs with an int8 weight."""
+    def quantize(self, x: Rows, halves: bool = False) -> QuantizedRows:
+        """x [rows, width] in 8 bits, or in 16 if `halves`, each row over its own range; the weight has as many."""
         rows, width = x.shape
-        codes = BlockedTensor.empty(rows, width, torch.uint8, self._acquire)
+        codes = BlockedTensor.empty(rows, width, torch.int16 if halves else torch.uint8, self._acquire)
         steps, zeros = torch.empty(rows), torch.empty(rows)
         operation = descriptors.quantize(
-            rows, width, *matrix(x), codes.address, codes.block_stride, address(steps), address(zeros)
+            rows, width, *matrix(x), codes.address, codes.block_stride, address(steps), address(zeros), halves
         )
         self._compute(operation, (x,), (codes, steps, zeros))
-        return Int8Rows(codes, steps, zeros)
+        return QuantizedRows(codes, steps, zeros)
 
     def rms_norm(self, x: Rows, weight: Tensor, eps: float) -> Rows:
         """x / sqrt(mean(x^2) + eps) * weight for x [rows, width]."""
@@ -193,16 +202,26 @@ class Kernels(Execution):
         self._at_once(self.library.rerankd_pack_int8, self.unit.number, outputs, inputs, address(weight), *to)
         return PackedWeight(packed, scales, sums)
 
+    def pack_int16(self, weight: Tensor, scales: Tensor) -> PackedWeight:
+        """An int16 weight [outputs, inputs], and its float32 scales [outputs].
+
+        The magnitudes of an output's weights have a sum of at most (2^31 - 1) / `largest_half`, so that int32 holds the
+        sums of products.
+        """
+        outputs, inputs = weight.shape
+        lines = weight.view(outputs // _LANES, _LANES, inputs // 2, 2).transpose(1, 2)
+        return PackedWeight(lines.contiguous().view(outputs, inputs), scales, torch.zeros(outputs))
+
     def gemm(
         self,
-        rows: BlockedTensor | Int8Rows,
+        rows: BlockedTensor | QuantizedRows,
         weight: PackedWeight,
         bias: Tensor | None,
         out: Rows,
         epilogue: str | None = None,
         residual: Rows | None = None,
     ) -> None:
-        """epilogue(x W^T + b) into `out`, for rows and a weight both in the unit's dtype or both in 8 bits.
+        """epilogue(x W^T + b) into `out`, for rows and a weight both in the unit's dtype, in 8 bits or in 16 bits.
 
         bias: float32 [outputs]
         epilogue: computed on the sums before they are rounded: "gelu", "gelu_tanh", "quick_gelu", "gated" (silu of the
@@ -211,9 +230,10 @@ class Kernels(Execution):
         ValueError where shapes or precisions do not fit each other.
         """
         outputs, inputs = weight.packed.shape
-        x, steps, zeros = rows if isinstance(rows, Int8Rows) else (rows, None, None)
+        x, steps, zeros = rows if isinstance(rows, QuantizedRows) else (rows, None, None)
         shape = (x.count, outputs // 2 if epilogue == "gated" else outputs)
-        if (steps is None) != (weight.scales is None) or x.width != inputs:
+        halves = weight.packed.dtype == torch.int16
+        if (steps is None) != (weight.scales is None) or (x.dtype == torch.int16) != halves or x.width != inputs:
             raise ValueError(
                 f"Rows of {x.width} columns in {x.dtype} do not fit a weight of {inputs} columns in "
                 f"{weight.packed.dtype}."
@@ -235,6 +255,7 @@ class Kernels(Execution):
             address(weight.sums),
             address(steps),
             address(zeros),
+            halves,
         )
         self._compute(operation, (x, steps, zeros, weight, bias, residual), (out,))
 

@@ -6,6 +6,9 @@
 #ifndef RERANKD_MICROKERNEL_H
 #define RERANKD_MICROKERNEL_H
 
+/* What a GEMM multiplies: values of rows, or their codes of 8 or 16 bits, whose sums are integers. */
+enum { WHOLE_VALUES, BYTES, HALVES };
+
 /* The operands of one call: adjacent rows of the blocked layout by two panels, or by the left one where the right is NULL.
  *
  * depth: the lines of a panel that are summed over, each by 4 bytes of a row
@@ -39,24 +42,24 @@ INLINE void fetch_ahead(microkernel *f)
 #endif
 
 /* The same by both panels, or by the left one, MICRO_PANELS at a time. */
-INLINE void multiply_by(microkernel *f, int count, int both, int quantized)
+INLINE void multiply_by(microkernel *f, int count, int both, int kind)
 {
     if (both && MICRO_PANELS == 2) {
-        multiply_rows(f, count, 0, 2, quantized);
+        multiply_rows(f, count, 0, 2, kind);
     } else {
-        multiply_rows(f, count, 0, 1, quantized);
+        multiply_rows(f, count, 0, 1, kind);
         if (both)
-            multiply_rows(f, count, 1, 1, quantized);
+            multiply_rows(f, count, 1, 1, kind);
     }
 }
 
 /* The same where the number of rows, up to MICRO_ROWS or of codes CODE_ROWS, is known only at run time. */
-INLINE void multiply_some(microkernel *f, int64_t count, int both, int quantized)
+INLINE void multiply_some(microkernel *f, int64_t count, int both, int kind)
 {
 #define CASE(n)                                                                                                       \
     case n:                                                                                                           \
-        if (!quantized || n <= CODE_ROWS)                                                                             \
-            multiply_by(f, n, both, quantized);                                                                       \
+        if (kind != BYTES || n <= CODE_ROWS)                                                                          \
+            multiply_by(f, n, both, kind);                                                                            \
         break
     switch (count) {
         CASE(1);
@@ -83,15 +86,21 @@ INLINE void multiply_some(microkernel *f, int64_t count, int both, int quantized
 TARGET static void multiply_values(microkernel *f, int64_t count)
 {
     if (f->right)
-        multiply_some(f, count, 1, 0);
+        multiply_some(f, count, 1, WHOLE_VALUES);
     else
-        multiply_some(f, count, 0, 0);
+        multiply_some(f, count, 0, WHOLE_VALUES);
 }
 
-/* Unsigned codes of rows and signed ones of panels into int32. */
+/* 8-bit codes of rows, which x86 has unsigned, and signed ones of panels into int32. */
 TARGET static void multiply_codes(microkernel *f, int64_t count)
 {
-    multiply_some(f, count, 1, 1);
+    multiply_some(f, count, 1, BYTES);
+}
+
+/* Signed 16-bit codes into int32. */
+TARGET static void multiply_halves(microkernel *f, int64_t count)
+{
+    multiply_some(f, count, 1, HALVES);
 }
 
 #endif

@@ -65,6 +65,17 @@ int64_t rerankd_largest_weight(int number)
     return UNIT_TABLES[number] ? UNIT_TABLES[number]->largest_weight : 0;
 }
 
+/* The largest sum of a unit's 8-bit weights, and the largest magnitude of its 16-bit codes; see `unit`. */
+int64_t rerankd_largest_sum(int number)
+{
+    return UNIT_TABLES[number]->largest_sum;
+}
+
+int64_t rerankd_largest_half(int number)
+{
+    return UNIT_TABLES[number]->largest_half;
+}
+
 void rerankd_pack(int number, int64_t outputs, int64_t inputs, const void *weight, void *packed)
 {
     UNIT_TABLES[number]->pack(outputs, inputs, weight, packed);
@@ -100,6 +111,9 @@ static int check(const unit *u, const char *at, const char *end, int64_t *bytes)
         if (end - at < OPERAND_BYTES[number])
             return CUT_SHORT;
         if (number == GEMM && (uint64_t)((const gemm *)at)->epilogue >= EPILOGUE_COUNT)
+            return UNKNOWN_OPERATION;
+        if (!u->largest_half && ((number == GEMM && ((const gemm *)at)->halves) ||
+                                 (number == QUANTIZE && ((const quantize *)at)->halves)))
             return UNKNOWN_OPERATION;
         if (number == EMBED_LAYER_NORM && !within_tables((const embed_layer_norm *)at))
             return OUTSIDE_OF_TABLE;

@@ -8,7 +8,7 @@
 
 /* Raise this number with every change of the order or the meaning of members: sizes and names do not show such a change, and
  * Python has to follow it. `ABI` in descriptors.py is the same number. */
-enum { RERANKD_ABI = 4 };
+enum { RERANKD_ABI = 5 };
 
 /* An entry that Python compares with its own: bytes of a struct, or a number. */
 typedef struct { const char *name; int64_t value; } agreed;
@@ -74,15 +74,16 @@ typedef struct {
     int64_t out_row, out_segment;
 } index_select;
 
-/* Rows as 8-bit integers, in as many bytes as the unit says, x = (code - zero) * step, in the blocked layout with `block_stride`
- * bytes from a column block to the next. Codes are unsigned, or by units of ARM signed. Each row has a step and a zero of its
- * own, so that the codes cover the row's range. width is a multiple of 64. */
+/* Rows as 8-bit integers, or as 16-bit ones if `halves`, x = (code - zero) * step, in the blocked layout with `block_stride`
+ * bytes from a column block to the next. Codes of 8 bits are unsigned, or by units of ARM signed; those of 16 bits are signed, with
+ * a zero of 0. Each row has a step and a zero of its own, so that the codes cover the row's range. width is a multiple of 64. */
 typedef struct {
     int64_t rows, width;
     matrix x;
     void *codes;
     int64_t block_stride;
     float *steps, *zeros;
+    int64_t halves;
 } quantize;
 
 /* The epilogue of a GEMM. EPILOGUE_GATED: silu of the first half of the outputs, times the second half. */
@@ -99,10 +100,11 @@ typedef struct {
     matrix residual;          /* [rows, outputs], for EPILOGUE_RESIDUAL */
     matrix out;
     int64_t epilogue;
-    const float *scales;      /* [outputs], of an 8-bit weight */
+    const float *scales;      /* [outputs], of a weight in 8 or 16 bits */
     const float *sums;        /* [outputs], sums of the weights of an output */
     const float *row_steps;
     const float *row_zeros;
+    int64_t halves;           /* whether rows and weight have 16 bits */
 } gemm;
 
 /* A `Block` of layout.py. */
@@ -150,13 +152,16 @@ typedef struct {
  * attention_bytes: the scratch memory of a thread
  * pack: a weight [outputs, inputs] in the dtype of rows, as GEMMs read it
  * pack_int8: the same of 8 bits, and the sums of its rows
- * largest_weight: the largest magnitude of an 8-bit weight */
+ * largest_weight: the largest magnitude of an 8-bit weight
+ * largest_sum: the largest sum of the positive 8-bit weights, and of the negative ones, at inputs i, i + 1, i + 4 and i + 5 of an
+ *     output, for i of 0 or 2 modulo 8; 0 for any sum
+ * largest_half: the largest magnitude of a row's 16-bit codes, 0 for a unit without them */
 typedef struct {
     function functions[OPERATION_COUNT];
     int64_t (*attention_bytes)(const attention *o);
     void (*pack)(int64_t outputs, int64_t inputs, const void *weight, void *packed);
     void (*pack_int8)(int64_t outputs, int64_t inputs, const int8_t *weight, void *packed, float *sums);
-    int64_t largest_weight;
+    int64_t largest_weight, largest_sum, largest_half;
 } unit;
 
 /* The units in the order of their numbers: each processor that has one has those before it of its architecture and dtype. */
@@ -207,11 +212,11 @@ AT(index_select, count, 0); AT(index_select, indices, 1); AT(index_select, segme
 AT(index_select, x, 4); AT(index_select, x_row, 5); AT(index_select, x_segment, 6); AT(index_select, out, 7);
 AT(index_select, out_row, 8); AT(index_select, out_segment, 9); LENGTH(index_select, 10);
 AT(quantize, rows, 0); AT(quantize, width, 1); AT(quantize, x, 2); AT(quantize, codes, 5); AT(quantize, block_stride, 6);
-AT(quantize, steps, 7); AT(quantize, zeros, 8); LENGTH(quantize, 9);
+AT(quantize, steps, 7); AT(quantize, zeros, 8); AT(quantize, halves, 9); LENGTH(quantize, 10);
 AT(gemm, rows, 0); AT(gemm, steps, 1); AT(gemm, outputs, 2); AT(gemm, x, 3); AT(gemm, block_stride, 4);
 AT(gemm, packed, 5); AT(gemm, bias, 6); AT(gemm, residual, 7); AT(gemm, out, 10); AT(gemm, epilogue, 13);
 AT(gemm, scales, 14); AT(gemm, sums, 15); AT(gemm, row_steps, 16); AT(gemm, row_zeros, 17);
-LENGTH(gemm, 18);
+AT(gemm, halves, 18); LENGTH(gemm, 19);
 AT(attention, run_count, 0); AT(attention, runs, 1); AT(attention, blocks, 2); AT(attention, heads, 3);
 AT(attention, kv_heads, 4); AT(attention, head_dim, 5); AT(attention, q, 6); AT(attention, k, 9); AT(attention, v, 12);
 AT(attention, causal, 15); DOUBLE_AT(attention, scale, 16); AT(attention, out, 17); LENGTH(attention, 20);

@@ -10,5 +10,7 @@
         .attention_bytes = attention_bytes,                                                                           \
         .pack = pack_weight,                                                                                          \
         .pack_int8 = pack_int8_weight,                                                                                \
-        .largest_weight = LARGEST_WEIGHT,                                                                               \
+        .largest_weight = LARGEST_WEIGHT,                                                                             \
+        .largest_sum = LARGEST_SUM,                                                                                   \
+        .largest_half = LARGEST_HALF,                                                                                 \
     }
