@@ -66,7 +66,7 @@ def together(server: tuple[str, Reranker, Faulty], path: str) -> tuple[requests.
     faulty.gate.clear()
     with ThreadPoolExecutor(20) as pool:
         first = pool.submit(call, QUICK)
-        until(lambda: reranker.load().waiting == 0 and not first.done() and len(reranker._engine._in_hand) == 1)
+        until(lambda: reranker.load().waiting == 0 and not first.done() and len(reranker._engine._computing) == 1)
         bad = pool.submit(call, BAD if path != "/tei/rerank" else {"query": "bad", "texts": BAD["documents"]}, path)
         others = [pool.submit(call, body) for body in OTHERS]
         until(lambda: reranker.load().waiting == 3 + 2 * len(OTHERS))

@@ -19,10 +19,9 @@ STALE = 64
 
 @dataclass(eq=False)
 class Job:
-    """A submitted group: `taken` documents are in a batch or done, and `logits` has the logits of the done ones.
+    """A submitted group: `taken` documents are in a batch or done, and `logits` has the logits of the done documents.
 
-    started: whether a batch has taken any
-
+    started: whether a batch has taken a document
     on_progress: called from the worker thread with the number of documents that a batch has just scored
     stages: how long the job waited for its first batch (`queue`) and each of its batches took (`model`)
     cost: tokens to compute for the documents that no batch has taken, the prefix included
@@ -167,7 +166,7 @@ class Batcher:
         not again and again for the few that fit beside it. Only there is a batch larger than the budget.
         """
         batch = self._take_shortest(self.budget // 2)
-        left = self.budget - sum(piece.cost for piece in batch)
+        tokens_left = self.budget - sum(piece.cost for piece in batch)
         first = True
         while self._jobs:
             job = next(iter(self._jobs))
@@ -175,7 +174,7 @@ class Batcher:
                 self.drop(job)
                 continue
             self._count(job, -1)
-            piece = job.take(max(left, len(job.group.prefix) + left // 2) if first else left)
+            piece = job.take(max(tokens_left, len(job.group.prefix) + tokens_left // 2) if first else tokens_left)
             if first and piece is None:
                 piece = job.take_one()
             if job.waiting:
@@ -186,7 +185,7 @@ class Batcher:
             if piece is None:
                 break
             batch.append(piece)
-            left -= piece.cost
+            tokens_left -= piece.cost
             first = False
             if job.waiting:
                 break
@@ -226,5 +225,5 @@ class Batcher:
     def _remove(self, job: Job) -> None:
         del self._jobs[job]
         if len(self._shortest) > 2 * len(self._jobs) + STALE:
-            self._shortest = [(one.cost, arrival, one) for one, arrival in self._jobs.items()]
+            self._shortest = [(waiting_job.cost, arrival, waiting_job) for waiting_job, arrival in self._jobs.items()]
             heapify(self._shortest)

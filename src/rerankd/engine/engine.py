@@ -70,11 +70,11 @@ class Engine:
         self._closed = False
         self._dead: EngineDead | None = None
         self._hung = False
-        self._in_hand: list[Slice] = []
-        self._known: PromptGroup | None = None
+        self._computing: list[Slice] = []
+        self._scored_group: PromptGroup | None = None
         self._landed = 0.0
         self._batches, self._tokens, self._seconds = 0, 0, 0.0
-        self._last: deque[tuple[int, float]] = deque(maxlen=RATED_BATCHES)
+        self._recent: deque[tuple[int, float]] = deque(maxlen=RATED_BATCHES)
         self._watchdog = None if timeout is None else Watchdog(timeout, self._hangs)
         self._worker = threading.Thread(target=self._run, name="rerankd-engine", daemon=True)
         self._worker.start()
@@ -82,7 +82,7 @@ class Engine:
     def load(self) -> EngineLoad:
         """The present load of the engine, and its work since its start."""
         with self._wake:
-            tokens, seconds = (sum(values) for values in zip(*self._last, strict=True)) if self._last else (0, 0.0)
+            tokens, seconds = (sum(values) for values in zip(*self._recent, strict=True)) if self._recent else (0, 0.0)
             return EngineLoad(
                 waiting=self._batcher.documents,
                 batches=self._batches,
@@ -90,7 +90,7 @@ class Engine:
                 seconds=self._seconds,
                 waiting_requests=len(self._batcher),
                 waiting_tokens=self._batcher.tokens,
-                running=len({piece.job for piece in self._in_hand}),
+                running=len({piece.job for piece in self._computing}),
                 rate=tokens / seconds if seconds else 0.0,
                 most=self._budget.tokens,
             )
@@ -176,7 +176,7 @@ class Engine:
         with self._wake:
             self._dead = self._dead or error
             self._closed = True
-            jobs = [*self._batcher.drain(), *(piece.job for piece in self._in_hand)]
+            jobs = [*self._batcher.drain(), *(piece.job for piece in self._computing)]
             self._wake.notify()
         for job in jobs:
             job.fail(_again(self._dead))
@@ -184,7 +184,7 @@ class Engine:
     def _run(self) -> None:
         try:
             self._serve()
-        except BaseException as error:  # whatever it is, nobody must wait for a thread that is gone
+        except BaseException as error:  # after any error: no caller may wait for a thread that has ended
             log.critical("The engine has failed and is given up", exc_info=True)
             dead = error if isinstance(error, EngineDead) else EngineDead("The engine's thread failed.")
             dead.__cause__ = dead.__cause__ or (None if dead is error else error)
@@ -200,9 +200,9 @@ class Engine:
                     return
                 self._batcher.budget = self._budget.tokens
                 batch = [] if self._closed else self._batcher.next_batch()
-                self._in_hand = [*(piece for flight in flights for piece in flight.batch), *batch]
+                self._computing = [*(piece for flight in flights for piece in flight.batch), *batch]
             if batch:
-                self._taken(batch)
+                self._record_waiting(batch)
                 if self._in_flight == 1:
                     self._score(batch)
                 else:
@@ -210,12 +210,12 @@ class Engine:
             if flights and (len(flights) == self._in_flight or not batch):
                 self._land(flights.popleft())
             if not flights:
-                self._in_hand = []
+                self._computing = []
             if not awake or perf_counter() - trimmed >= SECONDS_BETWEEN_TRIMS:
                 trimmer.look()
                 trimmed = perf_counter()
 
-    def _taken(self, batch: Sequence[Slice]) -> None:
+    def _record_waiting(self, batch: Sequence[Slice]) -> None:
         now = perf_counter()
         for piece in batch:
             if not piece.job.started:
@@ -250,9 +250,9 @@ class Engine:
         began = max(flight.began, self._landed)
         self._landed = perf_counter()
         self._budget.fitted()
-        for piece, own in zip(flight.batch, self._done(flight.batch, began, logits), strict=True):
-            self._known = self._known or piece.group
-            self._deliver(piece.job, own)
+        for piece, piece_logits in zip(flight.batch, self._done(flight.batch, began, logits), strict=True):
+            self._scored_group = self._scored_group or piece.group
+            self._deliver(piece.job, piece_logits)
 
     def _score(self, batch: Sequence[Slice]) -> None:
         good = False
@@ -262,7 +262,7 @@ class Engine:
                 failed.append((piece.job, outcome))
             else:
                 good = True
-                self._known = self._known or piece.group
+                self._scored_group = self._scored_group or piece.group
                 self._deliver(piece.job, outcome)
         if failed and not good:
             self._probe()
@@ -271,16 +271,16 @@ class Engine:
 
     def _probe(self) -> None:
         """Score again a prompt that was scored once. Raises EngineDead where that fails: no request is at fault."""
-        if self._known is None:
+        if self._scored_group is None:
             return
-        for left in reversed(range(PROBES)):
+        for attempts_left in reversed(range(PROBES)):
             try:
-                if all(map(math.isfinite, self._logits([self._known]))):
+                if all(map(math.isfinite, self._logits([self._scored_group]))):
                     return
                 raise EngineError(NOT_FINITE)
             except Exception as error:
                 log.exception("The model fails on prompts that it scored before")
-                if not left:
+                if not attempts_left:
                     raise EngineDead("The model fails on prompts that it scored before.") from error
             self._free()
             time.sleep(PROBE_SECONDS)
@@ -296,14 +296,14 @@ class Engine:
             self._batches += 1
             self._tokens += tokens
             self._seconds += took
-            self._last.append((tokens, took))
-        own = []
+            self._recent.append((tokens, took))
+        per_slice = []
         for piece in batch:
             piece.job.stages.append(Stage("model", began, took))
             count = len(piece.group.suffixes) * piece.group.values
-            own.append(logits[:count])
+            per_slice.append(logits[:count])
             logits = logits[count:]
-        return own
+        return per_slice
 
     def _logits(self, groups: Sequence[PromptGroup]) -> list[float]:
         return self._compute(partial(self._computed, pack(groups, self.model.shares_prefix, self.device)))

@@ -27,15 +27,15 @@ class Flight:
 
     @classmethod
     def of(cls, batch: Sequence[Slice], began: float, logits: Tensor) -> Flight:
-        """logits: on the device, enqueued"""
+        """The flight of a launched batch. logits: on the device, where their computation is queued"""
         if logits.device.type == "cpu":
             return cls(batch, began, logits)
-        # The copy stands in the queue before the next batch's work, so that it does not wait for that.
-        there = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
-        there.copy_(logits, non_blocking=True)
+        # The copy is queued before the next batch's work, so it does not wait for that work.
+        on_host = torch.empty(logits.shape, dtype=logits.dtype, pin_memory=True)
+        on_host.copy_(logits, non_blocking=True)
         landed = torch.Event(logits.device)
         landed.record()
-        return cls(batch, began, there, landed)
+        return cls(batch, began, on_host, landed)
 
     def result(self) -> list[float] | None:
         """Wait for the logits; None for a launch that failed. Raises the error of the device's work."""

@@ -30,17 +30,17 @@ def pack(groups: Sequence[PromptGroup], shares_prefix: bool, device: torch.devic
     ]
     if any(segment.token_types and any(segment.token_types) for segment in segments):
         rows.append(segment.token_types or bytes(len(segment)) for segment in segments)
-    # One call makes all of it: of few tokens, each function of numpy takes longer than its work.
+    # One call converts all values: for few tokens, calling a function of numpy takes longer than its work.
     values = numpy.fromiter(chain.from_iterable(chain.from_iterable(rows)), dtype=numpy.int64)
     tensors = torch.from_numpy(values.reshape(len(rows), sum(lengths)))
     if device.type == "cuda":
         # From pinned memory the copy does not wait for the batch before.
         tensors = tensors.pin_memory()
-    token_ids, positions_there, *token_types = tensors.to(device, non_blocking=True).unbind()
+    token_ids, positions, *token_types = tensors.to(device, non_blocking=True).unbind()
     spans = iter(map(Span, [0, *stops], stops))
     return PackedBatch(
         token_ids=token_ids,
-        positions=positions_there,
+        positions=positions,
         token_types=token_types[0] if token_types else None,
         groups=tuple(
             PackedGroup(

@@ -83,11 +83,11 @@ def scored(
                 log.warning("A batch of %d requests failed and is tried by halves: %r", len(part), error)
         else:
             budget.fitted()
-            finite = [all(map(math.isfinite, own)) for own in logits]
+            finite = [all(map(math.isfinite, piece_logits)) for piece_logits in logits]
             again = []
-            for piece, own, good in zip(part, logits, finite, strict=True):
-                if good:
-                    yield piece, own
+            for piece, piece_logits, is_finite in zip(part, logits, finite, strict=True):
+                if is_finite:
+                    yield piece, piece_logits
                 elif len(part) > 1:
                     again.append([piece])
                 else:
@@ -129,11 +129,11 @@ def _documents_halved(part: Sequence[Slice]) -> list[list[Slice]]:
         return []
     first: list[Slice] = []
     second: list[Slice] = []
-    left = (count + 1) // 2
+    documents_left = (count + 1) // 2
     for piece in part:
-        own = min(left, len(piece.group.suffixes))
-        left -= own
-        before, after = piece.split(own)
+        documents = min(documents_left, len(piece.group.suffixes))
+        documents_left -= documents
+        before, after = piece.split(documents)
         first += [before] if before else []
         second += [after] if after else []
     return [first, second]

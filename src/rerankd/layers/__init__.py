@@ -1,1 +1,1 @@
-"""What a transformer is, as data: layer specifications, rotary arithmetic, and which packed rows attend to which."""
+"""Transformers as data: layer specifications, rotary arithmetic, and which packed rows attend to which."""

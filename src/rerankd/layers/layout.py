@@ -52,8 +52,8 @@ class AttentionLayout:
         """`make(self)`: a backend's own form of the layout. It is made once for all layers."""
         if make not in self._derived:
             self._derived[make] = make(self)
-        found: T = self._derived[make]
-        return found
+        form: T = self._derived[make]
+        return form
 
 
 def causal_layout(groups: Sequence[PackedGroup]) -> AttentionLayout:
@@ -74,7 +74,9 @@ def separate_layout(
     unseen: the number of a span's last rows that are no keys
     """
     keys = [Span(span.start, span.stop - unseen.get(span, 0)) for span in spans]
-    return AttentionLayout(tuple(Block(span, NOTHING, own, 0) for span, own in zip(spans, keys, strict=True)), causal)
+    return AttentionLayout(
+        tuple(Block(span, NOTHING, key_span, 0) for span, key_span in zip(spans, keys, strict=True)), causal
+    )
 
 
 def kept_layout(layout: AttentionLayout, rows: Sequence[int]) -> AttentionLayout:
@@ -86,6 +88,6 @@ def kept_layout(layout: AttentionLayout, rows: Sequence[int]) -> AttentionLayout
     blocks = []
     for i, row in enumerate(rows):
         block = layout.blocks[bisect_right(starts, row) - 1]
-        own = Span(block.own.start, row + 1) if layout.causal else block.own
-        blocks.append(Block(Span(i, i + 1), block.shared, own, block.first + row - block.query.start))
+        own_keys = Span(block.own.start, row + 1) if layout.causal else block.own
+        blocks.append(Block(Span(i, i + 1), block.shared, own_keys, block.first + row - block.query.start))
     return AttentionLayout(tuple(blocks), layout.causal)

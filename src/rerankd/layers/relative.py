@@ -30,8 +30,8 @@ class Disentangled:
 
     def rows(self, distances: Tensor) -> Tensor:
         """The rows, int64, of int64 distances (position of the query minus position of the key)."""
-        found = distances if self.farthest is None else self._on_scale(distances, self.farthest)
-        return (found + self.span).clamp(0, 2 * self.span - 1)
+        offsets = distances if self.farthest is None else self._on_scale(distances, self.farthest)
+        return (offsets + self.span).clamp(0, 2 * self.span - 1)
 
     def _on_scale(self, distances: Tensor, farthest: int) -> Tensor:
         near = self.span // 2

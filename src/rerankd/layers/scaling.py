@@ -101,8 +101,8 @@ class Rope:
         if yarn.attention_factor is not None:
             return yarn.attention_factor
         if yarn.mscale is not None:
-            own, all_dims = yarn.mscale
-            return _mscale(yarn.factor, own) / _mscale(yarn.factor, all_dims)
+            mscale, all_dims = yarn.mscale
+            return _mscale(yarn.factor, mscale) / _mscale(yarn.factor, all_dims)
         return _mscale(yarn.factor, 1.0)
 
 

@@ -1,8 +1,8 @@
-"""Tensor parallelism: the part of every layer that a process has (Shoeybi et al., 2019).
+"""Tensor parallelism: the part of every layer that a process computes (Shoeybi et al., 2019).
 
 The linear layers that read hidden states are split by outputs: queries, keys and values by heads, the first of an MLP
-by its inner width. Those that write hidden states are split by the same values, which are their inputs, so that the
-parts of all processes sum up to what the layer adds. Norms and embeddings are whole everywhere.
+by its inner width. The linear layers that write hidden states are split by inputs, in the same way, so that the outputs
+of all processes sum up to the output of the layer. Every process has all norms and embeddings.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Shard:
         kv_heads = spec.kv_heads or spec.heads
         if kv_heads >= self.size:
             return self._part(kv_heads)
-        own = self.rank * kv_heads // self.size
-        return slice(own, own + 1)
+        head = self.rank * kv_heads // self.size
+        return slice(head, head + 1)
 
     def mlp(self, spec: LayerSpec) -> slice:
         """The inner values of the MLP in this part."""
@@ -69,8 +69,8 @@ class Shard:
         return tuple(values[self.heads(spec)])
 
     def _part(self, count: int) -> slice:
-        each = count // self.size
-        return slice(self.rank * each, (self.rank + 1) * each)
+        part_size = count // self.size
+        return slice(self.rank * part_size, (self.rank + 1) * part_size)
 
 
 WHOLE = Shard()

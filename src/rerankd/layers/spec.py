@@ -170,7 +170,7 @@ class TransformerWeights(Protocol):
 
     @property
     def embedding(self) -> EmbeddingWeights | None:
-        """None for a transformer whose input is no tokens."""
+        """The tables of the input tokens; None for a transformer whose input is not tokens."""
         ...
 
     @property
