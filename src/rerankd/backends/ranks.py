@@ -13,11 +13,11 @@ from rerankd.layers.shard import WHOLE, Shard
 
 
 class Ranks:
-    """This process among those of its model.
+    """The place of this process among the processes that compute its model.
 
-    The group of processes is one of its own, and not the process' default one, which is the caller's.
+    The process group is separate from the default group of torch.distributed, which belongs to the caller.
 
-    sums: how often values were summed; in processes that compute the same, the same number
+    sums: the number of sums so far; it is equal in processes that compute the same batches
     """
 
     def __init__(self, shard: Shard = WHOLE) -> None:
@@ -28,9 +28,9 @@ class Ranks:
     def join(self, folder: Path, device: torch.device) -> None:
         """Meet the other processes, by a file in `folder`, which must stay until all have ended.
 
-        NCCL carries what lies on a CUDA device, gloo what lies in memory, over the loopback interface.
+        NCCL carries tensors on CUDA devices. gloo carries tensors in memory, over the loopback interface.
         """
-        # What these classes have, their declarations do not.
+        # The type declarations of torch lack the attributes of these classes.
         c10d: Any = torch.distributed
         store = c10d.FileStore(str(folder / "ranks"), self.shard.size)
         if device.type == "cuda":

@@ -110,7 +110,7 @@ def place(
     backend: "auto", or one of BACKENDS that alone may run the model
     shard: the part of each layer that this process has; on CUDA each part has a device of its own
 
-    Raises ModelError for what the machine does not have.
+    Raises ModelError for a choice that is unknown, or that the machine does not support.
     """
     if backend not in BACKENDS:
         raise ModelError(f"The backend {backend!r} is unknown; choose {', '.join(BACKENDS)}.")
@@ -141,27 +141,27 @@ def replica_devices(names: str, replicas: int | None) -> tuple[str, ...]:
     A device without an index stands for the first ones of its kind, as many as there are replicas. Raises ModelError
     for devices that the machine does not have.
     """
-    named = [name.strip() for name in names.split(",")]
-    count = len(named) if replicas is None else replicas
+    device_names = [name.strip() for name in names.split(",")]
+    count = len(device_names) if replicas is None else replicas
     if count < 1:
         raise ModelError(f"The data parallel size must be at least 1, not {count}.")
-    if count % len(named):
+    if count % len(device_names):
         raise ModelError(
-            f"{count} replicas cannot share out {len(named)} devices evenly; give --data-parallel-size a multiple of "
-            f"{len(named)}, or leave it out."
+            f"{count} replicas cannot share out {len(device_names)} devices evenly; give --data-parallel-size a "
+            f"multiple of {len(device_names)}, or leave it out."
         )
     if count == 1:
         return (names,)
-    devices = [_device(name) for name in named]
+    devices = [_device(name) for name in device_names]
     kinds = {device.type for device in devices}
     if len(kinds) > 1:
         raise ModelError(f"Replicas run on devices of one kind, not on {names}.")
     kind = kinds.pop()
     if kind != "cpu" and all(device.index is None for device in devices):
-        there = torch.get_device_module(kind).device_count()
-        if count > there:
+        available = torch.get_device_module(kind).device_count()
+        if count > available:
             raise ModelError(
-                f"{count} replicas need as many {kind} devices; this machine has {there}. To share one, give "
+                f"{count} replicas need as many {kind} devices; this machine has {available}. To share one, give "
                 f"--device {kind}:0."
             )
         return tuple(f"{kind}:{index}" for index in range(count))
@@ -169,7 +169,7 @@ def replica_devices(names: str, replicas: int | None) -> tuple[str, ...]:
 
 
 def alone(device: str) -> tuple[str, dict[str, str]]:
-    """A device as a process names it that is shown no other GPU, and the variables of such a process."""
+    """The name of a device in a process that sees no other GPU, and the environment variables of that process."""
     kind, _, index = device.partition(":")
     if kind != "cuda" or not index:
         return device, {}
@@ -194,34 +194,34 @@ def limit_memory(device: torch.device, share: float) -> None:
 def _backends(
     device: torch.device, dtype: torch.dtype, quantization: str | None, backend: str, ranks: Ranks
 ) -> tuple[Backend, ...]:
-    plain = TorchBackend(device, dtype, ranks=ranks)
+    torch_backend = TorchBackend(device, dtype, ranks=ranks)
     if quantization is not None:
         _expect_quantization(quantization, device, backend)
     if backend == "torch":
-        return (plain,)
+        return (torch_backend,)
     if device.type == "cpu" and ranks.shard.size == 1:
         from rerankd.backends.cpu.backend import CpuBackend
 
-        return CpuBackend(dtype, quantization), plain
+        return CpuBackend(dtype, quantization), torch_backend
     if device.type == "cuda":
         from rerankd.backends.cuda.backend import cuda_backend
 
-        return cuda_backend(device, dtype, quantization, ranks), plain
+        return cuda_backend(device, dtype, quantization, ranks), torch_backend
     if device.type == "npu":
         from rerankd.backends.npu.attention import npu_backend
 
-        return npu_backend(device, dtype, ranks), plain
-    return (plain,)
+        return npu_backend(device, dtype, ranks), torch_backend
+    return (torch_backend,)
 
 
 def _expect_quantization(quantization: str, device: torch.device, backend: str) -> None:
     if quantization not in QUANTIZATIONS:
         raise ModelError(f"The quantization {quantization!r} is unknown; choose auto, {', '.join(QUANTIZATIONS)}.")
-    wanted = QUANTIZATIONS[quantization]
-    if device.type != wanted or backend == "torch":
+    required = QUANTIZATIONS[quantization]
+    if device.type != required or backend == "torch":
         raise ModelError(
-            f"{quantization} is for the backend {wanted}; leave the quantization out, or choose --device {wanted} and "
-            f"--backend {wanted}."
+            f"{quantization} is for the backend {required}; leave the quantization out, or choose --device {required} "
+            f"and --backend {required}."
         )
     if quantization == "fp8":
         from rerankd.backends.cuda.backend import expect_fp8

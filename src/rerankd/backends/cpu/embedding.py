@@ -43,20 +43,20 @@ class NormedEmbedding:
         IndexError for an index outside of its table, which the kernels raise when the operation is computed.
         """
         types = None if tokens.types is None else tokens.types[rows]
-        own = Tokens(tokens.ids[rows], tokens.positions[rows], types)
+        tile_tokens = Tokens(tokens.ids[rows], tokens.positions[rows], types)
         if self.kernels is None or self._fused is None:
-            x = embed(own, self.weights, self.spec)
+            x = embed(tile_tokens, self.weights, self.spec)
             out.float32.copy_(x)
             if out.rounded is not out.float32:
                 out.rounded.copy_(x)
             return
         w = self._fused
-        tables = ((w.words, own.ids), (w.positions, own.positions), (w.types, own.types))
+        tables = ((w.words, tile_tokens.ids), (w.positions, tile_tokens.positions), (w.types, tile_tokens.types))
         self.kernels.embed_layer_norm(tables, w.norm, w.bias, w.eps, out.float32, out.rounded)
 
 
 def _fused(spec: TransformerSpec, w: EmbeddingWeights) -> _Fused | None:
-    """None for embeddings for which the kernels have no operation."""
+    """The weights for the kernels' operation; None for embeddings that the kernels do not support."""
     norm = spec.embedding_norm
     if w.positions is None or w.types is None or spec.embedding_scale != 1.0 or norm is None or norm.kind != "layer":
         return None

@@ -36,7 +36,7 @@ def in_micro_batches(layout: AttentionLayout, rows: int | None) -> tuple[MicroBa
     The documents of a prefix are divided only among micro-batches that begin with the prefix, since only the front of
     the buffer is kept.
     """
-    found: list[MicroBatch] = []
+    batches: list[MicroBatch] = []
     blocks = layout.blocks
     first, end = 0, 0
     while first < len(blocks):
@@ -49,9 +49,9 @@ def in_micro_batches(layout: AttentionLayout, rows: int | None) -> tuple[MicroBa
         if stop < len(blocks):
             stop = _before_cut_prefix(blocks, start, stop)
         end = _end(blocks[stop - 1])
-        found.append(_micro_batch(layout, blocks[first:stop], start, end, kept))
+        batches.append(_micro_batch(layout, blocks[first:stop], start, end, kept))
         first = stop
-    return tuple(found)
+    return tuple(batches)
 
 
 def _end(block: Block) -> int:
@@ -95,11 +95,11 @@ def _micro_batch(layout: AttentionLayout, blocks: Sequence[Block], start: int, e
         return Block(query, shared, moved(block.own), block.first)
 
     # Blocks from the first row on stay where they are.
-    own = map(placed, blocks) if start or first_query else blocks
+    placed_blocks = map(placed, blocks) if start or first_query else blocks
     return MicroBatch(
         keys=slice(start, end),
         queries=slice(first_query, blocks[-1].query.stop),
         kept=kept,
         key_count=kept + end - start,
-        layout=AttentionLayout(tuple(own), layout.causal),
+        layout=AttentionLayout(tuple(placed_blocks), layout.causal),
     )

@@ -37,17 +37,19 @@ def _parts(value: object, name: str, seen: set[int], in_part: bool) -> Iterator[
     is_part = hasattr(value, "kernels")
     if is_part:
         yield cast(LayerPart, value)
-    for inner, held in _held(value, name):
-        yield from _parts(held, inner, seen, in_part or is_part)
+    for inner_name, inner_value in _references(value, name):
+        yield from _parts(inner_value, inner_name, seen, in_part or is_part)
 
 
-def _held(value: object, name: str) -> Iterator[tuple[str, object]]:
+def _references(value: object, name: str) -> Iterator[tuple[str, object]]:
     """The names and the values of all that a value refers to."""
     if isinstance(value, Mapping):
-        yield from ((f"{name}[{key!r}]", held) for key, held in value.items())
+        yield from ((f"{name}[{key!r}]", item) for key, item in value.items())
     elif isinstance(value, (Sequence, Set)):
-        yield from ((f"{name}[{i}]", held) for i, held in enumerate(value))
+        yield from ((f"{name}[{i}]", item) for i, item in enumerate(value))
     else:
         slots = (slot for kind in type(value).__mro__ for slot in getattr(kind, "__slots__", ()))
         attributes = [*slots, *getattr(value, "__dict__", ())]
-        yield from ((f"{name}.{one}", getattr(value, one)) for one in attributes if hasattr(value, one))
+        yield from (
+            (f"{name}.{attribute}", getattr(value, attribute)) for attribute in attributes if hasattr(value, attribute)
+        )

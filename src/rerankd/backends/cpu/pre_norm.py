@@ -44,21 +44,21 @@ class PreNormLayer:
         out = x if keep is None else runtime.index_select(x, keep)
         for batch in batches:
             batch_queries = queries[slice(batch.layout.query_rows)]
-            for rows, own in runtime.row_tiles_of(batch.keys, spec.mlp):
-                new = slice(batch.kept + own.start, batch.kept + own.stop)
-                own_rotation = rotation and rotation.rows(rows)
+            for rows, in_batch in runtime.row_tiles_of(batch.keys, spec.mlp):
+                new = slice(batch.kept + in_batch.start, batch.kept + in_batch.stop)
+                row_rotation = rotation and rotation.rows(rows)
                 normed = self.attention_norm.rows(x[rows])
                 self.key_value(normed, out=keys_values[new])
-                self.key_norm_rope(keys[new], own_rotation, out=keys[new])
+                self.key_norm_rope(keys[new], row_rotation, out=keys[new])
                 if keep is None:
-                    self.query_norm_rope.project(self.query, normed, own_rotation, out=queries[own])
+                    self.query_norm_rope.project(self.query, normed, row_rotation, out=queries[in_batch])
             if keep is not None:
-                own_rotation = rotation and rotation.rows(keep[batch.queries])
+                row_rotation = rotation and rotation.rows(keep[batch.queries])
                 normed = self.attention_norm.rows(out[batch.queries])
-                self.query_norm_rope.project(self.query, normed, own_rotation, out=batch_queries)
+                self.query_norm_rope.project(self.query, normed, row_rotation, out=batch_queries)
             attended = runtime.attend(batch_queries, keys, values, spec, batch.layout)
-            for rows, own in runtime.row_tiles_of(batch.queries, spec.mlp):
-                inner = self.out.with_residual(attended[own], out[rows], out=out[rows])
+            for rows, in_batch in runtime.row_tiles_of(batch.queries, spec.mlp):
+                inner = self.out.with_residual(attended[in_batch], out[rows], out=out[rows])
                 normed = self.mlp_norm.rows(inner)
                 activated = (
                     self.up.with_gate(normed) if spec.gated else self.up.with_activation(normed, spec.activation)

@@ -114,9 +114,9 @@ Rows: TypeAlias = Tensor | BlockedTensor
 """Rows [rows, width] in the model's dtype."""
 
 
-def columns(x: Rows, wanted: slice) -> Rows:
+def columns(x: Rows, selection: slice) -> Rows:
     """Some of the columns, as a view."""
-    return x.columns(wanted) if isinstance(x, BlockedTensor) else x[:, wanted]
+    return x.columns(selection) if isinstance(x, BlockedTensor) else x[:, selection]
 
 
 def index_add(x: Rows, rows: Tensor, addend: Tensor) -> None:

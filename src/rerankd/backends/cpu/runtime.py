@@ -96,5 +96,5 @@ class Runtime:
 
     def row_tiles_of(self, rows: slice, width: int) -> Iterator[tuple[slice, slice]]:
         """The row tiles of some rows: each tile's indices among all rows, and among the given ones."""
-        for own in self.row_tiles(rows.stop - rows.start, width):
-            yield slice(rows.start + own.start, rows.start + own.stop), own
+        for tile in self.row_tiles(rows.stop - rows.start, width):
+            yield slice(rows.start + tile.start, rows.start + tile.stop), tile

@@ -35,8 +35,8 @@ class PostNormTransformer:
         assert weights.embedding is not None, "an encoder reads tokens"
         self.embedding = NormedEmbedding(spec, weights.embedding, runtime.kernels)
         self.layers = [
-            post_norm_layer(own, read, runtime, i)
-            for i, (own, read) in enumerate(zip(spec.layers, weights.layers(), strict=True))
+            post_norm_layer(layer_spec, layer_weights, runtime, i)
+            for i, (layer_spec, layer_weights) in enumerate(zip(spec.layers, weights.layers(), strict=True))
         ]
         self._all_but_last = Layers(self.layers, runtime)
 
@@ -63,22 +63,28 @@ class PostNormTransformer:
             if embeds:
                 states = self._first(x, batches)
             self._all_but_last.through(
-                lambda layer: [layer(own, batch.layout) for own, batch in zip(states, batches, strict=True)]
+                lambda layer: [
+                    layer(batch_states, batch.layout) for batch_states, batch in zip(states, batches, strict=True)
+                ]
             )
             final = self.layers[-1]
-            states = [final(own, own_layout, rows) for own, (own_layout, rows) in zip(states, last, strict=True)]
-        return torch.cat([to_dense(own.float32) for own in states]) if states else torch.empty(0, self.spec.hidden)
+            states = [
+                final(batch_states, last_layout, rows)
+                for batch_states, (last_layout, rows) in zip(states, last, strict=True)
+            ]
+        rows_of_batches = [to_dense(batch_states.float32) for batch_states in states]
+        return torch.cat(rows_of_batches) if rows_of_batches else torch.empty(0, self.spec.hidden)
 
     def _first(self, x: Tokens | Tensor, batches: Sequence[MicroBatch]) -> list[States]:
         """The first layer's input of each micro-batch."""
         if isinstance(x, Tensor):
             return [States.of(x[batch.keys].float(), self.runtime) for batch in batches]
-        found = []
+        states = []
         for batch in batches:
             rows = batch.keys
-            found.append(States.empty(rows.stop - rows.start, self.spec.hidden, self.runtime))
-            self.embedding(x, rows, found[-1])
-        return found
+            states.append(States.empty(rows.stop - rows.start, self.spec.hidden, self.runtime))
+            self.embedding(x, rows, states[-1])
+        return states
 
 
 class PreNormTransformer:
@@ -90,8 +96,8 @@ class PreNormTransformer:
         self.embedding = weights.embedding
         self.final_norm = weights.final_norm
         self.layers = [
-            pre_norm_layer(own, read, runtime, i)
-            for i, (own, read) in enumerate(zip(spec.layers, weights.layers(), strict=True))
+            pre_norm_layer(layer_spec, layer_weights, runtime, i)
+            for i, (layer_spec, layer_weights) in enumerate(zip(spec.layers, weights.layers(), strict=True))
         ]
         self._all_but_last = Layers(self.layers, runtime)
 
@@ -178,7 +184,7 @@ def pre_norm_layer(spec: LayerSpec, weights: LayerWeights, runtime: Runtime, ind
 
 def _linears(spec: LayerSpec, weights: LayerWeights, runtime: Runtime, index: int) -> dict[LinearName, Linear]:
     names = quantized(spec, index)
-    own: dict[LinearName, Affine] = {
+    affines: dict[LinearName, Affine] = {
         "query": weights.query,
         "key_value": weights.key_value,
         "out": weights.out,
@@ -187,7 +193,7 @@ def _linears(spec: LayerSpec, weights: LayerWeights, runtime: Runtime, index: in
     }
     return {
         name: (runtime.linear if name in names else runtime.precise_linear)(affine.weight, affine.bias)
-        for name, affine in own.items()
+        for name, affine in affines.items()
     }
 
 
@@ -215,5 +221,5 @@ def _norm_rope(spec: LayerSpec, weights: Affine | None, runtime: Runtime) -> Nor
 def _kept(batches: Sequence[MicroBatch], keep: Sequence[int]) -> Iterator[tuple[AttentionLayout, Tensor]]:
     """For each micro-batch: the layout of its kept rows, and the indices of these rows."""
     for batch in batches:
-        own = [row - batch.keys.start for row in keep if batch.keys.start <= row < batch.keys.stop]
-        yield kept_layout(batch.layout, own), torch.tensor(own, dtype=torch.int64)
+        kept_rows = [row - batch.keys.start for row in keep if batch.keys.start <= row < batch.keys.stop]
+        yield kept_layout(batch.layout, kept_rows), torch.tensor(kept_rows, dtype=torch.int64)

@@ -45,16 +45,18 @@ class Sequences:
     @classmethod
     def of(cls, queries: Sequence[Span], keys: Sequence[Span], query_rows: int, device: torch.device) -> Sequences:
         """On `device`: two copies from the host, of rows and of lengths. `query_rows` counts all rows of queries."""
-        asked, seen = _rows(queries), _rows(keys)
-        if asked is None and queries[-1].stop != query_rows:
-            asked = list(range(queries[-1].stop))
-        rows = torch.tensor([*(asked or ()), *(seen or ())], dtype=torch.int64).to(device, non_blocking=True)
-        cut = len(asked or ())
+        gathered_queries, gathered_keys = _rows(queries), _rows(keys)
+        if gathered_queries is None and queries[-1].stop != query_rows:
+            gathered_queries = list(range(queries[-1].stop))
+        rows = torch.tensor([*(gathered_queries or ()), *(gathered_keys or ())], dtype=torch.int64).to(
+            device, non_blocking=True
+        )
+        cut = len(gathered_queries or ())
         lengths = torch.tensor([[0, *map(len, queries)], [0, *map(len, keys)]], dtype=torch.int32)
         cumulative = lengths.cumsum(1, dtype=torch.int32).to(device, non_blocking=True)
         return cls(
-            queries=None if asked is None else rows[:cut],
-            keys=None if seen is None else rows[cut:],
+            queries=None if gathered_queries is None else rows[:cut],
+            keys=None if gathered_keys is None else rows[cut:],
             cu_queries=cumulative[0],
             cu_keys=cumulative[1],
             most_queries=max(map(len, queries)),
@@ -79,9 +81,9 @@ class Planner:
     def __call__(self, layout: AttentionLayout) -> Plan:
         blocks, rows = layout.blocks, layout.query_rows
         queries, prefixes = [], []
-        for prefix, found in groupby(blocks, key=lambda block: block.shared):
+        for prefix, members in groupby(blocks, key=lambda block: block.shared):
             if len(prefix):
-                run = list(found)
+                run = list(members)
                 queries.append(Span(run[0].query.start, run[-1].query.stop))
                 prefixes.append(prefix)
         return Plan(
@@ -118,8 +120,8 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, runs: Sequences, scale: float, causa
     """Attention [queries, heads, head_dim] of the runs, and its log-sum-exps: float32 [queries, heads]."""
     queries = q if runs.queries is None else q.index_select(0, runs.queries)
     keys, values = (x if runs.keys is None else x.index_select(0, runs.keys) for x in (k, v))
-    # Before torch 2.13 the kernel takes fewer key heads without being told.
-    told: dict[str, Any] = {"enable_gqa": q.shape[1] != k.shape[1]} if _takes_gqa() else {}
+    # Before torch 2.13 the kernel needs no argument to take fewer key heads than query heads.
+    gqa: dict[str, Any] = {"enable_gqa": q.shape[1] != k.shape[1]} if _takes_gqa() else {}
     attended, lse = cast(
         "tuple[Tensor, Tensor]",
         varlen.varlen_attn(
@@ -133,10 +135,10 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, runs: Sequences, scale: float, causa
             return_aux=AuxRequest(lse=True),
             scale=scale,
             window_size=(-1, 0) if causal else (-1, -1),
-            **told,
+            **gqa,
         ),
     )
-    # The kernel gives them by heads first, whatever torch's documentation says.
+    # The kernel returns log-sum-exps by head, and not by query as torch's documentation says.
     return attended, lse.T if lse.shape == (q.shape[1], len(queries)) else lse
 
 
@@ -155,6 +157,6 @@ def _rows(spans: Sequence[Span]) -> list[int] | None:
     end = 0
     for span in spans:
         if span.start != end:
-            return [row for one in spans for row in range(one.start, one.stop)]
+            return [row for s in spans for row in range(s.start, s.stop)]
         end = span.stop
     return None

@@ -23,7 +23,7 @@ class NormRope(NamedTuple):
     """The norm and the rotation of each head of a query, before its product with keys.
 
     rotation: float32 [query rows, 1, pairs]; None for no rotation
-    weight, eps: of an RMSNorm; None for no norm
+    weight, eps: the parameters of an RMSNorm; a weight of None for no norm
     """
 
     rotation: Rotation | None = None
@@ -48,8 +48,8 @@ def flash_attention(
 
     q: [query rows, heads, head_dim]; k, v: [rows, kv_heads, head_dim]; only the last dimension must be contiguous, and
     heads must lie side by side
-    window: how far from its own place a row sees; None for all
-    slopes: of ALiBi, float32 [heads]
+    window: the largest distance between a query row and a key row that it attends to; None for any distance
+    slopes: the slopes of ALiBi, float32 [heads]
     norm_rope: the norm and rotation of q, which the kernel applies; k is normed and rotated already
     """
     exact = q.dtype == torch.float32

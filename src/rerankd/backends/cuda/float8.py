@@ -28,7 +28,7 @@ class Codes(NamedTuple):
 
     @classmethod
     def empty(cls, rows: int, width: int, device: torch.device) -> Codes:
-        """Unset."""
+        """Codes without values."""
         values = torch.empty((rows, width), dtype=FP8, device=device)
         return cls(values, torch.empty((rows, 1), dtype=torch.float32, device=device))
 

@@ -26,12 +26,15 @@ KEPT = (1, 8, 32, 128)
 
 Replay: TypeAlias = Callable[[], Tensor]
 Recorder: TypeAlias = Callable[[Callable[[], Tensor]], Replay]
-"""Runs a function of static tensors, and returns what does the same again and returns its result."""
+"""Runs a function of static tensors, and returns a function that repeats the same work and returns its result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a recorded forward is for. kept: 0 where all rows are asked for; coordinates: of a position, 0 for none"""
+    """The size of the batches that a recorded forward serves.
+
+    kept: rows of the last layer, 0 for all; coordinates: values of a position, 0 for a model without positions
+    """
 
     rows: int
     kept: int
@@ -47,7 +50,7 @@ class Size:
 
     @property
     def tiles(self) -> int:
-        """How many tiles it holds: each request has at least two, one of them for its prefix."""
+        """The number of tiles: each request has at least two, one of them for its prefix."""
         return max(16, self.rows // 8)
 
 
@@ -68,7 +71,7 @@ class Inputs:
 
     @classmethod
     def empty(cls, size: Size, device: torch.device) -> Inputs:
-        """Of zeros: tokens of which no tile sees any."""
+        """Inputs of zeros: tokens that no tile sees."""
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -87,7 +90,7 @@ class Inputs:
         return form, self.values[: _buffer_size(size.tiles, size.rows)]
 
     def last(self) -> tuple[HostTiles, Tensor]:
-        """The same of the last layer."""
+        """The form of the tiles of the last layer, and their values."""
         size = self.size
         form = HostTiles(numpy.empty(0, numpy.int32), size.kept, size.kept, KEPT_QUERIES)
         return form, self.values[_buffer_size(size.tiles, size.rows) :]
@@ -95,7 +98,7 @@ class Inputs:
     def fill(
         self, tokens: Tokens, positions: Tensor | None, layout: AttentionLayout, keep: Sequence[int] | None
     ) -> bool:
-        """Take a batch. False, and nothing taken, for one that has too many tiles."""
+        """Copy a batch into the tensors. Returns False, and copies nothing, for a batch with too many tiles."""
         size, rows = self.size, len(tokens.ids)
         whole = HostTiles.of(layout, QUERIES)
         last = None if keep is None else HostTiles.of(kept_layout(layout, keep), KEPT_QUERIES)
@@ -131,18 +134,18 @@ class Graphs:
     def __call__(
         self, tokens: Tokens, layout: AttentionLayout, positions: Tensor | None, keep: Sequence[int] | None
     ) -> Tensor | None:
-        """What `Transformer` returns; None for a batch that no recorded forward is for."""
+        """The result of `Transformer`; None for a batch that is too large for every recorded forward."""
         kept = None if keep is None else len(keep)
         size = Size.of(len(tokens.ids), kept, 0 if positions is None else 1 if positions.dim() == 1 else len(positions))
         if size is None:
             return None
-        found = self._recorded.get(size)
-        inputs = Inputs.empty(size, self._device) if found is None else found[0]
+        recorded = self._recorded.get(size)
+        inputs = Inputs.empty(size, self._device) if recorded is None else recorded[0]
         if not inputs.fill(tokens, positions, layout, keep):
             return None
-        if found is None:
-            found = self._recorded[size] = inputs, self._record(lambda: self._forward(inputs))
-        states = found[1]()
+        if recorded is None:
+            recorded = self._recorded[size] = inputs, self._record(lambda: self._forward(inputs))
+        states = recorded[1]()
         return states[: len(tokens.ids) if kept is None else kept].clone()
 
 

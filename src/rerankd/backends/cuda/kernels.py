@@ -21,7 +21,7 @@ TILE = 4096
 def add_norm(
     x: Tensor, delta: Tensor | None, spec: Norm, weights: Affine, out_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """(x + delta, its norm in `out_dtype`): what stands before a linear layer of a "pre" layer.
+    """(x + delta, its norm in `out_dtype`): the step before a linear layer of a "pre" layer.
 
     x, delta: [rows, width]; x + delta has x's dtype. Without `delta` x itself is returned.
     """
@@ -34,7 +34,7 @@ def add_norm(
 def norm_sum(
     x: Tensor, delta: Tensor | None, spec: Norm, weights: Affine, out_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The norm of x + delta, in x's dtype and in `out_dtype`: what stands behind a linear layer of a "post" layer."""
+    """The norm of x + delta, in x's dtype and in `out_dtype`: the step behind a linear layer of a "post" layer."""
     state = torch.empty_like(x)
     if x.dtype == out_dtype:
         launch_norm(x, delta, spec, weights, None, state, sum_is_normed=False)
@@ -54,7 +54,7 @@ def launch_norm(
     sum_is_normed: bool,
     codes: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """Write what is given, each of x's shape.
+    """Compute the norm of x + delta, and write each output that is not None, in x's shape.
 
     summed: x + delta, or its norm where `sum_is_normed`; normed: the norm; codes: the norm in float8, each row times
     a scale, and the scales [rows, 1]
@@ -119,7 +119,7 @@ def norm_rope(
     """Norm each of the first `heads` heads of x [rows, at least heads * head_dim], then rotate it, in place.
 
     rotation: float32 [rows, 1, pairs]; None for no rotation
-    norm, weights: of each head; None for no norm
+    norm, weights: the norm of each head; None for no norm
     """
     rows = x.shape[0]
     if not rows or (rotation is None and norm is None):

@@ -56,7 +56,7 @@ class Fp8Linear:
     """A `Linear` of float8 weights and inputs (e4m3), each row of both with a scale of its own; sums are float32.
 
     weight: float8 [out, in]; scale: float32 [out, 1]
-    dtype: of the result
+    dtype: the dtype of the result
     """
 
     weight: Tensor
@@ -98,7 +98,7 @@ def linear(affine: Affine, fp8: bool) -> Linear:
 
 
 def stacked(*parts: Affine) -> Affine:
-    """One linear layer whose outputs are those of `parts` one behind another."""
+    """One linear layer with the outputs of all `parts`, one behind another."""
     biases = [part.bias for part in parts if part.bias is not None]
     assert len(biases) in (0, len(parts)), "either all have a bias or none"
     return Affine(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None)

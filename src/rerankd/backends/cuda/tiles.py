@@ -13,7 +13,7 @@ from torch import Tensor
 from rerankd.layers.layout import AttentionLayout, Block
 
 MOST_KEYS = 1024
-"""Own keys of a tile of several documents at most. More would make few, long programs of many short ones."""
+"""The most own keys of a tile of several documents. With more, many short documents would be few, long programs."""
 FIELDS = 6
 QUERIES, KEPT_QUERIES = 64, 16
 """Rows of a tile: in all layers, and where there are few rows, as in a last layer that computes one a document."""
@@ -39,7 +39,7 @@ class Tiles:
 
 @dataclass(frozen=True, slots=True)
 class HostTiles:
-    """The same in the host's memory, as one array: `table`, then `first`, `stop` and `place` of each row."""
+    """`Tiles` in the host's memory, as one array: `table`, then `first`, `stop` and `place` of each row."""
 
     values: NDArray[numpy.int32]
     tiles: int
@@ -48,16 +48,16 @@ class HostTiles:
 
     @classmethod
     def of(cls, layout: AttentionLayout, queries: int | None = None) -> HostTiles:
-        """The tiles of a layout, of `queries` rows each; None for what its size asks for."""
+        """The tiles of a layout, of `queries` rows each; None for a number that suits the size of the layout."""
         blocks, rows = layout.blocks, layout.query_rows
         lengths = numpy.array([len(block.query) for block in blocks], dtype=numpy.int64)
         if queries is None:
             queries = KEPT_QUERIES if rows <= len(blocks) * 2 else QUERIES
         table = [tile for run in _runs(blocks) for tile in _tiles(run, layout.causal, queries)]
-        own = numpy.array(
+        bounds = numpy.array(
             [(b.own.start, b.own.stop, b.first, b.query.start, b.query.stop) for b in blocks], dtype=numpy.int32
         ).reshape(-1, 5)
-        first, stop, place, start, end = numpy.repeat(own, lengths, axis=0).T
+        first, stop, place, start, end = numpy.repeat(bounds, lengths, axis=0).T
         row = numpy.arange(rows, dtype=numpy.int32)
         if layout.causal:
             stop = stop - (end - row) + 1

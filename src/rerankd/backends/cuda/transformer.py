@@ -37,7 +37,7 @@ class Layer:
         fp8: Set[LinearName],
         ranks: Ranks,
     ) -> None:
-        """whole: the layer of which this process has the part `weights`; what the parts of all `ranks` add is summed
+        """whole: the layer, of which this process has the part `weights`; the outputs of all `ranks` are summed
         fp8: the linear layers that are computed in float8
         """
         self.spec, self.ranks, self.dtype = ranks.shard.layer(whole), ranks, dtype
@@ -61,14 +61,14 @@ class Layer:
             self.slopes = torch.tensor(slopes, dtype=torch.float32, device=device)
 
     def before_attention(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Operand]:
-        """x + delta, and what `attend` of a "pre" layer reads of it."""
+        """x + delta, and the input of `attend` in a "pre" layer."""
         if self.attention_norm is None:
             x = x if delta is None else x + delta
             return x, Operand(x)
         return self._normed(x, delta, self.attention_norm, (self.query, self.key_value))
 
     def before_mlp(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Operand]:
-        """x + delta, and what `mlp` of a "pre" layer reads of it."""
+        """x + delta, and the input of `mlp` in a "pre" layer."""
         return self._normed(x, delta, self.mlp_norm, (self.up,))
 
     def _normed(
@@ -89,12 +89,12 @@ class Layer:
             queries, keys_values = qkv[:, :cut], qkv[:, cut:]
         else:
             queries, keys_values = self.query(x if keep is None else x.rows(keep)), self.key_value(x)
-        own = rotation if keep is None or rotation is None else rotation.rows(keep)
-        query_norm_rope, norm = NormRope(own), spec.qk_norm
+        query_rotation = rotation if keep is None or rotation is None else rotation.rows(keep)
+        query_norm_rope, norm = NormRope(query_rotation), spec.qk_norm
         if norm is not None and norm.kind == "rms" and self.query_norm is not None:
-            query_norm_rope = NormRope(own, self.query_norm.weight, norm.eps)
+            query_norm_rope = NormRope(query_rotation, self.query_norm.weight, norm.eps)
         elif norm is not None:
-            norm_rope(queries, spec.heads, spec.head_dim, own, norm, self.query_norm)
+            norm_rope(queries, spec.heads, spec.head_dim, query_rotation, norm, self.query_norm)
             query_norm_rope = NO_NORM_ROPE
         # Queries are read once by attention, which norms and rotates them; keys are read many times.
         norm_rope(keys_values, spec.kv_heads or spec.heads, spec.head_dim, rotation, norm, self.key_norm)
@@ -139,7 +139,7 @@ Rotations: TypeAlias = "dict[Rotary | None, Rotation]"
 
 @dataclass(slots=True)
 class Batch:
-    """What all layers of one forward read.
+    """The inputs that all layers of one forward share.
 
     last: the tiles of a last layer that computes only the rows `keep`
     """
@@ -167,8 +167,15 @@ class CudaTransformer:
         self.spec, self.device, self.dtype = spec, device, dtype
         self.embedding, self.final_norm = weights.embedding, weights.final_norm
         self.layers = [
-            Layer(own, read, device, dtype, quantized(own, i) if fp8 else frozenset(), ranks or Ranks())
-            for i, (own, read) in enumerate(zip(spec.layers, weights.layers(), strict=True))
+            Layer(
+                layer_spec,
+                layer_weights,
+                device,
+                dtype,
+                quantized(layer_spec, i) if fp8 else frozenset(),
+                ranks or Ranks(),
+            )
+            for i, (layer_spec, layer_weights) in enumerate(zip(spec.layers, weights.layers(), strict=True))
         ]
         self.angles = {layer.rotary: Angles(layer.rotary, device) for layer in spec.layers if layer.rotary is not None}
         self.graphs = None if record is None else Graphs(self.padded, device, record)

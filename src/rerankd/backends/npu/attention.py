@@ -24,9 +24,9 @@ from rerankd.backends.torch.backend import TorchBackend
 from rerankd.layers.layout import AttentionLayout, Block
 
 KEYS = 1 << 16
-"""Keys of a call at most, unless one block alone has more: bounds what is copied of prefixes."""
+"""The most keys of a call, unless one block alone has more: bounds the copies of prefixes."""
 MULTIPLE = 16
-"""What the width of a head must be a multiple of."""
+"""The width of a head must be a multiple of this number."""
 MASK_SIDE = 2048
 """The triangle that the kernel takes for a causal mask of any size."""
 RIGHT_DOWN_CAUSAL, DENSE = 3, 0
@@ -71,7 +71,7 @@ class FusionAttention:
         window: int | None = None,
         slopes: tuple[float, ...] = (),
     ) -> Tensor:
-        """See `Attention`. What the call has no form for goes to torch's own attention."""
+        """See `Attention`. Windows, slopes and heads of other widths go to torch's own attention."""
         if window is not None or slopes or q.shape[2] % MULTIPLE:
             return sdpa_attention(q, k, v, layout, scale, window, slopes)
         out = torch.empty_like(q)
@@ -99,14 +99,14 @@ def npu_backend(device: torch.device, dtype: torch.dtype, ranks: Ranks) -> Torch
 
 def _bounded(blocks: Sequence[Block]) -> Iterator[list[Block]]:
     """Neighbours of at most KEYS keys in all; a larger block by itself."""
-    found: list[Block] = []
+    group: list[Block] = []
     for block in blocks:
-        if found and sum(one.keys for one in found) + block.keys > KEYS:
-            yield found
-            found = []
-        found.append(block)
-    if found:
-        yield found
+        if group and sum(member.keys for member in group) + block.keys > KEYS:
+            yield group
+            group = []
+        group.append(block)
+    if group:
+        yield group
 
 
 def _call(blocks: Sequence[Block], device: torch.device) -> Call:

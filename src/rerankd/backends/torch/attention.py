@@ -1,7 +1,7 @@
 """Attention by torch's scaled_dot_product_attention, on any device.
 
 Blocks of about the same size go through one call: each call ends in a wait for all threads, and a batch of short
-documents would wait more than it computes. Nothing but attention is padded for that, and by a few rows.
+documents would wait more than it computes. Only attention is padded for this, by a few rows.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Attention(Protocol):
 
     q: [query rows, heads, head_dim]; k, v: [T, kv_heads, head_dim], where heads is a multiple of kv_heads and query
     head h reads key head h // (heads / kv_heads)
-    window: how far from its own place a row sees; None for all
-    slopes: of ALiBi, one for each head; empty for no bias
+    window: the largest distance between a query row and a key row that it attends to; None for any distance
+    slopes: the slopes of ALiBi, one for each head; empty for no bias
 
     Returns [query rows, heads * head_dim] in q's dtype.
     """
@@ -78,10 +78,10 @@ def alibi_slopes(heads: int) -> tuple[float, ...]:
     return tuple(slopes + above[: heads - below])
 
 
-def gathered(rows: Tensor, wanted: Tensor | slice, blocks: int) -> Tensor:
-    """[rows, heads, dim] -> [blocks, heads, rows of a block, dim], as a view where `wanted` is a slice."""
-    found = rows[wanted]
-    return (found.view(blocks, -1, *rows.shape[1:]) if isinstance(wanted, slice) else found).transpose(1, 2)
+def gathered(rows: Tensor, indices: Tensor | slice, blocks: int) -> Tensor:
+    """[rows, heads, dim] -> [blocks, heads, rows of a block, dim], as a view where `indices` is a slice."""
+    selected = rows[indices]
+    return (selected.view(blocks, -1, *rows.shape[1:]) if isinstance(indices, slice) else selected).transpose(1, 2)
 
 
 def scattered(attended: Tensor, rows: Tensor | slice, out: Tensor) -> None:

@@ -73,7 +73,7 @@ class Bucket:
     def mask(self, like: Tensor, window: int | None, slopes: tuple[float, ...]) -> Tensor | None:
         """The bias of logits, [blocks, 1 or heads, queries, keys] in `like`'s dtype and on its device; None for none.
 
-        window: how far from its own place a row sees; slopes: of ALiBi, one for each head, or none
+        window, slopes: see `Attention`
         """
         hides = self.padded or (self.causal and self.queries > 1 and not self.square)
         if not hides and not slopes and (window is None or window >= self.keys):
@@ -110,7 +110,7 @@ class Bucket:
 def in_buckets(layout: AttentionLayout) -> list[Bucket]:
     """The blocks of a layout by falling size, in buckets of like sizes."""
     ordered = sorted(layout.blocks, key=lambda b: (-b.keys, -len(b.query)))
-    return [Bucket(own, layout.causal) for own in _alike(ordered)]
+    return [Bucket(blocks, layout.causal) for blocks in _alike(ordered)]
 
 
 def _alike(blocks: Sequence[Block]) -> Iterator[list[Block]]:
@@ -142,4 +142,4 @@ def _side_by_side(spans: Sequence[Span]) -> slice | None:
 
 
 def _filled(rows: Sequence[list[int]], width: int) -> Tensor:
-    return torch.tensor([own + own[-1:] * (width - len(own)) for own in rows])
+    return torch.tensor([block_rows + block_rows[-1:] * (width - len(block_rows)) for block_rows in rows])

@@ -1,4 +1,4 @@
-"""Attention as the formula says, in float32, with a dense mask: slow, and what the others are held against."""
+"""Attention by its formula, in float32, with a dense mask: slow. Tests compare the other implementations with it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ def bias(layout: AttentionLayout, keys: int, window: int | None, slopes: tuple[f
     factors = -torch.tensor(slopes or (0.0,))[:, None, None]
     bias = torch.full((len(factors), layout.query_rows, keys), float("-inf"))
     for block in layout.blocks:
-        seen = torch.tensor([*range(block.shared.start, block.shared.stop), *range(block.own.start, block.own.stop)])
-        behind = (block.first + torch.arange(len(block.query)))[:, None] - torch.arange(len(seen))
+        key_rows = torch.tensor(
+            [*range(block.shared.start, block.shared.stop), *range(block.own.start, block.own.stop)]
+        )
+        behind = (block.first + torch.arange(len(block.query)))[:, None] - torch.arange(len(key_rows))
         hidden = torch.zeros_like(behind, dtype=torch.bool)
         if layout.causal:
             hidden |= behind < 0
         if window is not None:
             hidden |= behind.abs() > window
-        own = (factors * behind.abs()).masked_fill(hidden, float("-inf"))
-        bias[:, block.query.start : block.query.stop, seen] = own
+        block_bias = (factors * behind.abs()).masked_fill(hidden, float("-inf"))
+        bias[:, block.query.start : block.query.stop, key_rows] = block_bias
     return bias
 
 

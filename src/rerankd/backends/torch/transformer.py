@@ -33,7 +33,7 @@ class Layer:
     """One layer. States are in the dtype of the weights; in a "post" layer float32, so that only the input of a linear
     layer is rounded.
 
-    spec: of the part of the layer that this process has; what the parts of all `ranks` add is summed up
+    spec: the specification of the part of the layer that this process computes; the parts of all `ranks` are summed
     """
 
     spec: LayerSpec
@@ -61,13 +61,13 @@ class Layer:
         return out + self._mlp(norm(out, spec.norm, weights.mlp_norm))
 
     def _attend(
-        self, x: Tensor, asked: Tensor, layout: AttentionLayout, rotation: Rotation | None, keep: Tensor | None
+        self, x: Tensor, query_states: Tensor, layout: AttentionLayout, rotation: Rotation | None, keep: Tensor | None
     ) -> Tensor:
         spec, weights = self.spec, self.weights
         keys, values = (
             part.view(len(x), -1, spec.head_dim) for part in F.linear(x, *weights.key_value).chunk(2, dim=1)
         )
-        queries = F.linear(asked, *weights.query).view(len(asked), -1, spec.head_dim)
+        queries = F.linear(query_states, *weights.query).view(len(query_states), -1, spec.head_dim)
         if spec.qk_norm is not None:
             queries = norm(queries, spec.qk_norm, weights.query_norm)
             keys = norm(keys, spec.qk_norm, weights.key_norm)
@@ -117,13 +117,13 @@ class TorchTransformer:
         self.final_norm = weights.final_norm
         self.layers = [
             Layer(
-                spec=shard.layer(own),
-                weights=_in_dtype(read, torch.float32 if own.placement == "post" else dtype, dtype),
+                spec=shard.layer(layer),
+                weights=_in_dtype(layer_weights, torch.float32 if layer.placement == "post" else dtype, dtype),
                 attention=attention,
-                slopes=shard.of_heads(alibi_slopes(own.heads), own) if own.attention_bias == "alibi" else (),
+                slopes=shard.of_heads(alibi_slopes(layer.heads), layer) if layer.attention_bias == "alibi" else (),
                 ranks=ranks,
             )
-            for own, read in zip(spec.layers, weights.layers(), strict=True)
+            for layer, layer_weights in zip(spec.layers, weights.layers(), strict=True)
         ]
 
     def embed(self, tokens: Tokens) -> Tensor:
@@ -219,7 +219,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 
 
 def _in_dtype(weights: LayerWeights, states: torch.dtype, dtype: torch.dtype) -> LayerWeights:
-    """The weights with norms in the dtype of what they norm."""
+    """The weights, with each norm in the dtype of its input."""
 
     def to(norm: Affine | None, dtype: torch.dtype) -> Affine | None:
         return norm and Affine(norm.weight.to(dtype), None if norm.bias is None else norm.bias.to(dtype))
