@@ -108,11 +108,11 @@ def read_answers(config: Config, token_id: TokenIds, recipe: Recipe) -> Answers:
     activation are for its own answers.
     """
     tokens = named_tokens(config)
-    own = tokens is None and read_logit_score(Path(config.source).parent) is None
+    by_recipe = tokens is None and read_logit_score(Path(config.source).parent) is None
     return Answers(
         ids=_ids(config, token_id, recipe),
-        divisor=recipe.divisor if own else 1.0,
-        activation=declared_activation(config, 1, recipe.activation if own else "sigmoid"),
+        divisor=recipe.divisor if by_recipe else 1.0,
+        activation=declared_activation(config, 1, recipe.activation if by_recipe else "sigmoid"),
     )
 
 

@@ -65,7 +65,7 @@ def encoder(
     embedding_norm: str = "embeddings.LayerNorm",
 ) -> Stack:
     """The weights of the encoder. Positions begin at row `first_position` of their table."""
-    # Before anything is made by these sizes, which may be any numbers.
+    # Checked before anything is allocated by these sizes, which may be any numbers.
     layers = config.layers()
     weights.expect_count(config, "num_hidden_layers", layers, names.layer.removesuffix(".{}"))
     spec = spec_of(config)

@@ -47,23 +47,23 @@ class Compression:
             raise config.wrong(RATIO, f"must be {', '.join(map(str, RATIOS[:-1]))} or {RATIOS[-1]}")
         if ratio in (None, 1):
             return None
-        asked = config.entries.get(LAYERS)
-        asked = list(DEFAULT_LAYERS) if asked is None else asked
-        numbers = asked if isinstance(asked, (list, tuple)) else ()
+        entry = config.entries.get(LAYERS)
+        entry = list(DEFAULT_LAYERS) if entry is None else entry
+        numbers = entry if isinstance(entry, (list, tuple)) else ()
         if not numbers or any(type(i) is not int or not 1 <= i < config.layers() for i in numbers):
-            raise _wrong(config, asked, f"must be a list of numbers of layers, from 1 to {config.layers() - 1}")
+            raise _wrong(config, entry, f"must be a list of numbers of layers, from 1 to {config.layers() - 1}")
         layers = tuple(sorted({i for i in numbers if i < cutoff}))
         if not layers:
-            raise _wrong(config, asked, f"must hold a number below {cutoff}: the score is read after so many layers")
+            raise _wrong(config, entry, f"must hold a number below {cutoff}: the score is read after so many layers")
         return cls(ratio, layers)
 
     def __str__(self) -> str:
         return f"{self.ratio} tokens of a document become one after {', '.join(map(str, self.layers))} layers"
 
 
-def _wrong(config: Config, asked: object, rule: str) -> ModelError:
-    """The error for layers that are asked for, or are there by default."""
-    return Config({LAYERS: asked}, config.source).wrong(LAYERS, rule)
+def _wrong(config: Config, entry: object, rule: str) -> ModelError:
+    """The error for the entry `compress_layers`, or for its default."""
+    return Config({LAYERS: entry}, config.source).wrong(LAYERS, rule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +127,13 @@ def compressed(states: Tensor, batch: PackedBatch, ratio: int) -> tuple[Tensor, 
         assert group.tail, "the prompts say where documents end"
         documents = [_runs(len(span) - group.tail, ratio) + [1] * group.tail for span in group.suffixes]
         spans: list[Span] = []
-        for own, first in (([1] * len(group.prefix), 0), *((one, len(group.prefix)) for one in documents)):
-            spans.append(Span(len(lengths), len(lengths) + len(own)))
-            positions += range(first, first + len(own))
-            lengths += own
+        for runs, first_position in (
+            ([1] * len(group.prefix), 0),
+            *((document, len(group.prefix)) for document in documents),
+        ):
+            spans.append(Span(len(lengths), len(lengths) + len(runs)))
+            positions += range(first_position, first_position + len(runs))
+            lengths += runs
         groups.append(replace(group, prefix=spans[0], suffixes=tuple(spans[1:])))
     device = states.device
     counts = torch.tensor(lengths)
@@ -141,11 +144,11 @@ def compressed(states: Tensor, batch: PackedBatch, ratio: int) -> tuple[Tensor, 
         longer = (counts > i).nonzero()[:, 0]
         means[longer.to(device)] += states[(starts[longer] + i).to(device)]
     means /= counts.to(device)[:, None]
-    there = starts.to(batch.token_ids.device)
+    row_starts = starts.to(batch.token_ids.device)
     return means, replace(
         batch,
-        token_ids=batch.token_ids[there],
-        positions=torch.tensor(positions).to(there.device),
+        token_ids=batch.token_ids[row_starts],
+        positions=torch.tensor(positions).to(row_starts.device),
         token_types=None,
         groups=tuple(groups),
     )

@@ -16,10 +16,10 @@ KINDS = ("c2p", "p2c")
 def kinds_of(config: Config) -> tuple[str, ...]:
     """The products with tables that are added to logits: content with distance, distance with content."""
     value = config.entries.get("pos_att_type") or ()
-    found = tuple(part.strip() for part in value.lower().split("|")) if isinstance(value, str) else tuple(value)
-    if not set(found) <= set(KINDS) or len(set(found)) != len(found):
+    kinds = tuple(part.strip() for part in value.lower().split("|")) if isinstance(value, str) else tuple(value)
+    if not set(kinds) <= set(KINDS) or len(set(kinds)) != len(kinds):
         raise config.wrong("pos_att_type", f"must be some of {' and '.join(KINDS)}")
-    return found
+    return kinds
 
 
 def span_of(config: Config) -> Disentangled:
@@ -48,15 +48,15 @@ class RelativeTables:
         self.table = table
 
     def __call__(self, layer: LayerWeights, weights: Weights) -> RelativeWeights:
-        own, width = weights.scope("attention.self"), len(layer.query.weight)
+        attention, width = weights.scope("attention.self"), len(layer.query.weight)
         keys = Affine(layer.key_value.weight[:width], None if (b := layer.key_value.bias) is None else b[:width])
         queries = layer.query
         if not self.shared:
-            # Of the same heads: as wide as hidden states in all.
+            # The rows of the shard's heads; all heads together are as wide as hidden states.
             rows = slice(weights.shard.rank * width, (weights.shard.rank + 1) * width)
 
             def projection(name: str) -> Affine:
-                return own.affine(name, self.hidden, self.hidden, True, rows=rows)
+                return attention.affine(name, self.hidden, self.hidden, True, rows=rows)
 
             keys = projection("pos_key_proj") if "c2p" in self.kinds else keys
             queries = projection("pos_query_proj") if "p2c" in self.kinds else queries

@@ -51,9 +51,9 @@ def encoder(config: Config, weights: Weights) -> Stack:
     assert spec.embedding_norm is not None
 
     def table(name: str, rows: int) -> torch.Tensor:
-        found = embeddings.tensor(f"{name}.weight", rows, width)
+        stored = embeddings.tensor(f"{name}.weight", rows, width)
         # The tables are summed, then projected: the sum of the projected tables is the same.
-        return found if width == hidden else F.linear(found, embeddings.tensor("embed_proj.weight", hidden, width))
+        return stored if width == hidden else F.linear(stored, embeddings.tensor("embed_proj.weight", hidden, width))
 
     types, most = config.size("type_vocab_size", 0, least=0), config.size("max_position_embeddings")
     has_positions = config.flag("position_biased_input") is not False

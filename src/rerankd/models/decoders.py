@@ -73,12 +73,12 @@ def expect_in(config: Config, weights: Weights) -> None:
     weights.expect_size(config, "hidden_size", config.size("hidden_size"), "embed_tokens.weight", axis=1)
     weights.expect_size(config, "vocab_size", config.size("vocab_size"), "embed_tokens.weight")
     weights.expect_count(config, "num_hidden_layers", config.layers(), "layers")
-    first, each, heads = weights.scope("layers.0"), head_dim_of(config), config.size("num_attention_heads")
+    first, head_dim, heads = weights.scope("layers.0"), head_dim_of(config), config.size("num_attention_heads")
     kv_heads = config.size("num_key_value_heads", heads)
     first.expect_size(config, "intermediate_size", config.size("intermediate_size"), "mlp.gate_proj.weight")
-    first.expect_size(config, "head_dim", each, "self_attn.q_norm.weight")
-    first.expect_size(config, "num_attention_heads", heads, "self_attn.q_proj.weight", each=each)
-    first.expect_size(config, "num_key_value_heads", kv_heads, "self_attn.k_proj.weight", each=each)
+    first.expect_size(config, "head_dim", head_dim, "self_attn.q_norm.weight")
+    first.expect_size(config, "num_attention_heads", heads, "self_attn.q_proj.weight", each=head_dim)
+    first.expect_size(config, "num_key_value_heads", kv_heads, "self_attn.k_proj.weight", each=head_dim)
 
 
 def decoder(
@@ -99,10 +99,10 @@ def by_answers(
     recipe: Recipe,
     spec_of: Callable[[Config], TransformerSpec],
 ) -> TextModel:
-    """A decoder by the logits of its answers, or where it was converted to a classifier by its score rows."""
+    """A decoder that its answers' logits score, or, if it was converted to a classifier, its score rows."""
     base = weights.scope_holding("embed_tokens.weight", "model", "")
     expect_in(config, base)
-    # Only now: the configuration's sizes may be any numbers.
+    # After `expect_in`: before it, the configuration's sizes may be any numbers.
     spec = spec_of(config)
     stack = decoder(config, base, spec)
     head = token_head(config, weights, base, stack, token_id, recipe)

@@ -23,7 +23,7 @@ from rerankd.models.steps import SENTENCE, Steps, normalize, read_steps
 class EmbeddingHead:
     """The cosine, or the dot product, of the embeddings of a document and of its group's prefix (the query).
 
-    steps: from pooled states to an embedding
+    steps: the steps from pooled states to an embedding
     dimensions: the number of first values of an embedding that are read; None for all
 
     A group that asks for outputs gets the embeddings of its documents, not normalised.
@@ -50,7 +50,9 @@ class EmbeddingHead:
         compared = normalize(embeddings) if self.similarity == "cosine" else embeddings
         sizes = [len(_texts(group)) for group in batch.groups]
         parts = zip(batch.groups, torch.split(embeddings, sizes), torch.split(compared, sizes), strict=True)
-        return torch.cat([whole.flatten() if group.outputs else own[1:] @ own[0] for group, whole, own in parts])
+        return torch.cat(
+            [outputs.flatten() if group.outputs else vectors[1:] @ vectors[0] for group, outputs, vectors in parts]
+        )
 
 
 def texts_of(batch: PackedBatch) -> list[Span]:
@@ -64,9 +66,9 @@ def _texts(group: PackedGroup) -> tuple[Span, ...]:
 
 def embedding_head(folder: Path, hidden: int, device: torch.device) -> EmbeddingHead:
     """The head that the modules and settings of a folder make; ModelError for modules that are not supported."""
-    _, pooling, *rest = embedding_modules(folder)
+    _, pooling, *later_modules = embedding_modules(folder)
     modes = pooling_modes(pooling)
-    steps = read_steps(rest, hidden * len(modes), device)
+    steps = read_steps(later_modules, hidden * len(modes), device)
     if steps.output != SENTENCE:
         raise ModelError(f"{folder / 'modules.json'}: the modules give scores of one text, which compare nothing.")
     settings = read_settings(folder, "SentenceTransformer")

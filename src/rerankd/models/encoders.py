@@ -36,16 +36,16 @@ def cross_encoder(
         raise ModelError(
             f"{config.source}: the classifier's activation is {shown(between)}; known: {', '.join(BETWEEN)}."
         )
-    found, hidden = read_labels(config, recipe.label), stack.spec.hidden
-    labels = found.count
-    activation = declared_activation(config, labels)
-    weights.expect_size(config, "num_labels", labels, f"{out}.weight")
+    labels, hidden = read_labels(config, recipe.label), stack.spec.hidden
+    count = labels.count
+    activation = declared_activation(config, count)
+    weights.expect_size(config, "num_labels", count, f"{out}.weight")
     head = ClassifierHead(
         dense=weights.affine(dense, hidden, hidden, True, torch.float32),
-        out=weights.affine(out, labels, hidden, True, torch.float32),
+        out=weights.affine(out, count, hidden, True, torch.float32),
         activation=activation,
         between=between,
-        label=found.chosen,
+        label=labels.chosen,
     )
     return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
 

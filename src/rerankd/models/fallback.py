@@ -68,10 +68,10 @@ class Fallback:
 
     def positions(self, config: Config) -> int:
         """How many tokens a prompt may have by the model's own positions."""
-        found = config.size("max_position_embeddings", config.size("n_positions", ANY_LENGTH))
+        positions = config.size("max_position_embeddings", config.size("n_positions", ANY_LENGTH))
         if config.entries.get("model_type") in PADDED_POSITIONS:
-            found -= config.size("pad_token_id", 1, least=0) + 1
-        return found
+            positions -= config.size("pad_token_id", 1, least=0) + 1
+        return positions
 
     def load(
         self, config: Config, token_id: TokenIds, device: torch.device, dtype: torch.dtype, recipe: Recipe, types: bool
@@ -105,11 +105,11 @@ class Fallback:
         types = types and "token_type_ids" in inspect.signature(model.forward).parameters
         ids = answers.ids if answers else None
         head = PaddedHead(activation) if labels is None else PaddedHead(activation, labels.chosen, labels.count)
-        found = PaddedModel(model, ids, types, head)
-        if found.padding is None or not found.bears_padding():
+        padded_model = PaddedModel(model, ids, types, head)
+        if padded_model.padding is None or not padded_model.bears_padding():
             log.info("Prompts of different lengths run apart, since padding would change their scores.")
-            return replace(found, pads=False)
-        return found
+            return replace(padded_model, pads=False)
+        return padded_model
 
     def _config(self) -> Any:
         from transformers import AutoConfig
@@ -117,9 +117,9 @@ class Fallback:
         return AutoConfig.from_pretrained(self.folder, trust_remote_code=self.trusted, **self.overrides)
 
     def expect_prompt(self, name: str, config: Config) -> None:
-        """ModelError for a classifier of the architecture `name` that was trained with a prompt that nothing says.
+        """ModelError for a classifier of the architecture `name` whose prompt is unknown.
 
-        Such are classifiers over decoders, and those whose pairs sentence-transformers writes by a chat template.
+        It is unknown for classifiers over decoders, and where sentence-transformers writes pairs by a chat template.
         """
         if self.recipes != (CROSS_ENCODER,):
             return
@@ -129,11 +129,11 @@ class Fallback:
         else:
             unknown = _is_decoder(name, config) or chat_template(self.folder)[0] is not None
         if unknown:
-            own = " Without --model-impl transformers rerankd knows more of it." if name in ARCHITECTURES else ""
+            hint = " Without --model-impl transformers rerankd knows more of it." if name in ARCHITECTURES else ""
             raise ModelError(
                 f"{config.source} names {shown(name)}, a classifier over a language model, and nothing in the folder "
                 "says with which prompt it was trained, so that any score may be wrong. If that was the tokenizer's "
-                f"plain pair, say so: --recipe {CROSS_ENCODER.name}.{own}"
+                f"plain pair, say so: --recipe {CROSS_ENCODER.name}.{hint}"
             )
 
 
@@ -148,7 +148,7 @@ def _is_decoder(name: str, config: Config) -> bool:
 def find_fallback(config: Config, overrides: Mapping[str, Any], trusted: bool) -> tuple[str, Fallback]:
     """The name of the checkpoint's architecture, and the fallback for it.
 
-    Raises ModelError where transformers is not installed, and for a checkpoint that is scored by no rule.
+    Raises ModelError where transformers is not installed, and for a checkpoint that no rule scores.
     """
     folder = Path(config.source).parent
     name = next(iter(config.architectures), "no architecture")
@@ -182,8 +182,8 @@ def _code(config: Config) -> str:
     """The files that `auto_map` names, in a list of words; empty for none."""
     section = config.entries.get("auto_map")
     values = section.values() if isinstance(section, Mapping) else ()
-    named = {part for value in values for part in (value if isinstance(value, list) else [value]) if part}
-    return ", ".join(sorted({f"{str(part).rpartition('.')[0].replace('.', '/')}.py" for part in named}))
+    references = {part for value in values for part in (value if isinstance(value, list) else [value]) if part}
+    return ", ".join(sorted({f"{str(part).rpartition('.')[0].replace('.', '/')}.py" for part in references}))
 
 
 def _implemented() -> frozenset[str]:
@@ -224,7 +224,7 @@ class PaddedHead:
         """See `Head`."""
 
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
-        """See `asked_logits`. states: those of the model's labels: [documents, labels]."""
+        """See `asked_logits`. states: the logits of the model's labels, [documents, labels]."""
         return asked_logits(states, batch, self.label)
 
 
@@ -261,8 +261,8 @@ class PaddedModel:
     @property
     def padding(self) -> int | None:
         """The id that fills rows; None for a model that names none."""
-        found = getattr(self.model.config.get_text_config(), "pad_token_id", None)
-        return found if isinstance(found, int) and found >= 0 else None
+        pad_id = getattr(self.model.config.get_text_config(), "pad_token_id", None)
+        return pad_id if isinstance(pad_id, int) and pad_id >= 0 else None
 
     @torch.inference_mode()
     def bears_padding(self) -> bool:
@@ -276,7 +276,7 @@ class PaddedModel:
 
     def _parts(self, order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
         """The prompts of each batch, from `order`, which is by length."""
-        groups = [list(order)] if self.pads else [list(own) for _, own in groupby(order, lengths.__getitem__)]
+        groups = [list(order)] if self.pads else [list(members) for _, members in groupby(order, lengths.__getitem__)]
         # Without a padding id transformers' classifiers over decoders do not find the ends of several rows.
         at_once = 1 if self.padding is None else ROWS_AT_ONCE
         for group in groups:
@@ -296,8 +296,8 @@ class PaddedModel:
         }
         if self.types and batch.token_types is not None:
             inputs["token_type_ids"] = padded(batch.token_types, 0)
-        found: Tensor = self.model(**inputs).logits
+        logits: Tensor = self.model(**inputs).logits
         if self.answers is not None:
             last = inputs["attention_mask"].sum(1) - 1
-            found = found[torch.arange(len(last), device=last.device), last][:, list(self.answers)]
-        return found.float()
+            logits = logits[torch.arange(len(last), device=last.device), last][:, list(self.answers)]
+        return logits.float()

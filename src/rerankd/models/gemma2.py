@@ -2,9 +2,9 @@
 
 Its later layers may read several tokens of a document as one: see `compression`.
 
-Behaviour reference: `modeling_gemma2.py` in transformers, and `gemma_model.py` in the package FlagEmbedding. That
-reads the first row, whichever layer it is asked for, and its attention has no bound of logits, since
-scaled_dot_product_attention has none. Both are so here.
+Behaviour reference: `modeling_gemma2.py` in transformers, and `gemma_model.py` in the package FlagEmbedding.
+FlagEmbedding reads the first row of scores after any layer, and its attention does not cap logits, since
+scaled_dot_product_attention has no cap. Both are so here.
 """
 
 from __future__ import annotations

@@ -61,10 +61,10 @@ def visual_positions(batch: PackedBatch, is_visual: Sequence[bool], merge: int) 
         while row < stop:
             if is_visual[row]:
                 height, width = next(grids)
-                own = positions[:, row : row + height * width].view(3, height, width)
-                own[0] = position
-                own[1] = position + torch.arange(height)[:, None]
-                own[2] = position + torch.arange(width)[None, :]
+                step_positions = positions[:, row : row + height * width].view(3, height, width)
+                step_positions[0] = position
+                step_positions[1] = position + torch.arange(height)[:, None]
+                step_positions[2] = position + torch.arange(width)[None, :]
                 row += height * width
                 position += max(height, width)
             else:

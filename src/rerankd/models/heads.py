@@ -108,15 +108,17 @@ class TokenHead:
         logits = one_logit(states @ self.relevance.T)
         if self.cap is not None:
             logits = self.cap * torch.tanh(logits / self.cap)
-        asked = [group.labels for group in batch.groups if group.labels is not None]
-        if not asked or self.vocabulary is None:
+        labels = [group.labels for group in batch.groups if group.labels is not None]
+        if not labels or self.vocabulary is None:
             return logits
         sizes = [len(group.suffixes) for group in batch.groups]
-        own = zip(torch.split(states, sizes), batch.groups, strict=True)
-        labelled = [part for part, group in own if group.labels is not None]
-        found = iter(self.vocabulary.log_probabilities(labelled, asked))
+        group_states = zip(torch.split(states, sizes), batch.groups, strict=True)
+        labelled = [part for part, group in group_states if group.labels is not None]
+        log_probabilities = iter(self.vocabulary.log_probabilities(labelled, labels))
         scored = zip(torch.split(logits, sizes), batch.groups, strict=True)
-        return torch.cat([part if group.labels is None else next(found).flatten() for part, group in scored])
+        return torch.cat(
+            [part if group.labels is None else next(log_probabilities).flatten() for part, group in scored]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +141,11 @@ def one_logit(logits: Tensor, label: Label | None = None) -> Tensor:
     no special case for several labels.
     """
     if label is not None:
-        own = logits[:, label.index]
+        logit = logits[:, label.index]
         if label.alone:
-            return own
+            return logit
         others = [i for i in range(logits.shape[1]) if i != label.index]
-        return own - logits[:, others].logsumexp(1)
+        return logit - logits[:, others].logsumexp(1)
     return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
 
 
@@ -156,5 +158,7 @@ def asked_logits(logits: Tensor, batch: PackedBatch, label: Label | None = None)
     if not any(group.outputs for group in batch.groups):
         return scores
     sizes = [len(group.suffixes) for group in batch.groups]
-    own = zip(batch.groups, torch.split(logits, sizes), torch.split(scores, sizes), strict=True)
-    return torch.cat([every.flatten() if group.outputs else one for group, every, one in own])
+    parts = zip(batch.groups, torch.split(logits, sizes), torch.split(scores, sizes), strict=True)
+    return torch.cat(
+        [group_logits.flatten() if group.outputs else group_scores for group, group_logits, group_scores in parts]
+    )

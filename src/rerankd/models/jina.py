@@ -42,18 +42,18 @@ class VectorHead:
 
     def rows(self, batch: PackedBatch) -> list[int]:
         """The marked tokens."""
-        found: list[int] = torch.isin(batch.token_ids, self.marks).nonzero()[:, 0].tolist()
-        return found
+        rows: list[int] = torch.isin(batch.token_ids, self.marks).nonzero()[:, 0].tolist()
+        return rows
 
     def __call__(self, states: Tensor, batch: PackedBatch) -> Tensor:
         """The vectors of each prompt, then zeros up to the `values` of its group."""
         vectors, rows = F.linear(F.relu(F.linear(states, self.first)), self.second), self.rows(batch)
-        found = []
+        padded = []
         for group in batch.groups:
             for span in group.suffixes:
-                own = vectors[bisect_left(rows, span.start) : bisect_left(rows, span.stop)].flatten()
-                found.append(F.pad(own, (0, group.values - len(own))))
-        return torch.cat(found)
+                prompt_vectors = vectors[bisect_left(rows, span.start) : bisect_left(rows, span.stop)].flatten()
+                padded.append(F.pad(prompt_vectors, (0, group.values - len(prompt_vectors))))
+        return torch.cat(padded)
 
 
 def spec_of(config: Config) -> TransformerSpec:

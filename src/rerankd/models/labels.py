@@ -43,7 +43,7 @@ def label_count(config: Config) -> int:
 def read_labels(config: Config, name: str | None) -> Labels:
     """The labels of a classification head.
 
-    name: of the label that the user chooses; None for relevance
+    name: the label that the user chooses; None for relevance
 
     Raises ModelError for a name that is none, and without one for a head that does not score relevance.
     """
@@ -64,7 +64,7 @@ def read_labels(config: Config, name: str | None) -> Labels:
 
 
 def _index(config: Config, name: str, count: int) -> int:
-    names = [own.lower() for own in config.label_names or _generic(count)]
+    names = [label.lower() for label in config.label_names or _generic(count)]
     if count < 2 or name.lower() not in names:
         raise ModelError(
             f"{config.source} has no label {shown(name)} (--label); its classifier's are {_listed(config, count)}."
@@ -80,12 +80,12 @@ def _listed(config: Config, count: int) -> str:
 
 
 def _generic(count: int) -> list[str]:
-    """transformers' own names, of labels that have none."""
+    """transformers' names for labels without names."""
     return [f"LABEL_{i}" for i in range(count)]
 
 
 def _expect_relevance(config: Config) -> None:
-    """Refuse two labels that are no answer to whether a document is relevant, such as those of a sentiment."""
+    """Refuse two labels that do not say whether a document is relevant, such as the labels of a sentiment."""
     if config.entries.get("problem_type") == "multi_label_classification":
         raise ModelError(
             f"{config.source}: `problem_type` is multi_label_classification, whose 2 labels score two things; a "
@@ -116,7 +116,7 @@ def taken_labels(config: Config) -> str | None:
 
 
 def names_of(config: Config, labels: int) -> tuple[str, ...]:
-    """The names of a classification head's labels, as transformers calls those that the configuration does not name."""
+    """The names of a classification head's labels; transformers' names if the configuration names no labels."""
     names = config.label_names or ()
     return names if len(names) == labels else tuple(f"LABEL_{i}" for i in range(labels))
 

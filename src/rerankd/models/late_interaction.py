@@ -73,7 +73,7 @@ def late_interaction(folder: Path, stack: Stack, token_id: TokenIds, executor: E
     settings, hidden, device = read_late_interaction(folder), stack.spec.hidden, stack.weights.device
     _expect_in_reach(folder, settings, stack.spec)
     steps = _steps(folder, stack, hidden, device)
-    ids = [found for word in settings.skipped if (found := _known(word, token_id)) is not None]
+    ids = [token for word in settings.skipped if (token := _single_token(word, token_id)) is not None]
     head = MaxSimHead(
         steps,
         torch.tensor(ids, dtype=torch.int64, device=device),
@@ -91,13 +91,13 @@ def _steps(folder: Path, stack: Stack, hidden: int, device: torch.device) -> Ste
         projection = Linear(Affine(weights.tensor("linear.weight", height, hidden, dtype=torch.float32)))
         return Steps((projection, normalize), height, TOKENS)
     modules = token_modules(folder)
-    found = read_steps(modules, hidden, device, TOKENS)
+    steps = read_steps(modules, hidden, device, TOKENS)
     if any(module.kind == "Normalize" for module in modules) or not read_late_interaction(folder).marked:
-        return found
-    return Steps((*found.steps, normalize), found.width, TOKENS)
+        return steps
+    return Steps((*steps.steps, normalize), steps.width, TOKENS)
 
 
-def _known(word: str, token_id: TokenIds) -> int | None:
+def _single_token(word: str, token_id: TokenIds) -> int | None:
     """The id of a word that is one token. Other words skip nothing, as in sentence-transformers."""
     try:
         return token_id(word)

@@ -26,12 +26,14 @@ def cutoff_of(config: Config, step: int = 1) -> int:
     step: layers from one row of scores to the next
     """
     layers, first = config.layers(), config.size("start_layer")
-    asked = config.entries.get(CUTOFF)
-    asked = layers if asked is None else asked[0] if isinstance(asked, (list, tuple)) and len(asked) == 1 else asked
-    if type(asked) is not int or asked not in range(first, layers + 1, step):
+    cutoff = config.entries.get(CUTOFF)
+    cutoff = (
+        layers if cutoff is None else cutoff[0] if isinstance(cutoff, (list, tuple)) and len(cutoff) == 1 else cutoff
+    )
+    if type(cutoff) is not int or cutoff not in range(first, layers + 1, step):
         known = f"one layer from {first} to {layers}" + (f" in steps of {step}" if step > 1 else "")
-        raise Config({CUTOFF: asked}, config.source).wrong(CUTOFF, f"must be {known}")
-    return asked
+        raise Config({CUTOFF: cutoff}, config.source).wrong(CUTOFF, f"must be {known}")
+    return cutoff
 
 
 def cut(spec: TransformerSpec, layers: int) -> TransformerSpec:

@@ -52,16 +52,16 @@ def nemotron_reranker(
 
 def pooled_score(config: Config, weights: Weights, hidden: int, recipe: Recipe, pooling: Pooling) -> SequentialHead:
     """The logits of pooled states, divided by `temperature`."""
-    found, temperature = read_labels(config, recipe.label), config.get("temperature", float, 1.0)
+    labels, temperature = read_labels(config, recipe.label), config.get("temperature", float, 1.0)
     if temperature <= 0:
         raise config.wrong("temperature", "must be more than 0")
-    weights.expect_size(config, "num_labels", found.count, "score.weight")
-    rows = weights.tensor("score.weight", found.count, hidden, dtype=torch.float32)
+    weights.expect_size(config, "num_labels", labels.count, "score.weight")
+    rows = weights.tensor("score.weight", labels.count, hidden, dtype=torch.float32)
     return SequentialHead(
         pooling,
-        Steps((Linear(Affine(rows / temperature)),), found.count, SCORES),
-        declared_activation(config, found.count),
-        found.chosen,
+        Steps((Linear(Affine(rows / temperature)),), labels.count, SCORES),
+        declared_activation(config, labels.count),
+        labels.chosen,
     )
 
 

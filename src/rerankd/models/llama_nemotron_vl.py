@@ -27,10 +27,10 @@ from rerankd.models.visual_decoder import VisualDecoder
 from rerankd.models.visual_encoder import VisualEncoder
 
 POOLINGS: dict[Any, Pooling] = {"last": Pooling(("lasttoken",)), "avg": Pooling(("mean",))}
-"""What config.json calls a way to pool; the first is the authors' default."""
+"""Ways to pool, by their names in config.json; the first is the authors' default."""
 PROCESSOR, LIMIT = "processor_config.json", "rerank_max_length"
 DEFAULT_TILES = 2
-"""Of nvidia's processor, where its file does not say."""
+"""The default of nvidia's processor, for a file without the entry."""
 MOST_TILES = 64
 LANGUAGE_MODELS = ("LlamaBidirectionalModel", "LlamaBidirectionalForSequenceClassification")
 
@@ -52,9 +52,9 @@ def nemotron_reranker_vl(
     text = config.section("llm_config")
     if text.architectures[:1] not in [(name,) for name in LANGUAGE_MODELS]:
         raise text.wrong("architectures", f"must begin with {' or '.join(LANGUAGE_MODELS)}")
-    named = token_id(recipe.marks.image)
-    if config.size("img_context_token_id", 128258, least=0) != named:
-        raise config.wrong("img_context_token_id", f"must be {named}, the tokenizer's {recipe.marks.image}")
+    image_id = token_id(recipe.marks.image)
+    if config.size("img_context_token_id", 128258, least=0) != image_id:
+        raise config.wrong("img_context_token_id", f"must be {image_id}, the tokenizer's {recipe.marks.image}")
     whole = weights.scope_holding("language_model.embed_tokens.weight", "model", "")
     base = whole.scope("language_model")
     expect_in(text, base)
@@ -66,7 +66,7 @@ def nemotron_reranker_vl(
         head=pooled_score(config, weights, hidden, recipe, POOLINGS[config.entries.get("pooling", "last")]),
         transformer=executor.transformer(stack.spec, stack),
         visuals=VisualEncoder(SiglipTower(config, tower, whole.scope("mlp1"), hidden, executor)),
-        placeholders=(named,),
+        placeholders=(image_id,),
     )
 
 
@@ -81,17 +81,17 @@ def processed(config: Config, recipe: Recipe) -> Recipe:
     tiles, limit = replace(tiles, side=shape.pixels), recipe.max_tokens
     path = Path(config.source).parent / PROCESSOR
     if path.is_file():
-        said = Config(read_json(path), str(path))
-        said.require("force_image_size", shape.pixels)
-        said.require("num_image_token", shape.tokens, None)
-        said.require("prompt_template", "v1", None)
-        most = said.size("max_input_tiles", DEFAULT_TILES)
+        processor = Config(read_json(path), str(path))
+        processor.require("force_image_size", shape.pixels)
+        processor.require("num_image_token", shape.tokens, None)
+        processor.require("prompt_template", "v1", None)
+        most = processor.size("max_input_tiles", DEFAULT_TILES)
         if most > MOST_TILES:
-            raise said.wrong("max_input_tiles", f"must be an integer from 1 to {MOST_TILES}")
+            raise processor.wrong("max_input_tiles", f"must be an integer from 1 to {MOST_TILES}")
         # Otherwise an image is one tile.
-        most = most if said.get("dynamic_image_size", bool, True) else 1
-        tiles = replace(tiles, most=most, whole=said.get("use_thumbnail", bool, True))
-        limit = None if said.entries.get(LIMIT) is None else said.size(LIMIT)
+        most = most if processor.get("dynamic_image_size", bool, True) else 1
+        tiles = replace(tiles, most=most, whole=processor.get("use_thumbnail", bool, True))
+        limit = None if processor.entries.get(LIMIT) is None else processor.size(LIMIT)
     return replace(recipe, sizing=replace(recipe.sizing, tiles=tiles), max_tokens=limit)
 
 

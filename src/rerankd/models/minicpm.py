@@ -32,7 +32,7 @@ def spec_of(config: Config) -> TransformerSpec:
 def minicpm_layerwise(
     config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
 ) -> TextModel:
-    """`LayerWiseMiniCPMForCausalLM`. What a layer adds is scaled, by the number of all layers wherever it is cut."""
+    """`LayerWiseMiniCPMForCausalLM`. A layer's output is scaled by the number of all layers, also after a cut."""
     base = weights.scope("model")
     expect_in(config, base)
     spec = spec_of(config)

@@ -58,9 +58,9 @@ def modernbert_cross_encoder(
 ) -> TextModel:
     """`ModernBertForSequenceClassification`: pooled, then dense, GELU and LayerNorm, then the classifier."""
     stack = encoder(config, weights.scope("model"))
-    found, hidden = read_labels(config, recipe.label), stack.spec.hidden
-    labels = found.count
-    weights.expect_size(config, "num_labels", labels, "classifier.weight")
+    labels, hidden = read_labels(config, recipe.label), stack.spec.hidden
+    count = labels.count
+    weights.expect_size(config, "num_labels", count, "classifier.weight")
     pooling, between = config.get("classifier_pooling", str, "cls"), config.get("classifier_activation", str, "gelu")
     if pooling not in ("cls", "mean") or between not in BETWEEN:
         raise ModelError(f"{config.source}: the classifier's pooling or activation is {shown((pooling, between))}.")
@@ -69,13 +69,13 @@ def modernbert_cross_encoder(
     steps = (
         Linear(dense, between),
         LayerNorm(weights.norm("head.norm", hidden, norm), norm.eps),
-        Linear(weights.affine("classifier", labels, hidden, True, torch.float32)),
+        Linear(weights.affine("classifier", count, hidden, True, torch.float32)),
     )
     head = SequentialHead(
         Pooling(("mean" if pooling == "mean" else "cls",)),
-        Steps(steps, labels, SCORES),
-        declared_activation(config, labels),
-        found.chosen,
+        Steps(steps, count, SCORES),
+        declared_activation(config, count),
+        labels.chosen,
     )
     return TextModel(stack.spec, executor.transformer(stack.spec, stack), head)
 

@@ -51,9 +51,19 @@ def _kinds(config: Config, layers: int) -> list[str]:
 def _rotary(config: Config, kind: str, width: int) -> Rotary:
     config.require("rope_scaling", None)
     older, default = THETAS[kind]
-    both = config.section("rope_parameters") if config.entries.get("rope_parameters") is not None else None
-    own = both.section(kind) if both is not None and both.entries.get(kind) is not None else None
-    theta = config.get(older, float, default) if own is None else own.get("rope_theta", float, default)
+    parameters = config.section("rope_parameters") if config.entries.get("rope_parameters") is not None else None
+    kind_parameters = (
+        parameters.section(kind) if parameters is not None and parameters.entries.get(kind) is not None else None
+    )
+    theta = (
+        config.get(older, float, default)
+        if kind_parameters is None
+        else kind_parameters.get("rope_theta", float, default)
+    )
     return (
-        Config({"rope_theta": theta} | ({} if own is None else dict(own.entries)), config.source).rope().rotary(width)
+        Config(
+            {"rope_theta": theta} | ({} if kind_parameters is None else dict(kind_parameters.entries)), config.source
+        )
+        .rope()
+        .rotary(width)
     )

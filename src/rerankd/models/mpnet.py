@@ -1,6 +1,6 @@
 """MPNet (Song et al., 2020): BERT without token types, with biases of distance that all layers share.
 
-all-mpnet-base-v2 is such. Behaviour reference: `modeling_mpnet.py` in transformers.
+Model: all-mpnet-base-v2. Behaviour reference: `modeling_mpnet.py` in transformers.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class PatchMerger:
     ) -> None:
         """joined, inner, out: the widths of joined patches, between the linear layers, and of a token
 
-        normed: the width of what is normed: of a patch, before it is joined to others; None for the joined ones'
+        normed: the width of the norm: that of one patch, before it is joined to others; None for that of joined patches
         """
         self.joined, self.epsilon, width = joined, epsilon, normed or joined
         self.norm = Affine(*(weights.tensor(f"{names.norm}.{part}", width) for part in ("weight", "bias")))

@@ -47,8 +47,8 @@ def _one_row(mode: Mode, span: Span) -> int:
 def _pooled(mode: Mode, states: Tensor, spans: Sequence[Span], places: dict[int, int] | None) -> Tensor:
     if mode in ONE_ROW:
         rows = [_one_row(mode, span) for span in spans]
-        kept = rows if places is None else [places[row] for row in rows]
-        return states[torch.tensor(kept, device=states.device)]
+        indices = rows if places is None else [places[row] for row in rows]
+        return states[torch.tensor(indices, device=states.device)]
     lengths, owner = _owners(spans, states.device)
     if mode == "max":
         lowest = torch.full((len(spans), states.shape[1]), float("-inf"), device=states.device)

@@ -54,13 +54,13 @@ def jina_reranker_m0(
     config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
 ) -> VisualDecoder:
     """`JinaVLForRanking`."""
-    text, seen = text_of(config), config.section("vision_config")
+    text, vision_config = text_of(config), config.section("vision_config")
     base = weights.scope_holding("embed_tokens.weight", "model.language_model", "model")
     expect_in(text, base)
     stack = decoder(text, base, spec_of(config))
     hidden = stack.spec.hidden
-    if seen.size("hidden_size", hidden) != hidden:
-        raise seen.wrong("hidden_size", f"must be the text's ({hidden})")
+    if vision_config.size("hidden_size", hidden) != hidden:
+        raise vision_config.wrong("hidden_size", f"must be the text's ({hidden})")
     vision = weights.scope_holding("patch_embed.proj.weight", "model.visual", "visual")
     first = weights.affine("score.0", hidden, hidden, True, torch.float32)
     second = weights.affine("score.2", 1, hidden, True, torch.float32)
@@ -74,7 +74,7 @@ def jina_reranker_m0(
             declared_activation(config, 1),
         ),
         transformer=executor.transformer(stack.spec, stack),
-        visuals=VisualEncoder(VisionTower(seen, vision, executor)),
+        visuals=VisualEncoder(VisionTower(vision_config, vision, executor)),
         placeholders=(placeholder(config, "image", token_id),),
     )
 

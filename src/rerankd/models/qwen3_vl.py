@@ -28,18 +28,18 @@ def qwen3_vl_reranker(
     config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
 ) -> VisualDecoder:
     """`Qwen3VLForConditionalGeneration` by its yes/no logits, `Qwen3VLForSequenceClassification` by its score rows."""
-    text, seen = config.section("text_config"), config.section("vision_config")
+    text, vision_config = config.section("text_config"), config.section("vision_config")
     base = weights.scope_holding("embed_tokens.weight", "model.language_model", "language_model", "model")
     expect_in(text, base)
-    if seen.size("out_hidden_size") != text.size("hidden_size"):
-        raise seen.wrong("out_hidden_size", f"must be the text's `hidden_size` ({text.size('hidden_size')})")
+    if vision_config.size("out_hidden_size") != text.size("hidden_size"):
+        raise vision_config.wrong("out_hidden_size", f"must be the text's `hidden_size` ({text.size('hidden_size')})")
     stack = decoder(text, base, spec_of(text, interleaved_rotary(text)))
     vision = weights.scope_holding("patch_embed.proj.weight", "model.visual", "visual")
     return VisualDecoder(
         spec=stack.spec,
         head=token_head(config, weights, base, stack, token_id, recipe),
         transformer=executor.transformer(stack.spec, stack),
-        visuals=VisualEncoder(VisionTower(seen, vision, executor)),
+        visuals=VisualEncoder(VisionTower(vision_config, vision, executor)),
         placeholders=tuple(placeholder(config, kind, token_id) for kind in ("image", "video")),
     )
 

@@ -60,7 +60,7 @@ class VisionTower:
         joined = shape.hidden * shape.merge**2
         merger = partial(PatchMerger, executor=executor, joined=joined, inner=joined, out=shape.out)
         deep = (weights.scope(f"deepstack_merger_list.{i}") for i in range(len(shape.deepstack)))
-        # Those of the deepstack norm the joined patches, the last one each by itself.
+        # The deepstack's mergers norm joined patches; the last merger norms each patch by itself.
         self.mergers = [*map(merger, deep), merger(weights.scope("merger"), normed=shape.hidden)]
 
     def __call__(self, pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
@@ -68,7 +68,7 @@ class VisionTower:
 
         pixels: [patches, channels * temporal_patch * patch * patch], one after another, in an order in which
             merge x merge neighbours follow one another
-        grids: of each
+        grids: the grid of each image and video
         Returns [1 + deepstack layers, tokens, out]: the tokens, then the additions to them after each of the language
         model's first layers.
         """

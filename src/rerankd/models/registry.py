@@ -66,8 +66,8 @@ ARCHITECTURES = {
 def architecture(name: str) -> Architecture:
     """The architecture of a name in ARCHITECTURES."""
     module, variable = ARCHITECTURES[name].split(".")
-    found: Architecture = getattr(import_module(f"rerankd.models.{module}"), variable)
-    return found
+    entry: Architecture = getattr(import_module(f"rerankd.models.{module}"), variable)
+    return entry
 
 
 def find_architecture(config: Config) -> tuple[str, Architecture]:
@@ -77,21 +77,21 @@ def find_architecture(config: Config) -> tuple[str, Architecture]:
     """
     for name in config.architectures:
         if name in ARCHITECTURES:
-            found = architecture(name)
+            entry = architecture(name)
             read_scheme(config)
             kind = config.entries.get("model_type")
-            if kind is not None and kind not in found.model_types:
-                types = " or ".join(found.model_types)
+            if kind is not None and kind not in entry.model_types:
+                types = " or ".join(entry.model_types)
                 raise config.wrong("model_type", f"must be {types} for the architecture {name}")
-            return name, found
+            return name, entry
     names = ", ".join(map(shown, config.architectures)) or "no architecture"
     raise ModelError(f"{config.source} names {names} (`architectures`); supported are {_known()}.")
 
 
 def _known() -> str:
-    """The architectures by what their names end with."""
+    """The architectures, grouped by the endings of their names."""
     kinds: dict[str, list[str]] = {}
     for name in ARCHITECTURES:
-        named = re.fullmatch(r"(.+?)(For\w+|Model)", name)
-        kinds.setdefault(named[2] if named else name, []).extend([named[1]] if named else [])
+        match = re.fullmatch(r"(.+?)(For\w+|Model)", name)
+        kinds.setdefault(match[2] if match else name, []).extend([match[1]] if match else [])
     return "; ".join(f"{kind} of {', '.join(families)}" if families else kind for kind, families in kinds.items())

@@ -42,11 +42,11 @@ def roberta_cross_encoder(
     config: Config, weights: Weights, token_id: TokenIds, executor: Executor, recipe: Recipe
 ) -> TextModel:
     """`XLMRobertaForSequenceClassification`, `RobertaForSequenceClassification`: dense, tanh, out_proj on `<s>`."""
-    own = weights.scope("roberta")
-    if "emb_ln.weight" in own:
-        stack = encoder(config, own, first_position(config), FLASH_NAMES, "emb_ln")
+    scope = weights.scope("roberta")
+    if "emb_ln.weight" in scope:
+        stack = encoder(config, scope, first_position(config), FLASH_NAMES, "emb_ln")
     else:
-        stack = encoder(config, own, first_position(config))
+        stack = encoder(config, scope, first_position(config))
     return cross_encoder(config, weights, executor, stack, recipe, "classifier.dense", "classifier.out_proj")
 
 

@@ -45,9 +45,9 @@ class SequentialHead:
 def chain_head(config: Config, recipe: Recipe, hidden: int, device: torch.device) -> SequentialHead:
     """The head that the modules behind a folder's transformer make; ModelError for modules that are not supported."""
     folder = Path(config.source).parent
-    _, pooling, *rest = read_modules(folder) or ()
+    _, pooling, *later_modules = read_modules(folder) or ()
     modes = pooling_modes(pooling)
-    steps = read_steps(rest, hidden * len(modes), device)
+    steps = read_steps(later_modules, hidden * len(modes), device)
     labels = None if recipe.label is None else read_labels(config, recipe.label)
     counts = (1, 2) if labels is None else (labels.count,)
     if steps.output != SCORES or steps.width not in counts:

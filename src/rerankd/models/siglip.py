@@ -37,7 +37,10 @@ CHANNELS = 3
 
 @dataclass(frozen=True, slots=True)
 class SiglipShape:
-    """side: patches along a tile's side; merge: those along a token's."""
+    """The sizes of a SigLIP tower.
+
+    side: patches along the side of a tile; merge: patches along the side of a token
+    """
 
     spec: TransformerSpec
     patch: int
@@ -47,40 +50,40 @@ class SiglipShape:
     @classmethod
     def of(cls, config: Config) -> SiglipShape:
         """From the entries of the whole model. ModelError for a tower of another kind, or of tiles of another size."""
-        seen = config.section("vision_config")
-        seen.require("model_type", "siglip_vision_model")
-        seen.require("hidden_act", "gelu_pytorch_tanh")
-        seen.require("num_channels", CHANNELS)
+        vision = config.section("vision_config")
+        vision.require("model_type", "siglip_vision_model")
+        vision.require("hidden_act", "gelu_pytorch_tanh")
+        vision.require("num_channels", CHANNELS)
         config.require("select_layer", -1)
         size, patch, ratio = (
-            seen.size("image_size", 224),
-            seen.size("patch_size", 16),
+            vision.size("image_size", 224),
+            vision.size("patch_size", 16),
             config.get("downsample_ratio", float, 0.5),
         )
         merge = round(1 / ratio) if 0 < ratio <= 1 else 0
         if merge * ratio != 1:
             raise config.wrong("downsample_ratio", "must be one divided by a whole number")
         if size % patch or size // patch % merge:
-            raise seen.wrong("image_size", f"must be a multiple of {merge} patches of {patch}")
+            raise vision.wrong("image_size", f"must be a multiple of {merge} patches of {patch}")
         config.require("force_image_size", size, None)
-        hidden, heads = seen.size("hidden_size", 768), seen.size("num_attention_heads", 12)
+        hidden, heads = vision.size("hidden_size", 768), vision.size("num_attention_heads", 12)
         if hidden % heads:
-            raise seen.wrong("num_attention_heads", f"must divide `hidden_size` ({hidden})")
-        norm = Norm("layer", seen.epsilon("layer_norm_eps", 1e-6))
+            raise vision.wrong("num_attention_heads", f"must divide `hidden_size` ({hidden})")
+        norm = Norm("layer", vision.epsilon("layer_norm_eps", 1e-6))
         layer = LayerSpec(
-            hidden=hidden, heads=heads, head_dim=hidden // heads, mlp=seen.size("intermediate_size", 3072), norm=norm,
+            hidden=hidden, heads=heads, head_dim=hidden // heads, mlp=vision.size("intermediate_size", 3072), norm=norm,
             placement="pre", activation="gelu_tanh", causal=False, qkv_bias=True, out_bias=True, mlp_bias=True,
         )  # fmt: skip
-        return cls(TransformerSpec((layer,) * seen.layers(), final_norm=norm), patch, size // patch, merge)
+        return cls(TransformerSpec((layer,) * vision.layers(), final_norm=norm), patch, size // patch, merge)
 
     @property
     def pixels(self) -> int:
-        """Along a tile's side."""
+        """Pixels along the side of a tile."""
         return self.side * self.patch
 
     @property
     def tokens(self) -> int:
-        """Of a tile."""
+        """Tokens of a tile."""
         return (self.side // self.merge) ** 2
 
     def pictures(self) -> VisionFormat:
@@ -96,15 +99,15 @@ class SiglipTower:
 
     def __init__(self, config: Config, weights: Weights, merger: Weights, out: int, executor: Executor) -> None:
         """config: of the whole model; out: the width of the language model"""
-        shape, seen = SiglipShape.of(config), config.section("vision_config")
+        shape, vision = SiglipShape.of(config), config.section("vision_config")
         spec, norm = shape.spec, shape.spec.final_norm
         assert norm is not None
         embedding = "embeddings.patch_embedding.weight"
-        weights.expect_size(seen, "hidden_size", spec.hidden, embedding)
-        weights.expect_size(seen, "patch_size", shape.patch, embedding, axis=3)
-        weights.expect_size(seen, "image_size", shape.side, "embeddings.position_embedding.weight", each=shape.side)
-        weights.expect_count(seen, "num_hidden_layers", len(spec.layers), "encoder.layers")
-        weights.expect_size(seen, "intermediate_size", spec.layers[0].mlp, "encoder.layers.0.mlp.fc1.weight")
+        weights.expect_size(vision, "hidden_size", spec.hidden, embedding)
+        weights.expect_size(vision, "patch_size", shape.patch, embedding, axis=3)
+        weights.expect_size(vision, "image_size", shape.side, "embeddings.position_embedding.weight", each=shape.side)
+        weights.expect_count(vision, "num_hidden_layers", len(spec.layers), "encoder.layers")
+        weights.expect_size(vision, "intermediate_size", spec.layers[0].mlp, "encoder.layers.0.mlp.fc1.weight")
         joined = spec.hidden * shape.merge**2
         self.executor, self.merge = executor, shape.merge
         # A convolution whose stride is its kernel is a GEMM with each flattened patch.

@@ -87,7 +87,7 @@ def read_layer(spec: LayerSpec, weights: Weights, names: LayerNames) -> LayerWei
         weights, names.up, [(spec.mlp, inner)] * (2 if spec.gated else 1), spec, spec.mlp_bias and names.up_bias
     )
     qk = spec.qk_norm
-    behind = partial(weights.norm, width=spec.hidden, norm=spec.norm)
+    output_norm = partial(weights.norm, width=spec.hidden, norm=spec.norm)
     return LayerWeights(
         query=query,
         key_value=_stacked(key_value),
@@ -98,8 +98,8 @@ def read_layer(spec: LayerSpec, weights: Weights, names: LayerNames) -> LayerWei
         mlp_norm=weights.norm(names.mlp_norm, spec.hidden, spec.norm),
         query_norm=None if qk is None else weights.norm(names.query_norm, spec.head_dim, qk),
         key_norm=None if qk is None else weights.norm(names.key_norm, spec.head_dim, qk),
-        attention_output_norm=behind(names.attention_output_norm) if spec.output_norms else None,
-        mlp_output_norm=behind(names.mlp_output_norm) if spec.output_norms else None,
+        attention_output_norm=output_norm(names.attention_output_norm) if spec.output_norms else None,
+        mlp_output_norm=output_norm(names.mlp_output_norm) if spec.output_norms else None,
     )
 
 
@@ -109,8 +109,8 @@ def _inputs(
     """Linear layers that read hidden states: the width of each, and the rows of it to read. The layers have a name
     each, or are rows of one matrix under one name."""
     if len(names) > 1:
-        own = zip(names, parts, strict=True)
-        return [weights.affine(name, width, spec.hidden, bias, rows=rows) for name, (width, rows) in own]
+        named_parts = zip(names, parts, strict=True)
+        return [weights.affine(name, width, spec.hidden, bias, rows=rows) for name, (width, rows) in named_parts]
     starts = [0, *accumulate(width for width, _ in parts)]
     return [
         weights.affine(names[0], starts[-1], spec.hidden, bias, rows=slice(start + rows.start, start + rows.stop))
@@ -120,8 +120,8 @@ def _inputs(
 
 def _output(weights: Weights, name: str, width: int, columns: slice, spec: LayerSpec, bias: bool) -> Affine:
     """A linear layer that gives hidden states, of some inputs. Its bias is added once, by the first part."""
-    read = weights.affine(name, spec.hidden, width, bias, columns=columns)
-    return read if weights.shard.rank == 0 else Affine(read.weight)
+    affine = weights.affine(name, spec.hidden, width, bias, columns=columns)
+    return affine if weights.shard.rank == 0 else Affine(affine.weight)
 
 
 def _scaled(linear: Affine, factor: float) -> Affine:

@@ -45,9 +45,9 @@ class Linear:
     residual: Residual | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        found = F.linear(x, *self.affine)
-        found = found if self.function is None else BETWEEN[self.function](found)
-        return found if self.residual is None else found + self.residual(x)
+        y = F.linear(x, *self.affine)
+        y = y if self.function is None else BETWEEN[self.function](y)
+        return y if self.residual is None else y + self.residual(x)
 
 
 @dataclass(frozen=True, slots=True)

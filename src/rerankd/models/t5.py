@@ -30,20 +30,20 @@ HEAD = "lm_head.weight"
 
 def encoder(config: Config, weights: Weights, spec: TransformerSpec) -> Stack:
     """The weights of the encoder, which must have passed `expect_in`."""
-    layer, own = spec.layers[0], weights.scope("encoder")
+    layer, encoder_weights = spec.layers[0], weights.scope("encoder")
     assert isinstance(layer.attention_bias, Buckets)
-    table = own.tensor(
+    table = encoder_weights.tensor(
         f"block.0.{ATTENTION}.SelfAttention.relative_attention_bias.weight", layer.attention_bias.count, layer.heads
     )
     words = weights.tensor("shared.weight", config.size("vocab_size"), spec.hidden)
-    norm = own.norm("final_layer_norm", spec.hidden, layer.norm)
+    norm = encoder_weights.norm("final_layer_norm", spec.hidden, layer.norm)
     relative = Biases(table, layer.head_dim)
-    return Stack(spec, own, names_of(layer), EmbeddingWeights(words), norm, relative=relative)
+    return Stack(spec, encoder_weights, names_of(layer), EmbeddingWeights(words), norm, relative=relative)
 
 
 def first_step(config: Config, weights: Weights, spec: LayerSpec, token_id: TokenIds, recipe: Recipe) -> FirstStepHead:
     """The weights that the decoder's first step reads, and the rows of the answers."""
-    own = weights.scope("decoder")
+    decoder_weights = weights.scope("decoder")
     answers = read_answers(config, token_id, recipe)
     tied = config.flag("tie_word_embeddings") is not False
     # Some folders say that the head is the embedding, and have another head: transformers reads the head that is there.
@@ -55,9 +55,9 @@ def first_step(config: Config, weights: Weights, spec: LayerSpec, token_id: Toke
     start = weights.rows("shared.weight", [config.size("decoder_start_token_id", 0, least=0)], spec.hidden)[0]
     return FirstStepHead(
         spec=spec,
-        layers=tuple(_step(own.scope(f"block.{i}"), spec) for i in range(decoder_layers(config))),
+        layers=tuple(_step(decoder_weights.scope(f"block.{i}"), spec) for i in range(decoder_layers(config))),
         start=start,
-        norm=own.tensor("final_layer_norm.weight", spec.hidden, dtype=torch.float32),
+        norm=decoder_weights.tensor("final_layer_norm.weight", spec.hidden, dtype=torch.float32),
         relevance=rows,
         activation=answers.activation,
         logarithm=answers.activation == "identity",

@@ -88,5 +88,5 @@ def decoder_layers(config: Config) -> int:
 
 
 def positions(config: Config) -> int:
-    """`n_positions`: places are read as distances, of which there are any."""
+    """`n_positions`. The biases of distance set no limit of their own."""
     return config.size("n_positions", LEARNT)

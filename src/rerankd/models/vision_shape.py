@@ -1,6 +1,6 @@
 """The sizes of the vision towers of Qwen's models, and their layers.
 
-Those of Qwen3-VL are read from its configuration here, and held against its weights.
+The sizes of Qwen3-VL are read from its configuration here, and compared with its weights.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ THETA = 10000.0
 
 @dataclass(frozen=True, slots=True)
 class VisionShape:
-    """positions: learned ones; 0 for none
+    """The sizes of a vision tower.
 
-    deepstack: layers behind which a merger reads the states
+    positions: the number of learned positions; 0 for none
+    deepstack: the layers behind which a merger reads the states
     """
 
     hidden: int
@@ -78,13 +79,15 @@ class VisionShape:
     def pictures(self, config: Config) -> VisionFormat:
         """See `Architecture.pictures`. ModelError where the image processor beside config.json disagrees."""
         form = VisionFormat.from_folder(Path(config.source).parent)
-        for key, own, size in (
+        for key, tower_size, processor_size in (
             ("patch_size", self.patch, form.patch_size),
             ("temporal_patch_size", self.temporal_patch, form.temporal_patch_size),
             ("spatial_merge_size", self.merge, form.merge_size),
         ):
-            if own != size:
-                raise config.section("vision_config").wrong(key, f"must be the image processor's own ({size})")
+            if tower_size != processor_size:
+                raise config.section("vision_config").wrong(
+                    key, f"must be the image processor's own ({processor_size})"
+                )
         return form
 
     def expect_patches(self, config: Config, hidden: str, weights: Weights) -> None:

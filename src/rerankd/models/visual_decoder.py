@@ -1,4 +1,4 @@
-"""A language model with a vision tower: what the families that see images have in common."""
+"""A language model with a vision tower: the common part of the families that see images."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class VisualDecoder:
         features = self.visuals(batch.visuals)
         x = self.transformer.embed(tokens_of(batch))
         x[rows] = features[0]
-        # What would be added behind the last layer reaches no row that the head reads.
+        # An addition behind the last layer would reach no row that the head reads.
         additions = Additions(rows, list(features[1 : len(self.spec.layers)]))
         states = self.transformer(x, layout_of(batch, self.spec), positions, self.head.rows(batch), additions)
         return self.head(states, batch)
@@ -73,7 +73,7 @@ def rotary_sections(config: Config) -> tuple[int, int, int]:
 
 def placeholder(config: Config, kind: str, token_id: TokenIds) -> int:
     """The id of the tokens in whose place an image or a video is seen, of which prompts are made by name."""
-    named = token_id(f"<|{kind}_pad|>")
-    if config.size(f"{kind}_token_id", named, least=0) != named:
-        raise config.wrong(f"{kind}_token_id", f"must be {named}, the tokenizer's <|{kind}_pad|>")
-    return named
+    token = token_id(f"<|{kind}_pad|>")
+    if config.size(f"{kind}_token_id", token, least=0) != token:
+        raise config.wrong(f"{kind}_token_id", f"must be {token}, the tokenizer's <|{kind}_pad|>")
+    return token

@@ -32,8 +32,8 @@ class Tower(Protocol):
 class VisualEncoder:
     """The vision tower, with a bounded cache of its results, by content.
 
-    The memory changes no result: it spares encoding a query's image again for each batch of its documents, and
-    a picture again that stands in several documents.
+    The cache changes no result. With it, a query's image is encoded once for all batches of its documents, and a
+    picture in several documents is encoded once.
     """
 
     def __init__(self, tower: Tower) -> None:
@@ -49,9 +49,9 @@ class VisualEncoder:
             features = self._encode(torch.cat([visual.pixel_values() for visual in pack]), [v.grid for v in pack])
             sizes = [_patches(visual) // self.merge**2 for visual in pack]
             encoded |= zip((v.digest for v in pack), torch.split(features, sizes, dim=1), strict=True)
-        found = [feature for visual in visuals if (feature := encoded[visual.digest]) is not None]
-        self._remember({visual.digest: feature for visual, feature in zip(visuals, found, strict=True)})
-        return torch.cat(found, dim=1)
+        ordered = [feature for visual in visuals if (feature := encoded[visual.digest]) is not None]
+        self._remember({visual.digest: feature for visual, feature in zip(visuals, ordered, strict=True)})
+        return torch.cat(ordered, dim=1)
 
     def _encode(self, pixels: Tensor, grids: Sequence[Grid]) -> Tensor:
         """A long video goes through the tower in parts: its steps in time know nothing of each other there."""
@@ -65,7 +65,7 @@ class VisualEncoder:
 
     def _remember(self, features: dict[bytes, Tensor]) -> None:
         for digest, feature in features.items():
-            # A slice would keep all that was encoded beside it alive.
+            # A clone: a slice would keep the features of the whole pack in memory.
             self._memory.setdefault(digest, feature.clone())
             self._memory.move_to_end(digest)
         while sum(feature.nbytes for feature in self._memory.values()) > MEMORY_BYTES:

@@ -30,18 +30,27 @@ class VocabularyHead:
         self._rows = rows
 
     def log_probabilities(self, states: Sequence[Tensor], labels: Sequence[Labels]) -> list[Tensor]:
-        """Of each group's labels after each of its prompts: float32 [prompts, labels].
+        """The log-probabilities of each group's labels after each of its prompts: float32 [prompts, labels].
 
         states: each group's last states, float32 [prompts, hidden]
         """
-        logits = [own @ self._rows(asked.token_ids).T for own, asked in zip(states, labels, strict=True)]
+        logits = [
+            group_states @ self._rows(group_labels.token_ids).T
+            for group_states, group_labels in zip(states, labels, strict=True)
+        ]
         # Once for all groups, since the whole head goes through the processor for it.
-        among_all = [own for own, asked in zip(states, labels, strict=True) if not asked.among_themselves]
+        among_all = [
+            group_states
+            for group_states, group_labels in zip(states, labels, strict=True)
+            if not group_labels.among_themselves
+        ]
         totals = self._totals(torch.cat(among_all)) if among_all else torch.empty(0)
-        left = iter(torch.split(totals, [len(own) for own in among_all]))
+        group_totals = iter(torch.split(totals, [len(group_states) for group_states in among_all]))
         return [
-            own.log_softmax(-1) if asked.among_themselves else own - next(left)[:, None]
-            for own, asked in zip(logits, labels, strict=True)
+            group_logits.log_softmax(-1)
+            if group_labels.among_themselves
+            else group_logits - next(group_totals)[:, None]
+            for group_logits, group_labels in zip(logits, labels, strict=True)
         ]
 
     @cached_property

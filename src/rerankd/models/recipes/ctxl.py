@@ -21,10 +21,10 @@ class CtxlTemplate:
 
     def render(self, instruction: str | None, query: str, document: str) -> str:
         """See `Template.render`."""
-        asked = f"{query} {instruction}" if instruction else query
+        question = f"{query} {instruction}" if instruction else query
         return (
             "Check whether a given document contains information helpful to answer the query.\n"
-            f"<Document> {document}\n<Query> {asked} ??"
+            f"<Document> {document}\n<Query> {question} ??"
         )
 
 

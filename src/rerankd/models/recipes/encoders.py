@@ -7,7 +7,7 @@ from functools import partial
 from rerankd.models.recipes.recipe import Recipe
 
 INSTRUCTED = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
-"""Of models whose queries begin with a task."""
+"""The query prompt of models whose queries begin with a task."""
 
 CROSS_ENCODER = Recipe("cross-encoder", family="cross-encoder")
 """A classifier over a pair."""
@@ -30,7 +30,7 @@ BGE_EN = _bi_encoder(
 BGE_ZH = _bi_encoder(
     "bge-zh", query_prompt="为这个句子生成表示以用于检索相关文章：", models=r"bge[-_](small|base|large)[-_]zh"
 )
-"""The same for Chinese."""
+"""bge-small, -base and -large for Chinese."""
 
 LATE_INTERACTION = Recipe("late-interaction", family="late-interaction", pairs=False)
 """MaxSim over the vectors of tokens."""

@@ -41,14 +41,14 @@ class Evidence:
     def names(self) -> dict[str, str]:
         """The names of the model and their sources: the user, the folder's path, config.json, the heading of the
         card."""
-        found = [(Path(self.model).name, "its name"), (self.folder.name, "its folder's name")]
-        found += [(part, "its folder's name") for part in self.folder.absolute().parts if CACHED.fullmatch(part)]
+        sources = [(Path(self.model).name, "its name"), (self.folder.name, "its folder's name")]
+        sources += [(part, "its folder's name") for part in self.folder.absolute().parts if CACHED.fullmatch(part)]
         if isinstance(path := self.config.entries.get("_name_or_path"), str) and path:
-            found.append((Path(path).name, "`_name_or_path` in config.json"))
+            sources.append((Path(path).name, "`_name_or_path` in config.json"))
         if heading := _heading(self.folder / "README.md"):
-            found.append((heading, "the heading of README.md"))
+            sources.append((heading, "the heading of README.md"))
         names: dict[str, str] = {}
-        for name, owner in found:
+        for name, owner in sources:
             names.setdefault(name, owner)
         return names
 
@@ -91,5 +91,5 @@ def _heading(path: Path) -> str | None:
             text = card.read(CARD_CHARACTERS)
     except (OSError, ValueError):
         return None
-    found = re.search(r"^#[ \t]+(\S.*?)[ \t]*$", text, re.MULTILINE)
-    return found[1] if found else None
+    match = re.search(r"^#[ \t]+(\S.*?)[ \t]*$", text, re.MULTILINE)
+    return match[1] if match else None

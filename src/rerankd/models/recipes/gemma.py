@@ -29,7 +29,7 @@ PIECES = PieceTemplate(
     extends=True,
     default_instruction=QUESTION,
 )
-"""Of FlagEmbedding's decoders."""
+"""The pieces of FlagEmbedding's decoders."""
 
 
 def _is_bge(evidence: Evidence) -> str | None:

@@ -66,4 +66,4 @@ JINA_RERANKER_M0 = Recipe(
     images="alone",
     sizing=Sizing(min_pixels=4 * 28**2, max_pixels=768 * 28**2, max_frames=0, least_side=0),
 )
-"""No class of another purpose has its name."""
+"""The class in config.json belongs to this model alone, so the folder needs no other evidence."""

@@ -27,4 +27,4 @@ BGE_RERANKER_LIGHTWEIGHT = Recipe(
     layerwise=True,
     compresses=True,
 )
-"""No class of another purpose has the name of either."""
+"""The classes in config.json belong to these models alone, so the folders need no other evidence."""

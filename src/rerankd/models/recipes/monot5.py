@@ -49,4 +49,4 @@ MT5_MMARCO = replace(
 MT5_MMARCO_LARGE = replace(
     MONOT5, name="mt5-mmarco-large", answers=("\u2581", "\u2581true"), models="mt5[-_](3b|13b)[-_]mmarco"
 )
-"""mt5-3B-mmarco-en-pt and mt5-13b-mmarco-100k. Of the word "false" mT5's tokenizer makes a space and a piece."""
+"""mt5-3B-mmarco-en-pt and mt5-13b-mmarco-100k. mT5's tokenizer splits the word "false" into a space and a piece."""

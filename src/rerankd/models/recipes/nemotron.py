@@ -33,20 +33,20 @@ class NemotronTemplate:
 
 
 NEMOTRON_RERANK = Recipe("nemotron-rerank", family="cross-encoder", template=NemotronTemplate())
-"""A classifier over a text that a template writes. No class of another purpose has its name."""
+"""A classifier over a text that a template writes. The class in config.json belongs to this model alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class NemotronVLTemplate(NemotronTemplate):
-    """The image, which is the first thing in a document, goes before all."""
+    """The image, which stands first in a document, moves to the front of the prompt."""
 
     verbatim: bool = False
 
     def render(self, instruction: str | None, query: str, document: str) -> str:
         """See `Template.render`."""
         image, mark, text = document.rpartition(MARKS.end)
-        asked = f"question:{query} \n \n passage:{text}"
-        return f"{BEGIN}{image}{mark} {asked}" if image else f"{BEGIN}{asked}"
+        pair = f"question:{query} \n \n passage:{text}"
+        return f"{BEGIN}{image}{mark} {pair}" if image else f"{BEGIN}{pair}"
 
 
 NEMOTRON_RERANK_VL = Recipe(
@@ -59,4 +59,4 @@ NEMOTRON_RERANK_VL = Recipe(
     marks=MARKS,
     sizing=Sizing(max_frames=0, tiles=Tiles(side=512, most=6)),
 )
-"""The same of a text or an image, or of both. A folder's processor may say another number of tiles."""
+"""For documents of a text, an image or both. A folder's processor may set another number of tiles."""

@@ -32,10 +32,10 @@ def _is_qwen3(evidence: Evidence) -> str | None:
         return 'its LogitScore reads "yes" and "no"'
     if entries.get("vocab_size") != VOCABULARY or evidence.appends():
         return None
-    said = f"its vocabulary has {VOCABULARY:,} tokens, as Qwen3-Reranker's has and chat models' have not"
+    reason = f"its vocabulary has {VOCABULARY:,} tokens, as Qwen3-Reranker's has and chat models' have not"
     if (entries.get("hidden_size"), entries.get("num_hidden_layers")) in SIZES:
-        return f"{said}, and its sizes are those of a Qwen3-Reranker"
-    return None if evidence.chat_template else f"{said}, and it has no chat template"
+        return f"{reason}, and its sizes are those of a Qwen3-Reranker"
+    return None if evidence.chat_template else f"{reason}, and it has no chat template"
 
 
 def _is_qwen3_vl(evidence: Evidence) -> str | None:

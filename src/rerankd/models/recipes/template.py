@@ -126,8 +126,8 @@ class PieceTemplate:
 
     def render(self, instruction: str | None, query: str, document: str) -> str:
         """See `Template.render`; the text alone does not say where tokens end."""
-        asked, answered = self.asking(instruction) + query, self.before_document + document
-        return "".join((*self.head, asked, self.between, answered, *self.ending(instruction)))
+        query_piece, document_piece = self.asking(instruction) + query, self.before_document + document
+        return "".join((*self.head, query_piece, self.between, document_piece, *self.ending(instruction)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class ListTemplate:
         if instruction:
             task += f"<instruct>\n{instruction}\n</instruct>\n"
         passages = [f'<passage id="{i}">\n{document}' for i, document in enumerate(documents)]
-        asked = f"<query>\n{query}"
-        first, *others = [*passages, asked]
+        question = f"<query>\n{query}"
+        first, *others = [*passages, question]
         tail = "\n</query><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
         return [task + first, *(f"\n</passage>\n{piece}" for piece in others), tail]
