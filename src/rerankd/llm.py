@@ -98,15 +98,15 @@ class LLM:
         allowed_local_media_path: str | None = None,
         **others: Any,
     ) -> None:
-        given = {name: value for name, value in others.items() if value is not None}
-        loading = {name: given.pop(name) for name in LOADING if name in given}
+        arguments = {name: value for name, value in others.items() if value is not None}
+        loading = {name: arguments.pop(name) for name in LOADING if name in arguments}
         if loading.get("model_impl") == "vllm":
             loading["model_impl"] = "native"
         if runner not in RUNNERS:
             raise ValueError(f"runner: {runner!r} does not score; give 'pooling', or leave it out")
         if callable(loading.get("hf_overrides")):
             raise ValueError("hf_overrides: a function is not supported; give the entries that it changes")
-        ignored = _judged(model, given)
+        ignored = _judged(model, arguments)
         if ignored:
             log.warning("LLM: arguments without effect here: %s", ", ".join(ignored))
         for note in VLLM_VARIABLES.notes(os.environ):
@@ -151,8 +151,8 @@ class LLM:
         match, unreadable contents, impossible limits, and an adapter.
         """
         no_adapter(lora_request)
-        wanted = asked(self._reranker.info.max_model_len, truncate_prompt_tokens, pooling_params, tokenization_kwargs)
-        for name in wanted.ignored:
+        settings = asked(self._reranker.info.max_model_len, truncate_prompt_tokens, pooling_params, tokenization_kwargs)
+        for name in settings.ignored:
             if name not in self._warned:
                 self._warned.add(name)
                 log.warning("LLM: argument without effect here: %s", name)
@@ -162,7 +162,9 @@ class LLM:
             raise InvalidRequest("data_1", problem)
         parts = [tuple(documents)] if len(queries) == 1 else [(document,) for document in documents]
         requests = [
-            RerankRequest(query, part, wanted.instruction, truncation=wanted.truncation, activation=wanted.activation)
+            RerankRequest(
+                query, part, settings.instruction, truncation=settings.truncation, activation=settings.activation
+            )
             for query, part in zip(queries, parts, strict=True)
         ]
         bar = use_tqdm if callable(use_tqdm) else partial(tqdm, disable=not use_tqdm)
@@ -193,11 +195,11 @@ class LLM:
         submitted: list[Submitted] = []
         with progress(total=total, desc="Adding requests") as bar:
             for request in requests:
-                one = self._reranker.submit(request, events.put, prompts)
-                one.logits.add_done_callback(lambda _: events.put(None))
-                submitted.append(one)
+                submission = self._reranker.submit(request, events.put, prompts)
+                submission.logits.add_done_callback(lambda _: events.put(None))
+                submitted.append(submission)
                 bar.update(len(request.documents))
-        tokens = sum(_prompt_tokens(one) for one in submitted)
+        tokens = sum(_prompt_tokens(submission) for submission in submitted)
         with progress(total=total, desc="Processed prompts", postfix=_speed(0.0)) as bar:
             start, settled = time.perf_counter(), 0
             while settled < len(submitted):
@@ -207,7 +209,7 @@ class LLM:
                     continue
                 bar.update(scored)
                 bar.set_postfix_str(_speed(tokens * bar.n / total / (time.perf_counter() - start)), refresh=False)
-        return [output for one in submitted for output in self._outputs(one)]
+        return [output for submission in submitted for output in self._outputs(submission)]
 
     def _outputs(self, submitted: Submitted) -> list[ScoringRequestOutput]:
         result, group = self._reranker.collect(submitted), submitted.group
@@ -223,17 +225,17 @@ class LLM:
 
 
 def _judged(model: str, others: Mapping[str, Any]) -> list[str]:
-    """The names of arguments without effect. Raises ValueError for those that `rerankd serve` refuses as flags."""
+    """The names of arguments without effect. Raises ValueError for arguments that `rerankd serve` refuses as flags."""
     names = sorted(others)
     flags = {name: name.replace("_", "-") for name in names}
     switches = {name for name in names if isinstance(others[name], bool)}
-    given = [
+    peer_flags = [
         Given(name, flags[name], None if name in switches else str(others[name]), off=others[name] is False)
         for name in names
         if flags[name] in VLLM.flags
     ]
     try:
-        list(VLLM.judge(given, str(model)))
+        list(VLLM.judge(peer_flags, str(model)))
     except UsageProblem as problem:
         raise ValueError(f"LLM: {problem}") from None
     return names
@@ -245,13 +247,13 @@ def _hub() -> Hub:
 
 def _sizing(processor_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        given = ProcessorKwargs.model_validate(processor_kwargs)
+        kwargs = ProcessorKwargs.model_validate(processor_kwargs)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ValueError(f"mm_processor_kwargs: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    for name in given.without_effect():
+    for name in kwargs.without_effect():
         raise ValueError(f"mm_processor_kwargs: {name!r} has no effect here; leave it out")
-    return given.told()
+    return kwargs.values()
 
 
 def _contents(name: str, data: ScoreInput | Sequence[ScoreInput]) -> list[Content]:

@@ -208,7 +208,7 @@ def test_many_clients_each_get_their_own(vllm_server: str) -> None:
 def test_a_failing_request_cancels_its_siblings(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call of several requests is answered or refused whole."""
     from rerankd.core import text_content
-    from rerankd.server.answer import _all
+    from rerankd.server.answer import _score_all
     from rerankd.server.dialects.base import Call, Nothing
 
     monkeypatch.setattr("rerankd.server.answer.REQUESTS_TOGETHER", 1)
@@ -217,7 +217,7 @@ def test_a_failing_request_cancels_its_siblings(monkeypatch: pytest.MonkeyPatch)
         reranker = FakeReranker()
         requests = [RerankRequest(text_content(query), (text_content("a"),)) for query in ("wait", "break")]
         with pytest.raises(RuntimeError):
-            await _all(reranker, Call(Nothing(), tuple(requests)))
+            await _score_all(reranker, Call(Nothing(), tuple(requests)))
         await asyncio.sleep(0.05)
         return reranker.cancelled
 

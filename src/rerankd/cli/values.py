@@ -24,10 +24,10 @@ def token_count(text: str) -> int | None:
 
 def implementation(text: str) -> str:
     """auto, native or transformers; the names that vLLM and SGLang have for their own stand for native."""
-    found = {"vllm": "native", "sglang": "native"}.get(text, text)
-    if found not in ("auto", "native", "transformers"):
+    name = {"vllm": "native", "sglang": "native"}.get(text, text)
+    if name not in ("auto", "native", "transformers"):
         raise typer.BadParameter(f"{text!r} is not supported; use auto, native or transformers")
-    return found
+    return name
 
 
 STORED_FORMATS = ("gptq", "gptq_marlin", "awq", "awq_marlin", "compressed-tensors", "gguf")
@@ -49,7 +49,7 @@ def strings(text: str) -> tuple[str, ...]:
         value = json.loads(text)
     except ValueError:
         value = None
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise typer.BadParameter(f"{text!r} is not a JSON list of strings, such as '[\"https://example.org\"]'")
     return tuple(value)
 
@@ -61,13 +61,13 @@ def processor_kwargs(text: str) -> dict[str, Any]:
     from rerankd.schemas.processor_kwargs import ProcessorKwargs
 
     try:
-        given = ProcessorKwargs.model_validate(json_object(text))
+        kwargs = ProcessorKwargs.model_validate(json_object(text))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    for name in given.without_effect():
+    for name in kwargs.without_effect():
         raise typer.BadParameter(f"{name!r} has no effect here; min_pixels, max_pixels, fps and max_frames have")
-    return given.told()
+    return kwargs.values()
 
 
 def json_object(text: str) -> dict[str, Any]:

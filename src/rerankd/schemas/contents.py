@@ -27,12 +27,12 @@ class Open(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_nulls_out(cls, sent: Any) -> Any:
-        """Clients that write out every field say null where they mean nothing."""
-        if not isinstance(sent, dict):
-            return sent
+    def _leave_nulls_out(cls, body: Any) -> Any:
+        """Drop nulls: clients that write out every field send null for an absent value."""
+        if not isinstance(body, dict):
+            return body
         required = {name for name, field in cls.model_fields.items() if field.is_required()}
-        return {name: value for name, value in sent.items() if value is not None or name in required}
+        return {name: value for name, value in body.items() if value is not None or name in required}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -40,12 +40,12 @@ class Open(BaseModel):
         model = handler.resolve_ref_schema(described)
         for name, field in model.get("properties", {}).items():
             if name not in model.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
-                kept = {
+                annotations = {
                     word: field.pop(word) for word in ("title", "description", "default", "examples") if word in field
                 }
-                wanted = dict(field)
+                value_schema = dict(field)
                 field.clear()
-                field.update(anyOf=[wanted, {"type": "null"}], **kept)
+                field.update(anyOf=[value_schema, {"type": "null"}], **annotations)
         return described
 
     def unknown(self) -> list[str]:
@@ -56,10 +56,10 @@ class Open(BaseModel):
 def by_type(**types: str) -> Callable[[Any], str | None]:
     """A discriminator of a union by JSON type: `by_type(string="str", parts="list")` tags a list `<parts>`.
 
-    A tag in angle brackets cannot be mistaken for a field's name where an error says how it got there.
+    A tag in angle brackets cannot be mistaken for a field's name in the path of an error.
     """
     tags = {kind: f"<{tag}>" for tag, kind in types.items()}
-    return lambda sent: tags.get(type(sent).__name__)
+    return lambda value: tags.get(type(value).__name__)
 
 
 class TextPart(Open):

@@ -1,6 +1,6 @@
-"""Lists in bodies: their elements are counted before any is looked at, and the first bad one ends the look.
+"""Lists in bodies. Their elements are counted before validation, and validation stops at the first bad element.
 
-Without that a client that sends a million token ids in place of texts has a million errors made for it.
+Otherwise a million token ids in place of texts would make a million errors.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class Counted:
         self._limits = limits
         self._counts: dict[LimitName, int] = {}
 
-    def one(self, name: LimitName, count: int) -> None:
+    def check(self, name: LimitName, count: int) -> None:
         """Refuse a list of `count` elements that is over a limit."""
         if count > getattr(self._limits, name):
             raise PydanticCustomError(OVER_LIMIT, "{problem}", {"problem": f"holds {self._limits.exceeded(name)}"})
 
-    def together(self, name: LimitName, count: int) -> None:
-        """The same, of all lists of that name in the body together."""
+    def check_sum(self, name: LimitName, count: int) -> None:
+        """Refuse lists of one name that have too many elements in sum. `count`: the elements of a further list."""
         self._counts[name] = self._counts.get(name, 0) + count
-        self.one(name, self._counts[name])
+        self.check(name, self._counts[name])
 
 
 def _at_most(name: LimitName, together: bool = False) -> BeforeValidator:
@@ -39,7 +39,7 @@ def _at_most(name: LimitName, together: bool = False) -> BeforeValidator:
 
     def check(value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, list) and isinstance(info.context, Counted):
-            (info.context.together if together else info.context.one)(name, len(value))
+            (info.context.check_sum if together else info.context.check)(name, len(value))
         return value
 
     return BeforeValidator(check)

@@ -28,24 +28,26 @@ class ProcessorKwargs(Open):
     fps: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     max_frames: int | None = Field(default=None, gt=0)
 
-    def told(self) -> dict[str, Any]:
-        """min_pixels, max_pixels, fps and max_frames, whichever word they came in; those that did."""
+    def values(self) -> dict[str, Any]:
+        """The given values of min_pixels, max_pixels, fps and max_frames, under these names."""
         size = self.size or Size()
-        told = {
+        values = {
             "min_pixels": size.shortest_edge if self.min_pixels is None else self.min_pixels,
             "max_pixels": size.longest_edge if self.max_pixels is None else self.max_pixels,
             "fps": self.fps,
             "max_frames": self.max_frames,
         }
-        return {name: value for name, value in told.items() if value is not None}
+        return {name: value for name, value in values.items() if value is not None}
 
     def fill(self, content: Content) -> Content:
-        """A content whose images and videos have what they say nothing of from here."""
-        told = self.told()
+        """The content, with these values for images and videos that have none of their own."""
+        values = self.values()
 
         def filled(part: Part) -> Part:
             names = {Image: ("min_pixels", "max_pixels"), Video: ("fps", "max_frames")}.get(type(part), ())
-            return replace(part, **{name: told[name] for name in names if name in told and getattr(part, name) is None})
+            return replace(
+                part, **{name: values[name] for name in names if name in values and getattr(part, name) is None}
+            )
 
         return tuple(map(filled, content))
 

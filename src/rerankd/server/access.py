@@ -29,9 +29,9 @@ class Keys:
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer":
             return False
-        given = _digest(key.strip().encode("latin-1"))
-        # Every key is compared, each in constant time, so that the time tells nothing.
-        return sum(hmac.compare_digest(given, digest) for digest in self._digests) > 0
+        key_digest = _digest(key.strip().encode("latin-1"))
+        # Every key is compared, each in constant time, so that the time reveals nothing about a key.
+        return sum(hmac.compare_digest(key_digest, digest) for digest in self._digests) > 0
 
 
 class KeyCheck:

@@ -60,7 +60,7 @@ class Desk:
     """The objects that answer calls.
 
     hosted: the models; the first answers calls that name none
-    places: of calls that are answered at a time
+    places: the limit on calls that are answered at a time
     workers: threads for long work, which would block the event loop
     timeout: seconds from a call's body to its answer; None for any time
     """
@@ -171,10 +171,10 @@ class _Exchange:
     async def in_time(self, work: Coroutine[Any, Any, T]) -> T:
         """Await `work`. It is cancelled when the client hangs up first (Gone), or when it is late (a 504 `Problem`)."""
         timeout = self._desk.timeout
-        left = None if timeout is None else max(self._began + timeout - time.monotonic(), 0)
+        seconds_left = None if timeout is None else max(self._began + timeout - time.monotonic(), 0)
         working, hung_up = asyncio.ensure_future(work), asyncio.ensure_future(self._incoming.hung_up())
         try:
-            await asyncio.wait((working, hung_up), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((working, hung_up), timeout=seconds_left, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 return working.result()
             if hung_up.done():
@@ -203,7 +203,7 @@ class _Exchange:
     async def _scored(self, call: Call[Any], reranker: Answers) -> Reply:
         results: Sequence[RerankResult] = ()
         if call.requests:
-            results = await _all(reranker, call)
+            results = await _score_all(reranker, call)
         self._called.results = results
         outputs = sum(len(document.values) for result in results for document in result.documents)
         if self._large or max(outputs, sum(result.scored for result in results)) > SOON_RENDERED:
@@ -211,52 +211,56 @@ class _Exchange:
         return self._render(call, results, False)
 
     def _parse(self) -> Call[Any]:
-        sent = {**parse_json(self._body, self.hosted.served.limits), **self._incoming.parameters}
+        fields = {**parse_json(self._body, self.hosted.served.limits), **self._incoming.parameters}
         # A null counts as absent: clients that write out every field do not choose an API by it.
-        said = {name: one for name, one in sent.items() if one is not None}
-        self._claim(said)
-        chosen = choose(said.get("model", None if self.endpoint.reads else self._incoming.model), self._desk.hosted)
-        if chosen is not self.hosted:
-            self.hosted = chosen
-            self._claim(said)
-        served = chosen.served
+        present = {name: value for name, value in fields.items() if value is not None}
+        self._claim(present)
+        hosted = choose(present.get("model", None if self.endpoint.reads else self._incoming.model), self._desk.hosted)
+        if hosted is not self.hosted:
+            self.hosted = hosted
+            self._claim(present)
+        served = hosted.served
         self._info = served.info
-        parsed: Call[Any] = self.endpoint.parse(checked(self.endpoint.body, sent, served.limits), served)
+        parsed: Call[Any] = self.endpoint.parse(checked(self.endpoint.body, fields, served.limits), served)
         if len(self._desk.hosted) == 1:
             return parsed
-        self._called.model = chosen.name
+        self._called.model = hosted.name
         # Where `model` chooses the model, the field has an effect, in APIs without such a field too.
-        return replace(parsed, ignored=tuple(one for one in parsed.ignored if one != "model" or not said.get(one)))
+        return replace(
+            parsed, ignored=tuple(name for name in parsed.ignored if name != "model" or not present.get(name))
+        )
 
-    def _claim(self, said: Mapping[str, Any]) -> None:
-        self.dialect, self.endpoint = _claiming(self._routed, said, self._incoming.headers, self.hosted.served)
+    def _claim(self, fields: Mapping[str, Any]) -> None:
+        self.dialect, self.endpoint = _claiming(self._routed, fields, self._incoming.headers, self.hosted.served)
 
     def _render(self, call: Call[Any], results: Sequence[Any], large: bool) -> Reply:
         content = self.endpoint.render(call, results, self.id, self.hosted.served)
         return json_reply(content, 200, reports(call, results, self.log_id), large)
 
 
-def _claiming(routed: Sequence[Routed], sent: Mapping[str, Any], headers: Mapping[str, str], served: Served) -> Routed:
-    dialect, _ = next((one for one in routed if one[0].claims(sent, headers)), routed[0])
-    own = [one for one in routed if one[0] is dialect]
-    return next((one for one in own if one[1].claims(sent, served)), own[0])
+def _claiming(
+    routed: Sequence[Routed], fields: Mapping[str, Any], headers: Mapping[str, str], served: Served
+) -> Routed:
+    dialect, _ = next((route for route in routed if route[0].claims(fields, headers)), routed[0])
+    of_dialect = [route for route in routed if route[0] is dialect]
+    return next((route for route in of_dialect if route[1].claims(fields, served)), of_dialect[0])
 
 
-async def _all(reranker: Answers, call: Call[Any]) -> list[RerankResult]:
+async def _score_all(reranker: Answers, call: Call[Any]) -> list[RerankResult]:
     """The results of a call's requests in order. As many requests are scored at a time as fill batches."""
     starts = range(0, len(call.requests), REQUESTS_TOGETHER)
-    left = iter(starts)
+    remaining_starts = iter(starts)
     results: dict[int, list[RerankResult]] = {}
 
-    async def some() -> None:
-        for start in left:
-            results[start] = await _some(reranker, call, start)
+    async def score_next() -> None:
+        for start in remaining_starts:
+            results[start] = await _score_group(reranker, call, start)
 
-    await all_of(some() for _ in starts[:READ_AT_ONCE])
+    await all_of(score_next() for _ in starts[:READ_AT_ONCE])
     return [result for start in starts for result in results[start]]
 
 
-async def _some(reranker: Answers, call: Call[Any], start: int) -> list[RerankResult]:
+async def _score_group(reranker: Answers, call: Call[Any], start: int) -> list[RerankResult]:
     try:
         return await reranker.answer_all(call.requests[start : start + REQUESTS_TOGETHER])
     except InvalidRequest as error:

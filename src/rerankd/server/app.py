@@ -1,4 +1,4 @@
-"""The ASGI app: a dialect at the root, every dialect below its own prefix, and what the server says of itself."""
+"""The ASGI app: a dialect at the root, every dialect below its own prefix, and the server's own routes."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ prompts in which a listwise model read the documents. `Server-Timing` has the ti
 
 
 class _PlainRoute(APIRoute):
-    """A route whose handler gets the request itself, of which FastAPI has nothing to read or to check."""
+    """A route whose handler gets the request itself; FastAPI reads and checks nothing."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Of FastAPI's routes."""
+        """See FastAPI's `APIRoute`."""
         handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
         return handler
 
@@ -76,10 +76,10 @@ def create_app(models: Serves | Pool | Service, settings: Settings) -> FastAPI:
     )
     app.root_path = settings.root_path
     service = models if isinstance(models, Service) else Service(models, settings)
-    served, own = service.served, service.own
+    served, root_dialect = service.served, service.root_dialect
     metrics = Metrics(service.hosted, settings.vllm_metrics, settings.labels)
-    # Those that need no key say so.
-    told: dict[str, Any] | None = None if settings.protect_all else dict(NO_KEY)
+    # Routes that need no key say so.
+    security: dict[str, Any] | None = None if settings.protect_all else dict(NO_KEY)
     probes = {"/health", "/metrics"}
     examples: dict[tuple[str, str], Examples] = {}
     shown = served if service.pool.models[0].reranker else replace(served, tokenize=made_up_tokens, decode=made_up_text)
@@ -100,7 +100,7 @@ def create_app(models: Serves | Pool | Service, settings: Settings) -> FastAPI:
             response_class=JSONResponse if endpoint.reply is not None else Response,
             responses=responses(routed),
             openapi_extra={
-                **(json_body(routed) if endpoint.reads else (told or {}) if endpoint.probe else {}),
+                **(json_body(routed) if endpoint.reads else (security or {}) if endpoint.probe else {}),
                 **(MODEL_PARAMETER if PARAMETER in path else {}),
             },
             route_class_override=_PlainRoute,
@@ -112,12 +112,12 @@ def create_app(models: Serves | Pool | Service, settings: Settings) -> FastAPI:
     if settings.sleep_routes:
         add_sleep_routes(app, service, settings.shutdown_timeout)
     if settings.playground:
-        add_playground(app, service.hosted, own.name, settings.docs, bool(settings.keys))
+        add_playground(app, service.hosted, root_dialect.name, settings.docs, bool(settings.keys))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        wanted = f"{request.method} {request.url.path}"
-        response = _refused(request, service, Problem(error.status_code, f"{wanted}: {error.detail}. See /docs."))
+        call = f"{request.method} {request.url.path}"
+        response = _refused(request, service, Problem(error.status_code, f"{call}: {error.detail}. See /docs."))
         response.headers.update(error.headers or {})
         if error.status_code == 405:  # the error names the methods of one route, where a path may have several
             response.headers["Allow"] = ", ".join(sorted(_methods(app, request)))
@@ -125,13 +125,13 @@ def create_app(models: Serves | Pool | Service, settings: Settings) -> FastAPI:
 
     _answer_heads(app)
     _guard(app, settings, service, frozenset(probes | PAGES if settings.playground else probes))
-    # Added last, it comes first: it sees what the others refuse.
+    # Added last, this middleware runs first, so it also sees the calls that others refuse.
     app.add_middleware(Calls, metrics=metrics, traces=settings.traces)
     return app
 
 
 def _answer_heads(app: FastAPI) -> None:
-    """Have whatever answers a GET answer a HEAD too (RFC 9110, 9.1); the HTTP server sends no body then."""
+    """Have every route for GET answer HEAD too (RFC 9110, 9.1); the HTTP server sends no body then."""
     for route in list(app.routes):
         if isinstance(route, APIRoute) and "GET" in (route.methods or ()):
             app.add_api_route(
@@ -170,7 +170,7 @@ def _guard(app: FastAPI, settings: Settings, service: Service, open: frozenset[s
             open=frozenset() if settings.protect_all else open,
             refuse=refuse,
         )
-    # Added after it, it comes before it: a browser asks what it may do without a key, and is told why it is refused.
+    # Added after KeyCheck, this runs before it: a browser asks for permissions without a key, and must see refusals.
     if cors := settings.cors:
         app.add_middleware(
             CORSMiddleware,

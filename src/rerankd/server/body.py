@@ -49,8 +49,8 @@ class Bodies:
         """
         media_type = incoming.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
-            got = f"{media_type!r}" if media_type else "none"
-            raise Problem(415, f"The Content-Type must be application/json; this request's is {got}.")
+            shown_type = f"{media_type!r}" if media_type else "none"
+            raise Problem(415, f"The Content-Type must be application/json; this request's is {shown_type}.")
         coding = incoming.headers.get("content-encoding", "").strip().lower()
         if coding not in ("", "identity"):
             raise Problem(
@@ -99,29 +99,29 @@ def parse_json(body: bytes | bytearray, limits: RequestLimits) -> dict[str, Any]
     """
     try:
         decoder = _decoder() if len(body) <= LARGE else _Gradual(limits)
-        sent = decoder.decode(_text(body))
+        parsed = decoder.decode(_text(body))
         if _has_surrogates(body):
-            sent = _well_formed(sent)
+            parsed = _well_formed(parsed)
     except UnicodeDecodeError as error:
         raise Problem(400, f"The body is not UTF-8: byte {error.start} does not decode.") from None
     except RecursionError:
         raise NESTED.anew() from None
     except ValueError as error:
         raise Problem(400, f"The body is not valid JSON: {error}.") from None
-    if not isinstance(sent, dict):
+    if not isinstance(parsed, dict):
         raise Problem(400, "The body must be a JSON object.")
-    return sent
+    return parsed
 
 
 def _text(body: bytes | bytearray) -> str:
     """Raises UnicodeDecodeError, with the place in the body."""
     decoder, pieces = getincrementaldecoder("utf-8-sig")(), []
     for start in range(0, len(body), SLICE):
-        held = len(decoder.getstate()[0])
+        pending = len(decoder.getstate()[0])
         try:
             pieces.append(decoder.decode(body[start : start + SLICE], start + SLICE >= len(body)))
         except UnicodeDecodeError as error:
-            error.start += start - held
+            error.start += start - pending
             raise
     return "".join(pieces)
 
@@ -129,7 +129,7 @@ def _text(body: bytes | bytearray) -> str:
 def _has_surrogates(body: bytes | bytearray) -> bool:
     """Whether an escape may stand for half of a surrogate pair."""
     slices = (body[start : start + SLICE + 2] for start in range(0, len(body), SLICE))
-    return any(re.search(rb"\\u[dD]", one) for one in slices)
+    return any(re.search(rb"\\u[dD]", piece) for piece in slices)
 
 
 def _decoder() -> json.JSONDecoder:
@@ -217,21 +217,21 @@ def _well_formed(value: Any) -> Any:
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, list):
-        return [_well_formed(one) for one in value]
+        return [_well_formed(item) for item in value]
     if isinstance(value, dict):
-        return {_well_formed(name): _well_formed(one) for name, one in value.items()}
+        return {_well_formed(name): _well_formed(item) for name, item in value.items()}
     return value
 
 
 def encode_json(content: object, large: bool = False) -> bytes:
     """JSON as it goes over the wire. Raises ValueError for numbers that are not finite.
 
-    large: to encode it in Python, piece by piece, as `_Gradual` decodes
+    large: whether to encode in Python, piece by piece, as `_Gradual` decodes
     """
     encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     if not large:
         return encoder.encode(content).encode()
     encoded, pieces = bytearray(), encoder.iterencode(content)
-    while some := list(islice(pieces, VALUES_BETWEEN_CHECKS)):
-        encoded += "".join(some).encode()
+    while batch := list(islice(pieces, VALUES_BETWEEN_CHECKS)):
+        encoded += "".join(batch).encode()
     return bytes(encoded)

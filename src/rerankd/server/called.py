@@ -14,7 +14,7 @@ ID_LIMIT = 200
 NO_ROUTE = "none"
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The id of the call that is being answered, for lines that whoever writes them cannot give it to."""
+"""The id of the call that is being answered, for log lines of code that does not know the call."""
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class Called:
 
     def header_id(self) -> str:
         """The id as a header's value: a body's may be any text, a header's is printable ASCII."""
-        # A body's may have megabytes, too, and this is asked for again and again.
+        # The id in a body may have megabytes, and this method runs several times for each call.
         id = self.id[:ID_LIMIT]
         printable = id if id.isascii() and id.isprintable() else json.dumps(id)
         return printable[:ID_LIMIT]

@@ -36,9 +36,9 @@ class Connections:
 
     most: connections open at a time; beyond it the one that idles longest is closed, or the new one is refused
     keep_alive: seconds that a connection may idle
-    head_bytes, head_seconds: of a request's line and headers; the bytes are also those of trailers
-    rest_seconds: in which the rest of a body must arrive that is not read, and in which a refused client must close
-    read_seconds: in which a client must read of an answer that fills all buffers
+    head_bytes, head_seconds: limits on a request's line and headers; `head_bytes` also limits trailers
+    rest_seconds: the time for the rest of a body that nobody reads to arrive, and for a refused client to close
+    read_seconds: the time for a client to read some of an answer that fills all buffers
     """
 
     most: int = 1000
@@ -86,7 +86,7 @@ class _Transport:
         self._transport = transport
 
     def write(self, data: bytes) -> None:
-        """Of asyncio's transports."""
+        """See `asyncio.Transport`."""
         if not self._transport.is_closing():
             self._transport.write(data)
 
@@ -122,7 +122,7 @@ class Connection(HttpToolsProtocol):
         self._silent = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Of asyncio's protocols."""
+        """See `asyncio.Protocol`."""
         super().connection_made(cast(asyncio.Transport, _Transport(transport)))
         self.flow = _Flow(transport, lambda: not self._unparsed and not self.pipeline)
         if self._all.admit(len(self.connections)):
@@ -132,7 +132,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(503, "Too many connections are open; try again later.")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Of asyncio's protocols."""
+        """See `asyncio.Protocol`."""
         self._all.idles(self, False)
         for timer in (self._timer, self._read_timer):
             if timer:
@@ -141,19 +141,19 @@ class Connection(HttpToolsProtocol):
         self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
-        """Of asyncio's protocols."""
+        """See `asyncio.Protocol`."""
         self._unset_keepalive_if_required()
         if self._state != "refused":
             self._unparsed += data
             self._parse()
 
     def pause_writing(self) -> None:
-        """Of asyncio's protocols."""
+        """See `asyncio.Protocol`."""
         super().pause_writing()
         self._read_timer = self.loop.call_later(self._all.read_seconds, self.abort)
 
     def resume_writing(self) -> None:
-        """Of asyncio's protocols."""
+        """See `asyncio.Protocol`."""
         super().resume_writing()
         if self._read_timer:
             self._read_timer.cancel()
@@ -171,7 +171,7 @@ class Connection(HttpToolsProtocol):
                 cycle.disconnected = True
         self.transport.abort()
 
-    # Of the parser.
+    # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -233,16 +233,16 @@ class Connection(HttpToolsProtocol):
             except _Refused as refused:
                 self._refuse(refused.status, str(refused))
             except httptools.HttpParserError as error:
-                ours = error.__context__
-                if isinstance(ours, _Refused):
-                    self._refuse(ours.status, str(ours))
+                cause = error.__context__
+                if isinstance(cause, _Refused):
+                    self._refuse(cause.status, str(cause))
                 else:
                     self._refuse(400, "Invalid HTTP request received.")
         if self._unparsed or self.pipeline:
             self.flow.pause_reading()
         self._look()
 
-    def _decline_upgrade(self, rest: bytes) -> None:
+    def _decline_upgrade(self, remaining: bytes) -> None:
         """Parse the request again as one that offers no upgrade (RFC 9110, 7.8: it is answered as if it had not)."""
         line = b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
         head = bytearray(line)
@@ -254,7 +254,7 @@ class Connection(HttpToolsProtocol):
                 head += b"%s: %s\r\n" % (name, value)
         self._upgrades = self._in_message = False
         self.parser = httptools.HttpRequestParser(self)
-        self._unparsed[:0] = head + b"\r\n" + rest
+        self._unparsed[:0] = head + b"\r\n" + remaining
 
     def _too_large(self) -> _Refused:
         return _Refused(431, f"A request's head may have {self._all.head_bytes} bytes.")
@@ -265,11 +265,11 @@ class Connection(HttpToolsProtocol):
         self._unparsed.clear()
         whole = self._in_head or not self._in_message
         if self._answers() and not whole:
-            # The present call will never be there; whoever reads its body is told that the client is gone.
+            # The present call will never be complete; the reader of its body is told that the client is gone.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self._answers() and whole:
-            # Its answer comes first, and is the last.
+            # The answer to the present call goes out first, and is the last one.
             self.cycle.keep_alive = False
             for cycle, _ in self.pipeline:
                 cycle.keep_alive = False

@@ -16,7 +16,7 @@ from rerankd.server.problems import Problem
 class Hosted:
     """A model, the facts that a dialect may use, and the places of the calls that it answers.
 
-    facts: with the model's description as it was when the server started
+    facts: the facts with the model's description as it was when the server started
     """
 
     model: Model
@@ -26,8 +26,8 @@ class Hosted:
     @property
     def served(self) -> Served:
         """The facts as they are known now: loading a model tells more of it."""
-        known = self.model.info
-        return self.facts if known is self.facts.info else replace(self.facts, info=known)
+        info = self.model.info
+        return self.facts if info is self.facts.info else replace(self.facts, info=info)
 
     @property
     def name(self) -> str:
@@ -45,8 +45,12 @@ def choose(name: object, hosted: Sequence[Hosted]) -> Hosted:
         return hosted[0]
     if not isinstance(name, str):
         raise Problem(400, "must be a string: the name of a model, as in /v1/models.", "model")
-    found = [one for one in hosted if name in one.model.names]
-    found = found or [one for one in hosted if name in {own.rpartition("/")[2] for own in one.model.names}]
-    if len(found) != 1:
+    matches = [candidate for candidate in hosted if name in candidate.model.names]
+    matches = matches or [
+        candidate
+        for candidate in hosted
+        if name in {full_name.rpartition("/")[2] for full_name in candidate.model.names}
+    ]
+    if len(matches) != 1:
         raise not_ours(name, hosted[0].served)
-    return found[0]
+    return matches[0]

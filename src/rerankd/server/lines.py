@@ -82,10 +82,10 @@ class Lines:
             self._stream.write(text)
             return
         # Without Python's own buffer, whose lock would be held while a write blocks.
-        left = memoryview(text.encode(errors="backslashreplace"))
-        while left:
+        unwritten = memoryview(text.encode(errors="backslashreplace"))
+        while unwritten:
             try:
-                left = left[os.write(descriptor, left) :]
+                unwritten = unwritten[os.write(descriptor, unwritten) :]
             except BlockingIOError:
                 time.sleep(BLOCKED_SECONDS)
 
@@ -98,10 +98,10 @@ class LineHandler(logging.Handler):
         self._lines = lines
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Never blocks. The record is formatted here, where what it is about is known."""
+        """Never blocks. The record is formatted here, in the context of its call."""
         try:
             line = self.format(record)
-        except Exception as error:  # as logging has it: what is wrong with a log line is no reason to fail
+        except Exception as error:  # as in logging: an error in a log line is no reason to fail
             line = f"A log line of {record.name} cannot be formatted: {error!r}"
         self._lines.put(line)
 

@@ -59,7 +59,7 @@ def logging_config(level: str, format: LogFormat = "text", access: bool = True) 
     level: one of uvicorn's; it has one below DEBUG that logging itself has no name for
     access: whether each call gets a line
     """
-    own, http = ("DEBUG", 5) if level == "trace" else (level.upper(), level.upper())
+    our_level, uvicorn_level = ("DEBUG", 5) if level == "trace" else (level.upper(), level.upper())
     plain = {"()": "logging.Formatter", "fmt": "%(message)s"}
     config = {**LOGGING_CONFIG, "formatters": {**LOGGING_CONFIG["formatters"], "plain": plain}}
     note = JsonFormatter() if format == "json" else logging.Formatter("%(levelname)s:  %(message)s")
@@ -70,11 +70,11 @@ def logging_config(level: str, format: LogFormat = "text", access: bool = True) 
         "said": {"()": LineHandler, "lines": out, "formatter": "plain"},
         "said of errors": {"()": LineHandler, "lines": err, "formatter": "plain"},
     }
-    config["loggers"] = {name: {**values, "level": http} for name, values in LOGGING_CONFIG["loggers"].items()}
-    config["loggers"]["rerankd"] = {"handlers": ["default"], "level": own, "propagate": False}
+    config["loggers"] = {name: {**values, "level": uvicorn_level} for name, values in LOGGING_CONFIG["loggers"].items()}
+    config["loggers"]["rerankd"] = {"handlers": ["default"], "level": our_level, "propagate": False}
     config["loggers"][ACCESS] = {
         "handlers": ["access"],
-        "level": own if access else "CRITICAL",
+        "level": our_level if access else "CRITICAL",
         "propagate": False,
     }
     config["loggers"][SAID] = {"handlers": ["said"], "propagate": False}

@@ -98,23 +98,23 @@ class Metrics:
         """
         if dialect is None:
             return
-        own = (model or NO_MODEL,) if self._several else ()
-        self._requests.labels(route, dialect, str(status), *own).inc()
-        self._total.labels(route, dialect, *own).observe(seconds)
+        model_label = (model or NO_MODEL,) if self._several else ()
+        self._requests.labels(route, dialect, str(status), *model_label).inc()
+        self._total.labels(route, dialect, *model_label).observe(seconds)
         if status == HUNG_UP:
-            _of(self._cancelled, own).inc()
+            _of(self._cancelled, model_label).inc()
         elif status >= 400:
-            _of(self._rejected, own).inc()
+            _of(self._rejected, model_label).inc()
         if self._vllm and results:
             self._vllm.answered(seconds, results, model)
         for result in results:
             for stage, took in seconds_by_stage(result.stages).items():
-                self._stages.labels(stage, *own).observe(took)
-            _of(self._documents, own).inc(result.scored)
-            _of(self._truncated, own).inc(len(result.truncated))
-            _of(self._prompt, own).inc(result.prompt_tokens)
-            _of(self._computed, own).inc(result.computed_tokens)
-            _of(self._saved, own).inc(max(0, result.prompt_tokens - result.computed_tokens))
+                self._stages.labels(stage, *model_label).observe(took)
+            _of(self._documents, model_label).inc(result.scored)
+            _of(self._truncated, model_label).inc(len(result.truncated))
+            _of(self._prompt, model_label).inc(result.prompt_tokens)
+            _of(self._computed, model_label).inc(result.computed_tokens)
+            _of(self._saved, model_label).inc(max(0, result.prompt_tokens - result.computed_tokens))
 
     def watch_loop(self) -> None:
         """Measure how late the running event loop is, from now on, and how much of that its own thread computed.
@@ -131,12 +131,12 @@ class Metrics:
             delay = max(now - due, 0.0)
             self._delay.observe(delay)
             self._held.observe(min(delay, time.thread_time() - computed))
-            then(now + SECONDS_BETWEEN_LOOKS)
+            schedule(now + SECONDS_BETWEEN_LOOKS)
 
-        def then(due: float) -> None:
+        def schedule(due: float) -> None:
             loop.call_at(due, look, due, time.thread_time())
 
-        then(loop.time() + SECONDS_BETWEEN_LOOKS)
+        schedule(loop.time() + SECONDS_BETWEEN_LOOKS)
 
     def exposed(self) -> Response:
         """All metrics in Prometheus' format."""
@@ -152,7 +152,7 @@ class _Labelled(Collector):
 
     def collect(self) -> Iterable[Metric]:
         for metric in self._inner.collect():
-            metric.samples = [one._replace(labels={**self._labels, **one.labels}) for one in metric.samples]
+            metric.samples = [sample._replace(labels={**self._labels, **sample.labels}) for sample in metric.samples]
             yield metric
 
 
@@ -185,22 +185,24 @@ class _EngineCollector(Collector):
         loaded = GaugeMetricFamily("rerankd_model_loaded", "1 while the model is loaded.", labels=("model_name",))
         loads = CounterMetricFamily("rerankd_model_loads", "Loads of the model.", labels=("model_name",))
         replicas = _replica_families(of_a_model)
-        for one in self._hosted:
-            load: EngineLoad = one.served.load()
-            own = (one.name,) if several else ()
-            documents.add_metric(own, load.waiting)
-            waiting.add_metric(own, load.waiting_tokens)
-            batches.add_metric(own, load.batches)
-            tokens.add_metric(own, load.tokens)
-            seconds.add_metric(own, load.seconds)
-            # Seconds are those of all replicas together.
-            rates.add_metric(own, load.tokens / load.seconds * max(len(load.replicas), 1) if load.seconds else 0.0)
-            most.add_metric(own, load.most)
-            loaded.add_metric((one.name,), int(one.model.reranker is not None))
-            loads.add_metric((one.name,), one.model.loads)
+        for hosted in self._hosted:
+            load: EngineLoad = hosted.served.load()
+            model_label = (hosted.name,) if several else ()
+            documents.add_metric(model_label, load.waiting)
+            waiting.add_metric(model_label, load.waiting_tokens)
+            batches.add_metric(model_label, load.batches)
+            tokens.add_metric(model_label, load.tokens)
+            seconds.add_metric(model_label, load.seconds)
+            # The seconds of all replicas are summed.
+            rates.add_metric(
+                model_label, load.tokens / load.seconds * max(len(load.replicas), 1) if load.seconds else 0.0
+            )
+            most.add_metric(model_label, load.most)
+            loaded.add_metric((hosted.name,), int(hosted.model.reranker is not None))
+            loads.add_metric((hosted.name,), hosted.model.loads)
             for family, field in replicas:
                 for number, replica in enumerate(load.replicas):
-                    family.add_metric((*own, str(number)), float(getattr(replica, field)))
+                    family.add_metric((*model_label, str(number)), float(getattr(replica, field)))
         yield from (documents, waiting, batches, tokens, seconds, rates, most, loaded, loads)
         yield from (family for family, _ in replicas if family.samples)
 

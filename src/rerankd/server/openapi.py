@@ -17,7 +17,7 @@ from rerankd.server.places import OVERLOADED
 from rerankd.server.problems import SHUTTING_DOWN, Problem
 
 Examples: TypeAlias = dict[int, dict[str, object]]
-"""By status and title."""
+"""Examples of answers, by status and title."""
 
 SCHEMAS = "#/components/schemas/"
 TEXT = {"type": "string"}
@@ -83,7 +83,7 @@ def describe(
 ) -> None:
     """Have an app's OpenAPI document hold the schemas of `bodies`, and say whether calls want a key.
 
-    examples: of the answers of each method and path
+    examples: examples of answers, by method and path
     """
     generate = app.openapi
 
@@ -95,7 +95,7 @@ def describe(
             for (method, path), answers in examples.items():
                 operation = document["paths"][path][method.lower()]
                 for status, values in answers.items():
-                    # Only here: FastAPI leaves out what is null.
+                    # Added here, since FastAPI would leave out null values.
                     operation["responses"][str(status)]["content"]["application/json"]["examples"] = {
                         title: {"value": value} for title, value in values.items()
                     }
@@ -130,7 +130,7 @@ def refusal_of(dialects: Sequence[Dialect], status: int) -> dict[str, Any]:
 
 
 def answers(routed: Sequence[Routed], served: Served) -> Examples:
-    """Examples of what a route that may mean any of `routed` answers with."""
+    """Examples of the answers of a route with the endpoints `routed`."""
     examples: Examples = {}
     for dialect, endpoint in routed:
         for title, answer in _answers(endpoint, served).items():
@@ -175,11 +175,13 @@ def _made_up(request: RerankRequest) -> RerankResult:
     scores = [round(0.98 * ((index + 1) / count) ** 4, 4) for index in range(count)]
     if request.labels is not None:
         labels = len(request.labels.token_ids)
-        shares = [(round(1 - one, 4), one) if labels == 2 else (one / labels,) * labels for one in scores]
+        shares = [(round(1 - score, 4), score) if labels == 2 else (score / labels,) * labels for score in scores]
         scored = [ScoredDocument(index, share[0], 12, labels=share) for index, share in enumerate(shares)]
         return RerankResult(tuple(scored), 12 * count, 12 * count, scored=count)
     if request.outputs is not None:
-        found = [ScoredDocument(index, score, 12, values=(score, -0.5 * score)) for index, score in enumerate(scores)]
-        return RerankResult(tuple(found), 12 * count, 12 * count, scored=count)
+        with_values = [
+            ScoredDocument(index, score, 12, values=(score, -0.5 * score)) for index, score in enumerate(scores)
+        ]
+        return RerankResult(tuple(with_values), 12 * count, 12 * count, scored=count)
     scored = [ScoredDocument(index, score, 12) for index, score in enumerate(scores)]
     return RerankResult(tuple(scored[::-1][: request.top_n]), 12 * count, 12 * count, scored=count)

@@ -1,4 +1,4 @@
-"""Routes that are no API's: the names of the models, health and metrics."""
+"""Routes that belong to no dialect: the names of the models, health and metrics."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class ModelList(BaseModel):
 
 def add_own_routes(app: FastAPI, service: Service, metrics: Metrics, protect_all: bool) -> None:
     """Add the routes; protect_all: whether health and metrics want a key too."""
-    served, own = service.served, service.own
+    served, root_dialect = service.served, service.root_dialect
     created = int(time.time())
     # Routes that need no key say so.
-    locked: dict[int | str, dict[str, Any]] = {401: refusal_of([own], 401)}
+    locked: dict[int | str, dict[str, Any]] = {401: refusal_of([root_dialect], 401)}
     open: dict[str, Any] = {"responses": locked} if protect_all else {"openapi_extra": dict(NO_KEY)}
 
-    by_name = {name: one for one in service.hosted for name in one.model.names}
+    by_name = {name: hosted for hosted in service.hosted for name in hosted.model.names}
 
     def card(name: str) -> ModelCard:
         info = by_name[name].model.info
@@ -56,20 +56,20 @@ def add_own_routes(app: FastAPI, service: Service, metrics: Metrics, protect_all
     async def models() -> ModelList:
         return ModelList(data=[card(name) for name in by_name])
 
-    missing: dict[str, Any] = {"description": "no model of that name", "model": own.error}
+    not_found: dict[str, Any] = {"description": "no model of that name", "model": root_dialect.error}
 
     @app.get(
         "/v1/models/{model:path}",
         tags=["server"],
         summary="One of the names that the model answers to",
         response_model=ModelCard,
-        responses={**locked, 404: missing},
+        responses={**locked, 404: not_found},
     )
     async def model(model: str, request: Request) -> ModelCard | Response:
         if model in by_name:
             return card(model)
-        request.state.called.dialect = own.name
-        return response_of(refusal(own, not_ours(model, served)))
+        request.state.called.dialect = root_dialect.name
+        return response_of(refusal(root_dialect, not_ours(model, served)))
 
     @app.get("/health", tags=["server"], summary="503 once the engine has failed", response_class=Response, **open)
     async def health() -> Response:

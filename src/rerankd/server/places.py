@@ -24,8 +24,9 @@ class Places:
         queued_calls: int | None = None,
         queued_tokens: int | None = None,
     ) -> None:
-        """calls: answered at a time; queued_calls: of these, those that are not in the running batch; queued_tokens: to
-        compute for what waits. None for any number
+        """calls: the most calls that are answered at a time; None for no limit, here as below
+        queued_calls: the most calls among them that are not in the running batch
+        queued_tokens: the most tokens to compute for waiting documents
         """
         self._load = load
         self._calls = calls

@@ -75,11 +75,11 @@ class Model:
         self.keep(self.make())
         log.info("%s is loaded.", self.names[0])
 
-    def keep(self, made: Closes) -> None:
-        """Have a reranker that was just made."""
-        self.close, self.reranker = made.close, made
-        # The same object as before where nothing new is known.
-        self.info = self.info if self.info == made.info else made.info
+    def keep(self, reranker: Closes) -> None:
+        """Take a reranker that was just loaded as the model's own."""
+        self.close, self.reranker = reranker.close, reranker
+        # An equal description stays the same object: `Hosted.served` compares by identity.
+        self.info = self.info if self.info == reranker.info else reranker.info
         self.loads += 1
 
     def load(self) -> EngineLoad:
@@ -101,8 +101,8 @@ class Model:
         reranker, close = self.reranker, self.close
         assert reranker is not None
         assert close is not None
-        done = reranker.load()
-        self._before = added((self._before, EngineLoad(0, done.batches, done.tokens, done.seconds)))
+        load = reranker.load()
+        self._before = added((self._before, EngineLoad(0, load.batches, load.tokens, load.seconds)))
         self.reranker = self.close = None
         return close
 
@@ -126,16 +126,18 @@ class Pool:
     @property
     def failure(self) -> EngineDead | None:
         """Why one of the engines has stopped answering; None while all answer."""
-        return next((one.reranker.failure for one in self.models if one.reranker and one.reranker.failure), None)
+        return next(
+            (model.reranker.failure for model in self.models if model.reranker and model.reranker.failure), None
+        )
 
     @property
     def asleep(self) -> bool:
         """Whether all models are."""
-        return all(one.asleep for one in self.models)
+        return all(model.asleep for model in self.models)
 
     def load(self) -> EngineLoad:
         """The load of all engines together."""
-        return self.models[0].load() if len(self.models) == 1 else added(one.load() for one in self.models)
+        return self.models[0].load() if len(self.models) == 1 else added(model.load() for model in self.models)
 
     def begin(self) -> None:
         """Count the idle time of models that are loaded already, in the running event loop."""
@@ -188,14 +190,14 @@ class Pool:
             for task in () if patience is not None else tuple(model.users):
                 task.cancel()
             while model.users:
-                left = None if until is None else until - monotonic()
-                if left is not None and left <= 0:
-                    for one in chosen:
-                        one.asleep = one.asleep and one in before
+                seconds_left = None if until is None else until - monotonic()
+                if seconds_left is not None and seconds_left <= 0:
+                    for member in chosen:
+                        member.asleep = member.asleep and member in before
                     raise _still_busy(chosen, patience)
-                await asyncio.wait(model.users, timeout=left)
+                await asyncio.wait(model.users, timeout=seconds_left)
         async with self._changes:
-            await self._unload([one for one in chosen if one.asleep and one.close])
+            await self._unload([member for member in chosen if member.asleep and member.close])
 
     async def wake(self, models: Iterable[Model]) -> None:
         """Load models, and take calls of them. Raises Problem as `lend` does."""
@@ -211,9 +213,10 @@ class Pool:
                 close()
 
     async def _loaded(self, model: Model) -> None:
-        """Load a model, for all calls that wait for it together: no call that leaves ends it.
+        """Load a model once for all calls that wait for it. A call that leaves does not end the loading.
 
-        One that cannot be loaded keeps the others from being loaded for half of the time at most.
+        After a failure, the pause until the next try is at least as long as the failure took, so that a model that
+        cannot be loaded keeps others from being loaded for at most half of the time.
         """
         if model.loading is None:
             if monotonic() < model.again:
@@ -247,15 +250,15 @@ class Pool:
         """Unload the models that were not used for longest, if the memory is needed and that is enough."""
         if self._memory is None:
             return
-        loaded = [one for one in self.models if one.close]
-        excess = sum(one.size for one in loaded) + model.size - self._memory
+        loaded = [candidate for candidate in self.models if candidate.close]
+        excess = sum(candidate.size for candidate in loaded) + model.size - self._memory
         chosen = []
-        for one in sorted(loaded, key=lambda one: one.used):
-            if excess > 0 and not one.users:
-                chosen.append(one)
-                excess -= one.size
+        for candidate in sorted(loaded, key=lambda candidate: candidate.used):
+            if excess > 0 and not candidate.users:
+                chosen.append(candidate)
+                excess -= candidate.size
         if excess > 0:
-            busy = ", ".join(f"`{one.names[0]}`" for one in loaded if one.users)
+            busy = ", ".join(f"`{candidate.names[0]}`" for candidate in loaded if candidate.users)
             raise Problem(
                 503,
                 f"There is no memory for the model `{model.names[0]}` while {busy} answers requests; send this one "
@@ -264,7 +267,7 @@ class Pool:
         await self._unload(chosen)
 
     def _rest(self, model: Model) -> None:
-        """Have a model that no call uses unloaded after a while."""
+        """Unload a model after a while, if no call uses it."""
         if self._idle_unload is None or model.users or model.close is None or model.timer:
             return
 
@@ -296,7 +299,7 @@ def _not_loaded(model: Model) -> Problem:
 
 
 def _still_busy(models: Iterable[Model], seconds: float | None) -> Problem:
-    busy = ", ".join(f"`{one.names[0]}`" for one in models if one.users)
+    busy = ", ".join(f"`{model.names[0]}`" for model in models if model.users)
     return Problem(
         504,
         f"Calls of {busy} were not all answered within {seconds:g} seconds (--shutdown-timeout), so that no model was "
@@ -306,18 +309,18 @@ def _still_busy(models: Iterable[Model], seconds: float | None) -> Problem:
 
 def added(loads: Iterable[EngineLoad]) -> EngineLoad:
     """The loads of several engines, added up."""
-    found = tuple(loads)
+    engine_loads = tuple(loads)
     return EngineLoad(
-        waiting=sum(one.waiting for one in found),
-        batches=sum(one.batches for one in found),
-        tokens=sum(one.tokens for one in found),
-        seconds=sum(one.seconds for one in found),
-        waiting_requests=sum(one.waiting_requests for one in found),
-        waiting_tokens=sum(one.waiting_tokens for one in found),
-        running=sum(one.running for one in found),
-        rate=sum(one.rate for one in found),
-        most=max((one.most for one in found), default=0),
-        replicas=tuple(replica for one in found for replica in one.replicas),
+        waiting=sum(load.waiting for load in engine_loads),
+        batches=sum(load.batches for load in engine_loads),
+        tokens=sum(load.tokens for load in engine_loads),
+        seconds=sum(load.seconds for load in engine_loads),
+        waiting_requests=sum(load.waiting_requests for load in engine_loads),
+        waiting_tokens=sum(load.waiting_tokens for load in engine_loads),
+        running=sum(load.running for load in engine_loads),
+        rate=sum(load.rate for load in engine_loads),
+        most=max((load.most for load in engine_loads), default=0),
+        replicas=tuple(replica for load in engine_loads for replica in load.replicas),
     )
 
 

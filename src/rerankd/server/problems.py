@@ -13,7 +13,7 @@ from rerankd.schemas.lists import OVER_LIMIT, Counted
 
 Body = TypeVar("Body", bound=BaseModel)
 MOST_CHARACTERS = 1000
-"""Of an error's message, and of the field in it: both may repeat what a body holds."""
+"""The most characters of an error's message, and of the field in it: both may repeat text of a body."""
 
 
 def _shortened(text: str) -> str:
@@ -52,19 +52,19 @@ ASLEEP = Problem(503, "The model sleeps; send the request again once someone has
 SHUTTING_DOWN = Problem(503, "The server is shutting down; send the request again.")
 
 
-def checked(body: type[Body], sent: Mapping[str, Any], limits: RequestLimits) -> Body:
-    """`sent` as a `body`. Raises a 400 `Problem` that names the first bad field and says what it takes."""
+def checked(body: type[Body], fields: Mapping[str, Any], limits: RequestLimits) -> Body:
+    """`fields` as a `body`. Raises a 400 `Problem` that names the first bad field and says what it takes."""
     try:
-        return body.model_validate(sent, context=Counted(limits))
+        return body.model_validate(fields, context=Counted(limits))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = _path(first["loc"])
-        if first["type"] == OVER_LIMIT:
-            raise Problem(400, _sentence(first["msg"]), where, well_formed=True) from None
+        details = error.errors(include_url=False, include_context=False)[0]
+        where = _path(details["loc"])
+        if details["type"] == OVER_LIMIT:
+            raise Problem(400, _sentence(details["msg"]), where, well_formed=True) from None
         field = body.model_fields.get(where)
-        wanted = f" `{where}` is {field.description}" if field and field.description else ""
-        problem = "is required." if first["type"] == "missing" else _sentence(first["msg"])
-        raise Problem(400, problem + wanted, where) from None
+        hint = f" `{where}` is {field.description}" if field and field.description else ""
+        problem = "is required." if details["type"] == "missing" else _sentence(details["msg"])
+        raise Problem(400, problem + hint, where) from None
 
 
 def _sentence(message: str) -> str:

@@ -27,16 +27,16 @@ from rerankd.server.connections import Connection, Connections
 
 BACKLOG = 2048
 FILES, OTHER_FILES = 65536, 256
-"""Open files that are asked for, and those of them that are no clients' connections: images that are fetched, logs."""
+"""Open files that the server asks for, and open files beside clients' connections: fetched images, logs."""
 BESIDE = 4
 """A server of another protocol has one connection in so many."""
 REFUSED, CANCELLED = 0.8, 0.9
 """Parts of the time that a server has to end: requests in flight are answered until the first, then what waits is
 refused; at the second, calls that go on all the same are cancelled."""
 STREAM_SECONDS = 0.5
-"""What clients of another protocol have at most to leave streams that nothing comes in any more."""
+"""The most seconds that clients of another protocol have to leave streams without further messages."""
 LEAST_SECONDS = 1.0
-"""That time is never shorter, for refusals to be sent."""
+"""The least time that a server has to end, so that refusals can be sent."""
 SWITCH_SECONDS = 0.0005
 """How long the event loop waits for a thread that runs Python, each time that it comes back from the system: a tenth of
 Python's own. With many clients it comes back often, and large requests keep several threads busy."""
@@ -87,7 +87,7 @@ class Beside(Protocol):
         ...
 
     async def stop(self, seconds: float) -> None:
-        """End in so many seconds."""
+        """End within `seconds`."""
         ...
 
 
@@ -174,12 +174,12 @@ def serve(
 
 
 def most_connections() -> int:
-    """How many connections may be open, once as many files may be as the system lets this process have."""
+    """The most connections that may be open, after the limit on open files is raised as far as the system allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        soft = wanted
+    raised = FILES if hard == resource.RLIM_INFINITY else min(hard, FILES)
+    if soft != resource.RLIM_INFINITY and soft < raised:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+        soft = raised
     files = FILES if soft == resource.RLIM_INFINITY else soft
     return max(files - OTHER_FILES, files // 2)
 
@@ -197,7 +197,7 @@ class Server(uvicorn.Server):
         self._closed = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Of a signal's handler."""
+        """Handle a signal; see uvicorn."""
         if self._lifetime.draining.is_set():
             _end(128 + sig)
         self._captured_signals.append(sig)
@@ -209,7 +209,7 @@ class Server(uvicorn.Server):
         self._lifetime.draining.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Also says that the server is ready."""
+        """Start listening, and report that the server is ready."""
         await super().startup(sockets)
         if self._beside:
             await self._beside.start(self.server_state.tasks)
@@ -239,15 +239,15 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the port and all connections, and cancel the calls that have not ended."""
         waited = time.monotonic() - (self._drains_since or time.monotonic())
-        left = max(CANCELLED * self._seconds - waited, 0)
-        # It is declared an int, and handed to `asyncio.wait_for`.
-        self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]
+        seconds_left = max(CANCELLED * self._seconds - waited, 0)
+        # uvicorn declares an int, and passes the value to `asyncio.wait_for`, which takes fractions.
+        self.config.timeout_graceful_shutdown = seconds_left  # type: ignore[assignment]
         await super().shutdown(sockets)
         if self._beside:
-            await self._beside.stop(min(left, STREAM_SECONDS))
+            await self._beside.stop(min(seconds_left, STREAM_SECONDS))
 
     def _end_in_time(self, code: int) -> None:
-        # A daemon: it lives until the process ends by itself, and is no reason for it not to.
+        # A daemon thread: it does not keep a process alive that ends by itself.
         backstop = threading.Timer(self._seconds, _end, (code,))
         backstop.daemon = True
         backstop.start()

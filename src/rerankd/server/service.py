@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rerankd.options import ModelInfo
 
 CALL_THREADS = 2
-"""Threads that parse large bodies and render large answers. More of them would be no sooner done, and hold more."""
+"""Threads that parse large bodies and render large answers. More would not be faster, and would hold more memory."""
 
 
 PARAMETER = "{model}"
@@ -68,9 +68,9 @@ class Closes(Serves, Protocol):
 class Service:
     """Answers calls with one reranker, or with the models of a pool. It closes nothing: both are the caller's.
 
-    pool: of the models
+    pool: the models, loaded or not
     hosted: the models as calls see them; the first answers calls that name none
-    own: the dialect at the root
+    root_dialect: the dialect at the root
     routes: the endpoints of each method and path
     """
 
@@ -102,12 +102,12 @@ class Service:
                 settings.max_calls,
                 settings.max_queued_calls,
                 settings.limits,
-                tuple(name for one in pool.models for name in one.names),
+                tuple(name for served_model in pool.models for name in served_model.names),
             )
 
         self.pool = pool
-        self.own = DIALECTS[settings.dialect]
-        self.routes = _routes(self.own)
+        self.root_dialect = DIALECTS[settings.dialect]
+        self.routes = _routes(self.root_dialect)
         self.hosted = tuple(
             Hosted(model, served(model), Places(model.load, None, *(queued if several else (None, None))))
             for model in pool.models
@@ -137,15 +137,15 @@ class Service:
         path: without a query string
         headers: beside the content type, in any case
         """
-        sent = {name.lower(): value for name, value in (headers or {}).items()}
-        called = Called.named(sent.get("x-request-id"))
-        routed, parameters = self._found(method, path)
+        request_headers = {name.lower(): value for name, value in (headers or {}).items()}
+        called = Called.named(request_headers.get("x-request-id"))
+        routed, parameters = self._route_of(method, path)
         if routed is None:
             status = 405 if any(matched(other, path) is not None for _, other in self.routes) else 404
             problem = Problem(status, f"{method} {path}: {HTTPStatus(status).phrase}. See /docs.")
-            reply = refusal(self.spoken(path, sent), problem)
+            reply = refusal(self.spoken(path, request_headers), problem)
         else:
-            incoming = WholeCall({"content-type": "application/json", **sent}, body, parameters)
+            incoming = WholeCall({"content-type": "application/json", **request_headers}, body, parameters)
             reply = await self.answer(incoming, routed, called)
         reply.headers["X-Request-Id"] = called.header_id()
         return reply
@@ -154,12 +154,12 @@ class Service:
         """Answer a call by one of the endpoints of its path. `called` is filled in."""
         return await answer(incoming, routed, self._desk, called)
 
-    def _found(self, method: str, path: str) -> tuple[list[Routed] | None, Mapping[str, str]]:
+    def _route_of(self, method: str, path: str) -> tuple[list[Routed] | None, Mapping[str, str]]:
         """The endpoints of a path, and its parameters."""
         if (method, path) in self.routes:
             return self.routes[method, path], {}
-        for (own, template), routed in self.routes.items():
-            if own == method and (parameters := matched(template, path)) is not None:
+        for (route_method, template), routed in self.routes.items():
+            if route_method == method and (parameters := matched(template, path)) is not None:
                 return routed, parameters
         return None, {}
 
@@ -172,21 +172,21 @@ class Service:
         if prefix and prefix[0] in DIALECTS:
             return DIALECTS[prefix[0]]
         claiming = (dialect for dialect in DIALECTS.values() if dialect.claims({}, headers))
-        if found := next(claiming, None):
-            return found
-        having = {
-            one.name
+        if dialect := next(claiming, None):
+            return dialect
+        names = {
+            dialect.name
             for (_, place), routed in self.routes.items()
             if matched(place, path) is not None
-            for one, _ in routed
+            for dialect, _ in routed
         }
-        return DIALECTS[having.pop()] if len(having) == 1 else self.own
+        return DIALECTS[names.pop()] if len(names) == 1 else self.root_dialect
 
 
-def _routes(own: Dialect) -> dict[tuple[str, str], list[Routed]]:
-    """The endpoints of each method and path: under a prefix those of its dialect; at the root all, `own` first."""
+def _routes(root_dialect: Dialect) -> dict[tuple[str, str], list[Routed]]:
+    """The endpoints of each method and path: under a prefix those of its dialect; at the root all, the root's first."""
     routes: dict[tuple[str, str], list[Routed]] = {}
-    for dialect in sorted(DIALECTS.values(), key=lambda one: one is not own):
+    for dialect in sorted(DIALECTS.values(), key=lambda other: other is not root_dialect):
         for endpoint in dialect.endpoints:
             for method in endpoint.methods:
                 for path in endpoint.paths:

@@ -1,7 +1,7 @@
 """vLLM's routes to unload and load models: /sleep, /wake_up and /is_sleeping (vLLM 0.32, `entrypoints/serve/sleep`).
 
-vLLM has them in its development mode alone. Here too they are there only where they are asked for: whoever may call
-them can take a model away from all others.
+vLLM has them in its development mode alone. Here too an option must ask for them: a caller of these routes can take a
+model away from all others.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def add_sleep_routes(app: FastAPI, service: Service, patience: float) -> None:
 
     patience: seconds in which calls are answered that are waited for
     """
-    own = service.own
+    root_dialect = service.root_dialect
 
     def models(request: Request) -> list[Model]:
-        all_models = [one.model for one in service.hosted]
+        all_models = [hosted.model for hosted in service.hosted]
         names = request.query_params.getlist("model")
         for name in names:
             if not any(name in model.names for model in all_models):
@@ -49,11 +49,11 @@ def add_sleep_routes(app: FastAPI, service: Service, patience: float) -> None:
 
     def refusing(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         async def handler(request: Request) -> Response:
-            request.state.called.dialect = own.name
+            request.state.called.dialect = root_dialect.name
             try:
                 return await answer(request)
             except Problem as problem:
-                return response_of(refusal(own, problem))
+                return response_of(refusal(root_dialect, problem))
 
         return handler
 
@@ -74,7 +74,9 @@ def add_sleep_routes(app: FastAPI, service: Service, patience: float) -> None:
     async def is_sleeping(request: Request) -> Response:
         return JSONResponse({"is_sleeping": all(model.asleep for model in models(request))})
 
-    locked = {status: refusal_of([own], status) for status in (400, 401, 503, 504) if status in own.errors}
+    locked = {
+        status: refusal_of([root_dialect], status) for status in (400, 401, 503, 504) if status in root_dialect.errors
+    }
     options: dict[str, Any] = {"tags": ["server"], "responses": locked}
     app.add_api_route(
         "/sleep", refusing(sleep), methods=["POST"], summary="Unload models", response_class=Response, **options

@@ -138,8 +138,9 @@ def asked_for() -> bool:
 def start(model: str, endpoint: str | None = None, **options: Any) -> Traces:
     """Traces as the environment describes them.
 
-    endpoint: where they go over OTLP, in place of what the environment says; over gRPC where that names no protocol
-    options: what the exporter is given beside it
+    endpoint: the address that gets them over OTLP, in place of the environment's; over gRPC unless the environment
+        names a protocol
+    options: further options of the exporter
 
     Raises TracingError where a package is missing, or a name means nothing.
     """
@@ -151,8 +152,8 @@ def start(model: str, endpoint: str | None = None, **options: Any) -> Traces:
         raise TracingError(
             "Traces need OpenTelemetry's packages, which are not installed: pip install 'rerankd[otel]'."
         ) from None
-    own = Resource.create({"service.name": "rerankd", "service.version": __version__})
-    provider = TracerProvider(resource=own.merge(OTELResourceDetector().detect()))
+    resource = Resource.create({"service.name": "rerankd", "service.version": __version__})
+    provider = TracerProvider(resource=resource.merge(OTELResourceDetector().detect()))
     for exporter in [_otlp("grpc", endpoint=endpoint, **options)] if endpoint else _exporters():
         provider.add_span_processor(BatchSpanProcessor(exporter))
     return Traces(provider, model)

@@ -25,8 +25,8 @@ class VllmMetrics:
     def __init__(self, hosted: Sequence[Hosted], registry: CollectorRegistry) -> None:
         self._first = hosted[0].name
 
-        def histogram(name: str, what: str) -> Histogram:
-            return Histogram(f"vllm:{name}_seconds", what, LABELS, buckets=SECONDS, registry=registry)
+        def histogram(name: str, documentation: str) -> Histogram:
+            return Histogram(f"vllm:{name}_seconds", documentation, LABELS, buckets=SECONDS, registry=registry)
 
         self._prompt = Counter("vllm:prompt_tokens", "Tokens of every prompt.", LABELS, registry=registry)
         self._success = Counter(
@@ -35,11 +35,11 @@ class VllmMetrics:
         self._total = histogram("e2e_request_latency", "From a call's first byte to its answer.")
         self._queue = histogram("request_queue_time", "Waiting for a batch.")
         self._model = histogram("request_inference_time", "In the model.")
-        for one in hosted:
+        for host in hosted:
             # Series are there before the first request, as vLLM's are.
-            self._success.labels(one.name, ENGINE, "stop")
+            self._success.labels(host.name, ENGINE, "stop")
             for metric in (self._prompt, self._total, self._queue, self._model):
-                metric.labels(one.name, ENGINE)
+                metric.labels(host.name, ENGINE)
         registry.register(_LoadCollector(hosted))
 
     def answered(self, seconds: float, results: Sequence[RerankResult], model: str | None = None) -> None:
@@ -61,17 +61,17 @@ class _LoadCollector(Collector):
         self._hosted = hosted
 
     def collect(self) -> Iterable[Metric]:
-        running, waiting, kept = (
-            GaugeMetricFamily(f"vllm:{name}", what, labels=LABELS)
-            for name, what in (
+        running, waiting, cache_usage = (
+            GaugeMetricFamily(f"vllm:{name}", documentation, labels=LABELS)
+            for name, documentation in (
                 ("num_requests_running", "Requests in the batches that are being computed."),
                 ("num_requests_waiting", "Requests with a document that waits for a batch."),
                 ("kv_cache_usage_perc", "Nothing is kept from one batch to the next."),
             )
         )
-        for one in self._hosted:
-            load, names = one.served.load(), (one.name, ENGINE)
+        for host in self._hosted:
+            load, names = host.served.load(), (host.name, ENGINE)
             running.add_metric(names, load.running)
             waiting.add_metric(names, load.waiting_requests)
-            kept.add_metric(names, 0.0)
-        yield from (running, waiting, kept)
+            cache_usage.add_metric(names, 0.0)
+        yield from (running, waiting, cache_usage)

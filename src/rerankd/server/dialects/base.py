@@ -130,7 +130,7 @@ class Endpoint(Generic[Body]):
     parse: Callable[[Body, Served], Call[Body]]
     render: Callable[[Call[Body], Sequence[Any], str, Served], object]
     methods: tuple[str, ...] = ("POST",)
-    claims: Callable[[Mapping[str, Any], Served], bool] = lambda sent, served: False
+    claims: Callable[[Mapping[str, Any], Served], bool] = lambda fields, served: False
     probe: bool = False
     id_prefix: str = "rerank-"
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -162,4 +162,4 @@ class Dialect:
     errors: Mapping[int, str] = field(default_factory=lambda: ERRORS)
     status: Callable[[Problem], int] = attrgetter("status")
     problems: tuple[Problem, ...] = ()
-    claims: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = lambda sent, headers: False
+    claims: Callable[[Mapping[str, Any], Mapping[str, str]], bool] = lambda fields, headers: False

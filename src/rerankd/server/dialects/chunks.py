@@ -50,14 +50,14 @@ class Chunked(Open):
         chunk = document.best_chunk
         if chunk is None:
             return {"best_chunk": None}
-        found = {
+        chunk_fields = {
             "index": chunk.index,
             "chunks": document.chunks,
             "tokens": list(chunk.tokens),
             "characters": list(chunk.characters),
             "text": chunk.text,
         }
-        return {"best_chunk": found}
+        return {"best_chunk": chunk_fields}
 
 
 class BestChunk(BaseModel):

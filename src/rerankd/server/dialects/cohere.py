@@ -132,25 +132,25 @@ def _text(document: CohereDocument, where: str, rank_fields: list[str] | None) -
     if isinstance(document, str):
         return document
     fields = rank_fields or ["text"]
-    found = {name: document[name] for name in fields if document.get(name) is not None}
-    if not found:
+    values = {name: document[name] for name in fields if document.get(name) is not None}
+    if not values:
         raise Problem(
             400, f"has none of the fields {', '.join(map(repr, fields))}; name others in `rank_fields`.", where
         )
     if len(fields) == 1:
-        return str(found[fields[0]])
-    return "\n".join(f"{name}: {value}" for name, value in found.items())
+        return str(values[fields[0]])
+    return "\n".join(f"{name}: {value}" for name, value in values.items())
 
 
 def _render(call: Call[Any], results: Sequence[RerankResult], id: str, version: str) -> object:
     (result,), (request,) = results, call.requests
     ranked: list[dict[str, Any]] = []
     for document in result.documents:
-        one: dict[str, Any] = {"index": document.index, "relevance_score": document.score}
+        entry: dict[str, Any] = {"index": document.index, "relevance_score": document.score}
         if call.body.return_documents:
-            given = call.body.documents[document.index]
-            one["document"] = {"text": given} if isinstance(given, str) else given
-        ranked.append(one | call.body.best_chunk(document))
+            original = call.body.documents[document.index]
+            entry["document"] = {"text": original} if isinstance(original, str) else original
+        ranked.append(entry | call.body.best_chunk(document))
     units = -(-len(request.documents) // DOCUMENTS_OF_A_SEARCH_UNIT)
     meta = {"api_version": {"version": version}, "billed_units": {"search_units": units}}
     return {"id": id, "results": ranked, "meta": meta}
@@ -199,5 +199,5 @@ COHERE = Dialect(
     ),
     error=CohereError,
     render_error=lambda problem: {"message": str(problem)},
-    claims=lambda sent, headers: headers.get("x-fern-sdk-name") == "cohere" or "rank_fields" in sent,
+    claims=lambda fields, headers: headers.get("x-fern-sdk-name") == "cohere" or "rank_fields" in fields,
 )

@@ -54,9 +54,9 @@ def _parse(body: ElasticBody, served: Served) -> Call[ElasticBody]:
 def _render(call: Call[ElasticBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
     (result,) = results
     ranked: list[dict[str, Any]] = []
-    for one in result.documents:
-        text = {"text": call.body.documents[one.index]} if call.body.return_documents else {}
-        ranked.append({"index": one.index, "relevance_score": one.score, **text})
+    for document in result.documents:
+        text = {"text": call.body.documents[document.index]} if call.body.return_documents else {}
+        ranked.append({"index": document.index, "relevance_score": document.score, **text})
     return ranked
 
 

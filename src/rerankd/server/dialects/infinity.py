@@ -132,8 +132,8 @@ def _render(call: Call[InfinityBody], results: Sequence[RerankResult], id: str, 
     return {
         "object": "rerank",
         "results": [
-            {"relevance_score": one.score, "index": one.index, "document": documents[one.index]}
-            for one in result.documents
+            {"relevance_score": document.score, "index": document.index, "document": documents[document.index]}
+            for document in result.documents
         ],
         "model": call.body.model or served.names[0],
         "usage": {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens},
@@ -196,5 +196,5 @@ INFINITY = Dialect(
     render_error=_render_error,
     errors=VALIDATION_ERRORS,
     status=validation_status,
-    claims=lambda sent, headers: "raw_scores" in sent and "texts" not in sent,
+    claims=lambda fields, headers: "raw_scores" in fields and "texts" not in fields,
 )

@@ -107,11 +107,11 @@ def _parse(body: JinaBody, served: Served) -> Call[JinaBody]:
     )
 
 
-def _content(sent: JinaContent, where: str) -> Content:
-    if isinstance(sent, str):
-        return (Text(sent),)
-    parts: list[Part] = [] if sent.image is None else [Image(_url(sent.image))]
-    parts += [] if sent.text is None else [Text(sent.text)]
+def _content(body: JinaContent, where: str) -> Content:
+    if isinstance(body, str):
+        return (Text(body),)
+    parts: list[Part] = [] if body.image is None else [Image(_url(body.image))]
+    parts += [] if body.text is None else [Text(body.text)]
     if not parts:
         raise Problem(400, "must have a `text` or an `image`.", where)
     return tuple(parts)
@@ -126,11 +126,13 @@ def _render(call: Call[JinaBody], results: Sequence[RerankResult], id: str, serv
     (result,) = results
     ranked: list[dict[str, Any]] = []
     for document in result.documents:
-        one: dict[str, Any] = {"index": document.index, "relevance_score": document.score}
+        entry: dict[str, Any] = {"index": document.index, "relevance_score": document.score}
         if call.body.return_documents:
-            given = call.body.documents[document.index]
-            one["document"] = {"text": given} if isinstance(given, str) else given.model_dump(exclude_none=True)
-        ranked.append(one | call.body.best_chunk(document))
+            original = call.body.documents[document.index]
+            entry["document"] = (
+                {"text": original} if isinstance(original, str) else original.model_dump(exclude_none=True)
+            )
+        ranked.append(entry | call.body.best_chunk(document))
     usage = {"total_tokens": result.prompt_tokens}
     return {"model": call.body.model or served.names[0], "object": "list", "usage": usage, "results": ranked}
 
@@ -139,11 +141,13 @@ def _render_error(problem: Problem) -> object:
     return {"detail": validation_detail(problem) if validation_status(problem) == 422 else str(problem)}
 
 
-def _claims(sent: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
-    documents = sent.get("documents")
+def _claims(fields: Mapping[str, Any], headers: Mapping[str, str]) -> bool:
+    documents = fields.get("documents")
     return any(
-        isinstance(one, dict) and not one.keys() & {"content", "type"} and bool(one.keys() & {"text", "image"})
-        for one in (sent.get("query"), *(documents if isinstance(documents, list) else ()))
+        isinstance(content, dict)
+        and not content.keys() & {"content", "type"}
+        and bool(content.keys() & {"text", "image"})
+        for content in (fields.get("query"), *(documents if isinstance(documents, list) else ()))
     )
 
 

@@ -50,7 +50,7 @@ class KserveInput(Open):
 
     def texts(self, place: int) -> list[str]:
         """The elements in row-major order. Raises Problem for another number of them than the shape says."""
-        texts = [text for one in self.data for text in ([one] if isinstance(one, str) else one)]
+        texts = [text for element in self.data for text in ([element] if isinstance(element, str) else element)]
         if min(self.shape, default=0) < 0 or math.prod(self.shape) != len(texts):
             raise Problem(400, f"{self.shape} does not fit the {len(texts)} elements.", f"inputs[{place}].shape")
         return texts
@@ -149,41 +149,44 @@ class KserveError(BaseModel):
 
 
 def _parse(body: KserveBody, served: Served) -> Call[KserveBody]:
-    _ours(body.model, served)
-    given = {one.name: (place, one.texts(place)) for place, one in enumerate(body.inputs)}
-    if len(given) < len(body.inputs):
+    _expect_our_model(body.model, served)
+    tensors = {tensor.name: (place, tensor.texts(place)) for place, tensor in enumerate(body.inputs)}
+    if len(tensors) < len(body.inputs):
         raise Problem(400, f"are `{QUERY}` and `{DOCUMENTS}`, one of each.", "inputs")
-    place, query = given[QUERY]
+    place, query = tensors[QUERY]
     if len(query) != 1:
         raise Problem(400, f"`{QUERY}` holds {len(query)} texts; a request has one query.", f"inputs[{place}].data")
-    place, documents = given[DOCUMENTS]
+    place, documents = tensors[DOCUMENTS]
     if not documents:
         raise Problem(400, "must hold at least one document.", f"inputs[{place}].data")
     served.limits.check("documents", len(documents), f"inputs[{place}].data")
     request = RerankRequest(text_content(query[0]), tuple(map(text_content, documents)))
-    ignored = [*body.unknown(), *(f"inputs[{i}].{name}" for i, one in enumerate(body.inputs) for name in one.unknown())]
+    ignored = [
+        *body.unknown(),
+        *(f"inputs[{i}].{name}" for i, tensor in enumerate(body.inputs) for name in tensor.unknown()),
+    ]
     return Call(body, (request,), tuple(ignored), body.id, {"documents": f"inputs[{place}].data"})
 
 
 def _render(call: Call[KserveBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
     (result,) = results
-    scores = [one.score for one in result.in_request_order()]
+    scores = [document.score for document in result.in_request_order()]
     output = {"name": SCORES, "datatype": "FP32", "shape": [len(scores)], "data": scores}
     return {"model_name": call.body.model, "id": id, "outputs": [output]}
 
 
-def _ours(model: str, served: Served) -> None:
+def _expect_our_model(model: str, served: Served) -> None:
     if model not in served.names:
         raise not_ours(model, served)
 
 
 def _parse_name(body: KserveName, served: Served) -> Call[KserveName]:
-    _ours(body.model, served)
+    _expect_our_model(body.model, served)
     return Call(body, ())
 
 
 def _parse_ready(body: KserveName, served: Served) -> Call[KserveName]:
-    _ours(body.model, served)
+    _expect_our_model(body.model, served)
     return model_ready(body, served)
 
 
@@ -204,8 +207,8 @@ def _server(call: Call[Any], results: Sequence[RerankResult], id: str, served: S
     return {"name": "rerankd", "version": __version__, "extensions": []}
 
 
-def _get(path: str, summary: str, **rest: Any) -> Endpoint[Any]:
-    return Endpoint(paths=(path,), summary=f"{summary} (Open Inference Protocol)", methods=("GET",), **rest)
+def _get(path: str, summary: str, **options: Any) -> Endpoint[Any]:
+    return Endpoint(paths=(path,), summary=f"{summary} (Open Inference Protocol)", methods=("GET",), **options)
 
 
 KSERVE = Dialect(

@@ -9,7 +9,7 @@ from rerankd.options import LabelsActivation, ModelInfo
 
 
 def label_names(info: ModelInfo, count: int) -> Sequence[str]:
-    """The names of `count` labels: those of the model, or as many of transformers' own."""
+    """The names of `count` labels: the model's names, or transformers' names for labels without names."""
     return info.labels if len(info.labels) == count else [f"LABEL_{i}" for i in range(count)]
 
 

@@ -115,7 +115,7 @@ def _parse(body: NvidiaBody, served: Served) -> Call[NvidiaBody]:
 def _render(call: Call[NvidiaBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
     (result,) = results
     return {
-        "rankings": [{"index": one.index, "logit": one.score} for one in result.documents],
+        "rankings": [{"index": document.index, "logit": document.score} for document in result.documents],
         "usage": {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens},
     }
 

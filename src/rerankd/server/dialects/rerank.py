@@ -116,27 +116,27 @@ class ScoringBody(Chunked):
 
     def _instruction(self) -> tuple[str, str | None]:
         """The instruction, and the field that it came in. As in vLLM, `chat_template_kwargs` goes first."""
-        for place, given in (("chat_template_kwargs.", self.chat_template_kwargs or {}), ("", self.__dict__)):
-            told = {place + name: given[name] for name in INSTRUCTION if given.get(name) is not None}
-            for word, text in told.items():
+        for place, fields in (("chat_template_kwargs.", self.chat_template_kwargs or {}), ("", self.__dict__)):
+            instructions = {place + name: fields[name] for name in INSTRUCTION if fields.get(name) is not None}
+            for word, text in instructions.items():
                 if not isinstance(text, str):
                     raise Problem(400, "must be a string.", word)
-            if len(set(told.values())) > 1:
+            if len(set(instructions.values())) > 1:
                 raise Problem(400, f"differs from `{place}instruction`; give one of them.", f"{place}instruct")
-            if told:
-                return next(iter(told.items()))
+            if instructions:
+                return next(iter(instructions.items()))
         return "instruction", None
 
 
-def max_tokens(asked: int | None, limit: int) -> int | None:
+def max_tokens(requested: int | None, limit: int) -> int | None:
     """The most tokens of a prompt by `truncate_prompt_tokens`. Raises Problem for more than the model's limit."""
-    if asked is None or asked == -1:
+    if requested is None or requested == -1:
         return None
-    if not 0 < asked <= limit:
+    if not 0 < requested <= limit:
         raise Problem(
-            400, f"must be -1 or between 1 and {limit}, this model's limit, not {asked}.", "truncate_prompt_tokens"
+            400, f"must be -1 or between 1 and {limit}, this model's limit, not {requested}.", "truncate_prompt_tokens"
         )
-    return asked
+    return requested
 
 
 class RerankBody(ScoringBody, Thresholded):

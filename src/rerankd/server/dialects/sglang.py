@@ -67,17 +67,19 @@ def _render(call: Call[SglangRerankBody], results: Sequence[RerankResult], id: s
     (result,), (request,) = results, call.requests
     ranked: list[dict[str, Any]] = []
     for document in result.documents:
-        one: dict[str, Any] = {"score": document.score}
+        entry: dict[str, Any] = {"score": document.score}
         if call.body.return_documents:
-            given = call.body.documents[document.index]
-            one["document"] = given if isinstance(given, str) else from_content(request.documents[document.index])
-        one["index"] = document.index
-        one["meta_info"] = {
+            original = call.body.documents[document.index]
+            entry["document"] = (
+                original if isinstance(original, str) else from_content(request.documents[document.index])
+            )
+        entry["index"] = document.index
+        entry["meta_info"] = {
             "id": id,
             "prompt_tokens": document.prompt_tokens,
             "truncated": document.truncated or result.query_truncated,
         }
-        ranked.append(one | call.body.best_chunk(document))
+        ranked.append(entry | call.body.best_chunk(document))
     return ranked
 
 
@@ -125,5 +127,5 @@ SGLANG = Dialect(
     ),
     error=SglangError,
     render_error=_render_error,
-    claims=lambda sent, headers: bool(sent.keys() & {"label_token_ids", "item_first", "apply_softmax"}),
+    claims=lambda fields, headers: bool(fields.keys() & {"label_token_ids", "item_first", "apply_softmax"}),
 )

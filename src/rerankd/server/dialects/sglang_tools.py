@@ -1,4 +1,4 @@
-"""SGLang's other routes: `/v1/score` for what a decoder may say next, and what the server says of its model.
+"""SGLang's other routes: `/v1/score` for the probabilities of next tokens, and facts of the server's model.
 
 As of SGLang 0.5.23 (`sglang/srt/entrypoints/openai/protocol.py`, `serving_score.py`, `http_server.py`).
 """
@@ -68,7 +68,7 @@ class SglangScoreBody(Open):
     )
     item_first: bool = Field(False, description="true to put the query after each item.")
 
-    def asked(self, limits: RequestLimits) -> RerankRequest:
+    def to_request(self, limits: RequestLimits) -> RerankRequest:
         """The items, and the query that is put before or behind each.
 
         Raises Problem for texts beside token ids, and for prompts that are together too long for the limits.
@@ -88,8 +88,8 @@ class SglangScoreBody(Open):
         )
 
 
-def _content(given: str | list[int]) -> Content:
-    return (Text(given),) if isinstance(given, str) else (Tokens(tuple(given)),)
+def _content(item: str | list[int]) -> Content:
+    return (Text(item),) if isinstance(item, str) else (Tokens(tuple(item)),)
 
 
 class SglangUsage(BaseModel):
@@ -140,7 +140,7 @@ def _parse(body: SglangScoreBody, served: Served) -> Call[SglangScoreBody]:
     # As SGLang has it, no items are no error.
     ignored = [*ignored_model(body.model, served), *body.unknown()]
     fields = {"documents": "items", "labels": "label_token_ids"}
-    return Call(body, (body.asked(served.limits),), tuple(ignored), fields=fields)
+    return Call(body, (body.to_request(served.limits),), tuple(ignored), fields=fields)
 
 
 def _render(call: Call[SglangScoreBody], results: Sequence[RerankResult], id: str, served: Served) -> object:

@@ -195,5 +195,5 @@ TEI = Dialect(
     },
     status=_status,
     problems=(Empty("texts"),),
-    claims=lambda sent, headers: "texts" in sent or "inputs" in sent,
+    claims=lambda fields, headers: "texts" in fields or "inputs" in fields,
 )

@@ -48,7 +48,7 @@ def _parse(body: TeiEmbedBody, served: Served) -> Call[TeiEmbedBody]:
 
 def _render(call: Call[TeiEmbedBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
     (result,) = results
-    return [list(one.values) for one in result.documents]
+    return [list(document.values) for document in result.documents]
 
 
 EMBED = Endpoint(

@@ -52,7 +52,7 @@ class TeiPredictBody(TeiCut):
     @property
     def single(self) -> bool:
         """Whether there is one text, or one pair, and no batch of them."""
-        return isinstance(self.inputs, str) or any(isinstance(one, str) for one in self.inputs)
+        return isinstance(self.inputs, str) or any(isinstance(item, str) for item in self.inputs)
 
     def sequences(self) -> list[list[str]]:
         """The texts and pairs. Raises Problem for none, for more than two texts, and for a batch with bare texts."""
@@ -60,9 +60,9 @@ class TeiPredictBody(TeiCut):
             return [[self.inputs]]
         if not self.inputs:
             raise Empty("inputs")
-        texts = [one for one in self.inputs if isinstance(one, str)]
+        texts = [item for item in self.inputs if isinstance(item, str)]
         if not texts:
-            return [one for one in self.inputs if not isinstance(one, str)]
+            return [item for item in self.inputs if not isinstance(item, str)]
         if len(texts) < len(self.inputs):
             raise Problem(422, "must be a pair of texts, or a batch of lists alone.", "inputs")
         if len(texts) > 2:
@@ -85,24 +85,27 @@ def _parse(body: TeiPredictBody, served: Served) -> Call[TeiPredictBody]:
         places.setdefault(text_content(first[0]) if first else (), []).append(place)
     requests = tuple(
         RerankRequest(
-            first, tuple(text_content(sequences[place][-1]) for place in own), truncation=body.cut(), outputs=Logits()
+            first,
+            tuple(text_content(sequences[place][-1]) for place in indices),
+            truncation=body.cut(),
+            outputs=Logits(),
         )
-        for first, own in places.items()
+        for first, indices in places.items()
     )
     words = {"documents": "inputs", "query": "inputs"}
     return Call(body, requests, tuple(body.unknown()), fields=words, places=tuple(map(tuple, places.values())))
 
 
 def _render(call: Call[TeiPredictBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
-    found: dict[int, list[dict[str, Any]]] = {}
+    answers: dict[int, list[dict[str, Any]]] = {}
     for number, result in enumerate(results):
         for document in result.documents:
             logits = document.values
             scores = logits if call.body.raw_scores else probabilities(logits, "softmax")
-            named = zip(scores, label_names(served.info, len(logits)), strict=True)
-            ranked = sorted(named, key=lambda one: -one[0])
-            found[call.place(number, document.index)] = [{"score": score, "label": label} for score, label in ranked]
-    return found[0] if call.body.single else [found[place] for place in sorted(found)]
+            labelled_scores = zip(scores, label_names(served.info, len(logits)), strict=True)
+            ranked = sorted(labelled_scores, key=lambda pair: -pair[0])
+            answers[call.place(number, document.index)] = [{"score": score, "label": label} for score, label in ranked]
+    return answers[0] if call.body.single else [answers[place] for place in sorted(answers)]
 
 
 PREDICT = Endpoint(

@@ -27,8 +27,8 @@ class TeiCut(Open):
     def cut(self) -> Truncation:
         """How texts are cut; at the checkpoint's own side where the body does not say."""
         side: Literal["left", "right"] = "left" if self.truncation_direction.lower() == "left" else "right"
-        said = "truncation_direction" in self.model_fields_set
-        return Truncation(allowed=self.truncate is not False, side=side if said else None)
+        is_given = "truncation_direction" in self.model_fields_set
+        return Truncation(allowed=self.truncate is not False, side=side if is_given else None)
 
 
 class Empty(Problem):

@@ -68,10 +68,10 @@ class TeiDecodeBody(Open):
         """The ids of each text. Raises Problem for none, and for a list of both."""
         if not self.ids or [] in self.ids:
             raise Empty("ids")
-        flat = [one for one in self.ids if isinstance(one, int)]
+        flat = [item for item in self.ids if isinstance(item, int)]
         if flat and len(flat) < len(self.ids):
             raise Problem(400, "must be token ids, or lists of token ids, not both.", "ids")
-        return [flat] if flat else [one for one in self.ids if not isinstance(one, int)]
+        return [flat] if flat else [item for item in self.ids if not isinstance(item, int)]
 
 
 def _parse_texts(body: TeiTokenizeBody, served: Served) -> Call[TeiTokenizeBody]:
@@ -85,27 +85,31 @@ def _parse_texts(body: TeiTokenizeBody, served: Served) -> Call[TeiTokenizeBody]
 def _tokens(
     call: Call[TeiTokenizeBody], results: Sequence[RerankResult], id: str, served: Served
 ) -> list[list[dict[str, Any]]]:
-    found: list[list[dict[str, Any]]] = []
+    answers: list[list[dict[str, Any]]] = []
     with work.bounded(served.limits):
         for text in all_texts(call.body.inputs):
             tokens = served.tokenize(text, call.body.add_special_tokens)
             work.count("values", (len(TeiToken.model_fields) - 1) * len(tokens))  # one of each is counted already
-            found.append(_described(text, tokens))
-    return found
+            answers.append(_described(text, tokens))
+    return answers
 
 
 def _described(text: str, tokens: Sequence[TextToken]) -> list[dict[str, Any]]:
     """The tokens of a text. An ordinary token's `text` is its part of the text; TEI has it so."""
-    place = list(range(len(text) + 1)) if text.isascii() else [0, *accumulate(len(one.encode()) for one in text)]
-    found: list[dict[str, Any]] = []
+    place = (
+        list(range(len(text) + 1))
+        if text.isascii()
+        else [0, *accumulate(len(character.encode()) for character in text)]
+    )
+    described: list[dict[str, Any]] = []
     for token in tokens:
         start, stop = token.characters
         if token.special:
-            found.append({"id": token.id, "text": token.text, "special": True, "start": None, "stop": None})
+            described.append({"id": token.id, "text": token.text, "special": True, "start": None, "stop": None})
         else:
-            own = {"text": text[start:stop], "special": False, "start": place[start], "stop": place[stop]}
-            found.append({"id": token.id, **own})
-    return found
+            fields = {"text": text[start:stop], "special": False, "start": place[start], "stop": place[stop]}
+            described.append({"id": token.id, **fields})
+    return described
 
 
 def _parse_ids(body: TeiDecodeBody, served: Served) -> Call[TeiDecodeBody]:
@@ -114,11 +118,11 @@ def _parse_ids(body: TeiDecodeBody, served: Served) -> Call[TeiDecodeBody]:
 
 
 def _texts(call: Call[TeiDecodeBody], results: Sequence[RerankResult], id: str, served: Served) -> list[str]:
-    found = []
+    texts = []
     for ids in call.body.lists():
         work.check()
-        found.append(served.decode(ids, call.body.skip_special_tokens))
-    return found
+        texts.append(served.decode(ids, call.body.skip_special_tokens))
+    return texts
 
 
 TOKENS = (

@@ -89,18 +89,18 @@ def _parse(body: VllmRerankBody, served: Served) -> Call[VllmRerankBody]:
 
 def _render(call: Call[VllmRerankBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
     (result,), (request,) = results, call.requests
-    sent = as_list(call.body.documents)
+    originals = as_list(call.body.documents)
     ranked: list[dict[str, Any]] = []
     for document in result.documents:
-        one: dict[str, Any] = {"index": document.index}
+        entry: dict[str, Any] = {"index": document.index}
         if call.body.return_documents:
-            given = sent[document.index]
-            text = given if isinstance(given, str) else None
+            original = originals[document.index]
+            text = original if isinstance(original, str) else None
             parts = None if text is not None else from_content(request.documents[document.index])
-            one["document"] = {"text": text, "multi_modal": parts}
-        one["relevance_score"] = document.score
-        one |= call.body.best_chunk(document)
-        ranked.append(one)
+            entry["document"] = {"text": text, "multi_modal": parts}
+        entry["relevance_score"] = document.score
+        entry |= call.body.best_chunk(document)
+        ranked.append(entry)
     usage = {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens}
     answer: dict[str, Any] = {"id": id, "model": served.names[0], "usage": usage, "results": ranked}
     if result.failed:
@@ -164,5 +164,5 @@ VLLM = Dialect(
     error=VllmError,
     render_error=_render_error,
     errors={**ERRORS, 404: "no model of that name"},
-    claims=lambda sent, headers: bool(sent.keys() & TEXTS),
+    claims=lambda fields, headers: bool(fields.keys() & TEXTS),
 )

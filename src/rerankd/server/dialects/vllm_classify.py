@@ -63,7 +63,7 @@ def _render(call: Call[VllmClassifyBody], results: Sequence[RerankResult], id: s
 
 CLASSIFY = Endpoint(
     paths=("/classify", "/invocations"),
-    claims=lambda sent, served: "input" in sent and bool(served.info.labels),
+    claims=lambda fields, served: "input" in fields and bool(served.info.labels),
     summary="The labels of texts by a classifier (vLLM)",
     body=VllmClassifyBody,
     reply=VllmClassifyReply,

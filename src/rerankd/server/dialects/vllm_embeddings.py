@@ -65,7 +65,8 @@ def _render(call: Call[VllmEmbeddingsBody], results: Sequence[RerankResult], id:
         "created": int(time.time()),
         "model": served.names[0],
         "data": [
-            {"object": "embedding", "index": one.index, "embedding": encoded(one.values)} for one in result.documents
+            {"object": "embedding", "index": document.index, "embedding": encoded(document.values)}
+            for document in result.documents
         ],
         "usage": {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens},
     }
@@ -77,7 +78,7 @@ def _base64(values: Sequence[float]) -> str:
 
 EMBEDDINGS = Endpoint(
     paths=("/v1/embeddings", "/invocations"),
-    claims=lambda sent, served: "input" in sent and not served.info.labels,
+    claims=lambda fields, served: "input" in fields and not served.info.labels,
     summary="Embed texts with a bi-encoder (OpenAI, vLLM)",
     body=VllmEmbeddingsBody,
     reply=VllmEmbeddingsReply,

@@ -67,8 +67,8 @@ def _parse(body: VllmScoreBody, served: Served) -> Call[VllmScoreBody]:
     only_ours(body.model, served)
     first, second = _form(body)
     left, right = as_list(getattr(body, first)), as_list(getattr(body, second))
-    for name, given in ((first, left), (second, right)):
-        if not given:
+    for name, texts in ((first, left), (second, right)):
+        if not texts:
             raise Problem(400, "must hold at least one text.", name)
     if len(left) not in (1, len(right)):
         raise Problem(
@@ -82,7 +82,7 @@ def _parse(body: VllmScoreBody, served: Served) -> Call[VllmScoreBody]:
     for index in range(len(right)):
         places.setdefault(queries[index if len(left) > 1 else 0], []).append(index)
     documents = [to_content(document) for document in right]
-    requests = [body.request(query, [documents[i] for i in own], served) for query, own in places.items()]
+    requests = [body.request(query, [documents[i] for i in indices], served) for query, indices in places.items()]
     ignored = [*no_use_for(body), *body.without_effect(), *_unknown(left, first), *_unknown(right, second)]
     return Call(
         body,
@@ -96,18 +96,18 @@ def _parse(body: VllmScoreBody, served: Served) -> Call[VllmScoreBody]:
 
 def _form(body: VllmScoreBody) -> tuple[str, str]:
     """The one pair of fields that is given. Raises Problem for none, and for more than one."""
-    given = {name for form in FORMS for name in form if getattr(body, name) is not None}
+    given_fields = {name for form in FORMS for name in form if getattr(body, name) is not None}
     for form in FORMS:
-        if given == set(form):
+        if given_fields == set(form):
             return form
-    if not given:
+    if not given_fields:
         raise Problem(400, "is required, with `text_2`. They are the texts to score, each one or a list.", "text_1")
-    if len(given) == 1:
-        (name,) = given
+    if len(given_fields) == 1:
+        (name,) = given_fields
         other = next(b if name == a else a for a, b in FORMS if name in (a, b))
         raise Problem(400, f"is required beside `{name}`.", other)
     forms = "; ".join(f"`{first}` and `{second}`" for first, second in FORMS)
-    raise Problem(400, f"does not go with the other texts; give one of: {forms}.", sorted(given)[-1])
+    raise Problem(400, f"does not go with the other texts; give one of: {forms}.", sorted(given_fields)[-1])
 
 
 def _unknown(contents: Sequence[ContentBody], name: str) -> list[str]:
@@ -127,8 +127,8 @@ def _render(call: Call[VllmScoreBody], results: Sequence[RerankResult], id: str,
         "created": int(time.time()),
         "model": served.names[0],
         "data": [
-            {"index": index, "object": "score", "score": one.score, **call.body.best_chunk(one)}
-            for index, one in sorted(scored.items())
+            {"index": index, "object": "score", "score": document.score, **call.body.best_chunk(document)}
+            for index, document in sorted(scored.items())
         ],
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
@@ -136,7 +136,7 @@ def _render(call: Call[VllmScoreBody], results: Sequence[RerankResult], id: str,
 
 SCORE = Endpoint(
     paths=("/score", "/v1/score", "/invocations"),
-    claims=lambda sent, served: "query" not in sent and bool(sent.keys() & TEXTS),
+    claims=lambda fields, served: "query" not in fields and bool(fields.keys() & TEXTS),
     summary="Score pairs of texts: one by one, or one against many (vLLM)",
     body=VllmScoreBody,
     reply=VllmScoreReply,

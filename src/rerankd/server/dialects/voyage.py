@@ -72,10 +72,10 @@ def _render(call: Call[VoyageBody], results: Sequence[RerankResult], id: str, se
     (result,) = results
     ranked: list[dict[str, Any]] = []
     for document in result.documents:
-        one: dict[str, Any] = {"relevance_score": document.score, "index": document.index}
+        entry: dict[str, Any] = {"relevance_score": document.score, "index": document.index}
         if call.body.return_documents:
-            one["document"] = call.body.documents[document.index]
-        ranked.append(one)
+            entry["document"] = call.body.documents[document.index]
+        ranked.append(entry)
     usage = {"total_tokens": result.prompt_tokens}
     return {"object": "list", "data": ranked, "model": call.body.model or served.names[0], "usage": usage}
 
@@ -103,5 +103,5 @@ VOYAGE = Dialect(
     ),
     error=VoyageError,
     render_error=lambda problem: {"detail": str(problem)},
-    claims=lambda sent, headers: "top_k" in sent,
+    claims=lambda fields, headers: "top_k" in fields,
 )

@@ -69,8 +69,8 @@ def _render(call: Call[WeaviateBody], results: Sequence[RerankResult], id: str, 
     return {
         "query": call.body.query,
         "scores": [
-            {"document": call.body.documents[one.index], "score": one.score}
-            for one in sorted(result.documents, key=lambda one: one.index)
+            {"document": call.body.documents[document.index], "score": document.score}
+            for document in sorted(result.documents, key=lambda document: document.index)
         ],
         "property": call.body.property,
     }
@@ -120,5 +120,5 @@ WEAVIATE = Dialect(
     ),
     error=WeaviateError,
     render_error=lambda problem: {"error": str(problem)},
-    claims=lambda sent, headers: "property" in sent,
+    claims=lambda fields, headers: "property" in fields,
 )

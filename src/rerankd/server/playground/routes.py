@@ -1,4 +1,4 @@
-"""The playground's page, what it is told of the server, and the page at the root that leads there."""
+"""The playground's page, the facts of the server that it reads, and the page at the root that leads to it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ PAGES = frozenset({"/", PATH})
 
 
 def add_playground(app: FastAPI, hosted: Sequence[Hosted], dialect: str, docs: bool, locked: bool) -> None:
-    """Add the page, and what it asks of the server beside the rerank routes.
+    """Add the page, and the route of the facts that it reads.
 
-    dialect: the one at the root
+    dialect: the name of the dialect at the root
     docs: whether /docs is there
     locked: whether calls want a key
     """
@@ -45,7 +45,7 @@ def add_playground(app: FastAPI, hosted: Sequence[Hosted], dialect: str, docs: b
     @app.get(f"{PATH}/info", include_in_schema=False)
     async def info() -> dict[str, Any]:
         limits = hosted[0].served.limits
-        models = [_told(one.served) for one in hosted]
+        models = [_facts(host.served) for host in hosted]
         return {
             **models[0],
             "models": models,
@@ -58,7 +58,7 @@ def add_playground(app: FastAPI, hosted: Sequence[Hosted], dialect: str, docs: b
         }
 
 
-def _told(served: Served) -> dict[str, Any]:
+def _facts(served: Served) -> dict[str, Any]:
     """The facts of a model."""
     loaded = served.info
     return {
@@ -83,7 +83,7 @@ def _index(docs: bool) -> str:
         "health": "200 while the server takes requests",
         "metrics": "what the server has counted, for Prometheus",
     }
-    items = "".join(f'<li><a href="{path}">/{path}</a> {what}</li>' for path, what in links.items())
+    items = "".join(f'<li><a href="{path}">/{path}</a> {description}</li>' for path, description in links.items())
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'

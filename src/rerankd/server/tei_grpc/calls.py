@@ -34,7 +34,7 @@ CODES = {
 }
 """TEI's codes for the statuses of its HTTP API here. What TEI's tokenizer cannot read (422) is a wrong field here."""
 OF_HTTP = ("content-", "connection", "transfer-", "host", "date")
-"""What names of headers begin with that belong to HTTP alone."""
+"""The beginnings of the names of headers that belong to HTTP alone."""
 MOST = (1 << 32) - 1
 """Counters of messages stop there."""
 T = TypeVar("T")
@@ -53,7 +53,12 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the app answered: JSON of so many bytes, the headers that are gRPC's metadata too, the results behind it."""
+    """The app's answer.
+
+    content: its JSON, of `size` bytes
+    metadata: the headers that are gRPC's metadata too
+    results: the results that the answer shows
+    """
 
     content: Any
     size: int
@@ -74,15 +79,15 @@ class App:
         self._tasks = tasks
 
     async def call(self, path: str, body: Callable[[], Mapping[str, Any]] | None, size: int, context: Any) -> Answer:
-        """Have a POST of a JSON body answered, or a GET where there is none. Raises Refused.
+        """The app's answer to a POST of a JSON body, or to a GET without a body. Raises Refused.
 
-        body: makes the body, of a message of so many bytes
+        body: makes the body; size: the bytes of the message
 
-        When this is cancelled, because the client of gRPC has left or its deadline is over, the call's client has hung
-        up, as far as the app knows.
+        If this is cancelled, because the client of gRPC has left or its deadline is over, the app sees a client that
+        has hung up.
         """
-        sent = dict(context.invocation_metadata())
-        model = {"model": sent["model"]} if sent.get("model") else {}
+        client_metadata = dict(context.invocation_metadata())
+        model = {"model": client_metadata["model"]} if client_metadata.get("model") else {}
 
         def encoded() -> bytes:
             return b"" if body is None else encode_json({**body(), **model}, size > LARGE)
@@ -98,7 +103,7 @@ class App:
             "raw_path": path.encode(),
             "query_string": urlencode(model).encode(),
             "root_path": "",
-            "headers": [(b"host", b"grpc"), (b"content-type", b"application/json"), *_headers(sent)],
+            "headers": [(b"host", b"grpc"), (b"content-type", b"application/json"), *_headers(client_metadata)],
             "client": _address(context.peer()),
             "server": None,
             "state": {},
@@ -133,7 +138,7 @@ class _AppCall:
         self._body: bytes | None = body
 
     async def receive(self) -> Message:
-        """Of ASGI."""
+        """See ASGI."""
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
@@ -141,7 +146,7 @@ class _AppCall:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        """Of ASGI."""
+        """See ASGI."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.headers = {name.decode().lower(): value.decode("latin-1") for name, value in message["headers"]}
@@ -166,11 +171,11 @@ def spent(characters: int, began: float, results: Sequence[RerankResult]) -> dic
     }
 
 
-def _headers(sent: dict[str, Any]) -> list[tuple[bytes, bytes]]:
-    """Metadata as headers; what is binary there has no place in HTTP."""
+def _headers(metadata: dict[str, Any]) -> list[tuple[bytes, bytes]]:
+    """Metadata as headers; binary values have no place in HTTP."""
     return [
         (name.encode(), value.encode("latin-1", "replace"))
-        for name, value in sent.items()
+        for name, value in metadata.items()
         if isinstance(value, str) and not name.startswith(OF_HTTP)
     ]
 

@@ -34,7 +34,8 @@ class Intake:
     async def received(self, messages: AsyncIterator[bytes], seconds: float | None = None) -> bytes | None:
         """The next message of a call; None at the end of its stream.
 
-        seconds: in which it has to be there; None for any time, while nobody else needs the place. Raises Refused.
+        seconds: the time in which the message must arrive; None for any time, while no other call needs the place.
+        Raises Refused.
         """
         await self._place()
         receiving = asyncio.ensure_future(messages.__anext__())
@@ -57,7 +58,7 @@ class Intake:
 
     @contextmanager
     def held(self, size: int) -> Iterator[None]:
-        """Count a message of so many bytes among those that are answered. Raises Refused where these are too many."""
+        """Count a message of `size` bytes, until the context ends. Raises Refused if all messages are too large."""
         if self._held + size > self._together:
             raise Refused(
                 429,

@@ -1,4 +1,4 @@
-"""The methods of TEI's services, by what they are over HTTP, and messages as JSON and back."""
+"""The methods of TEI's services as calls over HTTP, and messages as JSON and back."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ METHODS: Mapping[str, Method] = {
     "Tokenize": Method("/tei/tokenize", lambda answer, request: {"tokens": answer[0]}),
     "Decode": Method("/tei/decode", lambda answer, request: {"text": answer[0]}),
 }
-"""By name; `Stream` behind a name is the same for each message of a stream."""
+"""By name. A name with `Stream` behind it is the same method for each message of a stream."""
 
 
 class Methods:
@@ -84,20 +84,20 @@ class Methods:
         return {method.name: self._handler(method) for method in service.methods}
 
     def _handler(self, method: Any) -> grpc.RpcMethodHandler:
-        own = METHODS[method.name.removesuffix(STREAM)]
+        target = METHODS[method.name.removesuffix(STREAM)]
         kinds = Kinds(GetMessageClass(method.input_type), GetMessageClass(method.output_type))
         answered = self._ranked if method.client_streaming else self._single
 
-        async def together(messages: Any, context: Any) -> Any:
-            reply, metadata = await _or_abort(answered(own, kinds, messages, context), context)
+        async def answer_all(messages: Any, context: Any) -> Any:
+            reply, metadata = await _or_abort(answered(target, kinds, messages, context), context)
             context.set_trailing_metadata(metadata)
             return reply
 
-        async def each(messages: Any, context: Any) -> AsyncIterator[Any]:
+        async def answer_each(messages: Any, context: Any) -> AsyncIterator[Any]:
             async def answer(raw: bytes) -> Any:
-                return (await self._patiently(own, kinds, raw, context))[0]
+                return (await self._patiently(target, kinds, raw, context))[0]
 
-            await _or_abort(self._admit(own, context), context)
+            await _or_abort(self._admit(target, context), context)
             async with aclosing(_in_order(self._each(messages), answer)) as answers:
                 while (reply := await _or_abort(anext(answers, None), context)) is not None:
                     yield reply
@@ -105,8 +105,8 @@ class Methods:
         # On the wire one message is a stream of one. A handler of streams chooses when, and how long, it is received.
         codec = None, kinds.reply.SerializeToString
         if method.server_streaming:
-            return grpc.stream_stream_rpc_method_handler(each, *codec)
-        return grpc.stream_unary_rpc_method_handler(together, *codec)
+            return grpc.stream_stream_rpc_method_handler(answer_each, *codec)
+        return grpc.stream_unary_rpc_method_handler(answer_all, *codec)
 
     async def _admit(self, method: Method, context: Any) -> None:
         """Raises Refused for a caller without a key. Not a byte of its messages is received."""
@@ -151,79 +151,79 @@ class Methods:
     async def _ranked(self, method: Method, kinds: Kinds, messages: AsyncIterator[bytes], context: Any) -> Replied:
         """The ranks of all texts of a stream. Raises Refused."""
         await self._admit(method, context)
-        with ExitStack() as held:
-            return await self._all_ranked(method, kinds, messages, context, held)
+        with ExitStack() as counted:
+            return await self._all_ranked(method, kinds, messages, context, counted)
 
     async def _all_ranked(
-        self, method: Method, kinds: Kinds, messages: AsyncIterator[bytes], context: Any, held: ExitStack
+        self, method: Method, kinds: Kinds, messages: AsyncIterator[bytes], context: Any, counted: ExitStack
     ) -> Replied:
         began = perf_counter()
         try:
-            sent = await asyncio.wait_for(self._all(kinds, messages, held), self._settings.body_timeout)
+            requests = await asyncio.wait_for(self._all(kinds, messages, counted), self._settings.body_timeout)
         except asyncio.TimeoutError:
             seconds = self._settings.body_timeout
             raise Refused(408, f"The stream did not end within {seconds:g} seconds (--body-timeout).") from None
-        raw_scores, return_text = (sent[0].raw_scores, sent[0].return_text) if sent else (False, False)
+        raw_scores, return_text = (requests[0].raw_scores, requests[0].return_text) if requests else (False, False)
         # Texts of one query are one call, as they are where a client sends them so. No texts are a call, to be refused.
-        places: dict[tuple[str, bool, int], list[int]] = {} if sent else {("", False, 0): []}
-        for place, one in enumerate(sent):
-            places.setdefault((one.query, one.truncate, one.truncation_direction), []).append(place)
+        places: dict[tuple[str, bool, int], list[int]] = {} if requests else {("", False, 0): []}
+        for place, request in enumerate(requests):
+            places.setdefault((request.query, request.truncate, request.truncation_direction), []).append(place)
 
         async def answer(key: tuple[str, bool, int]) -> Answer:
             query, truncate, direction = key
-            texts = [sent[place].text for place in places[key]]
+            texts = [requests[place].text for place in places[key]]
             fields = {"query": query, "texts": texts, "truncate": truncate, "raw_scores": raw_scores}
             size = sum(map(len, texts))
             return await self._app.call(method.path, lambda: {**fields, **_side(direction)}, size, context)
 
-        async with aclosing(_in_order(_one_by_one(places), answer)) as found:
-            answers = [one async for one in found]
+        async with aclosing(_in_order(_one_by_one(places), answer)) as stream:
+            answers = [reply async for reply in stream]
 
         def replied() -> Any:
             ranks = [
-                {**rank, "index": own[rank["index"]]}
-                for own, one in zip(places.values(), answers, strict=True)
-                for rank in one.content
+                {**rank, "index": indices[rank["index"]]}
+                for indices, reply in zip(places.values(), answers, strict=True)
+                for rank in reply.content
             ]
             if len(answers) > 1:
                 ranks.sort(key=lambda rank: -rank["score"])
             if return_text:
-                ranks = _with_texts(ranks, [one.text for one in sent])
-            results = [result for one in answers for result in one.results]
-            return _replied(kinds.reply, {"ranks": ranks}, results, sent, began)
+                ranks = _with_texts(ranks, [request.text for request in requests])
+            results = [result for reply in answers for result in reply.results]
+            return _replied(kinds.reply, {"ranks": ranks}, results, requests, began)
 
-        return await aside(replied, sum(one.size for one in answers)), answers[0].metadata
+        return await aside(replied, sum(reply.size for reply in answers)), answers[0].metadata
 
-    async def _all(self, kinds: Kinds, messages: AsyncIterator[bytes], held: ExitStack) -> list[Any]:
-        """The messages of a stream, together no larger than one body may be, and counted in `held`. Raises Refused."""
-        found: list[Any] = []
+    async def _all(self, kinds: Kinds, messages: AsyncIterator[bytes], counted: ExitStack) -> list[Any]:
+        """The messages of a stream, together no larger than one body may be, and `counted`. Raises Refused."""
+        requests: list[Any] = []
         size, limits = 0, self._settings.limits
         while (raw := await self._intake.received(messages)) is not None:
-            held.enter_context(self._intake.held(len(raw)))
+            counted.enter_context(self._intake.held(len(raw)))
             size += len(raw)
             if size > self._settings.max_body:
                 raise Refused(413, f"The stream is larger than {self._settings.max_body} bytes (--max-body-mb).")
-            if len(found) == limits.documents:
+            if len(requests) == limits.documents:
                 raise Refused(413, f"texts: The stream holds {limits.exceeded('documents')}.")
-            found.append(parsed(kinds.request, raw, limits))
-        return found
+            requests.append(parsed(kinds.request, raw, limits))
+        return requests
 
 
 def json_of(message: Any) -> dict[str, Any]:
     """A request's message as the body of its HTTP call: the names are the same."""
-    found: dict[str, Any] = MessageToDict(
+    body: dict[str, Any] = MessageToDict(
         message,
         preserving_proto_field_name=True,
         always_print_fields_with_no_presence=True,
         use_integers_for_enums=True,
     )
-    found.pop("return_text", None)
-    direction = found.pop("truncation_direction", 0)
-    return {**found, **_side(direction)}
+    body.pop("return_text", None)
+    direction = body.pop("truncation_direction", 0)
+    return {**body, **_side(direction)}
 
 
 def _side(direction: int) -> dict[str, str]:
-    """The field of the body. Nobody can tell the right side from a field that is not set: neither is said."""
+    """The field of the body for a side. The right side is left out: it looks like a field that is not set."""
     return {"truncation_direction": "Left"} if direction else {}
 
 
@@ -232,7 +232,7 @@ def _with_texts(ranks: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> lis
 
 
 def _characters(message: Any) -> int:
-    """Of all texts of a request, the query as often as it is read."""
+    """The characters of all texts of a request; the query counts as often as it is read."""
     names = message.DESCRIPTOR.fields_by_name
     if "query" in names:
         texts = message.texts if "texts" in names else [message.text]
@@ -243,12 +243,12 @@ def _characters(message: Any) -> int:
 def _replied(
     reply: Any, fields: Mapping[str, Any], results: Sequence[RerankResult], requests: Sequence[Any], began: float
 ) -> Any:
-    """The answer's message, of which the JSON may have more fields."""
+    """The answer's message. Fields of the JSON that the message lacks are left out."""
     names = reply.DESCRIPTOR.fields_by_name
-    known = {name: fields[name] for name in names if name in fields}
+    values = {name: fields[name] for name in names if name in fields}
     if "metadata" in names:
-        known["metadata"] = spent(sum(map(_characters, requests)), began, results)
-    return reply(**known)
+        values["metadata"] = spent(sum(map(_characters, requests)), began, results)
+    return reply(**values)
 
 
 async def _or_abort(work: Awaitable[Result], context: Any) -> Result:
@@ -266,17 +266,17 @@ async def _one_by_one(items: Iterable[T]) -> AsyncIterator[T]:
 
 
 async def _in_order(items: AsyncIterator[T], answer: Callable[[T], Awaitable[Result]]) -> AsyncGenerator[Result, None]:
-    """The answers to items in their order; some are answered at a time, and no more are read."""
+    """The answers to items, in order. At most AT_A_TIME items are read and not answered yet."""
     places = asyncio.Semaphore(AT_A_TIME)
     running: asyncio.Queue[asyncio.Future[Result] | None] = asyncio.Queue()
-    left: set[asyncio.Future[Any]] = set()
+    unanswered: set[asyncio.Future[Any]] = set()
 
     async def read() -> None:
         try:
             async for item in items:
                 await places.acquire()
                 task = asyncio.ensure_future(answer(item))
-                left.add(task)
+                unanswered.add(task)
                 running.put_nowait(task)
         finally:
             running.put_nowait(None)
@@ -285,12 +285,12 @@ async def _in_order(items: AsyncIterator[T], answer: Callable[[T], Awaitable[Res
     try:
         while (task := await running.get()) is not None:
             result = await task
-            left.discard(task)
+            unanswered.discard(task)
             places.release()
             yield result
         await reading
     finally:
         reading.cancel()
-        for task in left:
+        for task in unanswered:
             task.cancel()
-        await asyncio.gather(reading, *left, return_exceptions=True)
+        await asyncio.gather(reading, *unanswered, return_exceptions=True)

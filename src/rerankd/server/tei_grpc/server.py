@@ -35,7 +35,7 @@ class Bounds:
 
     connections: open at a time; more are closed at once
     streams: calls of one connection at a time; its client has more wait
-    handshake_seconds: in which a connection has to speak HTTP/2
+    handshake_seconds: the time in which a connection has to speak HTTP/2
     idle_seconds: after which a connection without a call is closed; its client opens another when it has one
     """
 
@@ -48,7 +48,7 @@ class Bounds:
 class GrpcServer:
     """TEI's services on a port of their own.
 
-    port: the one that it listens on; before the start the one that was asked for
+    port: the port that the server listens on; before the start, the requested port
     """
 
     def __init__(
@@ -86,13 +86,13 @@ class GrpcServer:
             options=[
                 ("grpc.max_receive_message_length", most_bytes(settings)),
                 ("grpc.max_send_message_length", -1),
-                # Nothing bounds what a compressed message unfolds into.
+                # gRPC does not limit the size of a decompressed message.
                 ("grpc.compression_enabled_algorithms_bitset", UNCOMPRESSED),
                 ("grpc.max_concurrent_streams", bounds.streams),
                 ("grpc.max_allowed_incoming_connections", min(bounds.connections, most_connections() // BESIDE)),
                 ("grpc.server_handshake_timeout_ms", int(1000 * bounds.handshake_seconds)),
                 ("grpc.max_connection_idle_ms", int(1000 * bounds.idle_seconds)),
-                # Else two servers share a port, and each has some of the calls.
+                # Otherwise two servers could share a port, and each would get some of the calls.
                 ("grpc.so_reuseport", 0),
             ]
         )
@@ -102,8 +102,8 @@ class GrpcServer:
         names = [service.full_name for service in services]
         handlers = {service.full_name: methods.handlers(service) for service in services}
         handlers[health.full_name] = self._health({"", health.full_name, *names})
-        for name, own in handlers.items():
-            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, own),))
+        for name, method_handlers in handlers.items():
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, method_handlers),))
         if settings.docs and not settings.keys:  # as /docs, which needs a key where the server has one
             reflection.enable_server_reflection([*handlers, reflection.SERVICE_NAME], server)
         host = f"[{self._host}]" if ":" in self._host else self._host
@@ -119,7 +119,7 @@ class GrpcServer:
         self._server = server
 
     async def stop(self, seconds: float) -> None:
-        """Take no calls any more. Streams that clients hold open have so many seconds."""
+        """Accept no more calls. Streams that clients hold open are ended after `seconds`."""
         if self._server is not None:
             await self._server.stop(seconds)
 
@@ -140,19 +140,19 @@ class GrpcServer:
 
         async def check(request: Any, context: Any) -> Any:
             await admit(context)
-            if (found := status(request.service)) == reply.SERVICE_UNKNOWN:
+            if (current := status(request.service)) == reply.SERVICE_UNKNOWN:
                 await context.abort(grpc.StatusCode.NOT_FOUND, f"There is no service {request.service!r}.")
-            return reply(status=found)
+            return reply(status=current)
 
         async def watch(request: Any, context: Any) -> AsyncIterator[Any]:
             await admit(context)
-            told = None
+            last_sent = None
             while True:
-                over, found = draining.is_set(), status(request.service)
-                if found != told:
-                    told = found
-                    yield reply(status=found)
-                if over:
+                is_draining, current = draining.is_set(), status(request.service)
+                if current != last_sent:
+                    last_sent = current
+                    yield reply(status=current)
+                if is_draining:
                     return
                 await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
 
