@@ -9,7 +9,7 @@ from typing import TypeAlias
 from tokenizers import Tokenizer
 
 _Tree: TypeAlias = "dict[str, _Tree]"
-"""Strings by their first character, what follows in each by the next, and so on; "" where one ends."""
+"""Strings as a tree: below each first character the rests of the strings that begin with it; "" where a string ends."""
 
 
 class AddedTokens:
@@ -35,14 +35,14 @@ class AddedTokens:
 def _parted(token: str) -> str | None:
     """The token with a space at the first place where it does not stay whole behind it; None where there is none."""
     parted = (f"{token[:place]} {token[place:]}" for place in range(1, len(token)))
-    return next((one for one in parted if token not in one), None)
+    return next((candidate for candidate in parted if token not in candidate), None)
 
 
 def pattern_of(strings: Iterable[str]) -> str:
     """A pattern of any of the strings, at each place the longest; of nothing where there are none.
 
-    No character of a text is compared more than a few times. Of strings side by side `re` tries one after the other:
-    of some hundreds that begin alike, for seconds on a text of such beginnings, in which no other thread runs.
+    No character of a text is compared more than a few times. In a plain list of alternatives, `re` would try one after
+    the other: for hundreds of strings that begin alike this takes seconds, in which no other thread runs.
     """
     tree: _Tree = {}
     for string in strings:

@@ -19,19 +19,19 @@ def auto_tokenizer(folder: Path, trusted: bool) -> LoadedTokenizer:
 
     trusted: whether code of the folder may run
     """
-    found = read_tokenizer(folder, trusted)
-    tokenizer = getattr(found, "backend_tokenizer", None)
+    loaded = read_tokenizer(folder, trusted)
+    tokenizer = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(tokenizer, Tokenizer):
-        raise ModelError(f"The tokenizer of {folder} ({type(found).__name__}) is not one of the library tokenizers.")
+        raise ModelError(f"The tokenizer of {folder} ({type(loaded).__name__}) is not one of the library tokenizers.")
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    length = found.model_max_length
+    length = loaded.model_max_length
     names = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-    special = {name: str(token) for name in names if (token := getattr(found, name, None)) is not None}
+    special = {name: str(token) for name in names if (token := getattr(loaded, name, None)) is not None}
     return LoadedTokenizer(
         tokenizer,
         int(length) if length and length < NO_LIMIT else None,
         special,
-        found.truncation_side,
-        has_types="token_type_ids" in found.model_input_names,
+        loaded.truncation_side,
+        has_types="token_type_ids" in loaded.model_input_names,
     )

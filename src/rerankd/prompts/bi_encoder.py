@@ -20,8 +20,8 @@ INSTRUCTED = re.compile(r"(Instruct: )(.*)(\nQuery: ?)", re.DOTALL)
 
 def with_instruction(prompt: str, instruction: str) -> str | None:
     """A prompt of queries with another instruction; None for a prompt without a place for one."""
-    found = INSTRUCTED.fullmatch(prompt)
-    return found[1] + instruction + found[3] if found else None
+    match = INSTRUCTED.fullmatch(prompt)
+    return match[1] + instruction + match[3] if match else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +83,11 @@ class BiEncoderPrompts:
         before, budget = self._asking(request.instruction), self._budget(self._query, limits)
         self._expect_budget(limits, max(before.tokens, self._before_document.tokens), budget)
         query_text = self._plain.reach(read_text(request.query, "query"), limits.prompt, limits)
-        (whole,) = self._ids(before, [query_text])
-        query = self._fitting("query", whole, limits.query, before.tokens, _stays(request), budget, limits)
+        (uncut,) = self._ids(before, [query_text])
+        query = self._fitting("query", uncut, limits.query, before.tokens, _stays(request), budget, limits)
         prefix = self._around("query", query, self._query)
-        found = self._documents(request, limits, self._before_document)
-        return replace(found, prefix=prefix, query_truncated=len(query) < len(whole))
+        group = self._documents(request, limits, self._before_document)
+        return replace(group, prefix=prefix, query_truncated=len(query) < len(uncut))
 
     def alone(self, request: RerankRequest, prompt: str) -> PromptGroup:
         """The documents behind a prompt, and no query: an empty prefix. See `PromptBuilder.build`."""
@@ -109,8 +109,8 @@ class BiEncoderPrompts:
                 pieces = self._ids(before, [chunk.text for chunk in split.chunks])
                 truncated.append(not split.whole)
             else:
-                own = limits.document
-                pieces = [self._fitting(field, document, own, before.tokens, _stays(request), budget, limits)]
+                limit = limits.document
+                pieces = [self._fitting(field, document, limit, before.tokens, _stays(request), budget, limits)]
                 truncated.append(len(pieces[0]) < len(document))
             suffixes += (self._around(field, piece, self._document) for piece in pieces)
             chunks.append(split)
@@ -152,22 +152,22 @@ class BiEncoderPrompts:
         segment = self._special.around(ids)
         if not len(segment):
             work.refuse(InvalidRequest(field, "is empty, and this model's tokenizer puts no token around a text"))
-        more = max(form.fill - len(segment), 0)
-        if not more:
+        fill = max(form.fill - len(segment), 0)
+        if not fill:
             return segment
-        work.count("tokens", more)
-        types = segment.token_types + [0] * more if segment.token_types else []
-        ids = segment.token_ids + [form.filler] * more
-        return Segment(ids, types, unseen=more if form.unseen else 0)
+        work.count("tokens", fill)
+        types = segment.token_types + [0] * fill if segment.token_types else []
+        ids = segment.token_ids + [form.filler] * fill
+        return Segment(ids, types, unseen=fill if form.unseen else 0)
 
     def _fitting(
-        self, field: str, ids: list[int], own: int | None, prompt: int, stays: bool, budget: int, limits: Limits
+        self, field: str, ids: list[int], text_limit: int | None, prompt: int, stays: bool, budget: int, limits: Limits
     ) -> list[int]:
         """A text's ids with its prompt, cut to the text's own limit, which does not count the prompt, and to `budget`.
 
         stays: whether the prompt stays when the beginning of all is cut
         """
-        ids = limits.cut(field, "it", ids, None if own is None else own + prompt, head=prompt)
+        ids = limits.cut(field, "it", ids, None if text_limit is None else text_limit + prompt, head=prompt)
         return limits.cut(field, "it", ids, budget, self._special.count, prompt if stays else 0)
 
     def _split(self, text: str, ids: list[int], budget: int, limits: Limits, field: str) -> Chunks | None:
@@ -188,7 +188,7 @@ class BiEncoderPrompts:
 def _stays(request: RerankRequest) -> bool:
     """Whether a prompt stays when the beginning of a text is cut.
 
-    A request that cuts beginnings means those of its texts. sentence-transformers knows the checkpoint's side alone,
-    and cuts the prompt with the text that follows.
+    A request that cuts beginnings means the beginnings of its texts. sentence-transformers, which knows only the
+    checkpoint's side, cuts the prompt as a part of the text.
     """
     return request.truncation.side is not None

@@ -54,10 +54,10 @@ def split(
     last = len(tokens) - 1
     if limits.side == "left":
         mirrored = [tokens[-1] - token for token in reversed(tokens)]
-        found, whole, reduced = _runs(
+        mirrored_runs, whole, reduced = _runs(
             mirrored, budget, overlap, most, lambda i, j: excess(text[characters[last - j] : characters[last - i]])
         )
-        runs = [(last - stop, last - start) for start, stop in reversed(found)]
+        runs = [(last - stop, last - start) for start, stop in reversed(mirrored_runs)]
     else:
         runs, whole, reduced = _runs(
             tokens, budget, overlap, most, lambda i, j: excess(text[characters[i] : characters[j]])
@@ -84,7 +84,7 @@ def split(
 
 def reduced_overlap(split: Iterable[Chunks | None]) -> tuple[str, ...]:
     """The request's field for the overlap, if some chunks overlap by less than the request asks for."""
-    return ("chunking.overlap_tokens",) if any(one is not None and one.reduced for one in split) else ()
+    return ("chunking.overlap_tokens",) if any(chunks is not None and chunks.reduced for chunks in split) else ()
 
 
 def _marks(offsets: Sequence[tuple[int, int]], length: int) -> tuple[list[int], list[int]]:
@@ -108,7 +108,7 @@ def _runs(
 
     With them, whether they hold everything between the first and last mark, and whether some share less than `overlap`.
 
-    marks: ascending places in tokens; budget, overlap: in those; excess: of a run, in tokens of its own
+    marks: ascending places in tokens; budget, overlap: in the same tokens; excess: of a run that is tokenised alone
     """
     runs: list[Run] = []
     last = len(marks) - 1

@@ -20,23 +20,23 @@ class ReadText:
 
     text: the whole text; reached: the part that was tokenised
     ids: the token ids of that part
-    own: the text's own limit in tokens; None for no limit
+    limit: the text's own limit in tokens; None for no limit
     """
 
     text: str
     reached: str
     ids: list[int]
-    own: int | None
+    limit: int | None
 
     @property
     def tokens(self) -> int:
         """The tokens of the text that are known, within its own limit."""
-        return len(self.ids) if self.own is None else min(len(self.ids), self.own)
+        return len(self.ids) if self.limit is None else min(len(self.ids), self.limit)
 
     @property
     def counted(self) -> bool:
         """Whether the text has no more tokens than these."""
-        return len(self.reached) == len(self.text) or self.tokens == self.own
+        return len(self.reached) == len(self.text) or self.tokens == self.limit
 
 
 class CrossEncoderPrompts:
@@ -104,15 +104,15 @@ class CrossEncoderPrompts:
         texts = [query, *documents]
         reached = [self._plain.reach(query, limits.prompt, limits)]
         reached += [self._plain.reach(document, limits.reach, limits) for document in documents]
-        owns = [limits.query, *[limits.document] * len(documents)]
-        return list(map(ReadText, texts, reached, self._plain.ids(reached), owns))
+        own_limits = [limits.query, *[limits.document] * len(documents)]
+        return list(map(ReadText, texts, reached, self._plain.ids(reached), own_limits))
 
-    def _count(self, read: ReadText) -> int:
+    def _count(self, text: ReadText) -> int:
         """The tokens of a whole text, within its own limit."""
-        if read.counted:
-            return read.tokens
-        tokens = len(self._plain.ids([read.text])[0])
-        return tokens if read.own is None else min(tokens, read.own)
+        if text.counted:
+            return text.tokens
+        tokens = len(self._plain.ids([text.text])[0])
+        return tokens if text.limit is None else min(tokens, text.limit)
 
     def _split(self, document: ReadText, query: int, budget: int, limits: Limits, field: str) -> Chunks | None:
         """A document's chunks, where they are asked for and it does not fit.
@@ -147,7 +147,7 @@ def longest_first(first: int, second: int, budget: int) -> tuple[int, int]:
 
 
 def _settled(first: ReadText, second: ReadText, budget: int) -> bool:
-    """Whether the known tokens decide the share of each text, whatever follows them.
+    """Whether the known tokens alone decide the share of each text.
 
     They do, but for the odd token of two texts that both have more than half: the longer text keeps it.
     """

@@ -41,7 +41,7 @@ class DecoderPrompts:
     ) -> None:
         """max_tokens: the most tokens of a prompt
         default_instruction: None for the template's own
-        placeholders: for a model that reads images and videos; None for a model that reads only text
+        placeholders: the placeholders of images and videos; None for a model that reads only text
         shares: whether prompts share a prefix; False for a model whose tokens attend to later tokens
         end: the ids after the template's text
         document_tokens: the most tokens of a document if a request does not say; None for as many as fit
@@ -73,16 +73,16 @@ class DecoderPrompts:
         limits = Limits.of(request, self._max_tokens)
         if limits.document is None:
             limits = replace(limits, document=self._document_tokens)
-        seen = visuals or Visuals((), ((),) * len(request.documents))
-        read = self._reader.read(request, seen)
-        texts = self._fitting.query(read, limits)
+        media = visuals or Visuals((), ((),) * len(request.documents))
+        request_texts = self._reader.read(request, media)
+        texts = self._fitting.query(request_texts, limits)
         frame = self._frames.of(texts)
-        split = self._split(request, texts, frame, seen, limits)
-        owners = [i for i in range(len(seen.documents)) for _ in (split[i].chunks if i in split else [i])]
-        whole = self._in_chunks(texts, split, owners)
-        texts = self._fitting.documents(whole, limits)
+        split = self._split(request, texts, frame, media, limits)
+        owners = [i for i in range(len(media.documents)) for _ in (split[i].chunks if i in split else [i])]
+        uncut = self._in_chunks(texts, split, owners)
+        texts = self._fitting.documents(uncut, limits)
         cut = {i for i, chunks in split.items() if not chunks.whole}
-        cut |= {owners[i] for i, text in enumerate(texts.documents) if text != whole.documents[i]}
+        cut |= {owners[i] for i, text in enumerate(texts.documents) if text != uncut.documents[i]}
         texts = self._fitting.as_far_as_read(texts, limits)
         ids = frame.prompts(texts.documents, texts.fields)
         long = [
@@ -91,13 +91,13 @@ class DecoderPrompts:
             if limits.exceeded(field, "its prompt", ids.length(i), limits.prompt)
         ]
         query_cut = self._long.cut(frame, texts, ids, long, limits)
-        group = self._group(ids, [seen.documents[i] for i in owners], seen.query, texts.fields)
+        group = self._group(ids, [media.documents[i] for i in owners], media.query, texts.fields)
         cut.update(owners[i] for i in long)
         return replace(
             group,
-            truncated=tuple(i in cut for i in range(len(seen.documents))),
-            query_truncated=query_cut or texts.query != read.query,
-            chunks=tuple(split[i].chunks if i in split else () for i in range(len(seen.documents))) if split else (),
+            truncated=tuple(i in cut for i in range(len(media.documents))),
+            query_truncated=query_cut or texts.query != request_texts.query,
+            chunks=tuple(split[i].chunks if i in split else () for i in range(len(media.documents))) if split else (),
             ignored=reduced_overlap(split.values()),
         )
 
@@ -113,25 +113,25 @@ class DecoderPrompts:
             if self._shares:
                 return ids.group()
             return PromptGroup(Segment([]), tuple(map(Segment, ids.behind(0))), truncated=())
-        order = [(query, own) if self._query_first else (own, query) for own in documents]
+        order = [(query, document) if self._query_first else (document, query) for document in documents]
         visuals = [first + second for first, second in order]
         make = self._placeholders.group if self._shares else self._placeholders.apart
         return make(ids, visuals, fields)
 
     def _split(
-        self, request: RerankRequest, texts: Texts, frame: Frame, seen: Visuals, limits: Limits
+        self, request: RerankRequest, texts: Texts, frame: Frame, media: Visuals, limits: Limits
     ) -> dict[int, Chunks]:
         """The chunks of the documents that do not fit, by index, where chunks are asked for."""
         if limits.chunking is None:
             return {}
         prompts = frame.prompts(self._fitting.as_far_as_read(texts, limits).documents, texts.fields)
         documents = [self._seen.reach(text, limits.document, limits.side) for text in texts.documents]
-        own = self._tokenizer.ids(documents if limits.document is not None else [""] * len(documents))
+        document_ids = self._tokenizer.ids(documents if limits.document is not None else [""] * len(documents))
         most = limits.prompt if limits.document is None else limits.document
         budget = min(limits.prompt - frame.tokens, most)
-        found = {}
+        split_documents = {}
         for i, field in enumerate(texts.fields):
-            if seen.documents[i] or (prompts.length(i) <= limits.prompt and len(own[i]) <= most):
+            if media.documents[i] or (prompts.length(i) <= limits.prompt and len(document_ids[i]) <= most):
                 continue
             text = self._reader.untemplated(request.documents[i], field, texts.templated)
             text = self._tokenizer.reach(text, limits.reach, limits.side)
@@ -142,8 +142,8 @@ class DecoderPrompts:
                 return max(frame.length(piece, field) - limits.prompt, len(ids) - most)
 
             if chunks := split(text, self._tokenizer.offsets(text), budget, limits, excess, field):
-                found[i] = chunks
-        return found
+                split_documents[i] = chunks
+        return split_documents
 
     def _in_chunks(self, texts: Texts, split: Mapping[int, Chunks], owners: Sequence[int]) -> Texts:
         """The texts with chunks in place of the documents that were split; `owners` are the documents of all pieces."""

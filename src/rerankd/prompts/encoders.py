@@ -45,8 +45,8 @@ class PlainTexts:
     def _escaped(self, text: str) -> list[int]:
         """For a vocabulary that has special tokens as pieces, as XLM-R's Unigram model has: split these by a space."""
         with self._loaded.encoded(text) as encoding:
-            found = zip(encoding.offsets, encoding.ids, strict=True)
-            spans = [span for span, token in found if token in self._special]
+            pairs = zip(encoding.offsets, encoding.ids, strict=True)
+            spans = [span for span, token in pairs if token in self._special]
         for start, end in reversed(spans):
             middle = (start + end) // 2
             text = f"{text[:middle]} {text[middle:]}"

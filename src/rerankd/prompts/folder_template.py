@@ -28,7 +28,7 @@ INSTRUCTIONS = [None, "Find what contradicts the query"]
 class FolderTemplate:
     """A folder's template, rendered as sentence-transformers does."""
 
-    own: _Own
+    renderer: _PairRenderer
     structured: bool
     takes_instruction: bool
     verbatim: bool = False
@@ -38,7 +38,7 @@ class FolderTemplate:
     def render(self, instruction: str | None, query: str, document: str) -> str:
         """See `Template.render`."""
         try:
-            return self.own.render(instruction, query, document, self.structured)
+            return self.renderer.render(instruction, query, document, self.structured)
         except Exception as error:  # an expression in a template can raise anything
             raise RenderError(f"{type(error).__name__}: {error}") from error
 
@@ -68,23 +68,25 @@ def folder_template(
         )
     structured = section(forms, "message", path).get("format") == "structured"
     try:
-        own = _Own(text, special_tokens, section(section(settings, "processing_kwargs", path), "chat_template", path))
-        if not own.carries_pairs(structured):
+        renderer = _PairRenderer(
+            text, special_tokens, section(section(settings, "processing_kwargs", path), "chat_template", path)
+        )
+        if not renderer.carries_pairs(structured):
             return known
         instructions = (*INSTRUCTIONS, *([prompt] if prompt else []))
         # sentence-transformers tokenises a prompt whole, and not in pieces.
         whole = None if isinstance(known, PieceTemplate) else known
         same = whole is not None and all(
-            own.render(instruction, query, document, structured) == whole.render(instruction, query, document)
+            renderer.render(instruction, query, document, structured) == whole.render(instruction, query, document)
             for instruction in instructions
             for query, document in PAIRS
         )
         if supports_vision and structured and known is not None:
             image = [{"type": "image", "image": ""}, {"type": "text", "text": "d"}]
-            same = same and own.render_parts(None, "q", image) == known.render(
+            same = same and renderer.render_parts(None, "q", image) == known.render(
                 None, "q", f"{QWEN.start}{QWEN.image}{QWEN.end}d"
             )
-        plain, instructed = (own.render(instruction, "q", "d", structured) for instruction in INSTRUCTIONS)
+        plain, instructed = (renderer.render(instruction, "q", "d", structured) for instruction in INSTRUCTIONS)
     except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise ModelError(
             f"{source} cannot be rendered: {type(error).__name__}; give a template that can be with --chat-template."
@@ -96,25 +98,34 @@ def folder_template(
             f"{source} writes another prompt for sentence-transformers than the one built in for this model, so that "
             "the scores would differ; give it as the chat template (--chat-template) to have its prompt."
         )
-    return FolderTemplate(own, structured, takes_instruction=plain != instructed)
+    return FolderTemplate(renderer, structured, takes_instruction=plain != instructed)
 
 
 def expect_no_other_prompt(folder: Path, known: Template, special_tokens: dict[str, str]) -> None:
     """ModelError where the chat template of a folder without modules writes another prompt for pairs than `known`.
 
-    Such a template is for queries and documents, of a model that was trained with its prompt. A chat's template, which
-    passes their roles by or takes any role, says nothing of pairs.
+    Such a template has the roles of queries and documents, and its model was trained with its prompt. The template of
+    a chat, which ignores these roles or takes any role, says nothing of pairs.
     """
     text, source = chat_template(folder)
     if text is None:
         return
     try:
-        # The file that says which of these two counts is gone with the list of modules.
-        owns = [_Own(text, special_tokens, {"add_generation_prompt": adds}) for adds in (False, True)]
+        # The file that would choose between these two is missing, as the list of modules is.
+        templates = [_PairRenderer(text, special_tokens, {"add_generation_prompt": adds}) for adds in (False, True)]
     except jinja2.TemplateError:  # a template that nothing renders
         return
-    forms = [(own, structured) for own in owns for structured in (False, True) if own.carries_pairs(structured)]
-    if owns[0].takes_any_role() or not forms or any(own.writes(known, structured) for own, structured in forms):
+    forms = [
+        (template, structured)
+        for template in templates
+        for structured in (False, True)
+        if template.carries_pairs(structured)
+    ]
+    if (
+        templates[0].takes_any_role()
+        or not forms
+        or any(template.writes(known, structured) for template, structured in forms)
+    ):
         return
     raise ModelError(
         f"{source} writes another prompt for a query and a document than the one that is built in for this model, so "
@@ -123,13 +134,13 @@ def expect_no_other_prompt(folder: Path, known: Template, special_tokens: dict[s
     )
 
 
-class _Own:
+class _PairRenderer:
     """The messages of a pair, rendered by a template."""
 
     def __init__(self, text: str, special_tokens: dict[str, str], settings: dict[str, Any]) -> None:
         self._template = environment().from_string(text)
-        known = {name: value for name, value in settings.items() if name != "restore_suffix"}
-        self._context = special_tokens | {"tools": None, "documents": None, "add_generation_prompt": False} | known
+        arguments = {name: value for name, value in settings.items() if name != "restore_suffix"}
+        self._context = special_tokens | {"tools": None, "documents": None, "add_generation_prompt": False} | arguments
 
     def carries_pairs(self, structured: bool) -> bool:
         """Whether a query and a document reach the prompt; a chat's template may refuse their roles or pass them by."""
@@ -147,7 +158,7 @@ class _Own:
             return False
 
     def writes(self, known: Template, structured: bool) -> bool:
-        """Whether the prompts of texts without white space around them are those of `known`, with an instruction where
+        """Whether texts without white space around them have the prompts of `known`, with an instruction where
         the template takes one."""
         try:
             plain, instructed = (self.render(instruction, "q", "d", structured) for instruction in INSTRUCTIONS)

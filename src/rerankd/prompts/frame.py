@@ -56,7 +56,7 @@ class Frame:
         fields: the name of each document in errors
         """
         ids = self._around.ids(map(self._render, documents, fields))
-        return replace(ids, rest=[own + self._end for own in ids.rest]) if self._end else ids
+        return replace(ids, rest=[document_ids + self._end for document_ids in ids.rest]) if self._end else ids
 
     def length(self, document: str, field: str) -> int:
         """The number of tokens of a document's prompt."""
@@ -81,7 +81,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Makes the frames of one template. `end` are the ids behind what it writes."""
+    """Makes the frames of one template. `end`: the ids behind the text of the template."""
 
     tokenizer: LoadedTokenizer
     seams: Seams

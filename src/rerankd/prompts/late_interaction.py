@@ -30,8 +30,8 @@ def _marked(prompt: str, settings: LateInteraction, tokenizer: LoadedTokenizer) 
     words = prompt.split(None, 1)
     special = {token.content for token in tokenizer.tokenizer.get_added_tokens_decoder().values()}
     for marker in (prompt, words[0]) if words else ():
-        known = marker in special or (settings.marked and tokenizer.tokenizer.token_to_id(marker) is not None)
-        if known:
+        is_token = marker in special or (settings.marked and tokenizer.tokenizer.token_to_id(marker) is not None)
+        if is_token:
             return prompt[len(marker) :], (tokenizer.token_id(marker),)
     return prompt, ()
 

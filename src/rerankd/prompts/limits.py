@@ -38,8 +38,8 @@ class Limits:
                 )
         if truncation.side not in ("left", "right", None):
             raise InvalidRequest("truncation.side", f"must be 'left' or 'right', not {truncation.side!r}")
-        asked = truncation.max_tokens
-        prompt = max_tokens if asked is None else min(asked, max_tokens)
+        requested = truncation.max_tokens
+        prompt = max_tokens if requested is None else min(requested, max_tokens)
         if chunking is not None:
             most = chunking.max_chunks_per_doc
             if most is not None and most < 1:
@@ -68,36 +68,36 @@ class Limits:
         most = self.chunking.max_chunks_per_doc
         return None if most is None or self.side == "left" else most * self.prompt
 
-    def exceeded(self, field: str, what: str, tokens: int, limit: int) -> bool:
+    def exceeded(self, field: str, subject: str, tokens: int, limit: int) -> bool:
         """Whether `tokens` are more than `limit` and must be cut. Raises InvalidRequest if nothing may be cut."""
         if tokens > limit and not self.may_cut:
             work.refuse(
                 InvalidRequest(
-                    field, f"{what} takes {tokens} tokens and {limit} are allowed; shorten it, or allow truncation"
+                    field, f"{subject} takes {tokens} tokens and {limit} are allowed; shorten it, or allow truncation"
                 )
             )
         return tokens > limit
 
     def cut(
-        self, field: str, what: str, ids: list[int], limit: int | None, beside: int = 0, head: int = 0
+        self, field: str, subject: str, ids: list[int], limit: int | None, beside: int = 0, head: int = 0
     ) -> list[int]:
         """`ids`, or `limit` of them; InvalidRequest, as `exceeded`, where nothing may be cut.
 
         beside: the prompt's other tokens, which the error counts too
         head: the number of first tokens that stay when the beginning is cut
         """
-        if limit is None or not self.exceeded(field, what, len(ids) + beside, limit + beside):
+        if limit is None or not self.exceeded(field, subject, len(ids) + beside, limit + beside):
             return ids
         return ids[:head] + self.side_of(ids[head:], limit - head)
 
-    def not_nothing(self, field: str, text: str, left: str, budget: int) -> str:
+    def not_nothing(self, field: str, text: str, remainder: str, budget: int) -> str:
         """The rest of a text that was cut; InvalidRequest for an empty rest of a text that was not empty."""
-        if text and not left:
+        if text and not remainder:
             which = "first" if self.side == "right" else "last"
             work.refuse(
                 InvalidRequest(field, f"its {which} character alone does not fit into {budget} tokens; raise the limit")
             )
-        return left
+        return remainder
 
     def side_of(self, ids: list[int], count: int) -> list[int]:
         """The `count` ids that stay when the others are cut."""
@@ -131,8 +131,8 @@ def within_characters(request: RerankRequest, most: int) -> RerankRequest:
     for i, count in enumerate(counts):
         if count > most:
             work.refuse(too_many_characters(f"documents[{i}]", count, most))
-    kept = tuple(() if n > most else document for n, document in zip(counts, request.documents, strict=True))
-    return replace(request, documents=kept)
+    documents = tuple(() if n > most else document for n, document in zip(counts, request.documents, strict=True))
+    return replace(request, documents=documents)
 
 
 def too_many_characters(field: str, count: int, most: int) -> InvalidRequest:

@@ -42,39 +42,41 @@ class ListwisePrompts:
         limits = Limits.of(request, self._max_tokens, self._tokenizer.side)
         instruction = request.instruction or self._default_instruction
         instruction = self._read(well_formed(instruction)) if instruction else None
-        asked = self._read(read_text(request.query, "query"))
-        sent = [self._read(read_text(document, f"documents[{i}]")) for i, document in enumerate(request.documents)]
-        fields = [f"documents[{i}]" for i in range(len(sent))]
+        uncut_query = self._read(read_text(request.query, "query"))
+        uncut_documents = [
+            self._read(read_text(document, f"documents[{i}]")) for i, document in enumerate(request.documents)
+        ]
+        fields = [f"documents[{i}]" for i in range(len(uncut_documents))]
         longest = limits.document or self._template.document_tokens
         ((query, query_tokens),) = self._fitting(
-            ["query"], [asked], limits.query or self._template.query_tokens, limits
+            ["query"], [uncut_query], limits.query or self._template.query_tokens, limits
         )
-        fitting = self._fitting(fields, sent, longest, limits)
+        fitting = self._fitting(fields, uncut_documents, longest, limits)
         documents = [text for text, _ in fitting]
-        found: list[Segment] = []
+        segments: list[Segment] = []
         sizes: list[int] = []
         # The query stands in each prompt twice.
         for window in self._windows([n for _, n in fitting], limits.prompt - 2 * query_tokens, longest):
             for part, ids in self._written(instruction, query, documents, window, limits):
-                found.append(Segment(ids))
+                segments.append(Segment(ids))
                 sizes.append(len(part))
         return PromptGroup(
             prefix=Segment([]),
-            suffixes=tuple(found),
-            truncated=tuple(text != own for text, own in zip(documents, sent, strict=True)),
-            query_truncated=query != asked,
-            ignored=_asked_of(request.chunking),
+            suffixes=tuple(segments),
+            truncated=tuple(text != uncut for text, uncut in zip(documents, uncut_documents, strict=True)),
+            query_truncated=query != uncut_query,
+            ignored=_ignored_chunking(request.chunking),
             windows=Windows(tuple(sizes), self._template.vector),
         )
 
     def _windows(self, lengths: Sequence[int], budget: int, longest: int) -> Iterator[range]:
         """The documents of each window. A window is full at `documents`, or where one more document may not fit."""
-        start, left = 0, budget
+        start, remaining = 0, budget
         for i, length in enumerate(lengths):
-            left -= length
-            if i + 1 - start == self._template.documents or left <= longest:
+            remaining -= length
+            if i + 1 - start == self._template.documents or remaining <= longest:
                 yield range(start, i + 1)
-                start, left = i + 1, budget
+                start, remaining = i + 1, budget
         if start < len(lengths):
             yield range(start, len(lengths))
 
@@ -91,18 +93,19 @@ class ListwisePrompts:
         if len(window) > 1:
             middle = window.start + len(window) // 2
             parts = (range(window.start, middle), range(middle, window.stop))
-            return [one for part in parts for one in self._written(instruction, query, documents, part, limits)]
+            return [prompt for part in parts for prompt in self._written(instruction, query, documents, part, limits)]
         place, field = window.start, f"documents[{window.start}]"
         limits.exceeded(field, "its prompt", len(ids), limits.prompt)
         while (over := len(ids) - limits.prompt) > 0:
-            own = self._tokenizer.ids([documents[place]])[0]
-            if len(own) <= over:
+            document_ids = self._tokenizer.ids([documents[place]])[0]
+            if len(document_ids) <= over:
+                fixed = len(ids) - len(document_ids)
                 raise InvalidRequest(
                     "truncation.max_tokens",
-                    f"{limits.prompt} tokens are allowed, and the prompt of a document takes {len(ids) - len(own)} "
-                    f"without the document; allow at least {len(ids) - len(own) + 1}, or shorten the query",
+                    f"{limits.prompt} tokens are allowed, and the prompt of a document takes {fixed} without the "
+                    f"document; allow at least {fixed + 1}, or shorten the query",
                 )
-            documents[place] = self._text(limits.side_of(own, len(own) - over))
+            documents[place] = self._text(limits.side_of(document_ids, len(document_ids) - over))
             ids = self._ids(instruction, query, [documents[place]])
         return [(window, ids)]
 
@@ -118,11 +121,11 @@ class ListwisePrompts:
         """Each text, cut to `limit` tokens, and its tokens by itself. Raises InvalidRequest."""
         if limits.may_cut:
             texts = [self._tokenizer.reach(text, limit, limits.side) for text in texts]
-        found = []
+        fitting = []
         for field, text, ids in zip(fields, texts, self._tokenizer.ids(texts), strict=True):
-            kept = limits.cut(field, "it", ids, limit)
-            found.append((text if len(kept) == len(ids) else self._text(kept), len(kept)))
-        return found
+            cut_ids = limits.cut(field, "it", ids, limit)
+            fitting.append((text if len(cut_ids) == len(ids) else self._text(cut_ids), len(cut_ids)))
+        return fitting
 
     def _text(self, ids: list[int]) -> str:
         """The text of some tokens; a part of a character becomes U+FFFD, as with the authors."""
@@ -135,9 +138,9 @@ class ListwisePrompts:
         return self._added.escape(text)
 
 
-def _asked_of(chunking: Chunking | None) -> tuple[str, ...]:
+def _ignored_chunking(chunking: Chunking | None) -> tuple[str, ...]:
     """The request's fields for chunks, which have no effect here."""
     if chunking is None:
         return ()
-    named = (("max_chunks_per_doc", chunking.max_chunks_per_doc), ("overlap_tokens", chunking.overlap_tokens))
-    return tuple(f"chunking.{name}" for name, value in named if value) or ("chunking",)
+    options = (("max_chunks_per_doc", chunking.max_chunks_per_doc), ("overlap_tokens", chunking.overlap_tokens))
+    return tuple(f"chunking.{name}" for name, value in options if value) or ("chunking",)

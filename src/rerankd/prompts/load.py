@@ -139,8 +139,10 @@ def load_prompts(
         if recipe.listwise is not None:
             tokenizer = tokenizer or load_tokenizer(folder)
             max_tokens = _max_tokens(max_model_len, tokenizer.max_length, positions)
-            listed = ListwisePrompts(tokenizer, recipe.listwise, max_tokens, default_instruction)
-            return LoadedPrompts(listed, max_tokens, max_characters, tokenizer, default_instruction=default_instruction)
+            listwise = ListwisePrompts(tokenizer, recipe.listwise, max_tokens, default_instruction)
+            return LoadedPrompts(
+                listwise, max_tokens, max_characters, tokenizer, default_instruction=default_instruction
+            )
         if recipe.template is None:
             return _encoder(folder, recipe, positions, max_model_len, max_characters, default_instruction, tokenizer)
         if default_instruction is not None and not recipe.template.takes_instruction:
@@ -151,31 +153,31 @@ def load_prompts(
     chained = (folder / MODULES).is_file() and not recipe.processor
     limits = (tokenizer.max_length, None if chained else recipe.max_tokens)
     if recipe.processor and recipe.max_tokens is not None:
-        # It counts in place of the tokenizer's, which may be lower.
+        # The processor's limit counts in place of the tokenizer's, which may be lower.
         declared, limits = None, (recipe.max_tokens, None)
     max_tokens = _max_tokens(max_model_len, declared or min(filter(None, limits), default=None), positions)
     is_limited = max_model_len is not None or declared is not None
-    chosen = recipe.template
+    template = recipe.template
     if chat_template is not None:
-        chosen = JinjaTemplate.load(chat_template, tokenizer.special_tokens)
+        template = JinjaTemplate.load(chat_template, tokenizer.special_tokens)
         if recipe.template is not None:
-            _warn_of_difference(tokenizer, chosen, recipe.template, default_instruction)
+            _warn_of_difference(tokenizer, template, recipe.template, default_instruction)
     elif chained:
-        own = settings.default_prompt
-        chosen = folder_template(folder, recipe.template, tokenizer.special_tokens, own, recipe.supports_vision)
-        default_instruction = default_instruction or own
+        prompt = settings.default_prompt
+        template = folder_template(folder, recipe.template, tokenizer.special_tokens, prompt, recipe.supports_vision)
+        default_instruction = default_instruction or prompt
     elif recipe.answers and recipe.template is not None and not named:
         expect_no_other_prompt(folder, recipe.template, tokenizer.special_tokens)
-    if chosen is None:
+    if template is None:
         raise ModelError(f"There is no built-in prompt for {folder}; give one as the chat template (--chat-template).")
     builder: PromptBuilder
-    if isinstance(chosen, PieceTemplate):
-        pieces = PiecePrompts(tokenizer, chosen, max_tokens, default_instruction, is_limited, apart=recipe.compresses)
+    if isinstance(template, PieceTemplate):
+        pieces = PiecePrompts(tokenizer, template, max_tokens, default_instruction, is_limited, apart=recipe.compresses)
         builder, max_tokens = pieces, pieces.max_tokens
     else:
         builder = DecoderPrompts(
             tokenizer,
-            chosen,
+            template,
             max_tokens,
             default_instruction,
             Placeholders(tokenizer, recipe.marks) if recipe.supports_vision else None,
@@ -187,37 +189,37 @@ def load_prompts(
         )
     if default_instruction is not None and not builder.takes_instruction:
         raise ModelError("A default instruction was given, but the chat template has no place for one; leave it out.")
-    default_instruction = default_instruction or chosen.default_instruction
-    return LoadedPrompts(builder, max_tokens, max_characters, tokenizer, chosen, default_instruction)
+    default_instruction = default_instruction or template.default_instruction
+    return LoadedPrompts(builder, max_tokens, max_characters, tokenizer, template, default_instruction)
 
 
 def _warn_of_difference(
-    tokenizer: LoadedTokenizer, chosen: Template, known: Template, default_instruction: str | None
+    tokenizer: LoadedTokenizer, chat: Template, builtin: Template, default_instruction: str | None
 ) -> None:
     """Log the first difference of a chat template's prompt from the authors' prompt, if the token ids differ."""
     for instruction in (default_instruction, "An instruction."):
         try:
-            texts = [template.render(instruction, "A query?", "A document.") for template in (chosen, known)]
+            texts = [template.render(instruction, "A query?", "A document.") for template in (chat, builtin)]
         except RenderError as error:
             raise ModelError(f"The chat template cannot be used: {error}.") from error
         ids = tokenizer.ids(texts)
         if ids[0] == ids[1]:
             continue
         place = alike(*texts)
-        own, theirs = (repr(text[place : place + SHOWN]) if text[place:] else "nothing" for text in texts)
+        chat_text, authors_text = (repr(text[place : place + SHOWN]) if text[place:] else "nothing" for text in texts)
         log.warning(
             "The chat template writes another prompt than the one of the model's authors, so that scores differ. %s an "
             "instruction, behind %r it has %s where theirs has %s. The chat template is used; leave it out for theirs.",
             "With" if instruction else "Without",
             texts[0][max(place - SHOWN, 0) : place],
-            own,
-            theirs,
+            chat_text,
+            authors_text,
         )
         return
 
 
-def _no_use(what: str, recipe: Recipe) -> ModelError:
-    return ModelError(f"A {what} was given, but a {recipe.family} has no use for one; leave it out.")
+def _no_use(option: str, recipe: Recipe) -> ModelError:
+    return ModelError(f"A {option} was given, but a {recipe.family} has no use for one; leave it out.")
 
 
 def _encoder(
@@ -235,10 +237,12 @@ def _encoder(
     kind: Kind = "CrossEncoder" if recipe.pairs else "SentenceTransformer" if late is None else "MultiVectorEncoder"
     tokenizer = tokenizer or load_tokenizer(inner)
     if counts(folder, kind):
-        path, own = transformer_settings(inner)
-        if own.get("do_lower_case") not in (None, True, False):
-            raise ModelError(f"{path}: `do_lower_case` must be true or false, not {own['do_lower_case']!r:.60}.")
-        if own.get("do_lower_case"):
+        path, inner_settings = transformer_settings(inner)
+        if inner_settings.get("do_lower_case") not in (None, True, False):
+            raise ModelError(
+                f"{path}: `do_lower_case` must be true or false, not {inner_settings['do_lower_case']!r:.60}."
+            )
+        if inner_settings.get("do_lower_case"):
             lower_case(tokenizer.tokenizer)
     declared = _declared_length(folder, inner, kind) or tokenizer.max_length
     max_tokens = _max_tokens(max_model_len, declared if late is None else late.document_length or declared, positions)
@@ -261,7 +265,7 @@ def _encoder(
         query, document = recipe.query_prompt, recipe.document_prompt
     if default_instruction is not None:
         query = with_instruction(query, default_instruction) or query
-    named = {**settings.prompts, "query": query, "document": document}
+    prompts = {**settings.prompts, "query": query, "document": document}
     texts = BiEncoderPrompts(tokenizer, max_tokens, TextFormat(query), TextFormat(document))
     if default_instruction is not None and not texts.takes_instruction:
         raise _no_use("default instruction", recipe)
@@ -271,7 +275,7 @@ def _encoder(
         max_characters,
         tokenizer,
         default_instruction=texts.default_instruction,
-        outputs={Embeddings: EmbeddingPrompts(texts, named, settings.default_prompt or "")},
+        outputs={Embeddings: EmbeddingPrompts(texts, prompts, settings.default_prompt or "")},
     )
 
 
@@ -291,12 +295,12 @@ def _encoder_folder(folder: Path) -> Path:
     return first
 
 
-def _max_tokens(asked: int | None, declared: int | None, positions: int) -> int:
-    if asked is None:
+def _max_tokens(requested: int | None, declared: int | None, positions: int) -> int:
+    if requested is None:
         return positions if declared is None else min(declared, positions)
-    if not 1 <= asked <= positions:
+    if not 1 <= requested <= positions:
         raise ModelError(
-            f"A maximum length of {asked} tokens was asked for, but the model has positions for {positions}; "
+            f"A maximum length of {requested} tokens was asked for, but the model has positions for {positions}; "
             f"choose one from 1 to {positions}, or none."
         )
-    return asked
+    return requested

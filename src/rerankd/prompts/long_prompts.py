@@ -45,10 +45,10 @@ class LongPrompts:
         heads = frame.heads(documents, fields)
         cutter = PromptCutter(heads.base, self._special)
         budget = limits.prompt - len(frame.tail)
-        whole = self._plain_tokens(frame.head)
+        head_tokens = self._plain_tokens(frame.head)
         query_cut = False
         for place, i in enumerate(long):
-            if (plain := cutter.plain_budget(heads, place, budget)) < whole:
+            if (plain := cutter.plain_budget(heads, place, budget)) < head_tokens:
                 # The document's images and videos, which stay, leave too little to the query before them.
                 shown = self._seen.cut(texts.query, 0, limits.side)
                 needed = self._plain_tokens(self._frames.of(replace(texts, query=shown)).head) + (shown != texts.query)
@@ -72,25 +72,25 @@ class LongPrompts:
             def over(text: str, field: str = field) -> int:
                 return frame.length(text, field) - limits.prompt
 
-            left = self._fitting.shortened(document, over, limits)
-            one = frame.prompts([left], [field])
-            if one.length(0) <= limits.prompt:
-                limits.not_nothing(field, document, left, limits.prompt - frame.tokens)
-                ids.kept[i], ids.rest[i] = one.kept[0], one.rest[0]
+            remainder = self._fitting.shortened(document, over, limits)
+            prompt_ids = frame.prompts([remainder], [field])
+            if prompt_ids.length(0) <= limits.prompt:
+                limits.not_nothing(field, document, remainder, limits.prompt - frame.tokens)
+                ids.kept[i], ids.rest[i] = prompt_ids.kept[0], prompt_ids.rest[0]
                 continue
-            if not left:
-                work.refuse(_uncuttable(field, one.length(0), limits))
+            if not remainder:
+                work.refuse(_uncuttable(field, prompt_ids.length(0), limits))
                 continue
 
-            def excess(query: str, left: str = left, field: str = field) -> int:
-                return self._frames.of(replace(texts, query=query)).length(left, field) - limits.prompt
+            def excess(query: str, remainder: str = remainder, field: str = field) -> int:
+                return self._frames.of(replace(texts, query=query)).length(remainder, field) - limits.prompt
 
             query = self._fitting.shortened(texts.query, excess, limits)
             if query == self._seen.cut(query, 0, limits.side):
-                work.refuse(_too_much_shown(field, one.length(0), limits))
+                work.refuse(_too_much_shown(field, prompt_ids.length(0), limits))
                 continue
-            one = self._frames.of(replace(texts, query=query)).prompts([left], [field])
-            ids.put(i, one.prompt(0))
+            prompt_ids = self._frames.of(replace(texts, query=query)).prompts([remainder], [field])
+            ids.put(i, prompt_ids.prompt(0))
             query_cut = True
         return query_cut
 

@@ -34,16 +34,16 @@ class Fixed:
         """The tokens that the pieces of a query and a document may have in sum."""
         return limits.prompt - len(self.head) - len(self.between) - len(self.tail)
 
-    def most(self, limits: Limits, own: int | None = None) -> int:
+    def most(self, limits: Limits, authors_limit: int | None = None) -> int:
         """The tokens that the query's piece may have: three quarters of the budget of it, `between` and the document's
         piece.
 
-        own: the authors' limit on that budget; None for no limit of theirs
+        authors_limit: the authors' limit on that budget; None for no limit of theirs
 
         Source: `mxbai_rerank_v2.py` in mxbai-rerank, and `decoder_only/base.py` in FlagEmbedding.
         """
         together = self.budget(limits) + len(self.between)
-        return (together if own is None else min(together, own)) * 3 // 4
+        return (together if authors_limit is None else min(together, authors_limit)) * 3 // 4
 
 
 class PiecePrompts:
@@ -81,37 +81,37 @@ class PiecePrompts:
         texts = [read_text(document, f"documents[{i}]") for i, document in enumerate(request.documents)]
         fixed = self._fixed(request.instruction or self._default_instruction)
         limits = replace(limits, prompt=min(limits.prompt, self._longest(fixed)))
-        asked, query_cut = self._asked(query, fixed, request, limits)
-        budget = fixed.budget(limits) - len(asked)
+        query_ids, query_cut = self._query_piece(query, fixed, request, limits)
+        budget = fixed.budget(limits) - len(query_ids)
         budget = budget if self._own is None else min(budget, self._own)
         reached = [self._read(self._reach(text, limits)) for text in texts]
         pieces = self._pieces(self._before, reached)
-        own = list(map(len, self._tokenizer.ids(reached))) if limits.document is not None else [0] * len(reached)
+        lengths = list(map(len, self._tokenizer.ids(reached))) if limits.document is not None else [0] * len(reached)
         if budget <= self._before_tokens and any(len(ids) > budget for ids in pieces):
             raise self._limit_too_low(fixed, limits)
-        base = fixed.head + asked + fixed.between
-        found: list[list[int]] = []
+        base = fixed.head + query_ids + fixed.between
+        documents: list[list[int]] = []
         truncated: list[bool] = []
         chunks: list[Chunks | None] = []
         for i, text in enumerate(reached):
             field = f"documents[{i}]"
-            fits = len(pieces[i]) <= budget and (limits.document is None or own[i] <= limits.document)
+            fits = len(pieces[i]) <= budget and (limits.document is None or lengths[i] <= limits.document)
             parts = None if fits else self._split(texts[i], budget, limits, field)
             if parts:
-                found += self._pieces(self._before, [self._read(chunk.text) for chunk in parts.chunks])
+                documents += self._pieces(self._before, [self._read(chunk.text) for chunk in parts.chunks])
                 truncated.append(not parts.whole)
             else:
-                text = self._within_own(field, text, own[i], limits.document, limits)
+                text = self._within_own(field, text, lengths[i], limits.document, limits)
                 ids = pieces[i] if text == reached[i] else self._pieces(self._before, [text])[0]
                 tokens = len(base) + len(ids) + len(fixed.tail)
                 long = limits.exceeded(field, "its prompt", tokens, limits.prompt)
                 if long := long or limits.exceeded(field, "its part of the prompt", len(ids), budget):
                     ids = self._cut(field, self._before, text, ids, budget, limits)
-                found.append(ids)
+                documents.append(ids)
                 truncated.append(long or text != reached[i])
             chunks.append(parts)
         return replace(
-            self._group(base, found, fixed.tail),
+            self._group(base, documents, fixed.tail),
             truncated=tuple(truncated),
             query_truncated=query_cut,
             chunks=tuple(parts.chunks if parts else () for parts in chunks) if any(chunks) else (),
@@ -127,13 +127,13 @@ class PiecePrompts:
 
     @property
     def max_tokens(self) -> int:
-        """In one prompt without an instruction."""
+        """The most tokens of a prompt without an instruction."""
         return min(self._max_tokens, self._longest(self._fixed(self._default_instruction)))
 
     def _longest(self, fixed: Fixed) -> int:
         """The most tokens of a prompt, by the authors' limit where it counts."""
-        own = None if self._own is None else self._template.longest(len(fixed.head), len(fixed.tail))
-        return self._max_tokens if own is None else own
+        authors_limit = None if self._own is None else self._template.longest(len(fixed.head), len(fixed.tail))
+        return self._max_tokens if authors_limit is None else authors_limit
 
     def _fixed(self, instruction: str | None) -> Fixed:
         instruction = self._read(well_formed(instruction)) if instruction else None
@@ -146,11 +146,11 @@ class PiecePrompts:
             tokens=self._count(asking),
         )
 
-    def _asked(self, query: str, fixed: Fixed, request: RerankRequest, limits: Limits) -> tuple[list[int], bool]:
+    def _query_piece(self, query: str, fixed: Fixed, request: RerankRequest, limits: Limits) -> tuple[list[int], bool]:
         """The ids of the query's piece, and whether anything of the query is cut."""
         text = self._reach(query, limits)
-        own = self._count(text) if limits.query is not None else 0
-        text = self._within_own("query", text, own, limits.query, limits)
+        text_tokens = self._count(text) if limits.query is not None else 0
+        text = self._within_own("query", text, text_tokens, limits.query, limits)
         ids = self._pieces(fixed.asking, [text])[0]
         most = fixed.most(limits, self._own)
         if len(ids) <= most:
@@ -172,8 +172,8 @@ class PiecePrompts:
             return ids[:budget]
         while len(ids) > budget and text:
             over = len(ids) - budget
-            left = self._tokenizer.cut(text, self._count(text) - over, limits.side)
-            text = limits.not_nothing(field, text, left, budget)
+            remainder = self._tokenizer.cut(text, self._count(text) - over, limits.side)
+            text = limits.not_nothing(field, text, remainder, budget)
             ids = self._pieces(before, [text])[0]
         return ids
 

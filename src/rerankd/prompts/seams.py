@@ -27,10 +27,10 @@ _SEARCHED = 256
 class Seams:
     """Finds seams: places between a letter of ASCII and a sign of ASCII behind it.
 
-    Of Qwen's pattern no match holds both, and none looks behind its start; a match that ends with the letter ends there
-    whatever follows that is no letter. So the pieces on either side are the same whatever lies beyond them. NFC joins
-    neither with what is on the other side. An added token, which is found before all that, must not reach over the
-    seam. Tokenizers of another make have no seams here.
+    No match of Qwen's pattern contains both, and no match looks behind its start. A match that ends with the letter
+    ends there unless a letter follows. So the pieces on one side of a seam do not depend on the text on the other side.
+    NFC joins neither with the text on the other side. Added tokens, which are split off first, must not reach over a
+    seam. Other tokenizers have no seams here.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -40,8 +40,8 @@ class Seams:
         )
         self._halves: dict[str, list[tuple[str, str]]] = {}
         for string in (token.content for token in added):
-            for found in _PLACE.finditer(string):
-                place = found.start()
+            for match in _PLACE.finditer(string):
+                place = match.start()
                 self._halves.setdefault(string[place - 1 : place + 1], []).append((string[:place], string[place:]))
 
     def last(self, text: str) -> int:
@@ -53,10 +53,10 @@ class Seams:
         return next(self._seams(text, self._places(text, 0, _SEARCHED)), len(text))
 
     def _places(self, text: str, start: int, stop: int) -> list[int]:
-        return [found.start() for found in _PLACE.finditer(text, start, stop)] if self._known else []
+        return [match.start() for match in _PLACE.finditer(text, start, stop)] if self._known else []
 
     def _seams(self, text: str, places: Iterable[int]) -> Iterator[int]:
-        """Those of `places` that no added token can reach over."""
+        """The `places` that no added token can reach over."""
         for place in places:
             halves = self._halves.get(text[place - 1 : place + 1], ())
             if not any(_around(text, place, first, second) for first, second in halves):
@@ -77,7 +77,7 @@ def _is_qwens(tokenizer: Tokenizer) -> bool:
         return False
     if tokenizer.pre_tokenizer is None:
         return False
-    found = json.loads(tokenizer.pre_tokenizer.__getstate__())
-    for part in found.get("pretokenizers", ()):
+    state = json.loads(tokenizer.pre_tokenizer.__getstate__())
+    for part in state.get("pretokenizers", ()):
         part.pop("trim_offsets", None)  # It changes no token.
-    return bool(found == _QWEN_PRE_TOKENIZER)
+    return bool(state == _QWEN_PRE_TOKENIZER)

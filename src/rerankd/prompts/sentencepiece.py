@@ -85,7 +85,7 @@ def sentencepiece_tokenizer(folder: Path, settings: Mapping[str, Any], model_typ
     """The tokenizer of a folder's SentencePiece model; None for a folder without one.
 
     settings: tokenizer_config.json
-    model_type: of config.json
+    model_type: the entry of config.json
 
     Raises ModelError for a model that cannot be converted, with what converts it.
     """
@@ -160,7 +160,7 @@ def _t5(path: Path, model: SentencePiece, settings: Mapping[str, Any]) -> Tokeni
 
 
 def _decoder(path: Path, model: SentencePiece, settings: Mapping[str, Any]) -> Tokenizer:
-    """Gemma's and Llama's: merges of pieces by their scores, and bytes for what no piece has."""
+    """Gemma's and Llama's: merges of pieces by their scores, and bytes for characters that no piece has."""
     _expect(path, model, BPE, byte_fallback=True)
     if model.charsmap or model.squeezes:
         raise ModelError(f"{path} normalises text, which is not supported for a decoder. {CONVERT}")
@@ -193,20 +193,20 @@ def _decoder(path: Path, model: SentencePiece, settings: Mapping[str, Any]) -> T
 
 def _merges(model: SentencePiece) -> list[tuple[str, str]]:
     """The pairs of pieces that make a piece, the best piece first. SentencePiece joins whichever pair makes it."""
-    joined = {piece.text: piece.score for piece in model.pieces if piece.kind in (NORMAL, USER_DEFINED)}
-    found = []
-    for text, score in joined.items():
+    scores = {piece.text: piece.score for piece in model.pieces if piece.kind in (NORMAL, USER_DEFINED)}
+    pairs = []
+    for text, score in scores.items():
         for i in range(1, len(text)):
-            if text[:i] in joined and text[i:] in joined:
-                found.append((-score, text[:i], text[i:]))
-    found.sort(key=lambda merge: merge[0])
-    return [(left, right) for _, left, right in found]
+            if text[:i] in scores and text[i:] in scores:
+                pairs.append((-score, text[:i], text[i:]))
+    pairs.sort(key=lambda merge: merge[0])
+    return [(left, right) for _, left, right in pairs]
 
 
 def _expect(path: Path, model: SentencePiece, kind: int, byte_fallback: bool = False) -> None:
     if model.kind != kind or model.byte_fallback != byte_fallback:
-        wanted = "Unigram model" if kind == UNIGRAM else "BPE model with bytes"
-        raise ModelError(f"{path} is no {wanted}, as its family has. {CONVERT}")
+        expected = "Unigram model" if kind == UNIGRAM else "BPE model with bytes"
+        raise ModelError(f"{path} is no {expected}, as its family has. {CONVERT}")
 
 
 def _named(settings: Mapping[str, Any], name: str, default: str) -> str:

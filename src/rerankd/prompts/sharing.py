@@ -29,7 +29,7 @@ class SharedIds:
         return self.base[: self.kept[i]] + self.rest[i]
 
     def put(self, i: int, ids: list[int]) -> None:
-        """Have `ids` as prompt i."""
+        """Set the ids of prompt i."""
         self.kept[i] = alike(self.base, ids)
         self.rest[i] = ids[self.kept[i] :]
 
@@ -79,10 +79,10 @@ class Around:
         """The ids of each text. No more than a few texts are held at a time."""
         ids = SharedIds(self.base, [], [])
         for pending in _slices(self._parted(texts)):
-            for (start, _, stop), own in zip(pending, self._encode([text for _, text, _ in pending]), strict=True):
-                kept = len(self.base) if start else alike(self.base, own)
+            for (start, _, stop), text_ids in zip(pending, self._encode([text for _, text, _ in pending]), strict=True):
+                kept = len(self.base) if start else alike(self.base, text_ids)
                 ids.kept.append(kept)
-                ids.rest.append((own if start else own[kept:]) + (self._end if stop else []))
+                ids.rest.append((text_ids if start else text_ids[kept:]) + (self._end if stop else []))
         return ids
 
     def _parted(self, texts: Iterable[str]) -> Iterator[tuple[bool, str, bool]]:
@@ -97,9 +97,9 @@ class Around:
 def _slices(parted: Iterable[tuple[bool, str, bool]]) -> Iterator[list[tuple[bool, str, bool]]]:
     pending: list[tuple[bool, str, bool]] = []
     characters = 0
-    for one in parted:
-        pending.append(one)
-        characters += len(one[1])
+    for item in parted:
+        pending.append(item)
+        characters += len(item[1])
         if characters > _SLICE:
             yield pending
             pending, characters = [], 0
@@ -114,5 +114,5 @@ def alike(a: Sequence[object], b: Sequence[object]) -> int:
 
 def _common(prompts: Sequence[list[int]]) -> int:
     """The number of first items that all lists share, at most one less than the shortest has; -1 for an empty list."""
-    # All others lie between these two in lexical order, and so share what they share.
+    # All other prompts lie between these two in lexical order, and so share their common beginning.
     return min(alike(min(prompts), max(prompts)), min(map(len, prompts)) - 1)

@@ -22,7 +22,7 @@ log = logging.getLogger("rerankd")
 class Texts:
     """The texts that fill a template. Only images and videos in them become special tokens.
 
-    documents: of the request, or chunks of them; fields: the name of each in errors
+    documents: the request's documents, or chunks of them; fields: the name of each in errors
     templated: whether the client had put the query into the template already
     """
 
@@ -55,12 +55,12 @@ class TextReader:
         self._default_instruction = default_instruction
         self._told_of_instruction = False
 
-    def read(self, request: RerankRequest, seen: Visuals) -> Texts:
+    def read(self, request: RerankRequest, visuals: Visuals) -> Texts:
         """The texts of a request. Raises InvalidRequest."""
         instruction = request.instruction
         templated = None
-        if seen.query:
-            query = self._spelled(request.query, "query", seen.query)
+        if visuals.query:
+            query = self._spelled(request.query, "query", visuals.query)
         else:
             query = self._plain(request.query, "query")
             if templated := untemplate_query(query):
@@ -72,8 +72,8 @@ class TextReader:
             instruction=self._added.escape(well_formed(instruction)) if instruction else None,
             query=query,
             documents=tuple(
-                self._read_document(document, f"documents[{i}]", own, templated is not None)
-                for i, (document, own) in enumerate(zip(request.documents, seen.documents, strict=True))
+                self._read_document(document, f"documents[{i}]", document_visuals, templated is not None)
+                for i, (document, document_visuals) in enumerate(zip(request.documents, visuals.documents, strict=True))
             ),
             fields=tuple(f"documents[{i}]" for i in range(len(request.documents))),
             templated=templated is not None,
@@ -107,14 +107,14 @@ class TextReader:
     def _spelled(self, content: Content, field: str, visuals: Sequence[Visual]) -> str:
         parts = [part for part in content if not isinstance(part, Text) or part.text]
         if self._images == "alone" and len(parts) > 1:
-            said = "this model reads a text or one image; send each as a document of its own"
-            work.refuse(InvalidRequest(field, f"holds an image among {len(parts)} parts, and {said}"))
+            reason = "this model reads a text or one image; send each as a document of its own"
+            work.refuse(InvalidRequest(field, f"holds an image among {len(parts)} parts, and {reason}"))
         if self._images == "first":
             if field == "query":
                 raise InvalidRequest(field, "has an image, and this model reads images only in documents")
             if len(visuals) > 1:
-                said = f"holds {len(visuals)} images, and this model reads one in a document; send each by itself"
-                work.refuse(InvalidRequest(field, said))
+                reason = f"holds {len(visuals)} images, and this model reads one in a document; send each by itself"
+                work.refuse(InvalidRequest(field, reason))
             content = tuple(sorted(content, key=lambda part: isinstance(part, Text)))
         return spell_seen(content, visuals, self._added, self._marks)
 

@@ -24,7 +24,7 @@ SLICE_CHARACTERS = 1 << 16
 character takes up to 600 bytes while its text is tokenised.
 """
 LONG_CHARACTERS = 1 << 18
-"""Texts of more characters are tokenised one after another, whoever asks: a few at a time take gigabytes."""
+"""Texts of more characters are tokenised one after another, in all threads: a few at a time take gigabytes."""
 SECONDS_BETWEEN_CHECKS = 0.1
 UNSETTLED_WORDS = 8
 """The last words of a text's beginning: the text that follows may change their tokens, since normalisers and
@@ -51,10 +51,10 @@ class LoadedTokenizer:
 
     def token_id(self, token: str) -> int:
         """The id of a string that is one token; ModelError for any other string."""
-        found = self.tokenizer.token_to_id(token)
-        if found is None:
+        number = self.tokenizer.token_to_id(token)
+        if number is None:
             raise ModelError(f"The tokenizer has no token {token!r}, which the model's scores need.")
-        return int(found)
+        return int(number)
 
     def ids(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
         """The token ids of each text as it stands; of much text by several threads, slice by slice.
@@ -63,36 +63,36 @@ class LoadedTokenizer:
 
         Raises what `work.check` and `work.check_tokens` raise, between slices.
         """
-        read = self.tokenizer.encode_batch_fast
-        found: list[list[int]] = []
+        encode = self.tokenizer.encode_batch_fast
+        ids: list[list[int]] = []
         tokens = 0
-        for some in _slices(texts, SLICE_CHARACTERS):
+        for batch in _slices(texts, SLICE_CHARACTERS):
             work.check()
-            with self._in_turn(some):
-                slice_ids = [encoding.ids for encoding in read(some, add_special_tokens=special)]
+            with self._in_turn(batch):
+                slice_ids = [encoding.ids for encoding in encode(batch, add_special_tokens=special)]
             tokens += sum(map(len, slice_ids))
             work.check_tokens(tokens)
-            found += slice_ids
-        return found
+            ids += slice_ids
+        return ids
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """The characters of `text` where each of its tokens begins (included) and ends (excluded)."""
         with self.encoded(text) as encoding:
-            found: list[tuple[int, int]] = encoding.offsets
-        return found
+            offsets: list[tuple[int, int]] = encoding.offsets
+        return offsets
 
     def tokens(self, text: str, special: bool) -> list[TextToken]:
-        """The tokens of `text`, each a value of the answer, with those that begin and end a prompt where `special`.
+        """The tokens of `text`, each a value of the answer; with `special`, also the tokens around a prompt.
 
         Raises what `work.check` and `work.count` raise.
         """
         work.check()
         with self.encoded(text, special) as encoding:
             work.count("values", len(encoding))
-            found = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
+            rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
             return [
                 TextToken(number, token, bool(added), (0, 0) if added else place)
-                for number, token, added, place in found
+                for number, token, added, place in rows
             ]
 
     @contextmanager
@@ -127,9 +127,9 @@ class LoadedTokenizer:
             return text
         length = 8 * tokens  # English takes about five characters a token.
         while length < len(text):
-            left = self._start(text, length, tokens) if side == "right" else self._end(text, length, tokens)
-            if left is not None:
-                return left
+            remainder = self._start(text, length, tokens) if side == "right" else self._end(text, length, tokens)
+            if remainder is not None:
+                return remainder
             length *= 4
         return text
 
@@ -141,7 +141,7 @@ class LoadedTokenizer:
         return start if len(set(words[tokens:])) > UNSETTLED_WORDS else None
 
     def _end(self, text: str, length: int, tokens: int) -> str | None:
-        """What follows `length` characters before the end, or less, if it has more than `tokens` tokens.
+        """About the last `length` characters, if they have more than `tokens` tokens.
 
         The text is parted before the white space between two words, where the pre-tokeniser parts it too, so that
         nothing before can change a token.
@@ -320,5 +320,5 @@ def _content(token: Any) -> str:
 
 def lower_case(tokenizer: Tokenizer) -> None:
     """Lower-case all text first, as sentence-transformers' `do_lower_case` does."""
-    rest = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
+    existing = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *existing])

@@ -23,8 +23,8 @@ _END = ASSISTANT_TURN.rstrip("\n")
 
 def untemplate_query(text: str) -> tuple[str, str] | None:
     """The (instruction, query) of a query that begins with the rerankers' system turn; None for any other text."""
-    found = _QUERY.fullmatch(text)
-    return (found["instruction"], found["query"]) if found else None
+    match = _QUERY.fullmatch(text)
+    return (match["instruction"], match["query"]) if match else None
 
 
 def untemplate_document(text: str) -> str | None:

@@ -73,17 +73,19 @@ class VerbatimPrompts:
                 kind = "a text" if isinstance(query, str) else "token ids"
                 raise InvalidRequest(f"documents[{i}]", f"must be {kind}, as the query is")
         if isinstance(query, tuple):
-            own = [list(document) for document in documents if not isinstance(document, str)]
+            document_ids = [list(document) for document in documents if not isinstance(document, str)]
             if query_last:
-                return SharedIds([], [0] * len(own), [[*ids, *query] for ids in own])
-            return SharedIds(list(query), [len(query)] * len(own), own)
+                return SharedIds([], [0] * len(document_ids), [[*ids, *query] for ids in document_ids])
+            return SharedIds(list(query), [len(query)] * len(document_ids), document_ids)
         before, after = ("", query or "") if query_last else (query or "", "")
         around = Around(self._encode, self._seams, well_formed(before), well_formed(after))
-        texts = around.ids(well_formed(before + one + after) for one in documents if isinstance(one, str))
+        texts = around.ids(
+            well_formed(before + document + after) for document in documents if isinstance(document, str)
+        )
         if len(texts.rest) == len(documents):
             return texts
         encoded = iter(range(len(texts.rest)))
-        mixed = [texts.prompt(next(encoded)) if isinstance(one, str) else list(one) for one in documents]
+        mixed = [texts.prompt(next(encoded)) if isinstance(document, str) else list(document) for document in documents]
         return SharedIds([], [0] * len(mixed), mixed)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:

@@ -32,13 +32,13 @@ def spell_seen(content: Content, visuals: Sequence[Visual], added: AddedTokens, 
     """The parts of a content in their order, its texts escaped, its images and videos spelled."""
     spelled: list[str] = []
     text = ""
-    left = iter(visuals)
+    remaining = iter(visuals)
     for part in content:
         if isinstance(part, Text):
             # Neighbouring texts are escaped as one, since a special token may stand across their seam.
             text += part.text
         elif not isinstance(part, Tokens):  # which only prompts with labels hold
-            spelled += [added.escape(well_formed(text)), spell_visual(next(left), marks)]
+            spelled += [added.escape(well_formed(text)), spell_visual(next(remaining), marks)]
             text = ""
     return "".join([*spelled, added.escape(well_formed(text))])
 
@@ -48,9 +48,9 @@ class SeenTexts:
 
     def __init__(self, tokenizer: LoadedTokenizer, marks: Marks = QWEN) -> None:
         self._tokenizer = tokenizer
-        start, end, *shown = (re.escape(mark) for mark in (marks.start, marks.end, marks.image, marks.video) if mark)
+        start, end, *pads = (re.escape(mark) for mark in (marks.start, marks.end, marks.image, marks.video) if mark)
         # An image, or a step of a video with its time. Nothing in escaped text looks like one.
-        self._spelled = re.compile(rf"((?:<\d+\.\d seconds>)?{start}(?:{'|'.join(shown)})*{end})")
+        self._spelled = re.compile(rf"((?:<\d+\.\d seconds>)?{start}(?:{'|'.join(pads)})*{end})")
 
     def reach(self, text: str, tokens: int | None, side: Side) -> str:
         """`LoadedTokenizer.reach` for each text between images and videos."""
@@ -109,7 +109,8 @@ class Placeholders:
         return PromptGroup(
             prefix=Segment(ids.prompt(0)[:shared], visuals=visuals[0][:inside]) if fields else Segment([]),
             suffixes=tuple(
-                Segment(own, visuals=shown[inside:]) for own, shown in zip(ids.behind(shared), visuals, strict=True)
+                Segment(suffix, visuals=prompt_visuals[inside:])
+                for suffix, prompt_visuals in zip(ids.behind(shared), visuals, strict=True)
             ),
             truncated=(),
         )
@@ -117,8 +118,11 @@ class Placeholders:
     def apart(self, ids: SharedIds, visuals: Sequence[tuple[Visual, ...]], fields: Sequence[str]) -> PromptGroup:
         """The prompts each by itself. See `group`."""
         self._keyed(ids, visuals, fields)
-        own = (Segment(whole, visuals=shown) for whole, shown in zip(ids.behind(0), visuals, strict=True))
-        return PromptGroup(Segment([]), tuple(own), truncated=())
+        segments = (
+            Segment(prompt, visuals=prompt_visuals)
+            for prompt, prompt_visuals in zip(ids.behind(0), visuals, strict=True)
+        )
+        return PromptGroup(Segment([]), tuple(segments), truncated=())
 
     def _keyed(self, ids: SharedIds, visuals: Sequence[tuple[Visual, ...]], fields: Sequence[str]) -> SharedIds:
         """`ids` with each placeholder as a negative number that stands for its place in the order and its pixels."""
@@ -127,16 +131,18 @@ class Placeholders:
         ends = [place for place, token in enumerate(ids.base) if token == self._end]
         base = list(ids.base)
         keyed = SharedIds(base, ids.kept, [])
-        for kept, rest, shown, field in zip(ids.kept, ids.rest, visuals, fields, strict=True):
+        for kept, rest, prompt_visuals, field in zip(ids.kept, ids.rest, visuals, fields, strict=True):
             owners = [
                 -1 - keys.setdefault((order, visual.digest), len(keys))
-                for order, visual in enumerate(shown)
+                for order, visual in enumerate(prompt_visuals)
                 for _ in range(visual.tokens_per_step * visual.grid[0])
             ]
-            own = [place for place, token in enumerate(rest) if token in self._pads]
+            rest_pads = [place for place, token in enumerate(rest) if token in self._pads]
             before = bisect_left(pads, kept)
             steps = bisect_left(ends, kept) + rest.count(self._end)
-            if before + len(own) != len(owners) or steps != sum(len(visual.seconds) or 1 for visual in shown):
+            if before + len(rest_pads) != len(owners) or steps != sum(
+                len(visual.seconds) or 1 for visual in prompt_visuals
+            ):
                 work.refuse(InvalidRequest(field, "the chat template does not write its images and videos once each"))
                 keyed.rest.append(list(rest))
                 continue
@@ -144,6 +150,6 @@ class Placeholders:
             for place, owner in zip(pads[:before], owners[:before], strict=True):
                 base[place] = owner
             keyed.rest.append(list(rest))
-            for place, owner in zip(own, owners[before:], strict=True):
+            for place, owner in zip(rest_pads, owners[before:], strict=True):
                 keyed.rest[-1][place] = owner
         return keyed
