@@ -12,7 +12,7 @@ import yaml
 
 from rerankd import Reranker
 from rerankd.cli.several import Entry
-from rerankd.cli.start import _chosen, _named
+from rerankd.cli.start import _chosen, _with_options
 from rerankd.compat.flags import UsageProblem
 from rerankd.server.settings import Residence
 from tests.cli.test_configuration import config, printed, refused  # noqa: F401 - a fixture
@@ -93,7 +93,7 @@ def test_models_of_a_file_have_options_of_their_own(
     launch = started.launch
     assert launch is not None
     assert launch.residence.idle_unload == 60
-    first, second, third = _named(launch, _chosen(launch))
+    first, second, third = _with_options(launch, _chosen(launch))
     assert (first.names, second.names, third.names) == (("first", "1st"), ("org/second",), ("org/third",))
     assert [one.options.dtype for one in (first, second, third)] == ["bfloat16", "float32", "float32"]
     assert [one.options.revision for one in (first, second, third)] == ["012345", None, "off"]

@@ -99,7 +99,7 @@ def test_what_has_no_effect_is_said_a_line_each_and_what_nobody_knows_in_one() -
         "VLLM_PORT is vLLM's and has no effect here: it does not set the address to listen on; give --host and --port.",
         "Not read: SGLANG_USE_MODELSCOPE, SGL_OLD, VLLM_NEW_AND_STRANGE.",
     ]
-    assert VLLM_VARIABLES.found(environ) == {"VLLM_USE_MODELSCOPE": ("--hub", "modelscope")}
+    assert VLLM_VARIABLES.flag_values(environ) == {"VLLM_USE_MODELSCOPE": ("--hub", "modelscope")}
     assert list(SGLANG_VARIABLES.notes({"HF_HOME": "/models", "SGLANG_USE_MODELSCOPE": "1"})) == []
 
 

@@ -1,4 +1,4 @@
-"""The rerank APIs that the load generator speaks: what a request looks like, and what an answer says."""
+"""The rerank APIs that the load generator speaks: the form of requests, and the figures in answers."""
 
 from __future__ import annotations
 
@@ -85,16 +85,16 @@ def read_answer(api: Api, sample: Sample, answer: Any, headers: Mapping[str, str
 
     Raises BadAnswer unless there is one result a document (or `top_n`, where the sample asks for it).
     """
-    wanted = len(sample.documents)
+    expected = len(sample.documents)
     top = sample.fields.get("top_n", sample.fields.get("top_k"))
-    if isinstance(top, int) and 0 < top < wanted:
-        wanted = top
+    if isinstance(top, int) and 0 < top < expected:
+        expected = top
     try:
         results = api.results(answer)
-        found = len(results)
+        count = len(results)
         tokens = api.tokens(answer, headers)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadAnswer("the answer has another shape than this --backend's") from error
-    if found != wanted:
-        raise BadAnswer(f"the answer has {found} results, not {wanted}")
+    if count != expected:
+        raise BadAnswer(f"the answer has {count} results, not {expected}")
     return int(tokens) if tokens is not None else None

@@ -1,6 +1,6 @@
 """How fast a workload is by torch's GEMMs alone: its own multiply-adds over the machine's rate at such GEMMs.
 
-The count is of what no implementation can leave out: a prefix once for all documents that share it, and in the
+The count has the work that no implementation can leave out: a prefix once for all documents that share it, and in the
 last layer only the rows that the head reads (and every row's keys and values). The matrix products of attention count
 with the pairs that a token may see.
 """
@@ -26,7 +26,7 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """A request in tokens: what its documents share, and what each has of its own."""
+    """A request in tokens: the prefix that its documents share, and each document's suffix."""
 
     prefix: int
     suffixes: tuple[int, ...]
@@ -34,11 +34,13 @@ class Lengths:
     @classmethod
     def of(cls, result: RerankResult) -> Lengths:
         """Read off an answer that holds all its documents."""
-        return cls.from_prompts([one.prompt_tokens for one in result.in_request_order()], result.computed_tokens)
+        return cls.from_prompts(
+            [document.prompt_tokens for document in result.in_request_order()], result.computed_tokens
+        )
 
     @classmethod
     def from_prompts(cls, prompts: Sequence[int], computed: int) -> Lengths:
-        """From the lengths of whole prompts, and what was computed of all of them together."""
+        """From the lengths of whole prompts, and the number of tokens that were computed for all of them."""
         prefix = (sum(prompts) - computed) // (len(prompts) - 1) if len(prompts) > 1 else 0
         return cls(prefix, tuple(prompt - prefix for prompt in prompts))
 
@@ -56,7 +58,7 @@ class Lengths:
 class Kind:
     """The settings of a model's scoring that change its work.
 
-    shares_prefix: whether what a request's prompts share is computed once, as in a decoder
+    shares_prefix: whether the shared prefix of a request's prompts is computed once, as in a decoder
     pairs: whether query and document are read together, else each by itself
     reads_firsts: whether a text that is read by itself is embedded by one token's state, else by the mean of all
     """
@@ -82,7 +84,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A request's multiply-adds: rows that go through weights of each shape, and those of attention."""
+    """The work of a request: the rows that go through weights of each shape, and the multiply-adds of attention."""
 
     rows: Mapping[Shape, int]
     attention: int
@@ -106,32 +108,32 @@ def work(config: Mapping[str, Any], kind: Kind, lengths: Lengths) -> Work:
 
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     heads, full_layers = config["num_attention_heads"], config["num_hidden_layers"] - 1
-    every, read = lengths.computed, len(lengths.suffixes)
+    all_rows, head_rows = lengths.computed, len(lengths.suffixes)
     if kind.shares_prefix:
         width = heads * config.get("head_dim", hidden // heads)
         key_value = 2 * config.get("num_key_value_heads", heads) * (width // heads)
         up = 2 * inner
         prefix = lengths.prefix
-        seen = prefix * (prefix + 1) // 2 + sum(s * prefix + s * (s + 1) // 2 for s in lengths.suffixes)
-        seen_by_read = sum(prefix + s for s in lengths.suffixes)
+        pairs = prefix * (prefix + 1) // 2 + sum(s * prefix + s * (s + 1) // 2 for s in lengths.suffixes)
+        head_pairs = sum(prefix + s for s in lengths.suffixes)
     else:
         width, key_value, up = hidden, 2 * hidden, inner
         sequences = (lengths.prefix, *lengths.suffixes)
-        seen = sum(s * s for s in sequences)
+        pairs = sum(s * s for s in sequences)
         if not kind.pairs and kind.reads_firsts:
-            read, seen_by_read = 1 + len(lengths.suffixes), every
+            head_rows, head_pairs = 1 + len(lengths.suffixes), all_rows
         elif not kind.pairs:
             # Every row of the last layer goes into the pooled embedding.
-            read, seen_by_read = every, seen
+            head_rows, head_pairs = all_rows, pairs
         else:
-            seen_by_read = sum(lengths.suffixes)
-            through(hidden, hidden, read)
-    through(hidden, width + key_value, every * full_layers)
-    through(hidden, key_value, every)
-    through(hidden, width, read)
+            head_pairs = sum(lengths.suffixes)
+            through(hidden, hidden, head_rows)
+    through(hidden, width + key_value, all_rows * full_layers)
+    through(hidden, key_value, all_rows)
+    through(hidden, width, head_rows)
     for inputs, outputs in ((width, hidden), (hidden, up), (inner, hidden)):
-        through(inputs, outputs, every * full_layers + read)
-    return Work(rows, 2 * width * (seen * full_layers + seen_by_read))
+        through(inputs, outputs, all_rows * full_layers + head_rows)
+    return Work(rows, 2 * width * (pairs * full_layers + head_pairs))
 
 
 def gemm_rate(work: Work, dtype: str, device: str = "cpu", seconds: float = 2.0) -> float:

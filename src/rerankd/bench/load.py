@@ -66,16 +66,16 @@ class Traffic:
             intervals = numpy.ones(count)
         else:
             intervals = numpy.random.default_rng(self.seed).gamma(self.burstiness, size=count)
-        due = numpy.cumsum(intervals)
+        times = numpy.cumsum(intervals)
         # Scaled to the rate asked for, so that a seed's luck does not move the throughput.
-        return [float(second) for second in due * (count / self.rate / due[-1])]
+        return [float(second) for second in times * (count / self.rate / times[-1])]
 
 
 @dataclass(slots=True)
 class Outcome:
     """The outcome of a request. All times are in seconds.
 
-    latency: from sending to the whole answer read; 0 where it failed
+    latency: seconds from sending to the end of the answer; 0 for a failed request
     queue_time: waited here for its turn under the limit on requests in flight
     tokens: input tokens, by the server's count or, where it has none, by ours; None where neither is known
     received: bytes of the answer's body
@@ -119,9 +119,9 @@ async def run(
         turns = asyncio.Semaphore(traffic.concurrency) if traffic.concurrency else contextlib.nullcontext()
 
         async def in_turn(sample: Sample) -> Outcome:
-            due = time.perf_counter()
+            queued_at = time.perf_counter()
             async with turns:
-                queue_time = time.perf_counter() - due
+                queue_time = time.perf_counter() - queued_at
                 outcome = await send(sample)
             outcome.queue_time = queue_time
             return outcome
@@ -135,8 +135,8 @@ async def run(
 
         start = time.perf_counter()
         tasks = []
-        for sample, due in zip(samples, traffic.departures(len(samples)), strict=True):
-            if (wait := start + due - time.perf_counter()) > 0:
+        for sample, departure in zip(samples, traffic.departures(len(samples)), strict=True):
+            if (wait := start + departure - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
             tasks.append(asyncio.create_task(measured(sample)))
         outcomes = await asyncio.gather(*tasks)
@@ -171,12 +171,14 @@ async def connect(headers: Mapping[str, str], verify_tls: bool) -> AsyncIterator
     except ImportError as error:
         raise RerankdError("Sending requests needs aiohttp: pip install 'rerankd[bench]'.") from error
 
-    sent = {"Content-Type": "application/json", **headers}
-    if "authorization" not in {name.lower() for name in sent} and (key := os.environ.get("OPENAI_API_KEY")):
-        sent["Authorization"] = f"Bearer {key}"
+    all_headers = {"Content-Type": "application/json", **headers}
+    if "authorization" not in {name.lower() for name in all_headers} and (key := os.environ.get("OPENAI_API_KEY")):
+        all_headers["Authorization"] = f"Bearer {key}"
     connector = aiohttp.TCPConnector(limit=0, ssl=verify_tls)
     no_limit = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-    async with aiohttp.ClientSession(connector=connector, headers=sent, timeout=no_limit, trust_env=True) as session:
+    async with aiohttp.ClientSession(
+        connector=connector, headers=all_headers, timeout=no_limit, trust_env=True
+    ) as session:
         yield session
 
 

@@ -1,4 +1,4 @@
-"""`rerankd bench offline`: this machine's rate at a model and a workload, and the share of what it could reach."""
+"""`rerankd bench offline`: this machine's rate at a model and a workload, and the share of its limit."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def measure(
             seconds=tuple(seconds),
             documents=workload.documents * len(requests),
             tokens=sum(result.prompt_tokens for result in results),
-            multiply_adds=sum(one.multiply_adds for one in works),
+            multiply_adds=sum(request_work.multiply_adds for request_work in works),
             gemm_rate=gemm_rate(works[0], precision, info.device),
         )
 
-    found = []
+    measurements = []
     for _ in range(rounds):
-        found.append(one_round())
-        progress(found[-1])
-    return found
+        measurements.append(one_round())
+        progress(measurements[-1])
+    return measurements

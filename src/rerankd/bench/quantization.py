@@ -47,11 +47,11 @@ class Agreement:
 def corpus_pairs(pairs: int, seed: int) -> list[tuple[str, str]]:
     """Queries of ten words, each with 25 documents of 20 to 400 words, of the benchmarks' English text."""
     corpus, workload = Corpus(seed), Workload("mixed", 25)
-    found: list[tuple[str, str]] = []
-    while len(found) < pairs:
+    texts: list[tuple[str, str]] = []
+    while len(texts) < pairs:
         query, documents = corpus.request(workload)
-        found += [(query, document) for document in documents]
-    return found[:pairs]
+        texts += [(query, document) for document in documents]
+    return texts[:pairs]
 
 
 def compare(model: str, pairs: int, seed: int) -> Agreement:

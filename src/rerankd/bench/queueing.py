@@ -39,11 +39,11 @@ HALVINGS = 12
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """What one replica is measured to do.
+    """The measured speed of one replica.
 
-    fixed: seconds of a batch, whatever it holds
-    per_token: seconds of each of its tokens
-    most: tokens of a batch at most
+    fixed: seconds of any batch, beside those of its tokens
+    per_token: seconds of each token of a batch
+    most: the most tokens of a batch
     outside: seconds of a request outside the batches: HTTP, reading, tokenising
     """
 
@@ -53,13 +53,13 @@ class Replica:
     outside: float = 0.0
 
     def seconds(self, tokens: float) -> float:
-        """Of a batch."""
+        """The seconds of a batch."""
         return self.fixed + self.per_token * tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What is asked. tokens: to compute for each of some typical requests; longest: of one document's prompt"""
+    """Typical requests. tokens: to compute for each; longest: tokens of the longest prompt of a document"""
 
     tokens: Sequence[int]
     longest: int
@@ -72,9 +72,9 @@ class Requests:
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """Of all requests, by the model.
+    """The latencies of all requests, by the model of the queue.
 
-    seconds: rising; shares: of the requests that take as long at most
+    seconds: ascending; shares: for each, the share of the requests that take at most as long
     busy: the share of its time that a replica computes
     """
 
@@ -101,7 +101,10 @@ def most_requests(replica: Replica, requests: Requests) -> float:
 
 
 def latencies(replica: Replica, requests: Requests, rate: float, replicas: int) -> Latencies | None:
-    """Of requests that arrive at so many a second (a Poisson process); None where the queue grows without end."""
+    """The latencies of requests that arrive as a Poisson process of `rate` requests a second.
+
+    None where the queue grows without end.
+    """
     if rate >= replicas * most_requests(replica, requests):
         return None
     unit = _finest(replica, requests)
@@ -115,27 +118,27 @@ def latencies(replica: Replica, requests: Requests, rate: float, replicas: int) 
 
 
 def alone(replica: Replica, requests: Requests, replicas: int) -> Latencies:
-    """Of requests that find all replicas idle."""
+    """The latencies of requests that find all replicas idle."""
     import numpy
 
     seconds = []
     for tokens in requests.tokens:
         share = _share(replica, requests, replicas, tokens)
-        rounds, rest = divmod(tokens, replicas * share)
-        last = replica.seconds(min(rest, share)) if rest else 0.0
+        rounds, remainder = divmod(tokens, replicas * share)
+        last = replica.seconds(min(remainder, share)) if remainder else 0.0
         seconds.append(replica.outside + rounds * replica.seconds(share) + last)
     return _sorted(numpy.array(seconds), numpy.full(len(seconds), 1 / len(seconds)), 0.0)
 
 
 def replicas_needed(replica: Replica, requests: Requests, rate: float, percent: float, seconds: float) -> int | None:
-    """The fewest replicas of one queue with which so many percent of the requests take so long at most.
+    """The fewest replicas of one queue with which `percent` of the requests take at most `seconds`.
 
     None where no number of them is enough, as a request alone takes longer.
     """
 
     def enough(count: int) -> bool:
-        found = latencies(replica, requests, rate, count)
-        return found is not None and found.percentile(percent) <= seconds
+        result = latencies(replica, requests, rate, count)
+        return result is not None and result.percentile(percent) <= seconds
 
     if alone(replica, requests, max(requests.tokens)).percentile(percent) > seconds:
         return None
@@ -149,14 +152,14 @@ def replicas_needed(replica: Replica, requests: Requests, rate: float, percent: 
 
 
 def rate_at(replica: Replica, requests: Requests, replicas: int, percent: float, seconds: float) -> float:
-    """Requests a second at which so many percent take so long at most, of one queue; 0 where none do."""
+    """Requests a second at which `percent` of the requests of one queue take at most `seconds`; 0 for no such rate."""
     low, high = 0.0, replicas * most_requests(replica, requests)
     if alone(replica, requests, replicas).percentile(percent) > seconds:
         return 0.0
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        found = latencies(replica, requests, middle, replicas)
-        low, high = (middle, high) if found is not None and found.percentile(percent) <= seconds else (low, middle)
+        result = latencies(replica, requests, middle, replicas)
+        low, high = (middle, high) if result is not None and result.percentile(percent) <= seconds else (low, middle)
     return low
 
 
@@ -167,12 +170,12 @@ def _finest(replica: Replica, requests: Requests) -> float:
 
 def _together(replica: Replica, requests: Requests, replicas: int) -> float:
     """How many replicas a request that finds all of them idle keeps busy, on average by tokens."""
-    kept = [tokens * max(tokens / _share(replica, requests, replicas, tokens), 1.0) for tokens in requests.tokens]
-    return min(sum(kept) / sum(requests.tokens), replicas)
+    weighted = [tokens * max(tokens / _share(replica, requests, replicas, tokens), 1.0) for tokens in requests.tokens]
+    return min(sum(weighted) / sum(requests.tokens), replicas)
 
 
 def _share(replica: Replica, requests: Requests, replicas: int, waiting: int) -> int:
-    """Tokens of a batch when so many wait; see `Replicas`. The only process of a server takes whatever fits."""
+    """Tokens of a batch when `waiting` tokens wait; see `Replicas`. A single process takes all tokens that fit."""
     if replicas == 1:
         return replica.most
     return fair_budget(waiting, min(requests.longest, replica.most), replica.most, replicas)
@@ -180,14 +183,16 @@ def _share(replica: Replica, requests: Requests, replicas: int, waiting: int) ->
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """What is done with each number of waiting tokens, in units of some tokens.
+    """The batches for each number of waiting tokens, counted in units of some tokens.
 
-    sizes: the chance that a request has so many
-    taken: how many a team takes when so many wait, a team being the replicas that compute a request together
-    seconds: of a team's batch then
-    kept: the share of a team's replicas that compute then
-    mean: of a request
-    teams: how many there are, a fraction where the replicas do not divide
+    A team is the replicas that compute a request together. Index i of an array is for i waiting units.
+
+    sizes: the chance that a request has i units
+    taken: the units that a team takes
+    seconds: the duration of the team's batch
+    kept: the share of the team's replicas that compute
+    mean: the mean units of a request
+    teams: the number of teams, a fraction where the replicas do not divide
     """
 
     sizes: ndarray
@@ -211,7 +216,7 @@ class _Grid:
         sizes /= sizes.sum()
         together = _together(replica, requests, replicas)
         waiting = numpy.arange(STATES) * unit
-        share = numpy.array([_share(replica, requests, replicas, math.ceil(max(one, 1))) for one in waiting])
+        share = numpy.array([_share(replica, requests, replicas, math.ceil(max(amount, 1))) for amount in waiting])
         taken = numpy.minimum(waiting, together * share)
         seconds = replica.fixed + replica.per_token * numpy.minimum(taken, share)
         units = numpy.minimum(numpy.maximum(numpy.rint(taken / unit), 1), numpy.arange(STATES)).astype(int)
@@ -245,9 +250,9 @@ class _Grid:
 class _Chain:
     """A team under a load.
 
-    starts: the chance that so much waits when a batch begins
-    next: [STATES, STATES], by that the chance of what waits at the batch's end where a request has come meanwhile, with
-        that request's own tokens
+    starts: for each number of units, the chance that so many wait when a batch begins
+    next: [STATES, STATES], for each number of units at the beginning of a batch, the chances of the units at its end if
+        a request comes meanwhile, with that request's own tokens
     busy: the share of its time that a replica computes
     """
 
@@ -257,19 +262,19 @@ class _Chain:
 
     @classmethod
     def of(cls, grid: _Grid, rate: float) -> _Chain:
-        """Of a team that gets so many requests a second."""
+        """The chain of a team that gets `rate` requests a second."""
         import numpy
 
         size = numpy.fft.rfft(grid.sizes, 2 * STATES)
-        left = numpy.arange(STATES) - grid.taken
+        remaining_units = numpy.arange(STATES) - grid.taken
         # Tokens that arrive during a batch have a compound Poisson distribution, and this transform.
         arrive = numpy.exp(rate * grid.seconds[:, None] * (size[None, :] - 1))
 
         def waits(transform: ndarray) -> ndarray:
             chances = numpy.maximum(numpy.fft.irfft(transform, 2 * STATES, axis=1), 0.0)
             moved = numpy.zeros((STATES, STATES))
-            for state, rest in enumerate(left):
-                moved[state, rest:] = chances[state, : STATES - rest]
+            for state, remaining in enumerate(remaining_units):
+                moved[state, remaining:] = chances[state, : STATES - remaining]
             # More than the grid has counts as its end.
             moved[:, -1] += numpy.maximum(1 - moved.sum(axis=1), 0.0)
             return moved
@@ -291,7 +296,7 @@ class _Chain:
 
 
 def _latencies(grid: _Grid, chain: _Chain, idle: Latencies, outside: float, rate: float) -> Latencies:
-    """Of requests of which some find a team that is idle, and the others wait for the first that is done."""
+    """The latencies of requests: some find an idle team, and the others wait for the first team that is done."""
     import numpy
 
     waiting = chain.busy ** (math.sqrt(2 * (grid.teams + 1)) - 1)
@@ -301,14 +306,14 @@ def _latencies(grid: _Grid, chain: _Chain, idle: Latencies, outside: float, rate
     weights = (meets / meets.sum())[:, None] * chain.next
     before, after = numpy.nonzero(weights > NEGLIGIBLE)
     weight = weights[before, after]
-    left = before - grid.taken[before]
-    arrived = numpy.maximum(after - left - grid.mean, 0.0)
+    remaining_units = before - grid.taken[before]
+    arrived = numpy.maximum(after - remaining_units - grid.mean, 0.0)
     for moment in (numpy.arange(MOMENTS) + 0.5) / MOMENTS:
-        rest = grid.seconds[before] * (1 - moment ** (1 / grid.teams))
-        # Whole requests stand before it, of those that come while the batch runs.
+        seconds_left = grid.seconds[before] * (1 - moment ** (1 / grid.teams))
+        # Whole requests stand before this one: some of the requests that come while the batch runs.
         ahead = numpy.rint(moment * arrived / grid.mean) * grid.mean
-        position = numpy.minimum(left + ahead + grid.mean, after)
-        seconds.append(grid.finished(outside + rest, position, after, rate))
+        position = numpy.minimum(remaining_units + ahead + grid.mean, after)
+        seconds.append(grid.finished(outside + seconds_left, position, after, rate))
         shares.append(weight * waiting / weight.sum() / MOMENTS)
     return _sorted(numpy.concatenate(seconds), numpy.concatenate(shares), chain.busy)
 

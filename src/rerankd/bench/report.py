@@ -23,7 +23,7 @@ METRICS = {
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Of some seconds, in milliseconds; zeros where there are none, as vLLM has it."""
+    """Statistics of some durations, in milliseconds; zeros where there are no durations, as in vLLM."""
 
     mean: float
     median: float
@@ -41,7 +41,7 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The figures of a run. `metrics` and `percentiles` are those to show; the outcomes are in sending order."""
+    """The figures of a run. `metrics` and `percentiles` are shown; the outcomes are in sending order."""
 
     outcomes: Sequence[Outcome]
     duration: float
@@ -69,22 +69,22 @@ class Report:
         return sum(len(outcome.sample.documents) for outcome in self.succeeded)
 
     def statistics(self) -> dict[str, Statistics]:
-        """Of each metric to show, as far as this run has it: queueing needs a limit on requests in flight."""
+        """The statistics of the metrics to show that this run has: queueing needs a limit on requests in flight."""
         limited = self.traffic.concurrency is not None
-        known = {"e2el": [outcome.latency for outcome in self.succeeded]}
+        values = {"e2el": [outcome.latency for outcome in self.succeeded]}
         if limited:
-            known["client_queue_time"] = [outcome.queue_time for outcome in self.succeeded]
+            values["client_queue_time"] = [outcome.queue_time for outcome in self.succeeded]
             if self.traffic.rate != float("inf"):
-                known["e2el_including_client_queue"] = [o.latency + o.queue_time for o in self.succeeded]
-        return {name: Statistics.of(known[name], self.percentiles) for name in self.metrics if name in known}
+                values["e2el_including_client_queue"] = [o.latency + o.queue_time for o in self.succeeded]
+        return {name: Statistics.of(values[name], self.percentiles) for name in self.metrics if name in values}
 
     def table(self) -> str:
         """vLLM's "Serving Benchmark Result", with the causes of failures where there are any."""
-        done, tokens = len(self.succeeded), self.tokens
+        completed, tokens = len(self.succeeded), self.tokens
         lines = [
             f"{' Serving Benchmark Result ':=^{WIDTH}}",
-            row("Successful requests:", done),
-            row("Failed requests:", len(self.outcomes) - done),
+            row("Successful requests:", completed),
+            row("Failed requests:", len(self.outcomes) - completed),
         ]
         if self.traffic.concurrency is not None:
             lines.append(row("Maximum request concurrency:", self.traffic.concurrency))
@@ -93,9 +93,9 @@ class Report:
         lines += [
             row("Benchmark duration (s):", self.duration),
             row("Total input tokens:", tokens),
-            row("Request throughput (req/s):", done / self.duration),
+            row("Request throughput (req/s):", completed / self.duration),
         ]
-        if self.documents != done:
+        if self.documents != completed:
             lines.append(row("Input throughput (inputs/s):", self.documents / self.duration))
         lines.append(row("Total token throughput (tok/s):", tokens and tokens / self.duration))
         for name, figures in self.statistics().items():
@@ -113,16 +113,16 @@ class Report:
 
     def results(self) -> dict[str, Any]:
         """The figures under vLLM's keys, and `failed`, `failed_by_cause` and who counted the tokens."""
-        done, tokens = self.succeeded, self.tokens
+        succeeded, tokens = self.succeeded, self.tokens
         results: dict[str, Any] = {
             "duration": self.duration,
-            "completed": len(done),
-            "failed": len(self.outcomes) - len(done),
+            "completed": len(succeeded),
+            "failed": len(self.outcomes) - len(succeeded),
             "failed_by_cause": self.failures,
             "total_input_tokens": tokens,
-            "tokens_counted_by": "server" if all(o.counted_by_server for o in done) else "client",
+            "tokens_counted_by": "server" if all(o.counted_by_server for o in succeeded) else "client",
             "total_input_sequences": self.documents,
-            "request_throughput": len(done) / self.duration,
+            "request_throughput": len(succeeded) / self.duration,
             "input_sequence_throughput": self.documents / self.duration,
             "total_token_throughput": tokens and tokens / self.duration,
             "input_lens": [outcome.tokens for outcome in self.outcomes],

@@ -1,4 +1,4 @@
-"""Repeated measurements of one engine at one workload, and what to say of them."""
+"""Repeated measurements of one engine at one workload, and their summary."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 class Round:
     """Requests sent one after the other, whose documents nothing had seen before.
 
-    seconds: of each request
-    documents, tokens, multiply_adds: of all of them; tokens count each document's whole prompt
+    seconds: the seconds of each request
+    documents, tokens, multiply_adds: the sums over all requests; tokens count each document's whole prompt
     gemm_rate: the machine's multiply-adds for each second at these GEMMs, measured beside the round
     """
 
@@ -26,7 +26,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of a figure over the rounds."""
+    """The spread of a figure over the rounds."""
 
     median: float
     low: float
@@ -55,13 +55,13 @@ class Summary:
 
     @classmethod
     def of(cls, rounds: Sequence[Round]) -> Summary:
-        total = [(one, sum(one.seconds)) for one in rounds]
+        total = [(measured, sum(measured.seconds)) for measured in rounds]
         return cls(
-            documents=Spread.of([one.documents / seconds for one, seconds in total]),
-            tokens=Spread.of([one.tokens / seconds for one, seconds in total]),
-            latency=Spread.of([median(one.seconds) for one in rounds]),
-            limit=Spread.of([one.documents * one.gemm_rate / one.multiply_adds for one in rounds]),
-            share=Spread.of([one.multiply_adds / seconds / one.gemm_rate for one, seconds in total]),
+            documents=Spread.of([measured.documents / seconds for measured, seconds in total]),
+            tokens=Spread.of([measured.tokens / seconds for measured, seconds in total]),
+            latency=Spread.of([median(measured.seconds) for measured in rounds]),
+            limit=Spread.of([measured.documents * measured.gemm_rate / measured.multiply_adds for measured in rounds]),
+            share=Spread.of([measured.multiply_adds / seconds / measured.gemm_rate for measured, seconds in total]),
         )
 
     @property

@@ -34,7 +34,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """What the requests are: random texts, or the lines of a file. The fields are options of `rerankd bench`."""
+    """The source of requests: random texts, or the lines of a file. The fields are options of `rerankd bench`."""
 
     dataset_name: Literal["random-rerank", "jsonl"] = "random-rerank"
     dataset_path: Path | None = None
@@ -63,9 +63,9 @@ class Dataset:
 
 
 def tokenizer_name(model: str, root: str | None) -> str:
-    """Where a model's tokenizer is, by the name that a client gave and what the server says that it loaded.
+    """Where a model's tokenizer is, by the client's name of the model and the server's `root` of it.
 
-    A path of another machine says nothing here, so that the model's own name stands.
+    A path of another machine does not exist here, so the model's own name is used.
     """
     if Path(model).exists() or root is None or (Path(root).is_absolute() and not Path(root).exists()):
         return model
@@ -134,19 +134,19 @@ class RandomTexts:
 
         starts = self.random.integers(len(self.ids), size=len(lengths))
         runs = [self.ids[(s + numpy.arange(n)) % len(self.ids)] for s, n in zip(starts, lengths, strict=True)]
-        found: list[tuple[str, int]] = [("", 0)] * len(lengths)
+        results: list[tuple[str, int]] = [("", 0)] * len(lengths)
         open_places = list(range(len(lengths)))
         for _ in range(ATTEMPTS):
             texts = self.tokenizer.decode_batch([runs[i].tolist() for i in open_places], skip_special_tokens=False)
             encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
             for i, text, encoding in zip(open_places, texts, encodings, strict=True):
-                found[i] = text, len(encoding)
+                results[i] = text, len(encoding)
                 missing = max(lengths[i] - len(encoding), 0)
                 runs[i] = numpy.append(encoding.ids[: lengths[i]], self.random.choice(self.ids, size=missing))
-            open_places = [i for i in open_places if found[i][1] != lengths[i]]
+            open_places = [i for i in open_places if results[i][1] != lengths[i]]
             if not open_places:
                 break
-        return found
+        return results
 
 
 def random_rerank(

@@ -42,8 +42,8 @@ def started(*arguments: str) -> Iterator[Started]:
     assert process.stdout is not None
     try:
         for line in process.stdout:
-            if found := re.search(r"is ready: (http://\S+)", line):
-                yield Started(found[1], process, time.perf_counter() - start)
+            if match := re.search(r"is ready: (http://\S+)", line):
+                yield Started(match[1], process, time.perf_counter() - start)
                 break
         else:
             raise RerankdError(f"rerankd serve {' '.join(arguments)} ended before it was ready.")

@@ -185,26 +185,30 @@ def offline(
     from rerankd.bench.rounds import Round, Summary
     from rerankd.bench.workloads import Workload
 
-    def show(one: Round) -> None:
-        seconds = sum(one.seconds)
+    def show(measured: Round) -> None:
+        seconds = sum(measured.seconds)
         typer.echo(
-            f"  {one.documents / seconds:9.2f} documents/s {one.tokens / seconds:9.0f} tokens/s"
-            f" {2e-9 * one.gemm_rate:8.0f} GFLOP/s in GEMMs"
+            f"  {measured.documents / seconds:9.2f} documents/s {measured.tokens / seconds:9.0f} tokens/s"
+            f" {2e-9 * measured.gemm_rate:8.0f} GFLOP/s in GEMMs"
         )
 
     try:
-        wanted = Workload.parse(workload)
+        parsed_workload = Workload.parse(workload)
         from rerankd.reranker import Reranker
 
         with Reranker(model, **loading) as reranker:
             info = reranker.info
             precision = info.quantization or info.dtype
-            typer.echo(f"{info.model} ({info.architecture}, {info.device}, {precision}), {wanted}")
-            summary = Summary.of(measure(reranker, wanted, rounds, precision, seed=seed, progress=show))
+            typer.echo(f"{info.model} ({info.architecture}, {info.device}, {precision}), {parsed_workload}")
+            summary = Summary.of(measure(reranker, parsed_workload, rounds, precision, seed=seed, progress=show))
         typer.echo(summary.table())
         if save_result is not None:
             head = {"model": info.model, "architecture": info.architecture, "device": info.device}
-            save({**head, "dtype": precision, "workload": str(wanted), **summary.json()}, save_result, append=False)
+            save(
+                {**head, "dtype": precision, "workload": str(parsed_workload), **summary.json()},
+                save_result,
+                append=False,
+            )
     except RerankdError as error:
         fail(error)
 

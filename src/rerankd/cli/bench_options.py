@@ -1,4 +1,4 @@
-"""What the commands of `rerankd bench` share."""
+"""Options and functions that the commands of `rerankd bench` share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DATASET = Group(
         "seed": Option("Seed of the random texts."),
     },
 )
-"""What requests the commands send that measure a server."""
+"""The requests of the commands that measure a server."""
 
 
 def fail(error: RerankdError) -> NoReturn:
@@ -34,10 +34,10 @@ def fail(error: RerankdError) -> NoReturn:
 
 def pairs(option: str, items: Iterable[str]) -> dict[str, str]:
     """The items of a KEY=VALUE option. Raises RerankdError for one without `=`."""
-    found = {}
+    values = {}
     for item in items:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
             raise RerankdError(f"{option}: {item!r} is not KEY=VALUE.")
-        found[key.strip()] = value.strip()
-    return found
+        values[key.strip()] = value.strip()
+    return values

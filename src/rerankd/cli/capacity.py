@@ -1,4 +1,4 @@
-"""`rerankd bench capacity`: what one replica does, and how many a load needs."""
+"""`rerankd bench capacity`: the speed of one replica, and the number of replicas that a load needs."""
 
 from __future__ import annotations
 
@@ -75,30 +75,30 @@ def capacity(
         return asyncio.run(measure(target, f"{url}/metrics", samples, seconds, show))
 
     try:
-        if sum(one is not None for one in (model, base_url, measured)) != 1:
+        if sum(source is not None for source in (model, base_url, measured)) != 1:
             raise RerankdError("MODEL, --base-url, --measured: give one of them, and no other.")
         if (request_rate is None) != (p99_ms is None):
             raise RerankdError("--request-rate and --p99-ms: a plan needs both.")
-        wanted = None if request_rate is None or p99_ms is None else Wanted(request_rate, p99_ms / 1000)
+        goal = None if request_rate is None or p99_ms is None else Wanted(request_rate, p99_ms / 1000)
         if measured is None:
             with ExitStack() as stack:
-                found = measured_now(stack)
+                figures = measured_now(stack)
         else:
-            found = Measured.read(content(measured))
-        typer.echo(table(found))
-        plan = Plan.of(found, wanted, replicas_per_server) if wanted else None
+            figures = Measured.read(content(measured))
+        typer.echo(table(figures))
+        plan = Plan.of(figures, goal, replicas_per_server) if goal else None
         if plan:
             typer.echo(str(plan))
         if save_result is not None:
-            save(found.json() | ({"plan": plan.json()} if plan else {}), save_result, append=False)
+            save(figures.json() | ({"plan": plan.json()} if plan else {}), save_result, append=False)
     except RerankdError as error:
         fail(error)
 
 
 def content(path: Path) -> object:
-    """What a JSON file holds. Raises RerankdError."""
+    """The content of a JSON file. Raises RerankdError."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RerankdError(f"--measured: {path} cannot be read ({error}).") from error
-    return {key: value for key, value in found.items() if key != "plan"} if isinstance(found, dict) else found
+    return {key: value for key, value in data.items() if key != "plan"} if isinstance(data, dict) else data

@@ -38,11 +38,11 @@ def takes(param: Any) -> Takes:
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What a command is told beside its own options, as `ctx.obj`.
+    """The input of a command beside its own options, as `ctx.obj`.
 
     given: a peer's flags
     notes: a line for each variable that has no effect
-    models: of a file's `models`, the values of each entry's parameters; empty where the model is said elsewhere too
+    models: the values of the parameters of each entry of a file's `models`; empty if another source names the model
     """
 
     given: list[Given]
@@ -53,8 +53,8 @@ class Beside:
 def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
     """A command that takes a peer's flags beside its own, and its options from variables and a file too.
 
-    The command line wins over RERANKD_* variables, these win over the peer's variables, and these over the file. Which
-    models there are is one thing to say, by whatever options: the first place that names any names them all.
+    The command line wins over RERANKD_* variables, these win over the peer's variables, and these over the file. The
+    models are one setting, whichever options name them: the first source that names a model names all models.
     A caller in Python gives entries, as a file has them, in place of a command line, as the context's `obj`.
     """
 
@@ -66,31 +66,31 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
                 for flag in (*param.opts, *param.secondary_opts)
                 if flag.startswith("-")
             }
-            own = {flag: takes(param) for flag, param in options.items()}
-            args, given = sort_out(args, own, peer)
+            our_flags = {flag: takes(param) for flag, param in options.items()}
+            args, peer_flags = sort_out(args, our_flags, peer)
             settings, notes = of_environment(options, os.environ)
             settings += [
                 Setting(options[flag].name, [value] if options[flag].multiple else value, name)
-                for name, (flag, value) in variables.found(os.environ).items()
+                for name, (flag, value) in variables.flag_values(os.environ).items()
                 if flag in options
             ]
             path = self.make_parser(ctx).parse_args(list(args))[0].get("config")
-            path = path or next((one.value for one in settings if one.name == "config"), None)
+            path = path or next((setting.value for setting in settings if setting.name == "config"), None)
             models: list[list[Setting]] = []
             if ctx.obj:
-                file = of_entries(ctx.obj, ENTRIES, options, own, peer)
+                file = of_entries(ctx.obj, ENTRIES, options, our_flags, peer)
                 chosen = bool(file.models) or _name_models(file.settings)
-                settings, models, given = [*file.settings, *_but_models(settings, chosen)], file.models, file.given
+                settings, models, peer_flags = [*file.settings, *_but_models(settings, chosen)], file.models, file.given
             elif path:
-                file = of_file(path, options, own, peer)
+                file = of_file(path, options, our_flags, peer)
                 settings += _but_models(file.settings, _name_models(settings))
                 models = file.models
-                on_line = [one.name for one in given]
-                given += [one for one in file.given if one.name not in on_line]
+                on_line = [peer_flag.name for peer_flag in peer_flags]
+                peer_flags += [peer_flag for peer_flag in file.given if peer_flag.name not in on_line]
             check(settings, options, ctx)
-            first = {one.name: one for one in reversed(settings)}
-            ctx.default_map = {name: one.value for name, one in first.items()}
-            rest = super().parse_args(ctx, args)
+            first = {setting.name: setting for setting in reversed(settings)}
+            ctx.default_map = {name: setting.value for name, setting in first.items()}
+            remaining_args = super().parse_args(ctx, args)
             named = [name for name in (*MODELS, MORE) if ctx.params.get(name)]
             on_line = [name for name in named if ctx.get_parameter_source(name).name == "COMMANDLINE"]
             for name in set(named).difference(on_line) if on_line else ():
@@ -102,30 +102,30 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
             model = next((ctx.params[name] for name in MODELS if ctx.params.get(name)), "")
             if model:
                 models = []
-            values = [check(one, options, ctx) for one in models]
-            ctx.obj = Beside(given, [*notes, *variables.notes(os.environ)], values)
+            values = [check(model_settings, options, ctx) for model_settings in models]
+            ctx.obj = Beside(peer_flags, [*notes, *variables.notes(os.environ)], values)
             if ctx.params.get("print_config"):
-                places = {name: one.place for name, one in first.items()}
-                for note in (*peer.judge(given, model), *ctx.obj.notes):
+                places = {name: setting.place for name, setting in first.items()}
+                for note in (*peer.judge(peer_flags, model), *ctx.obj.notes):
                     typer.echo(note, err=True)
                 for line in in_force(ctx, self.get_params(ctx), places, os.environ):
                     typer.echo(line)
                 if models:
                     typer.echo(in_force_models(models, str(path)))
                 raise typer.Exit
-            return rest
+            return remaining_args
 
     return PeerCommand
 
 
 def _name_models(settings: Iterable[Setting]) -> bool:
     """Whether some of the settings are models."""
-    return any(one.name in MODELS for one in settings)
+    return any(setting.name in MODELS for setting in settings)
 
 
 def _but_models(settings: Iterable[Setting], dropped: bool) -> list[Setting]:
-    """The settings, without those that are models where these are dropped."""
-    return [one for one in settings if not dropped or one.name not in MODELS]
+    """The settings, without models if `dropped`."""
+    return [setting for setting in settings if not dropped or setting.name not in MODELS]
 
 
 class ForwardingCommand(TyperCommand):

@@ -20,7 +20,7 @@ from rerankd.compat.flags import Given, Peer, UsageProblem, sort_out
 
 PREFIX = "RERANKD_"
 READ_ELSEWHERE = frozenset({KEY_VARIABLE, "RERANKD_ISA"})
-"""Variables of this prefix that stand for no flag: the key is added to those of the flag."""
+"""Variables of this prefix that stand for no flag: the key is added to the keys of the flag."""
 CLUSTER_ADDRESS = re.compile(r"(tcp|udp|sctp)://")
 """Kubernetes writes it into RERANKD_PORT where a service has the name `rerankd`."""
 WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
@@ -45,7 +45,7 @@ Options: TypeAlias = Mapping[str, Any]
 class Setting:
     """An option's value from a variable or a file.
 
-    name: of the option, as Typer has it
+    name: the name of the option in Typer
     value: a text, a list of texts, or a bool for a switch, as Typer takes it
     place: the variable or the file
     """
@@ -65,14 +65,14 @@ class File:
 
 
 def of_environment(options: Options, environ: Mapping[str, str]) -> tuple[list[Setting], list[str]]:
-    """What variables say, and a line on those that are not read. An empty variable says nothing.
+    """The settings of variables, and a line on variables that are not read. An empty variable counts as unset.
 
     Raises UsageProblem for two variables of one option, and for a value that is none.
     """
     flags = {PREFIX + flag[2:].replace("-", "_").upper(): flag for flag in options if flag.startswith("--")}
-    found: dict[str, Setting] = {}
+    settings: dict[str, Setting] = {}
     unread = []
-    for variable in sorted(one for one in environ if one.startswith(PREFIX) and environ[one]):
+    for variable in sorted(name for name in environ if name.startswith(PREFIX) and environ[name]):
         text = environ[variable]
         if variable in READ_ELSEWHERE:
             continue
@@ -80,25 +80,27 @@ def of_environment(options: Options, environ: Mapping[str, str]) -> tuple[list[S
             unread.append(variable)
             continue
         option = options[flags[variable]]
-        _add(found, Setting(option.name, _of_text(option, text, variable), variable), variable)
-    return list(found.values()), [f"Not read: {', '.join(unread)}."] if unread else []
+        _add(settings, Setting(option.name, _of_text(option, text, variable), variable), variable)
+    return list(settings.values()), [f"Not read: {', '.join(unread)}."] if unread else []
 
 
-def of_file(path: str, options: Options, own: Mapping[str, Any], peer: Peer) -> File:
-    """What a file says. Raises UsageProblem, in one line with the file and the key."""
-    return of_entries(_read(path), path, options, own, peer)
+def of_file(path: str, options: Options, our_flags: Mapping[str, Any], peer: Peer) -> File:
+    """The settings of a file. Raises UsageProblem, in one line with the file and the key."""
+    return of_entries(_read(path), path, options, our_flags, peer)
 
 
-def of_entries(entries: Mapping[str, Any], path: str, options: Options, own: Mapping[str, Any], peer: Peer) -> File:
+def of_entries(
+    entries: Mapping[str, Any], path: str, options: Options, our_flags: Mapping[str, Any], peer: Peer
+) -> File:
     """The settings of a file's entries, or of a caller's. An entry without a value (None) says nothing.
 
-    path: of the file, or the name that messages have for the entries
-    own: what our flags take, as `sort_out` has it
+    path: the path of the file, or the name of the entries in messages
+    our_flags: see `sort_out`
 
     Raises UsageProblem, in one line with the path and the key.
     """
-    found: dict[str, Setting] = {}
-    given: list[Given] = []
+    settings: dict[str, Setting] = {}
+    peer_flags: list[Given] = []
     models: list[list[Setting]] = []
     for key, value in entries.items():
         place = f"{path}: {key}"
@@ -114,17 +116,22 @@ def of_entries(entries: Mapping[str, Any], path: str, options: Options, own: Map
             continue
         if flag not in options:
             values = value if isinstance(value, list) else [value]
-            words = [f"{flag}={_text(one, place)}" for one in values]
+            words = [f"{flag}={_text(item, place)}" for item in values]
             try:
-                given += [Given(place, one.name, one.value, one.off) for one in sort_out(words, own, peer)[1]]
+                peer_flags += [
+                    Given(place, peer_flag.name, peer_flag.value, peer_flag.off)
+                    for peer_flag in sort_out(words, our_flags, peer)[1]
+                ]
             except UsageProblem as problem:
                 raise UsageProblem(f"{place}: {problem}") from None
             continue
         option = options[flag]
-        _add(found, Setting(option.name, _of_yaml(option, value, place), path), place)
-    if models and any(one.name in ("model", "model_flag", "model_id") and one.value for one in found.values()):
+        _add(settings, Setting(option.name, _of_yaml(option, value, place), path), place)
+    if models and any(
+        setting.name in ("model", "model_flag", "model_id") and setting.value for setting in settings.values()
+    ):
         raise UsageProblem(f"{path}: a model is given beside {KEY}; make it one of them.")
-    return File(list(found.values()), given, models)
+    return File(list(settings.values()), peer_flags, models)
 
 
 def check(settings: Iterable[Setting], options: Options, ctx: Any) -> dict[str, Any]:
@@ -136,8 +143,8 @@ def check(settings: Iterable[Setting], options: Options, ctx: Any) -> dict[str, 
         try:
             values[setting.name] = option.process_value(ctx, setting.value)
         except typer.BadParameter as error:
-            named = setting.place.startswith(PREFIX) or ": " in setting.place
-            where = setting.place if named else f"{setting.place}: {flag[2:]}"
+            names_key = setting.place.startswith(PREFIX) or ": " in setting.place
+            where = setting.place if names_key else f"{setting.place}: {flag[2:]}"
             raise UsageProblem(f"{where}: {error.message.rstrip('.')}.") from None
     return values
 
@@ -146,8 +153,8 @@ def configured(command: Callable[..., None]) -> Callable[..., None]:
     """A command for Typer with `--config` and `--print-config`, which `PeerCommand` reads."""
     signature = inspect.signature(command)
 
-    def run(**given: Any) -> None:
-        command(**{name: value for name, value in given.items() if name not in OWN})
+    def run(**arguments: Any) -> None:
+        command(**{name: value for name, value in arguments.items() if name not in OWN})
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__signature__ = signature.replace(  # type: ignore[attr-defined]
@@ -180,7 +187,7 @@ def in_force(ctx: Any, params: Iterable[Any], places: Mapping[str, str], environ
 
 def in_force_models(models: Iterable[Iterable[Setting]], path: str) -> str:
     """The line of YAML for the models of a file."""
-    written = [{one.place.rpartition(".")[2]: one.value for one in settings} for settings in models]
+    written = [{setting.place.rpartition(".")[2]: setting.value for setting in settings} for settings in models]
     return f"{KEY}: {json.dumps(written, ensure_ascii=False)}  # {path}"
 
 
@@ -190,8 +197,8 @@ def _entries(value: Any, place: str, options: Options) -> list[list[Setting]]:
     by_name = {option.name: option for option in options.values()}
     return [
         [
-            Setting(name, _of_yaml(by_name[name], one, at), at)
-            for name, one, at in settings_of(entry, f"{place}[{number}]", options)
+            Setting(name, _of_yaml(by_name[name], raw, at), at)
+            for name, raw, at in settings_of(entry, f"{place}[{number}]", options)
         ]
         for number, entry in enumerate(value)
     ]
@@ -201,10 +208,10 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple | set) else getattr(value, "value", str(value))
 
 
-def _add(found: dict[str, Setting], setting: Setting, place: str) -> None:
-    if setting.name in found:
+def _add(settings: dict[str, Setting], setting: Setting, place: str) -> None:
+    if setting.name in settings:
         raise UsageProblem(f"{place}: the option has another name too, and both are given; keep one.")
-    found[setting.name] = setting
+    settings[setting.name] = setting
 
 
 def _of_text(option: Any, text: str, variable: str) -> Any:
@@ -228,7 +235,7 @@ def _of_yaml(option: Any, value: Any, place: str) -> Any:
     if getattr(option, "is_flag", False):
         return _switch(_text(value, place), place)
     if option.multiple:
-        return [_text(one, place) for one in (value if isinstance(value, list) else [value])]
+        return [_text(item, place) for item in (value if isinstance(value, list) else [value])]
     if isinstance(value, (list, dict)) and option.metavar != "JSON":
         raise UsageProblem(f"{place}: the option takes one value, not a list or a mapping.")
     return _text(value, place)
@@ -254,7 +261,7 @@ def _read(path: str) -> dict[str, Any]:
             raise UsageProblem(f"{path}: the file must have keys and values, such as port: 8000.")
         _refuse_twins(root, [])
         return {
-            str(key.value): [_mapping(one, loader) for one in value.value]
+            str(key.value): [_mapping(item, loader) for item in value.value]
             if key.value == KEY and isinstance(value, yaml.SequenceNode)
             else _as_written(value, loader)
             for key, value in root.value
@@ -282,8 +289,8 @@ def _refuse_twins(node: Any, above: list[Any]) -> None:
                 raise yaml.MarkedYAMLError(problem=f"the key {key.value} occurs twice", problem_mark=key.start_mark)
             keys.add(str(key.value))
         inside = [value for _, value in node.value]
-    for one in inside:
-        _refuse_twins(one, [*above, node])
+    for child in inside:
+        _refuse_twins(child, [*above, node])
 
 
 def _mapping(node: Any, loader: Any) -> Any:
@@ -298,5 +305,7 @@ def _as_written(node: Any, loader: Any) -> Any:
         return None if node.tag == "tag:yaml.org,2002:null" else node.value
     if isinstance(node, yaml.SequenceNode):
         scalar = yaml.ScalarNode
-        return [one.value if isinstance(one, scalar) else loader.construct_object(one, deep=True) for one in node.value]
+        return [
+            item.value if isinstance(item, scalar) else loader.construct_object(item, deep=True) for item in node.value
+        ]
     return loader.construct_object(node, deep=True)

@@ -53,19 +53,19 @@ class Door:
 
         An empty key is an error: a variable that someone forgot to fill must not leave the door open.
         """
-        found = list(self.api_keys)
+        keys = list(self.api_keys)
         if KEY_VARIABLE in os.environ:
-            found.append(os.environ[KEY_VARIABLE])
+            keys.append(os.environ[KEY_VARIABLE])
         if self.api_key_file is not None:
-            found += _lines(Path(self.api_key_file))
-        for key in found:
+            keys += _lines(Path(self.api_key_file))
+        for key in keys:
             if not key.strip():
                 raise DoorError(
                     f"An API key is empty; fill or unset --api-key, {KEY_VARIABLE} and VLLM_API_KEY, whichever is set."
                 )
             if not key.isascii():
                 raise DoorError("An API key has a character that is not ASCII; no HTTP header can carry it.")
-        return tuple(key.strip() for key in found)
+        return tuple(key.strip() for key in keys)
 
     def cors(self) -> Cors | None:
         """The permissions for pages of other origins; None for none. Raises DoorError."""

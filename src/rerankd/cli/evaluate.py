@@ -120,7 +120,7 @@ def evaluate(
             if not Path(path).parent.is_dir():
                 raise RerankdError(f"{path} cannot be written: there is no folder {Path(path).parent}.")
         bounds = _bounds(fail_under or ())
-        named = measures.parse([*(metrics or measures.DEFAULT), *bounds])
+        parsed_measures = measures.parse([*(metrics or measures.DEFAULT), *bounds])
         bounds = {str(next(iter(measures.parse([name])))): bound for name, bound in bounds.items()}
         bad = BadLines(skip_bad)
         if model is None and not run:
@@ -140,24 +140,24 @@ def evaluate(
                 model, queries, corpus, run or (), compare or (), loading, top_k, instruction, save_runs, bad,
                 skip_bad, not no_progress,
             )  # fmt: skip
-            # What is read again for its texts has been told of before.
+            # Files are read again for their texts; their bad lines were reported before.
             bad = BadLines(skip=True, tell=lambda text: None)
         if fuse is not None and run:
             systems.append(_fused(fuse, systems[: len(run)]))
         _expect_different(systems)
-        found = {system.name: measures.values(named, judged, system.run) for system in systems}
-        told = report.compare(
-            list(named), systems, judged, found,
+        measured = {system.name: measures.values(parsed_measures, judged, system.run) for system in systems}
+        comparison = report.compare(
+            list(parsed_measures), systems, judged, measured,
             texts_of(queries, "queries", judged, bad) if queries else {},
             lambda ids: texts_of(corpus, "corpus", ids, bad) if corpus else {},
             worst,
         )  # fmt: skip
-        typer.echo(writers[format](told))
+        typer.echo(writers[format](comparison))
         for path in output or ():
-            Path(path).write_text(writers[SUFFIXES[Path(path).suffix]](told) + "\n", encoding="utf-8")
+            Path(path).write_text(writers[SUFFIXES[Path(path).suffix]](comparison) + "\n", encoding="utf-8")
         if per_query is not None:
-            Path(per_query).write_text("".join(f"{line}\n" for line in report.per_query(told)), encoding="utf-8")
-        if missed := list(_missed(told, bounds)):
+            Path(per_query).write_text("".join(f"{line}\n" for line in report.per_query(comparison)), encoding="utf-8")
+        if missed := list(_missed(comparison, bounds)):
             for line in missed:
                 print(f"rerankd: {line}", file=sys.stderr)
             raise typer.Exit(1)
@@ -204,7 +204,7 @@ def _system(path: str, paths: Sequence[str], bad: Any) -> System:
     from rerankd.evaluate.report import System
 
     name = Path(path).name
-    alike = [one for one in paths if Path(one).name == name]
+    alike = [other for other in paths if Path(other).name == name]
     return System(name if len(alike) == 1 else path, load_run(path, bad))
 
 
@@ -223,8 +223,8 @@ def _fused(path: str, systems: Sequence[System]) -> System:
 
     fused = fuse([system.run for system in systems])
     rankings = (
-        Ranking(query, tuple(Ranked(id, place, score) for place, (id, score) in enumerate(found.items())), len(found))
-        for query, found in fused.items()
+        Ranking(query, tuple(Ranked(id, place, score) for place, (id, score) in enumerate(scores.items())), len(scores))
+        for query, scores in fused.items()
     )
     write_rankings(path, output_format(path, None), rankings, "rrf")
     name = Path(path).name
@@ -251,18 +251,18 @@ def _ranked(
     if queries is None or corpus is None:
         raise RerankdError("Give --dataset, or --queries and --corpus, for the model to rank.")
     base = dataset.Variant(model, top_k, loading)
-    wanted = Wanted(instruction=instruction, skip_bad=skip_bad)
+    options = Wanted(instruction=instruction, skip_bad=skip_bad)
     data = dataset.Dataset(queries, corpus, tuple(runs))
     if save_runs is not None:
         save_runs.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        made = dataset.rank_all(
+        systems = dataset.rank_all(
             data,
             dataset.variants(base, compared),
             save_runs or Path(scratch),
-            wanted,
+            options,
             bad,
             progress=progress,
             tell=lambda text: typer.echo(text, err=True),
         )
-        return list(made)
+        return list(systems)

@@ -40,33 +40,33 @@ class Option:
 class Group:
     """The options of the fields of a class.
 
-    made: the class, a dataclass, which has the types and the defaults of the fields
+    fields_of: the class, a dataclass, which has the types and the defaults of the fields
     """
 
-    made: type
+    fields_of: type
     options: Mapping[str, Option]
 
     def but(self, *fields: str) -> Group:
         """The group without the options of some fields, which keep the defaults of the class."""
-        return Group(self.made, {name: option for name, option in self.options.items() if name not in fields})
+        return Group(self.fields_of, {name: option for name, option in self.options.items() if name not in fields})
 
     def changed(self, **changes: Mapping[str, Any]) -> Group:
         """The group with changed options for some fields, for a command with other flags or defaults."""
         changed = {name: replace(self.options[name], **change) for name, change in changes.items()}
-        return Group(self.made, {**self.options, **changed})
+        return Group(self.fields_of, {**self.options, **changed})
 
     def parameters(self, prefix: str) -> list[inspect.Parameter]:
         """The parameters for Typer, each named by the prefix and its field."""
-        fields = {one.name: one for one in dataclasses.fields(self.made)}
-        names = vars(sys.modules[self.made.__module__])
-        made = []
+        fields = {field.name: field for field in dataclasses.fields(self.fields_of)}
+        names = vars(sys.modules[self.fields_of.__module__])
+        parameters = []
         for name, option in self.options.items():
             flags = option.flags or (f"--{name.replace('_', '-')}",)
             default = fields[name].default if option.default is OF_THE_CLASS else option.default
             info = typer.Option(*flags, help=option.help, **option.typed)
             # One field's type, as others may be of modules that are imported for type checkers alone.
             kind = eval(str(fields[name].type), names) if option.kind is None else option.kind
-            made.append(
+            parameters.append(
                 inspect.Parameter(
                     f"{prefix}_{name}",
                     inspect.Parameter.KEYWORD_ONLY,
@@ -74,14 +74,14 @@ class Group:
                     annotation=Annotated[kind, info],
                 )
             )
-        return made
+        return parameters
 
-    def values(self, given: Mapping[str, Any], prefix: str) -> Values:
+    def values(self, arguments: Mapping[str, Any], prefix: str) -> Values:
         """The values of the fields, from the given parameters."""
-        found = {name: given[f"{prefix}_{name}"] for name in self.options if f"{prefix}_{name}" in given}
+        raw_values = {name: arguments[f"{prefix}_{name}"] for name in self.options if f"{prefix}_{name}" in arguments}
         return {
             name: value if (convert := self.options[name].convert) is None else convert(value)
-            for name, value in found.items()
+            for name, value in raw_values.items()
         }
 
 
@@ -90,24 +90,24 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     A parameter whose type is the group's class gets an object of the class; a parameter of type `Values` gets a dict.
     """
-    own: list[inspect.Parameter] = []
+    plain: list[inspect.Parameter] = []
     groups: dict[str, tuple[Any, Group]] = {}
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
         marks = getattr(parameter.annotation, "__metadata__", ())
-        group = next((one for one in marks if isinstance(one, Group)), None)
+        group = next((mark for mark in marks if isinstance(mark, Group)), None)
         if group is None:
-            own.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-            parameters.append(own[-1])
+            plain.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            parameters.append(plain[-1])
         else:
             groups[parameter.name] = parameter.annotation.__origin__, group
             parameters += group.parameters(parameter.name)
 
-    def run(**given: Any) -> None:
-        filled = {one.name: given[one.name] for one in own}
+    def run(**arguments: Any) -> None:
+        filled = {parameter.name: arguments[parameter.name] for parameter in plain}
         for name, (kind, group) in groups.items():
-            values = group.values(given, name)
-            filled[name] = group.made(**values) if kind is group.made else values
+            values = group.values(arguments, name)
+            filled[name] = group.fields_of(**values) if kind is group.fields_of else values
         command(**filled)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__

@@ -30,37 +30,41 @@ def inspect(
     from rerankd.options import LoadOptions
 
     try:
-        found = look(plan(LoadOptions(model, **loading), weights=False))
+        inspection = look(plan(LoadOptions(model, **loading), weights=False))
     except RerankdError as error:
         print(f"rerankd: error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    print(json.dumps(dataclasses.asdict(found), ensure_ascii=False, indent=2) if as_json else _text(found))
+    print(json.dumps(dataclasses.asdict(inspection), ensure_ascii=False, indent=2) if as_json else _text(inspection))
 
 
-def _text(found: Inspection) -> str:
-    limit = f"{found.max_tokens} tokens of one prompt (positions: {found.positions})"
-    precision = found.dtype + (f", {found.quantization} linear layers" if found.quantization else "")
+def _text(inspection: Inspection) -> str:
+    limit = f"{inspection.max_tokens} tokens of one prompt (positions: {inspection.positions})"
+    precision = inspection.dtype + (f", {inspection.quantization} linear layers" if inspection.quantization else "")
     lines = {
-        "model": found.model,
-        "folder": found.folder,
-        "architecture": found.architecture,
-        "recipe": f"{found.recipe}: {found.why}",
-        "head": found.head,
-        "tokens": ", ".join(f"{name!r} is {token}" for name, token in found.tokens.items()),
-        "activation": found.activation,
-        "template": found.template,
-        "instruction": found.default_instruction,
+        "model": inspection.model,
+        "folder": inspection.folder,
+        "architecture": inspection.architecture,
+        "recipe": f"{inspection.recipe}: {inspection.why}",
+        "head": inspection.head,
+        "tokens": ", ".join(f"{name!r} is {token}" for name, token in inspection.tokens.items()),
+        "activation": inspection.activation,
+        "template": inspection.template,
+        "instruction": inspection.default_instruction,
         "limit": limit,
-        "device": found.device,
-        "ranks": f"{found.tensor_parallel_size}, each a part of every layer" if found.tensor_parallel_size > 1 else "",
-        "replicas": f"{found.data_parallel_size}, each the whole model" if found.data_parallel_size > 1 else "",
+        "device": inspection.device,
+        "ranks": f"{inspection.tensor_parallel_size}, each a part of every layer"
+        if inspection.tensor_parallel_size > 1
+        else "",
+        "replicas": f"{inspection.data_parallel_size}, each the whole model"
+        if inspection.data_parallel_size > 1
+        else "",
         "dtype": precision,
-        "weights": found.stored,
-        "backend": found.backend,
+        "weights": inspection.stored,
+        "backend": inspection.backend,
     }
     shown = [f"{name + ':':<14}{value}" for name, value in lines.items() if value]
-    for prompt in found.prompts:
+    for prompt in inspection.prompts:
         shown += ["prompt:", *(f"    {line}" for line in prompt.split("\n"))]
-    if found.not_understood:
-        shown += ["not understood:", *(f"    {one}" for one in found.not_understood)]
+    if inspection.not_understood:
+        shown += ["not understood:", *(f"    {entry}" for entry in inspection.not_understood)]
     return "\n".join(shown)

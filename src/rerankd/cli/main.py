@@ -35,11 +35,11 @@ def main_launch_server() -> None:
 def own_flags(command: str) -> dict[str, Takes]:
     """The flags of `serve` or `launch_server`, without dashes, and what each takes."""
     app = _launch_server() if command == "launch_server" else _rerankd()
-    made = typer.main.get_command(app)
-    made = getattr(made, "commands", {}).get(command, made)
+    typer_command = typer.main.get_command(app)
+    typer_command = getattr(typer_command, "commands", {}).get(command, typer_command)
     return {
         flag.lstrip("-"): takes(param)
-        for param in made.params
+        for param in typer_command.params
         for flag in (*param.opts, *param.secondary_opts)
         if flag.startswith("-")
     }

@@ -1,4 +1,4 @@
-"""`rerankd models`: what lies in the local cache and can be served. Heavy imports wait until it runs."""
+"""`rerankd models`: the models in the local cache that can be served. Heavy imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GIGABYTE = 10**9
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """A model in the cache. `served` says what it is, or `reason` why it cannot be served."""
+    """A model in the cache. `served` describes a supported model; `reason` says why another is not supported."""
 
     name: str
     folder: Path
@@ -31,20 +31,20 @@ def models(
 ) -> None:
     """List the models in the local cache of the Hugging Face hub that are supported."""
     logging.getLogger("rerankd").setLevel(logging.ERROR)
-    found = sorted(cached(), key=lambda one: one.name.lower())
-    served = [one for one in found if one.served]
+    candidates = sorted(cached(), key=lambda model: model.name.lower())
+    served = [model for model in candidates if model.served]
     if served:
         rows: list[tuple[str, ...]] = [("MODEL", "FAMILY", "ARCHITECTURE", "RECIPE", "TOKENS", "SIZE")]
-        rows += [(one.name, *one.served, f"{one.size / GIGABYTE:.1f} GB") for one in served]
+        rows += [(model.name, *model.served, f"{model.size / GIGABYTE:.1f} GB") for model in served]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     else:
         print("No model in the cache can be served; `rerankd serve ID` fetches one.")
-    others = [one for one in found if not one.served]
+    others = [model for model in candidates if not model.served]
     if everything:
-        for one in others:
-            print(f"{one.name}: {one.reason}")
+        for model in others:
+            print(f"{model.name}: {model.reason}")
     elif others:
         print(f"{len(others)} more in the cache cannot be served; --all says why.")
 
@@ -67,8 +67,8 @@ def cached() -> Iterator[Cached]:
         if repository.repo_type != "model":
             continue
         for revision in repository.revisions:
-            known = "main" in revision.refs or len(repository.revisions) == 1
-            name = repository.repo_id if known else f"{repository.repo_id}@{revision.commit_hash[:8]}"
+            is_main = "main" in revision.refs or len(repository.revisions) == 1
+            name = repository.repo_id if is_main else f"{repository.repo_id}@{revision.commit_hash[:8]}"
             yield _looked_at(name, revision.snapshot_path, revision.size_on_disk)
 
 
@@ -78,9 +78,11 @@ def _looked_at(name: str, folder: Path, size: int) -> Cached:
     from rerankd.options import LoadOptions
 
     try:
-        found = plan(LoadOptions(str(folder), device="cpu"), weights=False)
-        found.tensors()
+        model_plan = plan(LoadOptions(str(folder), device="cpu"), weights=False)
+        model_plan.tensors()
     except ModelError as error:
         return Cached(name, folder, size, reason=str(error))
-    recipe = found.choice.recipe
-    return Cached(name, folder, size, (recipe.family, found.name, recipe.name, f"{found.prompts.max_tokens:,}"))
+    recipe = model_plan.choice.recipe
+    return Cached(
+        name, folder, size, (recipe.family, model_plan.name, recipe.name, f"{model_plan.prompts.max_tokens:,}")
+    )

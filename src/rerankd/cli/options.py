@@ -13,7 +13,7 @@ Backend: TypeAlias = Literal["auto", "torch", "cpu", "cuda", "npu"]
 DialectName: TypeAlias = Literal[
     "vllm", "sglang", "cohere", "tei", "infinity", "voyage", "jina", "nvidia", "weaviate", "elastic", "kserve"
 ]
-"""The dialects; `server.dialects` holds what they mean."""
+"""The names of the dialects, which are defined in `server.dialects`."""
 TOKENS = {"parser": token_count, "metavar": "TOKENS"}
 MODEL = "A folder, or an id on the hub."
 OR_DEFAULT = f"{MODEL} [default: the embedded model where its package is installed]"

@@ -110,13 +110,13 @@ def rank(
 
         form = output_format(output, format)
         bad = BadLines(skip_bad)
-        wanted = Wanted(top_n, min_score, instruction, skip_bad)
+        options = Wanted(top_n, min_score, instruction, skip_bad)
         source = source_of(pairs, queries, corpus, run, dataset, top_k, bad)
         shown = not no_progress
 
         def do(scorer: Scorer, name: str, about: dict[str, Any]) -> None:
             to = Output(output, form, tag or name.replace(" ", "_"))
-            typer.echo(str(rank(source, scorer, wanted, to, about, bad, restart=restart, progress=shown)), err=True)
+            typer.echo(str(rank(source, scorer, options, to, about, bad, restart=restart, progress=shown)), err=True)
 
         if server is not None:
             from rerankd.rank.remote import RemoteScorer
@@ -244,15 +244,15 @@ def told_in_one_line(output: str) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
     except OSError as error:  # such as a full disk
-        print(f"rerankd: error: {error}{_kept(output)}", file=sys.stderr)
+        print(f"rerankd: error: {error}{_resume_hint(output)}", file=sys.stderr)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        print(f"\nrerankd: stopped.{_kept(output)}", file=sys.stderr)
+        print(f"\nrerankd: stopped.{_resume_hint(output)}", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
-def _kept(output: str) -> str:
-    """Where a stopped run goes on from, if there is such a place."""
+def _resume_hint(output: str) -> str:
+    """The sentence that says where a stopped run goes on; empty if it cannot."""
     part = f"{output}.part"
-    there = output != "-" and Path(part).exists()
-    return f" What is finished is in {part}; the same command goes on from there." if there else ""
+    exists = output != "-" and Path(part).exists()
+    return f" What is finished is in {part}; the same command goes on from there." if exists else ""

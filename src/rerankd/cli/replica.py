@@ -1,4 +1,4 @@
-"""The options of a replica that Ray Serve runs: those of `serve`, but for what Ray does by itself."""
+"""The options of a replica that Ray Serve runs: the options of `serve`, without the tasks of Ray."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ BY_RAY = (
 PEER = replace(VLLM, refused=(*BY_RAY, *VLLM.refused))
 
 
-def launch_of(given: Mapping[str, Any]) -> tuple[Launch, list[str]]:
+def launch_of(flags: Mapping[str, Any]) -> tuple[Launch, list[str]]:
     """The launch that entries ask for, with RERANKD_* variables where they say nothing; and lines to log.
 
-    given: flags of `serve`, named without dashes, as a `--config` file has them
+    flags: flags of `serve`, named without dashes, as a `--config` file has them
 
     Raises UsageProblem, in one line that names the entry.
     """
-    made: list[tuple[Launch, list[str]]] = []
+    launches: list[tuple[Launch, list[str]]] = []
 
     @grouped
     def replica(
@@ -89,9 +89,9 @@ def launch_of(given: Mapping[str, Any]) -> tuple[Launch, list[str]]:
             residence=residence,
             more=entries(ctx.obj.models, others, SERVED_LOADING, SETTINGS),
         )
-        made.append((launch, [*PEER.judge(ctx.obj.given, chosen or ""), *ctx.obj.notes]))
+        launches.append((launch, [*PEER.judge(ctx.obj.given, chosen or ""), *ctx.obj.notes]))
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(cls=peer_command(PEER, VLLM_VARIABLES))(replica)
-    typer.main.get_command(app).main(args=[], prog_name=ENTRIES, standalone_mode=False, obj=dict(given))
-    return made[0]
+    typer.main.get_command(app).main(args=[], prog_name=ENTRIES, standalone_mode=False, obj=dict(flags))
+    return launches[0]

@@ -47,7 +47,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a reranker over HTTP, with vLLM's flags and API."""
-    # `model_id` has those of `more` already.
+    # `model_id` has the models of `more` already.
     chosen, *others = [*filter(None, (model or model_flag, *(model_id or ())))] or [None]
     traces = TracesTo(otlp_traces_endpoint) if otlp_traces_endpoint else None
     launch = Launch(

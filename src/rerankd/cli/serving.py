@@ -164,7 +164,7 @@ LIMITS = Group(
 """Limits on one request."""
 
 SERVED_LOADING = Group(
-    LOADING.made,
+    LOADING.fields_of,
     {
         **LOADING.options,
         "engine_timeout": Option(

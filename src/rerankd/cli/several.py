@@ -12,7 +12,7 @@ from rerankd.compat.flags import UsageProblem
 KEY, MORE = "models", "more"
 """The key of a file, and the parameter of models that stand behind the first on a command line."""
 LOADING, OTHERS = "loading_", ("model_flag", "settings_names")
-"""What the names of parameters begin with that an entry may have, and the names of others."""
+"""The beginning of the names of parameters that an entry may have, and the names of further such parameters."""
 OF_THE_PROCESS = ("num_threads",)
 """Options of loading that a process has once."""
 
@@ -41,20 +41,20 @@ def settings_of(entry: Any, place: str, options: Mapping[str, Any]) -> Iterator[
         entry = {"model": entry}
     if not isinstance(entry, dict) or not entry.get("model"):
         raise UsageProblem(f"{place}: an entry has to be a model, or a mapping with `model` and options of its own.")
-    seen: set[str] = set()
+    names: set[str] = set()
     for key, value in entry.items():
         where = f"{place}.{key}"
         option = options.get(f"--{key.replace('_', '-')}")
         name = getattr(option, "name", "")
-        own = name in OTHERS or name.startswith(LOADING)
-        if not own or name.removeprefix(LOADING) in OF_THE_PROCESS:
+        is_own = name in OTHERS or name.startswith(LOADING)
+        if not is_own or name.removeprefix(LOADING) in OF_THE_PROCESS:
             raise UsageProblem(
                 f"{where}: a model has no such option of its own; it has `model`, `served-model-name`, and the flags "
                 "that say how a model is loaded, such as dtype."
             )
-        if name in seen:
+        if name in names:
             raise UsageProblem(f"{where}: the option has another name too, and both are given; keep one.")
-        seen.add(name)
+        names.add(name)
         if value is not None:
             yield name, value, where
 
@@ -67,10 +67,10 @@ def entries(files: Sequence[Mapping[str, Any]], more: Sequence[str], loading: Gr
     """
     of_file = (
         Entry(
-            given["model_flag"],
-            named.values(given, "settings").get("names", ()),
-            loading.values(given, LOADING.rstrip("_")),
+            values["model_flag"],
+            named.values(values, "settings").get("names", ()),
+            loading.values(values, LOADING.rstrip("_")),
         )
-        for given in files
+        for values in files
     )
     return (*of_file, *(Entry(model) for model in more))

@@ -66,7 +66,7 @@ class Media:
 
 @dataclass(frozen=True, slots=True)
 class TracesTo:
-    """The endpoint of traces from a flag, which overrides the environment; `options` are those of the exporter."""
+    """The endpoint of traces from a flag, which overrides the environment; `options`: of the exporter."""
 
     endpoint: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Launch:
 
     model: None for the default model, or for the models of `more`
     more: further models, each with options of its own
-    grpc_port: of TEI's gRPC API; None for none
+    grpc_port: the port of TEI's gRPC API; None for no gRPC
     shutdown_timeout: seconds from a signal to the end of the process
     keep_alive: seconds that a connection may idle
     settings: fields of `Settings`, but those that are made of the others; without names the model is called as given
@@ -142,12 +142,12 @@ def _say(text: str, launch: Launch, error: bool = False, **fields: object) -> No
     """Print a message for the person who started the server; as JSON if the log is in JSON."""
     from rerankd.server.logs import SAID, SAID_OF_ERRORS
 
-    said, level = log, logging.CRITICAL if error else logging.INFO
+    logger, level = log, logging.CRITICAL if error else logging.INFO
     if launch.log_format == "text":
-        said = logging.getLogger(SAID_OF_ERRORS if error else SAID)
+        logger = logging.getLogger(SAID_OF_ERRORS if error else SAID)
         text = f"rerankd: error: {text}" if error else text
-    # `handle` asks for no level: what says that the server is ready, or why not, is said whatever the level.
-    said.handle(said.makeRecord(log.name, level, __file__, 0, text, (), None, extra=fields))
+    # `handle` checks no level: the message that the server is ready, or why not, is written at any level.
+    logger.handle(logger.makeRecord(log.name, level, __file__, 0, text, (), None, extra=fields))
 
 
 def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
@@ -169,12 +169,12 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
 
         def ready() -> None:
             pool.begin()
-            said = _ready(url, settings, pool.models, door)
+            message = _ready(url, settings, pool.models, door)
             fields: dict[str, object] = {"url": url}
             if beside:
                 fields["grpc"] = _url("grpc", launch.host, beside.port).partition("//")[2]
-                said += f"\nTEI's gRPC API: {fields['grpc']}"
-            _say(said if launch.log_format == "text" else said.partition("\n")[0], launch, False, **fields)
+                message += f"\nTEI's gRPC API: {fields['grpc']}"
+            _say(message if launch.log_format == "text" else message.partition("\n")[0], launch, False, **fields)
             notify("READY=1")
 
         lifetime = Lifetime(
@@ -199,13 +199,13 @@ def opened(launch: Launch, **more: Any) -> Iterator[tuple[Pool, Settings]]:
     from rerankd.cli.hosting import open_pool
     from rerankd.server.settings import Settings
 
-    named = _named(launch, chosen)
-    traces = _traces(launch, named[0].names[0])
-    with closing(traces) if traces else nullcontext(), closing(open_pool(named, launch.residence)) as pool:
+    models = _with_options(launch, chosen)
+    traces = _traces(launch, models[0].names[0])
+    with closing(traces) if traces else nullcontext(), closing(open_pool(models, launch.residence)) as pool:
         yield (
             pool,
             Settings(
-                **{**launch.settings, "names": named[0].names},
+                **{**launch.settings, "names": models[0].names},
                 **more,
                 limits=launch.request_limits,
                 traces=traces,
@@ -247,16 +247,16 @@ def _chosen(launch: Launch) -> list[Entry]:
         )
     if len(entries) == 1:
         entries = [replace(entries[0], names=names or entries[0].names)]
-    return [replace(one, names=one.names or (one.model,)) for one in entries]
+    return [replace(entry, names=entry.names or (entry.model,)) for entry in entries]
 
 
-def _named(launch: Launch, chosen: Iterable[Entry]) -> list[Named]:
+def _with_options(launch: Launch, chosen: Iterable[Entry]) -> list[Named]:
     """The models with all options of loading: an entry's own win."""
     from rerankd.cli.hosting import Named
     from rerankd.media.sources import Access
     from rerankd.options import LoadOptions
 
-    own = LoadOptions(
+    common = LoadOptions(
         model="",
         request_limits=launch.request_limits,
         max_characters=launch.request_limits.characters,
@@ -266,7 +266,7 @@ def _named(launch: Launch, chosen: Iterable[Entry]) -> list[Named]:
         media_sizing=launch.media.sizing,
         **launch.loading,
     )
-    return [Named(one.names, replace(own, model=one.model, **one.loading)) for one in chosen]
+    return [Named(entry.names, replace(common, model=entry.model, **entry.loading)) for entry in chosen]
 
 
 def _traces(launch: Launch, model: str) -> Traces | None:
@@ -286,7 +286,7 @@ def _traces(launch: Launch, model: str) -> Traces | None:
 
 @contextmanager
 def _removed(path: str | None) -> Iterator[None]:
-    """Take a Unix socket's file away at the end."""
+    """A context that removes a Unix socket's file at its end."""
     try:
         yield
     finally:
@@ -305,7 +305,7 @@ def _url(scheme: str, host: str, port: int) -> str:
 
 def _ready(url: str, settings: Settings, models: Sequence[Model], door: Door) -> str:
     name, locked = settings.names[0], bool(settings.keys)
-    first, *others = (_described(one) for one in models)
+    first, *others = (_described(model) for model in models)
     body = json.dumps({"query": "what is panda?", "documents": ["hi", "The giant panda is a bear."]})
     key = " -H 'Authorization: Bearer KEY'" if locked else ""
     return (
@@ -318,13 +318,13 @@ def _ready(url: str, settings: Settings, models: Sequence[Model], door: Door) ->
 
 def _described(model: Model) -> str:
     info = model.info
-    more = f" quantization={info.quantization}" if info.quantization else ""
-    more += f" tensor_parallel_size={info.tensor_parallel_size}" if info.tensor_parallel_size > 1 else ""
-    more += f" data_parallel_size={info.data_parallel_size}" if info.data_parallel_size > 1 else ""
-    more += " loaded=no" if model.reranker is None else ""
+    details = f" quantization={info.quantization}" if info.quantization else ""
+    details += f" tensor_parallel_size={info.tensor_parallel_size}" if info.tensor_parallel_size > 1 else ""
+    details += f" data_parallel_size={info.data_parallel_size}" if info.data_parallel_size > 1 else ""
+    details += " loaded=no" if model.reranker is None else ""
     return (
         f"model={model.names[0]} family={info.family} device={info.device} dtype={info.dtype} "
-        f"backend={info.backend}{more}"
+        f"backend={info.backend}{details}"
     )
 
 

@@ -69,59 +69,59 @@ class Peer:
             for name in names
         }
 
-    def judge(self, given: Sequence[Given], model: str) -> Iterator[str]:
+    def judge(self, peer_flags: Sequence[Given], model: str) -> Iterator[str]:
         """A line for each flag without effect. Raises UsageProblem for one that is refused."""
-        for one in given:
-            _, verdict = self.flags[one.name]
+        for flag in peer_flags:
+            _, verdict = self.flags[flag.name]
             if isinstance(verdict, str):
-                yield f"{one.flag} is {self.name}'s and has no effect here: {verdict}."
-            elif not one.off and one.value not in [value.format(model=model) for value in verdict.harmless]:
-                shown = one.flag if one.value is None else f"{one.flag} {one.value}"
+                yield f"{flag.flag} is {self.name}'s and has no effect here: {verdict}."
+            elif not flag.off and flag.value not in [value.format(model=model) for value in verdict.harmless]:
+                shown = flag.flag if flag.value is None else f"{flag.flag} {flag.value}"
                 raise UsageProblem(f"{shown} is not supported: {verdict.why}.")
 
 
-def sort_out(args: Sequence[str], own: Mapping[str, Takes], peer: Peer) -> tuple[list[str], list[Given]]:
+def sort_out(args: Sequence[str], our_flags: Mapping[str, Takes], peer: Peer) -> tuple[list[str], list[Given]]:
     """Split a command line into arguments for our own parser, and a peer's flags.
 
-    own: our flags with their dashes, and what they take. They come out as they are spelt there, whether they were
+    our_flags: our flags with their dashes, and what they take. They come out as they are spelt there, whether they were
         given with dashes or underscores, and one that takes several values is repeated for each of them.
 
     Raises UsageProblem for a flag that is neither's, with the nearest ones that are.
     """
-    left = list(args)
-    ours: list[str] = []
-    given: list[Given] = []
-    while left:
-        token = left.pop(0)
+    remaining = list(args)
+    our_args: list[str] = []
+    peer_flags: list[Given] = []
+    while remaining:
+        token = remaining.pop(0)
         if token == "--":
-            return [*ours, token, *left], given
+            return [*our_args, token, *remaining], peer_flags
         if not token.startswith("-") or token == "-":
-            ours.append(token)
+            our_args.append(token)
             continue
         flag, equals, attached = token.partition("=")
         dashes, spelt = _split(flag)
-        if dashes + spelt in own:
-            takes = own[dashes + spelt]
-            values = _values(takes, flag, attached if equals else None, left)
+        if dashes + spelt in our_flags:
+            takes = our_flags[dashes + spelt]
+            values = _values(takes, flag, attached if equals else None, remaining)
             if takes == "nothing":
-                ours.append(dashes + spelt + equals + attached)
+                our_args.append(dashes + spelt + equals + attached)
             for value in values:
-                ours += [dashes + spelt, value]
+                our_args += [dashes + spelt, value]
             continue
         name, off = _peer_name(spelt, peer)
         if name is None:
-            raise UsageProblem(_unknown(token, dashes + spelt, own, peer))
+            raise UsageProblem(_unknown(token, dashes + spelt, our_flags, peer))
         if spelt.startswith("O") and name == "O" and len(spelt) > 1:
-            given.append(Given(token, name, None))
+            peer_flags.append(Given(token, name, None))
             continue
         takes = peer.flags[name][0]
-        values = _values(takes, flag, attached if equals else None, left)
+        values = _values(takes, flag, attached if equals else None, remaining)
         if takes == "nothing":
-            word = attached if equals else left.pop(0) if left and _is_boolean(left[0]) else ""
+            word = attached if equals else remaining.pop(0) if remaining and _is_boolean(remaining[0]) else ""
             off = off != (word.lower() == "false")
-            given.append(Given(flag, name, None, off))
-        given += [Given(flag, name, value) for value in values]
-    return ours, given
+            peer_flags.append(Given(flag, name, None, off))
+        peer_flags += [Given(flag, name, value) for value in values]
+    return our_args, peer_flags
 
 
 def _split(flag: str) -> tuple[str, str]:
@@ -141,16 +141,16 @@ def _peer_name(spelt: str, peer: Peer) -> tuple[str | None, bool]:
     return None, False
 
 
-def _values(takes: Takes, flag: str, attached: str | None, left: list[str]) -> list[str]:
+def _values(takes: Takes, flag: str, attached: str | None, remaining: list[str]) -> list[str]:
     if takes == "nothing":
         return []
     if attached is not None:
         return [attached]
-    if not left:
+    if not remaining:
         raise UsageProblem(f"{flag} needs a value.")
-    values = [left.pop(0)]
-    while takes == "values" and left and not left[0].startswith("-"):
-        values.append(left.pop(0))
+    values = [remaining.pop(0)]
+    while takes == "values" and remaining and not remaining[0].startswith("-"):
+        values.append(remaining.pop(0))
     return values
 
 
@@ -158,11 +158,11 @@ def _is_boolean(word: str) -> bool:
     return word.lower() in ("true", "false")
 
 
-def _unknown(token: str, flag: str, own: Mapping[str, Takes], peer: Peer) -> str:
+def _unknown(token: str, flag: str, our_flags: Mapping[str, Takes], peer: Peer) -> str:
     head = flag.partition(".")[0]
-    if head != flag and head in own:
+    if head != flag and head in our_flags:
         return f"{token} is not supported; give {head} one JSON object."
-    near = get_close_matches(flag, own, n=2, cutoff=0.7)
+    near = get_close_matches(flag, our_flags, n=2, cutoff=0.7)
     near += get_close_matches(flag, [f"--{name}" for name in peer.flags], n=2, cutoff=0.8) if not near else []
     hint = f"; did you mean {' or '.join(near)}?" if near else "; see --help for those that there are."
     return f"There is no flag {flag}{hint}"

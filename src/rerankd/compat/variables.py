@@ -18,7 +18,7 @@ LEVELS = ("critical", "error", "warning", "info", "debug")
 class StandsFor:
     """A variable that stands for a flag.
 
-    value: the flag's value for the variable's; None for one that asks for nothing. Raises ValueError for nonsense.
+    value: returns the flag's value for the variable's; None for a value without effect. Raises ValueError for nonsense.
     """
 
     flag: str
@@ -37,9 +37,11 @@ class Variables:
     honoured: Mapping[str, StandsFor]
     ignored: Mapping[str, tuple[str, ...]]
 
-    def found(self, environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    def flag_values(self, environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
         """Variable -> the flag that it stands for, and the flag's value."""
-        values = {name: _value(one, environ[name]) for name, one in self.honoured.items() if name in environ}
+        values = {
+            name: _value(stands_for, environ[name]) for name, stands_for in self.honoured.items() if name in environ
+        }
         return {name: (self.honoured[name].flag, value) for name, value in values.items() if value is not None}
 
     def notes(self, environ: Mapping[str, str]) -> Iterator[str]:
@@ -109,7 +111,7 @@ VLLM_VARIABLES = Variables(
         "VLLM_API_KEY": StandsFor("--api-key", str),
         "VLLM_LOGGING_LEVEL": StandsFor("--log-level", _level),
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": StandsFor("--timeout-keep-alive", _seconds),
-        # Of the routes that it adds to vLLM's, these three are here.
+        # Of the routes that the variable adds to vLLM's, rerankd has these three.
         "VLLM_SERVER_DEV_MODE": StandsFor("--sleep-routes", _yes),
     },
     VLLM_IGNORED_VARIABLES,
@@ -127,4 +129,4 @@ SGLANG_VARIABLES = Variables(
 
 def modelscope(environ: Mapping[str, str]) -> bool:
     """Whether vLLM would look a model up on ModelScope."""
-    return USE_MODELSCOPE in VLLM_VARIABLES.found(environ)
+    return USE_MODELSCOPE in VLLM_VARIABLES.flag_values(environ)
