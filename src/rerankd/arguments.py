@@ -64,9 +64,9 @@ def queries_with_documents(query: Any, documents: Any) -> list[tuple[ContentLike
         return None
     if isinstance(documents, str):
         raise InvalidRequest("documents", "must be a list of documents, not one string; put it in a list")
-    lists = [isinstance(one, (list, tuple)) and not _is_content(one) for one in documents]
+    lists = [isinstance(item, (list, tuple)) and not _is_content(item) for item in documents]
     if not any(lists):
-        return [(one, documents) for one in query]
+        return [(single, documents) for single in query]
     if not all(lists) or len(lists) != len(query):
         raise InvalidRequest(
             "documents", f"must be one list for all, or {len(query)} lists for as many queries, not {len(lists)}"
@@ -93,10 +93,12 @@ def by_query(
         places.setdefault(tuple(map(identity, query)), []).append(i)
     return [
         (
-            requested(queries[own[0]], [pairs[i][1] for i in own], instruction, None, truncation, chunking, activation),
-            own,
+            requested(
+                queries[indices[0]], [pairs[i][1] for i in indices], instruction, None, truncation, chunking, activation
+            ),
+            indices,
         )
-        for own in places.values()
+        for indices in places.values()
     ]
 
 

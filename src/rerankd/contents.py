@@ -48,8 +48,8 @@ def _of_mapping(value: Mapping[str, Any], field: str) -> Iterator[Part]:
             raise InvalidRequest(field, f"has {number!r} under {key!r}; give a number")
     video = value.get("video")
     if video is not None:
-        for one in [video] if _is_one_video(video) else video:
-            yield Video(one, fps, max_frames)
+        for source in [video] if _is_one_video(video) else video:
+            yield Video(source, fps, max_frames)
     for image in _listed(value.get("image")):
         yield Image(image)
     for text in _listed(value.get("text")):

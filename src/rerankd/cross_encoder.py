@@ -92,12 +92,12 @@ class CrossEncoder:
             show_progress=bool(show_progress_bar),
         )
         values = np.asarray(scores, dtype=np.float32)
-        found: Any = values[0] if single else values
+        result: Any = values[0] if single else values
         if convert_to_tensor:
             import torch
 
-            return torch.as_tensor(found)
-        return found if convert_to_numpy or single else list(values)
+            return torch.as_tensor(result)
+        return result if convert_to_numpy or single else list(values)
 
     def rank(
         self,
@@ -123,11 +123,11 @@ class CrossEncoder:
         )
         return [
             {
-                "corpus_id": one.index,
-                "score": np.float32(one.score),
-                **({"text": documents[one.index]} if return_documents else {}),
+                "corpus_id": document.index,
+                "score": np.float32(document.score),
+                **({"text": documents[document.index]} if return_documents else {}),
             }
-            for one in result.documents
+            for document in result.documents
         ]
 
     @property
@@ -137,7 +137,7 @@ class CrossEncoder:
 
         info = self.reranker.info
         name = info.model if info.model.count("/") == 1 else f"rerankd/{info.path.name}"
-        told = {
+        facts = {
             "loader": type(self),
             "name": name,
             "revision": self.revision or "no_revision_available",
@@ -146,7 +146,7 @@ class CrossEncoder:
             "use_instructions": info.takes_instruction,
             "modalities": ["image", "text"] if info.supports_vision else ["text"],
         }
-        return ModelMeta.create_empty(overwrites=told)
+        return ModelMeta.create_empty(overwrites=facts)
 
     def close(self) -> None:
         self.reranker.close()
@@ -183,7 +183,7 @@ class _Card:
 def _is_pair(value: Any) -> bool:
     """Whether a value is one pair of texts, not a list of pairs."""
     return (
-        isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(one, (str, Mapping)) for one in value)
+        isinstance(value, (list, tuple)) and len(value) == 2 and all(isinstance(text, (str, Mapping)) for text in value)
     )
 
 

@@ -17,12 +17,12 @@ def pairs_of(
 ) -> list[tuple[ContentLike, ContentLike]]:
     """The query and the document of each row.
 
-    query: of all rows; None for each row's own
+    query: the query of all rows; None for the query of each row
 
     Raises InvalidRequest for a column that is missing, and for a cell that is no content.
     """
-    wanted = [document_column] if query is not None else [query_column, document_column]
-    for column in wanted:
+    columns = [document_column] if query is not None else [query_column, document_column]
+    for column in columns:
         if column not in frame.columns:
             listed = ", ".join(map(str, frame.columns))
             raise InvalidRequest(column, f"is not a column of the frame, which has {listed or 'none'}")
@@ -39,13 +39,13 @@ def pairs_of(
 def ranked_rows(frame: DataFrame, results: Sequence[tuple[RerankResult, Sequence[int]]]) -> DataFrame:
     """A frame's rows best first, each query's together, with columns `score`, `rank` and `truncated`.
 
-    results: of each query, with the rows that its documents stand in
+    results: the result of each query, with the rows of its documents
     """
-    found = [
+    ranking = [
         (rows[document.index], document, rank) for result, rows in results for rank, document in enumerate(result, 1)
     ]
-    ranked = frame.iloc[[row for row, _, _ in found]].copy()
-    ranked["score"] = [document.score for _, document, _ in found]
-    ranked["rank"] = [rank for _, _, rank in found]
-    ranked["truncated"] = [document.truncated for _, document, _ in found]
+    ranked = frame.iloc[[row for row, _, _ in ranking]].copy()
+    ranked["score"] = [document.score for _, document, _ in ranking]
+    ranked["rank"] = [rank for _, _, rank in ranking]
+    ranked["truncated"] = [document.truncated for _, document, _ in ranking]
     return ranked

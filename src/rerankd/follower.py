@@ -29,7 +29,7 @@ def main(descriptor: int) -> None:
     # A terminal and a supervisor signal all processes at once; rank 0 answers its last requests before it ends.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    # Of the model rank 0 says what there is to say.
+    # Rank 0 logs the facts of the model.
     logging.basicConfig(level=logging.ERROR)
     leader = Connection(descriptor)
     messages: SimpleQueue[Any] = SimpleQueue()
@@ -52,7 +52,7 @@ def main(descriptor: int) -> None:
 
 
 def _listen(leader: Connection, messages: SimpleQueue[Any]) -> None:
-    """In a thread of its own: rank 0 may end while this rank computes, or waits for a sum that never comes."""
+    """Receive messages, in a thread of its own: rank 0 may end while this rank computes, or waits for a sum."""
     while True:
         try:
             message = leader.recv()
@@ -68,7 +68,7 @@ def _compute(message: Batch, planned: Plan, model: Model, leader: Connection) ->
     batch = received(message, ranks, device)
     failure = _failure(model, batch)
     if failure is not None and device.type != "cpu":
-        # It may be memory that there was too little of.
+        # The cause may be a lack of memory.
         torch.get_device_module(device).empty_cache()
     leader.send(Done(ranks.sums, failure))
 

@@ -136,62 +136,62 @@ def _head(plan: Plan) -> tuple[str, dict[str, int], str]:
         return _comparison(plan), {}, "identity"
     if recipe.listwise is not None:
         marks = (recipe.listwise.document_mark, recipe.listwise.query_mark)
-        said = (
+        description = (
             f"cosine of the vectors of {marks[0]!r} and {marks[1]!r}, of {recipe.listwise.documents} documents at most"
         )
-        return f"{said} in one prompt", {name: prompts.token_id(name) for name in marks}, "identity"
+        return f"{description} in one prompt", {name: prompts.token_id(name) for name in marks}, "identity"
     if recipe.layerwise and isinstance(plan.architecture, Architecture):
         layers = len(plan.architecture.spec(config).layers)
-        said = f"a row of its own after {layers} of {config.layers()} layers"
+        description = f"a row of its own after {layers} of {config.layers()} layers"
         if recipe.compresses and (compression := Compression.of(config, layers)):
-            said += f"; {compression}"
-        return said, {}, declared_activation(config, 1, recipe.activation)
+            description += f"; {compression}"
+        return description, {}, declared_activation(config, 1, recipe.activation)
     if (score := recipe.score_token) is not None:
         name = prompts.tokenizer.tokenizer.id_to_token(score) or str(score)
-        said = f"two linear layers at the token {name!r} behind the prompt, less {recipe.logit_bias:g}"
-        return said, {name: score}, declared_activation(config, 1)
+        description = f"two linear layers at the token {name!r} behind the prompt, less {recipe.logit_bias:g}"
+        return description, {name: score}, declared_activation(config, 1)
     modules = read_modules(plan.folder) or ()
     if chained(plan.folder) == "scores":
         labels = Config(read_json(modules[-1].folder / "config.json"), str(modules[-1].folder)).size("out_features")
         return f"modules {', '.join(module.kind for module in modules[1:])}", {}, declared_activation(config, labels)
     if not recipe.answers or has_classifier(plan.folder, plan.name):
         labels = read_labels(config, recipe.label).count
-        said = "1 label" if labels == 1 else "2 labels: the share of the second"
+        description = "1 label" if labels == 1 else "2 labels: the share of the second"
         if recipe.label is not None:
-            said = f"{labels} labels: the probability of {recipe.label}"
-        return f"classifier of {said}", {}, declared_activation(config, labels)
+            description = f"{labels} labels: the probability of {recipe.label}"
+        return f"classifier of {description}", {}, declared_activation(config, labels)
     answers = read_answers(config, prompts.token_id, recipe)
     names = [prompts.tokenizer.tokenizer.id_to_token(token) or str(token) for token in answers.ids]
-    said = f"logit of {names[0]!r}" if len(names) == 1 else f"logit of {names[1]!r} minus logit of {names[0]!r}"
+    description = f"logit of {names[0]!r}" if len(names) == 1 else f"logit of {names[1]!r} minus logit of {names[0]!r}"
     if recipe.family == "encoder-decoder" and answers.activation == "identity":
-        said = f"logarithm of the probability of {names[-1]!r} against {names[0]!r}"
+        description = f"logarithm of the probability of {names[-1]!r} against {names[0]!r}"
     if answers.divisor != 1:
-        said += f", divided by {answers.divisor:g}"
-    return said, dict(zip(names, answers.ids, strict=True)), answers.activation
+        description += f", divided by {answers.divisor:g}"
+    return description, dict(zip(names, answers.ids, strict=True)), answers.activation
 
 
 def _comparison(plan: Plan) -> str:
     """The head, in words, of a model that reads query and document apart."""
     if plan.choice.recipe.family == "late-interaction":
         return _late_interaction(plan)
-    _, pooling, *rest = embedding_modules(plan.folder)
+    _, pooling, *later_modules = embedding_modules(plan.folder)
     settings = read_settings(plan.folder, "SentenceTransformer")
     measure = "cosine" if settings.similarity == "cosine" else "dot product"
-    said = f"{measure} of embeddings by {' and '.join(pooling_modes(pooling))} pooling"
-    steps = [module.kind for module in rest if module.kind != "Normalize"]
-    said += f", then {', '.join(steps)}" if steps else ""
-    return said + (f", of {settings.truncate_dim} values" if settings.truncate_dim else "")
+    description = f"{measure} of embeddings by {' and '.join(pooling_modes(pooling))} pooling"
+    steps = [module.kind for module in later_modules if module.kind != "Normalize"]
+    description += f", then {', '.join(steps)}" if steps else ""
+    return description + (f", of {settings.truncate_dim} values" if settings.truncate_dim else "")
 
 
 def _late_interaction(plan: Plan) -> str:
     settings = read_late_interaction(plan.folder)
-    said = "mean" if settings.mean else "sum"
-    said = f"{said} over the query's tokens of the largest product with a document's tokens"
+    description = "mean" if settings.mean else "sum"
+    description = f"{description} over the query's tokens of the largest product with a document's tokens"
     if settings.expansion is not None:
-        said += f"; queries filled to {settings.expansion.length} tokens"
+        description += f"; queries filled to {settings.expansion.length} tokens"
     if settings.skipped:
-        said += f"; {len(settings.skipped)} tokens that do not count"
-    return said
+        description += f"; {len(settings.skipped)} tokens that do not count"
+    return description
 
 
 def _template(plan: Plan) -> str | None:
@@ -216,9 +216,9 @@ def _example(plan: Plan) -> tuple[str, ...]:
 def _not_understood(plan: Plan) -> Iterator[str]:
     folder, recipe = plan.folder, plan.choice.recipe
     modules = read_modules(folder) or ()
-    known = {module.folder for module in modules}
+    read_folders = {module.folder for module in modules}
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and path not in known and path.name[:1] != ".":
+        if path.is_dir() and path not in read_folders and path.name[:1] != ".":
             yield f"{path.name}/: not read"
         elif path.is_file() and not any(fnmatch.fnmatch(path.name, pattern) for pattern in FILES):
             yield f"{path.name}: not read{' and not run' if path.suffix == '.py' else ''}"
@@ -226,7 +226,7 @@ def _not_understood(plan: Plan) -> Iterator[str]:
         plan.options.trust_remote_code and plan.backend()[0] == "transformers"
     ):
         yield "config.json: `auto_map` names code of the folder's own, which is not run"
-    # What --hf-overrides says is in the configuration, and counts as the folder's own.
+    # The entries of --hf-overrides are in the configuration, and count as the folder's own.
     yield from _unknown("config.json", set(plan.config.entries) - READ - WITHOUT_EFFECT)
     late = recipe.family == "late-interaction"
     kind: Kind = "CrossEncoder" if recipe.pairs else "MultiVectorEncoder" if late else "SentenceTransformer"

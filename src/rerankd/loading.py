@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def device(self) -> str:
-        """The device of the model, or those of its replicas with commas between them."""
+        """The device of the model, or the devices of its replicas with commas between them."""
         return ",".join(dict.fromkeys(self.devices)) if len(self.devices) > 1 else str(self.placement.device)
 
     @property
@@ -132,14 +132,14 @@ class Plan:
         return self.info()
 
     @property
-    def found(self) -> LoadOptions:
+    def resolved_options(self) -> LoadOptions:
         """The options with the model's folder and recipe, for processes that need not look for them again.
 
         A recipe that is no model's own (of a chain of sentence-transformers, of a chat template) is found again.
         """
         recipe = self.choice.recipe.name
-        named = recipe if recipe in RECIPES else self.options.recipe
-        return replace(self.options, model=str(self.gguf or self.folder), recipe=named)
+        recipe_option = recipe if recipe in RECIPES else self.options.recipe
+        return replace(self.options, model=str(self.gguf or self.folder), recipe=recipe_option)
 
     def tensors(self) -> Tensors:
         """The source of the weights. Raises ModelError for files that are missing or damaged."""
@@ -167,7 +167,7 @@ class Plan:
         self.backend()
         from rerankd.parallel.leader import Followers
 
-        followers = Followers(self.found, self.placement.ranks)
+        followers = Followers(self.resolved_options, self.placement.ranks)
         try:
             return followers.lead(self.load_part(), self.placement.device)
         except BaseException:
@@ -238,9 +238,9 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
         limit_memory(placement.device, options.gpu_memory_utilization)
     if options.max_batch_tokens is not None and options.max_batch_tokens < 1:
         raise ModelError(f"The token budget of a batch must be at least 1, not {options.max_batch_tokens}.")
-    found = resolve(options.model, options.hub, options.revision, weights)
-    gguf = found if found.is_file() else None
-    folder = found if gguf is None else unfold(gguf)
+    path = resolve(options.model, options.hub, options.revision, weights)
+    gguf = path if path.is_file() else None
+    folder = path if gguf is None else unfold(gguf)
     cutoff = {} if options.cutoff_layers is None else {CUTOFF: options.cutoff_layers}
     config = read_config(folder, {**options.hf_overrides, **cutoff})
     if automatic:
@@ -293,9 +293,11 @@ def _fast_quantization(architecture: Architecture | Fallback, config: Config, pl
     if isinstance(architecture, Fallback):
         return None
     backend, _ = placement.backend_for(architecture.spec(config))
-    found = backend.fast_quantization
-    log.info("--quantization auto: %s by the backend %s", found or f"none, {placement.dtype_name}", backend.title)
-    return found
+    quantization = backend.fast_quantization
+    log.info(
+        "--quantization auto: %s by the backend %s", quantization or f"none, {placement.dtype_name}", backend.title
+    )
+    return quantization
 
 
 def _implementation(config: Config, options: LoadOptions, placement: Placement) -> tuple[str, Architecture | Fallback]:
@@ -308,13 +310,13 @@ def _implementation(config: Config, options: LoadOptions, placement: Placement) 
             log.info("--trust-remote-code has no effect: rerankd's own implementation runs no code of a checkpoint.")
         return find_architecture(config)
     name, fallback = find_fallback(config, options.hf_overrides, options.trust_remote_code)
-    for said, given in (
+    for option, is_given in (
         (f"--quantization {options.quantization}", options.quantization is not None),
         (f"--backend {options.backend}", options.backend not in ("auto", "torch")),
         ("--tensor-parallel-size", options.tensor_parallel_size > 1),
     ):
-        if given:
-            raise ModelError(f"{said} is for rerankd's own implementations; {name} is run by transformers.")
+        if is_given:
+            raise ModelError(f"{option} is for rerankd's own implementations; {name} is run by transformers.")
     log.warning(
         "%s is run by transformers, in padded batches, since %s.",
         name,

@@ -94,10 +94,10 @@ class Trimmer:
         self._mark = 0
 
     def look(self) -> None:
-        """Trim the memory if it has grown. Call this between batches: what they free and take again is trimmed too."""
-        held = resident_bytes()
-        if self._mark and held > self._mark:
+        """Trim the memory if it has grown. Call this between batches: a trim takes memory that they would reuse."""
+        resident = resident_bytes()
+        if self._mark and resident > self._mark:
             trim_memory()
             self._mark = resident_bytes() + SLACK_BYTES
         else:
-            self._mark = min(self._mark or held + SLACK_BYTES, held + SLACK_BYTES)
+            self._mark = min(self._mark or resident + SLACK_BYTES, resident + SLACK_BYTES)

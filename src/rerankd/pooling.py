@@ -51,21 +51,21 @@ class PoolingParams:
 
     def activated(self) -> bool:
         """Whether the caller asks for scores, not logits."""
-        told = (self.use_activation, self.activation, self.softmax)
-        return next((one for one in told if one is not None), True) is not False
+        switches = (self.use_activation, self.activation, self.softmax)
+        return next((switch for switch in switches if switch is not None), True) is not False
 
-    def tokens_per(self, what: str) -> int | None:
-        """The limit of a `doc` or a `query`, in tokens. Raises InvalidRequest for a value that is no limit."""
-        limit = (self.extra_kwargs or {}).get(f"max_tokens_per_{what}") or 0
+    def tokens_per(self, text_kind: str) -> int | None:
+        """The limit of texts in tokens, for "doc" or "query". Raises InvalidRequest for a value that is no limit."""
+        limit = (self.extra_kwargs or {}).get(f"max_tokens_per_{text_kind}") or 0
         if not isinstance(limit, int) or limit < 0:
-            name = f"pooling_params.extra_kwargs.max_tokens_per_{what}"
+            name = f"pooling_params.extra_kwargs.max_tokens_per_{text_kind}"
             raise InvalidRequest(name, f"must be a number of tokens, 0 for no limit, not {limit!r}")
         return limit or None
 
     def instruction(self) -> str | None:
         """The instruction, if there is one."""
-        told = self._template_kwargs()
-        return next((told[name] for name in INSTRUCTION if told.get(name) is not None), None)
+        kwargs = self._template_kwargs()
+        return next((kwargs[name] for name in INSTRUCTION if kwargs.get(name) is not None), None)
 
     def without_effect(self) -> Iterator[str]:
         """The names of given fields that have no effect on a score. Raises InvalidRequest for `dimensions`."""
@@ -111,17 +111,17 @@ def asked(
     params = PoolingParams() if pooling_params is None else pooling_params
     if not isinstance(params, PoolingParams):
         raise InvalidRequest("pooling_params", "must be one `rerankd.PoolingParams`")
-    told = {name: value for name, value in (tokenization_kwargs or {}).items() if value is not None}
-    allowed = told.pop("truncation", True)
+    kwargs = {name: value for name, value in (tokenization_kwargs or {}).items() if value is not None}
+    allowed = kwargs.pop("truncation", True)
     if not isinstance(allowed, (bool, str)) or allowed not in CUT:
         raise InvalidRequest("tokenization_kwargs.truncation", f"must be true or false, not {allowed!r}")
-    side = told.pop("truncation_side", "right")
+    side = kwargs.pop("truncation_side", "right")
     if side not in ("left", "right"):
         raise InvalidRequest("tokenization_kwargs.truncation_side", f"must be left or right, not {side!r}")
-    max_length = told.pop("max_length", None)
+    max_length = kwargs.pop("max_length", None)
     lengths = {
         "truncate_prompt_tokens": truncate_prompt_tokens,
-        "tokenization_kwargs.truncate_prompt_tokens": told.pop("truncate_prompt_tokens", None),
+        "tokenization_kwargs.truncate_prompt_tokens": kwargs.pop("truncate_prompt_tokens", None),
         "pooling_params.truncate_prompt_tokens": params.truncate_prompt_tokens,
         # As transformers has it, it bounds nothing where nothing may be cut.
         "tokenization_kwargs.max_length": max_length if CUT[allowed] else None,
@@ -135,14 +135,14 @@ def asked(
         allowed=CUT[allowed],
         side=side,
     )
-    ignored = (*params.without_effect(), *(f"tokenization_kwargs.{name}" for name in told))
+    ignored = (*params.without_effect(), *(f"tokenization_kwargs.{name}" for name in kwargs))
     return Asked(truncation, params.activated(), params.instruction(), ignored)
 
 
 def no_adapter(lora_request: object) -> None:
     """Raises InvalidRequest for any adapter; a list may have one for each prompt."""
     listed = lora_request if isinstance(lora_request, (list, tuple)) else [lora_request]
-    if any(one is not None for one in listed):
+    if any(adapter is not None for adapter in listed):
         problem = "adapters are not supported; merge the adapter into its model and score with the result"
         raise InvalidRequest("lora_request", problem)
 

@@ -64,7 +64,7 @@ class Preparer:
         """Build a request's prompts. Raises InvalidRequest.
 
         media: the request's images and videos; None for a model that reads text only
-        prompts: in place of the loaded ones
+        prompts: the prompt builder to use in place of the loaded one
         stages: the stages before; the stage of tokenising is added
         """
         stages = [] if stages is None else stages
@@ -93,9 +93,11 @@ class Preparer:
         """Raises InvalidRequest for more numbers than the limit, and for more values than an embedding has."""
         if self._limits is not None:
             self._limits.check("values", len(request.documents) * self._outputs, "documents")
-        asked = outputs.dimensions if isinstance(outputs, Embeddings) else None
-        if asked is not None and self._outputs and not 1 <= asked <= self._outputs:
-            raise InvalidRequest("outputs.dimensions", f"must be from 1 to {self._outputs}, this model's, not {asked}")
+        dimensions = outputs.dimensions if isinstance(outputs, Embeddings) else None
+        if dimensions is not None and self._outputs and not 1 <= dimensions <= self._outputs:
+            raise InvalidRequest(
+                "outputs.dimensions", f"must be from 1 to {self._outputs}, this model's, not {dimensions}"
+            )
 
     def _for_labels(self, request: RerankRequest, labels: Labels) -> PromptBuilder:
         """The builder of prompts for a request with labels. Raises InvalidRequest if tokens have no probabilities."""
@@ -125,17 +127,17 @@ def _build(
             part = request
         else:
             part = replace(request, documents=tuple(request.documents[place] for place in places))
-        own = visuals and Visuals(visuals.query, tuple(visuals.documents[place] for place in places))
+        part_visuals = visuals and Visuals(visuals.query, tuple(visuals.documents[place] for place in places))
         with bounded(limits):
-            return prompts.build(part, own)
+            return prompts.build(part, part_visuals)
 
     places = [place for place in range(len(request.documents)) if place not in failed]
     if request.on_error == "skip":
-        with leaving_out() as found:
+        with leaving_out() as errors:
             group = build(places)
-        if not found:
+        if not errors:
             return tuple(places), group
-        for index, error in found.items():
+        for index, error in errors.items():
             place = places[index]
             field = error.field.replace(f"documents[{index}]", f"documents[{place}]", 1)
             failed[place] = InvalidRequest(field, error.problem)

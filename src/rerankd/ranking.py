@@ -93,7 +93,7 @@ def rank(
 def _scored(submitted: Submitted, logits: list[float], sigmoid: bool) -> tuple[list[ScoredDocument], list[float]]:
     """The best chunk of each document, and its logit.
 
-    logits: of each suffix one; of each document where suffixes hold several
+    logits: one for each suffix, or one for each document if suffixes hold several documents
     """
     group = submitted.group
     activate = _sigmoid if sigmoid else float
@@ -119,8 +119,8 @@ def _labelled(submitted: Submitted, logarithms: list[float]) -> Iterator[ScoredD
     """Each document with the probabilities of the labels."""
     group, width = submitted.group, submitted.group.values
     for place, (index, suffix) in enumerate(zip(submitted.places, group.suffixes, strict=True)):
-        found = tuple(map(math.exp, logarithms[place * width : (place + 1) * width]))
-        yield ScoredDocument(index, found[0], len(group.prefix) + len(suffix), labels=found)
+        probabilities = tuple(map(math.exp, logarithms[place * width : (place + 1) * width]))
+        yield ScoredDocument(index, probabilities[0], len(group.prefix) + len(suffix), labels=probabilities)
 
 
 def _with_outputs(
@@ -134,17 +134,17 @@ def _with_outputs(
             values[:, : outputs.dimensions], at_length_1 if outputs.normalize is None else outputs.normalize
         )
     rows = zip(submitted.places, group.suffixes, group.truncated, values.tolist(), strict=True)
-    for index, suffix, truncated, own in rows:
-        yield ScoredDocument(index, own[0], len(suffix), truncated, values=tuple(own))
+    for index, suffix, truncated, row in rows:
+        yield ScoredDocument(index, row[0], len(suffix), truncated, values=tuple(row))
 
 
 def _embeddings(values: NDArray[numpy.float32], normalize: bool) -> NDArray[numpy.float32]:
-    """float32 [documents, dimensions]; one of zeros stays."""
+    """float32 [documents, dimensions]; a row of zeros stays."""
     if not normalize:
         return values
     lengths = numpy.linalg.norm(values.astype(numpy.float64), axis=1, keepdims=True)
-    found: NDArray[numpy.float64] = values / numpy.maximum(lengths, SHORTEST)
-    return found.astype(numpy.float32)
+    normalized: NDArray[numpy.float64] = values / numpy.maximum(lengths, SHORTEST)
+    return normalized.astype(numpy.float32)
 
 
 def _sigmoid(logit: float) -> float:

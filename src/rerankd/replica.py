@@ -66,18 +66,18 @@ def main(descriptor: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     link = Link(Connection(descriptor))
-    asked = link.receive()
-    if not isinstance(asked, Load):
+    request = link.receive()
+    if not isinstance(request, Load):
         return
     _log_to(link, logging.ERROR)
-    if not asked.forks:
-        asked.share.take()
+    if not request.forks:
+        request.share.take()
     try:
         # In a thread that ends: what OpenMP starts for a thread ends with it, and a process with threads cannot fork.
         with ThreadPoolExecutor(1) as pool:
-            loading = pool.submit(Computes.load, asked.options, asked.level)
+            loading = pool.submit(Computes.load, request.options, request.level)
             while not loading.done():
-                if link.is_told(SECONDS_BETWEEN_LOOKS):  # nothing is said to it now, so that this is the end
+                if link.has_message(SECONDS_BETWEEN_LOOKS):  # no message is due, so the server has ended
                     os._exit(0)
             computes = loading.result()
     except ModelError as error:
@@ -85,7 +85,7 @@ def main(descriptor: int) -> None:
         return
     link.send(Loaded(HeadFacts.of(computes.model.head)))
     _log_to(link, logging.WARNING)
-    if asked.forks:
+    if request.forks:
         _fork(link, computes)
     else:
         _serve(link, computes)
@@ -93,7 +93,7 @@ def main(descriptor: int) -> None:
 
 @dataclass(frozen=True)
 class Computes:
-    """A loaded model, and what its engine is told. warm_up: a prompt to begin with"""
+    """A loaded model, and the settings of its engine. warm_up: a prompt to begin with"""
 
     model: Model
     device: torch.device
@@ -128,24 +128,24 @@ def _fork(link: Link, computes: Computes) -> NoReturn:
     """Be forked whenever the server asks for it."""
     gc.collect()
     trim_after_load()
-    # Else the collector of each replica writes to all objects, and has pages of its own for them.
+    # Otherwise the collector of each replica would write to all objects, and so copy their pages.
     gc.freeze()
     replicas: set[int] = set()
     while True:
-        asked = link.receive()
-        if isinstance(asked, Fork):
+        request = link.receive()
+        if isinstance(request, Fork):
             descriptor = link.receive_descriptor()
             pid = os.fork()
             if pid == 0:
-                _be_replica(descriptor, asked.share, link, computes)
+                _be_replica(descriptor, request.share, link, computes)
             os.close(descriptor)
             replicas.add(pid)
             link.send(Forked(pid))
-        elif isinstance(asked, Reap):
-            replicas.discard(asked.pid)
-            link.send(Reaped(_end(asked.pid)))
+        elif isinstance(request, Reap):
+            replicas.discard(request.pid)
+            link.send(Reaped(_end(request.pid)))
         else:
-            # They end by themselves too, but for one that someone has stopped.
+            # Replicas end by themselves too, except for one that someone has stopped.
             for pid in replicas:
                 os.kill(pid, signal.SIGKILL)
             os._exit(0)
@@ -162,9 +162,9 @@ def _end(pid: int) -> int:
 
 
 def _be_replica(descriptor: int, share: Share, forked_by: Link, computes: Computes) -> NoReturn:
-    """What a forked process does, until it ends."""
+    """The work of a forked process, until it ends."""
     try:
-        # Else the server would not see that the process of this end has ended.
+        # Otherwise the server would not see the end of the process that owns this link.
         forked_by.close()
         link = Link(Connection(descriptor))
         _log_to(link, logging.WARNING)
@@ -193,7 +193,7 @@ def _serve(link: Link, computes: Computes) -> NoReturn:
 
 
 def _log_to(link: Link, level: int) -> None:
-    """Have the server's process write what is logged from `level` on."""
+    """Have the server's process write log records from `level` on."""
     logging.basicConfig(level=level, handlers=[_Forwarding(link)], format="%(message)s", force=True)
 
 
@@ -212,10 +212,10 @@ class _Forwarding(QueueHandler):
 
 @dataclass(eq=False)
 class _Running:
-    """A batch that the engine has. left: how many of its parts are not done"""
+    """A batch that the engine has. parts_left: the number of its parts that are not done"""
 
     number: int
-    left: int
+    parts_left: int
     outcomes: dict[int, Outcome] = field(default_factory=dict)
 
 
@@ -238,7 +238,7 @@ class Turns:
             self._go_on()
 
     def drop(self, message: Drop) -> None:
-        """Leave out what is not being computed yet."""
+        """Leave out the dropped parts whose computation has not begun."""
         with self._lock:
             for batch in self._waiting:
                 for part in message.parts:
@@ -273,8 +273,8 @@ class Turns:
             del self._futures[part]
             if outcome is not None:
                 running.outcomes[part] = outcome
-            running.left -= 1
-            if not running.left:
+            running.parts_left -= 1
+            if not running.parts_left:
                 self._finish(running)
 
     def _finish(self, running: _Running) -> None:
@@ -289,17 +289,17 @@ class Turns:
 
 
 def _outcome(future: Future[list[float]], stages: list[Stage]) -> Outcome | None:
-    """None for a part that was dropped. The process ends where the engine has."""
+    """The outcome of a part; None for a dropped part. The process ends if the engine has failed."""
     if future.cancelled():
         return None
-    took = tuple(stage for stage in stages if stage.name == "model")
+    model_stages = tuple(stage for stage in stages if stage.name == "model")
     error = future.exception()
     if error is None:
-        return Outcome(future.result(), took)
+        return Outcome(future.result(), model_stages)
     if isinstance(error, EngineClosed):
-        # What it was has been logged.
+        # The cause has been logged.
         os._exit(1)
-    return Outcome([], took, str(error), isinstance(error, OutOfMemory))
+    return Outcome([], model_stages, str(error), isinstance(error, OutOfMemory))
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ class RequestReranker:
         """Tokenise a request and queue it; `collect` waits for it. Raises InvalidRequest.
 
         on_progress: called from the engine's thread with the number of documents just scored
-        prompts: in place of the loaded prompts
+        prompts: the prompt builder to use in place of the loaded one
         """
         return self._enqueue(request, self._load_blocking(request), on_progress, prompts)
 
@@ -133,7 +133,7 @@ class RequestReranker:
         digit.
         """
         with self._engine.held():
-            return [self._queue(one, on_progress) for one in prepared]
+            return [self._queue(request, on_progress) for request in prepared]
 
     def collect(self, submitted: Submitted) -> RerankResult:
         """Wait for a submitted request and rank its documents. Raises EngineError, EngineClosed, EngineDead."""
@@ -156,7 +156,7 @@ class RequestReranker:
         # Long texts are tokenised one after another, so that they would only keep threads from other requests.
         workers = self._long_workers if any(map(_is_long, requests)) else self._workers
         submitted = await workers.run(partial(self._enqueue_all, requests, loaded), drop_all, size)
-        logits = await all_of(asyncio.wrap_future(one.logits) for one in submitted)
+        logits = await all_of(asyncio.wrap_future(submission.logits) for submission in submitted)
         if sum(map(len, logits)) <= SOON_RANKED:
             return self._rank_all(submitted, logits)
         return await self._workers.run(partial(self._rank_all, submitted, logits))
@@ -226,11 +226,13 @@ class RequestReranker:
             raise
 
     def _rank_all(self, submitted: Iterable[Submitted], logits: Iterable[list[float]]) -> list[RerankResult]:
-        return [self._rank(one, own) for one, own in zip(submitted, logits, strict=True)]
+        return [
+            self._rank(submission, request_logits) for submission, request_logits in zip(submitted, logits, strict=True)
+        ]
 
     def _rank(self, submitted: Submitted, logits: list[float]) -> RerankResult:
-        asked = submitted.request.instruction is not None
-        ignored = ("instruction",) if asked and not self.info.takes_instruction else ()
+        has_instruction = submitted.request.instruction is not None
+        ignored = ("instruction",) if has_instruction and not self.info.takes_instruction else ()
         return rank(submitted, logits, self._head.activation == "sigmoid", ignored, self._head.at_length_1)
 
 
@@ -248,5 +250,5 @@ def _is_long(request: RerankRequest) -> bool:
 
 def drop_all(submitted: Iterable[Submitted]) -> None:
     """Drop requests that nobody waits for."""
-    for one in submitted:
-        one.logits.cancel()
+    for submission in submitted:
+        submission.logits.cancel()

@@ -93,13 +93,21 @@ class Reranker(RequestReranker):
         `request` is the index of the query.
         """
         several = queries_with_documents(query, documents)
-        asked: Any = [(query, documents)] if several is None else several
+        pairs: Any = [(query, documents)] if several is None else several
         requests = []
-        for place, (one, own) in enumerate(asked):
+        for place, (single_query, own_documents) in enumerate(pairs):
             try:
                 requests.append(
                     requested(
-                        one, own, instruction, top_n, truncation, chunking, activation, on_error, min_score=min_score
+                        single_query,
+                        own_documents,
+                        instruction,
+                        top_n,
+                        truncation,
+                        chunking,
+                        activation,
+                        on_error,
+                        min_score=min_score,
                     )
                 )
             except InvalidRequest as error:
@@ -112,7 +120,7 @@ class Reranker(RequestReranker):
             except InvalidRequest as error:
                 drop_all(submitted)
                 raise _of_query(error, len(submitted), several) from error
-            results = [self.collect(one) for one in submitted]
+            results = [self.collect(submission) for submission in submitted]
         return results[0] if several is None else results
 
     def rank_frame(
@@ -142,9 +150,9 @@ class Reranker(RequestReranker):
         pairs = pairs_of(frame, query, query_column, document_column)
         requests = by_query(pairs, instruction, truncation, chunking, activation)
         with progress_bar(len(pairs), show_progress) as advance:
-            asked = [(replace(request, top_n=top_n, min_score=min_score), places) for request, places in requests]
-            submitted = [(self.submit(request, advance), places) for request, places in asked]
-            results = [(self.collect(one), places) for one, places in submitted]
+            limited = [(replace(request, top_n=top_n, min_score=min_score), places) for request, places in requests]
+            submitted = [(self.submit(request, advance), places) for request, places in limited]
+            results = [(self.collect(submission), places) for submission, places in submitted]
         return ranked_rows(frame, results)
 
     async def arerank(
@@ -186,7 +194,7 @@ class Reranker(RequestReranker):
         with progress_bar(len(listed), show_progress) as advance:
             requests = by_query(listed, instruction, truncation, chunking, activation)
             submitted = [(self.submit(request, advance), places) for request, places in requests]
-            results = [(self.collect(one), places) for one, places in submitted]
+            results = [(self.collect(submission), places) for submission, places in submitted]
         return scores_in_place(results, len(listed))
 
     async def ascore(

@@ -1,4 +1,4 @@
-"""From a plan to a model that computes: in this process, or in those of its replicas."""
+"""From a plan to a model that computes: in this process, or in the processes of its replicas."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def start(planned: Plan, compute: Compute) -> Started:
             options.max_queued_tokens,
             options.engine_timeout,
         )
-        # What planning took: this process loads nothing more.
+        # Free the memory of planning: this process loads nothing more.
         trim_memory()
         return Started(replicas, replicas.head)
     model = planned.load()
@@ -94,11 +94,11 @@ def start(planned: Plan, compute: Compute) -> Started:
 
 def homes(planned: Plan) -> list[Home]:
     """The device, the cores and the threads of each replica."""
-    options, count = planned.found, len(planned.devices)
+    options, count = planned.resolved_options, len(planned.devices)
     on_cpu = planned.placement.device.type == "cpu"
-    own = shares(count, options.num_threads) if on_cpu else [Share(options.num_threads or 1)] * count
+    cpu_shares = shares(count, options.num_threads) if on_cpu else [Share(options.num_threads or 1)] * count
     homes = []
-    for name, share in zip(planned.devices, own, strict=True):
+    for name, share in zip(planned.devices, cpu_shares, strict=True):
         device, environment = alone(name)
         threads = share.threads if on_cpu else options.num_threads
         loaded = replace(options, device=device, data_parallel_size=1, num_threads=threads)

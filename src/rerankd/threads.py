@@ -109,19 +109,19 @@ def cpu_quota() -> float | None:
 
 
 def _groups() -> list[Path]:
-    """The folders of the process's control groups and of those that they lie in."""
-    found = [CGROUPS, CGROUPS / "cpu"]
+    """The folders of the process's control groups and of the groups around them."""
+    folders = [CGROUPS, CGROUPS / "cpu"]
     try:
         lines = OWN_CGROUP.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return found
+        return folders
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "" or "cpu" in controllers.split(","):
             folder = CGROUPS / "cpu" if controllers else CGROUPS
-            own = folder / path.lstrip("/")
-            found += [own, *(parent for parent in own.parents if folder in parent.parents)]
-    return found
+            group = folder / path.lstrip("/")
+            folders += [group, *(parent for parent in group.parents if folder in parent.parents)]
+    return folders
 
 
 def _quota(folder: Path) -> float | None:

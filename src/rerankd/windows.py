@@ -25,16 +25,19 @@ def cosines(windows: Windows, values: Sequence[float]) -> list[float]:
     if not windows.documents:
         return []
     vectors = numpy.asarray(values, dtype=numpy.float64).reshape(len(windows.documents), -1, windows.vector)
-    documents = [own[:count] for own, count in zip(vectors, windows.documents, strict=True)]
-    queries = numpy.stack([own[count] for own, count in zip(vectors, windows.documents, strict=True)])
-    weights = [(1 + _cosines(query, own).max()) / 2 for query, own in zip(queries, documents, strict=True)]
+    documents = [window[:count] for window, count in zip(vectors, windows.documents, strict=True)]
+    queries = numpy.stack([window[count] for window, count in zip(vectors, windows.documents, strict=True)])
+    weights = [
+        (1 + _cosines(query, window_documents).max()) / 2
+        for query, window_documents in zip(queries, documents, strict=True)
+    ]
     # Where every document is the opposite of its query, all weights are 0.
     query = numpy.average(queries, axis=0, weights=weights if sum(weights) > 0 else None)
-    found: list[float] = _cosines(query, numpy.concatenate(documents)).tolist()
-    return found
+    result: list[float] = _cosines(query, numpy.concatenate(documents)).tolist()
+    return result
 
 
 def _cosines(query: NDArray[numpy.float64], documents: NDArray[numpy.float64]) -> NDArray[numpy.float64]:
     lengths = numpy.linalg.norm(documents, axis=1) * numpy.linalg.norm(query)
-    found: NDArray[numpy.float64] = documents @ query / numpy.maximum(lengths, LEAST)
-    return found
+    cosine: NDArray[numpy.float64] = documents @ query / numpy.maximum(lengths, LEAST)
+    return cosine

@@ -36,7 +36,7 @@ class Growth:
         self.limits.check(name, self._counts[name], "documents")
 
 
-# Both are of the thread that works on a request: what tokenises and splits texts for it need not hand them on.
+# Both belong to the thread that works on a request, so that the code that reads texts need not pass them on.
 _stopped: ContextVar[threading.Event | None] = ContextVar("stopped", default=None)
 _growth: ContextVar[Growth | None] = ContextVar("growth", default=None)
 _failed: ContextVar[dict[int, InvalidRequest] | None] = ContextVar("failed", default=None)
@@ -110,7 +110,7 @@ class Workers:
         self._lock = threading.Lock()
         self._numbers = count_from()
         self._waiting: OrderedDict[int, _Task] = OrderedDict()  # by number, in order of arrival
-        self._by_size: list[tuple[int, int]] = []  # sizes and numbers; those of tasks that are gone are passed over
+        self._by_size: list[tuple[int, int]] = []  # sizes and numbers; finished tasks are skipped
         self._running: set[threading.Event] = set()
         self._closed = False
 
@@ -121,8 +121,8 @@ class Workers:
         size: the amount of work, in the unit of the other tasks
 
         Cancelling the awaiting coroutine drops a task that no thread has begun, and ends another at its next `check`:
-        until then the cancelled coroutine waits, so that its caller knows that nothing of it goes on. Cancelled
-        again, it does not wait. Raises EngineClosed once the threads are closed.
+        until then the cancelled coroutine waits, so that no part of the task runs after the coroutine has ended.
+        Cancelled again, it does not wait. Raises EngineClosed once the threads are closed.
         """
         stopped = threading.Event()
         context = copy_context()
@@ -137,18 +137,18 @@ class Workers:
             self._threads.submit(self._next, number % 2 == 0)
             self._running.add(stopped)
         future.add_done_callback(lambda _: self._running.discard(stopped))
-        done = asyncio.wrap_future(future)
+        completion = asyncio.wrap_future(future)
         try:
-            await asyncio.wait([done])
+            await asyncio.wait([completion])
         except asyncio.CancelledError:
             stopped.set()
             if not future.cancel():
-                done.add_done_callback(lambda done: _dropped(done, drop))
-                await asyncio.wait([done])
+                completion.add_done_callback(lambda completion: _dropped(completion, drop))
+                await asyncio.wait([completion])
             raise
-        if done.cancelled():
+        if completion.cancelled():
             raise EngineClosed("The engine was closed before this request was answered.")
-        return done.result()
+        return completion.result()
 
     def close(self) -> None:
         """Drop the tasks that no thread has begun, and ask the others to stop; does not wait for them."""
@@ -160,8 +160,8 @@ class Workers:
         for stopped in running:
             stopped.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        for one in waiting:
-            one.future.cancel()
+        for task in waiting:
+            task.future.cancel()
 
     def _next(self, smallest: bool) -> None:
         """Do a task that waits. There is one for each call."""
@@ -174,15 +174,15 @@ class Workers:
                     number = heappop(self._by_size)[1]
             else:
                 number = next(iter(self._waiting))
-            one = self._waiting.pop(number)
-        if not one.future.set_running_or_notify_cancel():
+            task = self._waiting.pop(number)
+        if not task.future.set_running_or_notify_cancel():
             return
         try:
-            result = one.run()
+            result = task.run()
         except BaseException as error:
-            one.future.set_exception(error)
+            task.future.set_exception(error)
         else:
-            one.future.set_result(result)
+            task.future.set_result(result)
 
 
 async def all_of(awaited: Iterable[Awaitable[T]]) -> list[T]:
@@ -190,7 +190,7 @@ async def all_of(awaited: Iterable[Awaitable[T]]) -> list[T]:
     listed = list(awaited)
     if len(listed) == 1:  # there are no others, and a task takes its time
         return [await listed[0]]
-    futures = [asyncio.ensure_future(one) for one in listed]
+    futures = [asyncio.ensure_future(awaitable) for awaitable in listed]
     try:
         if futures:
             await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
@@ -204,6 +204,6 @@ async def all_of(awaited: Iterable[Awaitable[T]]) -> list[T]:
     return [future.result() for future in futures]
 
 
-def _dropped(done: asyncio.Future[T], drop: Callable[[T], object] | None) -> None:
-    if not done.cancelled() and done.exception() is None and drop is not None:
-        drop(done.result())
+def _dropped(future: asyncio.Future[T], drop: Callable[[T], object] | None) -> None:
+    if not future.cancelled() and future.exception() is None and drop is not None:
+        drop(future.result())

@@ -195,7 +195,7 @@ def test_the_users_word_counts(
 def test_another_process_plans_the_same(made: Made, options: Any) -> None:
     """Replicas and ranks are told what the first process found."""
     planned = plan(LoadOptions(str(made(Q, "my-model", (chats,))), device="cpu", **options))
-    again = plan(planned.found)
+    again = plan(planned.resolved_options)
     assert again.choice.recipe == planned.choice.recipe
     assert again.prompts.build(request("a", ["b"])) == planned.prompts.build(request("a", ["b"]))
 

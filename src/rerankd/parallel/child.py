@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from multiprocessing.connection import Pipe
 
 END_SECONDS = 5.0
-"""The time in which a process must end after it is told to."""
+"""The time in which a process must end after it is asked to."""
 
 
 class Child:
@@ -21,14 +21,14 @@ class Child:
 
     def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
         """environment: further variables of the process"""
-        self.connection, theirs = Pipe()
+        self.connection, child_end = Pipe()
         path = os.pathsep.join(filter(None, sys.path))
-        with theirs:
+        with child_end:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, str(theirs.fileno())],
+                [sys.executable, "-m", module, str(child_end.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # standard output is this process's own
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(child_end.fileno(),),
                 env={**os.environ, **(environment or {}), "PYTHONPATH": path},
             )
 

@@ -50,8 +50,8 @@ class Followers:
         self._followers = [Follower(options, rank) for rank in range(1, ranks.shard.size)]
         threading.Thread(target=self._listen, name="rerankd-followers", daemon=True).start()
 
-    def lead(self, own: Model, device: torch.device) -> LeadingModel:
-        """The model of all parts, once all are loaded. own: the part of rank 0. Raises ModelError if a part is not."""
+    def lead(self, part: Model, device: torch.device) -> LeadingModel:
+        """The model of all parts, once all are loaded. part: the part of rank 0. Raises ModelError if a part is not."""
         for follower in self._followers:
             answer = follower.answers.get()
             if answer is None or answer.failure is not None:
@@ -61,7 +61,7 @@ class Followers:
         for connection in self._connections:
             connection.send(Join(folder))
         self._ranks.join(folder, device)
-        return LeadingModel(own, self)
+        return LeadingModel(part, self)
 
     def watch(self, on_failure: Callable[[EngineDead], object]) -> None:
         """Call `on_failure`, from any thread, when the ranks can compute no more."""
@@ -70,17 +70,17 @@ class Followers:
         if self.failure is not None:
             on_failure(self.failure)
 
-    def compute(self, own: Model, batch: PackedBatch) -> Tensor:
-        """The logits of rank 0. own: its model
+    def compute(self, part: Model, batch: PackedBatch) -> Tensor:
+        """The logits of rank 0. part: its part of the model
 
-        Raises what `own` raises where all ranks fail alike, and are ready for another batch. Else they can compute no
-        more: EngineError, and `watch` is told.
+        If all ranks fail alike, they are ready for another batch, and the error of `part` is raised. Otherwise they
+        can compute no more: raises EngineError, and `watch` is called.
         """
         logits, error = None, None
         self._own_part_done.clear()
         try:
             broadcast(batch, self._connections, self._ranks)
-            logits = own(batch)
+            logits = part(batch)
         except Exception as raised:
             error = raised
         self._own_part_done.set()
@@ -153,9 +153,9 @@ class Followers:
 class LeadingModel:
     """A `Model` whose batches all ranks compute."""
 
-    def __init__(self, own: Model, followers: Followers) -> None:
+    def __init__(self, part: Model, followers: Followers) -> None:
         self.followers = followers
-        self._own = own
+        self._own = part
 
     @property
     def head(self) -> Head:

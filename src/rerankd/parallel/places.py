@@ -26,11 +26,14 @@ class Part:
 
 @dataclass(eq=False)
 class Parts:
-    """The parts of a job that batches have taken, in order. told: the number of first parts that are reported"""
+    """The parts of a job that batches have taken, in order.
+
+    reported: the number of first parts whose documents are reported as done
+    """
 
     job: Job
     taken: list[Part] = field(default_factory=list)
-    told: int = 0
+    reported: int = 0
 
     def took(self, stages: tuple[Stage, ...]) -> None:
         """Record the time of a batch. The first also gives the waiting time, since all processes have one clock."""
@@ -41,15 +44,15 @@ class Parts:
 
     def tell(self) -> int:
         """The number of newly done documents; a document counts when all documents before it are done."""
-        before = self.told
-        while self.told < len(self.taken) and self.taken[self.told].logits is not None:
-            self.told += 1
-        return sum(len(part.slice.group.suffixes) for part in self.taken[before : self.told])
+        before = self.reported
+        while self.reported < len(self.taken) and self.taken[self.reported].logits is not None:
+            self.reported += 1
+        return sum(len(part.slice.group.suffixes) for part in self.taken[before : self.reported])
 
     @property
     def done(self) -> bool:
         """Whether all documents are done."""
-        return self.told == len(self.taken) and self.job.taken == len(self.job.group.suffixes)
+        return self.reported == len(self.taken) and self.job.taken == len(self.job.group.suffixes)
 
     def logits(self) -> list[float]:
         """The logits of all documents in order, once all are done."""
@@ -63,12 +66,12 @@ class Place:
     replica: the running process; None while there is none
     sends: whether a message to the process is being sent
     batches: the batches without an answer, by number, in the order in which the replica computes them
-    drops: dropped parts of which the process must be told
+    drops: dropped parts that the process does not know of yet
     asked: whether the process must be asked for a sign of life
     silent: the number of checks since the last sign of life
     rate: tokens a second of the last batches
     fails: how often in a row a process of the place ended without having scored anything
-    over: whether the place is given up
+    given_up: whether no process is started for the place again
     before: the work of earlier processes of the place; now: the work of the present one
     """
 
@@ -82,7 +85,7 @@ class Place:
     rate: float = 0.0
     starts: int = 0
     fails: int = 0
-    over: bool = False
+    given_up: bool = False
     before: tuple[int, int, float] = (0, 0, 0.0)
     now: tuple[int, int, float] = (0, 0, 0.0)
 
@@ -98,10 +101,10 @@ class Place:
 
     def has_room(self, in_flight: int) -> bool:
         """Whether the replica takes another batch. in_flight: the number of batches that it computes at a time"""
-        held = len(self.batches)
-        return held < in_flight or (held == in_flight and self.tokens <= self.rate * AHEAD_SECONDS)
+        count = len(self.batches)
+        return count < in_flight or (count == in_flight and self.tokens <= self.rate * AHEAD_SECONDS)
 
-    def told(self) -> Iterator[Drop | Ping]:
+    def messages(self) -> Iterator[Drop | Ping]:
         """The messages for the process, beside batches. Each is returned once."""
         if self.asked:
             self.asked = False

@@ -44,7 +44,7 @@ class Loader:
         self._child = Child("rerankd.replica", {**home.environment, **(QUIET if forks else {})})
         self.link = Link(self._child.connection)
         self._lock = threading.Lock()
-        # One replica says what there is to say of the model.
+        # One replica logs the facts of the model.
         level = log.getEffectiveLevel() if number == 0 or forks else logging.ERROR
         try:
             self.link.send(Load(home.options, home.share, forks, level))
@@ -61,18 +61,18 @@ class Loader:
 
     def fork(self, number: int, share: Share) -> Replica:
         """Fork a replica from the process. Raises ModelError if the process has ended."""
-        ours, theirs = Pipe()
-        with theirs:
+        parent_end, child_end = Pipe()
+        with child_end:
             try:
                 with self._lock:
                     self.link.send(Fork(share))
-                    self.link.send_descriptor(theirs.fileno(), self._child.process.pid)
+                    self.link.send_descriptor(child_end.fileno(), self._child.process.pid)
                     forked = received(self.link, number, ANSWER_SECONDS)
             except OSError:
                 forked = None
         if not isinstance(forked, Forked):
             raise ModelError(f"The process that replicas are forked from has ended {self.how_it_ended()}.")
-        return Replica(number, Link(ours), self, forked.pid)
+        return Replica(number, Link(parent_end), self, forked.pid)
 
     def reap(self, pid: int) -> str:
         """The way in which a forked process ended, in words. A process that still runs is killed."""
@@ -157,7 +157,7 @@ class Processes:
             loader.how_it_ended()
 
     def _fork(self, number: int) -> Replica:
-        """Of the process that has loaded, or of a new one where that has ended."""
+        """Fork a replica from the process that has loaded, or from a new one if that process has ended."""
         with self._forking:
             if self._forked_from is not None:
                 try:
@@ -181,7 +181,7 @@ class Processes:
 
 def received(link: Link, number: int, seconds: float | None = None) -> Any:
     """The next message that is no line of a log; None once the other end is gone, or silent for so long."""
-    while seconds is None or link.is_told(seconds):
+    while seconds is None or link.has_message(seconds):
         message = link.receive()
         if not isinstance(message, logging.LogRecord):
             return message

@@ -180,7 +180,7 @@ class Link:
             log.error("A message of another process of this server cannot be read: %r", error)
             return None
 
-    def is_told(self, seconds: float) -> bool:
+    def has_message(self, seconds: float) -> bool:
         """Whether there is something to receive, or the other end is gone; it waits so long for that."""
         return self._connection.poll(seconds)
 
@@ -190,7 +190,7 @@ class Link:
             send_handle(self._connection, descriptor, pid)
 
     def receive_descriptor(self) -> int:
-        """What `send_descriptor` handed over."""
+        """The open file that `send_descriptor` handed over."""
         return recv_handle(self._connection)
 
     def close(self) -> None:

@@ -60,8 +60,8 @@ class Replicas:
         self._lives = [self._thread(self._live, place) for place in self._places]
         self._feeds = [self._thread(self._feed, place) for place in self._places]
         if timeout is not None:
-            given = self._places, self._changed, self._stop, timeout
-            threading.Thread(target=look, args=given, name="rerankd-lookout", daemon=True).start()
+            arguments = self._places, self._changed, self._stop, timeout
+            threading.Thread(target=look, args=arguments, name="rerankd-lookout", daemon=True).start()
         with self._changed:
             self._changed.wait_for(lambda: self._unloaded or all(place.replica for place in self._places))
         if self._unloaded is not None:
@@ -175,13 +175,13 @@ class Replicas:
                 )
                 if self._stop.is_set():
                     return
-                replica, messages = place.replica, list[Drop | Ping | Batch](place.told())
+                replica, messages = place.replica, list[Drop | Ping | Batch](place.messages())
                 if self._is_next(place) and (parts := self._queue.take()):
                     number = self._queue.next_number()
                     place.batches[number] = parts
                     messages.append(Batch(number, {part.number: part.slice.group for part in parts}))
                 place.sends = True
-            # What it cannot be sent is the end of its process, which another thread sees too.
+            # A message that cannot be sent means that the process has ended, which another thread sees too.
             with suppress(OSError):
                 for message in messages:
                     if replica is not None:
@@ -194,8 +194,12 @@ class Replicas:
         """Whether a document waits, and this replica has the fewest tokens of the replicas that take a batch now."""
         if not self._queue:
             return False
-        taking = [one for one in self._places if one.replica and not one.sends and one.has_room(self._in_flight)]
-        return place is min(taking, key=lambda one: (one.tokens, one.number), default=None)
+        taking = [
+            candidate
+            for candidate in self._places
+            if candidate.replica and not candidate.sends and candidate.has_room(self._in_flight)
+        ]
+        return place is min(taking, key=lambda candidate: (candidate.tokens, candidate.number), default=None)
 
     def _live(self, place: Place) -> None:
         """Start a replica, hear it, and start it again when it has ended."""
@@ -236,11 +240,11 @@ class Replicas:
         """Whether to start a replica again, now that it is time to; the engine is dead where none is."""
         with self._changed:
             place.fails += 1
-            place.over = place.fails >= STARTS
-            all_over = all(one.over for one in self._places)
-        if place.over:
+            place.given_up = place.fails >= STARTS
+            all_given_up = all(other.given_up for other in self._places)
+        if place.given_up:
             log.critical("Replica %d has ended %d times in a row and is given up.", place.number, place.fails)
-            if all_over:
+            if all_given_up:
                 self._die(EngineDead("The processes of all replicas have ended, again and again."))
             return False
         pause = min(FIRST_PAUSE * 2 ** (place.fails - 2), LONGEST_PAUSE) if place.fails > 1 else 0.0
@@ -253,7 +257,7 @@ class Replicas:
                 place.has_done(scored)
                 settled = self._queue.settle(place.batches.pop(scored.number), scored)
                 self._changed.notify_all()
-            for job, documents in settled.told:
+            for job, documents in settled.progress:
                 if job.on_progress and documents and job.waited_for:
                     try:
                         job.on_progress(documents)
@@ -265,7 +269,7 @@ class Replicas:
             job.finish()
 
     def _lose(self, place: Place) -> None:
-        """What a replica had whose process has ended goes to others, or fails where the engine is being closed."""
+        """Give the parts of a replica whose process has ended to others, or fail them if the engine is being closed."""
         with self._changed:
             if self._closed:
                 lost: list[tuple[Job, Exception]] = [(part.slice.job, closed()) for part in place.parts]
@@ -277,7 +281,7 @@ class Replicas:
             job.fail(error)
 
     def _die(self, error: EngineDead) -> None:
-        """Fail whatever waits; nothing is taken any more."""
+        """Fail all waiting jobs; no job is accepted any more."""
         with self._changed:
             self._dead = error
             self._closed = True

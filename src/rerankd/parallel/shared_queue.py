@@ -1,4 +1,4 @@
-"""The one queue of several replicas: what waits, what they have of it, and what comes back."""
+"""The one queue of several replicas: the waiting documents, the documents at replicas, and the results."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TRIES = 2
 
 @dataclass(slots=True)
 class Settled:
-    """What a batch that is done means for its jobs.
+    """The effects of a finished batch on its jobs.
 
-    told: how many more documents of a job are done, of those before which all are
+    progress: jobs with the number of newly done documents; a document counts when all documents before it are done
     finished: jobs that have all their logits
     failed: jobs with their errors
     """
 
-    told: list[tuple[Job, int]] = field(default_factory=list)
+    progress: list[tuple[Job, int]] = field(default_factory=list)
     finished: list[Job] = field(default_factory=list)
     failed: list[tuple[Job, Exception]] = field(default_factory=list)
 
@@ -35,7 +35,7 @@ class SharedQueue:
     """Jobs on their way to replicas and back. Not thread-safe: `Replicas` holds its lock around every call."""
 
     def __init__(self, batch_tokens: int, replicas: int) -> None:
-        """batch_tokens: of a batch at most"""
+        """batch_tokens: the most tokens of a batch"""
         self._batch_tokens = batch_tokens
         self._replicas = replicas
         self._batcher = Batcher(batch_tokens)
@@ -50,17 +50,17 @@ class SharedQueue:
 
     @property
     def documents(self) -> int:
-        """Those that wait."""
+        """The number of waiting documents."""
         return self._batcher.documents + sum(len(part.slice.group.suffixes) for part in self._again)
 
     @property
     def tokens(self) -> int:
-        """Tokens to compute for what waits."""
+        """Tokens to compute for the waiting documents."""
         return self._batcher.tokens + sum(part.slice.cost for part in self._again)
 
     @property
     def requests(self) -> int:
-        """Those of which a document waits."""
+        """The number of requests with a waiting document."""
         return len(self._batcher) + len({part.slice.job for part in self._again if not part.slice.job.waiting})
 
     def add(self, job: Job, most: int | None) -> None:
@@ -81,12 +81,12 @@ class SharedQueue:
             part = self._again.popleft()
             if part.slice.job.waited_for:
                 return [part]
-        taken = []
+        parts = []
         for piece in self._batcher.next_batch():
             part = Part(self.next_number(), piece)
             self._jobs.setdefault(piece.job, Parts(piece.job)).taken.append(part)
-            taken.append(part)
-        return taken
+            parts.append(part)
+        return parts
 
     def settle(self, batch: Iterable[Part], scored: Scored) -> Settled:
         """Note the results of a batch."""
@@ -100,7 +100,7 @@ class SharedQueue:
                 settled.failed.append((parts.job, outcome.failure))
                 continue
             part.logits = outcome.logits
-            settled.told.append((parts.job, parts.tell()))
+            settled.progress.append((parts.job, parts.tell()))
             if parts.done:
                 parts.job.logits = parts.logits()
                 settled.finished.append(parts.job)
@@ -134,13 +134,13 @@ class SharedQueue:
         return True
 
     def drain(self) -> set[Job]:
-        """The jobs of what waits; nothing waits afterwards."""
+        """Remove and return the jobs with waiting documents."""
         waiting = {*self._batcher.drain(), *(part.slice.job for part in self._again)}
         self._again.clear()
         return waiting
 
     def drain_all(self) -> set[Job]:
-        """The same, and the jobs of what replicas have."""
+        """Remove and return all jobs, also those whose documents are at replicas."""
         return {*self.drain(), *self._jobs}
 
 

@@ -10,11 +10,11 @@ done sooner."""
 
 
 def fair_budget(waiting: int, longest: int, batch_tokens: int, replicas: int) -> int:
-    """The tokens of a batch with which all replicas get as many batches of what waits, and as large ones.
+    """The tokens of a batch with which all replicas get as many batches of the waiting documents, and as large ones.
 
-    waiting: tokens to compute for it
-    longest: tokens of its longest prompt
-    batch_tokens: of a batch at most
+    waiting: tokens to compute for the waiting documents
+    longest: tokens of their longest prompt
+    batch_tokens: the most tokens of a batch
 
     It depends on the queue alone, and not on which replica is idle: equal queues are cut into equal batches.
     """

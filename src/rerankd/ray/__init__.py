@@ -35,29 +35,29 @@ def deployment(args: Mapping[str, Any]) -> Application:
     from rerankd.cli.replica import launch_of
     from rerankd.ray.replica import Replica
 
-    given = dict(args)
-    options = _options(given.pop("deployment", None), inspect.signature(serve.deployment).parameters)
-    launch, _ = launch_of(given)
+    flags = dict(args)
+    options = _options(flags.pop("deployment", None), inspect.signature(serve.deployment).parameters)
+    launch, _ = launch_of(flags)
     options = {
         "name": NAME,
-        # Replicas refuse what is too much by themselves, with 429; nothing waits in Ray, where nobody counts tokens.
+        # Replicas refuse calls themselves, with 429, when too many wait; no call waits in Ray, which counts no tokens.
         "max_ongoing_requests": 2 * launch.settings["max_queued_calls"],
         "graceful_shutdown_timeout_s": launch.shutdown_timeout,
         **options,
     }
-    made: Application = serve.deployment(**options)(serve.ingress()(Replica)).bind(given)
-    return made
+    application: Application = serve.deployment(**options)(serve.ingress()(Replica)).bind(flags)
+    return application
 
 
-def _options(given: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+def _options(entries: Any, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Options of Ray's deployment, with the policy where the number of replicas is not fixed. Raises UsageProblem."""
-    if given is None:
+    if entries is None:
         return {}
-    if not isinstance(given, Mapping):
+    if not isinstance(entries, Mapping):
         raise UsageProblem("args: deployment: the value has to be a mapping of options of Ray's serve.deployment.")
-    options = dict(given)
+    options = dict(entries)
     for name in options:
-        if name not in known or name.startswith("_"):
+        if name not in parameters or name.startswith("_"):
             raise UsageProblem(f"args: deployment: Ray's serve.deployment has no option {name}.")
     scaling = options.get("autoscaling_config")
     if scaling is None and options.get("num_replicas") != "auto":

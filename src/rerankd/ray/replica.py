@@ -141,7 +141,7 @@ class Replica:
         }
 
     def __del__(self) -> None:
-        """Of Ray, once all requests have been answered."""
+        """Called by Ray once all requests have been answered."""
         self._open.close()
 
     @asynccontextmanager
@@ -217,11 +217,11 @@ class _ToRay(logging.Handler):
 
 
 def log_to_ray(level: str, access: bool) -> None:
-    """Have what rerankd logs in Ray's log of the replica.
+    """Write rerankd's log records to Ray's log of the replica.
 
     access: whether each call gets a line
     """
-    own = logging.getLogger("rerankd")
-    own.handlers, own.propagate = [_ToRay()], False
-    own.setLevel("DEBUG" if level == "trace" else level.upper())
+    logger = logging.getLogger("rerankd")
+    logger.handlers, logger.propagate = [_ToRay()], False
+    logger.setLevel("DEBUG" if level == "trace" else level.upper())
     logging.getLogger(ACCESS).setLevel(logging.NOTSET if access else logging.CRITICAL)

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
 
 WAITING, RATE, BUSY = "queue_tokens", "tokens_per_second", "busy"
-"""What each replica reports: tokens to compute for what waits, the speed of its last batches, and the part of the time
-in which its model computed."""
+"""The reports of each replica: tokens to compute for waiting documents, the speed of its last batches, and the part of
+the time in which its model computed."""
 MOST_BUSY = 0.8
 """No replica is stopped where the others would be busier than that on average."""
 
@@ -32,8 +32,8 @@ class QueueTokens:
         waiting = reports.get(WAITING, {})
         rates = [rate for rate in reports.get(RATE, {}).values() if rate > 0]
         target = self._tokens or (sum(rates) / len(rates) if rates else None)
-        wanted = sum(waiting.values()) / target if target else 0.0
+        for_queue = sum(waiting.values()) / target if target else 0.0
         # A replica that has not reported yet may have any work.
-        known = len(waiting) >= running
-        needed = sum(reports.get(BUSY, {}).values()) / MOST_BUSY if known else running
-        return max(wanted, min(needed, running)), {}
+        all_reported = len(waiting) >= running
+        for_busy = sum(reports.get(BUSY, {}).values()) / MOST_BUSY if all_reported else running
+        return max(for_queue, min(for_busy, running)), {}
