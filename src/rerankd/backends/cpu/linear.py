@@ -177,8 +177,8 @@ def int8_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels | None) ->
 
     Each output channel of the weight is scaled to its largest magnitude when the model is loaded, and each row of the
     input to its own range when the layer runs. So an outlier in a row costs no other row precision, and an asymmetric
-    range wastes none. Sums are exact in int32. Kernels without VNNI add four products in 16 bits first, and the scale of
-    a channel lets them fit (`Kernels.largest_sum`).
+    range wastes none. Sums are exact in int32. Kernels without VNNI add four products in 16 bits first, and a channel's
+    scale lets them fit (`Kernels.largest_sum`).
     """
     if kernels is None or not kernels.fit_gemm(*weight.shape):
         return Int8Linear(*_rounded(weight, torch.int8, lambda wide: wide.abs().amax(1) / 127), bias)
