@@ -8,9 +8,19 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from rerankd.backends.cpu.linear import DenseLinear, Linear, PackedLinear, int8_linear, int16_linear, kernel_linear
+from rerankd.backends.cpu.linear import (
+    DenseLinear,
+    Linear,
+    PackedLinear,
+    int8_linear,
+    int8_weight,
+    int16_linear,
+    kernel_linear,
+)
 from rerankd.backends.cpu.rows import to_dense
 from rerankd.backends.torch.transformer import activate
 from rerankd.layers.spec import Activation
@@ -97,6 +107,25 @@ def test_int8_is_near_float32(backend: tuple[torch.dtype, Make, Codes]) -> None:
     x, weight = matrix(40, 256, 1).to(dtype), matrix(64, 256, 2).to(dtype)
     exact = F.linear(x.float(), weight.float())
     assert (make(weight, None)(x).float() - exact).abs().max() < 0.025 * exact.abs().max()
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["normal", "heavy", "halves", "sparse"]))
+def test_any_four_weights_that_are_added_in_16_bits_fit(seed: int, kind: str) -> None:
+    """And none is smaller than it has to be: one channel's sum, or its largest weight, is at the bound."""
+    weight = matrix(8, 64, seed)
+    if kind == "heavy":
+        weight = weight**5
+    elif kind == "halves":  # as many as can be lie half-way between two codes
+        weight = (weight * 20).round() + 0.5
+    elif kind == "sparse":
+        weight = weight * (weight > 1.5)
+    codes, scales = int8_weight(weight, 127, 128)
+    fours = torch.stack([codes[:, [i, i + 1, i + 4, i + 5]].int() for j in range(0, 64, 8) for i in (j, j + 2)])
+    sums = torch.maximum(fours.clamp(min=0).sum(2), (-fours).clamp(min=0).sum(2)).amax(0)
+    assert sums.max() <= 128
+    assert ((sums >= 124) | (codes.abs().amax(1) == 127) | (codes.abs().amax(1) == 0)).all()
+    torch.testing.assert_close(codes * scales[:, None], weight, rtol=0, atol=0.501 * scales.max().item())
 
 
 @pytest.mark.parametrize("unit", UNITS_WITH_HALVES)

@@ -181,18 +181,9 @@ def int8_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels | None) ->
     scale lets them fit (`Kernels.largest_sum`).
     """
     if kernels is None or not kernels.fit_gemm(*weight.shape):
-        return Int8Linear(*_rounded(weight, torch.int8, lambda wide: wide.abs().amax(1) / 127), bias)
-    largest_weight, largest_sum = kernels.largest_weight, kernels.largest_sum
-
-    def scales(wide: Tensor) -> Tensor:
-        by_magnitude = wide.abs().amax(1) / largest_weight
-        if not largest_sum:
-            return by_magnitude
-        # Rounding adds half a step to each of four weights.
-        return torch.maximum(by_magnitude, _sums_of_four(wide) / (largest_sum - 2))
-
-    packed = kernels.pack_int8(*_rounded(weight, torch.int8, scales))
-    return KernelLinear(packed, bias, kernels.quantize, kernels)
+        return Int8Linear(*int8_weight(weight, 127, 0), bias)
+    rounded = int8_weight(weight, kernels.largest_weight, kernels.largest_sum)
+    return KernelLinear(kernels.pack_int8(*rounded), bias, kernels.quantize, kernels)
 
 
 def int16_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels) -> Linear:
@@ -207,6 +198,22 @@ def int16_linear(weight: Tensor, bias: Tensor | None, kernels: Kernels) -> Linea
         weight, torch.int16, lambda wide: torch.maximum(wide.abs().amax(1) / 32767, wide.abs().sum(1) / most)
     )
     return KernelLinear(kernels.pack_int16(codes, scales), bias, partial(kernels.quantize, halves=True), kernels)
+
+
+def int8_weight(weight: Tensor, largest_weight: int, largest_sum: int) -> tuple[Tensor, Tensor]:
+    """A weight [outputs, inputs] in int8, and the float32 scales of its outputs.
+
+    largest_weight, largest_sum: see `Kernels`
+    """
+
+    def scales(wide: Tensor) -> Tensor:
+        by_magnitude = wide.abs().amax(1) / largest_weight
+        if not largest_sum:
+            return by_magnitude
+        # Rounding adds up to half a step to each of four weights.
+        return torch.maximum(by_magnitude, _sums_of_four(wide) / (largest_sum - 2))
+
+    return _rounded(weight, torch.int8, scales)
 
 
 def _rounded(weight: Tensor, dtype: torch.dtype, scales_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
