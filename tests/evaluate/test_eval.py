@@ -147,7 +147,7 @@ def test_missing_queries_count_and_are_told(ideal: Path, tmp_path: Path) -> None
     done = evaluate("--qrels", QRELS, "--run", str(half), "--metrics", "nDCG@10")
     assert re.search(r"^half.trec +0\.3333$", done.stdout, re.MULTILINE)
     assert "half.trec lacks 8 of the 12 judged queries; each counts 0." in done.stdout
-    assert "half.trec has 1 queries that nobody judged" in done.stdout
+    assert "half.trec has 1 queries without judgments" in done.stdout
 
 
 def test_each_ranking_has_a_name_of_its_own(ideal: Path, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_runs_are_fused(ideal: Path, tmp_path: Path) -> None:
         (("--qrels", QRELS, "--run", BM25, "-o", "report.pdf"), "ends in none of"),
         (("--qrels", QRELS, "--run", BM25, "--compare", "top-k=2"), "give MODEL too"),
         (("m", "--qrels", QRELS), "--queries and --corpus"),
-        (("--dataset", str(COLLECTION), "--split", "dev", "--run", BM25), "holds no qrels/dev.tsv"),
+        (("--dataset", str(COLLECTION), "--split", "dev", "--run", BM25), "has no qrels/dev.tsv"),
     ],
 )
 def test_what_is_wrong_is_one_line(words: tuple[str, ...], problem: str) -> None:
@@ -217,7 +217,7 @@ def test_variants_change_one_thing_each() -> None:
         ("top-k=0", "above 0"),
         ("dtype=", "no value"),
         ("dtype", "KEY="),
-        ("top-k=5,10,5", "top-k=5 is there twice"),
+        ("top-k=5,10,5", "top-k=5 is given twice"),
     ):
         with pytest.raises(RerankdError, match=problem):
             variants(base, [item])

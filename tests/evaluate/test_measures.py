@@ -143,7 +143,7 @@ def test_judgments_in_parquet(tmp_path: Path) -> None:
     ("content", "problem"),
     [
         ("q1 0 d1 2\nq1 0 d1\n", "line 2: has 3 columns; judgments have 4"),
-        ("q1 0 d1 2\nq1 0 d2 good\n", "line 2: the grade 'good' is not a whole number"),
+        ("q1 0 d1 2\nq1 0 d2 good\n", "line 2: the grade 'good' is not an integer"),
         ("q1 0 d1 2\nq1 0 d2 0.5\n", "line 2: the grade '0.5'"),
     ],
 )
@@ -159,6 +159,6 @@ def test_bad_judgments(content: str, problem: str, tmp_path: Path) -> None:
 
 def test_a_document_twice_in_a_run(tmp_path: Path) -> None:
     (tmp_path / "run.trec").write_text("q Q0 a 1 3 t\nq Q0 b 2 2 t\nq Q0 a 3 1 t\n")
-    with pytest.raises(BadLine, match="line 3: query 'q' has 'a' twice"):
+    with pytest.raises(BadLine, match="line 3: the query 'q' has the document 'a' twice"):
         load_run(str(tmp_path / "run.trec"), BadLines())
     assert load_run(str(tmp_path / "run.trec"), BadLines(skip=True)) == {"q": {"a": 3.0, "b": 2.0}}

@@ -17,7 +17,7 @@ from rerankd.loading import plan
 from rerankd.options import LoadOptions
 from rerankd.rank.local import LocalScorer
 from rerankd.rank.queries import Query
-from rerankd.rank.scoring import Block, Wanted
+from rerankd.rank.scoring import Block, RankSettings
 from rerankd.server.settings import Settings
 from tests import listwise
 from tests.checkpoints import Storage
@@ -164,13 +164,13 @@ def test_files_of_queries(reranker: Reranker, reference: listwise.Jina) -> None:
         listed = [(str(i), text_content(text)) for i, text in enumerate(texts)]
         return Query("q", text_content(QUERY), listed, len(listed), "line 1", "digest")
 
-    scorer, wanted = LocalScorer(reranker), Wanted()
-    ((_, (found,)),) = scorer.score([Block(0, (query(SHORT),))], wanted, lambda _: None)
+    scorer, settings = LocalScorer(reranker), RankSettings()
+    ((_, (found,)),) = scorer.score([Block(0, (query(SHORT),))], settings, lambda _: None)
     expected = reference.scores(QUERY, SHORT)
     ranked = {document.id: document.score for document in found.ranking().results}
     assert [ranked[str(i)] for i in range(130)] == pytest.approx(expected, abs=1e-5)
-    with pytest.raises(InvalidRequest, match="1025, and this model scores a query's documents together"):
-        list(scorer.score([Block(0, (query(["a"] * 1025),))], wanted, lambda _: None))
+    with pytest.raises(InvalidRequest, match="1025, but this model scores all documents of a query together"):
+        list(scorer.score([Block(0, (query(["a"] * 1025),))], settings, lambda _: None))
 
 
 def test_what_inspect_says(folder: Path) -> None:

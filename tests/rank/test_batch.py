@@ -125,12 +125,12 @@ GOOD = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/rerank", "bod
     ("line", "problem"),
     [
         ("oops", "is not JSON"),
-        ('{"url": "/v1/rerank", "body": {}}', "no string `custom_id`"),
-        ('{"custom_id": "b", "body": {}}', "no string `url`"),
-        ('{"custom_id": "b", "url": "/v1/rerank"}', "no object `body`"),
-        ('{"custom_id": "b", "url": "http://x/v1/rerank", "body": {}}', "not a path"),
-        ('{"custom_id": "b", "method": "GET", "url": "/health", "body": {}}', "not POST"),
-        (GOOD, "'a' is on line 1 too"),
+        ('{"url": "/v1/rerank", "body": {}}', "`custom_id` is missing or not a string"),
+        ('{"custom_id": "b", "body": {}}', "`url` is missing or not a string"),
+        ('{"custom_id": "b", "url": "/v1/rerank"}', "`body` is missing or not an object"),
+        ('{"custom_id": "b", "url": "http://x/v1/rerank", "body": {}}', "give a path"),
+        ('{"custom_id": "b", "method": "GET", "url": "/health", "body": {}}', "only POST is supported"),
+        (GOOD, "'a' is already on line 1"),
     ],
 )
 def test_bad_lines(line: str, problem: str, tmp_path: Path) -> None:

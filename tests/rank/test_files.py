@@ -250,7 +250,7 @@ def test_a_run_is_ordered_by_score_then_as_it_stands(tmp_path: Path) -> None:
     read = texts(Collection(str(COLLECTION), str(COLLECTION), [str(run)], None, BadLines(tell=said.append)))
     assert list(read["q1"][1]) == ["d02", "d01", "d04", "d03"]
     assert list(read) == ["q1"]
-    assert said == [f"11 queries of {COLLECTION}/queries.jsonl have no document in the run; they are left out"]
+    assert said == [f"11 queries of {COLLECTION}/queries.jsonl have no document in any run; they are left out"]
 
 
 def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +261,7 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", small)
-    with pytest.raises(FileProblem, match=r"temporary file \(database or disk is full\); TMPDIR"):
+    with pytest.raises(FileProblem, match=r"temporary file \(database or disk is full\); set TMPDIR"):
         Collection(str(COLLECTION), str(COLLECTION), [], None, BadLines())
 
 

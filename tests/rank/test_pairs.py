@@ -116,11 +116,11 @@ def test_a_querys_rows_are_its_own(tmp_path: Path) -> None:
     read = pairs(tmp_path, "p.tsv", good, BadLines(tell=said.append))
     assert [(query.id, query.count) for query in read] == [("1", 2), ("2", 1)]
     (note,) = said
-    assert note.endswith("p.tsv: not read: grade")
+    assert note.endswith("p.tsv: columns that are not used: grade")
     for cells, problem in (
-        (("1 a what x 1", "2 a who x 1", "1 b what y 1"), "line 4: the query '1' is on line 2 too"),
-        (("1 a what x 1", "1 b who y 1", "2 a who x 1"), "line 3: has another text for the query '1' than line 2"),
-        (("1 a what x 1", "1 a what y 1", "2 a who x 1"), "line 3: the document 'a' is there twice"),
+        (("1 a what x 1", "2 a who x 1", "1 b what y 1"), "line 4: the query '1' is already on line 2"),
+        (("1 a what x 1", "1 b who y 1", "2 a who x 1"), "line 3: the text of query '1' differs from line 2"),
+        (("1 a what x 1", "1 a what y 1", "2 a who x 1"), "line 3: the query has the document 'a' twice"),
     ):
         with pytest.raises(BadLine, match=problem):
             pairs(tmp_path, "p.tsv", rows(*cells))
@@ -159,10 +159,10 @@ GOOD = '{"query": "what", "documents": ["one"]}\n'
     [
         ("p.jsonl", GOOD + "{oops\n" + GOOD, 2, "is not JSON"),
         ("p.jsonl", GOOD + "[1]\n", 2, "is not a JSON object"),
-        ("p.jsonl", GOOD.encode() + b'{"query": "\xff", "documents": ["a"]}\n', 2, "is not UTF-8: byte 11"),
+        ("p.jsonl", GOOD.encode() + b'{"query": "\xff", "documents": ["a"]}\n', 2, "is not valid UTF-8 at byte 11"),
         ("p.jsonl", GOOD + "\n" + '{"documents": ["a"]}\n', 3, "has no `query`"),
-        ("p.jsonl", GOOD + '{"query": "a", "documents": []}\n', 2, "`documents`, or an empty one"),
-        ("p.jsonl", GOOD + '{"query": "a", "documents": "b"}\n', 2, "has no list of `documents`"),
+        ("p.jsonl", GOOD + '{"query": "a", "documents": []}\n', 2, "`documents` is empty"),
+        ("p.jsonl", GOOD + '{"query": "a", "documents": "b"}\n', 2, "`documents` is empty or not a list"),
         ("p.jsonl", GOOD + '{"query": "a"}\n', 2, "has no `document`"),
         ("p.jsonl", GOOD + '{"query": "a", "documents": ["b", 3]}\n', 2, r"documents\[1\]"),
         ("p.jsonl", GOOD + '{"query": "a", "documents": [{"txt": "b"}]}\n', 2, "unknown key 'txt'"),
@@ -174,9 +174,9 @@ GOOD = '{"query": "what", "documents": ["one"]}\n'
         ),
         ("p.jsonl", GOOD + '{"query": "a", "documents": ["b"], "instruction": 3}\n', 2, "`instruction`"),
         ("p.tsv", "what\tone\nwhat\n", 2, "has 1 columns"),
-        ("p.tsv", "query\tdocument\nwhat\tone\nwhat\n", 3, "has 1 columns, the header 2"),
-        ("p.csv", 'query,document\nwhat,one\n"what",one,two\n', 3, "has 3 columns, the header 2"),
-        ("p.csv", b"query,document\nwhat,one\nwhat,\xff\n", 3, "is not UTF-8"),
+        ("p.tsv", "query\tdocument\nwhat\tone\nwhat\n", 3, "has 1 columns, but the header has 2"),
+        ("p.csv", 'query,document\nwhat,one\n"what",one,two\n', 3, "has 3 columns, but the header has 2"),
+        ("p.csv", b"query,document\nwhat,one\nwhat,\xff\n", 3, "is not valid UTF-8"),
         ("p.csv", 'query,document\n"what\never",one\nwhat\n', 4, "has 1 columns"),
     ],
 )
@@ -196,7 +196,7 @@ def test_bad_lines_are_told_by_number(name: str, content: str | bytes, line: int
         (
             "corpus.jsonl",
             '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n',
-            "line 2: the id 'a' is on line 1 too",
+            "line 2: the id 'a' is already on line 1",
         ),
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"text": "y"}\n', "line 2: has no `id`"),
         ("corpus.jsonl", '{"_id": "a", "text": "x"}\n{"_id": "b"}\n', "line 2: has no `text`"),
@@ -204,13 +204,13 @@ def test_bad_lines_are_told_by_number(name: str, content: str | bytes, line: int
         (
             "queries.jsonl",
             '{"_id": "q", "text": "x"}\n{"_id": "q", "text": "y"}\n',
-            "line 2: the id 'q' is on line 1 too",
+            "line 2: the id 'q' is already on line 1",
         ),
         ("run.trec", "q Q0 a 1 2.0 t\nq Q0 a\n", "line 2: has 3 columns"),
         ("run.trec", "q Q0 a 1 2.0 t\nq Q0 a 1 high t\n", "line 2: 'high' is not a number"),
         ("run.trec", "q Q0 a 1 2.0 t\nq Q0 a 1 nan t\n", "line 2: 'nan' is not a number"),
         ("run.trec", "q Q0 a 1 2.0 t\nz Q0 a 1 2.0 t\n", "line 2: .* has no query 'z'"),
-        ("run.trec", "q Q0 a 1 2.0 t\nq Q0 zz 1 1.0 t\n", "has no document 'zz', which the run has for query 'q'"),
+        ("run.trec", "q Q0 a 1 2.0 t\nq Q0 zz 1 1.0 t\n", "has no document 'zz', which a run names for query 'q'"),
     ],
 )
 def test_bad_lines_of_a_collection(file: str, content: str, problem: str, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_bad_lines_of_a_collection(file: str, content: str, problem: str, tmp_pa
     ("names", "problem"),
     [
         (("nowhere.tsv", "c.tsv"), "nowhere.tsv cannot be read: No such file"),
-        (("q.tsv", "empty"), r"holds no corpus\.jsonl"),
+        (("q.tsv", "empty"), r"without a file corpus\.jsonl"),
         (("empty.tsv", "c.tsv"), "holds no query"),
         (("q.tsv", "empty.tsv"), "holds no document"),
         (("q.tsv", "torn.jsonl.gz"), "torn.jsonl.gz cannot be read"),
@@ -247,9 +247,9 @@ def test_bad_lines_of_a_collection(file: str, content: str, problem: str, tmp_pa
         (("q.tsv", "torn.csv.gz"), "torn.csv.gz cannot be read"),
         (("q.tsv", "flipped.parquet"), "flipped.parquet cannot be read"),
         (("q.tsv", "torn.jsonl.zst"), "torn.jsonl.zst cannot be read"),
-        (("q.tsv", "cut.jsonl.zst"), "it ends in the middle"),
+        (("q.tsv", "cut.jsonl.zst"), "the file ends in the middle"),
         (("q.tsv", "no.parquet"), "is not a Parquet file"),
-        (("q.tsv", "no.csv"), "begins with a header"),
+        (("q.tsv", "no.csv"), "must begin with a header"),
     ],
 )
 def test_files_that_cannot_be_read(names: tuple[str, str], problem: str, tmp_path: Path) -> None:

@@ -26,12 +26,12 @@ from rerankd.rank.local import LocalScorer
 from rerankd.rank.pairs import Pairs
 from rerankd.rank.rank import Output, Progress, Summary, rank
 from rerankd.rank.runs import read_run
-from rerankd.rank.scoring import Block, Found, Wanted
+from rerankd.rank.scoring import Block, QueryScores, RankSettings
 from tests.server.launched import environment
 
 COLLECTION = Path(__file__).parents[1] / "collection"
 RANK = (sys.executable, "-m", "rerankd", "rank")
-PLAIN = Wanted()
+PLAIN = RankSettings()
 QUERIES = [json.loads(line) for line in (COLLECTION / "queries.jsonl").read_text().splitlines()]
 
 
@@ -39,12 +39,12 @@ def collection(top_k: int | None = None, bad: BadLines | None = None) -> Collect
     return Collection(str(COLLECTION), str(COLLECTION), [str(COLLECTION / "bm25.trec")], top_k, bad or BadLines())
 
 
-def ranked(scorer: Any, output: Path, queries: Any = None, wanted: Wanted = PLAIN, **more: Any) -> Summary:
+def ranked(scorer: Any, output: Path, queries: Any = None, settings: RankSettings = PLAIN, **more: Any) -> Summary:
     about = more.pop("about", {"model": "m"})
     format = output.suffix.removeprefix(".")
     bad = more.pop("bad", BadLines())
     given = collection() if queries is None else queries
-    return rank(given, scorer, wanted, Output(str(output), format, "tag"), about, bad, progress=False, **more)
+    return rank(given, scorer, settings, Output(str(output), format, "tag"), about, bad, progress=False, **more)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ def test_top_n_and_min_score(reranker: Reranker, tmp_path: Path) -> None:
     ranked(LocalScorer(reranker), tmp_path / "all.jsonl")
     every = [[(found["id"], found["score"]) for found in one["results"]] for one in lines(tmp_path / "all.jsonl")]
     bound = sorted(score for one in every for _, score in one)[100]
-    ranked(LocalScorer(reranker), tmp_path / "some.jsonl", wanted=Wanted(top_n=3, min_score=bound))
+    ranked(LocalScorer(reranker), tmp_path / "some.jsonl", settings=RankSettings(top_n=3, min_score=bound))
     some = [[(found["id"], found["score"]) for found in one["results"]] for one in lines(tmp_path / "some.jsonl")]
     assert some == [[(id, score) for id, score in one if score >= bound][:3] for one in every]
     assert any(len(one) < 3 for one in some)
@@ -112,7 +112,7 @@ def test_equal_documents_keep_their_order_however_long_the_list(
 
 def test_a_whole_corpus_without_a_run(reranker: Reranker, tmp_path: Path) -> None:
     whole = Collection(str(COLLECTION), str(COLLECTION), [], None, BadLines())
-    said = ranked(LocalScorer(reranker), tmp_path / "out.trec", whole, Wanted(top_n=2))
+    said = ranked(LocalScorer(reranker), tmp_path / "out.trec", whole, RankSettings(top_n=2))
     assert said.documents == 12 * 48
     assert len((tmp_path / "out.trec").read_text().splitlines()) == 24
 
@@ -125,7 +125,7 @@ def test_top_k_needs_a_run() -> None:
 @pytest.mark.parametrize("score", [math.nan, math.inf])
 def test_the_lowest_score_is_a_number(score: float) -> None:
     with pytest.raises(InvalidRequest, match="min_score: must be a finite number"):
-        Wanted(min_score=score)
+        RankSettings(min_score=score)
 
 
 def test_an_instruction_without_effect_is_told(reranker: Reranker, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_an_instruction_without_effect_is_told(reranker: Reranker, tmp_path: Pat
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Progress, "tell", lambda bar, text: said.append(text))
         ranked(LocalScorer(reranker), tmp_path / "out.jsonl", Pairs(str(tmp_path / "p.jsonl"), None, bad), bad=bad)
-    assert said == ["without effect, or with less than was asked for: instruction"]
+    assert said == ["ignored, or applied only in part: instruction"]
 
 
 @pytest.mark.parametrize(("path", "shown"), [("-", "7doc ["), ("p.jsonl", "50%|")])
@@ -190,8 +190,10 @@ class Reversed:
     def __init__(self, inner: Any, look: Callable[[], None]) -> None:
         self.inner, self.look = inner, look
 
-    def score(self, blocks: Any, wanted: Wanted, on_documents: Any) -> Iterator[tuple[Block, list[Found]]]:
-        done = list(self.inner.score(blocks, wanted, on_documents))
+    def score(
+        self, blocks: Any, settings: RankSettings, on_documents: Any
+    ) -> Iterator[tuple[Block, list[QueryScores]]]:
+        done = list(self.inner.score(blocks, settings, on_documents))
         for start in range(0, len(done), 2):
             if start:
                 self.look()
@@ -255,7 +257,7 @@ def test_documents_that_cannot_be_read_are_left_out_and_listed(reranker: Reranke
     said: list[str] = []
     bad = BadLines(skip=True)
     summary = rank(
-        Pairs(str(path), None, bad), LocalScorer(reranker), Wanted(skip_bad=True),
+        Pairs(str(path), None, bad), LocalScorer(reranker), RankSettings(skip_bad=True),
         Output(str(tmp_path / "o.jsonl"), "jsonl", "t"), {}, bad, progress=False,
     )  # fmt: skip
     written = lines(tmp_path / "o.jsonl")

@@ -20,7 +20,7 @@ from rerankd.rank.pairs import Pairs
 from rerankd.rank.queries import Query
 from rerankd.rank.rank import Output, Progress, rank
 from rerankd.rank.remote import APIS, RemoteScorer, ServerError
-from rerankd.rank.scoring import Block, Wanted
+from rerankd.rank.scoring import Block, RankSettings
 from rerankd.server.settings import Settings
 from tests.rank.test_rank import COLLECTION, QUERIES, RANK, lines, ranked
 from tests.server.fakes import MODEL, FakeReranker, fake_score, running
@@ -146,7 +146,7 @@ def test_what_a_server_refuses_is_told_by_line(tmp_path: Path) -> None:
         said: list[str] = []
         bad = BadLines(skip=True)
         rank(
-            three(tmp_path), RemoteScorer(peer.url, "vllm", "m"), Wanted(skip_bad=True),
+            three(tmp_path), RemoteScorer(peer.url, "vllm", "m"), RankSettings(skip_bad=True),
             Output(str(tmp_path / "o.jsonl"), "jsonl", "t"), {}, bad, progress=False,
         )  # fmt: skip
     assert [one["query_id"] for one in lines(tmp_path / "o.jsonl")] == ["1", "3"]
@@ -190,7 +190,7 @@ def test_one_querys_documents_are_read_as_they_are_sent(tmp_path: Path) -> None:
     query = Query("q", text_content("what"), Documents(), 300, "here", "digest")
     with Peer(answer) as peer:
         scorer = RemoteScorer(peer.url, "vllm", "m", concurrency=3, request_documents=10)
-        ((_, (found,)),) = scorer.score([Block(0, (query,))], Wanted(), lambda documents: None)
+        ((_, (found,)),) = scorer.score([Block(0, (query,))], RankSettings(), lambda documents: None)
         scorer.close()
     assert [one.id for one in found.ranking().results] == [f"d{number}" for number in range(299, -1, -1)]
     assert min(most) <= 40
@@ -199,7 +199,7 @@ def test_one_querys_documents_are_read_as_they_are_sent(tmp_path: Path) -> None:
 
 def test_a_busy_server_is_given_up_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "PATIENCE", 20.0)
-    with Peer(lambda body, count: (429, {})) as peer, pytest.raises(ServerError, match="after 21 tries in 20 s"):
+    with Peer(lambda body, count: (429, {})) as peer, pytest.raises(ServerError, match="21 attempts in 20 s"):
         ranked(RemoteScorer(peer.url, "vllm", "m", concurrency=1), tmp_path / "out.jsonl", three(tmp_path))
 
 
@@ -208,8 +208,8 @@ def test_fields_without_effect_are_told(server: str, tmp_path: Path) -> None:
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Progress, "tell", lambda bar, text: said.append(text))
-        ranked(RemoteScorer(server, "vllm", MODEL), tmp_path / "out.jsonl", queries, Wanted(instruction="match"))
-    assert said == ["without effect, or with less than was asked for: instruction"]
+        ranked(RemoteScorer(server, "vllm", MODEL), tmp_path / "out.jsonl", queries, RankSettings(instruction="match"))
+    assert said == ["ignored, or applied only in part: instruction"]
 
 
 def test_the_command_names_the_apis() -> None:
@@ -222,8 +222,8 @@ def test_the_command_names_the_apis() -> None:
         ({"results": [{"index": 0, "relevance_score": 1}]}, "has 1 scores for 2 documents"),
         ({"results": [{"index": n, "relevance_score": float("nan")} for n in range(2)]}, "the score nan"),
         ({"results": [{"index": n, "relevance_score": 1e300} for n in range(2)]}, "the score 1e"),
-        ({"results": [{"index": 0, "score": 1}]}, "is not one of the API vllm"),
-        ([], "is not one of the API vllm"),
+        ({"results": [{"index": 0, "score": 1}]}, "does not match the API vllm"),
+        ([], "does not match the API vllm"),
     ],
 )
 def test_a_servers_answer_is_looked_at(answer: Any, problem: str, tmp_path: Path) -> None:
@@ -263,7 +263,10 @@ def test_what_an_api_has_no_field_for(server: str, tmp_path: Path) -> None:
         ranked(RemoteScorer(server, "tei", MODEL), tmp_path / "out.jsonl", pairs)
     with pytest.raises(RerankdError, match="no field in the API voyage"):
         ranked(
-            RemoteScorer(server, "voyage", MODEL), tmp_path / "o.jsonl", three(tmp_path), Wanted(instruction="match")
+            RemoteScorer(server, "voyage", MODEL),
+            tmp_path / "o.jsonl",
+            three(tmp_path),
+            RankSettings(instruction="match"),
         )
 
 

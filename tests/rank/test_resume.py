@@ -20,7 +20,7 @@ from rerankd.rank.journal import Journal
 from rerankd.rank.local import LocalScorer
 from rerankd.rank.pairs import Pairs
 from rerankd.rank.rank import Output, Progress, Summary, rank
-from rerankd.rank.scoring import Block, Found, Wanted
+from rerankd.rank.scoring import Block, QueryScores, RankSettings
 from tests.rank.test_rank import PLAIN, RANK, ranked
 from tests.server.launched import environment
 from tests.texts import WORDS
@@ -33,8 +33,10 @@ class Stopping:
         self.inner, self.stop, self.error, self.seen = inner, stop, error or KeyboardInterrupt(), list[str]()
         self.block_documents = 32
 
-    def score(self, blocks: Any, wanted: Wanted, on_documents: Any) -> Iterator[tuple[Block, list[Found]]]:
-        for block, found in self.inner.score(blocks, wanted, on_documents):
+    def score(
+        self, blocks: Any, settings: RankSettings, on_documents: Any
+    ) -> Iterator[tuple[Block, list[QueryScores]]]:
+        for block, found in self.inner.score(blocks, settings, on_documents):
             if block.number == self.stop:
                 raise self.error
             self.seen += [query.id for query in block.queries]
@@ -88,25 +90,25 @@ def test_a_journal_goes_with_its_work(reranker: Reranker, tmp_path: Path) -> Non
     output, path = tmp_path / "out.jsonl", tmp_path / "p.jsonl"
     path.write_text("".join(json.dumps({"query": f"q{n}", "documents": ["a", "b"]}) + "\n" for n in range(40)))
 
-    def go(scorer: Any, wanted: Wanted = PLAIN, **more: Any) -> Summary:
-        return ranked(scorer, output, Pairs(str(path), None, BadLines()), wanted, **more)
+    def go(scorer: Any, settings: RankSettings = PLAIN, **more: Any) -> Summary:
+        return ranked(scorer, output, Pairs(str(path), None, BadLines()), settings, **more)
 
     with pytest.raises(KeyboardInterrupt):
         go(Stopping(LocalScorer(reranker), 2))
     with pytest.raises(FileProblem, match="of a run with another min_score, top_n; "):
-        go(Stopping(LocalScorer(reranker)), Wanted(top_n=1, min_score=0.1))
+        go(Stopping(LocalScorer(reranker)), RankSettings(top_n=1, min_score=0.1))
     with pytest.raises(FileProblem, match="of a run with another model; "):
         go(Stopping(LocalScorer(reranker)), about={"model": "other"})
     kept = path.read_text()
     path.write_text(kept.replace('q1"', 'q1?"'))
-    with pytest.raises(FileProblem, match="line 1, or a line behind it, has changed"):
+    with pytest.raises(FileProblem, match="line 1, or a line after it, has changed"):
         go(Stopping(LocalScorer(reranker)))
     with Journal(str(tmp_path / "other"), {}), pytest.raises(FileProblem, match="is in use"):
         Journal(str(tmp_path / "other"), {})
     scorer = Stopping(LocalScorer(reranker))
     assert go(scorer, restart=True).kept == 0
     assert len(scorer.seen) == 40
-    with pytest.raises(FileProblem, match=r"out\.jsonl is there already; .* --restart"):
+    with pytest.raises(FileProblem, match=r"out\.jsonl already exists; .* --restart"):
         go(scorer)
     (tmp_path / "new.part").write_text("my notes\n")
     with pytest.raises(FileProblem, match="not a journal"):
@@ -121,7 +123,7 @@ def test_each_run_lists_all_that_is_left_out(reranker: Reranker, tmp_path: Path)
     lines[5]["query"] = {"image": "x.png"}
     lines[40]["documents"] = []
     (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(one) + "\n" for one in lines).encode()))
-    wanted = Wanted(top_n=2, skip_bad=True)
+    settings = RankSettings(top_n=2, skip_bad=True)
 
     def go(output: str, stop: int | None = None) -> tuple[list[str], Summary]:
         said: list[str] = []
@@ -131,7 +133,7 @@ def test_each_run_lists_all_that_is_left_out(reranker: Reranker, tmp_path: Path)
             patch.setattr(Progress, "tell", lambda bar, text: said.append(text))
             scorer = Stopping(LocalScorer(reranker), stop)
             made = Output(str(tmp_path / output), "jsonl", "t")
-            summary = rank(queries, scorer, wanted, made, {"model": "m"}, bad, progress=False)
+            summary = rank(queries, scorer, settings, made, {"model": "m"}, bad, progress=False)
         return [one for one in said if one.startswith("left out")], summary
 
     left_out, summary = go("whole.jsonl.gz")
@@ -185,7 +187,7 @@ def test_killed_and_resumed_is_the_same_run_to_the_byte(bert_checkpoint: Path, t
     done = subprocess.run(command("out.trec"), cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "110 queries, 11,000 documents" in done.stderr
-    assert "Going on with out.trec.part" in done.stderr
+    assert "Resuming from out.trec.part" in done.stderr
     whole = subprocess.run(command("whole.trec"), cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert "from before" not in whole.stderr
+    assert "from an earlier run" not in whole.stderr
     assert (tmp_path / "out.trec").read_bytes() == (tmp_path / "whole.trec").read_bytes()

@@ -246,12 +246,12 @@ def _ranked(
     progress: bool,
 ) -> list[System]:
     from rerankd.evaluate import dataset
-    from rerankd.rank.scoring import Wanted
+    from rerankd.rank.scoring import RankSettings
 
     if queries is None or corpus is None:
         raise RerankdError("Give --dataset, or --queries and --corpus, for the model to rank.")
     base = dataset.Variant(model, top_k, loading)
-    options = Wanted(instruction=instruction, skip_bad=skip_bad)
+    settings = RankSettings(instruction=instruction, skip_bad=skip_bad)
     data = dataset.Dataset(queries, corpus, tuple(runs))
     if save_runs is not None:
         save_runs.mkdir(parents=True, exist_ok=True)
@@ -260,7 +260,7 @@ def _ranked(
             data,
             dataset.variants(base, compared),
             save_runs or Path(scratch),
-            options,
+            settings,
             bad,
             progress=progress,
             tell=lambda text: typer.echo(text, err=True),

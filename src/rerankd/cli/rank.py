@@ -106,17 +106,17 @@ def rank(
         from rerankd.rank.files import BadLines
         from rerankd.rank.rank import Output, rank
         from rerankd.rank.runs import output_format
-        from rerankd.rank.scoring import Scorer, Wanted
+        from rerankd.rank.scoring import RankSettings, Scorer
 
         form = output_format(output, format)
         bad = BadLines(skip_bad)
-        options = Wanted(top_n, min_score, instruction, skip_bad)
+        settings = RankSettings(top_n, min_score, instruction, skip_bad)
         source = source_of(pairs, queries, corpus, run, dataset, top_k, bad)
         shown = not no_progress
 
         def do(scorer: Scorer, name: str, about: dict[str, Any]) -> None:
             to = Output(output, form, tag or name.replace(" ", "_"))
-            typer.echo(str(rank(source, scorer, options, to, about, bad, restart=restart, progress=shown)), err=True)
+            typer.echo(str(rank(source, scorer, settings, to, about, bad, restart=restart, progress=shown)), err=True)
 
         if server is not None:
             from rerankd.rank.remote import RemoteScorer

@@ -1,4 +1,4 @@
-"""A model's rankings of a dataset, made here and timed, in as many variants as are to be compared."""
+"""Rank a dataset with a model, in each of the variants to compare, and measure the time."""
 
 from __future__ import annotations
 
@@ -15,17 +15,24 @@ from rerankd.rank.collection import Collection
 from rerankd.rank.files import COMPRESSIONS, BadLines, FileProblem
 from rerankd.rank.local import LocalScorer
 from rerankd.rank.rank import Output, rank
-from rerankd.rank.scoring import Wanted
+from rerankd.rank.scoring import RankSettings
 from rerankd.reranker import Reranker
 
-LOADING = ("dtype", "quantization", "max_model_len", "max_batch_tokens", "device", "backend")
-KEYS = ("model", "top_k", *LOADING)
-NUMBERS = ("top_k", "max_model_len", "max_batch_tokens")
+LOADING_KEYS = ("dtype", "quantization", "max_model_len", "max_batch_tokens", "device", "backend")
+KEYS = ("model", "top_k", *LOADING_KEYS)
+"""What `--compare` may vary."""
+INTEGER_KEYS = ("top_k", "max_model_len", "max_batch_tokens")
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to rank: a model, how it is loaded, and how many candidates it is given."""
+    """One way to rank the dataset.
+
+    model: a folder, or an id on the hub
+    top_k: number of candidates of each query that the model scores; None is all
+    options: keyword arguments of Reranker
+    label: the name in the report; empty for the model's name and precision
+    """
 
     model: str
     top_k: int | None = None
@@ -34,24 +41,29 @@ class Variant:
 
 
 def variants(base: Variant, compared: Sequence[str]) -> list[Variant]:
-    """`base` alone, or one variant for each value of `dtype=float32,bfloat16`, each of which changes one thing.
+    """The variants to rank: `base` with one setting changed for each value in `compared`, or else `base` alone.
 
-    Raises RerankdError for what cannot be compared, and for a value that is there twice.
+    compared: items such as `dtype=float32,bfloat16`
+
+    Raises RerankdError for an unknown key, a bad value, or a value that is given twice.
     """
-    found: list[Variant] = []
+    result: list[Variant] = []
     for item in compared:
         word, equals, listed = item.partition("=")
         key = {"max_num_batched_tokens": "max_batch_tokens"}.get(word.replace("-", "_"), word.replace("-", "_"))
         if not equals or key not in KEYS:
-            raise RerankdError(f"--compare: {item!r} is not KEY=VALUE,VALUE with a KEY of {', '.join(KEYS)}.")
+            raise RerankdError(f"--compare: {item!r} is not KEY=VALUE,VALUE; KEY is one of {', '.join(KEYS)}.")
         for value in listed.split(","):
-            found.append(_changed(base, key, value.strip(), f"{word}={value.strip()}"))
-    labels = Counter(one.label for one in found)
-    # Models of several owners may have one name.
-    found = [replace(one, label=one.model) if labels[one.label] > 1 and "=" not in one.label else one for one in found]
-    if twice := [label for label, count in Counter(one.label for one in found).items() if count > 1]:
-        raise RerankdError(f"--compare: {twice[0]} is there twice.")
-    return found or [base]
+            result.append(_changed(base, key, value.strip(), f"{word}={value.strip()}"))
+    counts = Counter(variant.label for variant in result)
+    # Models of different owners may have the same name; their labels then include the owner.
+    result = [
+        replace(variant, label=variant.model) if counts[variant.label] > 1 and "=" not in variant.label else variant
+        for variant in result
+    ]
+    if repeated := [label for label, count in Counter(variant.label for variant in result).items() if count > 1]:
+        raise RerankdError(f"--compare: {repeated[0]} is given twice.")
+    return result or [base]
 
 
 def _changed(base: Variant, key: str, value: str, label: str) -> Variant:
@@ -59,17 +71,17 @@ def _changed(base: Variant, key: str, value: str, label: str) -> Variant:
         raise RerankdError(f"--compare: {label!r} has no value.")
     if key == "model":
         return Variant(value, base.top_k, base.options, Path(value).name)
-    if key in NUMBERS and not (value.isdecimal() and int(value) > 0):
-        raise RerankdError(f"--compare: {label}: {value!r} is not a whole number above 0.")
+    if key in INTEGER_KEYS and not (value.isdecimal() and int(value) > 0):
+        raise RerankdError(f"--compare: {label}: {value!r} is not an integer above 0.")
     if key == "top_k":
         return Variant(base.model, int(value), base.options, label)
-    setting: Any = int(value) if key in NUMBERS else None if value == "none" else value
+    setting: Any = int(value) if key in INTEGER_KEYS else None if value == "none" else value
     return Variant(base.model, base.top_k, {**base.options, key: setting}, label)
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Queries, a corpus and first-stage runs, as `rerankd rank` takes them."""
+    """The paths of queries, a corpus and first-stage runs, as `rerankd rank` accepts them."""
 
     queries: str
     corpus: str
@@ -78,21 +90,26 @@ class Dataset:
 
 def rank_all(
     dataset: Dataset,
-    chosen: Sequence[Variant],
+    to_rank: Sequence[Variant],
     folder: Path,
-    wanted: Wanted,
+    settings: RankSettings,
     bad: BadLines,
     *,
     progress: bool,
     tell: Any,
 ) -> Iterator[System]:
-    """Each variant's run, written to `folder`. Raises RerankdError.
+    """Rank the dataset with each variant, and yield its ranking and speed.
 
-    Variants of one model that is loaded alike share it. A run that a stopped evaluation began is gone on with.
+    Consecutive variants with the same model and options share one loaded model. The rankings are written to `folder`,
+    where a stopped evaluation resumes.
+
+    tell: called with a line for the user before each variant
+
+    Raises RerankdError.
     """
     loaded: tuple[Any, Reranker] | None = None
     try:
-        for variant in chosen:
+        for variant in to_rank:
             key = (variant.model, tuple(sorted(variant.options.items(), key=str)))
             if loaded is None or loaded[0] != key:
                 if loaded is not None:
@@ -106,21 +123,21 @@ def rank_all(
             output = Output(str(folder / f"{name.replace('/', '_')}.trec"), "trec", name.replace(" ", "_"))
             about = {**variant.options, "model": variant.model, "device": info.device, "dtype": info.dtype}
             tell(f"{name}: {info.architecture}, {info.device}, {precision}")
-            done = rank(
-                collection, LocalScorer(reranker), wanted, output, {**about, "top_k": variant.top_k}, bad,
+            summary = rank(
+                collection, LocalScorer(reranker), settings, output, {**about, "top_k": variant.top_k}, bad,
                 restart=Path(output.path).exists(), progress=progress,
             )  # fmt: skip
-            timed = done.documents - done.kept
-            rate = timed / done.seconds if timed else None
-            yield System(name, load_run(output.path, bad), rate, done.documents)
+            timed = summary.documents - summary.kept
+            rate = timed / summary.seconds if timed else None
+            yield System(name, load_run(output.path, bad), rate, summary.documents)
     finally:
         if loaded is not None:
             loaded[1].close()
 
 
 def judgments_of(folder: str, split: str) -> str:
-    """The judgments of a BEIR folder. Raises FileProblem where there are none."""
+    """The path of a BEIR folder's judgments for a split such as `test`. Raises FileProblem if there is no such file."""
     for suffix in ("", *COMPRESSIONS):
         if (file := Path(folder, "qrels", f"{split}.tsv{suffix}")).is_file():
             return str(file)
-    raise FileProblem(f"{folder} holds no qrels/{split}.tsv; give --qrels, or another --split.")
+    raise FileProblem(f"{folder} has no qrels/{split}.tsv; give --qrels, or another --split.")

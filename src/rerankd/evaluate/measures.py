@@ -1,4 +1,4 @@
-"""Judgments, runs, and what `ir-measures` makes of them, query by query."""
+"""Judgments and runs, and measures of ranking quality for each query, computed by `ir-measures`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rerankd.rank.runs import read_run
 
 DEFAULT = ("nDCG@10", "RR@10", "AP", "R@100", "P@5", "Judged@10")
 Judgments: TypeAlias = Mapping[str, Mapping[str, int]]
-"""Query, document, grade."""
+"""The grade of each judged document, by query and document."""
 Run: TypeAlias = Mapping[str, Mapping[str, float]]
-"""Query, document, score."""
+"""The score of each ranked document, by query and document."""
 Values: TypeAlias = Mapping[str, Mapping[str, float]]
-"""Measure, query, value."""
+"""The value of each measure, by measure and query."""
 QRELS = Columns(
     names={
         "query_id": ("query_id", "qid", "query"),
@@ -30,28 +30,31 @@ QRELS = Columns(
 
 
 class MeasureError(RerankdError):
-    """A measure that is not known, or nothing to measure."""
+    """A measure is unknown."""
 
 
 def parse(names: Sequence[str]) -> dict[str, Any]:
-    """Measures by their own names, such as nDCG@10. Raises MeasureError."""
+    """The measures of `ir-measures` with the given names, such as nDCG@10, by their normalised names.
+
+    Raises MeasureError.
+    """
     library = needed("ir_measures", "Measures", "eval")
-    found = {}
+    measures = {}
     for name in names:
         try:
             measure = library.parse_measure(name)
         except (NameError, ValueError, SyntaxError) as error:
             raise MeasureError(
-                f"{name} is not a measure ({error}); give some such as {', '.join(DEFAULT)} (see ir-measur.es)."
+                f"{name} is not a measure ({error}); examples are {', '.join(DEFAULT)} (see https://ir-measur.es)."
             ) from None
-        found[str(measure)] = measure
-    return found
+        measures[str(measure)] = measure
+    return measures
 
 
 def read_judgments(path: str, bad: BadLines) -> dict[str, dict[str, int]]:
-    """Judgments of a TREC file (4 columns) or of BEIR's (TSV with a header), CSV, JSONL or Parquet.
+    """Read judgments from a file of TREC's format (4 columns) or BEIR's (TSV with a header), CSV, JSONL or Parquet.
 
-    Raises FileProblem, and BadLine for grades that are no whole numbers.
+    Raises FileProblem, and BadLine for a grade that is not an integer.
     """
     source = Source(path)
     judgments: dict[str, dict[str, int]] = {}
@@ -63,12 +66,12 @@ def read_judgments(path: str, bad: BadLines) -> dict[str, dict[str, int]]:
             try:
                 grade = int(str(cells["grade"]))
             except ValueError:
-                raise BadLine(source.name, number, f"the grade {cells['grade']!r} is not a whole number.") from None
+                raise BadLine(source.name, number, f"the grade {cells['grade']!r} is not an integer.") from None
             judgments.setdefault(str(cells["query_id"]), {})[str(cells["id"])] = grade
         except BadLine as problem:
             bad.add(problem)
     if not judgments:
-        raise FileProblem(f"{path} holds no judgment.")
+        raise FileProblem(f"{path} holds no judgments.")
     return judgments
 
 
@@ -89,41 +92,42 @@ def _judged(source: Source, bad: BadLines) -> Any:
 
 
 def load_run(path: str, bad: BadLines) -> dict[str, dict[str, float]]:
-    """A run in memory. Raises FileProblem, and BadLine for a document that a query has twice."""
+    """Read a run. Raises FileProblem, and BadLine for a query with the same document twice."""
     source = Source(path)
     run: dict[str, dict[str, float]] = {}
     for hit in read_run(source, bad):
         documents = run.setdefault(hit.query, {})
         if hit.document in documents:
-            bad.add(BadLine(source.name, hit.line, f"query {hit.query!r} has {hit.document!r} twice."))
+            bad.add(BadLine(source.name, hit.line, f"the query {hit.query!r} has the document {hit.document!r} twice."))
             continue
         documents[hit.document] = hit.score
     if not run:
-        raise FileProblem(f"{path} holds no document.")
+        raise FileProblem(f"{path} holds no documents.")
     return run
 
 
 def values(measures: Mapping[str, Any], judgments: Judgments, run: Run) -> dict[str, dict[str, float]]:
-    """Each measure's value of each judged query; of a query that the run lacks, as of one with no document."""
+    """The value of each measure for each judged query. A query that is missing in the run counts 0."""
     library = needed("ir_measures", "Measures", "eval")
-    known = {query: dict(documents) for query, documents in run.items() if query in judgments}
-    found: dict[str, dict[str, float]] = {name: {} for name in measures}
+    judged = {query: dict(documents) for query, documents in run.items() if query in judgments}
+    result: dict[str, dict[str, float]] = {name: {} for name in measures}
     names = {measure: name for name, measure in measures.items()}
-    for metric in library.iter_calc(list(measures.values()), judgments, known):
-        found[names[metric.measure]][metric.query_id] = metric.value
-    # In the library's order, so that means add up to its own to the last digit.
-    return {name: per_query | dict.fromkeys(judgments.keys() - per_query, 0.0) for name, per_query in found.items()}
+    for metric in library.iter_calc(list(measures.values()), judgments, judged):
+        result[names[metric.measure]][metric.query_id] = metric.value
+    # The library's order of queries is kept, so that `mean` gives the library's mean to the last digit.
+    return {name: per_query | dict.fromkeys(judgments.keys() - per_query, 0.0) for name, per_query in result.items()}
 
 
 def mean(per_query: Mapping[str, float]) -> float:
-    """As `ir-measures` has it: the sum over the number of judged queries."""
+    """The mean over all judged queries, as `ir-measures` computes it."""
     return sum(per_query.values()) / len(per_query)
 
 
 def fuse(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
-    """Reciprocal rank fusion: a document's score is the sum of 1 / (60 + rank) over the runs that have it.
+    """Fuse runs by reciprocal rank fusion: a document's score is the sum of 1 / (60 + rank) over the runs that have it.
 
-    Equal scores stand as in trec_eval within a run, and as first found in the fused one.
+    Within a run, equal scores are ordered as trec_eval orders them. In the fused run, equal scores are ordered by their
+    first appearance. Source: Cormack, Clarke and Buettcher (SIGIR 2009).
     """
     fused: dict[str, dict[str, float]] = {}
     for run in runs:
@@ -135,5 +139,5 @@ def fuse(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
 
 
 def best_first(documents: Mapping[str, float]) -> list[str]:
-    """A query's documents as trec_eval orders them: by falling score, equal ones by falling id."""
+    """A query's documents in the order of trec_eval: by falling score, and equal scores by falling id."""
     return sorted(sorted(documents, reverse=True), key=lambda id: -documents[id])

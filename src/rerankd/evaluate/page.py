@@ -1,4 +1,4 @@
-"""A report as one web page: charts drawn as SVG, nothing from anywhere else, no script."""
+"""A report as one self-contained web page: charts are SVG, and there are no scripts and no external files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from rerankd.evaluate.report import SIGNIFICANT, Report, shortened, shown_p, spe
 
 WIDTH, ROW, MARGIN = 640, 26, 8
 PLOT_HEIGHT = 280
+"""Sizes are in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A bar of a chart in pixels, and what it says."""
+    """A bar of a chart, in pixels.
+
+    width: the length of a horizontal bar; the height of a vertical bar
+    value: the value as text
+    wins: whether the value is not below the baseline's
+    """
 
     x: float
     y: float
@@ -29,7 +35,11 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A system among quality and speed, in pixels. `left` has its label stand before it."""
+    """A system in a plot, in pixels.
+
+    title: the text of the tooltip
+    left: whether the label is to the left of the point
+    """
 
     x: float
     y: float
@@ -40,7 +50,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A mark on an axis, in pixels."""
+    """A mark on an axis, `at` so many pixels from the left or the top."""
 
     at: float
     text: str
@@ -48,7 +58,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """Quality against what it costs."""
+    """A plot of quality against speed. `axis` labels the horizontal axis."""
 
     title: str
     axis: str
@@ -58,7 +68,7 @@ class Plot:
 
 
 def page(report: Report) -> str:
-    """The whole page."""
+    """The page as HTML."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -79,7 +89,7 @@ def page(report: Report) -> str:
 
 
 def means(report: Report, measure: str) -> list[Bar]:
-    """A measure's mean of each system, as bars from 0 to 1 (or to the largest)."""
+    """Horizontal bars: the mean of a measure for each system. The full width is 1, or a mean that is above 1."""
     values = [report.mean(system.name, measure) for system in report.systems]
     longest = max(1.0, *values)
     return [
@@ -89,12 +99,12 @@ def means(report: Report, measure: str) -> list[Bar]:
 
 
 def by_query(report: Report, name: str) -> list[Bar]:
-    """How far each query's value lies from the baseline's, the largest gain first; heights in place of widths."""
+    """Vertical bars with each query's difference from the baseline in the first measure, the largest gain first."""
     measure = report.measures[0]
-    own, other = report.values[name][measure], report.values[report.baseline][measure]
-    apart = sorted(((own[query] - other[query], query) for query in own), reverse=True)
-    step = WIDTH / max(1, len(apart))
-    longest = max(1.0, *(abs(difference) for difference, _ in apart))
+    values, baseline = report.values[name][measure], report.values[report.baseline][measure]
+    differences = sorted(((values[query] - baseline[query], query) for query in values), reverse=True)
+    step = WIDTH / max(1, len(differences))
+    longest = max(1.0, *(abs(difference) for difference, _ in differences))
     return [
         Bar(
             x=place * step,
@@ -104,30 +114,32 @@ def by_query(report: Report, name: str) -> list[Bar]:
             value=f"{difference:+.4f}",
             wins=difference >= 0,
         )
-        for place, (difference, query) in enumerate(apart)
+        for place, (difference, query) in enumerate(differences)
     ]
 
 
 def plots(report: Report) -> list[Plot]:
-    """The first measure against documents a second, and against seconds a query, of the systems that were timed."""
-    timed = [one for one in report.systems if one.documents_per_second and one.documents]
+    """Plots of the first measure against documents/s and against seconds per query, for systems with a known speed."""
+    timed = [system for system in report.systems if system.documents_per_second and system.documents]
     if not timed:
         return []
     measure = report.measures[0]
-    quality = [report.mean(one.name, measure) for one in timed]
-    rates = [one.documents_per_second or 1.0 for one in timed]
-    seconds = [(one.documents or 0) / rate / max(1, len(one.run)) for one, rate in zip(timed, rates, strict=True)]
-    names = [one.name for one in timed]
+    quality = [report.mean(system.name, measure) for system in timed]
+    rates = [system.documents_per_second or 1.0 for system in timed]
+    seconds = [
+        (system.documents or 0) / rate / max(1, len(system.run)) for system, rate in zip(timed, rates, strict=True)
+    ]
+    names = [system.name for system in timed]
     return [
-        _plot(f"{measure} against documents a second", "documents/s", names, rates, quality),
-        _plot(f"{measure} against seconds a query", "seconds a query", names, seconds, quality),
+        _plot(f"{measure} against documents per second", "documents/s", names, rates, quality),
+        _plot(f"{measure} against seconds per query", "seconds per query", names, seconds, quality),
     ]
 
 
-def _plot(title: str, axis: str, names: Sequence[str], across: Sequence[float], up: Sequence[float]) -> Plot:
+def _plot(title: str, axis: str, names: Sequence[str], x_values: Sequence[float], y_values: Sequence[float]) -> Plot:
     left, right, top, bottom = 52.0, WIDTH - 16.0, 16.0, PLOT_HEIGHT - 40.0
-    x_low, x_high = 0.0, max(across) * 1.1
-    y_low, y_high = _bounds(up)
+    x_low, x_high = 0.0, max(x_values) * 1.1
+    y_low, y_high = _bounds(y_values)
 
     def x(value: float) -> float:
         return left + (right - left) * (value - x_low) / (x_high - x_low)
@@ -137,7 +149,7 @@ def _plot(title: str, axis: str, names: Sequence[str], across: Sequence[float], 
 
     points = [
         Point(x(a), y(u), name, f"{name}: {u:.4f} at {a:,.3g} {axis}", x(a) > WIDTH / 2)
-        for name, a, u in zip(names, across, up, strict=True)
+        for name, a, u in zip(names, x_values, y_values, strict=True)
     ]
     return Plot(
         title,
@@ -149,15 +161,15 @@ def _plot(title: str, axis: str, names: Sequence[str], across: Sequence[float], 
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
-    """Around the values, so that equal ones do not lie on an axis."""
+    """The range of the vertical axis, with a margin so that no point lies on the edge, even if all values are equal."""
     low, high = min(values), max(values)
     margin = max(0.2 * (high - low), 0.005)
     return low - margin, high + margin
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Some round numbers between two."""
+    """About five round numbers from `low` to `high`."""
     rough = (high - low) / 5
     scale = 10 ** math.floor(math.log10(rough))
-    step = next(one * scale for one in (1, 2, 5, 10) if one * scale >= rough)
+    step = next(factor * scale for factor in (1, 2, 5, 10) if factor * scale >= rough)
     return [round(number * step, 12) for number in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -1,4 +1,4 @@
-"""The results of an evaluation, as text, Markdown or JSON. `page` writes them as a web page."""
+"""The results of an evaluation, and their rendering as text, Markdown and JSON. `page` renders a web page."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from rerankd.evaluate.measures import Judgments, Run, Values, best_first, mean
 from rerankd.evaluate.statistics import Difference, holm
 
 SIGNIFICANT = 0.05
+"""Differences with a smaller p are marked."""
 TOP = 3
-"""Documents that are shown of a bad query."""
+"""Number of documents that are shown for a bad query."""
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A ranking under its name. `documents_per_second` and `documents` are known where it was made here."""
+    """A ranking and its name.
+
+    documents_per_second: the speed of the model; None for a ranking that was read from a file
+    documents: number of scored documents; None for a ranking that was read from a file
+    """
 
     name: str
     run: Run
@@ -27,7 +32,12 @@ class System:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A document that a system ranks, its grade (None where nobody judged it) and its text, if that is at hand."""
+    """A document of a query, as a system ranks it.
+
+    rank: from 1; 0 if the system does not rank the document
+    grade: None if the document is not judged
+    text: None if no corpus was given
+    """
 
     id: str
     rank: int
@@ -37,7 +47,13 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """A query that a system does badly at, with what it ranks first and where the best judged document is."""
+    """A query on which a system has a low value.
+
+    value: of the report's first measure
+    difference: from the baseline's value; None for the baseline itself
+    top: the first documents of the ranking
+    best: the relevant document with the highest grade; None if no document is relevant
+    """
 
     system: str
     query: str
@@ -50,10 +66,13 @@ class Worst:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Systems, the first of which is what the others are compared with.
+    """The results of systems on the same judgments. The first system is the baseline.
 
-    values: of each system, by measure and query
-    against: of each system but the first, by measure; `p` is corrected for all that are in it
+    values: by system, measure and query
+    against: the difference from the baseline, by system (without the baseline) and measure; `p` is corrected for the
+    number of all these differences
+    worst: the queries with the lowest values
+    texts: of queries, by id
     """
 
     measures: tuple[str, ...]
@@ -67,14 +86,16 @@ class Report:
 
     @property
     def baseline(self) -> str:
+        """The name of the system to which the others are compared."""
         return self.systems[0].name
 
     def mean(self, system: str, measure: str) -> float:
+        """The mean of a measure over all judged queries."""
         return mean(self.values[system][measure])
 
     @property
     def timed(self) -> bool:
-        """Whether it is known how fast any system is."""
+        """Whether the speed of any system is known."""
         return any(system.documents_per_second is not None for system in self.systems)
 
 
@@ -87,11 +108,12 @@ def compare(
     documents: Callable[[Container[str]], Mapping[str, str]],
     worst: int,
 ) -> Report:
-    """The report of systems whose values are known.
+    """Compare systems with the first of them.
 
-    texts: of queries, those that are at hand
-    documents: gives the texts of documents, those that are at hand; asked once
-    worst: how many queries are shown of each system
+    values: by system, measure and query
+    texts: of queries, by id; may be incomplete
+    documents: returns the known texts of the documents with some ids; called at most once
+    worst: number of bad queries to show for each system
     """
     names = [system.name for system in systems]
     against = {
@@ -106,32 +128,34 @@ def compare(
     places = [(name, measure) for name in against for measure in measures]
     corrected = holm([against[name][measure].p for name, measure in places])
     for (name, measure), p in zip(places, corrected, strict=True):
-        found = against[name][measure]
-        against[name][measure] = Difference(found.mean, p, found.wins, found.ties, found.losses)
+        against[name][measure] = replace(against[name][measure], p=p)
     notes = [note for system in systems for note in _notes(system, judgments)]
-    shown = systems[1:] or systems
-    found_worst = [
-        one for system in shown for one in _worst(system, systems[0], measures[0], values, judgments, texts, worst)
+    compared = systems[1:] or systems
+    without_texts = [
+        query
+        for system in compared
+        for query in _worst(system, systems[0], measures[0], values, judgments, texts, worst)
     ]
-    hits = {hit.id for one in found_worst for hit in (*one.top, *((one.best,) if one.best else ()))}
+    hits = {hit.id for query in without_texts for hit in (*query.top, *((query.best,) if query.best else ()))}
     bodies = documents(hits) if hits else {}
 
     def with_text(hit: Hit) -> Hit:
         return replace(hit, text=bodies.get(hit.id))
 
     shown_worst = tuple(
-        replace(one, top=tuple(map(with_text, one.top)), best=one.best and with_text(one.best)) for one in found_worst
+        replace(query, top=tuple(map(with_text, query.top)), best=query.best and with_text(query.best))
+        for query in without_texts
     )
     return Report(tuple(measures), tuple(systems), judgments, values, against, shown_worst, tuple(notes), texts)
 
 
 def _notes(system: System, judgments: Judgments) -> Iterable[str]:
-    lacking = len(judgments.keys() - system.run.keys())
-    beyond = len(system.run.keys() - judgments.keys())
-    if lacking:
-        yield f"{system.name} lacks {lacking} of the {len(judgments)} judged queries; each counts 0."
-    if beyond:
-        yield f"{system.name} has {beyond} queries that nobody judged; they do not count."
+    missing = len(judgments.keys() - system.run.keys())
+    unjudged = len(system.run.keys() - judgments.keys())
+    if missing:
+        yield f"{system.name} lacks {missing} of the {len(judgments)} judged queries; each counts 0."
+    if unjudged:
+        yield f"{system.name} has {unjudged} queries without judgments; they do not count."
 
 
 def _worst(
@@ -143,93 +167,85 @@ def _worst(
     texts: Mapping[str, str],
     count: int,
 ) -> Iterable[Worst]:
-    own, other = values[system.name][measure], values[baseline.name][measure]
-    same = system is baseline
-    for query in sorted(own, key=lambda one: (own[one], own[one] - other[one]))[:count]:
+    by_query, baseline_values = values[system.name][measure], values[baseline.name][measure]
+    for query in sorted(by_query, key=lambda id: (by_query[id], by_query[id] - baseline_values[id]))[:count]:
         grades = judgments[query]
         order = best_first(system.run.get(query, {}))
         top = [Hit(id, rank, grades.get(id)) for rank, id in enumerate(order[:TOP], 1)]
         relevant = [id for id, grade in grades.items() if grade > 0]
         place = {id: rank for rank, id in enumerate(order, 1)}
         best = min(relevant, key=lambda id: (-grades[id], place.get(id, len(place) + 1)), default=None)
-        found = None if best is None else Hit(best, place.get(best, 0), grades[best])
-        difference = None if same else own[query] - other[query]
-        yield Worst(system.name, query, texts.get(query), own[query], difference, tuple(top), found)
+        best_hit = None if best is None else Hit(best, place.get(best, 0), grades[best])
+        difference = None if system is baseline else by_query[query] - baseline_values[query]
+        yield Worst(system.name, query, texts.get(query), by_query[query], difference, tuple(top), best_hit)
 
 
 def text(report: Report) -> str:
-    """For a terminal."""
+    """The report as text for a terminal."""
     lines = _aligned(_table(report))
     if report.against:
-        lines += [
-            "",
-            f"Against {report.baseline}; p by a paired randomisation test, Holm's correction of {_tests(report)}",
-        ]
+        lines += ["", _against(report)]
         lines += _aligned(_differences(report))
     lines += ["", *report.notes] if report.notes else []
-    for one in report.worst:
-        lines += ["", _heading(report, one)]
-        lines += [f"  {_hit(hit)}" for hit in one.top]
-        if one.best is not None:
-            lines.append(f"  best judged: {_hit(one.best)}")
+    for query in report.worst:
+        lines += ["", _heading(report, query)]
+        lines += [f"  {_hit(hit)}" for hit in query.top]
+        if query.best is not None:
+            lines.append(f"  best judged: {_hit(query.best)}")
     return "\n".join(lines)
 
 
 def markdown(report: Report) -> str:
-    """For an issue or a README."""
+    """The report as Markdown, for an issue or a README."""
     lines = _piped(_table(report))
     if report.against:
-        lines += [
-            "",
-            f"Against {report.baseline}; p by a paired randomisation test, Holm's correction of {_tests(report)}:",
-            "",
-        ]
+        lines += ["", f"{_against(report)}:", ""]
         lines += _piped(_differences(report))
     lines += ["", *(f"- {note}" for note in report.notes)] if report.notes else []
     if report.worst:
         lines += ["", f"Lowest {report.measures[0]}:", ""]
-        for one in report.worst:
-            lines.append(f"- {_heading(report, one)}")
-            lines += [f"  - {_hit(hit)}" for hit in one.top]
-            if one.best is not None:
-                lines.append(f"  - best judged: {_hit(one.best)}")
+        for query in report.worst:
+            lines.append(f"- {_heading(report, query)}")
+            lines += [f"  - {_hit(hit)}" for hit in query.top]
+            if query.best is not None:
+                lines.append(f"  - best judged: {_hit(query.best)}")
     return "\n".join(lines)
 
 
 def as_json(report: Report) -> str:
-    """For programs."""
+    """The report as JSON, for programs."""
     systems = []
     for system in report.systems:
-        one: dict[str, Any] = {
+        entry: dict[str, Any] = {
             "name": system.name,
             "measures": {measure: report.mean(system.name, measure) for measure in report.measures},
         }
         if system.documents_per_second is not None:
-            one |= {"documents_per_second": system.documents_per_second, "documents": system.documents}
+            entry |= {"documents_per_second": system.documents_per_second, "documents": system.documents}
         if system.name in report.against:
-            one["against"] = {
+            entry["against"] = {
                 measure: {"difference": d.mean, "p": d.p, "wins": d.wins, "ties": d.ties, "losses": d.losses}
                 for measure, d in report.against[system.name].items()
             }
-        systems.append(one)
+        systems.append(entry)
     worst = [
         {
-            "system": one.system,
-            "query_id": one.query,
-            "query": one.text,
-            report.measures[0]: one.value,
-            "difference": one.difference,
-            "top": [_plain(hit) for hit in one.top],
-            "best_judged": None if one.best is None else _plain(one.best),
+            "system": query.system,
+            "query_id": query.query,
+            "query": query.text,
+            report.measures[0]: query.value,
+            "difference": query.difference,
+            "top": [_plain(hit) for hit in query.top],
+            "best_judged": None if query.best is None else _plain(query.best),
         }
-        for one in report.worst
+        for query in report.worst
     ]
-    told = {"baseline": report.baseline, "queries": len(report.judgments), "systems": systems}
-    return json.dumps({**told, "worst": worst, "notes": report.notes}, ensure_ascii=False, indent=2)
+    head = {"baseline": report.baseline, "queries": len(report.judgments), "systems": systems}
+    return json.dumps({**head, "worst": worst, "notes": report.notes}, ensure_ascii=False, indent=2)
 
 
 def per_query(report: Report) -> Iterable[str]:
-    """A JSON line for each judged query: its values by system and measure."""
+    """A line of JSON for each judged query, with its values by system and measure."""
     for query in report.judgments:
         line: dict[str, Any] = {"query_id": query}
         if query in report.texts:
@@ -246,13 +262,15 @@ def _plain(hit: Hit) -> dict[str, Any]:
 
 
 def _table(report: Report) -> list[list[str]]:
-    rows = [["", *report.measures, *(["documents/s", "s a query"] if report.timed else [])]]
+    rows = [["", *report.measures, *(["documents/s", "s/query"] if report.timed else [])]]
     for system in report.systems:
         cells = [system.name]
         for measure in report.measures:
             value = f"{report.mean(system.name, measure):.4f}"
-            found = report.against.get(system.name, {}).get(measure)
-            cells.append(value if found is None else f"{value} {found.mean:+.4f}{'*' if found.p < SIGNIFICANT else ''}")
+            change = report.against.get(system.name, {}).get(measure)
+            if change is not None:
+                value += f" {change.mean:+.4f}{'*' if change.p < SIGNIFICANT else ''}"
+            cells.append(value)
         if report.timed:
             cells += speeds(report, system)
         rows.append(cells)
@@ -260,7 +278,7 @@ def _table(report: Report) -> list[list[str]]:
 
 
 def speeds(report: Report, system: System) -> list[str]:
-    """Documents a second, and seconds a query, as they are shown."""
+    """Documents per second and seconds per query, as text; empty if the speed is unknown."""
     rate, documents = system.documents_per_second, system.documents
     if rate is None or not documents or not rate:
         return ["", ""]
@@ -276,17 +294,20 @@ def _differences(report: Report) -> list[list[str]]:
 
 
 def shown_p(p: float) -> str:
+    """A p value as text."""
     return "<0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
-def _tests(report: Report) -> str:
+def _against(report: Report) -> str:
     count = sum(map(len, report.against.values()))
-    return f"{count} test{'s' if count > 1 else ''}, * below {SIGNIFICANT}"
+    correction = f"Holm's correction for {count} test{'s' if count > 1 else ''}"
+    return f"Against {report.baseline}; p from a paired randomisation test with {correction}, * below {SIGNIFICANT}"
 
 
-def _heading(report: Report, one: Worst) -> str:
-    apart = "" if one.difference is None else f" ({one.difference:+.4f})"
-    return f"{one.system}, query {one.query}: {report.measures[0]} {one.value:.4f}{apart} {one.text or ''}".rstrip()
+def _heading(report: Report, worst: Worst) -> str:
+    difference = "" if worst.difference is None else f" ({worst.difference:+.4f})"
+    value = f"{report.measures[0]} {worst.value:.4f}{difference}"
+    return f"{worst.system}, query {worst.query}: {value} {worst.text or ''}".rstrip()
 
 
 def _hit(hit: Hit) -> str:
@@ -296,10 +317,10 @@ def _hit(hit: Hit) -> str:
     return f"{place} {hit.id} ({grade}){body}"
 
 
-def shortened(text: str, characters: int = 160) -> str:
-    """The beginning of a text, on one line."""
+def shortened(text: str, limit: int = 160) -> str:
+    """The beginning of a text, of at most `limit` characters, on one line."""
     line = " ".join(text.split())
-    return line if len(line) <= characters else f"{line[: characters - 1]}…"
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,6 +1,6 @@
-"""`rerankd run-batch`: requests of a file in vLLM's and OpenAI's batch format, answered as the server answers them.
+"""`rerankd run-batch`: answer the requests of a file as the server would answer them.
 
-Format: vLLM's `vllm/entrypoints/openai/run_batch.py`, and OpenAI's Batch API.
+The file has the batch format of vLLM (`vllm/entrypoints/openai/run_batch.py`) and of OpenAI's Batch API.
 """
 
 from __future__ import annotations
@@ -24,15 +24,19 @@ from rerankd.rank.rows import decoded, json_object
 from rerankd.server.service import Serves, Service
 from rerankd.server.settings import Settings
 
-AT_ONCE = 16
-"""Requests that are answered at a time."""
+CONCURRENT_REQUESTS = 16
+"""Number of requests that are answered concurrently."""
 NO_LIMITS = RequestLimits(**{field.name: sys.maxsize for field in fields(RequestLimits)})
-"""Whoever owns the file owns the machine."""
+"""No limits. Limits protect a server from its callers; here the caller owns the machine."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A line of the input."""
+class BatchRequest:
+    """A request of the input file.
+
+    number: its line in the file, from 1
+    digest: identifies the bytes of that line, so that a resumed run notices a changed request
+    """
 
     number: int
     id: str
@@ -44,9 +48,10 @@ class Asked:
 def run_batch(
     reranker: Serves, names: tuple[str, ...], input: str, output: str, bad: BadLines, *, restart: bool, progress: bool
 ) -> tuple[int, int]:
-    """Answer every line of `input` as `rerankd serve` would, without a socket; how many, how many failed.
+    """Answer every request of `input` as `rerankd serve` would, without a socket, in the order of the input.
 
-    Answers are in the order of the input. A run that was stopped goes on. Raises RerankdError.
+    A stopped run resumes from its journal. Returns the number of answers, and how many of them are errors. Raises
+    RerankdError.
     """
     settings = Settings(names=names, docs=False, max_body=sys.maxsize, max_bodies=sys.maxsize, limits=NO_LIMITS)
     service = Service(reranker, settings)
@@ -64,21 +69,21 @@ def run_batch(
 
 async def _run(service: Service, input: str, journal: Journal, bad: BadLines, progress: bool) -> None:
     source = Source(input)
-    lines = _asked(source, bad)
+    requests = _requests(source, bad)
     with tqdm(unit="request", disable=not progress) as bar:
         bad.tell = lambda text: bar.write(text, file=sys.stderr)
         stopped = False
 
         async def work() -> None:
-            for asked in lines:
-                if journal.digest(asked.number) != asked.digest:
-                    answer = await _answer(service, asked)
-                    if stopped:  # the service answers a cancelled call all the same, that it is shutting down
+            for request in requests:
+                if journal.digest(request.number) != request.digest:
+                    answer = await _answer(service, request)
+                    if stopped:  # a cancelled call has an answer too: that the service shuts down
                         return
-                    journal.add(asked.number, asked.digest, answer)
+                    journal.add(request.number, request.digest, answer)
                 bar.update()
 
-        workers = [asyncio.ensure_future(work()) for _ in range(AT_ONCE)]
+        workers = [asyncio.ensure_future(work()) for _ in range(CONCURRENT_REQUESTS)]
         try:
             done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
             for worker in done:
@@ -90,45 +95,45 @@ async def _run(service: Service, input: str, journal: Journal, bad: BadLines, pr
             await asyncio.gather(*workers, return_exceptions=True)
 
 
-async def _answer(service: Service, asked: Asked) -> dict[str, Any]:
-    # A path is what comes before a query string, and may be quoted.
-    reply = await service.call("POST", unquote(asked.url.partition("?")[0]), json.dumps(asked.body).encode())
+async def _answer(service: Service, request: BatchRequest) -> dict[str, Any]:
+    # A URL's path ends where its query string begins, and may be percent-encoded.
+    reply = await service.call("POST", unquote(request.url.partition("?")[0]), json.dumps(request.body).encode())
     body = json.loads(reply.body) if reply.body else ""
     return {
         "id": f"rerankd-{secrets.token_hex(16)}",
-        "custom_id": asked.id,
-        # OpenAI puts what went wrong in the body, vLLM beside it.
+        "custom_id": request.id,
+        # OpenAI puts an error into the response's body, vLLM into `error`. Clients of both must find the error.
         "response": {"status_code": reply.status, "request_id": reply.headers["X-Request-Id"], "body": body},
         "error": None if reply.status == 200 else body,
     }
 
 
-def _asked(source: Source, bad: BadLines) -> Iterator[Asked]:
+def _requests(source: Source, bad: BadLines) -> Iterator[BatchRequest]:
     seen: dict[str, int] = {}
     for number, raw in source.lines():
         if not raw.strip():
             continue
         try:
-            asked = _line(source, number, raw)
-            if asked.id in seen:
-                raise BadLine(source.name, number, f"`custom_id` {asked.id!r} is on line {seen[asked.id]} too.")
-            seen[asked.id] = number
+            request = _parse(source, number, raw)
+            if request.id in seen:
+                raise BadLine(source.name, number, f"the id {request.id!r} is already on line {seen[request.id]}.")
+            seen[request.id] = number
         except BadLine as problem:
             bad.add(problem)
         else:
-            yield asked
+            yield request
 
 
-def _line(source: Source, number: int, raw: bytes) -> Asked:
-    sent = json_object(source, number, decoded(source, number, raw))
+def _parse(source: Source, number: int, raw: bytes) -> BatchRequest:
+    request = json_object(source, number, decoded(source, number, raw))
     for name in ("custom_id", "url"):
-        if not isinstance(sent.get(name), str):
-            raise BadLine(source.name, number, f"has no string `{name}`.")
-    method, url = sent.get("method", "POST"), sent["url"]
+        if not isinstance(request.get(name), str):
+            raise BadLine(source.name, number, f"`{name}` is missing or not a string.")
+    method, url = request.get("method", "POST"), request["url"]
     if method != "POST":
-        raise BadLine(source.name, number, f"`method` is {method!r}, not POST.")
+        raise BadLine(source.name, number, f"`method` is {method!r}; only POST is supported.")
     if not url.startswith("/"):
-        raise BadLine(source.name, number, f"`url` is {url!r}, not a path such as /v1/rerank.")
-    if not isinstance(sent.get("body"), dict):
-        raise BadLine(source.name, number, "has no object `body`.")
-    return Asked(number, sent["custom_id"], url, sent["body"], hashlib.sha256(raw).hexdigest()[:16])
+        raise BadLine(source.name, number, f"`url` is {url!r}; give a path, such as /v1/rerank.")
+    if not isinstance(request.get("body"), dict):
+        raise BadLine(source.name, number, "`body` is missing or not an object.")
+    return BatchRequest(number, request["custom_id"], url, request["body"], hashlib.sha256(raw).hexdigest()[:16])

@@ -16,15 +16,18 @@ from rerankd.rank.texts import TEXTS, inside, text_of
 from rerankd.rank.values import to_content
 
 RRF_CONSTANT = 60
-"""Reciprocal rank fusion's k, of Cormack, Clarke and Buettcher (SIGIR 2009)."""
+"""The constant k of reciprocal rank fusion (RRF), as Cormack, Clarke and Buettcher chose it (SIGIR 2009)."""
 
 
 class Collection:
-    """Queries, a corpus and first-stage runs, each in files; of several runs the ranks are fused.
+    """Queries, a corpus and first-stage runs from files. The ranks of several runs are fused by RRF.
 
-    The corpus lies in a database on disk that nothing but this process sees, and that goes with it. Without a run every
-    document is a candidate of every query. Raises FileProblem, and BadLine for ids that lead nowhere; RerankdError for
-    a `top_k` without a run, whose order it cuts.
+    The documents are kept in a temporary database on disk, so that a corpus need not fit in memory. Only this process
+    sees the database, and the database ends with the process. Without a run, every document is a candidate for every
+    query.
+
+    Raises FileProblem, BadLine for a run that names an unknown query, and RerankdError for `top_k` without a run: only
+    a run orders the candidates.
     """
 
     fraction = None
@@ -32,7 +35,8 @@ class Collection:
     def __init__(self, queries: str, corpus: str, runs: Sequence[str], top_k: int | None, bad: BadLines) -> None:
         if top_k is not None and not runs:
             raise RerankdError(
-                "--top-k: takes the first documents of a run; give --run, or leave it out; --top-n bounds the output."
+                "--top-k: takes the first documents of a run, and there is no run; give --run, or leave out --top-k. "
+                "(--top-n bounds the output.)"
             )
         self._top_k, self._bad = top_k, bad
         self._queries, self._corpus, self._all = inside(queries, "queries"), inside(corpus, "corpus"), not runs
@@ -41,11 +45,11 @@ class Collection:
             self._load(runs)
         except sqlite3.Error as error:
             raise FileProblem(
-                f"The documents cannot be kept in a temporary file ({error}); TMPDIR names its folder."
+                f"The documents cannot be kept in a temporary file ({error}); set TMPDIR to a folder with more space."
             ) from error
 
     def _load(self, runs: Sequence[str]) -> None:
-        # An empty name is SQLite's for a temporary file without a name, in TMPDIR.
+        # Given an empty name, SQLite opens an unnamed temporary file in TMPDIR.
         self._data = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._data.executescript(
             """
@@ -63,9 +67,9 @@ class Collection:
         self._read(self._corpus, "corpus", "documents")
         self._corpus_size = int(self._data.execute("SELECT count(*) FROM documents").fetchone()[0])
         if not self._corpus_size:
-            raise FileProblem(f"{self._corpus} holds no document{'' if self._all else ' that the run names'}.")
+            raise FileProblem(f"{self._corpus} holds no document{'' if self._all else ' that a run names'}.")
         self._check_documents()
-        self._tell_without_documents()
+        self._note_queries_without_candidates()
         self.documents: int | None = self._count()
 
     def __iter__(self) -> Iterator[Query]:
@@ -84,16 +88,17 @@ class Collection:
         return int(self._data.execute("SELECT count(*) FROM candidates").fetchone()[0])
 
     def _read(self, path: str, what: str, table: str) -> None:
-        """A file of ids and texts; of a corpus no more than the candidates."""
+        """Load a file of ids and texts into a table. Of a corpus, load only the documents that are candidates."""
         source = Source(path)
-        wanted = "" if table == "queries" or self._all else " WHERE EXISTS (SELECT 1 FROM wanted WHERE document = ?1)"
-        insert = f"INSERT OR IGNORE INTO {table} (id, line, value) SELECT ?1, ?2, ?3{wanted}"
+        keep_all = table == "queries" or self._all
+        condition = "" if keep_all else " WHERE EXISTS (SELECT 1 FROM named_documents WHERE document = ?1)"
+        insert = f"INSERT OR IGNORE INTO {table} (id, line, value) SELECT ?1, ?2, ?3{condition}"
         for number, row in rows(source, TEXTS, self._bad):
             try:
                 id, value = text_of(source, number, row)
                 added = self._data.execute(insert, (id, number, json.dumps(value, ensure_ascii=True))).rowcount
                 if not added and (first := self._line(table, id)):
-                    raise BadLine(source.name, number, f"the id {id!r} is on line {first} too.")
+                    raise BadLine(source.name, number, f"the id {id!r} is already on line {first}.")
             except BadLine as problem:
                 self._bad.add(problem)
         self.digests[what] = source.digest
@@ -106,11 +111,11 @@ class Collection:
 
     def _read_run(self, number: int, path: str) -> None:
         source = Source(path)
-        known = {row[0] for row in self._data.execute("SELECT id FROM queries")}
+        query_ids = {row[0] for row in self._data.execute("SELECT id FROM queries")}
 
         def hits() -> Iterator[tuple[int, str, str, float, int]]:
             for place, hit in enumerate(read_run(source, self._bad)):
-                if hit.query not in known:
+                if hit.query not in query_ids:
                     self._bad.add(BadLine(source.name, hit.line, f"{self._queries} has no query {hit.query!r}."))
                     continue
                 yield number, hit.query, hit.document, hit.score, place
@@ -119,8 +124,11 @@ class Collection:
         self.digests[f"run {number + 1}"] = source.digest
 
     def _fuse(self) -> None:
-        """Each query's candidates by falling score, equal ones in the file's order; those of several runs by RRF."""
-        # A document that a run names twice counts once, where it stands first.
+        """Order each query's candidates by falling score, and equal scores by their order in the file.
+
+        Candidates from several runs are ordered by RRF.
+        """
+        # A document that a run names twice counts once, at its better rank.
         self._data.execute(
             """
             CREATE TABLE ranks AS SELECT run, query, document,
@@ -142,8 +150,8 @@ class Collection:
         )
         self._data.execute("DROP TABLE ranks")
         self._data.execute("CREATE UNIQUE INDEX by_query ON candidates (query, place)")
-        self._data.execute("CREATE TABLE wanted (document TEXT PRIMARY KEY) WITHOUT ROWID")
-        self._data.execute("INSERT INTO wanted SELECT DISTINCT document FROM candidates")
+        self._data.execute("CREATE TABLE named_documents (document TEXT PRIMARY KEY) WITHOUT ROWID")
+        self._data.execute("INSERT INTO named_documents SELECT DISTINCT document FROM candidates")
 
     def _check_documents(self) -> None:
         missing = self._data.execute(
@@ -154,21 +162,21 @@ class Collection:
         )
         for query, document in missing:
             self._bad.add(
-                FileProblem(f"{self._corpus} has no document {document!r}, which the run has for query {query!r}.")
+                FileProblem(f"{self._corpus} has no document {document!r}, which a run names for query {query!r}.")
             )
         self._data.execute("DELETE FROM candidates WHERE NOT EXISTS (SELECT 1 FROM documents WHERE id = document)")
 
-    def _tell_without_documents(self) -> None:
+    def _note_queries_without_candidates(self) -> None:
         (count,) = self._data.execute(
             "SELECT count(*) FROM queries WHERE NOT EXISTS (SELECT 1 FROM candidates WHERE query = id)"
         ).fetchone()
         if count and not self._all:
-            self._bad.note(f"{count:,} queries of {self._queries} have no document in the run; they are left out")
+            self._bad.note(f"{count:,} queries of {self._queries} have no document in any run; they are left out")
 
 
 @dataclass(frozen=True, slots=True)
 class _Candidates:
-    """The documents of a query, read from the database as they are asked for."""
+    """The candidates of a query, read from the database while the caller iterates."""
 
     data: sqlite3.Connection
     query: str
@@ -179,12 +187,12 @@ class _Candidates:
 
     def __iter__(self) -> Iterator[tuple[str, Content]]:
         if self.all:
-            found = self.data.execute("SELECT id, value FROM documents ORDER BY place")
+            candidates = self.data.execute("SELECT id, value FROM documents ORDER BY place")
         else:
-            found = self.data.execute(
+            candidates = self.data.execute(
                 "SELECT id, value FROM candidates JOIN documents ON id = document WHERE query = ? "
                 "ORDER BY candidates.place",
                 (self.query,),
             )
-        for id, value in found:
+        for id, value in candidates:
             yield id, to_content(json.loads(value), f"document {id!r}")

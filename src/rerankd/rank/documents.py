@@ -1,4 +1,4 @@
-"""A query's documents while a file is read: in memory, and on disk where they are many."""
+"""The documents of one query while its file is read: in memory, or on disk if there are many."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from rerankd.core import Content
 from rerankd.rank.values import to_content
 
 MEMORY_BYTES = 4 << 20
-"""Bytes of one query's documents that are held in memory."""
+"""Bytes of one query's documents that stay in memory; larger ones go to a temporary file."""
 
 
 class Documents:
-    """Ids and contents in the order they were added. One reader at a time."""
+    """Ids and contents of documents, in the order they were added. Only one iteration may run at a time."""
 
     def __init__(self) -> None:
         self._file = SpooledTemporaryFile(MEMORY_BYTES)  # noqa: SIM115 - closed by `__del__`
         self.count = 0
 
     def add(self, id: str, value: Any) -> None:
-        """Keep a document as its JSON value, which `to_content` takes."""
+        """Add a document. `value` is its JSON value, which `to_content` accepts."""
         self._file.write(json.dumps([id, value], ensure_ascii=True).encode() + b"\n")
         self.count += 1
 

@@ -1,4 +1,4 @@
-"""Files: compressed or not, standard input, numbered lines. An output file is complete or absent."""
+"""Reading and writing files, compressed or not, and standard input. An output file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from typing import IO, Any, BinaryIO, cast
 from rerankd.core import RerankdError
 
 STANDARD = "-"
-"""Standard input, or standard output."""
+"""The path that means standard input or standard output."""
 COMPRESSIONS = (".gz", ".zst")
 BUFFER = 1 << 20
 LINE_BYTES = 256 << 20
-"""Bytes of a line at most: a few megabytes of a compressed file may be one line of many gigabytes."""
+"""Longest line, in bytes. A compressed file of a few megabytes may hold one line of many gigabytes."""
 ZSTD_READ = 1 << 10
-"""Bytes that are decompressed at a time: they may become thirty thousand times as many."""
+"""Compressed bytes per step. They may expand to thirty thousand times their size."""
 
 
 class FileProblem(RerankdError):
-    """A file that cannot be read or written as asked."""
+    """A file cannot be read or written."""
 
 
 class BadLine(FileProblem):
-    """A line of a file that is not as its format has it."""
+    """A line of a file breaks the rules of the file's format."""
 
     def __init__(self, file: str, line: int, problem: str) -> None:
         super().__init__(f"{file}, line {line}: {problem}")
@@ -39,7 +39,11 @@ class BadLine(FileProblem):
 
 @dataclass
 class BadLines:
-    """The treatment of bad lines: the first is an error, or with `skip` each is listed and left out."""
+    """What happens to a bad line: an error ends the run, or with `skip` the line is reported and left out.
+
+    tell: prints one message to the user
+    count: number of lines left out
+    """
 
     skip: bool = False
     tell: Callable[[str], object] = lambda text: print(text, file=sys.stderr)
@@ -47,14 +51,14 @@ class BadLines:
     _noted: set[str] = field(default_factory=set, init=False)
 
     def add(self, problem: RerankdError) -> None:
-        """Raises `problem` unless bad lines are skipped."""
+        """Count and report a bad line. Raises `problem` unless bad lines are skipped."""
         if not self.skip:
             raise problem
         self.count += 1
         self.tell(f"left out: {problem}")
 
     def note(self, text: str) -> None:
-        """Tell something that is no error, once."""
+        """Tell the user something that is not an error, but each text only once."""
         if text not in self._noted:
             self._noted.add(text)
             self.tell(text)
@@ -62,9 +66,11 @@ class BadLines:
 
 @dataclass
 class Source:
-    """A file to read. `digest` is of its decompressed bytes, once it was read to its end.
+    """A file to read, or standard input.
 
-    position, size: bytes read so far, and of the whole file, as it lies there; size is None for standard input
+    name: the name for messages
+    size: size of the file on disk in bytes; None before the file is open, and for standard input
+    position: bytes of the file on disk that were read so far
     """
 
     path: str
@@ -79,27 +85,28 @@ class Source:
 
     @property
     def format(self) -> str:
-        """The suffix below a compression's: `jsonl` of `a.jsonl.gz`; empty for none."""
+        """The suffix that names the format, without that of the compression: `jsonl` for `a.jsonl.gz`; may be empty."""
         return format_of(self.path)
 
     @property
     def digest(self) -> str:
+        """The SHA-256 of the decompressed bytes that were read so far, in hexadecimal."""
         return str(self._sha.hexdigest())
 
     def update(self, data: bytes) -> None:
-        """Count data that was read."""
+        """Note that `data` was read, for `digest` and `position`."""
         self._sha.update(data)
         if self._raw is not None:
-            # Other threads ask for it, when the file may be closed.
+            # A progress bar in another thread reads the position, and the file may be closed by then.
             self.position = self._raw.tell()
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """The lines from 1 on, without their ends. Raises FileProblem."""
+        """The lines without their line ends, each with its number from 1. Raises FileProblem."""
         for number, line in enumerate(self.whole_lines(), 1):
             yield number, line.rstrip(b"\r\n")
 
     def whole_lines(self) -> Iterator[bytes]:
-        """The lines with their ends. Raises FileProblem."""
+        """The lines with their line ends. Raises FileProblem."""
         number = 0
         with self.open() as stream:
             try:
@@ -118,7 +125,7 @@ class Source:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The decompressed bytes. Raises FileProblem."""
+        """A stream of the decompressed bytes. Raises FileProblem."""
         if self.path == STANDARD:
             yield sys.stdin.buffer
             return
@@ -132,7 +139,7 @@ class Source:
 
 
 def format_of(path: str) -> str:
-    """The suffix below a compression's, in lower case and without its dot."""
+    """The suffix that names a file's format, in lower case, without its dot and without that of the compression."""
     name = Path(path).name.lower()
     for suffix in COMPRESSIONS:
         name = name.removesuffix(suffix)
@@ -140,7 +147,7 @@ def format_of(path: str) -> str:
 
 
 def decompressed(raw: BinaryIO, path: str) -> IO[bytes]:
-    """The decompressed content of a file, by its suffix."""
+    """A stream of a file's decompressed bytes. The suffix of `path` says how the file is compressed."""
     if path.lower().endswith(".gz"):
         return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
     if path.lower().endswith(".zst"):
@@ -149,13 +156,17 @@ def decompressed(raw: BinaryIO, path: str) -> IO[bytes]:
 
 
 class _Zstd(io.RawIOBase):
-    """The frames of a .zst file, one after the other. The library's own reader takes half a frame for the end."""
+    """A stream of the decompressed frames of a .zst file.
+
+    The reader of the zstandard library takes a frame that is cut off for the end of the file; this reader raises
+    EOFError.
+    """
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
         self._decompressor = zstandard().ZstdDecompressor()
         self._frame: Any = None
-        self._packed = b""
+        self._compressed = b""
         self._data = memoryview(b"")
 
     def readable(self) -> bool:
@@ -163,15 +174,15 @@ class _Zstd(io.RawIOBase):
 
     def readinto(self, into: Any) -> int:
         while not self._data:
-            packed = self._packed or self._raw.read(ZSTD_READ)
-            if not packed:
+            compressed = self._compressed or self._raw.read(ZSTD_READ)
+            if not compressed:
                 if self._frame is not None:
-                    raise EOFError("it ends in the middle of a frame")
+                    raise EOFError("the file ends in the middle of a frame")
                 return 0
             self._frame = self._frame or self._decompressor.decompressobj()
-            self._data, self._packed = memoryview(self._frame.decompress(packed)), b""
+            self._data, self._compressed = memoryview(self._frame.decompress(compressed)), b""
             if self._frame.eof:
-                self._packed, self._frame = self._frame.unused_data, None
+                self._compressed, self._frame = self._frame.unused_data, None
         count = min(len(into), len(self._data))
         into[:count], self._data = self._data[:count], self._data[count:]
         return count
@@ -179,9 +190,10 @@ class _Zstd(io.RawIOBase):
 
 @contextmanager
 def whole_file(path: str) -> Iterator[IO[bytes]]:
-    """A file to write, compressed as its suffix says; it replaces `path` at the end, and only if nothing failed.
+    """A stream to write a whole file, compressed as the suffix of `path` says.
 
-    Raises FileProblem where the folder cannot be written to.
+    The bytes go to a temporary file, which replaces `path` at the end, and only if no exception was raised. Raises
+    FileProblem if the folder cannot be written to.
     """
     if path == STANDARD:
         yield sys.stdout.buffer
@@ -196,12 +208,12 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
             raise FileProblem(f"{path} cannot be written: {error.strerror}.") from error
         with raw:
             if path.lower().endswith(".gz"):
-                # No time stamp: the same content is the same file.
-                with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
-                    yield cast(IO[bytes], packed)
+                # No time stamp, so that equal content gives equal files.
+                with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as compressed:
+                    yield cast(IO[bytes], compressed)
             elif path.lower().endswith(".zst"):
-                with zstandard().ZstdCompressor().stream_writer(raw, closefd=False) as packed:
-                    yield packed
+                with zstandard().ZstdCompressor().stream_writer(raw, closefd=False) as compressed:
+                    yield compressed
             else:
                 yield raw
             raw.flush()
@@ -212,12 +224,18 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
 
 
 def zstandard() -> Any:
-    """The module. Raises FileProblem where it is not installed."""
+    """The module `zstandard`. Raises FileProblem if it is not installed."""
     return needed("zstandard", ".zst files")
 
 
 def needed(module: str, what: str, extra: str = "files") -> Any:
-    """An optional module. Raises FileProblem, saying what needs it, where it is not installed."""
+    """Import an optional module.
+
+    what: the plural noun for an error, such as "Parquet files"
+    extra: the extra of the package rerankd that installs the module
+
+    Raises FileProblem if the module is not installed.
+    """
     from importlib import import_module
 
     try:

@@ -1,4 +1,4 @@
-"""The finished part of a run, in a file beside its output, from which a stopped run continues."""
+"""The journal of a run: a file beside the output that holds the finished results. A stopped run resumes from it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ from typing import IO, Any
 from rerankd.rank.files import STANDARD, FileProblem
 
 SYNC_SECONDS = 1.0
-"""Seconds between flushes to the disk. A written line survives the process, and after a flush the machine."""
+"""Seconds between two calls of `fsync`.
+
+A line survives the end of the process as soon as it is written, and a crash of the machine after the next `fsync`.
+"""
 
 
 class Journal:
-    """Finished blocks of work, a line each behind a line that says what the work is.
+    """Finished blocks of work: a first line that describes the work, then a JSON line for each block.
 
-    A line is there whole or not at all: one that a crash has cut off is taken away, and its block done again. Closing
-    keeps the file, `finish` takes it away.
+    A last line that a crash has cut off is removed, and its block is computed again. `close` keeps the file; `finish`
+    deletes the file.
     """
 
     def __init__(self, output: str, about: Mapping[str, Any], restart: bool = False) -> None:
-        """output: the file that the work is for, "-" for standard output, whose journal nothing survives
+        """output: path of the work's output; "-" is standard output, whose journal is a temporary file
 
-        about: what must be the same for the work to go on, as JSON-ready data
+        about: the settings that must be equal for a journal to be resumed, as JSON-ready data
+        restart: start again, with an empty journal
 
-        Raises FileProblem for an output that is there already, for other work's journal, and for one in use.
+        Raises FileProblem if the output already exists, or if its journal belongs to different work or is in use by
+        another process.
         """
         self._blocks: dict[int, tuple[int, str]] = {}
         self._old_end = 0
@@ -40,7 +45,7 @@ class Journal:
             return
         self._path = Path(f"{output}.part")
         if Path(output).exists() and not restart:
-            raise FileProblem(f"{output} is there already; give another name, or --restart to write it anew.")
+            raise FileProblem(f"{output} already exists; give another name, or --restart to overwrite the file.")
         try:
             self._file = open(self._path, "a+b")  # noqa: SIM115 - closed by `close`
         except OSError as error:
@@ -56,19 +61,23 @@ class Journal:
 
     @property
     def path(self) -> str | None:
-        """The file; None where nothing is kept."""
+        """Path of the journal; None for standard output, which cannot be resumed."""
         return str(self._path) if self._path else None
 
     def __len__(self) -> int:
         return len(self._blocks)
 
     def digest(self, block: int) -> str | None:
-        """The digest of a finished block; None for one that is not finished."""
-        found = self._blocks.get(block)
-        return found[1] if found else None
+        """The digest of a finished block; None if the block is not finished."""
+        entry = self._blocks.get(block)
+        return entry[1] if entry else None
 
     def add(self, block: int, digest: str, result: Any) -> None:
-        """Keep a finished block."""
+        """Write a finished block to the journal.
+
+        digest: identifies the block's input
+        result: its result, as JSON-ready data
+        """
         line = json.dumps({"block": block, "digest": digest, "result": result}, ensure_ascii=True)
         start = self._file.seek(0, os.SEEK_END)
         self._file.write(line.encode() + b"\n")
@@ -79,18 +88,19 @@ class Journal:
             self._synced = time.monotonic()
 
     def results(self) -> Iterator[tuple[Any, bool]]:
-        """The results of all blocks in their order, and whether an earlier run finished the block."""
+        """The result of each block by rising number, and whether an earlier run finished the block."""
         for _, (start, _) in sorted(self._blocks.items()):
             self._file.seek(start)
             yield json.loads(self._file.readline())["result"], start < self._old_end
 
     def finish(self) -> None:
-        """Take the file away: the output is there."""
+        """Close and delete the journal, once the output is written."""
         self.close()
         if self._path:
             self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
+        """Close the journal, and keep its file."""
         self._file.close()
 
     def __enter__(self) -> Journal:
@@ -100,13 +110,13 @@ class Journal:
         self.close()
 
     def _lock(self) -> None:
-        with suppress(ImportError):  # Windows has none, and no two processes there
+        with suppress(ImportError):  # Windows has no fcntl; there, nothing stops two processes from writing one journal
             import fcntl
 
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise FileProblem(f"{self._path} is in use: another process works on the same output.") from None
+                raise FileProblem(f"{self._path} is in use: another process writes the same output.") from None
 
     def _open(self, about: dict[str, Any]) -> None:
         self._file.seek(0)
@@ -116,7 +126,7 @@ class Journal:
             self._file.write(json.dumps({"about": about}).encode() + b"\n")
             self._file.flush()
             return
-        self._expect(first, about)
+        self._check_about(first, about)
         end = len(first)
         for line in iter(self._file.readline, b""):
             try:
@@ -130,14 +140,14 @@ class Journal:
         self._file.truncate(end)
         self._old_end = end
 
-    def _expect(self, line: bytes, about: dict[str, Any]) -> None:
+    def _check_about(self, line: bytes, about: dict[str, Any]) -> None:
         try:
-            found = json.loads(line)["about"]
+            written = json.loads(line)["about"]
         except (ValueError, KeyError, TypeError):
-            raise FileProblem(f"{self._path} is not a journal of rerankd's; move it, or give another output.") from None
-        if found != about:
-            changed = sorted(key for key in {*found, *about} if found.get(key) != about.get(key))
+            raise FileProblem(f"{self._path} is not a journal of rerankd; move it, or give another output.") from None
+        if written != about:
+            changed = sorted(key for key in {*written, *about} if written.get(key) != about.get(key))
             raise FileProblem(
-                f"{self._path} is of a run with another {', '.join(changed)}; give what it was begun with, another "
-                "output, or --restart to begin anew."
+                f"{self._path} is the journal of a run with another {', '.join(changed)}; give that run's settings, "
+                "another output, or --restart to start again."
             )

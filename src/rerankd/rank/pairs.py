@@ -1,4 +1,4 @@
-"""Queries with their documents from one file."""
+"""Queries and their documents from one file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ PAIRS = Columns(
 
 
 class Pairs:
-    """One file whose lines hold a query each, with its documents, or whose rows hold a pair each.
+    """The queries of a file. Each row holds a query with a list of documents, or one pair of a query and a document.
+
+    top_k: how many documents of a query are used, from the first; None is all
 
     Raises FileProblem.
     """
@@ -43,45 +45,48 @@ class Pairs:
 
     @property
     def fraction(self) -> float | None:
+        """The part of the file that was read, from 0 to 1; None for standard input."""
         if self._source.path == STANDARD:
             return None
         return self._source.position / self._source.size if self._source.size else 0.0
 
     def __iter__(self) -> Iterator[Query]:
         seen: dict[str, int] = {}
-        # Rows of one pair each belong together while they name the same query.
-        for _, together in groupby(self._rows(), key=lambda one: one[2]):
-            built: _QueryRows | None = None
-            for number, row, _ in together:
+        # Consecutive rows with one pair each belong to the same query while their keys are equal.
+        for _, query_rows in groupby(self._rows(), key=lambda row: row[2]):
+            builder: _QueryBuilder | None = None
+            for number, row, _ in query_rows:
                 try:
-                    if built is None:
-                        built = self._begin(number, row, seen)
-                    built.add(number, row)
+                    if builder is None:
+                        builder = self._begin(number, row, seen)
+                    builder.add(number, row)
                 except BadLine as problem:
                     self._bad.add(problem)
-            if built is not None and built.documents.count:
-                yield built.query()
+            if builder is not None and builder.documents.count:
+                yield builder.query()
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any], object]]:
-        """Rows with their lines, and a key that is equal for those of one query."""
-        for number, whole in rows(self._source, PAIRS, self._bad):
-            if unknown := sorted(key for key in whole if PAIRS.meaning(key) is None):
-                self._bad.note(f"{self._source.name}: not read: {', '.join(unknown)}")
-            row = PAIRS.read(whole)
+        """Each row as its line number, its cells, and a key that the rows of one query share."""
+        for number, cells in rows(self._source, PAIRS, self._bad):
+            if unknown := sorted(key for key in cells if PAIRS.meaning(key) is None):
+                self._bad.note(f"{self._source.name}: columns that are not used: {', '.join(unknown)}")
+            row = PAIRS.read(cells)
             if "documents" in row:
                 yield number, row, number
             else:
                 yield number, row, ("pairs", row.get("query_id", json.dumps(row.get("query"), sort_keys=True)))
 
-    def _begin(self, number: int, row: dict[str, Any], seen: dict[str, int]) -> _QueryRows:
-        """The query of a row, without its documents. Raises BadLine."""
+    def _begin(self, number: int, row: dict[str, Any], seen: dict[str, int]) -> _QueryBuilder:
+        """Start the query of a row, without its documents. Raises BadLine."""
         name = self._source.name
         if row.get("query") is None:
             raise BadLine(name, number, "has no `query`.")
-        own = row.get("query_id", row.get("id") if "documents" in row else None)
-        id = well_formed(str(number if own is None else own))
+        given_id = row.get("query_id", row.get("id") if "documents" in row else None)
+        id = well_formed(str(number if given_id is None else given_id))
         if id in seen:
-            raise BadLine(name, number, f"the query {id!r} is on line {seen[id]} too; its rows must follow each other.")
+            raise BadLine(
+                name, number, f"the query {id!r} is already on line {seen[id]}; its rows must be consecutive."
+            )
         instruction = row.get("instruction")
         if instruction is not None and not isinstance(instruction, str):
             raise BadLine(name, number, "`instruction` is not a string.")
@@ -89,13 +94,13 @@ class Pairs:
             content = to_content(row["query"], "query")
         except InvalidRequest as error:
             raise BadLine(name, number, f"{error}.") from None
-        if own is not None:
+        if given_id is not None:
             seen[id] = number
-        return _QueryRows(name, number, id, row["query"], content, instruction, self._top_k)
+        return _QueryBuilder(name, number, id, row["query"], content, instruction, self._top_k)
 
 
-class _QueryRows:
-    """A query whose rows are being read."""
+class _QueryBuilder:
+    """Builds a query from its rows, one after the other."""
 
     def __init__(
         self,
@@ -107,7 +112,10 @@ class _QueryRows:
         instruction: str | None,
         top_k: int | None,
     ) -> None:
-        """value, content: of the query, as the file has it and as the model gets it"""
+        """value: the query as the file's JSON value
+
+        content: the same query as the model takes it
+        """
         self._file, self._line, self._id, self._value, self._content = file, line, id, value, content
         self._instruction, self._top_k = instruction, top_k
         self.documents = Documents()
@@ -115,31 +123,31 @@ class _QueryRows:
         self._sha = hashlib.sha256(json.dumps([id, value, instruction, top_k]).encode())
 
     def add(self, number: int, row: dict[str, Any]) -> None:
-        """The document of a row, or all of its `documents`: none of them where one is bad. Raises BadLine."""
+        """Add the document of a row, or all of its `documents`. Raises BadLine, and adds none, if a document is bad."""
         if row.get("query", self._value) != self._value:
-            raise BadLine(self._file, number, f"has another text for the query {self._id!r} than line {self._line}.")
+            raise BadLine(self._file, number, f"the text of query {self._id!r} differs from line {self._line}.")
         if "documents" in row:
             listed = row["documents"]
             if not isinstance(listed, list) or not listed:
-                raise BadLine(self._file, number, "has no list of `documents`, or an empty one.")
-            found = [(_own_id(document), _without_id(document)) for document in listed]
+                raise BadLine(self._file, number, "`documents` is empty or not a list.")
+            id_values = [(_given_id(document), _without_id(document)) for document in listed]
         else:
-            found = [(row.get("id"), row.get("document"))]
+            id_values = [(row.get("id"), row.get("document"))]
         ids = []
-        first, self._place = self._place, self._place + len(found)
-        for place, (own, value) in enumerate(found, first):
+        first, self._place = self._place, self._place + len(id_values)
+        for place, (given_id, value) in enumerate(id_values, first):
             if value is None:
-                raise BadLine(self._file, number, "has no `document`, or no `documents`.")
-            id = well_formed(str(place if own is None else own))
+                raise BadLine(self._file, number, "has no `document`, or a document without content.")
+            id = well_formed(str(place if given_id is None else given_id))
             if id in self._ids:
-                raise BadLine(self._file, number, f"the document {id!r} is there twice for one query.")
+                raise BadLine(self._file, number, f"the query has the document {id!r} twice.")
             try:
                 to_content(value, f"documents[{place}]")
             except InvalidRequest as error:
                 raise BadLine(self._file, number, f"{error}.") from None
             ids.append(id)
             self._ids.add(id)
-        for id, (_, value) in zip(ids, found, strict=True):
+        for id, (_, value) in zip(ids, id_values, strict=True):
             self._sha.update(json.dumps([id, value]).encode())
             if self._top_k is None or self.documents.count < self._top_k:
                 self.documents.add(id, value)
@@ -157,7 +165,7 @@ class _QueryRows:
         )
 
 
-def _own_id(document: Any) -> Any:
+def _given_id(document: Any) -> Any:
     if not isinstance(document, dict):
         return None
     return next((document[name] for name in IDS if document.get(name) is not None), None)

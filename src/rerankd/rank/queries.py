@@ -1,4 +1,4 @@
-"""Queries to rank, with their documents."""
+"""The queries to rank, and their documents."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from rerankd.core import Content
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query and what is to be scored against it.
+    """A query and the documents to score.
 
-    where: the place that errors name
-    documents: gives the ids and contents anew each time; `count` of them
-    digest: equal for equal queries and documents
+    documents: ids and contents; may be iterated several times
+    count: number of documents
+    where: the file and line of the query, for errors
+    digest: identifies the query and its documents: equal input has an equal digest
+    instruction: the query's instruction; None is the instruction of the run
     """
 
     id: str
@@ -33,17 +35,17 @@ class Queries(Protocol):
 
     @property
     def documents(self) -> int | None:
-        """How many documents there are in all; None where that is not known before the end."""
+        """Number of documents of all queries; None if the number is unknown before the end."""
         ...
 
     @property
     def digests(self) -> dict[str, str]:
-        """The digest of each file that was read before the first query."""
+        """The digest of each file that is read whole before the first query, by the file's role."""
         ...
 
     @property
     def fraction(self) -> float | None:
-        """The part of the input that was read, where `documents` is not known; None where its size is not either."""
+        """The part of the input that was read, from 0 to 1, if `documents` is unknown; None if that is unknown too."""
         ...
 
     def __iter__(self) -> Iterator[Query]:
@@ -52,5 +54,5 @@ class Queries(Protocol):
 
 
 def short_digest(text: str) -> str:
-    """Equal for equal texts."""
+    """The first 16 hexadecimal digits of a text's SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""`rerankd rank`: score the documents of files, keep finished results in a journal, and write the rankings at the
+"""`rerankd rank`: score the documents of files, record finished results in a journal, and write the rankings at the
 end."""
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from rerankd.rank.files import STANDARD, BadLines, FileProblem
 from rerankd.rank.journal import Journal
 from rerankd.rank.queries import Queries
 from rerankd.rank.runs import Ranked, Ranking, check_ids, write_rankings
-from rerankd.rank.scoring import Block, Scorer, Wanted, in_blocks
+from rerankd.rank.scoring import Block, RankSettings, Scorer, in_blocks
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where rankings go. `tag` is the last column of a TREC run."""
+    """Where to write the rankings, and how.
+
+    path: a file, or "-" for standard output
+    format: one of `runs.FORMATS`
+    tag: the name of the run, in the last column of a TREC run
+    """
 
     path: str
     format: str
@@ -32,7 +37,13 @@ class Output:
 
 @dataclass
 class Summary:
-    """Counts of a run. `kept` are documents that an earlier run finished; seconds are those of this run."""
+    """The counts of a run.
+
+    kept: documents that an earlier, stopped run scored; `documents` includes them
+    truncated: documents that were cut to fit the model's context
+    bad: lines, queries and documents that were left out
+    seconds: duration of this run, without the earlier one
+    """
 
     queries: int = 0
     documents: int = 0
@@ -45,7 +56,7 @@ class Summary:
         done = self.documents - self.kept
         text = f"{self.queries:,} queries, {self.documents:,} documents"
         if self.kept:
-            text += f", {self.kept:,} of them from before"
+            text += f", {self.kept:,} of them from an earlier run"
         text += f"; {self.seconds:.1f} s, {done / max(self.seconds, 1e-9):,.1f} documents/s"
         if self.truncated:
             text += f"; {self.truncated:,} documents were cut to fit"
@@ -53,23 +64,24 @@ class Summary:
 
 
 class Progress:
-    """A bar over documents, or over the file where nothing counts them, with documents/s and the time that is left.
+    """A progress bar with the rate in documents/s and the time left.
 
-    Of standard input nobody knows the end: there is a count alone.
+    The bar measures documents, or if their number is unknown, the part of the file that was read. For standard input,
+    whose length is unknown, there is only a count.
     """
 
-    def __init__(self, queries: Queries, shown: bool) -> None:
+    def __init__(self, queries: Queries, is_shown: bool) -> None:
         self._queries, self.documents, self._began = queries, 0, perf_counter()
         self._by_file = queries.documents is None and queries.fraction is not None
         if self._by_file:
             form = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-            # 0: the counts behind the bar change where the bar does not.
-            self._bar = tqdm(total=1000, bar_format=form, disable=not shown, smoothing=0.05, miniters=0)
+            # miniters=0, because the counts after the bar change more often than the bar itself.
+            self._bar = tqdm(total=1000, bar_format=form, disable=not is_shown, smoothing=0.05, miniters=0)
         else:
-            self._bar = tqdm(total=queries.documents, unit="doc", disable=not shown, smoothing=0.05)
+            self._bar = tqdm(total=queries.documents, unit="doc", disable=not is_shown, smoothing=0.05)
 
     def add(self, documents: int) -> None:
-        """Count documents that were scored; called from any thread."""
+        """Count documents that were scored. May be called from any thread."""
         self.documents += documents
         if not self._by_file:
             self._bar.update(documents)
@@ -79,14 +91,14 @@ class Progress:
         self._bar.update(int(1000 * (self._queries.fraction or 0)) - self._bar.n)
 
     def kept(self, documents: int) -> None:
-        """Count documents that were scored before: they say nothing of how fast it goes."""
+        """Count documents that an earlier run scored. They advance the bar, and do not count in the rate."""
         if not self._by_file and not self._bar.disable:
             self._bar.initial += documents
             self._bar.n += documents
             self._bar.refresh()
 
     def tell(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         tqdm.write(text, file=sys.stderr)
 
     def __enter__(self) -> Progress:
@@ -99,7 +111,7 @@ class Progress:
 def rank(
     queries: Queries,
     scorer: Scorer,
-    wanted: Wanted,
+    settings: RankSettings,
     output: Output,
     about: Mapping[str, Any],
     bad: BadLines,
@@ -107,28 +119,30 @@ def rank(
     restart: bool = False,
     progress: bool = True,
 ) -> Summary:
-    """Rank every query and write the output. A run that was stopped goes on where its journal ends.
+    """Rank every query and write the output. A stopped run resumes where its journal ends.
 
-    Standard output has no journal: each block is written as soon as those before it are.
+    Standard output has no journal: each block is written as soon as all blocks before it are written.
 
-    about: what the model is and how it is asked; a journal of something else is not gone on with
+    about: the model and its options, as JSON-ready data; a journal with other values is refused
+    bad: what happens to bad lines, queries and documents
+    restart: ignore an existing output and journal
 
-    Raises RerankdError; what was finished until then is kept.
+    Raises RerankdError. The journal then keeps all finished blocks.
     """
     summary, began = Summary(), perf_counter()
     with Progress(queries, progress) as bar:
         bad.tell = bar.tell
         if output.path == STANDARD:
-            blocks = _scored(in_blocks(queries, scorer.block_documents), scorer, wanted, output, bad, bar)
+            blocks = _scored(in_blocks(queries, scorer.block_documents), scorer, settings, output, bad, bar)
             write_rankings(output.path, output.format, _counted(_flushed(_in_order(blocks)), summary), output.tag)
         else:
-            told = {**about, **queries.digests, **asdict(wanted), "block": scorer.block_documents}
-            with Journal(output.path, told, restart) as journal:
+            identity = {**about, **queries.digests, **asdict(settings), "block": scorer.block_documents}
+            with Journal(output.path, identity, restart) as journal:
                 if len(journal):
-                    bar.tell(f"Going on with {journal.path}")
-                left = _left(journal, in_blocks(queries, scorer.block_documents), summary, bar)
-                for block, rankings in _scored(left, scorer, wanted, output, bad, bar):
-                    journal.add(block.number, block.digest, [_packed(ranking) for ranking in rankings])
+                    bar.tell(f"Resuming from {journal.path}")
+                unfinished = _unfinished(journal, in_blocks(queries, scorer.block_documents), summary, bar)
+                for block, rankings in _scored(unfinished, scorer, settings, output, bad, bar):
+                    journal.add(block.number, block.digest, [_to_json(ranking) for ranking in rankings])
                 kept = _kept(journal, bad)
                 write_rankings(output.path, output.format, _counted(kept, summary), output.tag)
                 journal.finish()
@@ -136,16 +150,16 @@ def rank(
     return summary
 
 
-def _left(journal: Journal, blocks: Iterable[Block], summary: Summary, bar: Progress) -> Iterator[Block]:
-    """The blocks that are not finished. Raises FileProblem where a finished one was of another input."""
+def _unfinished(journal: Journal, blocks: Iterable[Block], summary: Summary, bar: Progress) -> Iterator[Block]:
+    """The unfinished blocks. Raises FileProblem if the input of a finished block has changed."""
     for block in blocks:
-        known = journal.digest(block.number)
-        if known is None:
+        finished = journal.digest(block.number)
+        if finished is None:
             yield block
-        elif known != block.digest:
+        elif finished != block.digest:
             raise FileProblem(
-                f"{block.queries[0].where}, or a line behind it, has changed since {journal.path} was written; "
-                "give another output, or --restart to begin anew."
+                f"{block.queries[0].where}, or a line after it, has changed since {journal.path} was written; "
+                "give another output, or --restart to start again."
             )
         else:
             summary.kept += block.documents
@@ -153,11 +167,11 @@ def _left(journal: Journal, blocks: Iterable[Block], summary: Summary, bar: Prog
 
 
 def _scored(
-    blocks: Iterable[Block], scorer: Scorer, wanted: Wanted, output: Output, bad: BadLines, bar: Progress
+    blocks: Iterable[Block], scorer: Scorer, settings: RankSettings, output: Output, bad: BadLines, bar: Progress
 ) -> Iterator[tuple[Block, list[Ranking | str]]]:
-    """The blocks with their rankings, as they are finished; the reason in place of one for a query that is left out.
+    """Finished blocks with their rankings. A query that is left out has the reason in place of a ranking.
 
-    Raises FileProblem for an id that the output cannot hold, before its query is scored where it is the query's.
+    Raises FileProblem for an id that the output format cannot hold; the ids of queries are checked before scoring.
     """
 
     def checked() -> Iterator[Block]:
@@ -166,71 +180,71 @@ def _scored(
                 check_ids(query.id, (), output.format)
             yield block
 
-    for block, found in scorer.score(checked(), wanted, bar.add):
-        rankings = [str(one.error) if one.error else one.ranking() for one in found]
-        for ranking, one in zip(rankings, found, strict=True):
+    for block, scores in scorer.score(checked(), settings, bar.add):
+        rankings = [str(query.error) if query.error else query.ranking() for query in scores]
+        for ranking, query in zip(rankings, scores, strict=True):
             _report(ranking, bad)
-            for name in sorted(one.ignored):
-                bad.note(f"without effect, or with less than was asked for: {name}")
+            for name in sorted(query.ignored):
+                bad.note(f"ignored, or applied only in part: {name}")
             if isinstance(ranking, Ranking):
                 check_ids(ranking.query, (document.id for document in ranking.results), output.format)
         yield block, rankings
 
 
 def _in_order(blocks: Iterable[tuple[Block, list[Ranking | str]]]) -> Iterator[list[Ranking | str]]:
-    """The rankings of the first block, of the second, and so on: a block waits for those before it."""
+    """The rankings of the blocks by rising number. A block that finishes early waits for the blocks before it."""
     waiting: dict[int, list[Ranking | str]] = {}
-    following = 0
+    next_number = 0
     for block, rankings in blocks:
         waiting[block.number] = rankings
-        while following in waiting:
-            yield waiting.pop(following)
-            following += 1
+        while next_number in waiting:
+            yield waiting.pop(next_number)
+            next_number += 1
 
 
 def _flushed(blocks: Iterable[T]) -> Iterator[T]:
-    """The blocks. What was written of one is in the reader's hands before the next one is waited for."""
+    """The blocks, with standard output flushed after each, so that a reader gets a block as soon as it is finished."""
     for block in blocks:
         yield block
         sys.stdout.flush()
 
 
 def _report(ranking: Ranking | str, bad: BadLines) -> None:
-    """List a query that was left out, or the documents of a query that were."""
+    """Report a query that was left out, or the documents of a query that were left out."""
     for problem in [ranking] if isinstance(ranking, str) else ranking.failed.values():
         bad.add(RerankdError(problem))
 
 
 def _kept(journal: Journal, bad: BadLines) -> Iterator[list[Ranking | str]]:
-    """The rankings of all blocks. Those of an earlier run are reported again: each run lists all that is left out."""
-    for block, before in journal.results():
-        rankings = list(map(_unpacked, block))
-        for ranking in rankings if before else ():
+    """The rankings of all blocks. Whatever an earlier run left out is reported again, so that each run lists it all."""
+    for block, from_earlier_run in journal.results():
+        rankings = list(map(_from_json, block))
+        for ranking in rankings if from_earlier_run else ():
             _report(ranking, bad)
         yield rankings
 
 
-def _packed(ranking: Ranking | str) -> list[Any] | str:
+def _to_json(ranking: Ranking | str) -> list[Any] | str:
     if isinstance(ranking, str):
         return ranking
-    results = [[one.id, one.index, one.score, one.truncated] for one in ranking.results]
+    results = [[document.id, document.index, document.score, document.truncated] for document in ranking.results]
     return [ranking.query, results, ranking.scored, ranking.query_truncated, dict(ranking.failed)]
 
 
-def _unpacked(packed: list[Any] | str) -> Ranking | str:
-    if isinstance(packed, str):
-        return packed
-    query, results, scored, query_truncated, failed = packed
-    return Ranking(query, tuple(Ranked(*one) for one in results), scored, query_truncated, failed)
+def _from_json(value: list[Any] | str) -> Ranking | str:
+    if isinstance(value, str):
+        return value
+    query, results, scored, query_truncated, failed = value
+    return Ranking(query, tuple(Ranked(*document) for document in results), scored, query_truncated, failed)
 
 
 def _counted(blocks: Iterable[Iterable[Ranking | str]], summary: Summary) -> Iterator[Ranking]:
-    """The rankings of blocks, counted as they pass."""
+    """The rankings of the blocks, counted in `summary` on the way."""
     for block in blocks:
         for ranking in block:
             if isinstance(ranking, str):
                 continue
             summary.queries += 1
             summary.documents += ranking.scored
-            summary.truncated += sum(bool(one.truncated) for one in ranking.results)
+            summary.truncated += sum(bool(document.truncated) for document in ranking.results)
             yield ranking

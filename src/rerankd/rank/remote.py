@@ -1,4 +1,4 @@
-"""Scoring by a server that speaks one of these APIs."""
+"""Scoring by a server, through one of several rerank APIs."""
 
 from __future__ import annotations
 
@@ -16,38 +16,40 @@ import httpx
 
 from rerankd.core import Content, InvalidRequest, RerankdError
 from rerankd.rank.runs import Ranked
-from rerankd.rank.scoring import Block, Found, Piece, Wanted, in_query, marked, pieces
+from rerankd.rank.scoring import Block, Piece, QueryScores, RankSettings, in_query, mark_last, pieces
 from rerankd.rank.values import is_text, parts, plain_text, sendable
 
 T = TypeVar("T")
 log = logging.getLogger("rerankd")
 PATIENCE = 300.0
-"""Seconds of waiting, after which a server that is busy or not reached is given up."""
+"""Seconds of waiting for a busy or unreachable server before a request fails."""
 LONGEST_WAIT = 30.0
-"""Seconds between two tries at most."""
-LONGEST_QUIET = 5.0
-"""Seconds of waiting, after which the user is told of it."""
+"""Most seconds between two attempts."""
+WARN_AFTER = 5.0
+"""Seconds of waiting before a warning is logged."""
 BUSY = frozenset({408, 425, 429, 502, 503, 504})
+"""HTTP statuses after which the same request is sent again."""
 PROBE_SECONDS = 10.0
-LARGEST = 3.4e38
-"""The largest score: runs hold them as float32."""
+"""Timeout of the request for the server's models."""
+LARGEST_SCORE = 3.4e38
+"""Largest absolute score that is accepted, because readers of TREC runs hold scores as float32."""
 
 
 class ServerError(RerankdError):
-    """A server that cannot be reached, or whose answer is not one of its API's."""
+    """A server cannot be reached, refuses the request, or answers with a body that its API does not have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """A rerank API as it is called.
+    """How to call a rerank API.
 
-    path: where it usually lies
-    documents: what its list of documents is called
-    content: a query or document in its body, with the field that errors name
-    instruction: what its field for an instruction is called, if it has one
-    fields: what else a body holds
-    results: the list of scored documents in an answer
-    score: what the score is called there
+    path: the usual path of its route
+    documents: name of the request's field for the documents
+    content: converts a query or document to JSON; its second argument is the field that errors name
+    results: takes the list of scored documents out of an answer
+    score: name of the score in such a document
+    instruction: name of the request's field for an instruction; None if the API has none
+    fields: further fields of every request
     """
 
     path: str
@@ -66,54 +68,71 @@ def _parts(content: Content, field: str) -> Any:
 def _jina(content: Content, field: str) -> Any:
     if is_text(content):
         return plain_text(content, field)
-    found: dict[str, Any] = {}
+    document: dict[str, Any] = {}
     for part in sendable(content, field):
         kind = {"Text": "text", "Image": "image"}.get(type(part).__name__)
-        if kind is None or kind in found:
-            raise InvalidRequest(field, "is more than one text and one image, which Jina's API does not take")
-        found[kind] = part.text if kind == "text" else part.source  # type: ignore[union-attr]
-    return found
+        if kind is None or kind in document:
+            raise InvalidRequest(field, "holds more than one text and one image, which the API of Jina does not accept")
+        document[kind] = part.text if kind == "text" else part.source  # type: ignore[union-attr]
+    return document
 
 
-QUIET: Mapping[str, Any] = {"return_documents": False}
+SCORES_ONLY: Mapping[str, Any] = {"return_documents": False}
 APIS: Mapping[str, Api] = {
     "vllm": Api(
-        "/v1/rerank", "documents", _parts, lambda said: said["results"], "relevance_score", "instruction",
-        {**QUIET, "truncate_prompt_tokens": -1},
+        "/v1/rerank", "documents", _parts, lambda answer: answer["results"], "relevance_score", "instruction",
+        {**SCORES_ONLY, "truncate_prompt_tokens": -1},
     ),
-    "sglang": Api("/v1/rerank", "documents", _parts, lambda said: said, "score", "instruct", QUIET),
-    "cohere": Api("/v2/rerank", "documents", plain_text, lambda said: said["results"], "relevance_score"),
-    "tei": Api("/rerank", "texts", plain_text, lambda said: said, "score", None, {"truncate": True}),
-    "infinity": Api("/rerank", "documents", plain_text, lambda said: said["results"], "relevance_score", None, QUIET),
-    "voyage": Api("/v1/rerank", "documents", plain_text, lambda said: said["data"], "relevance_score", None, QUIET),
-    "jina": Api("/v1/rerank", "documents", _jina, lambda said: said["results"], "relevance_score", None, QUIET),
+    "sglang": Api("/v1/rerank", "documents", _parts, lambda answer: answer, "score", "instruct", SCORES_ONLY),
+    "cohere": Api("/v2/rerank", "documents", plain_text, lambda answer: answer["results"], "relevance_score"),
+    "tei": Api("/rerank", "texts", plain_text, lambda answer: answer, "score", None, {"truncate": True}),
+    "infinity": Api(
+        "/rerank", "documents", plain_text, lambda answer: answer["results"], "relevance_score", None, SCORES_ONLY,
+    ),
+    "voyage": Api(
+        "/v1/rerank", "documents", plain_text, lambda answer: answer["data"], "relevance_score", None, SCORES_ONLY,
+    ),
+    "jina": Api(
+        "/v1/rerank", "documents", _jina, lambda answer: answer["results"], "relevance_score", None, SCORES_ONLY,
+    ),
 }  # fmt: skip
 
 
 @dataclass
-class _Open:
-    """A block whose documents are being scored. `sent`: whether all of them were sent; `waiting` counts requests."""
+class _OpenBlock:
+    """A block whose documents are being scored.
+
+    sent: whether all its requests were sent
+    waiting: number of requests without an answer
+    """
 
     block: Block
-    found: list[Found]
+    scores: list[QueryScores]
     sent: bool = False
     waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """Scores of a request's documents in their order, and whether each was cut."""
+    """A server's answer to a request.
+
+    scores: of the documents, in the order of the request
+    truncated: whether the document at an index was cut to fit; None if the server does not say
+    query_truncated: the same for the query
+    ignored: parameters of the request that the server ignored, or applied only in part
+    """
 
     scores: list[float]
-    cut: Callable[[int], bool | None]
-    query_cut: bool | None
+    truncated: Callable[[int], bool | None]
+    query_truncated: bool | None
     ignored: frozenset[str]
 
 
 class RemoteScorer:
-    """Sends some requests at a time, each query's documents in as many as it takes.
+    """Scores documents through a server, with several concurrent requests.
 
-    A server that is busy or not reached is asked again for some minutes. Raises ServerError for one that is not there.
+    The documents of a query are sent in one request or several. A request to a busy or unreachable server is repeated
+    for PATIENCE seconds. Raises ServerError if nothing listens at the URL at the start.
     """
 
     block_documents = 1
@@ -128,7 +147,15 @@ class RemoteScorer:
         request_documents: int = 1000,
         timeout: float = 600.0,
     ) -> None:
-        """url: of the server, or with the path of its rerank route; request_documents: the most in one request"""
+        """url: of the server, or of its rerank route
+
+        api: a key of APIS
+        model: name of the model in requests; None is the first model that the server lists
+        key: API key, sent as a bearer token
+        concurrency: most concurrent requests
+        request_documents: most documents in one request
+        timeout: seconds of one request
+        """
         if not url.startswith(("http://", "https://")):
             raise ServerError(f"--server: {url!r} is not a URL, such as http://127.0.0.1:8000.")
         self._api = APIS[api]
@@ -144,98 +171,100 @@ class RemoteScorer:
         )
         self.model = model or card.get("id")
         self._stopped, self._warned = threading.Event(), threading.Event()
-        self._running = set[Future[tuple[_Open, Piece, _Answer | None]]]()
+        self._running = set[Future[tuple[_OpenBlock, Piece, _Answer | None]]]()
         self._tells_truncation = card.get("owned_by") == "rerankd"
 
     @property
     def takes_instruction(self) -> bool:
-        """Whether its API has a field for an instruction."""
+        """Whether the API has a field for an instruction."""
         return self._api.instruction is not None
 
     def score(
-        self, blocks: Iterable[Block], wanted: Wanted, on_documents: Callable[[int], object]
-    ) -> Iterator[tuple[Block, list[Found]]]:
-        # Documents are read here, as many as are sent: a database that they lie in is one thread's at a time.
-        left = self._pieces(blocks, wanted)
+        self, blocks: Iterable[Block], settings: RankSettings, on_documents: Callable[[int], object]
+    ) -> Iterator[tuple[Block, list[QueryScores]]]:
+        # This thread alone reads the documents, just before they are sent, because they may come from a database
+        # whose connection must not be used by two threads at once.
+        unsent = self._pieces(blocks, settings)
         self._running = set()
         try:
             while True:
-                while len(self._running) < self._concurrency and (one := next(left, None)) is not None:
-                    self._running.add(_in_thread(partial(self._send, *one)))
+                while len(self._running) < self._concurrency and (request := next(unsent, None)) is not None:
+                    self._running.add(_in_thread(partial(self._send, *request)))
                 if not self._running:
                     return
                 done, self._running = wait(self._running, return_when=FIRST_COMPLETED)
                 for future in done:
                     opened, piece, answer = future.result()
                     if answer is not None:
-                        _collect(opened.found[piece.query], piece, answer)
+                        _collect(opened.scores[piece.query], piece, answer)
                         on_documents(len(piece.ids))
                     opened.waiting -= 1
                     if opened.sent and not opened.waiting:
-                        yield opened.block, opened.found
+                        yield opened.block, opened.scores
         except BaseException:
             self._stopped.set()
             raise
 
-    def _pieces(self, blocks: Iterable[Block], wanted: Wanted) -> Iterator[tuple[_Open, Piece]]:
+    def _pieces(self, blocks: Iterable[Block], settings: RankSettings) -> Iterator[tuple[_OpenBlock, Piece]]:
         for block in blocks:
-            opened = _Open(block, [Found(query, wanted) for query in block.queries])
-            every = (
+            opened = _OpenBlock(block, [QueryScores(query, settings) for query in block.queries])
+            requests = (
                 piece
                 for number, query in enumerate(block.queries)
                 for piece in pieces(number, query, self._request_documents)
             )
-            for piece, opened.sent in marked(every):
+            for piece, opened.sent in mark_last(requests):
                 opened.waiting += 1
                 yield opened, piece
 
     def close(self) -> None:
         """Close the connections.
 
-        After an error some may be in use, each by a thread that nobody waits for. A socket that is closed under such a
-        thread gives its number to the next one, on which the thread would then wait: these end with their answers.
+        After an error, threads that nobody waits for may still use some connections. Closing a socket under such a
+        thread would free the socket's file descriptor, and the thread would then read from whichever socket gets that
+        descriptor next. These connections stay open until their answers arrive.
         """
-        if all(one.done() for one in self._running):
+        if all(request.done() for request in self._running):
             self._client.close()
 
-    def _send(self, opened: _Open, piece: Piece) -> tuple[_Open, Piece, _Answer | None]:
-        """None in place of an answer for a query that is left out. Raises InvalidRequest and ServerError."""
-        found = opened.found[piece.query]
-        if found.error is not None:
+    def _send(self, opened: _OpenBlock, piece: Piece) -> tuple[_OpenBlock, Piece, _Answer | None]:
+        """Send a piece. The answer is None if its query is left out. Raises InvalidRequest and ServerError."""
+        scores = opened.scores[piece.query]
+        if scores.error is not None:
             return opened, piece, None
         try:
-            return opened, piece, self._asked(found, piece)
+            return opened, piece, self._request(scores, piece)
         except InvalidRequest as error:
-            problem = in_query(error, found.query, piece.start)
-            if not found.wanted.skip_bad:
+            problem = in_query(error, scores.query, piece.start)
+            if not scores.settings.skip_bad:
                 raise problem from error
-            found.error = problem
+            scores.error = problem
             return opened, piece, None
 
-    def _asked(self, found: Found, piece: Piece) -> _Answer:
-        api, query = self._api, found.query
+    def _request(self, scores: QueryScores, piece: Piece) -> _Answer:
+        api, query = self._api, scores.query
         contents = [api.content(content, f"documents[{i}]") for i, content in enumerate(piece.contents)]
         body = {**api.fields, "query": api.content(query.content, "query"), api.documents: contents}
         if self.model is not None:
             body["model"] = self.model
-        instruction = query.instruction if query.instruction is not None else found.wanted.instruction
+        instruction = query.instruction if query.instruction is not None else scores.settings.instruction
         if instruction is not None:
             if api.instruction is None:
                 raise InvalidRequest("instruction", f"has no field in the API {self._name}; use --api vllm or sglang")
             body[api.instruction] = instruction
         response = self._answer(body)
-        scores, cut = self._scores(response, len(contents))
-        query_cut = None
+        values, truncated = self._scores(response, len(contents))
+        query_truncated = None
         if self._tells_truncation:
-            query_cut = "query" in response.headers.get("X-Rerankd-Truncated", "").split("; ")
+            query_truncated = "query" in response.headers.get("X-Rerankd-Truncated", "").split("; ")
         ignored = filter(None, response.headers.get("X-Rerankd-Ignored", "").split(", "))
-        return _Answer(scores, cut, query_cut, frozenset(ignored))
+        return _Answer(values, truncated, query_truncated, frozenset(ignored))
 
     def _answer(self, body: Mapping[str, Any]) -> httpx.Response:
-        """Raises InvalidRequest for what the server refuses, ServerError for one that does not answer."""
-        waited, tries = 0.0, 0
+        """Send a request until the server answers it. Raises InvalidRequest for a refused request, else ServerError."""
+        waited, attempts = 0.0, 0
         while True:
-            pause, tries = min(LONGEST_WAIT, 2.0**tries), tries + 1
+            pause, attempts = min(LONGEST_WAIT, 2.0**attempts), attempts + 1
             try:
                 response = self._client.post(self._url, json=body)
             except httpx.HTTPError as error:
@@ -249,39 +278,39 @@ class RemoteScorer:
                     raise InvalidRequest("the server", f"answered {problem}")
                 if response.status_code not in BUSY:
                     raise ServerError(f"{self._url} answered {problem}.")
-                asked = response.headers.get("Retry-After", "")
-                pause = min(LONGEST_WAIT, float(asked)) if asked.isdecimal() else pause
+                retry_after = response.headers.get("Retry-After", "")
+                pause = min(LONGEST_WAIT, float(retry_after)) if retry_after.isdecimal() else pause
             if waited >= PATIENCE or self._stopped.is_set():
-                raise ServerError(f"{self._url} does not answer, after {tries} tries in {waited:.0f} s ({problem}).")
-            if waited > LONGEST_QUIET and not self._warned.is_set():
+                raise ServerError(f"{self._url} did not answer {attempts} attempts in {waited:.0f} s ({problem}).")
+            if waited > WARN_AFTER and not self._warned.is_set():
                 self._warned.set()
-                log.warning("%s does not answer (%s); it is asked again for %.0f s", self._url, problem, PATIENCE)
+                log.warning("%s does not answer (%s); retrying for up to %.0f s", self._url, problem, PATIENCE)
             self._stopped.wait(pause)
             waited += max(pause, 1.0)
 
     def _scores(self, response: httpx.Response, count: int) -> tuple[list[float], Callable[[int], bool | None]]:
-        """The scores in the order of the documents, and whether a document was cut."""
+        """The scores in the order of the documents, and a function that says whether a document was cut to fit."""
         scores: dict[int, float] = {}
-        told: dict[int, bool] = {}
+        truncated: dict[int, bool] = {}
         try:
-            for one in self._api.results(response.json()):
-                score = float(one[self._api.score])
-                if not abs(score) <= LARGEST:
+            for result in self._api.results(response.json()):
+                score = float(result[self._api.score])
+                if not abs(score) <= LARGEST_SCORE:
                     raise ValueError(f"the score {score}")
-                scores[int(one["index"])] = score
-                if "truncated" in (one.get("meta_info") or {}):
-                    told[int(one["index"])] = bool(one["meta_info"]["truncated"])
+                scores[int(result["index"])] = score
+                if "truncated" in (result.get("meta_info") or {}):
+                    truncated[int(result["index"])] = bool(result["meta_info"]["truncated"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ServerError(f"{self._url}: the answer is not one of the API {self._name} ({error!r}).") from None
+            raise ServerError(f"{self._url}: the answer does not match the API {self._name} ({error!r}).") from None
         if scores.keys() != set(range(count)):
             raise ServerError(f"{self._url}: the answer has {len(scores)} scores for {count} documents.")
         in_order = [scores[index] for index in range(count)]
         if self._tells_truncation:
             return in_order, _truncated(response.headers.get("X-Rerankd-Truncated", ""))
-        return in_order, told.get
+        return in_order, truncated.get
 
     def _card(self, base: str) -> dict[str, Any]:
-        """The first model that the server names; empty for one that names none."""
+        """The first entry of the server's list of models; empty if the server has no such list. Raises ServerError."""
         try:
             response = self._client.get(f"{base}/v1/models", timeout=PROBE_SECONDS)
             card = response.json()["data"][0]
@@ -292,16 +321,16 @@ class RemoteScorer:
         return card if isinstance(card, dict) else {}
 
 
-def _collect(found: Found, piece: Piece, answer: _Answer) -> None:
+def _collect(scores: QueryScores, piece: Piece, answer: _Answer) -> None:
     for index, score in enumerate(answer.scores):
-        found.add(Ranked(piece.ids[index], piece.start + index, score, answer.cut(index)))
-    if answer.query_cut is not None:
-        found.query_truncated = bool(found.query_truncated) or answer.query_cut
-    found.ignored |= answer.ignored
+        scores.add(Ranked(piece.ids[index], piece.start + index, score, answer.truncated(index)))
+    if answer.query_truncated is not None:
+        scores.query_truncated = bool(scores.query_truncated) or answer.query_truncated
+    scores.ignored |= answer.ignored
 
 
 def _in_thread(task: Callable[[], T]) -> Future[T]:
-    """Run a task in a thread of its own, which does not keep the process from ending."""
+    """Run a task in a new daemon thread, so that a stuck request does not keep the process from ending."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -315,12 +344,16 @@ def _in_thread(task: Callable[[], T]) -> Future[T]:
 
 
 def _truncated(header: str) -> Callable[[int], bool | None]:
-    """Which documents a rerankd says were cut, as in `query; documents 0-2, 5`; it says no more than a header holds."""
-    listed, more, _ = header.partition("documents ")[2].partition(", and ")
-    found: set[int] = set()
+    """Whether the document at an index was cut to fit, from rerankd's header, such as `query; documents 0-2, 5`.
+
+    A long list ends in `, and N more`, and documents that are not listed may then be cut too: the function returns
+    None for them.
+    """
+    listed, unlisted, _ = header.partition("documents ")[2].partition(", and ")
+    truncated: set[int] = set()
     for first, last in re.findall(r"(\d+)(?:-(\d+))?", listed):
-        found.update(range(int(first), int(last or first) + 1))
-    return lambda index: True if index in found else None if more else False
+        truncated.update(range(int(first), int(last or first) + 1))
+    return lambda index: True if index in truncated else None if unlisted else False
 
 
 def _message(response: httpx.Response) -> str:

@@ -1,4 +1,4 @@
-"""Rows of TSV, CSV, JSONL and Parquet files as dictionaries, each with the number of its line."""
+"""Rows of TSV, CSV, JSONL and Parquet files as dictionaries, with their line numbers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 from rerankd.rank.files import COMPRESSIONS, STANDARD, BadLine, BadLines, FileProblem, Source, needed
 
 CELL_LIMIT = 64 << 20
-"""Characters of a CSV's cell, which may go over many lines. The library takes up to eight bytes for each."""
+"""Longest cell of a CSV file in characters. Python's csv module uses up to eight bytes for each character."""
 ROWS_AT_ONCE = 64
-"""Rows of a Parquet file that are read at a time: each may hold a picture."""
+"""Rows of a Parquet file that are read at once. The number is small, because each row may hold an image."""
 MEDIA_TYPES = {
     b"\x89PNG": "image/png",
     b"\xff\xd8": "image/jpeg",
@@ -23,34 +23,35 @@ MEDIA_TYPES = {
     b"RIFF": "image/webp",
     b"\x1aE\xdf\xa3": "video/webm",
 }
-"""By the first bytes of a file. Readers look at the bytes too: the type of others does not matter."""
+"""Media types by the first bytes of a file. Other types need no name, because decoders look at the bytes too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The meanings of a file's columns.
+    """The columns that a kind of file may have, and the field that each of them means.
 
-    names: for each meaning, the names that a header may have for it
-    positions: the meanings of columns without a header, for each number of columns
+    names: the accepted column names of each field
+    positions: for a file without a header, the fields in order, by the number of columns
     """
 
     names: Mapping[str, Sequence[str]]
     positions: Mapping[int, Sequence[str]]
 
     def meaning(self, header: str) -> str | None:
-        """The meaning of a column, by its header."""
+        """The field that a column means, by its name in the header; None for an unknown column."""
         word = header.strip().lower().replace("-", "_")
         return next((meaning for meaning, names in self.names.items() if word in names), None)
 
     def read(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The cells of a row by meaning, those without one left out."""
+        """The cells of a row by field. Unknown columns and empty cells (None) are left out."""
         return {meaning: value for name, value in row.items() if (meaning := self.meaning(name)) and value is not None}
 
 
 def rows(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a file by its suffix; without one JSONL where it begins with `{`, else TSV.
+    """The rows of a file, each with its line number (from 1) and its cells by column name.
 
-    Cells stand under the file's own names, or without a header under their meanings. Raises FileProblem.
+    The suffix gives the format. A file without a suffix is JSONL if it begins with `{`, else TSV. Without a header,
+    cells have the names of their fields. Raises FileProblem.
     """
     if source.format == "parquet":
         yield from _parquet(source, columns)
@@ -62,7 +63,7 @@ def rows(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int,
 
 def _lines(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
     form = {"json": "jsonl", "jsonl": "jsonl", "ndjson": "jsonl", "tsv": "tsv"}.get(source.format)
-    named: list[str] | None = None
+    header: list[str] | None = None
     first = True
     for number, raw in source.lines():
         if not raw.strip():
@@ -75,32 +76,32 @@ def _lines(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[in
             else:
                 cells = text.split("\t")
                 if first and any(columns.meaning(cell) for cell in cells):
-                    named = cells
+                    header = cells
                 else:
-                    yield number, _row(source, number, cells, named, columns)
+                    yield number, _row(source, number, cells, header, columns)
         except BadLine as problem:
             bad.add(problem)
         first = False
 
 
 def _row(
-    source: Source, number: int, cells: Sequence[str], named: Sequence[str] | None, columns: Columns
+    source: Source, number: int, cells: Sequence[str], header: Sequence[str] | None, columns: Columns
 ) -> dict[str, Any]:
-    names = named or columns.positions.get(len(cells))
+    names = header or columns.positions.get(len(cells))
     if names is None:
-        wanted = " or ".join(", ".join(one) for one in columns.positions.values())
-        raise BadLine(source.name, number, f"has {len(cells)} columns; without a header they are {wanted}.")
+        accepted = " or ".join(", ".join(names) for names in columns.positions.values())
+        raise BadLine(source.name, number, f"has {len(cells)} columns; without a header, the columns are {accepted}.")
     if len(cells) != len(names):
-        raise BadLine(source.name, number, f"has {len(cells)} columns, the header {len(names)}.")
+        raise BadLine(source.name, number, f"has {len(cells)} columns, but the header has {len(names)}.")
     return dict(zip(names, cells, strict=True))
 
 
 def _csv(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(CELL_LIMIT)
-    # The ends of lines stay: a cell in quotes may hold some.
+    # Lines keep their ends, because a quoted cell may hold line ends.
     lines = (line.decode("utf-8", "surrogateescape") for line in source.whole_lines())
     reader = csv.reader(lines, strict=True)
-    named: list[str] | None = None
+    header: list[str] | None = None
     number = 1
     while True:
         try:
@@ -112,14 +113,14 @@ def _csv(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int,
             for cell in cells:
                 if not cell.isascii():
                     decoded(source, number, cell.encode("utf-8", "surrogateescape"))
-            if named is None:
+            if header is None:
                 cells[0] = cells[0].removeprefix("\ufeff")
-                named = cells
+                header = cells
                 if not any(columns.meaning(cell) for cell in cells):
                     words = ", ".join(names[0] for names in columns.names.values())
-                    raise FileProblem(f"{source.name}: a CSV file begins with a header, of {words}.")
+                    raise FileProblem(f"{source.name}: a CSV file must begin with a header; its columns are {words}.")
             else:
-                yield number, _row(source, number, cells, named, columns)
+                yield number, _row(source, number, cells, header, columns)
         except csv.Error as error:
             bad.add(BadLine(source.name, number, f"is not CSV: {error}."))
         except BadLine as problem:
@@ -130,9 +131,9 @@ def _csv(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int,
 
 def _parquet(source: Source, columns: Columns) -> Iterator[tuple[int, dict[str, Any]]]:
     if source.path == STANDARD:
-        raise FileProblem("standard input cannot be Parquet; give a file.")
+        raise FileProblem("Parquet cannot be read from standard input; give a file.")
     if source.path.lower().endswith(COMPRESSIONS):
-        raise FileProblem(f"{source.path}: Parquet files are read as they are; decompress it first.")
+        raise FileProblem(f"{source.path}: a compressed Parquet file cannot be read; decompress it first.")
     parquet = needed("pyarrow.parquet", "Parquet files")
     number = 0
     with source.open() as stream:
@@ -140,29 +141,31 @@ def _parquet(source: Source, columns: Columns) -> Iterator[tuple[int, dict[str, 
             file = parquet.ParquetFile(stream)
         except Exception as error:
             raise FileProblem(f"{source.name} is not a Parquet file: {error}.") from error
-        wanted = [name for name in file.schema_arrow.names if columns.meaning(name)]
-        if not wanted:
+        known = [name for name in file.schema_arrow.names if columns.meaning(name)]
+        if not known:
             words = ", ".join(names[0] for names in columns.names.values())
             raise FileProblem(f"{source.name} has none of the columns {words}.")
-        # Other columns are not read, and named all the same.
+        # Unknown columns are not read. Their names stay in the rows, so that a caller can report them.
         empty: dict[str, Any] = dict.fromkeys(file.schema_arrow.names)
-        for batch in _batches(source, file, wanted):
+        for batch in _batches(source, file, known):
             for row in batch.to_pylist():
                 number += 1
                 source.update(repr(row).encode("utf-8", "surrogatepass"))
-                yield number, empty | {name: _plain(cell) for name, cell in row.items()}
+                yield number, empty | {name: _json_value(cell) for name, cell in row.items()}
 
 
-def _plain(cell: Any) -> Any:
-    """A cell of Parquet as JSON has it. Bytes are `data:` URLs; `{"bytes", "path"}` is how Hugging Face's datasets
-    hold an image or a video."""
+def _json_value(cell: Any) -> Any:
+    """A Parquet cell as a JSON value. Bytes become a `data:` URL.
+
+    A dictionary of `bytes` and `path` is an image or a video, as Hugging Face's `datasets` stores them.
+    """
     if isinstance(cell, dict):
         if cell.keys() == {"bytes", "path"}:
             kind = mimetypes.guess_type(cell["path"] or "")[0]
             return cell["path"] if cell["bytes"] is None else _data_url(cell["bytes"], kind)
-        return {name: _plain(one) for name, one in cell.items() if one is not None}
+        return {name: _json_value(value) for name, value in cell.items() if value is not None}
     if isinstance(cell, list):
-        return [_plain(one) for one in cell]
+        return [_json_value(value) for value in cell]
     if isinstance(cell, bytes):
         return _data_url(cell)
     return cell if cell is None or isinstance(cell, (str, int, float)) else str(cell)
@@ -170,7 +173,7 @@ def _plain(cell: Any) -> Any:
 
 def _data_url(data: bytes, kind: str | None = None) -> str:
     kind = kind or next(
-        (one for first, one in MEDIA_TYPES.items() if data.startswith(first)), "application/octet-stream"
+        (media_type for first, media_type in MEDIA_TYPES.items() if data.startswith(first)), "application/octet-stream"
     )
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
@@ -178,20 +181,20 @@ def _data_url(data: bytes, kind: str | None = None) -> str:
 def _batches(source: Source, file: Any, columns: Sequence[str]) -> Iterator[Any]:
     try:
         yield from file.iter_batches(ROWS_AT_ONCE, columns=columns)
-    except Exception as error:  # the library raises several kinds for a damaged file
+    except Exception as error:  # pyarrow raises several kinds of exception for a damaged file
         raise FileProblem(f"{source.name} cannot be read: {error}.") from error
 
 
 def decoded(source: Source, number: int, raw: bytes) -> str:
-    """A line as text. Raises BadLine."""
+    """Decode a line from UTF-8. Raises BadLine."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise BadLine(source.name, number, f"is not UTF-8: byte {error.start} does not decode.") from None
+        raise BadLine(source.name, number, f"is not valid UTF-8 at byte {error.start} of the line.") from None
 
 
 def json_object(source: Source, number: int, text: str) -> dict[str, Any]:
-    """A line's JSON object. Raises BadLine."""
+    """Parse a line as a JSON object. Raises BadLine."""
     try:
         value = json.loads(text)
     except RecursionError:

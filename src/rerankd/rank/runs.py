@@ -1,4 +1,4 @@
-"""Rankings in files: TREC runs, MS MARCO's triples, JSONL, CSV and Parquet, in and out."""
+"""Reading and writing rankings: TREC runs, JSONL, CSV and Parquet. MS MARCO's triples can only be read."""
 
 from __future__ import annotations
 
@@ -29,11 +29,16 @@ HITS = Columns(
     positions={3: ("query_id", "id", "rank")},
 )
 PARQUET_ROWS = 65536
+"""Rows of a row group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A document in a run. A file without scores has its ranks' negatives for them."""
+    """A document in a run.
+
+    score: if the file has ranks but no scores, the negative rank
+    line: the document's line in the file, from 1
+    """
 
     query: str
     document: str
@@ -43,9 +48,10 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A document's place among its query's (`index`, from 0), its score, and whether it was cut to fit.
+    """A scored document.
 
-    truncated: None where a server did not say
+    index: the document's place among the candidates of its query, from 0
+    truncated: whether the document was cut to fit the model's context; None if a server did not say
     """
 
     id: str
@@ -56,9 +62,12 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """A query's documents, best first; `scored` counts those with the ones that were left out of `results`.
+    """The ranking of a query's documents.
 
-    failed: why documents could not be scored, by id
+    results: the documents, best first
+    scored: number of scored documents, including those that `top_n` or `min_score` left out of `results`
+    query_truncated: whether the query was cut to fit; None if a server did not say
+    failed: the reason for each document that could not be scored, by id
     """
 
     query: str
@@ -69,7 +78,10 @@ class Ranking:
 
 
 def read_run(source: Source, bad: BadLines) -> Iterator[Hit]:
-    """The hits of a run, in the order of the file. Raises FileProblem."""
+    """The documents of a run, in the order of the file.
+
+    The suffix gives the format; a file with another suffix, or none, is a TREC run. Raises FileProblem.
+    """
     form = source.format
     if form in ("jsonl", "ndjson", "json", "csv", "tsv", "parquet"):
         for number, row in rows(source, HITS, bad):
@@ -99,17 +111,17 @@ def _hits(source: Source, number: int, cells: Mapping[str, Any]) -> Iterator[Hit
         results = [cells]
     if not isinstance(results, list):
         raise BadLine(source.name, number, "`results` is not a list.")
-    for one in results:
-        found = HITS.read(one) if isinstance(one, dict) else {}
-        if found.get("id") is None:
+    for result in results:
+        hit = HITS.read(result) if isinstance(result, dict) else {}
+        if hit.get("id") is None:
             raise BadLine(source.name, number, "a result has no `id`.")
-        if "score" in found:
-            score = _number(source, number, found["score"])
-        elif "rank" in found:
-            score = -_number(source, number, found["rank"])
+        if "score" in hit:
+            score = _number(source, number, hit["score"])
+        elif "rank" in hit:
+            score = -_number(source, number, hit["rank"])
         else:
             raise BadLine(source.name, number, "has neither `score` nor `rank`.")
-        yield Hit(well_formed(str(query)), well_formed(str(found["id"])), score, number)
+        yield Hit(well_formed(str(query)), well_formed(str(hit["id"])), score, number)
 
 
 def _number(source: Source, number: int, cell: object) -> float:
@@ -123,44 +135,51 @@ def _number(source: Source, number: int, cell: object) -> float:
 
 
 def output_format(path: str, format: str | None) -> str:
-    """The format of an output by its name. Raises FileProblem where that does not say."""
-    found = format or SUFFIXES.get(format_of(path)) or ("trec" if path == "-" else None)
-    if found is None:
-        raise FileProblem(f"{path}: its suffix names no format; give --format {', '.join(FORMATS)}.")
-    if found == "parquet" and path.lower().endswith(COMPRESSIONS):
-        raise FileProblem(f"{path}: Parquet compresses by itself; leave the last suffix off.")
-    return found
+    """The format of an output: `format`, or by the suffix of `path`. Raises FileProblem if neither gives a format."""
+    name = format or SUFFIXES.get(format_of(path)) or ("trec" if path == "-" else None)
+    if name is None:
+        raise FileProblem(f"{path}: the suffix names no format; give --format {', '.join(FORMATS)}.")
+    if name == "parquet" and path.lower().endswith(COMPRESSIONS):
+        raise FileProblem(f"{path}: Parquet files are compressed already; leave the last suffix off.")
+    return name
 
 
 def check_ids(query: str, documents: Iterable[str], format: str) -> None:
-    """Raise FileProblem for an id that the format cannot hold."""
+    """Raises FileProblem for an id that the format cannot hold."""
     for id in (query, *documents) if format == "trec" else ():
         if not id or id.split() != [id]:
             raise FileProblem(
-                f"A TREC run cannot hold the id {id!r}, which has a space or is empty; give --format jsonl."
+                f"A TREC run cannot hold the id {id!r}, because it is empty or has a space; give --format jsonl."
             )
 
 
 def write_rankings(path: str, format: str, rankings: Iterable[Ranking], tag: str) -> None:
-    """Write rankings to a file that is there whole or not at all. Raises FileProblem."""
+    """Write rankings to a file, which is either complete or absent.
+
+    format: one of FORMATS
+    tag: the name of the run, in the last column of a TREC run
+
+    Raises FileProblem.
+    """
     with whole_file(path) as stream:
         WRITERS[format](stream, rankings, tag)
 
 
 def _trec(stream: IO[bytes], rankings: Iterable[Ranking], tag: str) -> None:
     for ranking in rankings:
-        for rank, (one, score) in enumerate(zip(ranking.results, falling(ranking.results), strict=True), 1):
-            stream.write(f"{ranking.query} Q0 {one.id} {rank} {score} {tag}\n".encode())
+        for rank, (document, score) in enumerate(zip(ranking.results, falling(ranking.results), strict=True), 1):
+            stream.write(f"{ranking.query} Q0 {document.id} {rank} {score} {tag}\n".encode())
 
 
 def falling(results: Sequence[Ranked]) -> Iterator[str]:
-    """The scores, each below the one before it.
+    """The scores as text, each lowered until it is below the score before it as float32.
 
-    trec_eval reads them as float32 and orders equal ones by id, which would lose the order of scores that round to 1.
+    trec_eval reads scores as float32 and orders equal scores by id, and so would lose the order of documents whose
+    scores all round to 1.
     """
     bound = math.inf
-    for one in results:
-        value = _float32(one.score)
+    for document in results:
+        value = _float32(document.score)
         if value >= bound:
             value = _float32_below(bound)
         bound = value
@@ -172,7 +191,7 @@ def _float32(value: float) -> float:
 
 
 def _float32_below(value: float) -> float:
-    """The next float32 below a float32."""
+    """The largest float32 below a float32."""
     if value == 0:
         return -_float32(2**-149)
     (bits,) = struct.unpack("<i", struct.pack("<f", value))
@@ -182,8 +201,8 @@ def _float32_below(value: float) -> float:
 def _jsonl(stream: IO[bytes], rankings: Iterable[Ranking], tag: str) -> None:
     for ranking in rankings:
         results = [
-            {"id": one.id, "index": one.index, "score": one.score, "truncated": one.truncated}
-            for one in ranking.results
+            {"id": document.id, "index": document.index, "score": document.score, "truncated": document.truncated}
+            for document in ranking.results
         ]
         line: dict[str, Any] = {
             "query_id": ranking.query,
@@ -201,17 +220,18 @@ COLUMNS = ("query_id", "document_id", "rank", "score", "index", "truncated", "qu
 
 def _rows(rankings: Iterable[Ranking]) -> Iterator[tuple[Any, ...]]:
     for ranking in rankings:
-        for rank, one in enumerate(ranking.results, 1):
-            yield ranking.query, one.id, rank, one.score, one.index, one.truncated, ranking.query_truncated
+        for rank, document in enumerate(ranking.results, 1):
+            cells = (document.id, rank, document.score, document.index, document.truncated)
+            yield ranking.query, *cells, ranking.query_truncated
 
 
 def _csv(stream: IO[bytes], rankings: Iterable[Ranking], tag: str) -> None:
     text = io.TextIOWrapper(stream, "utf-8", newline="", write_through=True)
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
-    said = {True: "true", False: "false", None: ""}
+    words = {True: "true", False: "false", None: ""}
     for *cells, truncated, query_truncated in _rows(rankings):
-        writer.writerow([*cells, said[truncated], said[query_truncated]])
+        writer.writerow([*cells, words[truncated], words[query_truncated]])
     text.detach()
 
 

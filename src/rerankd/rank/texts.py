@@ -1,4 +1,4 @@
-"""Files of queries or documents: an id and a text, or media, on each row."""
+"""Files of queries or documents: each row holds an id, and a text, an image or a video."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ TEXTS = Columns(
 
 
 def texts_of(path: str, what: Literal["queries", "corpus"], ids: Container[str], bad: BadLines) -> dict[str, str]:
-    """The texts of a file of queries or documents, or of a BEIR folder, of those ids. Raises FileProblem."""
+    """The texts of some ids, from a file of queries or documents, or from a BEIR folder. Raises FileProblem.
+
+    what: the file of a BEIR folder
+    """
     source = Source(inside(path, what))
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for number, row in rows(source, TEXTS, bad):
         try:
             id, value = text_of(source, number, row)
@@ -37,22 +40,22 @@ def texts_of(path: str, what: Literal["queries", "corpus"], ids: Container[str],
             bad.add(problem)
             continue
         if id in ids:
-            found.setdefault(id, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-    return found
+            texts.setdefault(id, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return texts
 
 
 def inside(path: str, name: str) -> str:
-    """The file of that name where `path` is a BEIR folder, else `path`. Raises FileProblem for a folder without it."""
+    """`path`, or the file `name` in it if `path` is a BEIR folder. Raises FileProblem if that file is missing."""
     if not Path(path).is_dir():
         return path
     for suffix in ("", *COMPRESSIONS):
         if (file := Path(path, f"{name}.jsonl{suffix}")).is_file():
             return str(file)
-    raise FileProblem(f"{path} holds no {name}.jsonl.")
+    raise FileProblem(f"{path} is a folder without a file {name}.jsonl.")
 
 
 def text_of(source: Source, number: int, row: dict[str, Any]) -> tuple[str, Any]:
-    """The id and the JSON value of a row of texts. Raises BadLine."""
+    """The id of a row, and its content as a JSON value that `to_content` accepts. Raises BadLine."""
     cells = TEXTS.read(row)
     if cells.get("id") is None:
         raise BadLine(source.name, number, "has no `id`.")
@@ -62,7 +65,7 @@ def text_of(source: Source, number: int, row: dict[str, Any]) -> tuple[str, Any]
     if title and not isinstance(title, str):
         raise BadLine(source.name, number, "`title` is not a string.")
     if isinstance(text, str) and title:
-        # As BEIR joins them.
+        # BEIR joins a document's title and text in this way.
         text = f"{title} {text}".strip()
     value: Any = {"text": text, **media} if media else title if text is None else text
     if value is None:

@@ -1,4 +1,4 @@
-"""Queries and documents as JSON values, in files and in requests to servers."""
+"""Conversion of queries and documents from JSON values in files, and to JSON values for servers."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ REMOTE = ("http:", "https:", "data:")
 
 
 def to_content(value: Any, field: str) -> Content:
-    """The content of a JSON value: a text, the authors' `{"text", "image", "video"}`, or content parts.
+    """The content that a JSON value describes.
 
-    Raises InvalidRequest, naming `field`.
+    value: a text, an object with `text`, `image` and `video` as the authors of Qwen3-VL-Reranker use, or a list of
+    content parts
+    field: the name for errors
+
+    Raises InvalidRequest.
     """
     if isinstance(value, str):
         return (Text(well_formed(value)),)
@@ -34,29 +38,29 @@ def to_content(value: Any, field: str) -> Content:
         return of_body(_BODY.validate_python(value))
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]["msg"]
-        wanted = "give a text, an object of text, image and video, or a list of parts"
-        raise InvalidRequest(field, f"{problem}; {wanted}") from None
+        advice = "give a text, an object of text, image and video, or a list of parts"
+        raise InvalidRequest(field, f"{problem}; {advice}") from None
 
 
 def is_text(content: Content) -> bool:
-    """Whether nothing but text is in it."""
+    """Whether a content is only text."""
     return all(isinstance(part, Text) for part in content)
 
 
 def plain_text(content: Content, field: str) -> str:
-    """The text of a content. Raises InvalidRequest for pictures and videos."""
+    """The text of a content. Raises InvalidRequest if the content holds an image or a video."""
     if not is_text(content):
-        raise InvalidRequest(field, "holds an image or a video, which this API does not take; use --api vllm")
+        raise InvalidRequest(field, "holds an image or a video, which this API does not accept; use --api vllm")
     return "\n".join(part.text for part in content if isinstance(part, Text))
 
 
 def sendable(content: Content, field: str) -> Content:
-    """The content with files of this machine as `data:` URLs. Raises InvalidRequest for a file that cannot be read."""
+    """The content with local files replaced by `data:` URLs. Raises InvalidRequest for a file that cannot be read."""
     return tuple(_sendable(part, field) for part in content)
 
 
 def parts(content: Content) -> str | list[dict[str, Any]]:
-    """A content in a body of vLLM's or SGLang's API: a string where one text is all."""
+    """A content as JSON for the APIs of vLLM and SGLang: a string if the content is one text, else a list of parts."""
     if len(content) == 1 and isinstance(content[0], Text):
         return content[0].text
     return [_part(part) for part in content]
@@ -65,22 +69,23 @@ def parts(content: Content) -> str | list[dict[str, Any]]:
 def _part(part: Part) -> dict[str, Any]:
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
-    assert not isinstance(part, Tokens)  # which no row holds
+    assert not isinstance(part, Tokens)  # files hold no token ids
     kind, limits = (
         ("image_url", {"min_pixels": part.min_pixels, "max_pixels": part.max_pixels})
         if isinstance(part, Image)
         else ("video_url", {"fps": part.fps, "max_frames": part.max_frames})
     )
-    return {"type": kind, kind: {"url": part.source, **{name: one for name, one in limits.items() if one is not None}}}
+    given = {name: limit for name, limit in limits.items() if limit is not None}
+    return {"type": kind, kind: {"url": part.source, **given}}
 
 
 def _sendable(part: Part, field: str) -> Part:
     if isinstance(part, Text):
         return part
-    assert not isinstance(part, Tokens)  # which no row holds
+    assert not isinstance(part, Tokens)  # files hold no token ids
     source = part.source
     if not isinstance(source, (str, os.PathLike)):
-        raise InvalidRequest(field, "holds a video as a list of pictures, which no API takes; give one file")
+        raise InvalidRequest(field, "holds a video as a list of images, which no API accepts; give one file")
     if isinstance(source, str) and source.startswith(REMOTE):
         return part
     name = str(source)
@@ -97,5 +102,5 @@ def _sendable(part: Part, field: str) -> Part:
 
 
 def well_formed(text: str) -> str:
-    """JSON may escape half of a surrogate pair, which no tokenizer takes; U+FFFD stands for it."""
+    """The text with U+FFFD for each lone surrogate: JSON can escape such a character, and no tokenizer accepts it."""
     return text if text.isascii() else text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
