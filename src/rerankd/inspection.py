@@ -14,15 +14,15 @@ from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.files import PICKLED, SAFETENSORS
 from rerankd.models.checkpoint.json_files import read_json
 from rerankd.models.checkpoint.late_interaction import METADATA, read_late_interaction
-from rerankd.models.checkpoint.modules import chained, embedding_modules, pooling_modes, read_modules
+from rerankd.models.checkpoint.modules import chain_of, embedding_modules, pooling_modes, read_modules
 from rerankd.models.checkpoint.names import READ, WITHOUT_EFFECT
 from rerankd.models.checkpoint.sentence_transformers import (
     MODULES,
     SETTINGS,
     TRANSFORMER,
     Kind,
-    counts,
     read_settings,
+    settings_apply,
     transformer_settings,
 )
 from rerankd.models.compression import Compression
@@ -151,7 +151,7 @@ def _head(plan: Plan) -> tuple[str, dict[str, int], str]:
         description = f"two linear layers at the token {name!r} behind the prompt, less {recipe.logit_bias:g}"
         return description, {name: score}, declared_activation(config, 1)
     modules = read_modules(plan.folder) or ()
-    if chained(plan.folder) == "scores":
+    if chain_of(plan.folder) == "scores":
         labels = Config(read_json(modules[-1].folder / "config.json"), str(modules[-1].folder)).size("out_features")
         return f"modules {', '.join(module.kind for module in modules[1:])}", {}, declared_activation(config, labels)
     if not recipe.answers or has_classifier(plan.folder, plan.name):
@@ -231,7 +231,7 @@ def _not_understood(plan: Plan) -> Iterator[str]:
     late = recipe.family == "late-interaction"
     kind: Kind = "CrossEncoder" if recipe.pairs else "MultiVectorEncoder" if late else "SentenceTransformer"
     if (folder / SETTINGS).is_file():
-        if counts(folder, kind):
+        if settings_apply(folder, kind):
             known_names = SETTING_NAMES | (LATE_NAMES if late else set())
             yield from _unknown(SETTINGS, set(read_json(folder / SETTINGS)) - known_names)
         else:

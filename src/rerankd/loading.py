@@ -94,7 +94,7 @@ class Plan:
         scheme = read_scheme(self.config)
         if self.gguf is not None:
             return f"GGUF; dequantised to {self.precision} as they are read"
-        return None if scheme is None else f"{scheme.said}; dequantised to {self.precision} as they are read"
+        return None if scheme is None else f"{scheme.description}; dequantised to {self.precision} as they are read"
 
     def backend(self) -> tuple[str, list[str]]:
         """The backend that runs the model, and the reasons against those before it. ModelError if none does."""
@@ -183,8 +183,8 @@ class Plan:
                 self.config, self.prompts.token_id, placement.device, placement.dtype, recipe, types
             )
         tensors = self.tensors()
-        if tensors.said:
-            log.info("%s: they are dequantised to %s as they are read.", tensors.said, self.precision)
+        if tensors.description:
+            log.info("%s: they are dequantised to %s as they are read.", tensors.description, self.precision)
         weights = Weights(tensors, placement.device, placement.dtype, shard=placement.ranks.shard)
         model = self.architecture.load(self.config, weights, self.prompts.token_id, placement, recipe)
         weights.finish()

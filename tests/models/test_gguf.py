@@ -138,16 +138,16 @@ def test_k_quants_are_read_as_ggml_lays_them_out(
     torch.testing.assert_close(tensors.read_rows("extra.weight", [2, 0]), expected[[2, 0]])
     part = tensors.read_part("extra.weight", slice(1, 3), slice(7, 9))
     torch.testing.assert_close(part, expected[1:3, 7:9])
-    assert kind in tensors.said
+    assert kind in tensors.description
 
 
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
-    (checkpoints.bert, {"architecture": "llama"}, "is of the architecture 'llama'; qwen3 and bert are supported"),
+    (checkpoints.bert, {"architecture": "llama"}, "has the architecture 'llama'; only qwen3 and bert are supported"),
     (checkpoints.qwen3, {"rank": False, "qwen3.pooling_type": 3}, "`pooling_type` is that of an embedding model"),
     (checkpoints.qwen3, {"rank": False, "tokenizer.ggml.add_eos_token": True}, "add_eos_token` is that of"),
-    (checkpoints.bert, {"tokenizer.ggml.model": "gpt2"}, "a tokenizer of the kind 'gpt2' over bert"),
-    (checkpoints.bert, {"bert.pooling_type": 2}, "is no reranker: its `bert.pooling_type` is not 4"),
-    (checkpoints.bert, {"skip": ("cls.weight", "cls.bias")}, "leaves the pooler of BERT's rerankers out"),
+    (checkpoints.bert, {"tokenizer.ggml.model": "gpt2"}, "a BERT model with the tokenizer 'gpt2'"),
+    (checkpoints.bert, {"bert.pooling_type": 2}, "is not a reranker: its `bert.pooling_type` is not 4"),
+    (checkpoints.bert, {"skip": ("cls.weight", "cls.bias")}, "leaves out the pooler of BERT rerankers"),
     (checkpoints.bert, {"skip": ("blk.1.attn_q.weight",)}, "has no tensor `blk.1.attn_q.weight`"),
     (checkpoints.bert, {"skip": ("token_embd.weight",)}, "has no tensor `token_embd.weight`"),
     (checkpoints.bert, {"bert.block_count": 2}, "`num_hidden_layers` is 2, but the weights have 3"),
@@ -179,7 +179,7 @@ def test_files_that_are_none(tmp_path: Path, bert_checkpoint: Path, monkeypatch:
             Reranker(path, device="cpu")
     with pytest.raises(ModelError, match=r"several GGUF files \(model\.gguf, other\.gguf\); give the path of one"):
         Reranker(tmp_path, device="cpu")
-    with pytest.raises(ModelError, match="is a file and no GGUF"):
+    with pytest.raises(ModelError, match="is a file, but not a GGUF file"):
         Reranker(bert_checkpoint / "config.json", device="cpu")
     monkeypatch.setitem(sys.modules, "gguf.quants", None)
     with pytest.raises(ModelError, match=r"pip install 'rerankd\[gguf\]'"):

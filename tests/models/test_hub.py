@@ -165,8 +165,8 @@ def test_a_hub_out_of_reach_without_a_cache_is_one_line(tmp_path: Path) -> None:
         ("team/gated", (), "gated"),
         ("team/model", ("none",), "no revision 'none'"),
         ("no such thing!", (), "neither a local folder nor a model id"),
-        ("./missing", (), "no folder ./missing"),
-        ("/missing/folder", (), "no folder /missing/folder"),
+        ("./missing", (), "The folder ./missing does not exist"),
+        ("/missing/folder", (), "The folder /missing/folder does not exist"),
     ],
 )
 def test_what_is_not_there_is_one_line(
@@ -226,7 +226,7 @@ def test_modelscope_gives_the_files_needed(tmp_path: Path, monkeypatch: pytest.M
 
 def test_modelscope_that_fails_or_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "modelscope", FakeModelScope(tmp_path, RuntimeError("no such model\nat all")))
-    with pytest.raises(ModelError, match=r"^ModelScope did not give team/model: no such model$"):
+    with pytest.raises(ModelError, match=r"^team/model cannot be downloaded from ModelScope: no such model$"):
         resolve_here("team/model", "modelscope")
     monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(ModelError, match=r"pip install 'rerankd\[modelscope\]'"):

@@ -195,5 +195,5 @@ def test_other_modules_are_refused_by_name(make_checkpoint: MakeCheckpoint, tmp_
     path = folder / "modules.json"
     kind = "sentence_transformers.multi_vector_encoder.modules.token_pooling.HierarchicalTokenPooling"
     path.write_text(json.dumps([*json.loads(path.read_text()), {"idx": 9, "name": "9", "path": "9_P", "type": kind}]))
-    with pytest.raises(ModelError, match="HierarchicalTokenPooling; late interaction is supported"):
+    with pytest.raises(ModelError, match="HierarchicalTokenPooling; for late interaction, only Transformer"):
         Reranker(folder, device="cpu")

@@ -268,7 +268,7 @@ def test_lists_of_modules_that_are_none(
         ("1_LogitScore/config.json", {"true_token_id": "yes"}, "true_token_id"),
         ("1_LogitScore/config.json", {"true_token_id": -1}, "true_token_id"),
         ("1_LogitScore/config.json", {"true_token_id": None}, "true_token_id"),
-        ("1_LogitScore/config.json", {"true_token_id": 10**6}, "lie beyond"),
+        ("1_LogitScore/config.json", {"true_token_id": 10**6}, "are beyond"),
         ("1_LogitScore/config.json", {"false_token_id": [1]}, "false_token_id"),
         ("1_LogitScore/config.json", {"module_input_name": "logits"}, "module_input_name"),
         ("sentence_bert_config.json", {"transformer_task": "feature-extraction"}, "transformer_task"),

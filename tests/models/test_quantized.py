@@ -66,7 +66,7 @@ def test_weights_are_the_numbers_that_they_stand_for(
     assert (found - weight).abs().max() < 0.9 * weight.abs().max()
     rows = [len(weight) - 1, 0]
     torch.testing.assert_close(tensors.read_rows("layers.0.up.weight", rows), form[1][rows], rtol=1e-6, atol=1e-7)
-    assert tensors.said.startswith(f"1 weights are stored quantised ({said})")
+    assert tensors.description.startswith(f"1 weights are stored quantised ({said})")
 
 
 def test_what_the_libraries_write_is_what_they_read() -> None:
@@ -191,7 +191,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (compressed("float-quantized", group_config(8, "attn_head", "float")), "`strategy` must be"),
     (FP8 | {"weight_block_size": [128]}, "`weight_block_size` must be two sizes"),
     (BNB | {"bnb_4bit_quant_type": "af4"}, "`bnb_4bit_quant_type` is 'af4'"),
-    (GPTQ, "but none is stored so"),
+    (GPTQ, "but no weight is stored in that format"),
 ]
 
 
@@ -205,8 +205,8 @@ def test_what_is_not_read_is_refused_by_name(bert_checkpoint: Path, entry: dict[
 
 Parts = dict[str, torch.Tensor]
 DAMAGED: list[tuple[str, Callable[[Parts], object], str]] = [
-    ("gptq", lambda parts: parts.update(g_idx=parts["g_idx"] + 5), "columns of groups 5 to 6 of 2"),
-    ("gptq", lambda parts: parts.update(g_idx=parts["g_idx"] - 1), "columns of groups -1 to 0 of 2"),
+    ("gptq", lambda parts: parts.update(g_idx=parts["g_idx"] + 5), "columns have groups 5 to 6 of 2"),
+    ("gptq", lambda parts: parts.update(g_idx=parts["g_idx"] - 1), "columns have groups -1 to 0 of 2"),
     (
         "gptq",
         lambda parts: parts.update(scales=parts["scales"][:1]),
@@ -214,16 +214,16 @@ DAMAGED: list[tuple[str, Callable[[Parts], object], str]] = [
     ),
     ("gptq", lambda parts: parts.update(qweight=parts["qweight"].long()), "packed as int64"),
     ("gptq", lambda parts: parts.pop("qzeros"), "no tensor `layers.0.up.qzeros`"),
-    ("gptq", lambda parts: parts.update(qweight=parts["qweight"][0]), "of another form than GPTQ"),
-    ("packed", lambda parts: parts.update(weight_shape=torch.tensor([16, 99])), "which are no [16, 99]"),
-    ("packed", lambda parts: parts.update(weight_scale=parts["weight_scale"][:7]), "7 numbers for 16 rows"),
+    ("gptq", lambda parts: parts.update(qweight=parts["qweight"][0]), "but not in the format GPTQ"),
+    ("packed", lambda parts: parts.update(weight_shape=torch.tensor([16, 99])), "do not hold the shape [16, 99]"),
+    ("packed", lambda parts: parts.update(weight_scale=parts["weight_scale"][:7]), "7 scales for 16 rows"),
     ("fp8 blocks", lambda parts: parts.update(weight=parts["weight"].float()), "stored as float32"),
     ("fp8 blocks", lambda parts: parts.update(weight_scale_inv=torch.ones(3, 2, 1)), "for a matrix"),
     ("bitsandbytes of 8 bits", lambda parts: parts.update(weight_format=torch.tensor(1)), "`weight_format`"),
     ("bitsandbytes of 8 bits", lambda parts: parts.update(SCB=torch.ones(3)), "one scale for each row"),
     ("nf4", lambda parts: parts.update(weight=parts["weight"][:9]), "too few for [16, 32]"),
-    ("nf4", lambda parts: parts.update({"weight.absmax": parts["weight.absmax"].byte()}), "without `nested_absmax`"),
-    ("nf4", lambda parts: parts.update({STATE: torch.tensor([1])}), "is no JSON object"),
+    ("nf4", lambda parts: parts.update({"weight.absmax": parts["weight.absmax"].byte()}), "`nested_absmax` is missing"),
+    ("nf4", lambda parts: parts.update({STATE: torch.tensor([1])}), "is not a JSON object"),
     ("nf4", lambda parts: parts.update({STATE: torch.tensor(list(b"{}"))}), "names no `shape`"),
 ]
 

@@ -23,9 +23,9 @@ from rerankd.models.checkpoint.late_interaction import read_late_interaction
 from rerankd.models.checkpoint.sentence_transformers import (
     MODULES,
     Kind,
-    counts,
     declared_length,
     read_settings,
+    settings_apply,
     transformer_settings,
 )
 from rerankd.models.recipes.recipe import Recipe
@@ -236,7 +236,7 @@ def _encoder(
     inner = folder if recipe.pairs or not (folder / MODULES).is_file() else _encoder_folder(folder)
     kind: Kind = "CrossEncoder" if recipe.pairs else "SentenceTransformer" if late is None else "MultiVectorEncoder"
     tokenizer = tokenizer or load_tokenizer(inner)
-    if counts(folder, kind):
+    if settings_apply(folder, kind):
         path, inner_settings = transformer_settings(inner)
         if inner_settings.get("do_lower_case") not in (None, True, False):
             raise ModelError(
@@ -280,7 +280,7 @@ def _encoder(
 
 
 def _declared_length(folder: Path, inner: Path, kind: Kind) -> int | None:
-    return declared_length(inner) if counts(folder, kind) else None
+    return declared_length(inner) if settings_apply(folder, kind) else None
 
 
 def _encoder_folder(folder: Path) -> Path:

@@ -1,1 +1,1 @@
-"""Reading checkpoints: the configuration, the tensors, the files that a folder or a hub must have."""
+"""Reading checkpoints: the configuration, the tensors, and the files of a folder or a hub."""

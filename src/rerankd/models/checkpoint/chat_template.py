@@ -1,4 +1,4 @@
-"""The chat template of a folder."""
+"""The chat template of a model folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from rerankd.models.checkpoint.json_files import read_json
 
 
 def chat_template(folder: Path) -> tuple[str | None, Path]:
-    """The text of a folder's chat template, as transformers finds it, and its file; None where it has none."""
+    """The chat template of a folder, or None, and the file that holds the template (or would hold it).
+
+    The files are searched in the order of transformers. Raises ModelError for a file that cannot be read.
+    """
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
@@ -19,10 +22,10 @@ def chat_template(folder: Path) -> tuple[str | None, Path]:
             raise ModelError(f"{path} cannot be read: {error}.") from None
     for name in ("chat_template.json", "tokenizer_config.json"):
         path = folder / name
-        found: Any = read_json(path).get("chat_template") if path.is_file() else None
-        if isinstance(found, list):
-            named = {str(one.get("name")): one.get("template") for one in found if isinstance(one, dict)}
-            found = named.get("default")
-        if isinstance(found, str):
-            return found, path
+        template: Any = read_json(path).get("chat_template") if path.is_file() else None
+        if isinstance(template, list):
+            by_name = {str(item.get("name")): item.get("template") for item in template if isinstance(item, dict)}
+            template = by_name.get("default")
+        if isinstance(template, str):
+            return template, path
     return None, path

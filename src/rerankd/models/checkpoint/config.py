@@ -1,4 +1,4 @@
-"""A checkpoint's config.json. The keys of old and new transformers releases are read alike."""
+"""A checkpoint's config.json, with the keys of old and of new transformers releases."""
 
 from __future__ import annotations
 
@@ -16,21 +16,25 @@ from rerankd.models.checkpoint.json_files import read_json, shown
 T = TypeVar("T", int, float, str, bool)
 
 MOST = 2**31 - 1
-"""No size or count of a model is larger."""
+"""Upper limit of every size and count of a model."""
 MOST_LAYERS = 1000
-"""No model has more."""
+"""Upper limit of the number of layers."""
 ROTARY_KEYS = ("rope_theta", "rope_scaling", "rope_parameters")
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Typed access to a configuration; a missing or mistyped entry is a ModelError that names it."""
+    """Typed access to the entries of a configuration. Methods raise ModelError for a missing or invalid entry.
+
+    entries: the JSON object
+    source: the file (and section) for errors
+    """
 
     entries: Mapping[str, Any]
     source: str
 
     def get(self, name: str, kind: type[T], default: T | None = None) -> T:
-        """The entry `name`, which must be of `kind`; a float may be written as an integer, and is finite."""
+        """The entry `name`, which must be of type `kind`. A float must be finite, and may be written as an integer."""
         value = self.entries.get(name, default)
         if value is None:
             raise ModelError(f"{self.source} has no `{name}`, which this architecture needs.")
@@ -41,28 +45,28 @@ class Config:
         return value
 
     def size(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """A size, a count or an id: an integer from `least` on; null counts as missing where there is a default."""
+        """A size, a count or an id: an integer of at least `least`. If there is a default, null counts as missing."""
         value = default if default is not None and self.entries.get(name) is None else self.get(name, int)
         if not least <= value <= MOST:
             raise self.wrong(name, f"must be an integer from {least} to {MOST}")
         return value
 
     def layers(self, name: str = "num_hidden_layers") -> int:
-        """A count of layers, by which a specification is made before any weight is read."""
+        """A number of layers. The limit is low, because layers are specified before any weight is read."""
         value = self.size(name)
         if value > MOST_LAYERS:
             raise self.wrong(name, f"must be an integer from 1 to {MOST_LAYERS}")
         return value
 
     def epsilon(self, name: str, default: float) -> float:
-        """What a norm adds to the variance."""
+        """The epsilon of a norm, which is added to the variance."""
         value = self.get(name, float, default)
         if not 0 <= value < 1:
             raise self.wrong(name, "must be at least 0 and less than 1")
         return value
 
     def flag(self, name: str) -> bool | None:
-        """True, false, or None where the entry is null or missing."""
+        """A boolean entry; None if the entry is null or missing."""
         return None if self.entries.get(name) is None else self.get(name, bool)
 
     def section(self, name: str) -> Config:
@@ -75,18 +79,22 @@ class Config:
         return Config(value, f"{self.source} ({name})")
 
     def require(self, name: str, *allowed: Any) -> None:
-        """Refuse a configuration with a setting that this implementation would silently ignore."""
+        """Raise ModelError unless the entry `name` has one of the `allowed` values, the first of which is the default.
+
+        For settings that change the score and that this implementation does not support.
+        """
         value = self.entries.get(name, allowed[0])
         if value not in allowed:
             choices = " or ".join(repr(choice) for choice in allowed)
             raise ModelError(f"{self.source}: `{name}` is {shown(value)}; only {choices} is supported.")
 
     def wrong(self, name: str, rule: str) -> ModelError:
-        """The error for an entry that breaks `rule`."""
+        """The error for an entry that breaks `rule`, such as `must be a list`."""
         return ModelError(f"{self.source}: `{name}` {rule}, not {shown(self.entries.get(name))}.")
 
     @property
     def architectures(self) -> tuple[str, ...]:
+        """The names of the model's classes in transformers; may be empty."""
         names = self.entries.get("architectures")
         if names is None:
             return ()
@@ -96,7 +104,7 @@ class Config:
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
-        """The names of a classification head's labels in their order; None where the configuration has none."""
+        """The names of a classification head's labels in order; None if the configuration has no `id2label`."""
         labels = self.entries.get("id2label")
         if labels is None:
             return None
@@ -108,25 +116,25 @@ class Config:
 
     @property
     def num_labels(self) -> int:
-        """Rows of a classification head, as transformers derives it."""
+        """Number of labels (rows) of a classification head, by the rule of transformers."""
         names = self.label_names
         return self.size("num_labels", 2) if names is None else len(names)
 
     def rotary(self) -> Mapping[str, Any]:
-        """Rotary parameters, from `rope_parameters` or from `rope_theta` and `rope_scaling`."""
+        """Parameters of the rotary embedding, by their names in transformers 5 (`rope_parameters`)."""
         return {"rope_type": "default"} | _rotary(self)
 
     def rope(self) -> Rope:
-        """The rotary embedding that the configuration describes; ModelError for a scaling that is not supported.
+        """The rotary embedding that the configuration describes. Raises ModelError for an unsupported scaling.
 
-        As transformers has it. `dynamic` scaling changes nothing up to `max_position_embeddings`, and no prompt is
-        longer.
+        Source: `modeling_rope_utils.py` of transformers. `dynamic` scaling is ignored, because it has no effect up to
+        `max_position_embeddings` tokens, and no prompt is longer.
         """
         rope = Config(self.rotary(), f"{self.source} (rotary)")
         if nested := [name for name, value in rope.entries.items() if isinstance(value, Mapping)]:
             raise ModelError(
-                f"{self.source}: `rope_parameters` (or `rope_scaling`) has values for {shown(nested[0])} alone; only "
-                "one set of values, for all layers, is supported."
+                f"{self.source}: `rope_parameters` (or `rope_scaling`) has separate values for {shown(nested[0])}; "
+                "only one set of values, for all layers, is supported."
             )
         theta = rope.get("rope_theta", float)
         if not 1 < theta < 1e30:
@@ -165,14 +173,14 @@ class Config:
                     raise rope.wrong("low_freq_factor", f"must be less than `high_freq_factor` ({high})")
                 return Llama3(positive("factor"), low, high, original())
             case "yarn":
-                before = original()
-                factor = positive("factor", self.size("max_position_embeddings") / before)
-                given = rope.entries.get("attention_factor") is not None
+                original_positions = original()
+                factor = positive("factor", self.size("max_position_embeddings") / original_positions)
+                has_factor = rope.entries.get("attention_factor") is not None
                 mscale = [positive(name) for name in ("mscale", "mscale_all_dim") if rope.entries.get(name) is not None]
                 return Yarn(
                     factor=factor,
-                    original_positions=before,
-                    attention_factor=positive("attention_factor") if given else None,
+                    original_positions=original_positions,
+                    attention_factor=positive("attention_factor") if has_factor else None,
                     mscale=(mscale[0], mscale[1]) if len(mscale) == 2 else None,
                     beta_fast=positive("beta_fast", 32.0),
                     beta_slow=positive("beta_slow", 1.0),
@@ -185,7 +193,10 @@ class Config:
 
 
 def read_config(folder: Path, overrides: Mapping[str, Any]) -> Config:
-    """config.json of `folder`, with `overrides` laid over its entries (nested sections are merged)."""
+    """Read config.json of a folder. `overrides` replace its entries; nested sections are merged.
+
+    Raises ModelError.
+    """
     path = folder / "config.json"
     if not path.is_file() and (folder / "adapter_config.json").is_file():
         raise adapter_error(folder)
@@ -197,7 +208,7 @@ def read_config(folder: Path, overrides: Mapping[str, Any]) -> Config:
 
 
 def adapter_error(folder: Path) -> ModelError:
-    """The error for an adapter's folder: its weights alone are no model."""
+    """The error for a folder that holds a PEFT adapter instead of a model."""
     return ModelError(
         f"{folder} holds a PEFT adapter (adapter_config.json), which is not supported; merge it into its base model "
         "(merge_and_unload, then save_pretrained) and serve that folder."
@@ -207,11 +218,11 @@ def adapter_error(folder: Path) -> ModelError:
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any], source: str) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
-        below = merged.get(key)
-        nested = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = _merged(below, value, source) if nested else value  # type: ignore[arg-type]
+        old = merged.get(key)
+        nested = isinstance(value, Mapping) and isinstance(old, Mapping)
+        merged[key] = _merged(old, value, source) if nested else value  # type: ignore[arg-type]
     if "num_labels" in over and "id2label" not in over:
-        # The names say how many labels there are, so those of another number would win.
+        # The number of labels is taken from `id2label` if there is one, which would undo the override.
         merged.pop("id2label", None)
     if any(key in over for key in ROTARY_KEYS):
         rope = _rotary(Config(base, source)) | _rotary(Config(over, "The override"), null={"rope_type": "default"})
@@ -221,9 +232,9 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any], source: str) -> di
 
 
 def _rotary(config: Config, null: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """The rotary parameters that a configuration states, by the names of transformers 5.
+    """The rotary parameters that a configuration has, by their names in transformers 5.
 
-    null: the parameters of a section that is null
+    null: the parameters that a section with the value null stands for
     """
     parts: dict[str, Any] = {}
     for name in ("rope_parameters", "rope_scaling"):

@@ -1,4 +1,4 @@
-"""Which files of a repository or a folder a model is loaded from."""
+"""The files that a model is loaded from."""
 
 from __future__ import annotations
 
@@ -17,47 +17,50 @@ UNUSED_FILES = ("onnx/*", "openvino/*", "checkpoint-*", "trainer_state.json", "d
 
 
 def needed_files(files: Sequence[str], weights: bool = True) -> list[str]:
-    """Which of a repository's files a model is loaded from: one form of the weights, and no other framework's.
+    """The files of a repository that loading a model needs, with the weights in one format only.
 
-    weights: whether they are needed
+    weights: whether to include the weights
     """
-    wanted = [name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in SMALL_FILES)]
+    needed = [name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in SMALL_FILES)]
     for single, index in (SAFETENSORS, PICKLED) if weights else ():
         suffix = Path(single).suffix
         if single in files:
-            wanted.append(single)
+            needed.append(single)
         elif index in files:
-            wanted.extend(name for name in files if "/" not in name and name.endswith(suffix))
+            needed.extend(name for name in files if "/" not in name and name.endswith(suffix))
         else:
             continue
         break
     else:
-        # Its metadata are in the file with its weights. Of several one must be named, in a folder of the user's.
-        whole = [name for name in files if "/" not in name and name.endswith(GGUF)]
+        # A GGUF file holds the whole model. If there are several, the user has to download one and give its path.
+        gguf = [name for name in files if "/" not in name and name.endswith(GGUF)]
         has_others = any(name in files for name in (*SAFETENSORS, *PICKLED))
-        wanted += whole if len(whole) == 1 and not has_others else []
+        needed += gguf if len(gguf) == 1 and not has_others else []
     if weights:
-        wanted += _module_weights(files)
+        needed += _module_weights(files)
     indexes = {SAFETENSORS[1], PICKLED[1]}
-    unused = indexes if any(name in wanted for name in (SAFETENSORS[0], PICKLED[0])) else set()
+    unused = indexes if any(name in needed for name in (SAFETENSORS[0], PICKLED[0])) else set()
     return [
         name
-        for name in wanted
+        for name in needed
         if name not in unused and not any(fnmatch.fnmatch(name, pattern) for pattern in UNUSED_FILES)
     ]
 
 
 def _module_weights(files: Sequence[str]) -> list[str]:
-    """The weights of sentence-transformers' modules, one form of each: `2_Dense/model.safetensors`."""
-    found: dict[str, str] = {}
+    """The weights of sentence-transformers' modules, such as `2_Dense/model.safetensors`, each in one format only."""
+    by_module: dict[str, str] = {}
     for name in (PICKLED[0], SAFETENSORS[0]):
-        found |= {file.split("/")[0]: file for file in files if re.fullmatch(rf"\d+_\w+/{re.escape(name)}", file)}
-    return list(found.values())
+        by_module |= {file.split("/")[0]: file for file in files if re.fullmatch(rf"\d+_\w+/{re.escape(name)}", file)}
+    return list(by_module.values())
 
 
 def inside(folder: Path, name: str, named_by: Path) -> Path:
-    """The path of a file in `folder` that `named_by` names. ModelError for a name that leads out of the folder."""
+    """The path of the file `name` in a folder. Raises ModelError for a name that leads out of the folder.
+
+    named_by: the file that refers to `name`, for the error
+    """
     path = PurePath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise ModelError(f"{named_by} names {name!r}, which lies outside of {folder}; no such file is read.")
+        raise ModelError(f"{named_by} names {name!r}, which is outside of {folder}; such a file is not read.")
     return folder / path

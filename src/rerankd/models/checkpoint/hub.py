@@ -1,4 +1,4 @@
-"""From a model's name to a folder on disk: a local folder as it is, or the files needed from a hub."""
+"""Find a model's folder on disk, or download the needed files from a hub."""
 
 from __future__ import annotations
 
@@ -15,36 +15,38 @@ Hub = Literal["huggingface", "modelscope"]
 
 
 def resolve(model: str, hub: Hub = "huggingface", revision: str | None = None, weights: bool = True) -> Path:
-    """The folder that holds `model`, downloaded first if it is an id on `hub`, or the GGUF file that it is.
+    """The folder or the GGUF file of a model, downloaded if necessary.
 
-    weights: whether they are needed
+    model: a folder, a GGUF file, or an id on `hub`
+    revision: branch, tag or commit on the hub; None is the default branch
+    weights: whether to download the weights too
 
-    The environment of huggingface_hub applies (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
-    Raises ModelError for a model that is neither a folder nor on the hub.
+    The environment variables of huggingface_hub apply (HF_HOME, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE).
+    Raises ModelError if the model is neither on disk nor on the hub.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
         return _gguf_in(folder) or folder
     if folder.is_file():
         if folder.suffix != GGUF:
-            raise ModelError(f"{model} is a file and no GGUF; give the model's folder or its id on a hub.")
+            raise ModelError(f"{model} is a file, but not a GGUF file; give the model's folder or its id on a hub.")
         return folder
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        raise ModelError(f"There is no folder {model}.")
+        raise ModelError(f"The folder {model} does not exist.")
     fetch = _from_modelscope if hub == "modelscope" else _from_hugging_face
     folder = fetch(model, revision, weights)
     return _gguf_in(folder) or folder
 
 
 def _gguf_in(folder: Path) -> Path | None:
-    """The GGUF file of a folder that has no other weights; None where there is none."""
-    found = sorted(folder.glob(f"*{GGUF}"))
-    if not found or any((folder / name).is_file() for name in (*SAFETENSORS, *PICKLED)):
+    """The GGUF file of a folder that has no other weights; None if there is no such file."""
+    paths = sorted(folder.glob(f"*{GGUF}"))
+    if not paths or any((folder / name).is_file() for name in (*SAFETENSORS, *PICKLED)):
         return None
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
+    if len(paths) > 1:
+        names = ", ".join(path.name for path in paths)
         raise ModelError(f"{folder} holds several GGUF files ({names}); give the path of one of them.")
-    return found[0]
+    return paths[0]
 
 
 def _from_hugging_face(model: str, revision: str | None, weights: bool) -> Path:
@@ -74,23 +76,23 @@ def _from_hugging_face(model: str, revision: str | None, weights: bool) -> Path:
         raise ModelError(f"{model!r} is neither a local folder nor a model id such as 'owner/name'.") from None
     except HfHubHTTPError as error:
         raise ModelError(f"The hub refused {model}: {_first_line(error)}") from None
-    except Exception as error:  # the HTTP client's own errors; offline mode is one too
+    except Exception as error:  # errors of the HTTP client, and of offline mode
         reason = _first_line(error)
-    # Which files the repository has is not known now, so either form of the weights may be the cached one.
-    for form in ("*.safetensors", "*.bin", f"*{GGUF}"):
+    # The list of files is unknown here, so the cache is searched for each format of weights.
+    for pattern in ("*.safetensors", "*.bin", f"*{GGUF}"):
         try:
             folder = snapshot_download(
                 model,
                 revision=revision,
                 local_files_only=True,
-                allow_patterns=[*SMALL_FILES, form],
+                allow_patterns=[*SMALL_FILES, pattern],
                 ignore_patterns=list(UNUSED_FILES),
             )
         except LocalEntryNotFoundError:
             continue
         log.warning("The hub was not reached (%s); using the cached copy of %s.", reason, model)
         return Path(folder)
-    raise ModelError(f"The hub cannot be reached ({reason}) and {model} is not in the local cache.")
+    raise ModelError(f"The hub cannot be reached ({reason}), and {model} is not in the local cache.")
 
 
 def _from_modelscope(model: str, revision: str | None, weights: bool) -> Path:
@@ -103,7 +105,7 @@ def _from_modelscope(model: str, revision: str | None, weights: bool) -> Path:
         files = [str(entry["Path"]) for entry in listed if entry.get("Type") != "tree"]
         return Path(snapshot_download(model, revision=revision, allow_patterns=needed_files(files, weights)))
     except Exception as error:  # modelscope's errors have no common base
-        raise ModelError(f"ModelScope did not give {model}: {_first_line(error)}") from None
+        raise ModelError(f"{model} cannot be downloaded from ModelScope: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

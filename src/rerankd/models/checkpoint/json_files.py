@@ -1,4 +1,4 @@
-"""The JSON files of a checkpoint. This file imports no torch, so that prompts can be made without it."""
+"""Reading the JSON files of a checkpoint. This module imports no torch, because prompts are built without torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rerankd.core import ModelError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file that a checkpoint must have."""
+    """Read a required file that holds a JSON object. Raises ModelError."""
     value = read_any_json(path)
     if not isinstance(value, dict):
         raise ModelError(f"{path} must hold a JSON object.")
@@ -19,7 +19,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_list(path: Path) -> list[dict[str, Any]]:
-    """A JSON list of objects from a file that a checkpoint must have."""
+    """Read a required file that holds a JSON list of objects. Raises ModelError."""
     value = read_any_json(path)
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise ModelError(f"{path} must hold a JSON list of objects.")
@@ -27,7 +27,7 @@ def read_json_list(path: Path) -> list[dict[str, Any]]:
 
 
 def read_any_json(path: Path) -> Any:
-    """What a JSON file that a checkpoint must have holds."""
+    """Read a required JSON file. Raises ModelError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -35,11 +35,11 @@ def read_any_json(path: Path) -> Any:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}.") from None
     except RecursionError:
-        raise ModelError(f"{path} cannot be read: it is nested too deeply.") from None
+        raise ModelError(f"{path} cannot be read: the file is nested too deeply.") from None
 
 
 def shown(value: Any) -> str:
-    """A value as an error names it: on one line, and not all of a long one."""
+    """A value for an error message: on one line, and shortened if long."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 60
     return short.repr(value)

@@ -1,7 +1,7 @@
-"""The settings with which a folder's late-interaction model reads queries and documents.
+"""The settings of a late-interaction model (such as ColBERT), read from its folder.
 
-Behaviour reference: `multi_vector_encoder/model.py` in sentence-transformers 6, which reads PyLate's folders and
-those of Stanford's ColBERT too.
+Reference: `multi_vector_encoder/model.py` in sentence-transformers 6, which also reads the folders of PyLate and of
+Stanford's ColBERT.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from rerankd.models.checkpoint.modules import Module, read_modules
 from rerankd.models.checkpoint.sentence_transformers import SETTINGS, read_settings, transformer_settings
 
 METADATA = "artifact.metadata"
-"""The settings of Stanford's ColBERT."""
+"""The file with the settings of Stanford's ColBERT."""
 QUERY_LENGTH = 32
-"""Tokens of an expanded query where the folder says nothing: ColBERT's length."""
+"""Default number of tokens of an expanded query, as in ColBERT."""
 MEASURES = {"maxsim": False, "meanmaxsim": True}
-"""Names of `similarity_fn_name`, and whether the sum is divided by the query's tokens."""
+"""Values of `similarity_fn_name`, and whether the sum is divided by the number of query tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expansion:
-    """The expansion of a short query by mask tokens, whose vectors count (Khattab and Zaharia, 2020).
+    """The expansion of a short query by mask tokens, whose vectors count in MaxSim (Khattab and Zaharia, 2020).
 
-    length: tokens of the query with the mask tokens
-    attend: whether other tokens attend to the mask tokens, and these to each other
+    length: number of tokens of the query with the mask tokens
+    attend: whether all tokens attend to the mask tokens
     cuts: whether a longer query is cut to `length`
-    token: None for the tokenizer's mask token, or without one for its last token of a text
+    token: the token that is appended; None is the tokenizer's mask token, or the last token of a text if there is none
     """
 
     length: int
@@ -44,12 +44,13 @@ class Expansion:
 
 @dataclass(frozen=True, slots=True)
 class LateInteraction:
-    """How texts are read, and which tokens count.
+    """How texts are tokenised, and which tokens count in MaxSim.
 
-    query_prompt, document_prompt: the beginning of each text
-    marked: whether any token of the vocabulary may begin such a prompt as one token, else special tokens only
-    query_length, document_length: in tokens; None for the tokenizer's limit
-    skipped: tokens that do not count, in texts of the kinds `skipped_in`
+    query_prompt, document_prompt: put before each query or document
+    marked: whether a prompt may begin with a marker, which is any one token of the vocabulary; otherwise only special
+        tokens are recognised in a prompt
+    query_length, document_length: most tokens of a text; None is the tokenizer's limit
+    skipped: words whose tokens do not count, in the kinds of text (`query`, `document`) in `skipped_in`
     mean: whether the sum over the query's tokens is divided by their number
     """
 
@@ -65,7 +66,7 @@ class LateInteraction:
 
 
 def is_late_interaction(folder: Path) -> bool:
-    """Whether a folder's modules make a vector for each token."""
+    """Whether a folder holds a late-interaction model, whose modules compute a vector for each token."""
     modules = read_modules(folder)
     path = folder / SETTINGS
     if modules is None or not path.is_file() or any(module.kind == "Pooling" for module in modules):
@@ -75,22 +76,22 @@ def is_late_interaction(folder: Path) -> bool:
 
 
 def token_modules(folder: Path) -> tuple[Module, ...]:
-    """The modules behind the transformer that make a token's vector; ModelError for unknown modules.
+    """The modules after the transformer that compute the vector of a token. Raises ModelError for unknown modules.
 
-    PyLate's folders list no module that normalises vectors, but PyLate normalises them.
+    PyLate normalises vectors even though its folders list no module for that.
     """
     first, *rest = read_modules(folder) or ()
     kinds = [module.kind for module in (first, *rest)]
     if kinds[0] != "Transformer" or not set(kinds[1:]) <= {"Dense", "Normalize", "MultiVectorMask"}:
         raise ModelError(
-            f"{folder / 'modules.json'} lists {', '.join(kinds)}; late interaction is supported with Transformer, "
-            "Dense, MultiVectorMask and Normalize."
+            f"{folder / 'modules.json'} lists {', '.join(kinds)}; for late interaction, only Transformer, Dense, "
+            "MultiVectorMask and Normalize are supported."
         )
     return tuple(module for module in rest if module.kind != "MultiVectorMask")
 
 
 def read_late_interaction(folder: Path) -> LateInteraction:
-    """The settings of a folder of sentence-transformers or PyLate, or of Stanford's; ModelError for odd ones."""
+    """Read the settings from a folder of sentence-transformers, PyLate or Stanford's ColBERT. Raises ModelError."""
     modules = read_modules(folder)
     if modules is None:
         path = folder / METADATA
@@ -188,7 +189,7 @@ def _words(config: Config, name: str, default: tuple[str, ...] = ()) -> tuple[st
 def _mean(settings: Config) -> bool:
     name = settings.entries.get("similarity_fn_name")
     if name is None or (isinstance(name, str) and name.lower() in ("cosine", "dot")):
-        return False  # what older folders were saved with, whose score was MaxSim
+        return False  # older folders were saved with these values, and their score is MaxSim
     if not isinstance(name, str) or name.lower() not in MEASURES:
         raise ModelError(f"{settings.source}: `similarity_fn_name` is {shown(name)}; known: {', '.join(MEASURES)}.")
     return MEASURES[name.lower()]

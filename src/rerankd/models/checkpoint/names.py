@@ -1,4 +1,4 @@
-"""The entries of config.json that some architecture reads, and the entries without effect on a score."""
+"""Names of entries of config.json: those that an architecture here reads, and those without effect on a score."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ READ = frozenset(
         *("pre_feature_reduction", "prompt_template", "select_layer", "use_backbone_lora", "use_llm_lora"),
     }
 )
-"""Entries that some architecture reads."""
+"""Entries that at least one architecture reads."""
 WITHOUT_EFFECT = frozenset(
     {
         *("_attn_implementation", "add_cross_attention", "attention_dropout", "attention_probs_dropout_prob"),
@@ -51,4 +51,4 @@ WITHOUT_EFFECT = frozenset(
         *("query_prefix", "template", "use_thumbnail"),
     }
 )
-"""Entries about training, generation, ids of tokens, and other implementations of the same computation."""
+"""Entries for training, for generation, for token ids, or for other implementations of the same computation."""

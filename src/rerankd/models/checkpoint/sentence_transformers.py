@@ -1,4 +1,4 @@
-"""What a sentence-transformers folder says beside its modules: activation, prompts, the length of a text.
+"""The settings of a sentence-transformers folder besides its modules: activation, prompts, length of texts.
 
 Reference: `_parse_model_config` of `base/model.py` and `cross_encoder/model.py`, and `load_config` of
 `base/modules/transformer.py`, in sentence-transformers 6.
@@ -15,9 +15,9 @@ from rerankd.core import ModelError
 from rerankd.models.checkpoint.json_files import read_json, shown
 
 Kind: TypeAlias = Literal["CrossEncoder", "SentenceTransformer", "MultiVectorEncoder"]
-"""The kind of model as which a folder is read."""
+"""The classes of sentence-transformers that can load a folder."""
 Similarity: TypeAlias = Literal["cosine", "dot"]
-"""How two embeddings are compared."""
+"""Similarity of two embeddings."""
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
 TRANSFORMER = (
@@ -29,18 +29,17 @@ TRANSFORMER = (
     "sentence_xlm-roberta_config.json",
     "sentence_xlnet_config.json",
 )
-"""The files with the settings of a folder's transformer, in sentence-transformers' order."""
+"""Files that may hold the settings of a folder's transformer, in the order in which sentence-transformers looks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """A folder's settings; empty for a folder without modules.json, of which sentence-transformers reads none.
+    """The settings of a folder. They are empty for a folder without modules.json, as in sentence-transformers.
 
-    activation: as SETTINGS names it; None where it names none
-    prompts: beginnings of texts, by name
-    default_prompt: the beginning of a cross-encoder's queries, or of a decoder's system turn; None for no prompt
-    similarity: of two embeddings
-    truncate_dim: the number of first values of an embedding that are read; None for all
+    activation: the entry `activation_fn`; None if it is missing
+    prompts: texts that are put before a query or document, by name
+    default_prompt: put before a cross-encoder's queries, or into a decoder's system turn; None for no prompt
+    truncate_dim: an embedding is cut to this number of values; None for all
     """
 
     activation: object = None
@@ -50,43 +49,43 @@ class Settings:
     truncate_dim: int | None = None
 
 
-def counts(folder: Path, kind: Kind) -> bool:
-    """Whether the settings of a folder count for a model of `kind`.
+def settings_apply(folder: Path, kind: Kind) -> bool:
+    """Whether the settings of a folder apply to a model of `kind`.
 
-    sentence-transformers reads no settings of a folder without modules.json. Of a folder that was saved as another kind
-    it reads the weights alone.
+    sentence-transformers ignores the settings of a folder without modules.json, and of a folder that was saved as a
+    model of another kind, from which it reads the weights alone.
     """
     path = folder / SETTINGS
     if not (folder / MODULES).is_file():
         return False
     saved: object = (read_json(path) if path.is_file() else {}).get("model_type", "SentenceTransformer")
-    # PyLate's folders say ColBERT, and older ones nothing.
+    # PyLate writes ColBERT, or in older versions nothing.
     return saved == kind or kind == "MultiVectorEncoder"
 
 
 def read_settings(folder: Path, kind: Kind) -> Settings:
-    """The settings of a folder that is read as a model of `kind`. ModelError for a file that cannot be read."""
+    """Read the settings of a folder for a model of `kind`. Raises ModelError for an invalid file."""
     path = folder / SETTINGS
-    if not path.is_file() or not counts(folder, kind):
+    if not path.is_file() or not settings_apply(folder, kind):
         return Settings()
     settings = read_json(path)
-    written = settings.get("prompts") or {}
-    if not isinstance(written, dict) or not all(isinstance(text, str | None) for text in written.values()):
-        raise ModelError(f"{path}: `prompts` must be an object of texts, not {shown(written)}.")
-    prompts = {name: text for name, text in written.items() if text}
+    by_name = settings.get("prompts") or {}
+    if not isinstance(by_name, dict) or not all(isinstance(text, str | None) for text in by_name.values()):
+        raise ModelError(f"{path}: `prompts` must be an object of texts, not {shown(by_name)}.")
+    prompts = {name: text for name, text in by_name.items() if text}
     name = settings.get("default_prompt_name")
-    if name is not None and (not isinstance(name, str) or name not in written):
+    if name is not None and (not isinstance(name, str) or name not in by_name):
         raise ModelError(f"{path}: `default_prompt_name` must be one of `prompts`, not {shown(name)}.")
-    found = Settings(settings.get("activation_fn"), prompts, prompts.get(name) if name is not None else None)
+    common = Settings(settings.get("activation_fn"), prompts, prompts.get(name) if name is not None else None)
     if kind != "SentenceTransformer":
-        return found
-    return replace(found, similarity=_similarity(path, settings), truncate_dim=_truncate_dim(path, settings))
+        return common
+    return replace(common, similarity=_similarity(path, settings), truncate_dim=_truncate_dim(path, settings))
 
 
 def _similarity(path: Path, settings: Mapping[str, Any]) -> Similarity:
     name = settings.get("similarity_fn_name")
     if name not in (None, "cosine", "dot"):
-        raise ModelError(f"{path}: `similarity_fn_name` is {shown(name)}; cosine and dot are supported.")
+        raise ModelError(f"{path}: `similarity_fn_name` is {shown(name)}; only cosine and dot are supported.")
     return "dot" if name == "dot" else "cosine"
 
 
@@ -98,7 +97,7 @@ def _truncate_dim(path: Path, settings: Mapping[str, Any]) -> int | None:
 
 
 def transformer_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The settings of the transformer in `folder`, and their file; empty where there are none."""
+    """The file with the settings of the transformer in `folder`, and these settings; they may be empty."""
     for name in TRANSFORMER:
         if (folder / name).is_file() and (settings := read_json(folder / name)):
             return folder / name, settings
@@ -106,10 +105,10 @@ def transformer_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def declared_length(folder: Path) -> int | None:
-    """The most tokens of a text, or a prompt, by the settings of the transformer in `folder`; None where they set no
-    limit.
+    """The most tokens of a text or prompt, by the settings of the transformer in `folder`; None without a limit.
 
-    `processing_kwargs` comes first, then the tokenizer's own arguments, then `max_seq_length`.
+    `processing_kwargs` take precedence over the arguments of the tokenizer, and these over `max_seq_length`.
+    Raises ModelError for an invalid setting.
     """
     path, settings = transformer_settings(folder)
     processing = section(settings, "processing_kwargs", path)
@@ -129,7 +128,7 @@ def declared_length(folder: Path) -> int | None:
 
 
 def section(settings: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
-    """An object among the settings; empty where there is none."""
+    """A nested object of the settings; empty if it is missing. Raises ModelError for another value."""
     value = settings.get(name)
     if value is not None and not isinstance(value, dict):
         raise ModelError(f"{path}: `{name}` must be an object, not {shown(value)}.")

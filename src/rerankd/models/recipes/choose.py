@@ -14,7 +14,7 @@ from rerankd.models.answers import is_original_qwen3, named_tokens
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import shown
 from rerankd.models.checkpoint.late_interaction import is_late_interaction
-from rerankd.models.checkpoint.modules import chained, embedding_modules, expect_modules
+from rerankd.models.checkpoint.modules import chain_of, embedding_modules, expect_modules
 from rerankd.models.labels import read_labels, taken_labels
 from rerankd.models.recipes.encoders import BI_ENCODER, CROSS_ENCODER, LATE_INTERACTION
 from rerankd.models.recipes.evidence import Evidence
@@ -55,7 +55,7 @@ def choose_recipe(
         return _one_of(
             (LATE_INTERACTION,), name, requested, f"it is the one for {name}" if len(recipes) == 1 else listed
         )
-    match chained(evidence.folder):
+    match chain_of(evidence.folder):
         case "scores" if CROSS_ENCODER in recipes and len(recipes) > 1:
             why = "modules.json lists a chain that makes scores of pooled pairs"
             return _one_of((CROSS_ENCODER,), name, requested, why)

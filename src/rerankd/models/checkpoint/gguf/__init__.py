@@ -1,1 +1,1 @@
-"""GGUF files: one file with weights, configuration and tokenizer, as llama.cpp converts models."""
+"""GGUF files: the format of llama.cpp, in which one file holds weights, configuration and tokenizer."""

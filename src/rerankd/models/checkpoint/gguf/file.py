@@ -1,7 +1,7 @@
-"""A GGUF file's metadata and where its tensors lie.
+"""A GGUF file's metadata, and the places of its tensors.
 
-Reference: `docs/gguf.md` of ggml, versions 2 and 3. The package gguf, which dequantises, reads a vocabulary of 150,000
-tokens in many seconds; this reads it in less than one.
+Reference: `docs/gguf.md` of ggml, versions 2 and 3. The package gguf dequantises tensors, but does not read the
+metadata here, because it takes many seconds for a vocabulary of 150,000 tokens; this module takes less than one.
 """
 
 from __future__ import annotations
@@ -21,15 +21,20 @@ from rerankd.models.checkpoint.json_files import shown
 T = TypeVar("T", int, float, str, bool)
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""Types of values, as letters of struct."""
+"""Format characters of the module struct, by the type number of a scalar."""
 STRING, ARRAY = 8, 9
 ALIGNMENT = 32
-"""Of a file that names none."""
+"""Alignment of tensors in bytes, unless the file has `general.alignment`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A tensor: its shape, the rows of a matrix first, the number of its type, and where it begins."""
+    """A stored tensor.
+
+    shape: rows first
+    kind: the number of its type
+    offset: of its first byte in the file
+    """
 
     shape: tuple[int, ...]
     kind: int
@@ -37,9 +42,9 @@ class Stored:
 
 
 class GgufFile:
-    """The metadata of a file by name, and its tensors. No tensor is read ahead.
+    """The metadata and the tensors of a GGUF file. Tensors are read on demand.
 
-    Raises ModelError for a file that is no GGUF file or damaged, and where the package gguf is missing.
+    Raises ModelError for a file that is damaged or not a GGUF file, and if the package gguf is missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,100 +69,100 @@ class GgufFile:
 
     @property
     def architecture(self) -> str:
-        """`general.architecture`, which the names of the model's own entries begin with."""
+        """`general.architecture`, which is also the prefix of the names of the model's entries."""
         return self.get("general.architecture", str)
 
     def get(self, name: str, kind: type[T], default: T | None = None) -> T:
-        """An entry of the metadata, which must be of `kind`."""
-        found = self._values.get(name, default)
-        if found is None:
+        """An entry of the metadata. Raises ModelError if it is missing or not of type `kind`."""
+        value = self._values.get(name, default)
+        if value is None:
             raise ModelError(f"{self.path} has no `{name}` in its metadata, which this architecture needs.")
-        if kind is float and type(found) is int:
-            found = float(found)
-        if type(found) is not kind:
-            raise ModelError(f"{self.path}: `{name}` must be {kind.__name__}, not {shown(found)}.")
-        return found
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise ModelError(f"{self.path}: `{name}` must be {kind.__name__}, not {shown(value)}.")
+        return value
 
     def list_of(self, name: str, kind: type[T]) -> list[T]:
-        """A list among the metadata, each item of which must be of `kind`; empty where there is none."""
-        found = self._values.get(name, [])
-        if not isinstance(found, list) or not all(type(item) is kind for item in found):
+        """A list of the metadata; empty if it is missing. Raises ModelError for an item that is not of type `kind`."""
+        value = self._values.get(name, [])
+        if not isinstance(value, list) or not all(type(item) is kind for item in value):
             raise ModelError(f"{self.path}: `{name}` must be a list of {kind.__name__}.")
-        return found
+        return value
 
-    def own(self, name: str, kind: type[T], default: T | None = None) -> T:
-        """An entry of the architecture's own."""
+    def model_value(self, name: str, kind: type[T], default: T | None = None) -> T:
+        """An entry of the model, whose full name begins with the architecture, such as `bert.block_count`."""
         return self.get(f"{self.architecture}.{name}", kind, default)
 
     def height(self, name: str) -> int:
-        """How many rows a matrix has; ModelError where there is none of this name."""
+        """Number of rows of a tensor. Raises ModelError if the tensor is missing."""
         if name not in self.tensors:
             raise ModelError(f"{self.path} has no tensor `{name}`, which this architecture needs.")
         return self.tensors[name].shape[0]
 
     def kind(self, name: str) -> str:
-        """The type of a tensor, such as Q4_K."""
+        """The name of a tensor's type, such as Q4_K."""
         return str(self._types(self.tensors[name].kind).name)
 
     def rows(self, name: str, rows: slice) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Some rows of a tensor (of a vector, values) in float32."""
+        """Some rows of a tensor (or values of a vector), dequantised to float32. Raises ModelError."""
         stored = self._rows_of(name)[rows]
         try:
-            found = self._dequantize(stored, self._types(self.tensors[name].kind))
+            values = self._dequantize(stored, self._types(self.tensors[name].kind))
         except NotImplementedError:
             raise ModelError(
                 f"`{name}` in {self.path} is stored as {self.kind(name)}, which is not supported."
             ) from None
-        return np.array(found, dtype=np.float32).reshape(-1, *self.tensors[name].shape[1:])
+        return np.array(values, dtype=np.float32).reshape(-1, *self.tensors[name].shape[1:])
 
     def _rows_of(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """The bytes of each row."""
+        """The stored bytes of each row of a tensor: [rows, bytes]. Raises ValueError for a damaged file."""
         tensor = self.tensors[name]
-        values, size = self._sizes[self._types(tensor.kind)]
+        block_values, block_bytes = self._sizes[self._types(tensor.kind)]
         width = prod(tensor.shape[1:])
-        if width % values and prod(tensor.shape) % values:
-            raise ValueError(f"`{name}` has rows of {width} values, stored in blocks of {values}")
-        whole = prod(tensor.shape) // values * size
-        if tensor.offset + whole > len(self._data):
-            raise ValueError(f"`{name}` lies beyond its end")
-        return self._data[tensor.offset : tensor.offset + whole].reshape(tensor.shape[0], -1)
+        if width % block_values and prod(tensor.shape) % block_values:
+            raise ValueError(f"`{name}` has rows of {width} values, but blocks of {block_values}")
+        size = prod(tensor.shape) // block_values * block_bytes
+        if tensor.offset + size > len(self._data):
+            raise ValueError(f"`{name}` lies beyond the end of the file")
+        return self._data[tensor.offset : tensor.offset + size].reshape(tensor.shape[0], -1)
 
 
 def _read(data: memoryview) -> tuple[dict[str, Any], dict[str, Stored]]:
-    """The metadata and the tensors. Raises ValueError, struct.error and others for a file of another form."""
+    """Read the metadata and the list of tensors. Raises ValueError, struct.error and others for a damaged file."""
     magic, version = data[:4].tobytes(), struct.unpack_from("<I", data, 4)[0]
     if magic != b"GGUF" or version not in (2, 3):
-        raise ValueError(f"it begins with {magic!r}, version {version}")
+        raise ValueError(f"the file begins with {magic!r}, version {version}")
     reader = _Reader(data, 8)
     tensors, entries = reader.scalar("Q"), reader.scalar("Q")
     values = {reader.string(): reader.value(reader.scalar("I")) for _ in range(entries)}
-    found: dict[str, Stored] = {}
+    stored: dict[str, Stored] = {}
     for _ in range(tensors):
         name = reader.string()
         shape = tuple(reader.scalar("Q") for _ in range(reader.scalar("I")))
-        found[name] = Stored(shape[::-1], reader.scalar("I"), reader.scalar("Q"))
+        stored[name] = Stored(shape[::-1], reader.scalar("I"), reader.scalar("Q"))
         if not shape or min(shape) < 1:
             raise ValueError(f"`{name}` has the shape {shape}")
-    step = values.get("general.alignment", ALIGNMENT)
-    start = -(-reader.place // step) * step
-    return values, {name: Stored(one.shape, one.kind, start + one.offset) for name, one in found.items()}
+    alignment = values.get("general.alignment", ALIGNMENT)
+    start = -(-reader.place // alignment) * alignment
+    return values, {name: Stored(tensor.shape, tensor.kind, start + tensor.offset) for name, tensor in stored.items()}
 
 
 class _Reader:
-    """Reads values one after the other."""
+    """Reads values one after the other. `place` is the offset of the next value in bytes."""
 
     def __init__(self, data: memoryview, place: int) -> None:
         self._data, self.place = data, place
 
     def scalar(self, letter: str) -> Any:
-        """A number by its letter of struct."""
+        """A number, by the format character of the module struct."""
         form = f"<{letter}"
-        (found,) = struct.unpack_from(form, self._data, self.place)
+        (number,) = struct.unpack_from(form, self._data, self.place)
         self.place += struct.calcsize(form)
-        return found
+        return number
 
     def string(self) -> str:
-        """UTF-8 behind its length."""
+        """A string: its length, then its bytes in UTF-8."""
         length = self.scalar("Q")
         text = self._data[self.place : self.place + length].tobytes()
         if len(text) < length:
@@ -166,7 +171,7 @@ class _Reader:
         return text.decode("utf-8", "replace")
 
     def value(self, kind: int) -> Any:
-        """A value of a type by its number."""
+        """A value, by the number of its type."""
         if kind == STRING:
             return self.string()
         if kind != ARRAY:
@@ -174,7 +179,7 @@ class _Reader:
         inner, count = self.scalar("I"), self.scalar("Q")
         if inner in SCALARS:
             form = f"<{count}{SCALARS[inner]}"
-            found = list(struct.unpack_from(form, self._data, self.place))
+            numbers = list(struct.unpack_from(form, self._data, self.place))
             self.place += struct.calcsize(form)
-            return found
+            return numbers
         return [self.value(inner) for _ in range(count)]

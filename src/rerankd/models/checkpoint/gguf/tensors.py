@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file by the names that transformers gives them, in float32."""
+"""The tensors of a GGUF file, by their names in transformers, in float32."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rerankd.models.checkpoint.gguf.config import family_of
 from rerankd.models.checkpoint.gguf.file import GgufFile
 
 ROWS_AT_ONCE = 512
-"""Rows of a matrix that are dequantised at a time."""
+"""Rows of a matrix that are dequantised at once."""
 
 
 class GgufTensors:
-    """See `Tensors`. Raises ModelError for a file of an architecture that is not read."""
+    """See `Tensors`. Raises ModelError for a file with an unsupported architecture."""
 
     def __init__(self, path: Path) -> None:
         self._file = GgufFile(path)
@@ -25,7 +25,7 @@ class GgufTensors:
         self.folder = path
         self._where = {self._family.name_of(name): name for name in self._file.tensors}
         kinds = sorted({self._file.kind(name) for name in self._file.tensors} - {"F32"})
-        self.said = f"{len(self._where)} tensors are stored as GGUF ({', '.join(kinds) or 'F32'})"
+        self.description = f"{len(self._where)} tensors are stored as GGUF ({', '.join(kinds) or 'F32'})"
 
     @property
     def names(self) -> frozenset[str]:
@@ -40,11 +40,11 @@ class GgufTensors:
     def read(self, name: str) -> Tensor:
         """See `Tensors`."""
         stored = self._located(name)
-        found = self._rows(stored, slice(0, self._file.height(stored)))
-        order = self._family.order(name, len(found), self._file)
-        found = found if order is None else found[order]
+        tensor = self._rows(stored, slice(0, self._file.height(stored)))
+        order = self._family.order(name, len(tensor), self._file)
+        tensor = tensor if order is None else tensor[order]
         skipped = self._skipped(name)
-        return torch.cat([found.new_zeros(skipped, *found.shape[1:]), found]) if skipped else found
+        return torch.cat([tensor.new_zeros(skipped, *tensor.shape[1:]), tensor]) if skipped else tensor
 
     def read_part(self, name: str, rows: slice, columns: slice) -> Tensor:
         """See `Tensors`."""
@@ -63,18 +63,19 @@ class GgufTensors:
         return torch.cat([self._rows(stored, slice(row, row + 1)) for row in rows])
 
     def _rows(self, stored: str, rows: slice) -> Tensor:
-        """Consecutive rows of a tensor."""
-        found = torch.empty(rows.stop - rows.start, *self._file.tensors[stored].shape[1:])
+        """Consecutive rows of a stored tensor, in float32."""
+        tensor = torch.empty(rows.stop - rows.start, *self._file.tensors[stored].shape[1:])
         for start in range(rows.start, rows.stop, ROWS_AT_ONCE):
-            some = slice(start, min(start + ROWS_AT_ONCE, rows.stop))
-            found[start - rows.start : some.stop - rows.start] = torch.from_numpy(self._file.rows(stored, some))
-        return found
+            part = slice(start, min(start + ROWS_AT_ONCE, rows.stop))
+            tensor[start - rows.start : part.stop - rows.start] = torch.from_numpy(self._file.rows(stored, part))
+        return tensor
 
     def _skipped(self, name: str) -> int:
-        """Rows that llama.cpp leaves out at the beginning of a tensor, and nothing reads."""
+        """Number of first rows of a tensor that llama.cpp leaves out, because no model reads them."""
         return self._family.skipped(name)
 
     def _located(self, name: str) -> str:
+        """The stored name of a tensor. Raises ModelError if the tensor is missing."""
         if name not in self._where:
             raise ModelError(f"{self.folder} has no tensor `{self._family.stored_as(name)}` (`{name}`).")
         return self._where[name]

@@ -1,1 +1,1 @@
-"""Checkpoints with weights in few bits: the layout of each format, and its dequantisation."""
+"""Checkpoints with quantised weights: the layout of each format, and its dequantisation."""

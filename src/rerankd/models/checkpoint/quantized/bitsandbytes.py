@@ -1,6 +1,7 @@
-"""bitsandbytes: 8-bit integers with a scale for each row (Dettmers et al., 2022), and blocks of 4-bit codes (2023).
+"""bitsandbytes: 8-bit integers with a scale for each row (Dettmers et al., 2022), and blocks of 4-bit codes (Dettmers
+et al., 2023).
 
-Layout references: `functional.py` of bitsandbytes, and its quantizers in transformers.
+Layout references: `functional.py` of bitsandbytes, and the quantizers for bitsandbytes in transformers.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from rerankd.models.checkpoint.weights import Checkpoint
 KINDS = ("nf4", "fp4")
 STATE = "weight.quant_state.bitsandbytes__"
 ROW_SCALE = 127
-"""The integer that stands for the largest value of a row."""
+"""The integer for the largest absolute value of a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class BitsAndBytes:
     """The formats of `load_in_8bit` and `load_in_4bit`."""
 
-    said: str
+    description: str
 
     @classmethod
     def of(cls, config: Config) -> BitsAndBytes:
-        """As `quantization_config` says."""
+        """The format that `quantization_config` describes. Raises ModelError for unsupported settings."""
         if not config.flag("load_in_4bit") and not config.flag("_load_in_4bit"):
             return cls("bitsandbytes, 8 bits")
         config.require("bnb_4bit_quant_type", "fp4", *KINDS)
@@ -42,23 +43,23 @@ class BitsAndBytes:
 
     def stored(self, checkpoint: Checkpoint) -> dict[str, Stored]:
         """See `Scheme`."""
-        found = {f"{module}.weight": _of_rows(checkpoint, module) for module in modules_with(checkpoint, "SCB")}
+        weights = {f"{module}.weight": _of_rows(checkpoint, module) for module in modules_with(checkpoint, "SCB")}
         for kind in KINDS:
             for module in modules_with(checkpoint, STATE + kind):
-                found[f"{module}.weight"] = _of_blocks(checkpoint, module, STATE + kind)
-        return found
+                weights[f"{module}.weight"] = _of_blocks(checkpoint, module, STATE + kind)
+        return weights
 
 
 def _of_rows(checkpoint: Checkpoint, module: str) -> Stored:
-    """An 8-bit weight; its `weight_format` is 0 for rows, and of others for one kind of GPU each."""
+    """An 8-bit weight. Its `weight_format` is 0 for plain rows; other values are layouts for certain GPUs."""
     name, form = f"{module}.weight", f"{module}.weight_format"
 
     def opened() -> Rows:
         if form in checkpoint.names and checkpoint.read(form).any():
-            raise ModelError("in an order that is one GPU's own (`weight_format`)")
+            raise ModelError("its layout is that of a certain GPU (`weight_format`)")
         weight, largest = checkpoint.read(name), checkpoint.read(f"{module}.SCB").float()
         if weight.dtype != torch.int8 or largest.shape != weight.shape[:1]:
-            raise ModelError("not of 8-bit integers with one scale for each row (`SCB`)")
+            raise ModelError("it has no 8-bit integers with one scale for each row (`SCB`)")
         return lambda rows: weight[rows].float() * (largest[rows, None] / ROW_SCALE)
 
     parts = parts_of(checkpoint, module, "weight", "SCB", "weight_format")
@@ -66,7 +67,7 @@ def _of_rows(checkpoint: Checkpoint, module: str) -> Stored:
 
 
 def _of_blocks(checkpoint: Checkpoint, module: str, state_name: str) -> Stored:
-    """A 4-bit weight: codes in rows one after the other, two in a byte, the first one higher."""
+    """A 4-bit weight: codes row after row, two in a byte, the first of them in the upper half of the byte."""
     state = _state(checkpoint, f"{module}.{state_name}")
     shape = state.get("shape")
     if not isinstance(shape, list) or len(shape) != 2 or not all(type(size) is int and size > 0 for size in shape):
@@ -78,32 +79,32 @@ def _of_blocks(checkpoint: Checkpoint, module: str, state_name: str) -> Stored:
         block = _size(state, "blocksize")
         largest = _largest(checkpoint, module, state)
         if len(values) != 16 or 2 * len(codes) < prod(shape) or len(largest) * block < prod(shape):
-            raise ModelError(f"of {len(codes)} bytes and {len(largest)} blocks, too few for {shape}")
+            raise ModelError(f"{len(codes)} bytes and {len(largest)} blocks are too few for the shape {shape}")
 
-        def rows(chosen: slice) -> Tensor:
-            start, stop = chosen.start * shape[1], chosen.stop * shape[1]
+        def read_rows(rows: slice) -> Tensor:
+            start, stop = rows.start * shape[1], rows.stop * shape[1]
             pairs = codes[start // 2 : -(-stop // 2)]
             halves = torch.stack([pairs >> 4, pairs & 15], -1).flatten()[start % 2 :][: stop - start]
-            found = values[halves.int()] * largest[torch.arange(start, stop) // block]
-            return found.view(-1, shape[1])
+            weight = values[halves.int()] * largest[torch.arange(start, stop) // block]
+            return weight.view(-1, shape[1])
 
-        return rows
+        return read_rows
 
     tensors = ("weight", "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map")
     return Stored(parts_of(checkpoint, module, *tensors, state_name), tuple(shape), opened)
 
 
 def _largest(checkpoint: Checkpoint, module: str, state: Mapping[str, Any]) -> Tensor:
-    """The largest value of each block, float32; of a double quantisation they are codes themselves."""
+    """The largest absolute value of each block, float32. With double quantisation, these values are codes too."""
     stored = checkpoint.read(f"{module}.weight.absmax").flatten()
     if f"{module}.weight.nested_absmax" not in checkpoint.names:
         if stored.dtype == torch.uint8:
-            raise ModelError("double (`absmax` of 8 bits), and without `nested_absmax`")
+            raise ModelError("its quantisation is double (8-bit `absmax`), but `nested_absmax` is missing")
         return stored.float()
     values = checkpoint.read(f"{module}.weight.nested_quant_map").float()
     scales = checkpoint.read(f"{module}.weight.nested_absmax").float()
-    owners = torch.arange(len(stored)) // _size(state, "nested_blocksize")
-    return values[stored.int()] * scales[owners] + float(state.get("nested_offset", 0.0))
+    blocks = torch.arange(len(stored)) // _size(state, "nested_blocksize")
+    return values[stored.int()] * scales[blocks] + float(state.get("nested_offset", 0.0))
 
 
 def _state(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
@@ -113,12 +114,12 @@ def _state(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
     except (ValueError, TypeError, RecursionError):
         state = None
     if not isinstance(state, dict):
-        raise ModelError(f"`{name}` in {checkpoint.folder} is no JSON object.")
+        raise ModelError(f"`{name}` in {checkpoint.folder} is not a JSON object.")
     return state
 
 
 def _size(state: Mapping[str, Any], name: str) -> int:
     size = state.get(name)
     if type(size) is not int or size < 1:
-        raise ModelError(f"without a `{name}` that is a size")
+        raise ModelError(f"its `{name}` is missing or not a size")
     return size

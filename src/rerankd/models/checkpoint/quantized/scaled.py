@@ -1,7 +1,7 @@
-"""Weights of 8-bit floats or integers with scales beside them: fp8 checkpoints, and compressed-tensors' formats.
+"""Weights of 8-bit floats or integers with separate scales: fp8 checkpoints, and the formats of compressed-tensors.
 
 Layout references: `FP8Linear` and `FbgemmFp8Linear` in transformers, the compressors of the package compressed-tensors.
-Scales of activations are not used: a product is computed in the engine's dtype.
+Scales of activations are ignored, because activations are not quantised here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rerankd.models.checkpoint.quantized.stored import Rows, Stored, modules_wit
 from rerankd.models.checkpoint.weights import Checkpoint
 
 SCALES = ("weight_scale_inv", "weight_scale")
-"""A weight is multiplied by either, whatever the first name says."""
+"""Names of a weight's scale. The weight is multiplied by the scale under both names, in spite of `inv`."""
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision")
 STRATEGIES = ("tensor", "channel", "group", "block")
@@ -26,18 +26,20 @@ STRATEGIES = ("tensor", "channel", "group", "block")
 
 @dataclass(frozen=True, slots=True)
 class Scaled:
-    """Weights of 8 bits with their scales.
+    """8-bit weights and their scales.
 
-    said: the format in words
-    block: rows and columns of a block, where scales are of blocks
+    block: rows and columns of a block; None if no scales are for blocks
     """
 
-    said: str
+    description: str
     block: tuple[int, int] | None = None
 
     @classmethod
     def fp8(cls, config: Config) -> Scaled:
-        """The formats of transformers, vLLM and FBGEMM: blocks, rows, or one scale for a weight."""
+        """The fp8 formats of transformers, vLLM and FBGEMM: a scale for each block, each row, or the whole weight.
+
+        Raises ModelError for unsupported settings.
+        """
         config.require("fmt", "e4m3", None)
         sizes = config.entries.get("weight_block_size")
         if sizes is None:
@@ -47,13 +49,13 @@ class Scaled:
 
     def stored(self, checkpoint: Checkpoint) -> dict[str, Stored]:
         """See `Scheme`."""
-        found: dict[str, Stored] = {}
+        weights: dict[str, Stored] = {}
         for scale in SCALES:
             for module in modules_with(checkpoint, scale):
                 name = f"{module}.weight"
-                if name in checkpoint.names and name not in found:
-                    found[name] = self._stored(checkpoint, module, scale)
-        return found
+                if name in checkpoint.names and name not in weights:
+                    weights[name] = self._stored(checkpoint, module, scale)
+        return weights
 
     def _stored(self, checkpoint: Checkpoint, module: str, scale_name: str) -> Stored:
         name, zeros = f"{module}.weight", f"{module}.weight_zero_point"
@@ -62,10 +64,10 @@ class Scaled:
         def opened() -> Rows:
             weight = checkpoint.read(name)
             if weight.dtype not in EIGHT_BITS:
-                raise ModelError(f"stored as {str(weight.dtype).removeprefix('torch.')}, which needs no scale")
+                raise ModelError(f"it is stored as {str(weight.dtype).removeprefix('torch.')}, but has a scale")
             scale = Grid.of(checkpoint.read(f"{module}.{scale_name}"), shape, self.block)
             zero = Grid.of(checkpoint.read(zeros), shape, self.block) if zeros in checkpoint.names else None
-            return lambda rows: _times(weight[rows].float(), rows, scale, zero)
+            return lambda rows: _dequantised(weight[rows].float(), rows, scale, zero)
 
         return Stored(parts_of(checkpoint, module, "weight", scale_name, "weight_zero_point"), shape, opened)
 
@@ -74,29 +76,30 @@ class Scaled:
 class CompressedTensors:
     """The formats of llm-compressor: integers packed into words, or 8-bit numbers.
 
-    packed: the bits that a packed integer may have
+    scaled: reads the weights that are not packed
+    packed: possible numbers of bits of a packed integer
     """
 
-    said: str
+    description: str
     scaled: Scaled
     packed: tuple[int, ...]
 
     @classmethod
     def of(cls, config: Config) -> CompressedTensors:
-        """As `quantization_config` says. ModelError for a format that is not read."""
+        """The format that `quantization_config` describes. Raises ModelError for unsupported settings."""
         config.require("format", "pack-quantized", *FORMATS)
         if config.entries.get("sparsity_config") and config.section("sparsity_config").entries.get("format") != "dense":
             raise config.wrong("sparsity_config", "must be absent or dense")
         config.require("transform_config", None, {})
         groups = config.section("config_groups")
-        block, packed, said = None, set[int](), list[str]()
+        block, packed, descriptions = None, set[int](), list[str]()
         for name in groups.entries:
             group = groups.section(name)
             group.require("format", None, *FORMATS)
             weights = group.section("weights")
             kind, bits = weights.get("type", str, "int"), weights.size("num_bits")
             if (kind, bits) not in (("int", 4), ("int", 8), ("float", 8)):
-                raise weights.wrong("num_bits", "must be 4 or 8 of integers, or 8 of floats")
+                raise weights.wrong("num_bits", "must be 4 or 8 for integers, or 8 for floats")
             strategy = weights.entries.get("strategy") or ("group" if weights.entries.get("group_size") else "tensor")
             if strategy not in STRATEGIES:
                 raise weights.wrong("strategy", f"must be {', '.join(STRATEGIES)}")
@@ -104,28 +107,28 @@ class CompressedTensors:
                 block = _block(weights, "block_structure")
             if kind == "int":
                 packed.add(bits)
-            said.append(f"{kind} of {bits} bits by {strategy}")
-        return cls(f"compressed-tensors, {', '.join(said)}", Scaled("", block), tuple(sorted(packed)))
+            descriptions.append(f"{kind} of {bits} bits by {strategy}")
+        return cls(f"compressed-tensors, {', '.join(descriptions)}", Scaled("", block), tuple(sorted(packed)))
 
     def stored(self, checkpoint: Checkpoint) -> dict[str, Stored]:
         """See `Scheme`."""
-        found = self.scaled.stored(checkpoint)
+        weights = self.scaled.stored(checkpoint)
         for module in modules_with(checkpoint, "weight_packed"):
-            found[f"{module}.weight"] = self._stored(checkpoint, module)
-        return found
+            weights[f"{module}.weight"] = self._stored(checkpoint, module)
+        return weights
 
     def _stored(self, checkpoint: Checkpoint, module: str) -> Stored:
         numbers = checkpoint.read(f"{module}.weight_shape").tolist()
         shape = _matrix(f"{module}.weight", tuple(numbers))
         words = checkpoint.shape(f"{module}.weight_packed")
-        fits = [bits for bits in self.packed if words == (shape[0], -(-shape[1] * bits // 32))]
+        possible_bits = [bits for bits in self.packed if words == (shape[0], -(-shape[1] * bits // 32))]
         names = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
         order, zeros = f"{module}.weight_g_idx", f"{module}.weight_zero_point"
 
         def opened() -> Rows:
-            if not fits:
-                raise ModelError(f"packed as {list(words)} words, which are no {list(shape)} of {self.packed} bits")
-            bits, scales = fits[-1], checkpoint.read(f"{module}.weight_scale")
+            if not possible_bits:
+                raise ModelError(f"its {list(words)} words do not hold the shape {list(shape)} in {self.packed} bits")
+            bits, scales = possible_bits[-1], checkpoint.read(f"{module}.weight_scale")
             groups = checkpoint.read(order) if order in checkpoint.names else None
             packed, half = checkpoint.read(f"{module}.weight_packed"), 1 << (bits - 1)
 
@@ -141,12 +144,12 @@ class CompressedTensors:
                     stored = unpacked(stored.T, bits)[:, : shape[0]].T - half
                 zero = grid(stored)
             scale = grid(scales)
-            return lambda rows: _times(unpacked(packed[rows], bits)[:, : shape[1]] - half, rows, scale, zero)
+            return lambda rows: _dequantised(unpacked(packed[rows], bits)[:, : shape[1]] - half, rows, scale, zero)
 
         return Stored(parts_of(checkpoint, module, *names), shape, opened)
 
 
-def _times(values: Tensor, rows: slice, scale: Grid, zero: Grid | None) -> Tensor:
+def _dequantised(values: Tensor, rows: slice, scale: Grid, zero: Grid | None) -> Tensor:
     return (values if zero is None else values - zero(rows)) * scale(rows)
 
 

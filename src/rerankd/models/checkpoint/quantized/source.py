@@ -1,4 +1,4 @@
-"""A checkpoint of quantised weights, dequantised one weight at a time."""
+"""A checkpoint with quantised weights, which are dequantised one at a time."""
 
 from __future__ import annotations
 
@@ -25,47 +25,48 @@ SCHEMES: Mapping[str, Callable[[Config], Scheme]] = {
     "fbgemm_fp8": Scaled.fp8,
     "bitsandbytes": BitsAndBytes.of,
 }
-"""By `quant_method`."""
+"""The reader of each format's configuration, by `quant_method`."""
 KEYS = ("quantization_config", "compression_config", "quantization")
+"""Names of the entry of config.json that describes the format."""
 ACTIVATIONS = ("input_scale", "input_zero_point", "input_scale_ub", "activation_scale", "output_scale")
 CACHES = ("k_scale", "v_scale", "q_scale", "kv_scale")
-"""Scales of activations and of a KV cache, neither of which is quantised here."""
+"""Scales of activations and of a KV cache. They are ignored, because neither is quantised here."""
 OLD_GPTQ = "quantize_config.json"
-"""Where AutoGPTQ wrote its configuration before config.json had it."""
+"""The file in which AutoGPTQ stored its configuration before config.json had an entry for it."""
 ROWS_AT_ONCE = 512
-"""Rows of a weight that are dequantised at a time."""
+"""Rows of a weight that are dequantised at once."""
 
 
 def read_scheme(config: Config) -> Scheme | None:
-    """The format of the quantised weights that a configuration describes; None for unquantised weights.
+    """The format of quantised weights that a configuration describes; None for unquantised weights.
 
-    Raises ModelError for a format that is not read.
+    Raises ModelError for an unsupported format.
     """
-    found = next((config.section(key) for key in KEYS if config.entries.get(key)), None)
-    if found is None and isinstance(config.entries.get("text_config"), Mapping):
+    section = next((config.section(key) for key in KEYS if config.entries.get(key)), None)
+    if section is None and isinstance(config.entries.get("text_config"), Mapping):
         text = config.section("text_config")
-        found = next((text.section(key) for key in KEYS if text.entries.get(key)), None)
+        section = next((text.section(key) for key in KEYS if text.entries.get(key)), None)
     old = Path(config.source).parent / OLD_GPTQ
-    if found is None and old.is_file():
-        found = Config({"quant_method": "gptq"} | read_json(old), str(old))
-    if found is None:
+    if section is None and old.is_file():
+        section = Config({"quant_method": "gptq"} | read_json(old), str(old))
+    if section is None:
         return None
-    method = found.entries.get("quant_method")
-    if method is None and any(found.entries.get(name) for name in ("load_in_8bit", "load_in_4bit")):
+    method = section.entries.get("quant_method")
+    if method is None and any(section.entries.get(name) for name in ("load_in_8bit", "load_in_4bit")):
         method = "bitsandbytes"
     if not isinstance(method, str) or method not in SCHEMES:
-        mlx = " (a checkpoint of MLX)" if method is None and {"bits", "group_size"} <= found.entries.keys() else ""
+        mlx = " (a checkpoint of MLX)" if method is None and {"bits", "group_size"} <= section.entries.keys() else ""
         raise ModelError(
-            f"{found.source}: `quant_method` is {shown(method)}{mlx}, which is not supported; {', '.join(SCHEMES)} "
-            "and GGUF are. Serve the checkpoint that it was made of."
+            f"{section.source}: `quant_method` is {shown(method)}{mlx}, which is not supported; {', '.join(SCHEMES)} "
+            "and GGUF are. Serve the checkpoint from which this one was made."
         )
-    return SCHEMES[method](found)
+    return SCHEMES[method](section)
 
 
 class Quantized:
-    """The tensors of a checkpoint, with its quantised weights in float32.
+    """The tensors of a checkpoint, with quantised weights dequantised to float32. See `Tensors`.
 
-    The stored tensors of a weight are read whole and dequantised a part at a time.
+    The stored tensors of a weight are read whole, but dequantised a few rows at a time, which saves memory.
     """
 
     def __init__(self, checkpoint: Checkpoint, scheme: Scheme) -> None:
@@ -74,18 +75,21 @@ class Quantized:
         try:
             self._stored = scheme.stored(checkpoint)
         except ValueError:
-            raise ModelError(f"{self.folder} has quantised weights of another form than {scheme.said} has.") from None
+            raise ModelError(
+                f"{self.folder} has quantised weights, but not in the format {scheme.description}."
+            ) from None
         if not self._stored:
             raise ModelError(
-                f"{self.folder} says in config.json (`quantization_config`) that its weights are quantised "
-                f"({scheme.said}), but none is stored so; take the entry out if they are not."
+                f"`quantization_config` in config.json of {self.folder} says that weights are quantised "
+                f"({scheme.description}), but no weight is stored in that format; remove the entry if the weights are "
+                "not quantised."
             )
         unused = {name for name in checkpoint.names if name.rpartition(".")[2] in (*ACTIVATIONS, *CACHES)}
         parts = {part for stored in self._stored.values() for part in stored.parts}
         self.names = (checkpoint.names - parts - unused) | set(self._stored)
-        self.said = f"{len(self._stored)} weights are stored quantised ({scheme.said})"
+        self.description = f"{len(self._stored)} weights are stored quantised ({scheme.description})"
         if unused:
-            self.said += f", and {len(unused)} scales of activations or of a cache, which are not quantised here"
+            self.description += f", and {len(unused)} scales of activations or of a cache are ignored"
 
     def shape(self, name: str) -> tuple[int, ...]:
         """See `Tensors`."""
@@ -111,16 +115,16 @@ class Quantized:
         stored = self._stored.get(name)
         if stored is None:
             return self._checkpoint.read_rows(name, rows)
-        opened = self._open(name, stored)
-        return torch.cat([self._rows(name, opened, slice(row, row + 1)) for row in rows])
+        read_rows = self._open(name, stored)
+        return torch.cat([self._rows(name, read_rows, slice(row, row + 1)) for row in rows])
 
     def _dequantised(self, name: str, stored: Stored, rows: slice, columns: slice) -> Tensor:
         height, width = (range(size)[part] for size, part in zip(stored.shape, (rows, columns), strict=True))
         weight = torch.empty((len(height), len(width)))
-        opened = self._open(name, stored)
+        read_rows = self._open(name, stored)
         for start in range(0, len(height), ROWS_AT_ONCE):
-            own = height[start : start + ROWS_AT_ONCE]
-            weight[start : start + len(own)] = self._rows(name, opened, slice(own.start, own.stop))[:, columns]
+            part = height[start : start + ROWS_AT_ONCE]
+            weight[start : start + len(part)] = self._rows(name, read_rows, slice(part.start, part.stop))[:, columns]
         return weight
 
     def _open(self, name: str, stored: Stored) -> Rows:
@@ -129,9 +133,9 @@ class Quantized:
         except (ModelError, RuntimeError, IndexError, ValueError) as error:
             raise self._wrong(name, error) from None
 
-    def _rows(self, name: str, opened: Rows, chosen: slice) -> Tensor:
+    def _rows(self, name: str, read_rows: Rows, rows: slice) -> Tensor:
         try:
-            return opened(chosen)
+            return read_rows(rows)
         except (ModelError, RuntimeError, IndexError, ValueError) as error:
             raise self._wrong(name, error) from None
 
@@ -141,6 +145,6 @@ class Quantized:
 
 
 def open_tensors(folder: Path, config: Config) -> Tensors:
-    """The tensors of a model folder, dequantised where they are stored quantised."""
+    """The tensors of a model folder, with quantised weights dequantised. Raises ModelError."""
     scheme, checkpoint = read_scheme(config), Checkpoint(folder)
     return checkpoint if scheme is None else Quantized(checkpoint, scheme)
