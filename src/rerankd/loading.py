@@ -202,7 +202,7 @@ class Plan:
         assert isinstance(self.architecture, Architecture)
         assert self.architecture.pictures is not None, "an architecture that sees says how"
         try:
-            sizing = self.choice.recipe.sizing.told(self.options.media_sizing)
+            sizing = self.choice.recipe.sizing.with_settings(self.options.media_sizing)
         except BadMedia as error:
             raise ModelError(f"The sizes of images and videos are not valid: {error}.") from error
         return MediaLoader(

@@ -56,7 +56,8 @@ def test_served_in_order_never_beyond_the_total_and_nothing_is_lost(steps: list[
 
 def test_more_than_there_is_for_all_is_refused_at_once() -> None:
     with pytest.raises(
-        BadMedia, match="it takes about 101 bytes of memory, over the limit of 100 bytes for files of all"
+        BadMedia,
+        match="takes about 101 bytes of memory, over the limit of 100 bytes for files of all requests",
     ):
         Budget(100, "files").ask(101)
 
@@ -145,7 +146,7 @@ def test_waiting_for_memory_is_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         return now[0]
 
     thread, found = started(work)
-    while not budget._asked:
+    while not budget._queue:
         pass
     now[0] += 1000.0
     first.release()

@@ -281,16 +281,16 @@ def test_memory_is_held_before_a_body_is_read_and_waiting_for_it_is_no_fetching(
             second = asyncio.create_task(fetcher.get(server.url("/a"), 100, files))
             await asyncio.sleep(3.5)
             assert not second.done(), "it waits longer than fetching may take"
-            first.held.release()
-            held = (await second).held
+            first.lease.release()
+            held = (await second).lease
             assert files.held == 60
             held.release()
             unknown = await fetcher.get(server.url("/chunked"), 100, files)
             assert (unknown.data, files.held, unknown.media_type) == (b"hello", 5, None)
-            unknown.held.release()
+            unknown.lease.release()
             rest = await files.hold(10)
             third = asyncio.create_task(fetcher.get(server.url("/chunked"), 100, files))
-            while not files._asked:
+            while not files._queue:
                 await asyncio.sleep(0.01)
             third.cancel()
             with pytest.raises(asyncio.CancelledError):

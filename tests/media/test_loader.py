@@ -153,7 +153,7 @@ BAD = Image(data_uri(b"this is text"))
         (
             request((Video([PICTURE, PIL.Image.new("RGB", (400, 64))]),)),
             "documents[0].content[0]",
-            "frame 1 has another shape than frame 0",
+            "frame 1 has another size than frame 0",
         ),
         (
             request((Image(PIL.Image.new("RGB", (300, 1))),)),

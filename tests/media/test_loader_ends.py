@@ -72,11 +72,11 @@ def test_cancelling_waits_until_the_thread_has_stopped(monkeypatch: pytest.Monke
             held = loader._memory
             assert not task.done()
             assert held.files.held >= len(data)
-            assert held.shown.held > 0
+            assert held.pixels.held > 0
             release.set()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert (held.files.held, held.decoding.held, held.shown.held) == (0, 0, 0)
+            assert (held.files.held, held.decoding.held, held.pixels.held) == (0, 0, 0)
 
     try:
         asyncio.run(run())
@@ -110,9 +110,9 @@ def test_cancelling_while_waiting_for_memory_lets_others_by() -> None:
         with MediaLoader(VisionFormat(), access=OFFLINE) as loader:
             memory = loader._memory
             most = {budget: await budget.hold(budget.total) for budget in memory}
-            for budget in (memory.shown, memory.files, memory.decoding):
+            for budget in (memory.pixels, memory.files, memory.decoding):
                 task = asyncio.create_task(loader.load(request((Image(data_uri(png())),))))
-                while not budget._asked:
+                while not budget._queue:
                     await asyncio.sleep(0.01)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
@@ -128,12 +128,12 @@ def test_what_is_shown_counts_until_it_is_released() -> None:
     async def run() -> None:
         with MediaLoader(VisionFormat(), access=OFFLINE) as loader:
             loaded = await loader.load(request((Image(PICTURE),)))
-            assert loader._memory.shown.held == 96 * 64 * 3
+            assert loader._memory.pixels.held == 96 * 64 * 3
             loaded.release()
-            assert loader._memory.shown.held == 0
+            assert loader._memory.pixels.held == 0
             loaded = await loader.load(request((Image(PICTURE),)))
             del loaded
-            assert loader._memory.shown.held == 0
+            assert loader._memory.pixels.held == 0
             with pytest.raises(InvalidRequest):
                 await loader.load(request((Image(PICTURE), BAD)))
             late = Video([PICTURE, PICTURE, "data:,x"])  # all of its frames are counted before the last one fails

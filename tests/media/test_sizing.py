@@ -72,7 +72,7 @@ def test_sampling_of_a_video() -> None:
 @pytest.mark.parametrize(
     ("video", "problem"),
     [
-        (Video("x", fps=0), "fps is 0; give a number of frames a second above 0"),
+        (Video("x", fps=0), "fps is 0; give a number of frames per second above 0"),
         (Video("x", fps=-1), "fps is -1"),
         (Video("x", fps=float("nan")), "fps is nan"),
         (Video("x", fps=float("inf")), "fps is inf"),

@@ -63,7 +63,7 @@ def test_an_avif_picture_is_no_film(brands: bytes) -> None:
     data = saved("AVIF").replace(
         b"ftypavif\0\0\0\0avifmif1miafMA1B", b"ftyp" + brands[:4] + b"\0\0\0\0" + 4 * brands[-4:]
     )
-    with pytest.raises(NotRead, match=r"a still picture \(AVIF\), not a video; send it as an image part"):
+    with pytest.raises(NotRead, match=r"a still image \(AVIF\), not a video; send it as an image part"):
         read(data)
 
 
@@ -74,9 +74,7 @@ def test_an_avif_picture_is_no_film(brands: bytes) -> None:
 def test_pictures_in_other_iso_files_are_no_film(brands: bytes, kind: str) -> None:
     """The very bytes that libavformat would read as a film of one frame."""
     data = saved("AVIF").replace(b"ftypavif\0\0\0\0avifmif1miafMA1B", b"ftyp" + brands[:4] + b"\0\0\0\0" + brands * 2)
-    with pytest.raises(
-        NotRead, match=rf"a still picture \({kind}.*, not a video; convert it to JPEG or PNG and send it"
-    ):
+    with pytest.raises(NotRead, match=rf"a still image \({kind}.*, not a video; convert it to JPEG or PNG and send it"):
         read(data)
 
 

@@ -35,7 +35,7 @@ def test_the_limit_for_seconds_where_the_header_lies() -> None:
 
 def test_the_limit_for_frames() -> None:
     data = film(films.MP4, frames=300, rate=600)
-    with pytest.raises(BadMedia, match="more than 240 frames, the limit of 1 seconds at 240 a second"):
+    with pytest.raises(BadMedia, match="more than 240 frames, the limit of 1 seconds at 240 frames per second"):
         read(data, limits=MediaLimits(video_seconds=1.0))
 
 
@@ -127,7 +127,8 @@ def test_memory_is_held_for_what_a_decoder_takes() -> None:
     assert small.held == 0
     data = film(films.MP4, frames=4, size=(1920, 1280))
     with pytest.raises(
-        BadMedia, match=r"it takes about [\d.]+ MiB of memory, over the limit of 108.0 MiB for decoding"
+        BadMedia,
+        match=r"video takes about [\d.]+ MiB of memory, over the limit of 108.0 MiB for decoding",
     ):
         read(data, decoding=Decoding(small, 60.0, threading.Event()))
 
@@ -153,5 +154,5 @@ def test_samples_that_a_few_bytes_claim_are_not_listed(field: str) -> None:
     count = at + (8 if field == "stsz" else 4)
     assert len(read(bytes(data))[0]) == 4
     data[count : count + 4] = (50_000_000).to_bytes(4, "big")
-    with pytest.raises(BadMedia, match="lists more than 1,152,000 samples of picture and sound"):
+    with pytest.raises(BadMedia, match="lists more than 1,152,000 samples of video and sound"):
         read(bytes(data))

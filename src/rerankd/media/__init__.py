@@ -1,1 +1,1 @@
-"""Images and videos: fetched under limits, decoded, resized as the models' authors do, cut into patches."""
+"""Images and videos: fetching under limits, decoding, resizing by the rules of the models' authors, and patches."""

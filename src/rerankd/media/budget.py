@@ -1,4 +1,4 @@
-"""A memory budget that all requests share: files, decoding and shown pixels are counted before they are allocated."""
+"""A memory budget that all requests share. Memory for media is reserved here before it is allocated."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rerankd.media.limits import BadMedia, megabytes
 from rerankd.memory import trim_memory
 
 LARGE = 64 << 20
-"""Releasing at least this many bytes returns them to the kernel."""
+"""After a release of at least this many bytes, freed memory is returned to the kernel."""
 
 
 class Lease:
-    """Bytes of a budget, until they are released, at the latest when nothing refers to the lease any more."""
+    """Reserved bytes of a budget. They are released explicitly, or when the lease is garbage collected."""
 
     def __init__(self, budget: Budget, amount: int) -> None:
         self._budget = budget
@@ -39,9 +39,10 @@ class Lease:
 
 
 class Budget:
-    """`total` bytes for one use. Requests are served in order, so that small leases never starve a large one.
+    """A number of bytes for one use. Leases are granted in the order of requests, so that a large one never starves.
 
-    use: what the bytes are for, as errors name it
+    total: number of bytes
+    use: what the bytes are for, such as `decoding`; a noun for errors
     """
 
     def __init__(self, total: int, use: str) -> None:
@@ -49,58 +50,59 @@ class Budget:
         self._use = use
         self._free = total
         self._lock = threading.Lock()
-        self._asked: deque[tuple[int, Future[Lease]]] = deque()
+        self._queue: deque[tuple[int, Future[Lease]]] = deque()
 
     @property
     def held(self) -> int:
-        """Bytes that are lent now."""
+        """Number of bytes that are reserved now."""
         return self.total - self._free
 
     def ask(self, amount: int) -> Future[Lease]:
-        """A lease of `amount` bytes, when there are as many. Raises BadMedia where there never are."""
+        """A lease of `amount` bytes, granted once they are free. Raises BadMedia for more than the whole budget."""
         if amount > self.total:
             raise BadMedia(
-                f"it takes about {megabytes(amount)} of memory, over the limit of {megabytes(self.total)} for "
-                f"{self._use} of all requests together; send a smaller file or raise the limit on memory for media"
+                f"this image or video takes about {megabytes(amount)} of memory, over the limit of "
+                f"{megabytes(self.total)} for {self._use} of all requests together; send a smaller file or raise the "
+                "limit on memory for media"
             )
-        asked: Future[Lease] = Future()
+        future: Future[Lease] = Future()
         with self._lock:
-            self._asked.append((amount, asked))
-        # A caller that gives up may be the first in the queue.
-        asked.add_done_callback(lambda done: self._serve() if done.cancelled() else None)
+            self._queue.append((amount, future))
+        # If the caller at the head of the queue gives up, the next caller may be served.
+        future.add_done_callback(lambda future: self._serve() if future.cancelled() else None)
         self._serve()
-        return asked
+        return future
 
     async def hold(self, amount: int) -> Lease:
-        """As `ask`, waiting in an event loop."""
-        asked = self.ask(amount)
+        """Like `ask`, for a coroutine, which waits for the lease."""
+        future = self.ask(amount)
         try:
-            return await asyncio.wrap_future(asked)
+            return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            asked.add_done_callback(give_back)
+            future.add_done_callback(give_back)
             raise
 
     def _take_back(self, amount: int) -> None:
         if amount >= LARGE:
-            # Else the memory would stay in the heap of this thread, where no other thread can use it.
+            # Otherwise freed memory would stay in the heap of this thread, where other threads cannot use it.
             trim_memory()
         with self._lock:
             self._free += amount
         self._serve()
 
     def _serve(self) -> None:
-        served = []
+        granted = []
         with self._lock:
-            while self._asked and (self._asked[0][1].cancelled() or self._asked[0][0] <= self._free):
-                amount, asked = self._asked.popleft()
-                if asked.set_running_or_notify_cancel():
+            while self._queue and (self._queue[0][1].cancelled() or self._queue[0][0] <= self._free):
+                amount, future = self._queue.popleft()
+                if future.set_running_or_notify_cancel():
                     self._free -= amount
-                    served.append((asked, Lease(self, amount)))
-        for asked, lease in served:
-            asked.set_result(lease)
+                    granted.append((future, Lease(self, amount)))
+        for future, lease in granted:
+            future.set_result(lease)
 
 
-def give_back(asked: Future[Lease]) -> None:
-    """Release a lease of a caller that had given up waiting."""
-    if not asked.cancelled():
-        asked.result().release()
+def give_back(future: Future[Lease]) -> None:
+    """Release the lease of a caller that stopped waiting before the lease was granted."""
+    if not future.cancelled():
+        future.result().release()

@@ -1,7 +1,7 @@
-"""The kind of a video file, whether it holds a film at all, and whether it is complete.
+"""The container of a video file, whether the file holds a video at all, and whether the file is complete.
 
-A demuxer reads a file that was cut off as a shorter video, and a still picture in a film's container as a film
-of one frame; the file's own structure tells the difference.
+A demuxer reads a file that was cut off as a shorter video, and a still image in a video container as a video of one
+frame. The structure of the file, which is parsed here, tells these cases apart.
 Sources: ISO/IEC 14496-12 (boxes and brands), ISO/IEC 23008-12 (HEIF) and the AVIF specification, RFC 8794 and
 RFC 9559 (EBML, Matroska), the GIF89a specification, RFC 9649 (WebP).
 """
@@ -16,14 +16,14 @@ import numpy as np
 from rerankd.media.decoding import GoOn
 
 Container: TypeAlias = Literal["mov", "matroska", "gif"]
-"""libavformat's names: MP4 and QuickTime, Matroska and WebM, GIF."""
+"""Names of libavformat for MP4 and QuickTime, for Matroska and WebM, and for GIF."""
 
 _FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp")
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEVC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 _OTHER_CODEC_BRANDS = (b"avci", b"avcs", b"jpeg", b"jpgs", b"j2ki", b"j2is", b"vvic", b"vvis", b"evbi", b"evbs")
 _GENERAL_BRANDS = (b"mif1", b"mif2", b"msf1", b"miaf")
-"""A brand that AVIF files name too, beside their own."""
+"""Brands that AVIF files list too, beside their own."""
 _HEIF_BRANDS = (*_HEVC_BRANDS, *_OTHER_CODEC_BRANDS, *_GENERAL_BRANDS)
 _RAW_BRANDS = (b"crx ",)
 _MAX_FTYP = 1024
@@ -33,7 +33,7 @@ _SEGMENT = b"\x18\x53\x80\x67"
 
 
 def container_of(data: bytes) -> Container | None:
-    """The container by its first bytes; None for anything that is not one of the three."""
+    """The container of a file, by its first bytes; None for any other file."""
     if data[4:8] in _FIRST_BOXES:
         return "mov"
     if data[:4] == _EBML_HEADER:
@@ -43,21 +43,20 @@ def container_of(data: bytes) -> Container | None:
     return None
 
 
-IsoPicture: TypeAlias = Literal["AVIF", "HEIF", "camera raw"]
-"""Brands of ISO containers that are made for pictures."""
+IsoImage: TypeAlias = Literal["AVIF", "HEIF", "camera raw"]
+"""Kinds of images in an ISO container."""
 
 
-def iso_picture(data: bytes, go_on: GoOn) -> IsoPicture | None:
-    """What kind of picture, or sequence of pictures, an ISO file holds by the brands of its `ftyp` box; None for films.
+def iso_image(data: bytes, go_on: GoOn) -> IsoImage | None:
+    """The kind of image, or sequence of images, in an ISO file, by the brands of its `ftyp` box; None for a video.
 
-    A film may name a picture's brand beside its own: the first brand decides where the file has tracks.
-    `go_on` is asked again and again meanwhile.
+    A video may list the brand of an image too. So the first brand decides if the file has tracks.
     """
     if data[4:8] != b"ftyp":
         return None
     box = data[: min(int.from_bytes(data[:4], "big"), _MAX_FTYP)]
     brands = [box[8:12], *(box[at : at + 4] for at in range(16, len(box), 4))]
-    if has_film(data, go_on) and brands[0] not in _AVIF_BRANDS + _HEIF_BRANDS + _RAW_BRANDS:
+    if has_tracks(data, go_on) and brands[0] not in _AVIF_BRANDS + _HEIF_BRANDS + _RAW_BRANDS:
         return None
     if any(brand in _AVIF_BRANDS for brand in brands):
         return "AVIF"
@@ -66,15 +65,15 @@ def iso_picture(data: bytes, go_on: GoOn) -> IsoPicture | None:
     return "camera raw" if brands[0] in _RAW_BRANDS else None
 
 
-def has_film(data: bytes, go_on: GoOn) -> bool:
-    """Whether an ISO file has tracks; one without holds pictures alone. `go_on` is asked again and again meanwhile."""
+def has_tracks(data: bytes, go_on: GoOn) -> bool:
+    """Whether an ISO file has tracks. A file without tracks holds only still images."""
     return any(kind in (b"moov", b"moof") for kind, _, _ in _boxes(data, 0, len(data), go_on))
 
 
 def iso_samples(data: bytes, go_on: GoOn) -> int:
-    """Entries of the list that libavformat makes of an ISO file's samples.
+    """Number of entries of the list that libavformat makes of an ISO file's samples.
 
-    A few bytes can claim any number of samples that all have one size, and each entry takes memory.
+    Each entry takes memory, and a few bytes of a file can declare any number of samples of the same size.
     """
     tracks = _within(data, (b"moov", b"trak"), go_on)
     runs = _within(data, (b"moof", b"traf", b"trun"), go_on)
@@ -91,7 +90,7 @@ def _track_samples(data: bytes, at: int, end: int, go_on: GoOn) -> int:
     if b"vide" in handlers or b"soun" not in handlers or any(entry != (1, 1) for entry in durations):
         sizes = tables(*stbl, b"stsz") + tables(*stbl, b"stz2")
         return sum(_number(data, body + 8) for body, _ in sizes)
-    # Sound without compression is listed by chunks, in pieces of at most 1,024 samples.
+    # libavformat lists uncompressed sound by chunks, in pieces of at most 1,024 samples.
     chunks = sum(_number(data, body + 4) for kind in (b"stco", b"co64") for body, _ in tables(*stbl, kind))
     spans = [
         np.frombuffer(data, ">u4", max(0, stop - body - 8) // 4, body + 8) for body, stop in tables(*stbl, b"stsc")
@@ -106,48 +105,49 @@ def _number(data: bytes, at: int) -> int:
 def _within(
     data: bytes, path: Sequence[bytes], go_on: GoOn, at: int = 0, end: int | None = None
 ) -> Iterator[tuple[int, int]]:
-    """First byte of the content, and the byte behind it, of each box that a path of types leads to."""
-    for kind, first, behind in _boxes(data, at, len(data) if end is None else end, go_on):
+    """The content of each box at a path of types: the offset of its first byte, and the offset after its last byte."""
+    for kind, first, box_end in _boxes(data, at, len(data) if end is None else end, go_on):
         if kind == path[0]:
-            inside = first + 8, min(behind, len(data))
+            content = first + 8, min(box_end, len(data))
             if len(path) == 1:
-                yield inside
+                yield content
             else:
-                yield from _within(data, path[1:], go_on, *inside)
+                yield from _within(data, path[1:], go_on, *content)
 
 
 def gif_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a GIF's canvas."""
+    """Width and height of the canvas of a GIF, in pixels."""
     return int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height of a WebP's canvas; None for another file.
+    """Width and height of the canvas of a WebP image, in pixels; None for another file.
 
-    Pillow has two canvases made as soon as it opens one.
+    The size is needed before Pillow opens the file, because opening allocates two canvases.
     """
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return None
     if data[12:16] == b"VP8X":
         return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
     lossless = data[12:16] == b"VP8L"
-    both = int.from_bytes(data[21:25] if lossless else data[26:30], "little")
+    bits = int.from_bytes(data[21:25] if lossless else data[26:30], "little")
     if lossless:
-        return 1 + (both & _14_BITS), 1 + (both >> 14 & _14_BITS)
-    return both & _14_BITS, both >> 16 & _14_BITS
+        return 1 + (bits & _14_BITS), 1 + (bits >> 14 & _14_BITS)
+    return bits & _14_BITS, bits >> 16 & _14_BITS
 
 
 def is_cut_short(data: bytes, container: Container, go_on: GoOn) -> bool:
-    """Whether the file ends before it says that it does. `go_on` is asked again and again meanwhile."""
+    """Whether a file is shorter than its structure says."""
     if container == "mov":
         return _mov_is_cut(data, go_on)
     return _matroska_is_cut(data) if container == "matroska" else _gif_is_cut(data, go_on)
 
 
 def _boxes(data: bytes, at: int, end: int, go_on: GoOn) -> Iterator[tuple[bytes, int, int]]:
-    """The boxes from `at` on: type, first byte, and the byte behind the box, which may lie behind `end`.
+    """The boxes between two offsets: type, offset of the first byte, and offset after the last byte.
 
-    Bytes that are no box end the list: they were appended to the file.
+    The last box may extend beyond `end`. Bytes that are not a box end the list, because some programs append data to a
+    file.
     """
     while at + 8 <= end:
         go_on()
@@ -163,7 +163,7 @@ def _boxes(data: bytes, at: int, end: int, go_on: GoOn) -> Iterator[tuple[bytes,
 
 
 def _mov_is_cut(data: bytes, go_on: GoOn) -> bool:
-    return any(behind > len(data) for _, _, behind in _boxes(data, 0, len(data), go_on))
+    return any(box_end > len(data) for _, _, box_end in _boxes(data, 0, len(data), go_on))
 
 
 def _matroska_is_cut(data: bytes) -> bool:
@@ -177,7 +177,7 @@ def _matroska_is_cut(data: bytes) -> bool:
 
 
 def _ebml_size(data: bytes, at: int) -> tuple[int | None, int]:
-    """(size, bytes that it takes); a size of all ones means unknown, as in a live stream."""
+    """A size, and the number of bytes that encode it. All bits set is an unknown size (None), as in a live stream."""
     first = data[at] if at < len(data) else 0
     width = 9 - first.bit_length()
     value = int.from_bytes(data[at : at + width], "big") & ((1 << 7 * width) - 1)
@@ -205,5 +205,5 @@ def _gif_is_cut(data: bytes, go_on: GoOn) -> bool:
             at = after_blocks(after_colours(at + 10, data[at + 9]) + 1)
         else:
             return data[at] == 0x2C
-    # Many writers leave the trailer out; only an end within a block is a cut.
+    # Many programs do not write the trailer, so a file is cut only if it ends within a block.
     return at > len(data)

@@ -1,28 +1,32 @@
-"""Decoding in a thread: bounded in time and memory, and stopped between slices when nobody waits for the result."""
+"""Limits on decoding in a thread: on time, on memory, and a stop when nobody waits for the result."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import TimeoutError as NotYet
+from concurrent.futures import TimeoutError as NotReady
 from contextlib import contextmanager
 
 from rerankd.media.budget import Budget, give_back
 from rerankd.media.limits import BadMedia
 
 GoOn = Callable[[], None]
-"""`Decoding.go_on`, for code that takes no memory."""
+"""`Decoding.go_on`, for code that needs no memory. It is called repeatedly, and may raise BadMedia."""
 
-_LOOKS = 0.05
-"""Seconds after which a thread that waits for memory checks whether anybody still waits for its work."""
+_POLL_SECONDS = 0.05
+"""Interval at which a thread that waits for memory checks whether the work was cancelled."""
 
 
 class Decoding:
-    """The reading of one file or picture, for the thread that does it.
+    """The decoding of one file or image, as seen by the thread that does the work.
 
-    Nothing can stop a thread from outside: it asks between slices of its work (`go_on`), and before it takes
-    memory (`holding`).
+    A thread cannot be stopped from outside. So the thread calls `go_on` between small steps of its work, and `holding`
+    before it allocates memory.
+
+    memory: the budget for decoding
+    seconds: the limit on the time of decoding
+    closing: set when the loader closes
     """
 
     def __init__(self, memory: Budget, seconds: float, closing: threading.Event) -> None:
@@ -30,48 +34,48 @@ class Decoding:
         self._seconds = seconds
         self._closing = closing
         self._cancelled = threading.Event()
-        self._until: float | None = None
+        self._deadline: float | None = None
 
     def cancel(self) -> None:
-        """Let the thread end at the next slice; callable from any thread."""
+        """Make the next `go_on` raise. May be called from any thread."""
         self._cancelled.set()
 
     def go_on(self) -> None:
-        """Raises BadMedia where nobody waits for the work any more, or where it has taken too long."""
+        """Raise BadMedia if the work was cancelled or has taken too long."""
         now = time.monotonic()
         if self._cancelled.is_set() or self._closing.is_set():
-            raise BadMedia("reading it was cancelled")
-        if self._until is None:
-            self._until = now + self._seconds
-        if now > self._until:
+            raise BadMedia("reading was cancelled")
+        if self._deadline is None:
+            self._deadline = now + self._seconds
+        if now > self._deadline:
             raise BadMedia(
-                f"decoding it takes more than {self._seconds:g} seconds, the limit; send a shorter or smaller file, or "
+                f"decoding takes more than {self._seconds:g} seconds, the limit; send a shorter or smaller file, or "
                 "raise the limit"
             )
 
     @contextmanager
     def holding(self, amount: int) -> Iterator[None]:
-        """Hold `amount` bytes of memory during the context, once they are free. Waiting does not count as work.
+        """Wait for `amount` bytes of memory, and hold them during the context. Waiting does not count as decoding time.
 
-        Raises BadMedia as `go_on` does, and for more than there ever are.
+        Raises BadMedia as `go_on` does, and for more bytes than the whole budget.
         """
         self.go_on()
         began = time.monotonic()
-        asked = self._memory.ask(amount)
+        future = self._memory.ask(amount)
         try:
             while True:
                 try:
-                    lease = asked.result(_LOOKS)
+                    lease = future.result(_POLL_SECONDS)
                     break
-                except NotYet:
+                except NotReady:
                     if self._cancelled.is_set() or self._closing.is_set():
                         self.go_on()
         except BaseException:
-            asked.cancel()
-            asked.add_done_callback(give_back)
+            future.cancel()
+            future.add_done_callback(give_back)
             raise
-        assert self._until is not None
-        self._until += time.monotonic() - began
+        assert self._deadline is not None
+        self._deadline += time.monotonic() - began
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Fetching http(s) URLs from untrusted requests, from the open internet only."""
+"""Fetching http(s) URLs of untrusted requests, from the public internet only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rerankd.media.limits import BadMedia, MediaLimits, over_bytes
 from rerankd.version import __version__
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Host name and port to numeric addresses; raises OSError where there are none."""
+"""Resolves a host name and a port to numeric addresses. Raises OSError if there are none."""
 
 Result = TypeVar("Result")
 
@@ -39,24 +39,24 @@ _HEADERS = (
 
 
 def system_resolver(threads: Executor) -> Resolve:
-    """Look names up with the operating system, in `threads`.
+    """A resolver that uses the operating system, in separate threads.
 
-    A look-up cannot be cancelled, and whoever owns a name decides how long one takes: in an event loop's own
-    threads a few of them would hold up everything else that runs there.
+    A look-up cannot be cancelled, and the owner of a name decides how long it takes. In the event loop's default
+    threads, a few slow look-ups would block everything else that runs there.
     """
 
     async def resolve(host: str, port: int) -> list[str]:
         look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        found = await asyncio.get_running_loop().run_in_executor(threads, look_up)
-        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        entries = await asyncio.get_running_loop().run_in_executor(threads, look_up)
+        return list(dict.fromkeys(str(entry[4][0]) for entry in entries))
 
     return resolve
 
 
 class _CheckedBackend(httpcore.AsyncNetworkBackend):
-    """Connects to the addresses that were checked, so that no later look-up can change them.
+    """Resolves a host, checks the addresses, and connects to exactly these addresses (against DNS rebinding).
 
-    TLS and the Host header above it still go by the URL's host name.
+    TLS and the Host header still use the host name of the URL.
     """
 
     def __init__(self, resolve: Resolve, allow_private: bool) -> None:
@@ -76,7 +76,7 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
             addresses = await self._resolve(host, port)
         except (OSError, UnicodeError) as error:
             raise BadMedia(f"host {host!r} has no address; check the URL") from error
-        # One address that is not public condemns the host: its owner chooses which of them answers.
+        # One private address is enough to refuse the host, because its owner decides which address answers.
         if not self._allow_private and not all(is_public(address) for address in addresses):
             raise BadMedia(
                 f"host {host!r} is not on the public internet, and fetching from private, loopback and "
@@ -102,32 +102,37 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
         timeout: float | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        raise BadMedia("local sockets are not fetched from")
+        raise BadMedia("fetching from local sockets is not supported")
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
 def default_tls() -> ssl.SSLContext:
-    """Certificates as httpx ships them; nothing is read from the environment."""
+    """A TLS context with the certificates of httpx. Environment variables are ignored."""
     return httpx.create_ssl_context(trust_env=False)
 
 
 class Fetched(NamedTuple):
-    """A body, its memory, and the content type that its server gives; None for none."""
+    """A fetched file.
+
+    lease: the memory that is reserved for `data`
+    media_type: the content type that the server gave; None for none
+    """
 
     data: bytes
-    held: Lease
+    lease: Lease
     media_type: str | None
 
 
 class _Clock:
-    """The rest of a number of seconds, counted only while something runs within them."""
+    """A time limit over several steps. Time between the steps does not count."""
 
     def __init__(self, seconds: float) -> None:
         self._left = seconds
 
     async def within(self, work: Awaitable[Result]) -> Result:
+        """Await `work` in the time that is left. Raises TimeoutError."""
         began = time.monotonic()
         try:
             return await asyncio.wait_for(work, max(0.0, self._left))
@@ -136,10 +141,10 @@ class _Clock:
 
 
 class Fetcher:
-    """Connections for the URLs of one request; an async context manager, used in one event loop.
+    """Fetches the URLs of one request. An asynchronous context manager, for one event loop.
 
-    Proxies, cookies and credentials of the environment are never used. Connections are kept per host name,
-    so that a certificate that was checked for one name never vouches for another.
+    Proxies, cookies and credentials from the environment are never used. Connections are reused only for the same host
+    name, because a certificate was checked for that name alone.
     """
 
     def __init__(
@@ -164,11 +169,11 @@ class Fetcher:
         await self._pool.__aexit__(kind, error, trace)
 
     async def get(self, url: str, max_bytes: int, memory: Budget) -> Fetched:
-        """The body behind an http(s) URL. Before it is read, as many bytes of `memory` are held as it may have.
+        """Fetch the body of an http(s) URL. Bytes of `memory` are reserved before the body is read.
 
-        Raises BadMedia for a URL that is malformed, not public, not answered with 200 in `MediaLimits.timeout`
-        seconds, redirected more than `MediaLimits.redirects` times or to another scheme than http(s) or from
-        https to http, or whose body is over `max_bytes` or cut short.
+        Raises BadMedia if the URL is malformed or not public; if the answer is not 200, or later than
+        `MediaLimits.timeout` seconds; if there are more than `MediaLimits.redirects` redirects, or one to another
+        scheme or from https to http; and if the body is over `max_bytes` or cut short.
         """
         seconds = self._limits.timeout
         try:
@@ -179,19 +184,19 @@ class Fetcher:
             ) from error
 
     async def _follow(self, url: str, max_bytes: int, memory: Budget, clock: _Clock) -> Fetched:
-        here = _parse(url)
+        current = _parse(url)
         for _ in range(self._limits.redirects + 1):
-            found = await self._once(here, max_bytes, memory, clock)
-            if isinstance(found, Fetched):
-                return found
-            there = _parse(found, base=here)
-            if here.scheme == "https" and there.scheme == "http":
+            answer = await self._once(current, max_bytes, memory, clock)
+            if isinstance(answer, Fetched):
+                return answer
+            target = _parse(answer, base=current)
+            if current.scheme == "https" and target.scheme == "http":
                 raise BadMedia("the URL redirects from https to http; use the final URL")
-            here = there
+            current = target
         raise BadMedia(f"the URL redirects more than {self._limits.redirects} times; use the final URL")
 
     async def _once(self, url: httpx.URL, max_bytes: int, memory: Budget, clock: _Clock) -> Fetched | str:
-        """A body, or the target of a redirect."""
+        """Send one request. Returns the body, or the target of a redirect."""
         seconds = self._limits.timeout
         target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
         timeouts = {"timeout": {"connect": seconds, "read": seconds, "write": seconds, "pool": seconds}}
@@ -199,40 +204,40 @@ class Fetcher:
             async with AsyncExitStack() as exchange:
                 answer = self._pool.stream("GET", target, headers=_HEADERS, extensions=timeouts)
                 response = await clock.within(exchange.enter_async_context(answer))
-                answered = {name.lower().decode(): value.decode("latin-1") for name, value in response.headers}
-                if response.status in _REDIRECTS and "location" in answered:
-                    return answered["location"]
+                headers = {name.lower().decode(): value.decode("latin-1") for name, value in response.headers}
+                if response.status in _REDIRECTS and "location" in headers:
+                    return headers["location"]
                 if response.status != 200:
                     raise BadMedia(f"the URL's server answered {response.status} instead of 200; check the URL")
-                coding = _coding(answered.get("content-encoding", ""))
-                length = answered.get("content-length", "")
+                coding = _coding(headers.get("content-encoding", ""))
+                length = headers.get("content-length", "")
                 size = int(length) if length.isdigit() else max_bytes
                 if size > max_bytes:
                     raise over_bytes(max_bytes)
-                held = await memory.hold(max_bytes if coding else size)
+                lease = await memory.hold(max_bytes if coding else size)
                 try:
                     body = await clock.within(_body(response, coding, max_bytes))
                 except BaseException:
-                    held.release()
+                    lease.release()
                     raise
-        except httpcore.ConnectError as error:  # plain connections have errors of their own
+        except httpcore.ConnectError as error:  # the backend above raises BadMedia for TCP, so this is TLS
             raise BadMedia(f"no secure connection to {url.host!r} ({error})") from error
         except (httpcore.NetworkError, httpcore.ProtocolError) as error:
             raise BadMedia(f"the URL's server broke off or spoke no proper HTTP ({error})") from error
-        held.shrink(len(body))
-        media_type = _MEDIA_TYPE.match(answered.get("content-type", ""))
-        return Fetched(body, held, media_type and media_type[0])
+        lease.shrink(len(body))
+        media_type = _MEDIA_TYPE.match(headers.get("content-type", ""))
+        return Fetched(body, lease, media_type and media_type[0])
 
 
 def _coding(encoding: str) -> str | None:
     coding = encoding.strip().lower()
     if coding not in ("", "identity", "gzip", "x-gzip", "deflate"):
-        raise BadMedia(f"the URL's server sent content encoding {coding!r}, which was not asked for")
+        raise BadMedia(f"the URL's server sent content encoding {coding!r}, which the request does not allow")
     return None if coding in ("", "identity") else coding
 
 
 async def _body(response: httpcore.Response, coding: str | None, max_bytes: int) -> bytes:
-    """The response's body, decoded piece by piece so that a small body cannot unfold into a large one."""
+    """The response's body, decompressed piece by piece, so that a small body cannot expand beyond `max_bytes`."""
     inflate = zlib.decompressobj(wbits=47) if coding else None
     body = io.BytesIO()
     received = 0
@@ -254,7 +259,7 @@ async def _body(response: httpcore.Response, coding: str | None, max_bytes: int)
 def _parse(url: str, base: httpx.URL | None = None) -> httpx.URL:
     try:
         parsed = httpx.URL(url) if base is None else base.join(url)
-        host = parsed.host  # it decodes international names, and may fail
+        host = parsed.host  # decodes international names, and may raise
     except (httpx.InvalidURL, ValueError) as error:
         raise BadMedia(f"the URL is malformed ({error})") from error
     if parsed.scheme not in ("http", "https"):

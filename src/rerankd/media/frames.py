@@ -1,4 +1,4 @@
-"""Frames of a video at the size that the model is shown, one at a time, so that no whole video is ever held.
+"""Resizing of the frames of a video, one at a time, so that a whole decoded video is never in memory.
 
 Source: `fetch_video` of qwen-vl-utils 0.0.14.
 """
@@ -19,9 +19,9 @@ _LIST_MAX_TOKENS = 16_384
 
 
 def shrink(frame: Pixels, factor: int, min_pixels: float, max_pixels: float) -> Pixels:
-    """A frame, uint8 [h, w, 3], at [H, W, 3], multiples of `factor` within the pixel bounds. Raises as `fit`.
+    """Resize a frame to the size that `fit` gives: uint8 [h, w, 3] -> uint8 [H, W, 3]. Raises as `fit`.
 
-    As torchvision resizes a stack of frames: bicubic with antialias in float32, then clamped and rounded.
+    The arithmetic is that of torchvision for a stack of frames: bicubic with antialias in float32, clamped, rounded.
     """
     import torch
 
@@ -29,7 +29,7 @@ def shrink(frame: Pixels, factor: int, min_pixels: float, max_pixels: float) -> 
     if size == frame.shape[:2]:
         return frame
     shrunk = np.empty((*size, 3), dtype=np.uint8)
-    # Channel by channel, which gives the same and takes a third of the memory.
+    # Channel by channel: the result is the same, and takes a third of the memory.
     for channel in range(3):
         plane = torch.from_numpy(frame[:, :, channel]).to(torch.float32)[None, None]
         plane = torch.nn.functional.interpolate(plane, size=size, mode="bicubic", align_corners=False, antialias=True)
@@ -38,21 +38,22 @@ def shrink(frame: Pixels, factor: int, min_pixels: float, max_pixels: float) -> 
 
 
 def shrink_memory(height: int, width: int) -> int:
-    """Bytes that `shrink` takes at most for a frame of height x width: one channel in float32, before and halfway."""
+    """Most bytes that `shrink` needs for a frame: one channel in float32, before and after the first of two passes."""
     return 2 * 4 * height * width
 
 
-def listed(image: PIL.Image.Image, factor: int) -> Pixels:
-    """A picture of a list of frames, before `shrink`. Raises as `fit`.
+def resize_listed(image: PIL.Image.Image, factor: int) -> Pixels:
+    """The first resizing of a frame that comes from a list of images: uint8 [H, W, 3]. Raises as `fit`.
 
-    The reference resizes these twice, first as images with tokens of twice the side: so the same here.
+    The reference resizes such frames twice: first as images whose tokens have twice the side, then as frames
+    (`shrink`). The result depends on both.
     """
     side = 2 * factor
     return np.array(resize(image, side, _LIST_MIN_TOKENS * side**2, _LIST_MAX_TOKENS * side**2))
 
 
 def listed_memory(image: PIL.Image.Image, factor: int) -> int:
-    """Bytes that `listed` and a `shrink` of its result take at most. Raises as `fit`."""
+    """Most bytes that `resize_listed` and a `shrink` of its result need. Raises as `fit`."""
     side = 2 * factor
     resized = resize_memory(image, side, _LIST_MIN_TOKENS * side**2, _LIST_MAX_TOKENS * side**2)
     return resized + shrink_memory(image.height + side, image.width + side)

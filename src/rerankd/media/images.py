@@ -1,8 +1,8 @@
-"""Pictures: from a file's bytes to RGB, and from RGB to the size that the model is shown.
+"""Decoding of images to RGB, and resizing to the size for the model.
 
-Where the authors' code is particular (alpha over white, PIL's bicubic), this does the same. Beyond it, EXIF
-orientation is honoured, 16 bits are scaled and not clipped, and alpha goes over white in every mode that
-has it, so that one picture looks the same in every encoding.
+Alpha is drawn over white and resizing is Pillow's bicubic, as in the authors' code. Beyond that code, the EXIF
+orientation is applied, 16-bit samples are scaled instead of clipped, and alpha is drawn over white in every mode. So an
+image gives the same pixels in every encoding.
 """
 
 from __future__ import annotations
@@ -19,38 +19,43 @@ from rerankd.media.containers import container_of, webp_size
 from rerankd.media.decoding import Decoding
 from rerankd.media.limits import BadMedia, MediaLimits, NotRead
 from rerankd.media.sizing import fit
-from rerankd.media.unread import picture_kind
+from rerankd.media.unread import unsupported_image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 MAX_SCANS = 100
-"""Passes over the whole picture that a JPEG may take; encoders make about ten."""
+"""Most passes (scans) of a JPEG. Encoders write about ten."""
 MAX_SCANNED_PIXELS = 1 << 30
-"""Pixels that the passes of a JPEG may go over in all, since nothing interrupts its decoder."""
+"""Most pixels in all passes of a JPEG together, because its decoder cannot be interrupted."""
 
 _WHITE = (255, 255, 255)
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
-"""A marker that a length follows, or the end."""
+"""A marker of a segment with a length, or the marker of the end."""
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 
 _RGB_BYTES = 4
-"""Bytes that Pillow takes for a pixel of RGB."""
+"""Bytes of a pixel of RGB in Pillow."""
 _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
-"""Bytes that Pillow takes for a pixel of other modes, where they are not four."""
+"""Bytes of a pixel in Pillow, for modes with fewer bytes than RGB."""
 _DECODER_BYTES = {"WEBP": 12, "AVIF": 20, "TIFF": 8}
-"""Bytes a pixel that a decoder takes beside the picture, as measured: canvases, planes, a strip of 16 bits."""
+"""Bytes for each pixel that a decoder needs beside the image (measured): canvases, planes, a strip of 16 bits."""
 _TILE_BYTES = 8
+"""Most bytes of a pixel in a tile of a TIFF: four samples of 16 bits."""
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _COEFFICIENT_BYTES = 2
-"""Of a JPEG in several passes, for each sample."""
+"""Bytes of a coefficient. The decoder of a JPEG with several passes holds one for each sample."""
 
 _ORIENTATION = 0x0112
 _BAND_PIXELS = 1 << 20
-"""Pixels that are made RGB at a time."""
+"""Pixels that are converted to RGB at once."""
 
 
 class _Turn(NamedTuple):
-    """How a picture is turned upright, and where a band of its rows comes to lie: on its side, counted from the end."""
+    """How to turn an image upright.
+
+    aside: whether rows become columns
+    from_end: whether the first rows end up at the right or the bottom
+    """
 
     method: PIL.Image.Transpose
     aside: bool
@@ -66,21 +71,21 @@ _TURNS = {
     7: _Turn(PIL.Image.Transpose.TRANSVERSE, aside=True, from_end=True),
     8: _Turn(PIL.Image.Transpose.ROTATE_90, aside=True, from_end=False),
 }
-"""By EXIF orientation."""
+"""By the value of the EXIF tag Orientation; 1 is upright."""
 
 
 class Opened(NamedTuple):
-    """A picture of which the header is read, and the bytes that it takes to decode it and make it RGB."""
+    """An image whose header was read, and the most bytes (`memory`) that decoding and converting it to RGB need."""
 
     image: PIL.Image.Image
     memory: int
 
 
 def open_image(data: bytes, limits: MediaLimits, decoding: Decoding) -> Opened:
-    """The (first) picture in a file, for `to_rgb` to decode.
+    """Read the header of the (first) image in a file. `to_rgb` decodes the image.
 
-    Raises NotRead for what is not one of `FORMATS`, and BadMedia for what is over `limits.pixels` or the limits on
-    passes, or has a damaged header.
+    Raises NotRead for a file that has none of the FORMATS, and BadMedia for a damaged header, and for an image over
+    `limits.pixels` or over the limits on passes.
     """
     try:
         with _canvases(data, limits, decoding):
@@ -90,19 +95,19 @@ def open_image(data: bytes, limits: MediaLimits, decoding: Decoding) -> Opened:
     except PIL.UnidentifiedImageError as error:
         raise NotRead(_not_an_image(data, decoding)) from error
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise BadMedia(f"the picture is over the limit of {limits.pixels:,} pixels") from error
-    except Exception as error:  # a damaged header can make a decoder raise anything
-        raise BadMedia(f"the picture's header is damaged ({error})") from error
+        raise BadMedia(f"the image is over the limit of {limits.pixels:,} pixels") from error
+    except Exception as error:  # for a damaged header, decoders raise many kinds of exceptions
+        raise BadMedia(f"the image's header is damaged ({error})") from error
     limits.check_pixels(*image.size)
     scans = _scans(data, decoding) if image.format in ("JPEG", "MPO") else 1
     allowed = min(MAX_SCANS, MAX_SCANNED_PIXELS // (image.width * image.height))
     if scans > allowed:
-        raise BadMedia(f"the JPEG takes more than {allowed} passes to decode; save it anew")
+        raise BadMedia(f"the JPEG takes more than {allowed} passes to decode; save it again")
     return Opened(image, memory_of(image, scans))
 
 
 def _canvases(data: bytes, limits: MediaLimits, decoding: Decoding) -> AbstractContextManager[None]:
-    """Memory for a WebP while it is opened, which makes its canvases. Raises BadMedia for one that is too large."""
+    """Hold memory while a WebP image is opened, which allocates its canvases. Raises BadMedia for a too large image."""
     if (size := webp_size(data)) is None:
         return nullcontext()
     limits.check_pixels(*size)
@@ -110,9 +115,9 @@ def _canvases(data: bytes, limits: MediaLimits, decoding: Decoding) -> AbstractC
 
 
 def memory_of(image: PIL.Image.Image, scans: int = 1) -> int:
-    """Bytes that it takes at most to decode a picture, and to make it RGB beside what is decoded.
+    """Most bytes that decoding an image and converting it to RGB need.
 
-    scans: passes over the whole picture, if it is a JPEG
+    scans: number of passes of a JPEG
     """
     decoder = _DECODER_BYTES.get(image.format or "", 0)
     if scans > 1:
@@ -124,43 +129,46 @@ def memory_of(image: PIL.Image.Image, scans: int = 1) -> int:
 
 
 def to_rgb(image: PIL.Image.Image, limits: MediaLimits) -> PIL.Image.Image:
-    """A picture of any mode as upright RGB, transparent parts white.
+    """Decode an image of any mode to upright RGB, with transparent parts over white.
 
-    Raises BadMedia for one that is over `limits.pixels` or cannot be decoded to its end.
+    Raises BadMedia for an image that is over `limits.pixels` or cannot be decoded to its end.
     """
     limits.check_pixels(*image.size)
     try:
         image.load()
-    except Exception as error:  # decoders of damaged data raise anything from OSError to SyntaxError
-        raise BadMedia(f"the picture is truncated or damaged ({error}); send the whole file") from error
+    except Exception as error:  # for damaged data, decoders raise many kinds, from OSError to SyntaxError
+        raise BadMedia(f"the image is truncated or damaged ({error}); send the whole file") from error
     try:
         return _upright_rgb(image)
     except (ValueError, OSError) as error:
-        raise BadMedia(f"a picture of mode {image.mode} cannot be converted to RGB ({error})") from error
+        raise BadMedia(f"an image of mode {image.mode} cannot be converted to RGB ({error})") from error
 
 
 def resize(
     image: PIL.Image.Image, factor: int, min_pixels: int, max_pixels: int, least_side: int = 1
 ) -> PIL.Image.Image:
-    """The picture with sides that are multiples of `factor`, within the pixel bounds. Raises BadMedia as `fit`."""
+    """Resize an image to the size that `fit` gives. Raises BadMedia as `fit`."""
     height, width = fit(image.height, image.width, factor, min_pixels, max_pixels, least_side)
     return image.resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
 def resize_memory(image: PIL.Image.Image, factor: int, min_pixels: int, max_pixels: int, least_side: int = 1) -> int:
-    """Bytes that `resize` takes, upright or not, its result as a picture and as an array included. Raises as `fit`."""
+    """Most bytes that `resize` needs for an image before or after it is turned upright. Raises as `fit`.
+
+    The result counts twice, as an image and as an array.
+    """
     height, width = fit(image.height, image.width, factor, min_pixels, max_pixels, least_side)
     return _RGB_BYTES * (max(width * image.height, height * image.width) + 2 * width * height)
 
 
 def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Band by band, so that never more than two whole pictures are held."""
+    """Convert band by band, so that never more than two whole images are in memory. Raises ValueError and OSError."""
     turn = _TURNS.get(_orientation(image))
     if turn is None and image.mode == "RGB" and not image.has_transparency_data:
         return image
     is_grey_16 = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
     if image.mode in ("I", "F") and not is_grey_16:
-        raise ValueError("32-bit samples do not define white; save the picture with 8 or 16 bits a channel")
+        raise ValueError("32-bit samples do not define white; save the image with 8 or 16 bits per channel")
     width, height = image.size
     upright = PIL.Image.new("RGB", (height, width) if turn and turn.aside else (width, height))
     rows = max(1, _BAND_PIXELS // width)
@@ -176,7 +184,7 @@ def _upright_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 def _orientation(image: PIL.Image.Image) -> int:
     try:
         return _integer(image.getexif().get(_ORIENTATION))
-    except Exception:  # metadata that cannot be read says nothing about orientation
+    except Exception:  # unreadable metadata means no orientation
         return 0
 
 
@@ -187,24 +195,24 @@ def _integer(value: object) -> int:
 def _flatten(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.has_transparency_data:
         layered = image.convert("RGBA")
-        paper = PIL.Image.new("RGB", image.size, _WHITE)
-        paper.paste(layered, mask=layered.getchannel("A"))
-        return paper
+        white = PIL.Image.new("RGB", image.size, _WHITE)
+        white.paste(layered, mask=layered.getchannel("A"))
+        return white
     return image.convert("RGB")
 
 
 def _from_16_bit(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Grey of 16 bits by its high byte, as Pillow itself reads colour of 16 bits."""
+    """Convert 16-bit grey to RGB by its high byte, as Pillow does for 16-bit colour."""
     samples = np.asarray(image)
     grey = (samples >> 8).astype(np.uint8)
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        grey[samples == clear] = 255
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[samples == transparent] = 255
     return PIL.Image.fromarray(grey).convert("RGB")
 
 
 def _scans(data: bytes, decoding: Decoding) -> int:
-    """Scans of a JPEG's (first) picture, counted from marker to marker as decoders go (ITU-T T.81, annex B)."""
+    """Number of scans of the (first) image of a JPEG, counted from marker to marker (ITU-T T.81, annex B)."""
     at, scans = 2, 0
     while (marker := _JPEG_MARKER.search(data, at)) and (kind := data[marker.end() - 1]) != _JPEG_END:
         decoding.go_on()
@@ -214,12 +222,12 @@ def _scans(data: bytes, decoding: Decoding) -> int:
 
 
 def _not_an_image(data: bytes, decoding: Decoding) -> str:
-    """Nothing of the file itself is told: it may come from where only this machine can look."""
-    kind = picture_kind(data, decoding.go_on)
+    """The error for a file that is not an image. It quotes no content, because only the server may read the file."""
+    kind = unsupported_image(data, decoding.go_on)
     if kind == "AVIF":
-        return "the AVIF picture is truncated, damaged or of a form that is not read; convert it to JPEG or PNG"
+        return "the AVIF image is truncated, damaged or of an unsupported kind; convert it to JPEG or PNG"
     if kind is not None:
-        return f"pictures of this kind are not supported ({kind}); convert it to JPEG or PNG"
+        return f"images of this kind are not supported ({kind}); convert it to JPEG or PNG"
     if container_of(data) in ("mov", "matroska"):
         return "this is a video, not an image; send it as a video part"
     return f"this file of {len(data):,} bytes is not an image; {', '.join(FORMATS)} are supported"

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_FRAME_RATE = 240
-"""Frames a second above which a video is not a video: bounds the frames that `MediaLimits.video_seconds` lets in."""
+"""Most frames per second of a video file. With `MediaLimits.video_seconds`, this limits the number of frames."""
 
 
 class BadMedia(ValueError):
-    """A picture or video that cannot be fetched, read or shown to a model.
+    """An image or video cannot be fetched or read, or breaks a limit.
 
-    `str()` of it is a sentence without a subject's place in the request; the loader adds the field.
+    The text of the error does not say where in the request the image or video is; the loader adds the field.
     """
 
 
 class NotRead(BadMedia):
-    """A file that is no picture or video, or of a kind that is not supported."""
+    """A file is not an image or a video, or has an unsupported format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +63,21 @@ class MediaLimits:
         return self.memory * 3 // 8
 
     @property
-    def shown_memory(self) -> int:
-        """Bytes for the resized pixels of all requests, three a pixel."""
+    def pixel_memory(self) -> int:
+        """Bytes for the resized pixels of all requests, three bytes for each pixel."""
         return self.memory * 3 // 8
 
     def check_pixels(self, width: int, height: int) -> None:
-        """Raises BadMedia for a picture of width x height that is over `pixels`."""
+        """Raise BadMedia if width x height is over `pixels`."""
         if width * height > self.pixels:
             raise BadMedia(
                 f"{width} x {height} is {width * height:,} pixels, over the limit of {self.pixels:,}; "
-                "send a smaller picture or raise the server's pixel limit"
+                "send a smaller image or raise the server's pixel limit"
             )
 
 
 def megabytes(count: int) -> str:
-    """A byte count for an error: `1.5 MiB`, or plain bytes below a tenth of one."""
+    """A number of bytes as text for an error: `1.5 MiB`, or `100 bytes` if it is below 0.1 MiB."""
     return f"{count / (1 << 20):.1f} MiB" if count > (1 << 20) // 10 else f"{count:,} bytes"
 
 

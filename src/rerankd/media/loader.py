@@ -1,4 +1,4 @@
-"""From a request's images and videos to the pixels that the model is shown."""
+"""Loading of a request's images and videos: from their sources to resized pixels."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from rerankd.media.visual import ResizedVisual, VisionFormat
 from rerankd.media.waiting import ended
 
 _THREADS = 8
-"""Files of all requests that are read from disk, decoded, or ready to be decoded at the same time."""
+"""Number of files of all requests that are read from disk or decoded at the same time."""
 _LOOKUPS = 32
-"""Host names of all requests that are looked up at the same time."""
+"""Number of host names of all requests that are looked up at the same time."""
 
 
 class MediaLoader:
-    """Fetches, decodes and resizes, in threads of its own and beside any event loop; thread-safe.
+    """Fetches, decodes and resizes images and videos, in a pool of threads. Thread-safe, for any event loop.
 
-    All requests share `limits.memory`. A request first holds what its visuals may take, all at once; then each of its
-    files holds its size, and then what decoding it takes. Who holds memory for decoding waits for no more, so that
-    everybody gets on.
+    All requests share `limits.memory`. A request first reserves memory for all its resized pixels together. Each of its
+    files then reserves its size, and after that the memory for decoding. A thread that holds memory for decoding waits
+    for no further memory, so that requests cannot block each other forever.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class MediaLoader:
         self._memory = Memory(
             files=Budget(limits.file_memory, "files"),
             decoding=Budget(limits.decode_memory, "decoding"),
-            shown=Budget(limits.shown_memory, "what models are shown"),
+            pixels=Budget(limits.pixel_memory, "resized pixels"),
         )
         self._closing = threading.Event()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="rerankd-media")
@@ -61,11 +61,12 @@ class MediaLoader:
         self._resolve = system_resolver(self._lookups) if resolve is None else resolve
 
     async def load(self, request: RerankRequest, *, skip_bad_documents: bool = False) -> LoadedMedia:
-        """All images and videos of a request. What occurs several times in it is read once.
+        """Load all images and videos of a request. Equal sources are read once.
 
-        Raises InvalidRequest, with a field such as `documents[3].content[1]`, for media that cannot be used
-        and for more parts than the limit. With `skip_bad_documents` a document's bad media are reported in
-        `failed` instead. Cancelling the awaiting task ends the work; the task ends when the work has.
+        skip_bad_documents: report a document whose media cannot be used in `failed`, instead of raising an error
+
+        Raises InvalidRequest, with a field such as `documents[3].content[1]`, for media that cannot be used, and for
+        too many parts. If the awaiting task is cancelled, the work is stopped, and the task ends after the work.
         """
         places = places_of(request)
         if not places:
@@ -76,7 +77,7 @@ class MediaLoader:
                 f"the request holds {len(places)} images and videos, over the limit of {self._limits.parts}; "
                 "send fewer documents at a time",
             )
-        held = await self._memory.shown.hold(self._shown_at_most(places))
+        lease = await self._memory.pixels.hold(self._pixel_bytes_at_most(places))
         try:
             async with Fetcher(self._limits, self._tls, self._resolve, self._access.allow_private) as fetcher:
                 reading = Reading(
@@ -89,34 +90,37 @@ class MediaLoader:
                     self._memory,
                     self._closing,
                 )
-                read = reading.visual_or_error if skip_bad_documents else reading.visual
+                read_part = reading.visual_or_error if skip_bad_documents else reading.visual
                 tasks: dict[Hashable, asyncio.Task[ResizedVisual | BadMedia]] = {}
                 try:
                     for place in places:
                         if place.key not in tasks:
-                            tasks[place.key] = asyncio.create_task(read(place.part))
+                            tasks[place.key] = asyncio.create_task(read_part(place.part))
                     await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_EXCEPTION)
                 finally:
                     for task in tasks.values():
                         task.cancel()
                     await ended(tasks.values())
-            loaded = collect(request, places, tasks, skip_bad_documents, held)
+            loaded = collect(request, places, tasks, skip_bad_documents, lease)
         except BaseException:
-            held.release()
+            lease.release()
             raise
-        held.shrink(reading.shown)
+        lease.shrink(reading.pixel_bytes)
         return loaded
 
-    def _shown_at_most(self, places: Sequence[Place]) -> int:
-        """Bytes that the visuals of a request may take together; more than there are for all is refused later."""
-        most = 0
+    def _pixel_bytes_at_most(self, places: Sequence[Place]) -> int:
+        """Most bytes that the resized pixels of a request may take, but not more than the whole budget.
+
+        A request that turns out to need more is refused while it is read.
+        """
+        total = 0
         for part in {place.key: place.part for place in places}.values():
-            with suppress(BadMedia):  # the error names the part, when it is read
-                most += 3 * int(_pixels_at_most(part, self._sizing))
-        return min(most, self._limits.shown_memory)
+            with suppress(BadMedia):  # raised again when the part is read, with its field
+                total += 3 * int(_pixels_at_most(part, self._sizing))
+        return min(total, self._limits.pixel_memory)
 
     def load_blocking(self, request: RerankRequest, *, skip_bad_documents: bool = False) -> LoadedMedia:
-        """As `load`, from code that may or may not run inside an event loop; blocks it."""
+        """Like `load`, but blocks. May be called inside and outside of an event loop."""
         if not places_of(request):
             return LoadedMedia((), ((),) * len(request.documents), {})
         with ThreadPoolExecutor(1, thread_name_prefix="rerankd-media-loop") as thread:
@@ -124,7 +128,7 @@ class MediaLoader:
             return thread.submit(asyncio.run, loading).result()
 
     def close(self) -> None:
-        """Stop the threads; loads in progress fail."""
+        """Stop the threads. Loads in progress fail."""
         self._closing.set()
         for threads in (self._threads, self._lookups):
             threads.shutdown(wait=False, cancel_futures=True)
@@ -139,7 +143,7 @@ class MediaLoader:
 
 
 def _pixels_at_most(part: Image | Video, sizing: Sizing) -> float:
-    """Pixels that a model is shown of a part at most. Raises BadMedia where the part's own values make no sense."""
+    """Most resized pixels of an image or video. Raises BadMedia for invalid settings of the part."""
     if isinstance(part, Image):
         return sizing.image_bounds(part)[1]
     _, frames = sizing.video_sampling(part)

@@ -14,32 +14,38 @@ from rerankd.media.visual import ResizedVisual
 
 @dataclass(frozen=True, slots=True)
 class LoadedMedia:
-    """A request's images and videos, in the order of their parts.
+    """The loaded images and videos of a request, in the order of their parts.
 
-    `failed` holds the error of each document whose media cannot be used, by index; the entry of such a document in
-    `documents` has no meaning. `held` is the memory that the visuals are counted in: released when
-    they have been scored, and at the latest when nobody refers to this any more.
+    query, documents: of the query, and of each document
+    failed: the error of each document whose media cannot be used, by index; the entry of such a document in `documents`
+        must not be used
+    lease: the memory that is reserved for the pixels, until they are scored
     """
 
     query: tuple[ResizedVisual, ...]
     documents: tuple[tuple[ResizedVisual, ...], ...]
     failed: Mapping[int, InvalidRequest]
-    held: Lease | None = field(default=None, compare=False)
+    lease: Lease | None = field(default=None, compare=False)
 
     @property
     def visuals(self) -> Visuals:
-        """The visuals, as prompts take them."""
+        """The images and videos in the form that prompts need."""
         return Visuals(self.query, self.documents)
 
     def release(self) -> None:
-        """Let other requests have the memory."""
-        if self.held is not None:
-            self.held.release()
+        """Release the memory for other requests."""
+        if self.lease is not None:
+            self.lease.release()
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A part of the request; `document` is None in the query. Parts with one key are the same picture."""
+    """An image or video and its place in the request.
+
+    document: index of the document; None for the query
+    field: the name for errors
+    key: equal for parts with the same source and settings
+    """
 
     document: int | None
     field: str
@@ -48,7 +54,7 @@ class Place:
 
 
 def places_of(request: RerankRequest) -> list[Place]:
-    """The places of a request's images and videos, in order."""
+    """The places of a request's images and videos, in the order of the query and then the documents."""
     contents: list[tuple[int | None, str, Content]] = [(None, "query", request.query)]
     contents += [(index, f"documents[{index}]", content) for index, content in enumerate(request.documents)]
     return [
@@ -64,28 +70,30 @@ def collect(
     places: Sequence[Place],
     tasks: Mapping[Hashable, asyncio.Task[ResizedVisual | BadMedia]],
     skip_bad_documents: bool,
-    held: Lease,
+    lease: Lease,
 ) -> LoadedMedia:
-    """Sort the visuals into the query and the documents. Raises InvalidRequest for the first part that cannot be used.
+    """Assign the images and videos to the query and the documents.
 
-    tasks: the reading of each part, by its key
-    skip_bad_documents: to report a document's bad media in `failed` instead
+    tasks: the finished task of each part, by its key
+    skip_bad_documents: report a document whose media cannot be used in `failed`, instead of raising an error
+
+    Raises InvalidRequest for the first part that cannot be used.
     """
     query: list[ResizedVisual] = []
     documents: list[list[ResizedVisual]] = [[] for _ in request.documents]
     failed: dict[int, InvalidRequest] = {}
     for place in places:
         task = tasks[place.key]
-        if task.cancelled():  # only after another one failed
+        if task.cancelled():  # a task is cancelled only after another one failed
             continue
-        found = task.exception() or task.result()
-        if isinstance(found, ResizedVisual):
-            (query if place.document is None else documents[place.document]).append(found)
-        elif isinstance(found, BadMedia):
-            problem = InvalidRequest(place.field, str(found))
+        outcome = task.exception() or task.result()
+        if isinstance(outcome, ResizedVisual):
+            (query if place.document is None else documents[place.document]).append(outcome)
+        elif isinstance(outcome, BadMedia):
+            problem = InvalidRequest(place.field, str(outcome))
             if place.document is None or not skip_bad_documents:
-                raise problem from found
+                raise problem from outcome
             failed.setdefault(place.document, problem)
         else:
-            raise found
-    return LoadedMedia(tuple(query), tuple(tuple(visuals) for visuals in documents), failed, held)
+            raise outcome
+    return LoadedMedia(tuple(query), tuple(tuple(visuals) for visuals in documents), failed, lease)

@@ -1,4 +1,4 @@
-"""The reading of one request's images and videos."""
+"""Reads the images and videos of one request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rerankd.core import Image, InvalidRequest, Video
 from rerankd.media.budget import Budget
 from rerankd.media.decoding import Decoding
 from rerankd.media.fetch import Fetcher
-from rerankd.media.frames import Pixels, listed, listed_memory, shrink
+from rerankd.media.frames import Pixels, listed_memory, resize_listed, shrink
 from rerankd.media.images import Opened, memory_of, open_image, resize, resize_memory, to_rgb
 from rerankd.media.limits import BadMedia, MediaLimits, NotRead, megabytes
 from rerankd.media.sampling import LIST_FPS, list_indices, timestamps
@@ -28,39 +28,43 @@ from rerankd.media.videos import read_video
 from rerankd.media.visual import ResizedVisual, VisionFormat
 from rerankd.media.waiting import all_done, ended
 
-_AT_ONCE = 8
-"""Files of one request that are fetched or decoded at the same time, so that other requests have threads too."""
+_CONCURRENT_FILES = 8
+"""Number of files of one request that are fetched or decoded at the same time, so that others have threads too."""
 
 Result = TypeVar("Result")
 
 
 class Memory(NamedTuple):
-    """The memory that all requests share: for files, for decoding, and for what models are shown."""
+    """The memory that all requests share: for files, for decoding, and for resized pixels."""
 
     files: Budget
     decoding: Budget
-    shown: Budget
+    pixels: Budget
 
 
 class _File(NamedTuple):
-    """A file's bytes, and the content type that its server gives."""
+    """The bytes of a file, and the content type that its server gave; None if there is none."""
 
     data: bytes
     media_type: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Show(Generic[Result]):
-    """How to use a decoded picture; `memory` gives the bytes that this takes, from the picture before decoding."""
+class _Use(Generic[Result]):
+    """What to do with a decoded image.
+
+    make: computes the result from the decoded image
+    memory: most bytes that `make` needs, from the image before decoding
+    """
 
     make: Callable[[PIL.Image.Image], Result]
     memory: Callable[[PIL.Image.Image], int]
 
 
 class Reading:
-    """Reads the parts of one request: waiting is done in the event loop, everything else in threads.
+    """Reads the images and videos of one request. The event loop only waits; all work is done in threads.
 
-    shown: bytes of the visuals so far
+    pixel_bytes: bytes of resized pixels so far
     """
 
     def __init__(
@@ -82,19 +86,19 @@ class Reading:
         self._threads = threads
         self._memory = memory
         self._closing = closing
-        self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._gate = asyncio.Semaphore(_CONCURRENT_FILES)
         self._counting = threading.Lock()
-        self.shown = 0
+        self.pixel_bytes = 0
 
     async def visual(self, part: Image | Video) -> ResizedVisual:
-        """Raises BadMedia, and InvalidRequest once all that is read is too much together."""
+        """Read an image or video. Raises BadMedia, and InvalidRequest if the request's parts are too large together."""
         if isinstance(part, Image):
             return await self._image(part)
         frames = listed_frames(part.source, int(self._limits.video_seconds * LIST_FPS))
         return await self._video_file(part) if frames is None else await self._frame_list(part, frames)
 
     async def visual_or_error(self, part: Image | Video) -> ResizedVisual | BadMedia:
-        """`visual`, with BadMedia returned in place of raised."""
+        """Like `visual`, but returns a BadMedia instead of raising it."""
         try:
             return await self.visual(part)
         except BadMedia as error:
@@ -102,50 +106,49 @@ class Reading:
 
     @contextmanager
     def _claim(self, size: int) -> Iterator[None]:
-        """Count `size` bytes among those that are shown, before they are held and unless they fail; in any thread."""
+        """Count `size` bytes of pixels before they are allocated. If the context raises, the count is undone."""
         with self._counting:
-            self.shown += size
-            fits = self.shown <= self._limits.shown_memory
+            self.pixel_bytes += size
+            fits = self.pixel_bytes <= self._limits.pixel_memory
         try:
             if not fits:
                 raise self._too_much()
             yield
         except BaseException:
             with self._counting:
-                self.shown -= size
+                self.pixel_bytes -= size
             raise
 
     def _too_much(self) -> InvalidRequest:
         return InvalidRequest(
             "documents",
-            f"the request's images and videos take more than {megabytes(self._limits.shown_memory)} together as the "
-            "model is shown them; send fewer documents at a time, or smaller pictures (max_pixels, max_frames)",
+            f"the request's images and videos take more than {megabytes(self._limits.pixel_memory)} together after "
+            "resizing; send fewer documents at a time, or smaller images (max_pixels, max_frames)",
         )
 
     async def _image(self, part: Image) -> ResizedVisual:
         bounds = self._form.factor, *self._sizing.image_bounds(part), self._sizing.least_side
-
         tiles = self._sizing.tiles
 
-        def show(image: PIL.Image.Image) -> ResizedVisual:
+        def make(image: PIL.Image.Image) -> ResizedVisual:
             pixels = np.array(resize(image, *bounds))[None] if tiles is None else tiles.cut(image)
             with self._claim(pixels.nbytes):
                 return ResizedVisual.of_tiles(pixels, self._form)
 
-        return await self._picture(
-            part.source, _Show(show, tiles.memory if tiles else lambda image: resize_memory(image, *bounds))
+        return await self._decoded_image(
+            part.source, _Use(make, tiles.memory if tiles else lambda image: resize_memory(image, *bounds))
         )
 
     async def _video_file(self, part: Video) -> ResizedVisual:
         fps, max_frames = self._sizing.video_sampling(part)
 
-        def show(file: _File, decoding: Decoding) -> ResizedVisual:
+        def decode(file: _File, decoding: Decoding) -> ResizedVisual:
             frames, seconds = read_video(
                 file.data, self._form.factor, self._sizing, fps, max_frames, self._limits, decoding, self._claim
             )
             return ResizedVisual.of_video(frames, seconds, self._form)
 
-        return await self._from_file(part.source, self._limits.video_bytes, show)
+        return await self._from_file(part.source, self._limits.video_bytes, decode)
 
     async def _frame_list(self, part: Video, sources: Frames) -> ResizedVisual:
         _, max_frames = self._sizing.video_sampling(part)
@@ -156,50 +159,50 @@ class Reading:
         factor = self._form.factor
 
         def make(image: PIL.Image.Image) -> tuple[tuple[int, ...], Pixels]:
-            frame = listed(image, factor)
+            frame = resize_listed(image, factor)
             return frame.shape, shrink(frame, factor, low, high)
 
-        show = _Show(make, lambda image: listed_memory(image, factor))
+        use = _Use(make, lambda image: listed_memory(image, factor))
 
         async def read(index: int) -> tuple[tuple[int, ...], Pixels]:
             try:
-                return await self._picture(sources.at(index), show)
+                return await self._decoded_image(sources.at(index), use)
             except BadMedia as error:
                 raise BadMedia(f"frame {index}: {error}") from error
 
-        # The first one tells the size of all, which are counted before they are read.
+        # All frames must have the size of the first, so that their memory is known before the others are read.
         first, frame = await read(indices[0])
         with self._claim(len(indices) * frame.nbytes):
             frames = np.empty((len(indices), *frame.shape), dtype=np.uint8)
 
-            def lay(index: int, frame: Pixels) -> None:
-                frames[[at for at, wanted in enumerate(indices) if wanted == index]] = frame
+            def store(index: int, frame: Pixels) -> None:
+                frames[[place for place, sampled in enumerate(indices) if sampled == index]] = frame
 
-            async def follow(index: int) -> None:
+            async def read_further(index: int) -> None:
                 shape, frame = await read(index)
                 if shape != first:
                     raise BadMedia(
-                        f"frame {index} has another shape than frame 0 (near {shape[1]} x {shape[0]} and "
+                        f"frame {index} has another size than frame 0 (near {shape[1]} x {shape[0]} and "
                         f"{first[1]} x {first[0]}); give all frames of a video one size"
                     )
-                lay(index, frame)
+                store(index, frame)
 
-            lay(indices[0], frame)
-            await all_done(follow, list(dict.fromkeys(indices))[1:])
+            store(indices[0], frame)
+            await all_done(read_further, list(dict.fromkeys(indices))[1:])
         return ResizedVisual.of_video(frames, timestamps(range(len(indices)), LIST_FPS), self._form)
 
-    async def _picture(self, source: object, show: _Show[Result]) -> Result:
-        def shown(opened: Opened, decoding: Decoding) -> Result:
-            with decoding.holding(opened.memory + show.memory(opened.image)):
-                return show.make(to_rgb(opened.image, self._limits))
+    async def _decoded_image(self, source: object, use: _Use[Result]) -> Result:
+        def decode(opened: Opened, decoding: Decoding) -> Result:
+            with decoding.holding(opened.memory + use.memory(opened.image)):
+                return use.make(to_rgb(opened.image, self._limits))
 
         def read(file: _File, decoding: Decoding) -> Result:
-            return shown(open_image(file.data, self._limits, decoding), decoding)
+            return decode(open_image(file.data, self._limits, decoding), decoding)
 
         if isinstance(source, PIL.Image.Image):
             async with self._gate:
                 self._limits.check_pixels(*source.size)
-                return await self._in_thread(partial(shown, Opened(source, memory_of(source))))
+                return await self._in_thread(partial(decode, Opened(source, memory_of(source))))
         return await self._from_file(source, self._limits.image_bytes, read)
 
     async def _from_file(self, source: object, limit: int, read: Callable[[_File, Decoding], Result]) -> Result:
@@ -213,21 +216,21 @@ class Reading:
 
     @asynccontextmanager
     async def _file(self, source: object, limit: int) -> AsyncIterator[_File]:
-        """A file, counted while it is held."""
+        """The bytes of a file. Their memory is reserved during the context."""
         if is_url(source):
-            data, held, media_type = await self._fetcher.get(str(source), limit, self._memory.files)
+            data, lease, media_type = await self._fetcher.get(str(source), limit, self._memory.files)
         else:
             size = await self._in_thread(lambda _: local_size(source, self._access))
-            held, media_type = await self._memory.files.hold(min(size, limit)), None
+            lease, media_type = await self._memory.files.hold(min(size, limit)), None
         try:
             if not is_url(source):
                 data = await self._in_thread(lambda decoding: read_local(source, limit, self._access, decoding.go_on))
             yield _File(data, media_type)
         finally:
-            held.release()
+            lease.release()
 
     async def _in_thread(self, work: Callable[[Decoding], Result]) -> Result:
-        """Run `work` in a thread; a task that is cancelled meanwhile ends when the thread has stopped."""
+        """Run `work` in a thread. If the task is cancelled, it ends only after the thread has stopped."""
         decoding = Decoding(self._memory.decoding, self._limits.decode_timeout, self._closing)
         running = self._threads.submit(work, decoding)
         waiting = asyncio.wrap_future(running)

@@ -1,4 +1,4 @@
-"""The frames of a video that are read, and the time of each pair.
+"""Which frames of a video are used, and the time of each pair of frames.
 
 Sources: `smart_nframes` of qwen-vl-utils 0.0.14, `sample_frames` of the authors' `qwen3_vl_reranker.py`, and
 `Qwen3VLProcessor` of transformers for the timestamps.
@@ -13,36 +13,40 @@ import numpy as np
 from rerankd.media.sizing import FRAME_PAIR, MIN_FRAMES
 
 LIST_FPS = 2.0
-"""A list of frames counts as two a second, whatever `fps` says."""
+"""Frames per second of a list of frames, whatever `fps` says."""
 
 
 def file_indices(total: int, rate: float, fps: float, max_frames: int) -> list[int]:
-    """Indices of the frames to read of a file of `total` frames at `rate` a second, first and last included.
+    """Indices of the frames to read from a video file, evenly spaced from the first to the last.
 
-    An even number of them, at least 4, where the file has as many; a single frame stands alone.
+    total, rate: number of frames of the file, and frames per second
+    fps: frames to use for each second
+    max_frames: limit frames to use
+
+    The number of indices is even, and at least 4 if the file has 4 frames. A file with one frame gives one index.
     """
     import torch
 
     if total < FRAME_PAIR:
         return [0]
-    most = max_frames // FRAME_PAIR * FRAME_PAIR
-    wanted = min(max(total / rate * fps, MIN_FRAMES), most, total)
-    count = int(wanted // FRAME_PAIR) * FRAME_PAIR
-    # The reference spaces them in float32, and halves round to even in it: so must these.
-    spaced: list[int] = torch.linspace(0, total - 1, count).round().long().tolist()
-    return spaced
+    limit = max_frames // FRAME_PAIR * FRAME_PAIR
+    target = min(max(total / rate * fps, MIN_FRAMES), limit, total)
+    count = int(target // FRAME_PAIR) * FRAME_PAIR
+    # The reference computes in float32 with torch, where halves round to even; other arithmetic gives other frames.
+    indices: list[int] = torch.linspace(0, total - 1, count).round().long().tolist()
+    return indices
 
 
 def list_indices(total: int, max_frames: int) -> list[int]:
-    """Indices of the frames to use of a list of `total`; an odd count gets its last one twice."""
-    chosen = list(range(total))
+    """Indices of the frames to use from a list of `total` frames. An odd number of indices is padded with the last."""
+    indices = list(range(total))
     if total > max_frames:
-        chosen = np.linspace(0, total - 1, max_frames, dtype=int).tolist()
-    return chosen + chosen[-1:] * (len(chosen) % FRAME_PAIR)
+        indices = np.linspace(0, total - 1, max_frames, dtype=int).tolist()
+    return indices + indices[-1:] * (len(indices) % FRAME_PAIR)
 
 
 def timestamps(indices: Sequence[int], rate: float) -> tuple[float, ...]:
-    """Seconds for each pair of frames: the mean of both, by their index at `rate` frames a second."""
+    """The time of each pair of frames in seconds: the mean of both times, at `rate` frames per second."""
     padded = list(indices)
     padded += padded[-1:] * (len(padded) % FRAME_PAIR)
     return tuple(

@@ -1,4 +1,4 @@
-"""The sources of media: `data:` URIs, files below allowed folders, paths, and URLs."""
+"""The sources of images and videos: `data:` URIs, files in allowed folders, paths, and URLs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from urllib.parse import unquote, unquote_to_bytes
 from rerankd.media.decoding import GoOn
 from rerankd.media.limits import BadMedia, over_bytes
 
-_SHOWN = 100
+_QUOTED = 100
+"""Characters of a source that errors quote."""
 _SLICE = 1 << 20
-"""Characters of a `data:` URI that are decoded at a time."""
+"""Characters of a `data:` URI that are decoded at once."""
 _MOST_BYTES = 4
-"""The most bytes of a character in UTF-8."""
+"""Most bytes of a character in UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +43,30 @@ def is_url(source: object) -> bool:
 
 
 class Frames(NamedTuple):
-    """A video as a list of pictures: how many, and the source of each by its index."""
+    """A video as a list of images.
+
+    total: number of images
+    at: the source of the image at an index
+    """
 
     total: int
     at: Callable[[int], object]
 
 
-def listed_frames(source: object, most: int) -> Frames | None:
-    """The frames of a sequence of pictures or of a `data:video/jpeg;base64,` URI; None for any other source.
+def listed_frames(source: object, limit: int) -> Frames | None:
+    """The frames of a sequence of images or of a `data:video/jpeg;base64,` URI; None for any other source.
 
-    The URI is vLLM's form for a video of which the client took the frames: one JPEG after the other in base64,
-    with commas between them. Raises BadMedia for more than `most`.
+    Such a URI is vLLM's format for a video whose frames the client has extracted: JPEG files in base64, with commas
+    between them. Raises BadMedia for more than `limit` frames.
     """
     if isinstance(source, (list, tuple)):
-        _check_count(len(source), most)
+        _check_count(len(source), limit)
         return Frames(len(source), source.__getitem__)
-    return _jpeg_frames(source, most) if _is_data(source) else None
+    return _jpeg_frames(source, limit) if _is_data(source) else None
 
 
 def local_size(source: object, access: Access) -> int:
-    """Bytes at most that `read_local` gives for a source, which is not read yet. Blocks on the disk; raises alike."""
+    """Most bytes that `read_local` will return for a source. Blocks on the disk. Raises as `read_local`."""
     if _is_data(source):
         comma = source.find(",")
         characters = len(source) - comma
@@ -71,10 +76,10 @@ def local_size(source: object, access: Access) -> int:
 
 
 def read_local(source: object, max_bytes: int, access: Access, go_on: GoOn) -> bytes:
-    """The bytes behind a `data:` URI, a `file:` URL or a path. Blocks on the disk; `go_on` is asked meanwhile.
+    """The bytes of a `data:` URI, a `file:` URL or a path. Blocks on the disk.
 
-    Raises BadMedia for anything else, for what `access` does not allow, for what cannot be read, and for
-    more than `max_bytes`.
+    Raises BadMedia for another source, for a file that `access` does not allow or that cannot be read, and for more
+    than `max_bytes`.
     """
     if _is_data(source):
         return _data(source, max_bytes, go_on)
@@ -82,12 +87,12 @@ def read_local(source: object, max_bytes: int, access: Access, go_on: GoOn) -> b
     return _file(path, max_bytes, folders)
 
 
-def _jpeg_frames(uri: str, most: int) -> Frames | None:
+def _jpeg_frames(uri: str, limit: int) -> Frames | None:
     comma = uri.find(",")
     kind, *_ = uri[5:comma].lower().split(";", 1)
     if comma < 0 or kind.strip() != "video/jpeg" or not _is_base64(uri, comma):
         return None
-    _check_count(uri.count(",", comma), most)
+    _check_count(uri.count(",", comma), limit)
     commas = [comma]
     while (comma := uri.find(",", comma + 1)) >= 0:
         commas.append(comma)
@@ -95,9 +100,9 @@ def _jpeg_frames(uri: str, most: int) -> Frames | None:
     return Frames(len(commas), lambda index: f"data:image/jpeg;base64,{uri[commas[index] + 1 : ends[index]]}")
 
 
-def _check_count(frames: int, most: int) -> None:
-    if frames > most:
-        raise BadMedia(f"the list holds {frames:,} frames, over the limit of {most:,}; send fewer of them")
+def _check_count(frames: int, limit: int) -> None:
+    if frames > limit:
+        raise BadMedia(f"the list holds {frames:,} frames, over the limit of {limit:,}; send fewer frames")
 
 
 def _is_data(source: object) -> TypeGuard[str]:
@@ -109,23 +114,25 @@ def _is_base64(uri: str, comma: int) -> bool:
 
 
 def _local_path(source: object, access: Access) -> tuple[Path, tuple[Path, ...] | None]:
-    """A path and the folders that it has to lie below, None for anywhere."""
+    """The path of a source, and the folders of which one must contain it; None if any path is allowed."""
     if isinstance(source, str):
         if source[:5].lower() == "file:":
             return _file_path(source), access.local_folders
-        if "://" in source[:_SHOWN]:
-            raise BadMedia(f"{_shown(source)} is not an http(s), data: or file: URL")
+        if "://" in source[:_QUOTED]:
+            raise BadMedia(f"{_quoted(source)} is not an http(s), data: or file: URL")
     if not isinstance(source, (str, os.PathLike)):
         raise BadMedia(f"a {type(source).__name__} is not a URL, a path or a PIL image")
     if access.local_folders is not None:
-        raise BadMedia(f"{_shown(str(source))} is not an http(s), data: or file: URL; paths are not read here")
+        raise BadMedia(f"{_quoted(str(source))} is not an http(s), data: or file: URL; paths are not read here")
     return Path(source), None
 
 
 def _data(uri: str, max_bytes: int, go_on: GoOn) -> bytes:
-    """RFC 2397, with base64 as browsers forgive it: white space, missing padding, the URL-safe alphabet.
+    """Decode a `data:` URI (RFC 2397).
 
-    Piece by piece: escapes and white space would otherwise take many times the memory of what they stand for.
+    As in browsers, base64 may have white space, no padding, or the URL-safe alphabet.
+
+    The URI is decoded in pieces, because escapes and white space may be many times longer than the data.
     """
     comma = uri.find(",")
     if comma < 0:
@@ -148,7 +155,7 @@ def _data(uri: str, max_bytes: int, go_on: GoOn) -> bytes:
 
 
 def _slices(uri: str, at: int) -> Iterator[str]:
-    """The text from `at` on, in slices that split no escape."""
+    """The text from `at` on, in slices that never split a percent escape."""
     while at < len(uri):
         end = at + _SLICE
         escape = uri.find("%", end - 2, end)
@@ -168,7 +175,7 @@ def _from_base64(slices: Iterable[str]) -> Iterator[bytes]:
         text = "".join((unquote(piece) if "%" in piece else piece).split()).translate(_URL_SAFE)
         letters = text.rstrip("=")
         if ended and letters:
-            raise ValueError("data behind the padding")
+            raise ValueError("data after the padding")
         ended = ended or len(letters) < len(text)
         rest += letters
         whole = len(rest) // 4 * 4
@@ -181,37 +188,37 @@ _URL_SAFE = str.maketrans("-_", "+/")
 
 
 def _file_path(url: str) -> Path:
-    """RFC 8089: `file:/path`, `file:///path` or `file://localhost/path`, percent-encoded or not."""
+    """The path of a `file:` URL (RFC 8089): `file:/path`, `file:///path` or `file://localhost/path`."""
     rest = url[len("file:") :]
     if rest.startswith("//"):
         host, slash, path = rest[2:].partition("/")
         rest = slash + path if host in ("", "localhost") else ""
     if not rest.startswith("/"):
-        raise BadMedia(f"{_shown(url)} is not an absolute local path; write file:/// and the path from the root")
+        raise BadMedia(f"{_quoted(url)} is not an absolute local path; write file:/// and the path from the root")
     return Path(unquote(rest))
 
 
 def _regular(path: Path, folders: tuple[Path, ...] | None) -> tuple[Path, int]:
-    """The regular file that a path leads to in the end, below one of `folders`, and its size."""
-    shown = _shown(str(path))
+    """The regular file at a path, with links resolved, and its size in bytes. Raises BadMedia for other files."""
+    quoted = _quoted(str(path))
     try:
-        # Links are followed before the check: what counts is the file that is read in the end.
+        # Links are resolved before the check, because the check must apply to the file that is read.
         real = path.resolve(strict=True)
         allowed = folders is None or any(real.is_relative_to(folder.resolve()) for folder in folders)
     except (OSError, ValueError, RuntimeError) as error:
-        # The error does not say whether a file exists that the request may not read.
+        # The error must not reveal whether a forbidden file exists.
         if folders is None:
-            raise BadMedia(f"{shown} cannot be read ({_reason(error)})") from error
+            raise BadMedia(f"{quoted} cannot be read ({_reason(error)})") from error
         allowed = False
     if not allowed:
-        raise BadMedia(f"{shown} is not a file below a folder that local media may be read from")
+        raise BadMedia(f"{quoted} is not a file below a folder that local media may be read from")
     try:
-        found = real.stat()
+        status = real.stat()
     except OSError as error:
-        raise BadMedia(f"{shown} cannot be read ({_reason(error)})") from error
-    if not stat.S_ISREG(found.st_mode):
-        raise BadMedia(f"{shown} is not a regular file")
-    return real, found.st_size
+        raise BadMedia(f"{quoted} cannot be read ({_reason(error)})") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise BadMedia(f"{quoted} is not a regular file")
+    return real, status.st_size
 
 
 def _file(path: Path, max_bytes: int, folders: tuple[Path, ...] | None) -> bytes:
@@ -220,9 +227,9 @@ def _file(path: Path, max_bytes: int, folders: tuple[Path, ...] | None) -> bytes
         with real.open("rb") as file:
             data = file.read(max_bytes + 1)
     except OSError as error:
-        raise BadMedia(f"{_shown(str(path))} cannot be read ({_reason(error)})") from error
+        raise BadMedia(f"{_quoted(str(path))} cannot be read ({_reason(error)})") from error
     if not data:
-        raise BadMedia(f"{_shown(str(path))} is empty")
+        raise BadMedia(f"{_quoted(str(path))} is empty")
     if len(data) > max_bytes:
         raise over_bytes(max_bytes)
     return data
@@ -232,5 +239,5 @@ def _reason(error: Exception) -> str:
     return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
 
 
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= _QUOTED else text[:_QUOTED] + "...")

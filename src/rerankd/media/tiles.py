@@ -1,4 +1,4 @@
-"""A picture as square tiles of one size, for a vision tower that takes no other.
+"""Cutting of an image into square tiles of one size, for a vision tower that accepts no other size.
 
 Source: `dynamic_preprocess` of `processing_llama_nemotron_vl.py` in nvidia/llama-nemotron-rerank-vl-1b-v2.
 """
@@ -14,16 +14,18 @@ if TYPE_CHECKING:
     import PIL.Image
 
 _ENOUGH = 0.6
-"""The share of a picture's pixels that tiles should have; more of them count no more."""
-_COPIES = 4
-"""Pixels of tiles that are held at a time: as a picture and as arrays, each at most as large as one of RGB."""
+"""Ratio of the tiles' pixels to the image's, above which a larger ratio is no better."""
+_PIXEL_BYTES = 4
+"""Bytes for each pixel: Pillow takes four bytes for a pixel of RGB, and an array takes less."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """side: pixels along a tile's side; most: how many tiles a picture is cut into at most.
+    """How an image is cut into tiles.
 
-    whole: whether all of a picture is one more tile where it is cut into several
+    side: pixels along a tile's side
+    most: most tiles of an image
+    whole: whether an image of several tiles gets one more tile that shows the whole image
     """
 
     side: int
@@ -32,12 +34,12 @@ class Tiles:
 
     @property
     def pixels(self) -> int:
-        """Of all tiles of a picture at most."""
+        """Most pixels of all tiles of an image."""
         return (self.most + self.whole) * self.side**2
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
-        """How many tiles lie side by side and how many one above another: those that fit the picture best."""
-        # The order of a set decides between shapes that fit equally well, so that it is made as the authors make it.
+        """(columns, rows): the arrangement of tiles that fits an image of width x height pixels best."""
+        # If two shapes fit equally well, the order of this set decides. So the set is built as the authors build it.
         shapes = {
             (columns, rows)
             for count in range(1, self.most + 1)
@@ -48,14 +50,14 @@ class Tiles:
 
         def fit(shape: tuple[int, int]) -> float:
             columns, rows = shape
-            own, asked = columns / rows, width / height
+            ratio, image_ratio = columns / rows, width / height
             share = columns * rows * self.side * self.side / (width * height)
-            return min(share, _ENOUGH) * min(own / asked, asked / own)
+            return min(share, _ENOUGH) * min(ratio / image_ratio, image_ratio / ratio)
 
         return max(sorted(shapes, key=lambda shape: shape[0] * shape[1]), key=fit)
 
     def cut(self, image: PIL.Image.Image) -> npt.NDArray[np.uint8]:
-        """The tiles of a picture of RGB, row by row, and behind them the one that shows all of it.
+        """Cut an RGB image into tiles, row by row, and append the tile that shows the whole image if there is one.
 
         Returns uint8 [tiles, side, side, 3].
         """
@@ -63,7 +65,7 @@ class Tiles:
 
         columns, rows = self.shape(*image.size)
         side = self.side
-        # Resized as Pillow does where nothing is said, and so as the authors do: bicubic.
+        # The authors give no resampling filter, so this is Pillow's default: bicubic.
         resized = np.array(image.resize((columns * side, rows * side)))
         tiles: npt.NDArray[np.uint8] = (
             resized.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4).reshape(-1, side, side, 3)
@@ -73,7 +75,7 @@ class Tiles:
         return np.concatenate([tiles, np.array(image.resize((side, side)))[None]])
 
     def memory(self, image: PIL.Image.Image) -> int:
-        """Bytes that `cut` takes at most, its result included."""
+        """Most bytes that `cut` needs, including its result."""
         columns, rows = self.shape(*image.size)
         halfway = self.side * max(columns * image.height, rows * image.width)
-        return _COPIES * (halfway + 2 * (columns * rows + 1) * self.side**2)
+        return _PIXEL_BYTES * (halfway + 2 * (columns * rows + 1) * self.side**2)

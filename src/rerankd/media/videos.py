@@ -1,4 +1,4 @@
-"""Video files: from bytes to the sampled frames, each already as small as the model is shown it."""
+"""Decoding of video files: from the bytes of a file to the sampled frames, each resized as soon as it is decoded."""
 
 from __future__ import annotations
 
@@ -18,36 +18,41 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from rerankd.media.containers import Container, container_of, gif_size, has_film, is_cut_short, iso_picture, iso_samples
+from rerankd.media.containers import Container, container_of, gif_size, has_tracks, is_cut_short, iso_image, iso_samples
 from rerankd.media.decoding import Decoding
 from rerankd.media.frames import Pixels, shrink, shrink_memory
 from rerankd.media.images import open_image, to_rgb
 from rerankd.media.limits import MAX_FRAME_RATE, BadMedia, MediaLimits, NotRead
 from rerankd.media.sampling import file_indices, timestamps
 from rerankd.media.sizing import FILE_TOTAL_PIXELS, Sizing, fit
-from rerankd.media.unread import film_kind, picture_kind
+from rerankd.media.unread import unsupported_image, unsupported_video
 
 _THREADS = min(4, os.cpu_count() or 1)
-"""Of one decoder; each holds frames of its own."""
+"""Threads of one decoder. Each thread holds frames."""
 _REFERENCES = 16
-"""Frames that a codec's later ones refer to at most."""
-_OWN_FRAMES = 3
-"""Frames that a decoder holds beside references and those of its threads."""
+"""Most reference frames of a codec."""
+_FURTHER_FRAMES = 3
+"""Frames that a decoder holds beside reference frames and the frames of its threads."""
 _PADDING = 128
-"""Pixels by which a side may be longer as it is coded."""
+"""Most pixels by which a side of a coded frame is longer than the frame's side."""
 _MOST_BYTES = 8
-"""Bytes a pixel of a frame whose format is not known: four samples of 16 bits."""
+"""Bytes of a pixel if the pixel format is unknown: four samples of 16 bits."""
 _CONVERTED_BYTES = 3 + 3 + 4 + 4 + 4
-"""Bytes a pixel while a frame becomes upright RGB, over white where it is transparent."""
+"""Bytes for each pixel that the conversion of a frame to upright RGB over white needs."""
 _PROBED_PIXELS = 4096 * 2304
-"""Of frames that are decoded to find out what a file holds, before memory is held for more."""
+"""Most pixels of a frame that libavformat decodes when it opens a file, before memory is reserved for decoding."""
 _PROBE_MEMORY = _PROBED_PIXELS * 12
-_SAMPLES_A_FRAME = 8
-"""Samples of all tracks, sound included, for each frame that a video may have; a demuxer lists all of them."""
+"""Bytes that are reserved while a file is opened."""
+_SAMPLES_PER_FRAME = 8
+"""Most samples of all tracks, with sound, for each allowed frame of a video, because a demuxer lists all samples."""
 
 
 class _Key(NamedTuple):
-    """A key frame: when it is shown, and the time that seeking finds it by (its decoding time, if it has one)."""
+    """A key frame.
+
+    time: presentation time
+    seek: the time by which seeking finds the frame: the decoding time, if there is one
+    """
 
     time: int
     seek: int
@@ -55,11 +60,11 @@ class _Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """The facts that a file's packets give without being decoded.
+    """The times of a video's frames, which its packets give without decoding.
 
     times: presentation times of the frames, ascending, in the stream's time base
-    keys: the frames that decoding can begin at, ascending; never empty
-    rate: frames a second
+    keys: the key frames, at which decoding can begin, ascending; never empty
+    rate: frames per second
     """
 
     times: list[int]
@@ -77,12 +82,17 @@ def read_video(
     decoding: Decoding,
     claim: Callable[[int], AbstractContextManager[object]],
 ) -> tuple[Pixels, tuple[float, ...]]:
-    """The sampled frames of a video file, uint8 [T, H, W, 3], and the seconds of each pair of them.
+    """The sampled frames of a video file, uint8 [T, H, W, 3], and the time of each pair of frames in seconds.
 
-    MP4, QuickTime, WebM, Matroska and GIF. Frames are turned upright by the file's display matrix, and each
-    is resized when it is decoded, so that memory does not grow with the video. `claim` is entered with the bytes of
-    all sampled frames before the first is decoded. Raises NotRead for what is not such a file, and BadMedia for one
-    that is over `limits`, cut short, damaged, has no video, or takes more time or memory than `decoding` has.
+    MP4, QuickTime, WebM, Matroska and GIF are supported. Frames are turned upright by the file's display matrix. Each
+    frame is resized when it is decoded, so that memory does not grow with the length of the video.
+
+    factor: pixels of a token's side; the frames' sides are multiples of it
+    fps, max_frames: see `file_indices`
+    claim: returns a context for a number of bytes; entered with the size of all sampled frames before decoding
+
+    Raises NotRead for another kind of file. Raises BadMedia for a file that is cut short, damaged, has no video, is
+    over `limits`, or takes more time or memory than `decoding` allows.
     """
     container = container_of(data)
     if container is None:
@@ -95,10 +105,10 @@ def read_video(
         with decoding.holding(_PROBE_MEMORY):
             file = _open(data, container, decoding)
         with file:
-            stream = _film(file)
+            stream = _video_stream(file)
             width, height = gif_size(data) if container == "gif" else (stream.width, stream.height)
             if not width * height:
-                raise BadMedia("the video does not say how large its frames are; re-encode it")
+                raise BadMedia("the video does not give the size of its frames; re-encode it")
             limits.check_pixels(width, height)
             stream.codec_context.options = {"max_pixels": str((width + _PADDING) * (height + _PADDING))}
             stream.codec_context.thread_count = _THREADS
@@ -107,13 +117,13 @@ def read_video(
             indices = file_indices(len(index.times), index.rate, fps, max_frames)
             low, high = sizing.frame_bounds(len(indices), FILE_TOTAL_PIXELS)
             rows, columns = fit(height, width, factor, low, high)
-            wanted = [index.times[at] for at in indices]
-            _check_work(index, wanted, width * height, limits)
+            sample_times = [index.times[at] for at in indices]
+            _check_work(index, sample_times, width * height, limits)
             with claim(len(indices) * rows * columns * 3), decoding.holding(_memory(stream, width, height)):
                 frames = _stacked(
                     (
                         shrink(_to_array(frame, limits), factor, low, high)
-                        for frame in _decode(file, stream, index, wanted, limits, decoding)
+                        for frame in _decode(file, stream, index, sample_times, limits, decoding)
                     ),
                     len(indices),
                 )
@@ -125,7 +135,7 @@ def read_video(
 
 
 class _Watched(io.BytesIO):
-    """A file that a demuxer reads only while somebody waits for its work: nothing else ends what it does at once."""
+    """A file in memory whose reads check for cancellation, because nothing else interrupts a demuxer."""
 
     def __init__(self, data: bytes, decoding: Decoding) -> None:
         super().__init__(data)
@@ -137,13 +147,13 @@ class _Watched(io.BytesIO):
 
 
 def _open(data: bytes, container: Container, decoding: Decoding) -> InputContainer:
-    # The bytes alone are read: no demuxer is guessed, and none may open another file or URL.
+    # The demuxer is given, not guessed, and the empty list of protocols keeps it from opening other files or URLs.
     options = {"protocol_whitelist": "none", "max_pixels": str(_PROBED_PIXELS)}
     return av.open(_Watched(data, decoding), "r", format=container, options=options, metadata_errors="replace")
 
 
-def _film(file: InputContainer) -> VideoStream:
-    """The track to show, which is no picture of an album's cover."""
+def _video_stream(file: InputContainer) -> VideoStream:
+    """The video track. Raises BadMedia if there is none; the image of an album's cover does not count."""
     stream = file.streams.best("video")
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
         raise BadMedia("the file has no video track")
@@ -153,51 +163,52 @@ def _film(file: InputContainer) -> VideoStream:
 
 
 def _check_iso(data: bytes, limits: MediaLimits, decoding: Decoding) -> None:
-    """Raises BadMedia for an ISO file that holds no film, or lists more samples than a film may have."""
-    picture = iso_picture(data, decoding.go_on)
-    if picture == "camera raw" or not has_film(data, decoding.go_on):
-        raise NotRead(_still(picture or "in a film's container"))
-    most = _SAMPLES_A_FRAME * limits.video_frames
+    """Raise NotRead for an ISO file without a video, and BadMedia for one that lists too many samples."""
+    image = iso_image(data, decoding.go_on)
+    if image == "camera raw" or not has_tracks(data, decoding.go_on):
+        raise NotRead(_still(image or "in a video container"))
+    most = _SAMPLES_PER_FRAME * limits.video_frames
     if iso_samples(data, decoding.go_on) > most:
-        raise BadMedia(f"the video lists more than {most:,} samples of picture and sound; send a shorter one")
+        raise BadMedia(f"the video lists more than {most:,} samples of video and sound; send a shorter video")
 
 
 def _memory(stream: VideoStream, width: int, height: int) -> int:
-    """Bytes that decoding a track takes at most, and showing one frame after the other."""
+    """Most bytes that decoding a track, and converting and resizing one frame after the other, need."""
     context = stream.codec_context
     sample_bytes = context.format.padded_bits_per_pixel / 8 if context.format is not None else _MOST_BYTES
     references = 0 if context.codec.name == "gif" else _REFERENCES
-    decoder = sample_bytes * (references + _OWN_FRAMES + _THREADS)
+    decoder = sample_bytes * (references + _FURTHER_FRAMES + _THREADS)
     return int(width * height * (decoder + _CONVERTED_BYTES)) + shrink_memory(height, width)
 
 
-def _check_work(index: _Index, wanted: Sequence[int], pixels: int, limits: MediaLimits) -> None:
-    """Raises BadMedia where more pixels than the limit lie on the way to the `wanted` frames."""
+def _check_work(index: _Index, sample_times: Sequence[int], pixels: int, limits: MediaLimits) -> None:
+    """Raise BadMedia if more pixels than the limit must be decoded to reach the frames at `sample_times`."""
     frames, at = 0, 0
-    for time in wanted:
+    for time in sample_times:
         key = index.keys[max(0, bisect_right(index.keys, time, key=lambda key: key.time) - 1)]
         at = max(at, bisect_left(index.times, key.time))
-        behind = bisect_right(index.times, time)
-        frames += max(0, behind - at)
-        at = max(at, behind)
+        end = bisect_right(index.times, time)
+        frames += max(0, end - at)
+        at = max(at, end)
     if frames * pixels > limits.video_pixels:
         raise _too_much_work(limits)
 
 
 def _stacked(frames: Iterator[Pixels], count: int) -> Pixels:
-    """`count` frames as one array, laid in place one by one."""
+    """Copy `count` frames into one array, one after the other. Raises BadMedia if their sizes differ."""
     stacked: Pixels | None = None
     for at, frame in enumerate(frames):
         if stacked is None:
             stacked = np.empty((count, *frame.shape), dtype=np.uint8)
         if frame.shape != stacked.shape[1:]:
-            raise BadMedia("the video changes its size midway; re-encode it at one size")
+            raise BadMedia("the size of the video's frames changes; re-encode it at one size")
         stacked[at] = frame
     assert stacked is not None
     return stacked
 
 
 def _index(file: InputContainer, stream: VideoStream, limits: MediaLimits, decoding: Decoding) -> _Index:
+    """Read the times of all frames from the packets. Raises BadMedia."""
     times: list[int] = []
     keys: list[_Key] = []
     end = 0
@@ -205,11 +216,11 @@ def _index(file: InputContainer, stream: VideoStream, limits: MediaLimits, decod
         raise _too_long(file.duration / av.time_base, limits)
     for packet in file.demux(stream):
         decoding.go_on()
-        # A packet that an edit list cuts away is decoded but never shown.
+        # A packet that an edit list cuts away is decoded, but its frame is not part of the video.
         if not packet.size or packet.is_discard:
             continue
         if packet.pts is None:
-            raise BadMedia("the video's frames carry no times; re-encode it")
+            raise BadMedia("the video's frames have no times; re-encode it")
         times.append(packet.pts)
         end = max(end, packet.pts + (packet.duration or 0))
         if packet.is_keyframe:
@@ -217,7 +228,7 @@ def _index(file: InputContainer, stream: VideoStream, limits: MediaLimits, decod
         if len(times) > limits.video_frames:
             raise BadMedia(
                 f"the video has more than {limits.video_frames:,} frames, the limit of {limits.video_seconds:g} "
-                f"seconds at {MAX_FRAME_RATE} a second"
+                f"seconds at {MAX_FRAME_RATE} frames per second"
             )
     if not times:
         raise BadMedia("the video has no frames")
@@ -229,7 +240,7 @@ def _index(file: InputContainer, stream: VideoStream, limits: MediaLimits, decod
     rate = float(stream.average_rate or 0) or (len(times) / seconds if seconds > 0 else 0.0)
     if rate <= 0:
         if len(times) > 1:
-            raise BadMedia("the video does not say how many frames a second it has; re-encode it")
+            raise BadMedia("the video does not give its frame rate; re-encode it")
         rate = 1.0
     return _Index(times, keys or [_Key(times[0], times[0])], rate)
 
@@ -238,19 +249,19 @@ def _decode(
     file: InputContainer,
     stream: VideoStream,
     index: _Index,
-    wanted: Sequence[int],
+    sample_times: Sequence[int],
     limits: MediaLimits,
     decoding: Decoding,
 ) -> Iterator[VideoFrame]:
-    """A frame for each of the `wanted` presentation times (ascending): the first that is shown then or later.
+    """A frame for each of the presentation times `sample_times` (ascending): the first frame at that time or later.
 
-    Jumps to the last key frame before a wanted time where that saves decoding what lies between.
+    If a key frame lies between the last decoded frame and the next sample time, decoding jumps to the key frame.
     """
     frames = _from(file, stream, index.keys[0])
     last: VideoFrame | None = None
     may_jump = True
     decoded = 0
-    for time in wanted:
+    for time in sample_times:
         key = index.keys[max(0, bisect_right(index.keys, time, key=lambda key: key.time) - 1)]
         jumped = may_jump and last is not None and _time(last) < key.time
         if jumped:
@@ -265,7 +276,7 @@ def _decode(
             if decoded > limits.video_pixels:
                 raise _too_much_work(limits)
             if jumped and _time(last) > time:
-                # The file's own index is off: this file is read from its start, in order.
+                # The file's index is wrong, so the file is decoded from its start, without jumps.
                 may_jump = jumped = False
                 frames = _from(file, stream, index.keys[0])
                 last = None
@@ -276,18 +287,19 @@ def _decode(
 
 
 def _from(file: InputContainer, stream: VideoStream, key: _Key) -> Iterator[VideoFrame]:
+    """The decoded frames from a key frame on."""
     file.seek(key.seek, stream=stream)
     yield from file.decode(stream)
 
 
 def _time(frame: VideoFrame) -> int:
     if frame.pts is None:
-        raise BadMedia("the video's frames carry no times; re-encode it")
+        raise BadMedia("the video's frames have no times; re-encode it")
     return frame.pts
 
 
 def _to_array(frame: VideoFrame, limits: MediaLimits) -> Pixels:
-    """Upright RGB, uint8 [H, W, 3], transparent parts white."""
+    """A frame as upright RGB, uint8 [H, W, 3], with transparent parts over white."""
     limits.check_pixels(frame.width, frame.height)
     if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
         layered = PIL.Image.fromarray(frame.to_ndarray(format="rgba"))
@@ -298,7 +310,7 @@ def _to_array(frame: VideoFrame, limits: MediaLimits) -> Pixels:
 
 
 def _not_a_video(data: bytes, limits: MediaLimits, decoding: Decoding) -> str:
-    """Nothing of the file itself is told: it may come from where only this machine can look."""
+    """The error for a file that is not a video. It quotes no content, because only the server may read the file."""
     try:
         with open_image(data, limits, decoding).image as image:
             if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
@@ -307,28 +319,28 @@ def _not_a_video(data: bytes, limits: MediaLimits, decoding: Decoding) -> str:
                     "frame as an image part"
                 )
             return "this is an image, not a video; send it as an image part"
-    except Exception:  # whatever Pillow says of it, it is no image that could be sent instead
-        if (kind := film_kind(data)) is not None:
+    except Exception:  # the file is not an image either, whatever the reason
+        if (kind := unsupported_video(data)) is not None:
             return f"videos of this kind are not supported ({kind}); re-encode it as MP4 or WebM"
-        if (kind := picture_kind(data, decoding.go_on)) is not None:
+        if (kind := unsupported_image(data, decoding.go_on)) is not None:
             return _still(kind)
         return f"this file of {len(data):,} bytes is not a video; MP4, QuickTime, WebM and GIF are supported"
 
 
 def _still(kind: str) -> str:
     convert = "" if kind == "AVIF" else "convert it to JPEG or PNG and "
-    return f"this is a still picture ({kind}), not a video; {convert}send it as an image part"
+    return f"this is a still image ({kind}), not a video; {convert}send it as an image part"
 
 
 def _too_much_work(limits: MediaLimits) -> BadMedia:
     return BadMedia(
         f"more than {limits.video_pixels:,} pixels have to be decoded to sample the video; "
-        "send a shorter or smaller one, or one with more key frames"
+        "send a shorter or smaller video, or a video with more key frames"
     )
 
 
 def _too_long(seconds: float, limits: MediaLimits) -> BadMedia:
     return BadMedia(
         f"the video is {seconds:.1f} seconds long, over the limit of {limits.video_seconds:g}; "
-        "send a shorter one or raise the limit"
+        "send a shorter video or raise the limit"
     )

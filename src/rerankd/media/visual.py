@@ -1,4 +1,4 @@
-"""An image or a video for the model: pixels in patches, with their places and times."""
+"""An image or a video for the model: resized pixels, their conversion to patches, and the times of frames."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _IMAGE_CONFIG = "preprocessor_config.json"
 _VIDEO_CONFIG = "video_preprocessor_config.json"
 _BOTH_CONFIG = "processor_config.json"
 _MOST = 4096
-"""No patch has a longer side, and no sample is shifted or scaled by more."""
+"""Upper limit of sizes, means and standard deviations in a configuration."""
 
 
 @dataclass(frozen=True, slots=True)
 class VisionFormat:
-    """How a checkpoint's vision tower wants its pixels; the defaults are Qwen3-VL's.
+    """The form in which a checkpoint's vision tower takes pixels. The defaults are those of Qwen3-VL.
 
     patch_size: pixels along a patch's side
     temporal_patch_size: frames in a patch
-    merge_size: patches along the side of a token
+    merge_size: patches along a token's side
     mean, std: of red, green and blue, after multiplication by `rescale`
     bfloat16: whether values are rounded to bfloat16
     """
@@ -49,9 +49,9 @@ class VisionFormat:
 
     @classmethod
     def from_folder(cls, folder: Path) -> VisionFormat:
-        """The format that a checkpoint's processor files state, old (one file each) or new (one for both).
+        """Read the format from a checkpoint's processor files: one each for images and videos, or one for both (newer).
 
-        Raises ModelError where they are missing, unreadable, incomplete, or differ between image and video.
+        Raises ModelError for missing, unreadable or incomplete files, and if the formats of images and videos differ.
         """
         both = _read(folder / _BOTH_CONFIG)
         image = _read(folder / _IMAGE_CONFIG) or _section(both, "image_processor", folder)
@@ -74,12 +74,12 @@ class VisionFormat:
         def size(name: str) -> int:
             value = config.get(name)
             if type(value) is not int or not 1 <= value <= _MOST:
-                raise wrong(name, f"a whole number from 1 to {_MOST}")
+                raise wrong(name, f"an integer from 1 to {_MOST}")
             return value
 
         def colours(name: str, least: float) -> tuple[float, float, float]:
             value = config.get(name)
-            if not isinstance(value, list) or len(value) != 3 or not all(_is_number(one, least) for one in value):
+            if not isinstance(value, list) or len(value) != 3 or not all(_is_number(number, least) for number in value):
                 raise wrong(name, f"three numbers, at least {least}")
             red, green, blue = map(float, value)
             return red, green, blue
@@ -97,9 +97,10 @@ class VisionFormat:
         )
 
     def lookup(self) -> npt.NDArray[np.float32]:
-        """The model's value for each 8-bit sample, float32 [3, 256].
+        """The model's value for each 8-bit sample of red, green and blue, float32 [3, 256].
 
-        In the precisions of transformers' PIL image processors: scaled in float64, then (x - mean) / std in float32.
+        The precisions are those of the PIL image processors of transformers: scaling in float64, then (x - mean) / std
+        in float32.
         """
         scaled = (np.arange(256, dtype=np.float64) * self.rescale).astype(np.float32)
         mean, std = np.array(self.mean, dtype=np.float32), np.array(self.std, dtype=np.float32)
@@ -109,11 +110,11 @@ class VisionFormat:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResizedVisual:
-    """An image or a video, resized, as 8-bit pixels: a quarter to an eighth of what the model is given.
+    """A resized image or video as 8-bit pixels, which take a quarter to an eighth of the memory of `pixel_values`.
 
-    frames: uint8 [T, H, W, 3], H and W multiples of `format.factor`; T is 1 for an image, or counts its tiles
-    seconds: for a video, the time of each group of `temporal_patch_size` frames; empty for an image
-    digest: equal for equal pixels, whatever they came from
+    frames: uint8 [T, H, W, 3]; H and W are multiples of `format.factor`; T of an image is 1, or its number of tiles
+    seconds: for a video, the time of each group of `temporal_patch_size` frames in seconds; empty for an image
+    digest: equal for equal pixels, whatever their source
     """
 
     kind: Literal["image", "video"]
@@ -124,43 +125,43 @@ class ResizedVisual:
 
     @classmethod
     def of_image(cls, pixels: npt.NDArray[np.uint8], form: VisionFormat) -> ResizedVisual:
-        """From one picture, uint8 [H, W, 3]."""
+        """A visual from the pixels of one image, uint8 [H, W, 3]."""
         return cls.of_tiles(pixels[None], form)
 
     @classmethod
     def of_tiles(cls, tiles: npt.NDArray[np.uint8], form: VisionFormat) -> ResizedVisual:
-        """From the tiles of one picture, uint8 [T, H, W, 3]."""
+        """A visual from the tiles of one image, uint8 [T, H, W, 3]."""
         return cls("image", tiles, (), form, _digest(tiles))
 
     @classmethod
     def of_video(cls, frames: npt.NDArray[np.uint8], seconds: tuple[float, ...], form: VisionFormat) -> ResizedVisual:
-        """From frames, uint8 [T, H, W, 3], with a time for each pair of them."""
+        """A visual from the frames of a video, uint8 [T, H, W, 3], with a time for each pair of frames."""
         return cls("video", frames, seconds, form, _digest(frames))
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Patches in time, height and width."""
+        """Number of patches in time, height and width."""
         count, height, width, _ = self.frames.shape
         side = self.format.patch_size
         return -(-count // self.format.temporal_patch_size), height // side, width // side
 
     @property
     def tokens_per_step(self) -> int:
-        """Placeholder tokens of an image, or of each group of frames of a video."""
+        """Number of placeholder tokens of an image, or of each group of frames of a video."""
         _, height, width = self.grid
         return height * width // self.format.merge_size**2
 
     @property
     def tokens(self) -> int:
-        """Placeholder tokens in all."""
+        """Number of placeholder tokens in all."""
         return self.grid[0] * self.tokens_per_step
 
     def pixel_values(self) -> Tensor:
-        """Flattened patches, float32 [t * h * w, 3 * temporal_patch_size * patch_size ** 2].
+        """The flattened patches, float32 [t * h * w, 3 * temporal_patch_size * patch_size ** 2].
 
-        Patches go by time, then by token (row by row), then row by row within a token; inside a patch by
-        channel, frame, row and column. A last frame without a partner is shown twice. Source: `patchify` of
-        `Qwen2VLImageProcessorPil` and `Qwen3VLVideoProcessor` in transformers.
+        Patches are ordered by time, then by token (row by row), then row by row within a token. The values of a patch
+        are ordered by channel, frame, row and column. The last frame is repeated to fill the last group of frames.
+        Source: `patchify` of `Qwen2VLImageProcessorPil` and `Qwen3VLVideoProcessor` in transformers.
         """
         import torch
 
@@ -174,8 +175,8 @@ class ResizedVisual:
         values = np.empty(patches.shape, dtype=np.float32)
         for channel, table in enumerate(form.lookup()):
             values[:, :, :, :, :, channel] = table[patches[:, :, :, :, :, channel]]
-        shown = torch.from_numpy(values.reshape(time * height * width, 3 * depth * side * side))
-        return shown.bfloat16().float() if form.bfloat16 else shown
+        pixels = torch.from_numpy(values.reshape(time * height * width, 3 * depth * side * side))
+        return pixels.bfloat16().float() if form.bfloat16 else pixels
 
 
 def _digest(frames: npt.NDArray[np.uint8]) -> bytes:
@@ -185,7 +186,7 @@ def _digest(frames: npt.NDArray[np.uint8]) -> bytes:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty where there is no such file."""
+    """A JSON object from a file; empty if there is no such file. Raises ModelError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -205,5 +206,5 @@ def _section(config: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
 
 
 def _is_number(value: object, least: float) -> bool:
-    """Whether a JSON value is a number that a sample may be shifted or scaled by."""
+    """Whether a JSON value is a number from `least` to _MOST."""
     return type(value) in (int, float) and least <= value <= _MOST  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Waiting for work in threads, which holds memory until it ends."""
+"""Waiting for work in threads until it has really ended, because running work holds memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 async def all_done(work: Callable[[int], Awaitable[None]], items: Sequence[int]) -> None:
-    """Do the work for every item at the same time; the first failure cancels what has not begun."""
+    """Do the work for all items concurrently. The first failure cancels the rest, and is raised when all have ended."""
     tasks = [asyncio.ensure_future(work(item)) for item in items]
     try:
         await asyncio.gather(*tasks)
@@ -20,9 +20,9 @@ async def all_done(work: Callable[[int], Awaitable[None]], items: Sequence[int])
 
 
 async def ended(futures: Iterable[asyncio.Future[Any]]) -> None:
-    """Wait for futures whatever they end with, and whoever asks this task to end sooner: threads hold memory."""
-    left = [future for future in futures if not future.done()]
-    while left:
+    """Wait until futures are done, whatever their outcome. A cancellation of this task does not end the waiting."""
+    pending = [future for future in futures if not future.done()]
+    while pending:
         with suppress(asyncio.CancelledError):
-            await asyncio.wait(left)
-        left = [future for future in left if not future.done()]
+            await asyncio.wait(pending)
+        pending = [future for future in pending if not future.done()]
