@@ -1,4 +1,5 @@
-"""A server of replicas under a virtual clock: the real queue, batches whose time is linear in their tokens."""
+"""A server of replicas under a virtual clock: the real queue, batches whose time is linear in their tokens, and a
+machine whose speed varies."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from heapq import heappop, heappush
 
 import numpy
 
-from rerankd.bench.queueing import Replica, Requests
+from rerankd.bench.queueing import BLOCK, Replica, Requests
 from rerankd.core import PromptGroup, Segment
 from rerankd.engine.batcher import Batcher, Job, Slice
 from rerankd.parallel.sharing import fair_budget
@@ -46,26 +47,64 @@ def arrivals(requests: Requests, rate: float, count: int, seed: int) -> list[tup
     return found
 
 
+def spells(seed: int, slow: float = 2.0) -> list[tuple[float, float]]:
+    """A minute of a machine that is `slow` times as slow for a while, a second or more, and usual again for a while."""
+    generator, pieces, times = numpy.random.default_rng(seed), list[tuple[float, float]](), 1.0
+    while sum(took for took, _ in pieces) < 60:
+        times = slow if times == 1 else 1.0
+        for _ in range(int(generator.integers(20, 60))):
+            work = float(generator.uniform(0.01, 0.05))
+            pieces.append((work * times * float(generator.lognormal(0, 0.1)), work))
+    return pieces
+
+
+class Machine:
+    """How much work is done by when, as a curve from points: the same pieces as a trace has, in random order."""
+
+    def __init__(self, replica: Replica, seconds: float, seed: int) -> None:
+        """seconds: how long the curve is at least"""
+        generator, pieces = numpy.random.default_rng(seed), numpy.array(replica.trace)
+        starts = numpy.cumsum(pieces[:, 0])
+        rows, length = [numpy.zeros((1, 2))], 0.0
+        while length < seconds:
+            turned = numpy.roll(pieces, -int(generator.integers(len(pieces))), axis=0)
+            block = turned[: 1 + int(numpy.searchsorted(numpy.cumsum(turned[:, 0]), min(BLOCK, starts[-1]) - 1e-9))]
+            rows.append(block)
+            length += block[:, 0].sum()
+        self.times, self.works = numpy.ascontiguousarray(numpy.cumsum(numpy.concatenate(rows), axis=0).T)
+
+    def end(self, start: float, work: float) -> float:
+        """When so much work is done that begins then."""
+        done = numpy.interp(start, self.times, self.works) + work
+        assert done <= self.works[-1], "the curve is too short"
+        return float(numpy.interp(done, self.works, self.times))
+
+
 def documents(tokens: int, longest: int) -> list[int]:
     """Of a request: as long as `longest`, and the rest."""
     return [longest] * (tokens // longest) + ([tokens % longest] if tokens % longest else [])
 
 
-def simulate(replica: Replica, longest: int, comes: Sequence[tuple[float, int]], replicas: int) -> Simulated:
+def simulate(
+    replica: Replica, longest: int, comes: Sequence[tuple[float, int]], replicas: int, seed: int = 0
+) -> Simulated:
     """Requests of so many tokens, each at its time, from an empty queue until the last is answered."""
     queue = Batcher(replica.most)
+    alone = sum(replica.seconds(tokens) for _, tokens in comes)
+    machine = Machine(replica, 10 + 3 * (comes[-1][0] + alone) * replica.slower * replica.crowded, seed)
     segments = {}
     idle = list(range(replicas))
     running: list[tuple[float, int, list[Slice]]] = []
-    waits, number, left, born = list(reversed(comes)), dict[Job, int](), dict[Job, int](), dict[Job, float]()
+    waits = [(machine.end(now, replica.outside), now, tokens) for now, tokens in reversed(comes)]
+    number, left, born = dict[Job, int](), dict[Job, int](), dict[Job, float]()
     latencies, computed, worked, now = [0.0] * len(comes), 0, 0.0, 0.0
     while waits or running:
         if waits and (not running or waits[-1][0] <= running[0][0]):
-            now, tokens = waits.pop()
+            now, came, tokens = waits.pop()
             lengths = documents(tokens, longest)
             suffixes = tuple(segments.setdefault(length, Segment([0] * length)) for length in lengths)
             job = Job(PromptGroup(Segment([]), suffixes, (False,) * len(suffixes)), Future())
-            number[job], left[job], born[job] = len(number), len(suffixes), now
+            number[job], left[job], born[job] = len(number), len(suffixes), came
             queue.add(job)
             if replicas > 1:
                 queue.budget = fair_budget(queue.tokens, longest, replica.most, replicas)
@@ -76,10 +115,12 @@ def simulate(replica: Replica, longest: int, comes: Sequence[tuple[float, int]],
                 computed += len(piece.group.suffixes)
                 left[piece.job] -= len(piece.group.suffixes)
                 if not left[piece.job]:
-                    latencies[number[piece.job]] = now - born[piece.job] + replica.outside
+                    latencies[number[piece.job]] = now - born[piece.job]
         while idle and queue:
             batch = queue.next_batch()
-            took = replica.seconds(sum(piece.cost for piece in batch))
-            worked += took
-            heappush(running, (now + took, idle.pop(0), batch))
+            beside = len(running) + bool(queue or len({piece.job for piece in batch}) > 1)
+            work = replica.seconds(sum(piece.cost for piece in batch))
+            end = machine.end(now, work + work * (replica.crowded - 1) * beside / replicas)
+            worked += end - now
+            heappush(running, (end, idle.pop(0), batch))
     return Simulated(latencies, computed, worked / replicas / now)

@@ -1,8 +1,10 @@
-"""What one replica of a running server does: its batches' times by their tokens, and the most that it answers.
+"""What one replica of a running server does: its batches' times by their tokens, how its speed varies, and the most
+that it answers.
 
 Everything is read off the server's own count of batches, tokens and seconds at `/metrics`, before and after requests:
-first one request at a time, with some of its documents and with all; then more and more of them at a time, until the
-rate rises no more; then requests at some rates below that, beside which the model's latencies stand.
+first one request at a time, with some of its documents and with all, which shows how the machine's speed varies too;
+then more and more of them at a time, until the rate rises no more, which shows how much longer batches take meanwhile;
+then requests at some rates below that, beside which the model's latencies stand.
 """
 
 from __future__ import annotations
@@ -24,9 +26,7 @@ from rerankd.core import RerankdError
 if TYPE_CHECKING:
     import aiohttp
 
-ALONE = 40
-"""Requests at most that are sent one at a time, with all their documents."""
-PARTS = (1 / 8, 1 / 4, 1 / 2)
+PARTS = (1 / 8, 1 / 4, 1 / 2, 1)
 """Of a request's documents, for batches of other sizes."""
 SETTLED = 1.05
 """The rate rises no more where twice as many clients get less than this times as much."""
@@ -55,6 +55,19 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         return Work(self.batches + other.batches, self.tokens + other.tokens, self.seconds + other.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """A request beside which there was no other. part: of a sample's documents"""
+
+    part: float
+    work: Work
+    outcome: Outcome
+
+    def outside(self, replicas: int) -> float:
+        """Seconds that it spent outside its batches, which so many replicas compute at the same time."""
+        return max(self.outcome.latency - self.work.seconds / min(max(self.work.batches, 1), replicas), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +115,9 @@ class Measured:
     def read(cls, content: Any) -> Measured:
         """Raises RerankdError for what no `json` made."""
         try:
-            own = {**content, "replica": Replica(**content["replica"]), "requests": Requests(**content["requests"])}
-            return cls(**{**own, "levels": tuple(Level(**one) for one in content["levels"])})
+            replica, requests = Replica(**content["replica"]), Requests(**content["requests"])
+            own = {**content, "replica": replace(replica, trace=tuple((a, b) for a, b in replica.trace))}
+            return cls(**{**own, "requests": requests, "levels": tuple(Level(**one) for one in content["levels"])})
         except (TypeError, KeyError, ValueError) as error:
             raise RerankdError(
                 f"--measured: not a file of `rerankd bench capacity --save-result` ({error})."
@@ -148,34 +162,28 @@ async def measure(
     Raises RerankdError where a request fails, and for a server that is no rerankd.
     """
     async with connect(target.headers, target.verify_tls) as session:
-        server = _Server(session, target, metrics, samples, seconds, progress)
+        server = Server(session, target, metrics, samples, seconds, progress)
         before = await server.counted()
-        observed, whole = await server.one_at_a_time()
-        lonely = median([outcome.latency for _, outcome in whole])
-        closed = await server.rising(1 / lonely, before.replicas)
-        best = max(one.answered for one, _ in closed)
-        for one, work in closed:
-            # Replicas that never wait take all the time there is, and not only the time of their batches.
-            full = one.answered >= FULL * best
-            observed.append(replace(work, seconds=work.seconds / one.busy) if full else work)
-        documents = [len(outcome.sample.documents) for _, outcome in whole]
-        outside = median([outcome.latency - work.seconds for work, outcome in whole])
+        alone = await server.one_at_a_time()
+        whole = [one for one in alone if one.part == 1]
+        closed = await server.rising(1 / median([one.outcome.latency for one in whole]), before.replicas)
         found = Measured(
             model=target.model,
-            replica=replace(fit(observed, before.most), outside=max(outside, 0.0)),
+            replica=fitted(alone, closed, before.replicas, before.most),
             requests=_requests(whole),
             replicas=before.replicas,
-            documents=sum(documents) / len(documents),
-            sent=sum(len(_body(target, outcome.sample)) for _, outcome in whole) / len(whole),
-            received=sum(outcome.received for _, outcome in whole) / len(whole),
+            documents=sum(len(one.outcome.sample.documents) for one in whole) / len(whole),
+            sent=sum(len(_body(target, one.outcome.sample)) for one in whole) / len(whole),
+            received=sum(one.outcome.received for one in whole) / len(whole),
         )
+        best = max(one.answered for one, _ in closed)
         highest = min(best, found.replicas * most_requests(found.replica, found.requests))
         opened = [await server.at(load * highest) for load in LOADS]
         return replace(found, levels=(*(one for one, _ in closed), *opened))
 
 
 @dataclass(frozen=True, slots=True)
-class _Server:
+class Server:
     """A server under measurement; see `measure`."""
 
     session: aiohttp.ClientSession
@@ -196,30 +204,28 @@ class _Server:
             raise RerankdError(f"{self.metrics}: no answer ({error}).") from error
         return Counts.of(text, self.metrics)
 
-    async def alone(self, sample: Sample) -> tuple[Work, Outcome]:
-        """A request beside which there is no other."""
+    async def alone(self, sample: Sample, documents: int) -> Alone:
+        """A request of the first documents of a sample."""
+        part = replace(sample, documents=sample.documents[:documents], tokens=None)
         before = await self.counted()
-        outcome = await request(self.session, self.target, sample, _body(self.target, sample))
+        outcome = await request(self.session, self.target, part, _body(self.target, part))
         _check([outcome])
-        return (await self.counted()).work - before.work, outcome
+        return Alone(documents / len(sample.documents), (await self.counted()).work - before.work, outcome)
 
-    async def one_at_a_time(self) -> tuple[list[Work], list[tuple[Work, Outcome]]]:
-        """The work of requests with equal parts of their documents, and of each that had all."""
-        await self.alone(self.samples[0])  # kernels are chosen in it
-        works: dict[float, Work] = {}
-        whole: list[tuple[Work, Outcome]] = []
+    async def one_at_a_time(self) -> list[Alone]:
+        """Requests with equal parts of their documents, and with all."""
+        await self.alone(self.samples[0], 1)  # kernels are chosen in it
+        found: list[Alone] = []
+        whole = 0
         until = time.perf_counter() + self.seconds
-        while len(whole) < LEAST or (len(whole) < ALONE and time.perf_counter() < until):
-            sample = self.samples[len(whole) % len(self.samples)]
-            count = len(sample.documents)
-            for part in {math.ceil(count * part) for part in PARTS} - {count}:
-                found, _ = await self.alone(replace(sample, documents=sample.documents[:part], tokens=None))
-                works[part / count] = works.get(part / count, Work(0, 0, 0)) + found
-            whole.append(await self.alone(sample))
-            works[1.0] = works.get(1.0, Work(0, 0, 0)) + whole[-1][0]
-        took = median([outcome.latency for _, outcome in whole])
-        self.progress(f"{len(whole)} requests one at a time: {1000 * took:.1f} ms")
-        return [*works.values()], whole
+        while whole < LEAST or time.perf_counter() < until:
+            sample = self.samples[whole % len(self.samples)]
+            counts = {math.ceil(len(sample.documents) * part) for part in PARTS}
+            found += [await self.alone(sample, count) for count in sorted(counts)]
+            whole += 1
+        took = median([one.outcome.latency for one in found if one.part == 1])
+        self.progress(f"{whole} requests one at a time: {1000 * took:.1f} ms")
+        return found
 
     async def rising(self, rate: float, replicas: int) -> list[tuple[Level, Work]]:
         """More and more requests at a time, until their rate rises no more. rate: requests a second of one at a time"""
@@ -234,9 +240,9 @@ class _Server:
             rate, clients = max(rate, one.answered), 2 * clients
         return levels
 
-    async def at(self, rate: float) -> Level:
+    async def at(self, rate: float, seed: int = 0) -> Level:
         """So many requests a second, at random times."""
-        one, _ = await self.level(rate * self.seconds, Traffic(rate))
+        one, _ = await self.level(rate * self.seconds, Traffic(rate, seed=seed))
         self.progress(f"{rate:.1f} requests/s: p50 {1000 * one.p50:.1f} ms, p99 {1000 * one.p99:.1f} ms")
         return one
 
@@ -249,6 +255,51 @@ class _Server:
         work = ((await self.counted()).work - start.work) * (count / (count + 1))
         _check(outcomes)
         return _level(outcomes, took, work, start.replicas, traffic), work
+
+
+def fitted(alone: Sequence[Alone], closed: Sequence[tuple[Level, Work]], replicas: int, most: int) -> Replica:
+    """What a replica does, by requests one at a time and by more and more of them at a time.
+
+    Where two requests for each replica are in flight, all compute and requests wait, and a batch has about as many
+    tokens as a request alone: so it shows how much longer batches take then.
+    """
+    parts: dict[float, Work] = {}
+    for one in alone:
+        parts[one.part] = parts.get(one.part, Work(0, 0, 0)) + one.work
+    near = fit([*parts.values()], most)
+    crowds = [level.clients is not None and level.clients >= 2 * replicas for level, _ in closed]
+    crowd = next((work for (_, work), is_one in zip(closed, crowds, strict=True) if is_one), closed[-1][1])
+    crowded = crowding(near, [one.work for one in alone], [crowd])
+    best = max(level.answered for level, _ in closed)
+    works = [*parts.values()]
+    for (level, work), is_one in zip(closed, crowds, strict=True):
+        # Replicas that never wait take all the time there is, and not only the time of their batches.
+        took = work.seconds / level.busy if level.answered >= FULL * best else work.seconds
+        works.append(replace(work, seconds=took / crowded if is_one else took))
+    outside = median([one.outside(replicas) for one in alone if one.part == 1])
+    found = replace(fit(works, most), outside=outside, crowded=crowded)
+    return replace(found, trace=trace(found, alone, replicas))
+
+
+def crowding(replica: Replica, alone: Sequence[Work], crowd: Sequence[Work]) -> float:
+    """How many times as long batches took in a crowd as alone, for what the replica's figures say of them."""
+
+    def times(works: Sequence[Work]) -> float:
+        return sum(one.seconds for one in works) / sum(_said(replica, one) for one in works)
+
+    return max(times(crowd) / times(alone), 1.0)
+
+
+def trace(replica: Replica, alone: Sequence[Alone], replicas: int) -> list[tuple[float, float]]:
+    """The seconds that requests alone took one after the other, each with what the figures say of it."""
+    return [
+        (round(one.work.seconds + one.outside(replicas), 6), round(_said(replica, one.work) + replica.outside, 6))
+        for one in alone
+    ]
+
+
+def _said(replica: Replica, work: Work) -> float:
+    return replica.fixed * work.batches + replica.per_token * work.tokens
 
 
 def fit(observed: Sequence[Work], most: int) -> Replica:
@@ -265,11 +316,10 @@ def fit(observed: Sequence[Work], most: int) -> Replica:
     return Replica(0.0, of_tokens / tokens, most)
 
 
-def _requests(whole: Sequence[tuple[Work, Outcome]]) -> Requests:
+def _requests(whole: Sequence[Alone]) -> Requests:
     """Tokens that were computed for each request alone; the longest prompt as if a request's were equally long."""
-    tokens = [round(work.tokens) for work, _ in whole]
-    longest = max(math.ceil(work.tokens / len(outcome.sample.documents)) for work, outcome in whole)
-    return Requests(tokens, longest)
+    longest = max(math.ceil(one.work.tokens / len(one.outcome.sample.documents)) for one in whole)
+    return Requests([round(one.work.tokens) for one in whole], longest)
 
 
 def _level(outcomes: Sequence[Outcome], took: float, work: Work, replicas: int, traffic: Traffic) -> Level:

@@ -1,40 +1,44 @@
 """How long requests take at replicas that share a queue, by the rate at which they arrive: a model, without a server.
 
-A batch takes a fixed time and a time for each of its tokens; a replica that is done takes what waits, up to a number of
-tokens. With Poisson arrivals the tokens that wait when a batch begins are a Markov chain (Bailey, "On queueing
-processes with bulk service", 1954; Neuts, "A general class of bulk queues with Poisson input", 1967; for batches whose
-time is linear in their size, Inoue, "Queueing analysis of GPU-based inference servers with dynamic batching", 2021).
-The chain is solved here on a grid of tokens, for requests of any mix of sizes in order of arrival. A request waits for
-the end of the batch that runs, and is answered at the end of its own.
+Requests arrive at random times (a Poisson process). A replica that is idle takes the tokens that wait, up to a number
+of tokens, in order of arrival; a batch takes a fixed time and a time for each of its tokens; a request is answered when
+its last batch ends. This is simulated request by request.
 
-Several replicas are a queue of several servers. The probability that all are busy is Sakasegawa's ("An approximation
-formula L_q = alpha rho^beta / (1 - rho)", 1977), and a request that waits for any of m waits 1/m as long as for one
-(Whitt, "Approximations for the GI/G/m queue", 1993). A request that is cut into batches for k of them is computed by k
-as one server.
+No machine has one speed: on a shared host it varies by the second, for all that runs there. So times are those of a
+`Clock`, which goes as fast as a real machine went, in contiguous pieces of what was measured there (a moving block
+bootstrap: Künsch, "The jackknife and the bootstrap for general stationary observations", 1989). All replicas of a
+server have the same clock. And a batch takes longer while the other replicas compute and other requests are read.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
+from random import Random
 from typing import TYPE_CHECKING
 
+from rerankd.bench.load import Traffic
 from rerankd.parallel.sharing import fair_budget
 
 if TYPE_CHECKING:
     from numpy import ndarray
 
-STATES = 512
-"""Points of the grid."""
-FINEST = 16
-"""Points for a request of mean size, or for the largest batch where that is smaller; fewer where much waits."""
-TAIL = 1e-4
-"""The chance of the grid's last sixteenth that is small enough."""
-MOMENTS = 8
-"""Times within a batch at which requests come."""
-NEGLIGIBLE = 1e-8
-HALVINGS = 12
+BLOCK = 5.0
+"""Seconds of a contiguous piece of what was measured: as long as slow spells are, or longer."""
+SECONDS = 120.0
+FULL = 4000
+"""Seconds of a simulation at least, and its requests at the highest rate."""
+LEAST, MOST = 1000, 20_000
+"""Requests of a simulation at least and at most."""
+RUNS = 60
+"""Simulations of as many requests as were measured at a rate."""
+ONE_SERVER = 64
+"""Replicas of one server at most."""
+HALVINGS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +49,36 @@ class Replica:
     per_token: seconds of each token of a batch
     most: the most tokens of a batch
     outside: seconds of a request outside the batches: HTTP, reading, tokenising
+    crowded: how many times as long a batch takes if all other replicas compute and requests wait, than for a request
+        alone
+    trace: for requests alone, one after the other, the seconds that each took, and that the figures above say
     """
 
     fixed: float
     per_token: float
     most: int
     outside: float = 0.0
+    crowded: float = 1.0
+    trace: Sequence[tuple[float, float]] = ((1.0, 1.0),)
 
     def seconds(self, tokens: float) -> float:
-        """The seconds of a batch."""
+        """The seconds of a batch, by the figures."""
         return self.fixed + self.per_token * tokens
+
+    @property
+    def slower(self) -> float:
+        """How many times as long everything took in the trace as the figures say."""
+        return sum(took for took, _ in self.trace) / sum(said for _, said in self.trace)
+
+    def slowest(self, percent: float) -> float:
+        """How many times as long what was slower than so many percent of the trace took as the figures say."""
+        rising = sorted((took / said, took) for took, said in self.trace)
+        left = percent / 100 * sum(took for _, took in rising)
+        for times, took in rising:
+            left -= took
+            if left <= 0:
+                return times
+        return rising[-1][0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,250 +98,161 @@ class Requests:
 class Latencies:
     """The latencies of all requests, by the model of the queue.
 
-    seconds: ascending; shares: for each, the share of the requests that take at most as long
+    seconds: of each request, ascending
     busy: the share of its time that a replica computes
     """
 
     seconds: ndarray
-    shares: ndarray
     busy: float
 
     def percentile(self, percent: float) -> float:
         """Seconds that so many percent of the requests take at most."""
-        place = int(self.shares.searchsorted(percent / 100))
-        return float(self.seconds[min(place, len(self.seconds) - 1)])
+        import numpy
+
+        return float(numpy.percentile(self.seconds, percent))
 
     @property
     def mean(self) -> float:
         """Seconds."""
-        import numpy
+        return float(self.seconds.mean())
 
-        return float((self.seconds * numpy.diff(self.shares, prepend=0.0)).sum())
+
+class Clock:
+    """When work is done by a machine whose speed varies as it did in a trace: pieces of it, from random places."""
+
+    def __init__(self, trace: Sequence[tuple[float, float]], random: Random) -> None:
+        """trace: seconds that passed, and the work that was done in them, in seconds of the machine's usual speed"""
+        self._trace = trace
+        self._random = random
+        self._usual = sum(work for _, work in trace) / sum(seconds for seconds, _ in trace)
+        self._times, self._works = [0.0], [0.0]
+
+    def end(self, start: float, work: float) -> float:
+        """When so much work is done that begins at `start`."""
+        if (idle := start - self._times[-1]) > BLOCK:
+            # Nothing was done for so long that the speed meanwhile is all the same.
+            self._pass(idle, idle * self._usual)
+        while self._times[-1] <= start:
+            self._extend()
+        place = bisect_right(self._times, start) - 1
+        speed = self._speed(place)
+        done = self._works[place] + (start - self._times[place]) * speed + work
+        while self._works[-1] < done:
+            self._extend()
+        place = max(bisect_left(self._works, done, place) - 1, place)
+        return max(self._times[place] + (done - self._works[place]) / self._speed(place), start)
+
+    def _speed(self, place: int) -> float:
+        times, works = self._times, self._works
+        return (works[place + 1] - works[place]) / (times[place + 1] - times[place])
+
+    def _extend(self) -> None:
+        place, block = self._random.randrange(len(self._trace)), 0.0
+        for number in range(len(self._trace)):
+            seconds, work = self._trace[(place + number) % len(self._trace)]
+            self._pass(seconds, work)
+            block += seconds
+            if block >= BLOCK:
+                break
+
+    def _pass(self, seconds: float, work: float) -> None:
+        self._times.append(self._times[-1] + seconds)
+        self._works.append(self._works[-1] + work)
 
 
 def most_requests(replica: Replica, requests: Requests) -> float:
-    """Requests a second that a replica computes when its batches are full."""
-    return replica.most / replica.seconds(replica.most) / requests.mean
+    """Requests a second that a replica computes when its batches are full, and all others compute too."""
+    full = replica.seconds(replica.most) * replica.crowded * replica.slower
+    return replica.most / full / requests.mean
 
 
 def latencies(replica: Replica, requests: Requests, rate: float, replicas: int) -> Latencies | None:
-    """The latencies of requests that arrive as a Poisson process of `rate` requests a second.
-
-    None where the queue grows without end.
-    """
-    if rate >= replicas * most_requests(replica, requests):
+    """The latencies of requests that arrive at `rate` requests a second; None if the queue grows without end."""
+    if rate >= (highest := replicas * most_requests(replica, requests)):
         return None
-    unit = _finest(replica, requests)
-    while unit < replica.most + max(requests.tokens):
-        grid = _Grid.of(replica, requests, replicas, unit)
-        chain = _Chain.of(grid, rate / grid.teams)
-        if chain.starts[-STATES // 16 :].sum() < TAIL:
-            return _latencies(grid, chain, alone(replica, requests, replicas), replica.outside, rate / grid.teams)
-        unit *= 2
-    return None
+    # As long at all rates, so that all of them see the same of the machine.
+    count = math.ceil(min(max(rate * max(SECONDS, FULL / highest), LEAST), MOST))
+    return simulate(replica, requests, Traffic(rate).departures(count), replicas)
 
 
-def alone(replica: Replica, requests: Requests, replicas: int) -> Latencies:
-    """The latencies of requests that find all replicas idle."""
+def runs(replica: Replica, requests: Requests, rate: float, replicas: int, count: int) -> list[Latencies]:
+    """The latencies in several simulations of `count` requests, each from an empty queue, as in a measurement."""
+    due = [Traffic(rate, seed=seed).departures(count) for seed in range(RUNS)]
+    return [simulate(replica, requests, one, replicas, seed) for seed, one in enumerate(due)]
+
+
+def simulate(replica: Replica, requests: Requests, due: Sequence[float], replicas: int, seed: int = 0) -> Latencies:
+    """The latencies of requests that come at the seconds of `due`, ascending, until all are answered."""
     import numpy
 
-    seconds = []
-    for tokens in requests.tokens:
-        share = _share(replica, requests, replicas, tokens)
-        rounds, remainder = divmod(tokens, replicas * share)
-        last = replica.seconds(min(remainder, share)) if remainder else 0.0
-        seconds.append(replica.outside + rounds * replica.seconds(share) + last)
-    return _sorted(numpy.array(seconds), numpy.full(len(seconds), 1 / len(seconds)), 0.0)
+    clock = Clock(replica.trace, Random(seed))
+    left = Random(seed).choices(requests.tokens, k=len(due))
+    ready = [clock.end(moment, replica.outside) for moment in due]
+    ends, free = [0.0] * len(due), [0.0] * replicas
+    waiting: deque[int] = deque()
+    comes, queued, budget, worked, now = 0, 0, replica.most, 0.0, 0.0
+    while waiting or comes < len(due):
+        # A replica that was idle before takes what is left by the one that took before it, and at the same time.
+        now = max(heappop(free), now)
+        if not waiting:
+            now = max(now, ready[comes])
+        while comes < len(due) and ready[comes] <= now:
+            waiting.append(comes)
+            queued += left[comes]
+            budget = _budget(replica, requests, replicas, queued)
+            comes += 1
+        batch, taken = list[int](), 0
+        while waiting and taken < budget:
+            number = waiting[0]
+            part = min(left[number], budget - taken)
+            taken += part
+            left[number] -= part
+            batch.append(number)
+            if not left[number]:
+                waiting.popleft()
+        queued -= taken
+        others = sum(end > now for end in free) + (len(waiting) > 0 or len(batch) > 1)
+        crowded = 1 + (replica.crowded - 1) * others / replicas
+        end = clock.end(now, replica.seconds(taken) * crowded)
+        worked += end - now
+        heappush(free, end)
+        for number in batch:
+            ends[number] = max(ends[number], end)
+    seconds = numpy.sort(numpy.array(ends) - numpy.array(due))
+    return Latencies(seconds, worked / replicas / max(ends))
 
 
 def replicas_needed(replica: Replica, requests: Requests, rate: float, percent: float, seconds: float) -> int | None:
-    """The fewest replicas of one queue with which `percent` of the requests take at most `seconds`.
+    """The fewest replicas of one queue with which so many percent of the requests take so long at most.
 
-    None where no number of them is enough, as a request alone takes longer.
+    None where not even `ONE_SERVER` of them are enough.
     """
 
     def enough(count: int) -> bool:
-        result = latencies(replica, requests, rate, count)
-        return result is not None and result.percentile(percent) <= seconds
+        found = latencies(replica, requests, rate, count)
+        return found is not None and found.percentile(percent) <= seconds
 
-    if alone(replica, requests, max(requests.tokens)).percentile(percent) > seconds:
+    low, high = math.floor(rate / most_requests(replica, requests)) + 1, ONE_SERVER
+    if low > high or not enough(high):
         return None
-    low = count = math.floor(rate / most_requests(replica, requests)) + 1
-    while not enough(count):
-        low, count = count + 1, 2 * count
-    while low < count:
-        middle = (low + count) // 2
-        low, count = (low, middle) if enough(middle) else (middle + 1, count)
-    return count
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return high
 
 
 def rate_at(replica: Replica, requests: Requests, replicas: int, percent: float, seconds: float) -> float:
-    """Requests a second at which `percent` of the requests of one queue take at most `seconds`; 0 for no such rate."""
+    """Requests a second at which so many percent take so long at most, of one queue; 0 where none do."""
     low, high = 0.0, replicas * most_requests(replica, requests)
-    if alone(replica, requests, replicas).percentile(percent) > seconds:
-        return 0.0
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        result = latencies(replica, requests, middle, replicas)
-        low, high = (middle, high) if result is not None and result.percentile(percent) <= seconds else (low, middle)
+        found = latencies(replica, requests, middle, replicas)
+        low, high = (middle, high) if found is not None and found.percentile(percent) <= seconds else (low, middle)
     return low
 
 
-def _finest(replica: Replica, requests: Requests) -> float:
-    """Tokens between two points of a grid that has room for the largest request twice."""
-    return max(min(requests.mean, replica.most) / FINEST, 2 * max(requests.tokens) / STATES)
-
-
-def _together(replica: Replica, requests: Requests, replicas: int) -> float:
-    """How many replicas a request that finds all of them idle keeps busy, on average by tokens."""
-    weighted = [tokens * max(tokens / _share(replica, requests, replicas, tokens), 1.0) for tokens in requests.tokens]
-    return min(sum(weighted) / sum(requests.tokens), replicas)
-
-
-def _share(replica: Replica, requests: Requests, replicas: int, waiting: int) -> int:
-    """Tokens of a batch when `waiting` tokens wait; see `Replicas`. A single process takes all tokens that fit."""
+def _budget(replica: Replica, requests: Requests, replicas: int, waiting: int) -> int:
+    """Tokens of a batch when so many wait; see `Replicas`. The only process of a server takes whatever fits."""
     if replicas == 1:
         return replica.most
     return fair_budget(waiting, min(requests.longest, replica.most), replica.most, replicas)
-
-
-@dataclass(frozen=True, slots=True)
-class _Grid:
-    """The batches for each number of waiting tokens, counted in units of some tokens.
-
-    A team is the replicas that compute a request together. Index i of an array is for i waiting units.
-
-    sizes: the chance that a request has i units
-    taken: the units that a team takes
-    seconds: the duration of the team's batch
-    kept: the share of the team's replicas that compute
-    mean: the mean units of a request
-    teams: the number of teams, a fraction where the replicas do not divide
-    """
-
-    sizes: ndarray
-    taken: ndarray
-    seconds: ndarray
-    kept: ndarray
-    mean: float
-    teams: float
-
-    @classmethod
-    def of(cls, replica: Replica, requests: Requests, replicas: int, unit: float) -> _Grid:
-        import numpy
-
-        sizes = numpy.zeros(STATES)
-        for tokens in requests.tokens:
-            # A size between two points counts for both, so that the mean stays.
-            size = min(tokens / unit, STATES - 2.0)
-            below = int(size)
-            sizes[below] += 1 - (size - below)
-            sizes[below + 1] += size - below
-        sizes /= sizes.sum()
-        together = _together(replica, requests, replicas)
-        waiting = numpy.arange(STATES) * unit
-        share = numpy.array([_share(replica, requests, replicas, math.ceil(max(amount, 1))) for amount in waiting])
-        taken = numpy.minimum(waiting, together * share)
-        seconds = replica.fixed + replica.per_token * numpy.minimum(taken, share)
-        units = numpy.minimum(numpy.maximum(numpy.rint(taken / unit), 1), numpy.arange(STATES)).astype(int)
-        mean = float((sizes * numpy.arange(STATES)).sum())
-        kept = numpy.maximum(numpy.minimum(taken / share, together), 1.0) / together
-        return cls(sizes, units, seconds, kept, mean, replicas / together)
-
-    def finished(self, seconds: ndarray, position: ndarray, waiting: ndarray, rate: float) -> ndarray:
-        """When requests are answered. A team begins a batch when `seconds` have passed.
-
-        position: where a request's last token stands among those that wait then, in units
-        waiting: how many there are, in units
-        rate: requests a second that a team gets meanwhile
-        """
-        import numpy
-
-        seconds, position, waiting = seconds.copy(), position.astype(float), waiting.astype(float)
-        open = numpy.arange(len(seconds))
-        while len(open):
-            state = numpy.clip(numpy.rint(waiting[open]), 1, STATES - 1).astype(int)
-            taken, took = self.taken[state], self.seconds[state]
-            last = position[open] <= taken + 0.5
-            seconds[open] += numpy.where(last, took, took / self.teams)
-            position[open] -= taken
-            waiting[open] += rate * self.mean * took - taken
-            open = open[~last]
-        return seconds
-
-
-@dataclass(frozen=True, slots=True)
-class _Chain:
-    """A team under a load.
-
-    starts: for each number of units, the chance that so many wait when a batch begins
-    next: [STATES, STATES], for each number of units at the beginning of a batch, the chances of the units at its end if
-        a request comes meanwhile, with that request's own tokens
-    busy: the share of its time that a replica computes
-    """
-
-    starts: ndarray
-    next: ndarray
-    busy: float
-
-    @classmethod
-    def of(cls, grid: _Grid, rate: float) -> _Chain:
-        """The chain of a team that gets `rate` requests a second."""
-        import numpy
-
-        size = numpy.fft.rfft(grid.sizes, 2 * STATES)
-        remaining_units = numpy.arange(STATES) - grid.taken
-        # Tokens that arrive during a batch have a compound Poisson distribution, and this transform.
-        arrive = numpy.exp(rate * grid.seconds[:, None] * (size[None, :] - 1))
-
-        def waits(transform: ndarray) -> ndarray:
-            chances = numpy.maximum(numpy.fft.irfft(transform, 2 * STATES, axis=1), 0.0)
-            moved = numpy.zeros((STATES, STATES))
-            for state, remaining in enumerate(remaining_units):
-                moved[state, remaining:] = chances[state, : STATES - remaining]
-            # More than the grid has counts as its end.
-            moved[:, -1] += numpy.maximum(1 - moved.sum(axis=1), 0.0)
-            return moved
-
-        moves = waits(arrive)
-        idle = moves[:, 0].copy()
-        moves[:, 0] = 0
-        first = grid.sizes.copy()
-        first[1], first[0] = first[0] + first[1], 0
-        moves += idle[:, None] * first[None, :]
-        system = (moves[1:, 1:] - numpy.eye(STATES - 1)).T
-        system[-1] = 1.0
-        starts = numpy.zeros(STATES)
-        starts[1:] = numpy.maximum(numpy.linalg.solve(system, numpy.eye(STATES - 1)[-1]), 0.0)
-        starts /= starts.sum()
-        works, rests = float((starts * grid.seconds).sum()), float((starts * idle).sum()) / rate
-        kept = float((starts * grid.seconds * grid.kept).sum()) / works
-        return cls(starts, waits(arrive * size[None, :]), kept * works / (works + rests))
-
-
-def _latencies(grid: _Grid, chain: _Chain, idle: Latencies, outside: float, rate: float) -> Latencies:
-    """The latencies of requests: some find an idle team, and the others wait for the first team that is done."""
-    import numpy
-
-    waiting = chain.busy ** (math.sqrt(2 * (grid.teams + 1)) - 1)
-    seconds = [idle.seconds]
-    shares = [numpy.diff(idle.shares, prepend=0.0) * (1 - waiting)]
-    meets = chain.starts * grid.seconds
-    weights = (meets / meets.sum())[:, None] * chain.next
-    before, after = numpy.nonzero(weights > NEGLIGIBLE)
-    weight = weights[before, after]
-    remaining_units = before - grid.taken[before]
-    arrived = numpy.maximum(after - remaining_units - grid.mean, 0.0)
-    for moment in (numpy.arange(MOMENTS) + 0.5) / MOMENTS:
-        seconds_left = grid.seconds[before] * (1 - moment ** (1 / grid.teams))
-        # Whole requests stand before this one: some of the requests that come while the batch runs.
-        ahead = numpy.rint(moment * arrived / grid.mean) * grid.mean
-        position = numpy.minimum(remaining_units + ahead + grid.mean, after)
-        seconds.append(grid.finished(outside + seconds_left, position, after, rate))
-        shares.append(weight * waiting / weight.sum() / MOMENTS)
-    return _sorted(numpy.concatenate(seconds), numpy.concatenate(shares), chain.busy)
-
-
-def _sorted(seconds: ndarray, shares: ndarray, busy: float) -> Latencies:
-    order = seconds.argsort(kind="stable")
-    return Latencies(seconds[order], shares[order].cumsum(), busy)
