@@ -221,7 +221,7 @@ DAMAGED: list[tuple[str, Callable[[Parts], object], str]] = [
     ("fp8 blocks", lambda parts: parts.update(weight_scale_inv=torch.ones(3, 2, 1)), "for a matrix"),
     ("bitsandbytes of 8 bits", lambda parts: parts.update(weight_format=torch.tensor(1)), "`weight_format`"),
     ("bitsandbytes of 8 bits", lambda parts: parts.update(SCB=torch.ones(3)), "one scale for each row"),
-    ("nf4", lambda parts: parts.update(weight=parts["weight"][:9]), "too few for [16, 32]"),
+    ("nf4", lambda parts: parts.update(weight=parts["weight"][:9]), "too few for the shape [16, 32]"),
     ("nf4", lambda parts: parts.update({"weight.absmax": parts["weight.absmax"].byte()}), "`nested_absmax` is missing"),
     ("nf4", lambda parts: parts.update({STATE: torch.tensor([1])}), "is not a JSON object"),
     ("nf4", lambda parts: parts.update({STATE: torch.tensor(list(b"{}"))}), "names no `shape`"),
