@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,27 @@ def test_files_that_are_none(tmp_path: Path, bert_checkpoint: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "gguf.quants", None)
     with pytest.raises(ModelError, match=r"pip install 'rerankd\[gguf\]'"):
         Reranker(path, device="cpu")
+
+
+def header(name: str, kind: int, value: bytes) -> bytes:
+    """A GGUF file with one entry of the metadata, whose type has the number `kind`, and no tensors."""
+    return struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, len(name)) + name.encode() + struct.pack("<I", kind) + value
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header("general.alignment", 4, struct.pack("<I", 0)),
+        header("general.alignment", 5, struct.pack("<i", -32)),
+        header("general.alignment", 8, struct.pack("<Q", 2) + b"32"),
+        header("a", 9, struct.pack("<IQ", 9, 1) * 10_000),
+    ],
+    ids=["alignment of 0", "negative alignment", "alignment as a text", "deeply nested array"],
+)
+def test_damaged_metadata_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(content)
+    with pytest.raises(ModelError, match=r"model\.gguf is not a GGUF file, or it is damaged: .+\.$"):
+        GgufFile(tmp_path / "model.gguf")
 
 
 def test_inspect_names_the_file(qwen3_file: tuple[Path, Path, Path]) -> None:

@@ -26,6 +26,9 @@ STRING, ARRAY = 8, 9
 ALIGNMENT = 32
 """Alignment of tensors in bytes, unless the file has `general.alignment`."""
 
+DAMAGE = (ValueError, OSError, struct.error, LookupError, MemoryError, OverflowError, RecursionError)
+"""Exceptions that reading a damaged file raises."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -61,7 +64,7 @@ class GgufFile:
             self._values, self.tensors = _read(self._data.data)
             for name in self.tensors:
                 self._rows_of(name)
-        except (ValueError, OSError, struct.error, IndexError, KeyError, MemoryError, OverflowError) as error:
+        except DAMAGE as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(f"{path} is not a GGUF file, or it is damaged: {reason}.") from None
         if self.get("split.count", int, 1) > 1:
@@ -144,6 +147,8 @@ def _read(data: memoryview) -> tuple[dict[str, Any], dict[str, Stored]]:
         if not shape or min(shape) < 1:
             raise ValueError(f"`{name}` has the shape {shape}")
     alignment = values.get("general.alignment", ALIGNMENT)
+    if type(alignment) is not int or alignment < 1:
+        raise ValueError(f"`general.alignment` is {shown(alignment)}")
     start = -(-reader.place // alignment) * alignment
     return values, {name: Stored(tensor.shape, tensor.kind, start + tensor.offset) for name, tensor in stored.items()}
 
