@@ -75,7 +75,6 @@ def test_a_lonely_long_request_is_computed_by_all_replicas() -> None:
 @pytest.mark.parametrize(
     ("replica", "requests", "load", "replicas"),
     [
-        (CPU, SHORT, 0.3, 1),
         (CPU, LONG, 0.7, 1),
         (GPU, SHORT, 0.8, 1),
         (CPU, LONG, 0.7, 4),
@@ -88,7 +87,6 @@ def test_a_lonely_long_request_is_computed_by_all_replicas() -> None:
         (NOISY, SHORT, 0.7, 1),
         (NOISY, LONG, 0.5, 2),
         (BOTH, SHORT, 0.5, 2),
-        (BOTH, SHORT, 0.85, 2),
     ],
 )
 def test_the_model_is_near_the_queue_itself(replica: Replica, requests: Requests, load: float, replicas: int) -> None:

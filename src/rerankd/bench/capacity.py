@@ -291,11 +291,18 @@ def crowding(replica: Replica, alone: Sequence[Work], crowd: Sequence[Work]) -> 
 
 
 def trace(replica: Replica, alone: Sequence[Alone], replicas: int) -> list[tuple[float, float]]:
-    """The seconds that requests alone took one after the other, each with what the figures say of it."""
-    return [
-        (round(one.work.seconds + one.outside(replicas), 6), round(_said(replica, one.work) + replica.outside, 6))
-        for one in alone
-    ]
+    """The seconds that requests alone took one after the other, each with the seconds by the replica's figures.
+
+    Figures that are too low or high for requests of one size are corrected, to say of all sizes what they say of whole
+    requests: what is left is how the machine's speed varied.
+    """
+    said = [_said(replica, one.work) + replica.outside for one in alone]
+    rows = [(one.part, one.work.seconds + one.outside(replicas), says) for one, says in zip(alone, said, strict=True)]
+    slower = {
+        part: sum(took for size, took, _ in rows if size == part) / sum(says for size, _, says in rows if size == part)
+        for part in {size for size, _, _ in rows}
+    }
+    return [(round(took, 6), round(says * slower[part] / slower[1.0], 6)) for part, took, says in rows]
 
 
 def _said(replica: Replica, work: Work) -> float:
