@@ -13,8 +13,9 @@ import requests
 import trustme
 
 from rerankd.cli.door import Door, DoorError
-from rerankd.server.run import ListenError, Tls, bind_unix
+from rerankd.server.run import ListenError, bind_unix
 from rerankd.server.settings import Cors
+from rerankd.server.tls import Tls
 from tests.cli.test_options import Started, run, started  # noqa: F401 - a fixture
 from tests.server.launched import LAUNCH_SERVER, SERVE, launched
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import uvicorn
 
@@ -30,11 +31,12 @@ from rerankd.core import (
 )
 from rerankd.options import ModelInfo
 from rerankd.server.app import create_app
-from rerankd.server.connections import Connection, Connections
+from rerankd.server.connections import Connections
 from rerankd.server.pool import Pool
 from rerankd.server.run import bind
 from rerankd.server.service import Serves
 from rerankd.server.settings import Settings
+from rerankd.server.tls import protocol
 from tests.labels import written_out
 
 MODEL = "example/reranker"
@@ -185,13 +187,20 @@ class FakeReranker:
 
 
 @contextmanager
-def running(models: Serves | Pool, settings: Settings, connections: Connections | None = None) -> Iterator[str]:
+def running(
+    models: Serves | Pool,
+    settings: Settings,
+    connections: Connections | None = None,
+    tls: ssl.SSLContext | None = None,
+    loop: Literal["auto", "asyncio"] = "auto",
+) -> Iterator[str]:
     """The base URL of a server on a port that the system picked."""
     listener = bind("127.0.0.1", 0)
     listener.listen()  # clients wait for the server instead of being refused
     config = uvicorn.Config(
         create_app(models, settings),
-        http=partial(Connection, connections or Connections()),  # type: ignore[arg-type]
+        http=protocol(connections or Connections(), tls),  # type: ignore[arg-type]
+        loop=loop,
         log_level="warning",
         lifespan="off",
         ws="none",
@@ -200,7 +209,7 @@ def running(models: Serves | Pool, settings: Settings, connections: Connections 
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()

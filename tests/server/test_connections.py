@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import pytest
@@ -267,7 +268,27 @@ def test_idle_connections_make_room_for_new_ones(caplog: pytest.LogCaptureFixtur
     assert "10 connections are open" in caplog.text
 
 
-def test_where_no_connection_idles_a_new_one_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+def test_requests_that_do_not_arrive_make_room_for_others() -> None:
+    """They may be given minutes, but not while others wait."""
+    limits = Connections(most=10)
+    with running(FakeReranker(), Settings(names=(MODEL,)), limits) as url:
+        halves = [connect(url) for _ in range(10)]
+        for number, connection in enumerate(halves):
+            connection.sendall((GET, WHOLE)[number % 2][:-5])
+        arrived = ["body"] * 5 + ["head"] * 5
+        until(lambda: sorted(one._state for one in limits._waiting if isinstance(one, Connection)) == arrived)
+        for _ in range(3):
+            assert requests.get(f"{url}/health", timeout=30).status_code == 200
+        halves[9].sendall(WHOLE[-5:])
+        assert halves[9].recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+        halves[0].settimeout(20)  # less than a head has
+        with suppress(ConnectionResetError):
+            assert all_of(halves[0]) == b""
+        for connection in halves:
+            connection.close()
+
+
+def test_where_no_connection_waits_for_its_client_a_new_one_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     fake = FakeReranker()
     wait = json.dumps({"query": "wait", "documents": ["a"]}).encode()
     with running(fake, Settings(names=(MODEL,)), Connections(most=3)) as url:

@@ -25,9 +25,10 @@ from rerankd.compat.flags import UsageProblem
 from rerankd.core import EngineDead, text_content
 from rerankd.limits import RequestLimits
 from rerankd.options import LoadOptions
-from rerankd.server.run import ListenError, Tls, bind
+from rerankd.server.run import ListenError, bind
 from rerankd.server.settings import Residence, Settings
 from rerankd.server.tei_grpc.server import GrpcServer
+from rerankd.server.tls import Tls
 from tests.conftest import MakeCheckpoint
 from tests.embedding_checkpoints import embedder
 from tests.server.fakes import MODEL, FakeReranker, fake_score

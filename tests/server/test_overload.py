@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
 
 from rerankd import Reranker
 from rerankd.core import EngineLoad, PackedBatch
+from rerankd.server import body
+from rerankd.server.pool import Model, Pool
 from rerankd.server.settings import Settings
 from tests.server.fakes import MODEL, FakeReranker, running
 from tests.server.launched import SERVE, launched
@@ -154,13 +160,19 @@ def test_a_body_that_does_not_arrive_in_time_is_given_up() -> None:
         assert b"--body-timeout" in answer
 
 
-def test_all_bodies_together_are_bounded() -> None:
-    """Those that are being read and those that are being answered; a body that is released frees its bytes."""
+@pytest.mark.parametrize("other", [None, "b"])
+def test_all_bodies_together_are_bounded(other: str | None) -> None:
+    """Those that are being read and those that are being answered; a body that is released frees its bytes.
+
+    other: another model, for which further bodies are
+    """
     fake = FakeReranker()
+    models = Pool([Model.of(fake, (MODEL,)), Model.of(FakeReranker(), (other,))]) if other else fake
     body = {"query": "wait", "documents": ["a" * 600_000]}
-    with running(fake, Settings(names=(MODEL,), max_body=1 << 20, max_bodies=1 << 20)) as url:
+    with running(models, Settings(names=(MODEL,), max_body=1 << 20, max_bodies=1 << 20)) as url:
         answering = open_call(url, body)
         assert fake.waiting.wait(30)
+        body["model"] = other or MODEL
         refused = requests.post(f"{url}/v1/rerank", json=body, timeout=30)
         assert (refused.status_code, int(refused.headers["Retry-After"])) == (429, 1)
         assert "--max-bodies-mb" in refused.text
@@ -170,6 +182,68 @@ def test_all_bodies_together_are_bounded() -> None:
         until(lambda: requests.post(f"{url}/v1/rerank", json={**body, "query": "a"}, timeout=30).status_code == 429)
         reading.close()
         until(lambda: requests.post(f"{url}/v1/rerank", json={**body, "query": "a"}, timeout=30).status_code == 200)
+
+
+def test_bodies_that_stall_give_way_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at once: one that arrives in seconds is not cut off. Those that are being answered stay."""
+    fake, large = FakeReranker(), {"query": "a", "documents": ["a" * 600_000]}
+    monkeypatch.setattr(body, "PATIENCE", math.inf)
+    with running(fake, Settings(names=(MODEL,), max_body=1 << 20, max_bodies=1 << 20)) as url:
+        stalled = [open_call(url, large, sent=500_000) for _ in range(2)]
+        until(lambda: requests.post(f"{url}/v1/rerank", json=large, timeout=30).status_code == 429)
+        monkeypatch.setattr(body, "PATIENCE", 0.0)
+        answering = open_call(url, {**large, "query": "wait"})
+        assert fake.waiting.wait(30)
+        for connection in stalled:
+            answer = connection.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 429 ")
+            connection.close()
+        assert requests.post(f"{url}/v1/rerank", json=large, timeout=30).status_code == 429
+        fake.gate.set()
+        assert answering.recv(100).startswith(b"HTTP/1.1 200 ")
+        answering.close()
+        until(lambda: requests.post(f"{url}/v1/rerank", json=large, timeout=30).status_code == 200)
+
+
+def halved(url: str, path: str) -> tuple[int, str | None]:
+    """Status and `Retry-After` of a call half of whose body was sent."""
+    address = urlsplit(url)
+    with closing(http.client.HTTPConnection(str(address.hostname), address.port, timeout=30)) as call:
+        call.putrequest("POST", path)
+        call.putheader("Content-Type", "application/json")
+        call.putheader("Content-Length", "1000")
+        call.endheaders(b'{"query": ')
+        answer = call.getresponse()
+        return answer.status, answer.headers["Retry-After"]
+
+
+def test_a_call_that_no_model_takes_is_refused_before_its_body_is_read() -> None:
+    """The body names the model, unless the path does: as long as one model has a place, it has to be read."""
+    fakes = {name: FakeReranker() for name in ("a", "b")}
+    pool = Pool([Model.of(fake, (name,)) for name, fake in fakes.items()])
+    with running(pool, Settings(names=("a",), max_queued_calls=1)) as url:
+        reading = open_call(url, {**QUICK, "model": "b"}, sent=5)
+        calls = [open_call(url, {**WAIT, "model": "a"})]
+        assert fakes["a"].waiting.wait(30)
+        # The path names a model that is full, and one that is not there.
+        assert halved(url, "/v2/models/a/infer")[0] == 429
+        assert halved(url, "/v2/models/c/infer")[0] == 404
+        assert requests.post(f"{url}/v1/rerank", json={**QUICK, "model": "a"}, timeout=30).status_code == 429
+        reading.sendall(json.dumps({**QUICK, "model": "b"}).encode()[5:])
+        assert reading.recv(100).startswith(b"HTTP/1.1 200 ")
+        calls.append(open_call(url, {**WAIT, "model": "b"}))
+        assert fakes["b"].waiting.wait(30)
+        # Now the body does not matter.
+        fakes["a"].loaded, fakes["b"].loaded = SLOW, replace(SLOW, rate=1000)
+        assert halved(url, "/v1/rerank") == (429, "5"), "the model that is free first"
+        pool.models[1].asleep = True
+        assert halved(url, "/v2/models/b/infer")[0] == 503
+        for fake in fakes.values():
+            fake.gate.set()
+        for call in calls:
+            assert call.recv(100).startswith(b"HTTP/1.1 200 ")
+            call.close()
+        reading.close()
 
 
 SLOW = EngineLoad(waiting=50, batches=9, tokens=900, seconds=9, waiting_requests=2, waiting_tokens=4100, rate=100)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from rerankd.core import RerankdError
 
 if TYPE_CHECKING:
-    from rerankd.server.run import Tls
     from rerankd.server.settings import Cors
+    from rerankd.server.tls import Tls
 
 KEY_VARIABLE = "RERANKD_API_KEY"
 
@@ -87,7 +87,7 @@ class Door:
             if self.ssl_keyfile or self.ssl_ca_certs or self.ssl_cert_reqs:
                 raise DoorError("The --ssl flags need --ssl-certfile, the server's certificate.")
             return None
-        from rerankd.server.run import Tls
+        from rerankd.server.tls import Tls
 
         return Tls(
             self.ssl_certfile, self.ssl_keyfile, self.ssl_keyfile_password, self.ssl_ca_certs, self.ssl_cert_reqs

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from rerankd.cli.hosting import Named
     from rerankd.server.pool import Model, Pool
-    from rerankd.server.run import Tls
     from rerankd.server.settings import Settings
     from rerankd.server.tei_grpc.server import GrpcServer
+    from rerankd.server.tls import Tls
     from rerankd.server.tracing import Traces
 
 log = logging.getLogger("rerankd")

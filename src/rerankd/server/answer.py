@@ -87,7 +87,7 @@ async def answer(incoming: Incoming, routed: Sequence[Routed], desk: Desk, calle
         # A refused call costs nothing: its body is not read.
         if unready := exchange.hosted.served.unready():
             return exchange.refusal(unready)
-        desk.places.check()
+        exchange.check()
         async with desk.bodies.read(incoming) as body:
             with desk.places.take():
                 await exchange.parse(body)
@@ -153,6 +153,20 @@ class _Exchange:
 
     def refusal(self, problem: Problem) -> Reply:
         return refusal(self.dialect, problem)
+
+    def check(self) -> None:
+        """Raise a `Problem` for a call that no model takes now: before its body is read, which may name any of them."""
+        self._desk.places.check()
+        named = self._incoming.parameters.get("model")
+        possible = self._desk.hosted if named is None else [choose(named, self._desk.hosted)]
+        refused: list[Problem] = []
+        for hosted in possible:
+            try:
+                hosted.check()
+            except Problem as problem:
+                refused.append(problem)
+        if len(refused) == len(possible):
+            raise min(refused, key=lambda one: one.retry_after)
 
     async def parse(self, body: bytes | bytearray) -> None:
         """Parse the body, and give the call the id that the body has. The timeout starts now."""

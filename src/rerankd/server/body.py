@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import re
+import time
 from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -25,6 +26,8 @@ most."""
 VALUES_BETWEEN_CHECKS = 4096
 SLICE = 1 << 18
 """Bytes or characters that C code reads at a time: no other thread runs meanwhile."""
+PATIENCE = 5.0
+"""Seconds that a body may take to arrive while the bytes of another one have no place."""
 LONGEST_ESCAPE = len("\\ud83d")
 NESTED = Problem(400, "The body's JSON is nested too deeply.")
 _FIRST_HALF = re.compile(r"\\u[dD][89abAB]")
@@ -39,13 +42,15 @@ class Bodies:
         self._together = max(each, together)
         self._seconds = seconds
         self._held = 0
+        self._arriving: dict[asyncio.Task[None], tuple[float, bytearray]] = {}
 
     @asynccontextmanager
     async def read(self, incoming: Incoming) -> AsyncIterator[bytearray]:
         """A call's body, which counts as held until the context ends.
 
         Raises `Problem`: 413 for a body above the limit, 415 for a content type that is not JSON or a body that is
-        compressed, 408 for one that does not arrive in time, 429 where all bodies together are too large.
+        compressed, 408 for one that does not arrive in time, 429 where all bodies together are too large, for one that
+        comes then or for one that arrives slowly.
         """
         media_type = incoming.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
@@ -57,16 +62,24 @@ class Bodies:
                 415, f"The body is compressed ({coding!r:.50}); send it as it is, without a Content-Encoding."
             )
         body = bytearray()
+        arriving = asyncio.ensure_future(self._fill(body, incoming))
+        self._arriving[arriving] = time.monotonic(), body
         try:
-            await asyncio.wait_for(self._fill(body, incoming), self._seconds)
+            await asyncio.wait((arriving,), timeout=self._seconds)
+            if not arriving.done():
+                raise Problem(
+                    408,
+                    f"The body did not arrive within {self._seconds:g} seconds; send it faster, or start the server "
+                    "with a larger --body-timeout.",
+                )
+            if arriving.cancelled():
+                raise self._full("This body arrived too slowly to keep its place. ")
+            arriving.result()
+            del self._arriving[arriving]
             yield body
-        except asyncio.TimeoutError:
-            raise Problem(
-                408,
-                f"The body did not arrive within {self._seconds:g} seconds; send it faster, or start the server with "
-                "a larger --body-timeout.",
-            ) from None
         finally:
+            self._arriving.pop(arriving, None)
+            arriving.cancel()
             self._held -= len(body)
 
     async def _fill(self, body: bytearray, incoming: Incoming) -> None:
@@ -79,16 +92,35 @@ class Bodies:
         if announced.isdecimal() and int(announced) > self._each:
             raise too_large
         async for chunk in incoming.chunks():
-            if self._held + len(chunk) > self._together:
-                raise Problem(
-                    429,
-                    f"The bodies of all calls together are larger than the {self._together} bytes that this server "
-                    "holds; send this one again later, or start it with a larger --max-bodies-mb.",
-                )
+            if not self._has_room(len(chunk)):
+                raise self._full()
             body += chunk
             self._held += len(chunk)
             if len(body) > self._each:
                 raise too_large
+
+    def _has_room(self, size: int) -> bool:
+        """Whether so many bytes may come, once slow bodies have given up their places, the oldest first.
+
+        Whoever stalls in the middle of bodies would else keep all others out for as long as a body may take.
+        """
+        own = asyncio.current_task()
+        while self._held + size > self._together:
+            slow = next((one for one in self._arriving if not one.done()), own)
+            if slow is None or slow is own or time.monotonic() - self._arriving[slow][0] < PATIENCE:
+                return False
+            _, body = self._arriving.pop(slow)
+            slow.cancel()
+            self._held -= len(body)
+            body.clear()
+        return True
+
+    def _full(self, why: str = "") -> Problem:
+        return Problem(
+            429,
+            f"{why}The bodies of all calls together are larger than the {self._together} bytes that this server holds; "
+            "send this one again later, or start it with a larger --max-bodies-mb.",
+        )
 
 
 def parse_json(body: bytes | bytearray, limits: RequestLimits) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -25,18 +25,28 @@ HEAD_PIECE, BODY_PIECE = 4 << 10, 64 << 10
 OF_AN_UPGRADE = (b"upgrade", b"http2-settings")
 SECONDS_BETWEEN_WARNINGS = 10.0
 
-State: TypeAlias = Literal["new", "idle", "head", "busy", "rest", "refused"]
-"""The state of a connection: it waits for the first request, another request, the rest of a head, an answer, the
-rest of a body that nobody reads, or for the client to close."""
+State: TypeAlias = Literal["new", "idle", "head", "body", "busy", "rest", "refused"]
+"""The state of a connection: it waits for the first request, another request, the rest of a head or a body, an answer,
+the rest of a body that nobody reads, or for the client to close."""
+
+
+class Closes(Protocol):
+    """A connection that may be closed in favour of another."""
+
+    def abort(self) -> None:
+        """Close it at once."""
+        ...
 
 
 @dataclass
 class Connections:
     """The connections of one server, and their limits.
 
-    most: connections open at a time; beyond it the one that idles longest is closed, or the new one is refused
+    most: connections open at a time; beyond it the one that has waited longest for its client is closed. If all are
+        being answered, the new one is refused
     keep_alive: seconds that a connection may idle
-    head_bytes, head_seconds: limits on a request's line and headers; `head_bytes` also limits trailers
+    head_bytes, head_seconds: limits on a request's line and headers; `head_bytes` also limits trailers, `head_seconds` a
+        TLS handshake
     rest_seconds: the time for the rest of a body that nobody reads to arrive, and for a refused client to close
     read_seconds: the time for a client to read some of an answer that fills all buffers
     """
@@ -47,28 +57,29 @@ class Connections:
     head_seconds: float = 30.0
     rest_seconds: float = 5.0
     read_seconds: float = 60.0
-    _idle: OrderedDict[Connection, None] = field(default_factory=OrderedDict)
+    _waiting: OrderedDict[Closes, None] = field(default_factory=OrderedDict)
     _warned: float = field(default=float("-inf"))
 
-    def idles(self, connection: Connection, idle: bool) -> None:
-        """Note whether a connection may be closed in favour of another."""
-        self._idle.pop(connection, None)
-        if idle:
-            self._idle[connection] = None
+    def waits(self, connection: Closes, waits: bool) -> None:
+        """Note whether a connection waits for its client from now on, and so may be closed in favour of another."""
+        self._waiting.pop(connection, None)
+        if waits:
+            self._waiting[connection] = None
 
     def admit(self, open_connections: int) -> bool:
-        """Whether a new connection may stay, after closing an idle one if too many are open."""
+        """Whether a new connection may stay, after closing one that waits for its client if too many are open."""
         if open_connections <= self.most:
             return True
         if (now := time.monotonic()) - self._warned > SECONDS_BETWEEN_WARNINGS:
             self._warned = now
             log.warning(
-                "%d connections are open, as many as open files allow (ulimit -n); idle ones are closed for new ones",
+                "%d connections are open, as many as open files allow (ulimit -n); those that have waited longest for "
+                "their clients are closed for new ones",
                 self.most,
             )
-        if not self._idle:
+        if not self._waiting:
             return False
-        oldest, _ = self._idle.popitem(last=False)
+        oldest, _ = self._waiting.popitem(last=False)
         oldest.abort()
         return True
 
@@ -126,14 +137,14 @@ class Connection(HttpToolsProtocol):
         super().connection_made(cast(asyncio.Transport, _Transport(transport)))
         self.flow = _Flow(transport, lambda: not self._unparsed and not self.pipeline)
         if self._all.admit(len(self.connections)):
-            self._all.idles(self, True)
+            self._all.waits(self, True)
             self._wait(self._all.keep_alive, self.abort)
         else:
             self._refuse(503, "Too many connections are open; try again later.")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
-        self._all.idles(self, False)
+        self._all.waits(self, False)
         for timer in (self._timer, self._read_timer):
             if timer:
                 timer.cancel()
@@ -284,7 +295,7 @@ class Connection(HttpToolsProtocol):
                 self.transport.write_eof()
             # What is still sent is read, since the client would get a reset in place of the answer.
             self._wait(self._all.rest_seconds, self.abort)
-        self._all.idles(self, False)
+        self._all.waits(self, False)
         self._state = "refused"
 
     def _answers(self) -> bool:
@@ -296,7 +307,7 @@ class Connection(HttpToolsProtocol):
             return
         state: State = "idle"
         if self._answers():
-            state = "busy"
+            state = "body" if self.cycle.more_body and not self.pipeline else "busy"
         elif self._in_head:
             state = "head"
         elif self._in_message:
@@ -306,8 +317,8 @@ class Connection(HttpToolsProtocol):
         if state == self._state:
             return
         self._state = state
-        self._all.idles(self, state == "idle")
-        if state == "busy":
+        self._all.waits(self, state != "busy")
+        if state in ("body", "busy"):
             self._wait(None)
         elif state == "head":
             self._wait(self._all.head_seconds, lambda: self._refuse(408, "The request's head did not arrive in time."))

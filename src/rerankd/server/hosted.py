@@ -9,7 +9,7 @@ from rerankd.server.dialects.base import Served
 from rerankd.server.dialects.names import not_ours
 from rerankd.server.places import Places
 from rerankd.server.pool import Model
-from rerankd.server.problems import Problem
+from rerankd.server.problems import ASLEEP, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,12 @@ class Hosted:
     def name(self) -> str:
         """The first of its names."""
         return self.model.names[0]
+
+    def check(self) -> None:
+        """Raise a `Problem` where the model takes no call now: it sleeps, or its queue is full."""
+        if self.model.asleep:
+            raise ASLEEP.anew()
+        self.places.check()
 
 
 def choose(name: object, hosted: Sequence[Hosted]) -> Hosted:

@@ -7,14 +7,12 @@ import errno
 import os
 import resource
 import socket
-import ssl
 import stat
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from types import FrameType
 from typing import Any, Protocol
 
@@ -23,7 +21,8 @@ from fastapi import FastAPI
 
 from rerankd.core import EngineDead, RerankdError
 from rerankd.memory import exempt_from_collection
-from rerankd.server.connections import Connection, Connections
+from rerankd.server.connections import Connections
+from rerankd.server.tls import Tls, protocol
 
 BACKLOG = 2048
 FILES, OTHER_FILES = 65536, 256
@@ -44,17 +43,6 @@ Python's own. With many clients it comes back often, and large requests keep sev
 
 class ListenError(RerankdError):
     """The server cannot listen on the address; `str()` of the error gives the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """A certificate to serve HTTPS with, as files; `client_certificates` is one of `ssl`'s CERT_ constants."""
-
-    certificate: str
-    key: str | None = None
-    password: str | None = None
-    authorities: str | None = None
-    client_certificates: int = ssl.CERT_NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,22 +139,21 @@ def serve(
         address = listener.getsockname()
         host, port = (address, 0) if isinstance(address, str) else address[:2]
         raise _explained(error, host, port) from None
+    try:
+        context = tls.context() if tls else None
+    except OSError as error:
+        raise ListenError(f"HTTPS cannot be served with these --ssl files: {error}.") from None
     most = most_connections()
     connections = Connections(most=most - most // BESIDE if beside else most, keep_alive=lifetime.keep_alive)
     config = uvicorn.Config(
         app,
-        http=partial(Connection, connections),  # type: ignore[arg-type]
+        http=protocol(connections, context),  # type: ignore[arg-type]
         log_config=log_config,
         access_log=False,  # `calls` writes a line for each call
         lifespan="off",
         ws="none",
         backlog=BACKLOG,
-        **_ssl_options(tls),
     )
-    try:
-        config.load()
-    except OSError as error:
-        raise ListenError(f"HTTPS cannot be served with these --ssl files: {error}.") from None
     server = Server(config, lifetime, beside)
     server.run(sockets=[listener])
     if server.failure:
@@ -256,18 +243,6 @@ class Server(uvicorn.Server):
 def _end(code: int) -> None:
     """End the process without waiting for any thread."""
     os._exit(code)
-
-
-def _ssl_options(tls: Tls | None) -> dict[str, Any]:
-    if tls is None:
-        return {}
-    return {
-        "ssl_certfile": tls.certificate,
-        "ssl_keyfile": tls.key,
-        "ssl_keyfile_password": tls.password,
-        "ssl_ca_certs": tls.authorities,
-        "ssl_cert_reqs": tls.client_certificates,
-    }
 
 
 def _explained(error: OSError, host: str, port: int) -> ListenError:

@@ -77,8 +77,8 @@ class Service:
     def __init__(self, models: Serves | Pool, settings: Settings) -> None:
         pool = models if isinstance(models, Pool) else Pool([Model.of(models, settings.names)])
         queued = settings.max_queued_calls, settings.max_queued_tokens
-        # Calls that wait for one model do not block calls of another. With one model, the limit applies before a body
-        # is read.
+        # Calls that wait for one model do not block calls of another. With one model, a call that is read already has a
+        # place among those that wait while its body is parsed, too.
         several = len(pool.models) > 1
         places = Places(pool.load, settings.max_calls, *((None, None) if several else queued))
 

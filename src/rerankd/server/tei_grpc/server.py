@@ -17,11 +17,12 @@ from grpc_reflection.v1alpha import reflection
 from starlette.types import ASGIApp
 
 from rerankd.server.access import Keys
-from rerankd.server.run import BESIDE, ListenError, Tls, bind, most_connections
+from rerankd.server.run import BESIDE, ListenError, bind, most_connections
 from rerankd.server.settings import Settings
 from rerankd.server.tei_grpc.calls import App
 from rerankd.server.tei_grpc.intake import most_bytes
 from rerankd.server.tei_grpc.methods import PROTO, Methods
+from rerankd.server.tls import Tls
 
 UNCOMPRESSED = 1
 """The bit of that algorithm."""
