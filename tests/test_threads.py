@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rerankd import ModelError, threads
 from rerankd.loading import plan
@@ -84,7 +86,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[int]:
 def test_core_groups_hold_neighbours(machine: set[int]) -> None:
     assert threads.core_groups(2) == [(0, 4, 2, 6), (1, 5, 3, 7)]
     assert threads.core_groups(4) == [(0, 4), (2, 6), (1, 5), (3, 7)]
-    assert threads.core_groups(3) == [(0, 4), (2, 6, 1), (5, 3, 7)]
+    assert threads.core_groups(3) == [(0, 4, 2), (6, 1, 5), (3, 7)]
     machine -= {2, 3, 4, 5, 6, 7}
     assert threads.core_groups(3) == [(0,), (1,), (0,)]
 
@@ -106,9 +108,23 @@ def test_replicas_share_out_the_threads_and_keep_to_their_cores(
         (groups / "cpu.max").write_text("300000 100000")
         monkeypatch.delenv("OMP_NUM_THREADS")
         torch.set_num_threads(8)
-        assert [share.threads for share in threads.shares(2, None)] == [1, 1], "3 of a quota, shared out"
+        assert [share.threads for share in threads.shares(2, None)] == [2, 1], "3 of a quota, shared out"
+        assert [share.threads for share in threads.shares(4, None)] == [1, 1, 1, 1], "none has less than 1"
+        machine -= {3, 4, 5, 6, 7}
+        torch.set_num_threads(3)
+        assert threads.shares(2, None) == [Share(2, (0, 2)), Share(1, (1,))], "no core idles"
     finally:
         torch.set_num_threads(before)
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 20))
+def test_parts_are_whole_and_grow_with_it(less: int, more: int, count: int) -> None:
+    less, more = sorted((less, more))
+    small, large = threads.parts(less, count), threads.parts(more, count)
+    assert (sum(small), sum(large)) == (less, more)
+    assert large[0] - large[-1] <= 1
+    assert sorted(large, reverse=True) == large
+    assert all(one <= other for one, other in zip(small, large, strict=True)), "threads fit on their cores"
 
 
 def test_a_number_of_threads_below_1_is_refused(tmp_path: Path) -> None:

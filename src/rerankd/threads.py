@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -61,18 +62,26 @@ def shares(count: int, threads: int | None) -> list[Share]:
     """The shares of `count` processes: neighbouring cores, of one NUMA node as far as nodes divide.
 
     threads: the number of threads of each process; None for OMP_NUM_THREADS, else for torch's own number divided by
-        `count`
+        `count`: the first processes have one more where it does not divide
 
     A process with more threads than cores may use all cores.
     """
     import torch
 
-    if threads is None:
+    if threads is None and "OMP_NUM_THREADS" not in os.environ:
         use_threads(None)
-        threads = torch.get_num_threads()
-        if "OMP_NUM_THREADS" not in os.environ:
-            threads = max(threads // count, 1)
-    return [Share(threads, cores if threads <= len(cores) else ()) for cores in core_groups(count)]
+        each = [max(part, 1) for part in parts(torch.get_num_threads(), count)]
+    else:
+        each = [threads or torch.get_num_threads()] * count
+    return [Share(own, cores if own <= len(cores) else ()) for own, cores in zip(each, core_groups(count), strict=True)]
+
+
+def parts(whole: int, count: int) -> list[int]:
+    """`whole` in `count` parts, the first of which may be larger by 1.
+
+    No part of a smaller whole is larger than the same part of a larger one: threads fit on their cores.
+    """
+    return [(whole + count - 1 - part) // count for part in range(count)]
 
 
 def core_groups(count: int) -> list[tuple[int, ...]]:
@@ -84,8 +93,8 @@ def core_groups(count: int) -> list[tuple[int, ...]]:
         return [()] * count
     cores = sorted(os.sched_getaffinity(0), key=_neighbourhood)
     groups = min(count, len(cores))
-    bounds = [len(cores) * group // groups for group in range(groups + 1)]
-    return [tuple(cores[bounds[i % groups] : bounds[i % groups + 1]]) for i in range(count)]
+    ends = list(accumulate(parts(len(cores), groups), initial=0))
+    return [tuple(cores[ends[i % groups] : ends[i % groups + 1]]) for i in range(count)]
 
 
 def _neighbourhood(core: int) -> tuple[int, ...]:
