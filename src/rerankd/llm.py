@@ -109,7 +109,7 @@ class LLM:
         ignored = _judged(model, arguments)
         if ignored:
             log.warning("LLM: arguments without effect here: %s", ", ".join(ignored))
-        for note in VLLM_VARIABLES.notes(os.environ):
+        for note in VLLM_VARIABLES.notes(os.environ, ("--hub",)):
             log.info("LLM: %s", note)
         folders = (Path(allowed_local_media_path),) if allowed_local_media_path else None
         self._reranker = Reranker(

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import requests
+from typer.testing import CliRunner
 
+from rerankd.cli.main import _rerankd
+from rerankd.cli.replica import launch_of
 from rerankd.cli.start import Launch
 from rerankd.compat.variables import SGLANG_VARIABLES, VLLM_VARIABLES, Variables, modelscope
 from tests.cli.test_options import Started, run, started  # noqa: F401 - a fixture
@@ -92,7 +95,7 @@ def test_what_has_no_effect_is_said_a_line_each_and_what_nobody_knows_in_one() -
         "SGL_OLD": "1",
         "HF_HOME": "/models",
     }
-    assert list(VLLM_VARIABLES.notes(environ)) == [
+    assert list(VLLM_VARIABLES.notes(environ, ("--hub", "--log-level"))) == [
         "VLLM_CPU_KVCACHE_SPACE is vLLM's and has no effect here: there is no KV cache: keys and values live for one "
         "layer.",
         "VLLM_LOGGING_LEVEL is not read: 'LOUD' is none of critical, error, warning, info, debug.",
@@ -100,7 +103,24 @@ def test_what_has_no_effect_is_said_a_line_each_and_what_nobody_knows_in_one() -
         "Not read: SGLANG_USE_MODELSCOPE, SGL_OLD, VLLM_NEW_AND_STRANGE.",
     ]
     assert VLLM_VARIABLES.flag_values(environ) == {"VLLM_USE_MODELSCOPE": ("--hub", "modelscope")}
-    assert list(SGLANG_VARIABLES.notes({"HF_HOME": "/models", "SGLANG_USE_MODELSCOPE": "1"})) == []
+    assert list(SGLANG_VARIABLES.notes({"HF_HOME": "/models", "SGLANG_USE_MODELSCOPE": "1"}, ("--hub",))) == []
+
+
+def test_a_variable_whose_flag_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a replica that Ray runs, and of a file of requests that no server answers."""
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")
+    monkeypatch.setenv("VLLM_API_KEY", "a-secret")
+    said = "VLLM_SERVER_DEV_MODE has no effect here: it stands for --sleep-routes, which cannot be set here."
+    launch, notes = launch_of({"model": "a/b"})
+    assert (notes, launch.door.api_keys) == ([said], ("a-secret",))
+    printed = CliRunner().invoke(_rerankd(), ["run-batch", "-i", "a", "-o", "b", "--print-config"])
+    assert printed.exit_code == 0, printed.output
+    assert [line for line in printed.stderr.splitlines() if "VLLM" in line] == [
+        "VLLM_API_KEY has no effect here: it stands for --api-key, which cannot be set here.",
+        said,
+    ]
+    monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "0")
+    assert launch_of({"model": "a/b"})[1] == [], "nothing is asked for"
 
 
 @pytest.mark.parametrize("variables", BOTH, ids=lambda one: one.program)

@@ -103,7 +103,7 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
             if model:
                 models = []
             values = [check(model_settings, options, ctx) for model_settings in models]
-            ctx.obj = Beside(peer_flags, [*notes, *variables.notes(os.environ)], values)
+            ctx.obj = Beside(peer_flags, [*notes, *variables.notes(os.environ, options)], values)
             if ctx.params.get("print_config"):
                 places = {name: setting.place for name, setting in first.items()}
                 for note in (*peer.judge(peer_flags, model), *ctx.obj.notes):

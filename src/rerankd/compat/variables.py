@@ -5,7 +5,7 @@ HF_HOME, HF_TOKEN, OTEL_* and the other variables of libraries are left to those
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 
 from rerankd.compat.peers import SGLANG_IGNORED_VARIABLES, VLLM_IGNORED_VARIABLES
@@ -44,18 +44,25 @@ class Variables:
         }
         return {name: (self.honoured[name].flag, value) for name, value in values.items() if value is not None}
 
-    def notes(self, environ: Mapping[str, str]) -> Iterator[str]:
-        """A line for each known variable that is set and has no effect, and one line for all unknown ones."""
+    def notes(self, environ: Mapping[str, str], flags: Container[str]) -> Iterator[str]:
+        """A line for each known variable that is set and has no effect, and one line for all unknown ones.
+
+        flags: that there are where the variables are read
+        """
         why = {name: reason for reason, names in self.ignored.items() for name in names}
         unknown = []
         for name in sorted(name for name, value in environ.items() if value):
             if name in why:
                 yield f"{name} is {self.program}'s and has no effect here: {why[name]}."
             elif name in self.honoured:
+                stands_for = self.honoured[name]
                 try:
-                    self.honoured[name].value(environ[name])
+                    asks = stands_for.value(environ[name]) is not None
                 except ValueError as error:
                     yield f"{name} is not read: {error}."
+                    continue
+                if asks and stands_for.flag not in flags:
+                    yield f"{name} has no effect here: it stands for {stands_for.flag}, which cannot be set here."
             elif name.startswith(PREFIXES):
                 unknown.append(name)
         if unknown:
