@@ -45,8 +45,8 @@ class Connections:
     most: connections open at a time; beyond it the one that has waited longest for its client is closed. If all are
         being answered, the new one is refused
     keep_alive: seconds that a connection may idle
-    head_bytes, head_seconds: limits on a request's line and headers; `head_bytes` also limits trailers, `head_seconds` a
-        TLS handshake
+    head_bytes, head_seconds: limits on a request's line and headers; `head_bytes` also limits trailers, and
+        `head_seconds` a TLS handshake
     rest_seconds: the time for the rest of a body that nobody reads to arrive, and for a refused client to close
     read_seconds: the time for a client to read some of an answer that fills all buffers
     """
