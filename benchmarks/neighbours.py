@@ -42,14 +42,14 @@ def main() -> None:
     given = parser.parse_args()
     name, _, kind = given.case.partition("/")
     model, workload = checkpoint(given.checkpoints, name), Workload.parse(kind)
-    pythons = dict.fromkeys(EXPORTED, given.export_python) if given.export_python else {}
+    programs = dict.fromkeys(EXPORTED, given.export_python) if given.export_python else {}
     print(f"{'engine':<26} {'alone':>8} {'busy':>8} {'kept, median':>13} {'range'}")
     for one in given.engines:
         isa, _, engine = one.rpartition("/")
         os.environ.pop("RERANKD_ISA", None)
         if isa:
             os.environ["RERANKD_ISA"] = isa
-        with Engine(Spec.parse(engine), model, pythons) as running:
+        with Engine(Spec.parse(engine), model, programs) as running:
             corpus = Corpus(0)
             rate(running, corpus, workload)
             alone, beside = [], []

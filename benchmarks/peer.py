@@ -1,9 +1,10 @@
 """One engine in a process of its own, for `compare.py`: answers score requests, a JSON object a line.
 
-usage: peer.py ENGINE MODEL VARIANT
+usage: peer.py ENGINE MODEL VARIANT [PROGRAM]
 
-ENGINE is a key of ENGINES; VARIANT a dtype, `auto`, or (rerankd, onnxruntime, openvino) `int8`. This file imports
-nothing of the project for engines other than rerankd, so that an interpreter of another venv can run it.
+ENGINE is a key of ENGINES; VARIANT a dtype, `auto`, (rerankd, onnxruntime, openvino) `int8` or (llama) `q8_0`. llama's
+MODEL is a folder with model.gguf, config.json and tokenizer.json, its PROGRAM llama.cpp's llama-server. This file
+imports nothing of the project for engines other than rerankd, so that an interpreter of another venv can run it.
 
 out, once loaded: {"dtype", "version", "load_seconds", "memory_bytes"}
 in:  {"query", "documents"}
@@ -12,9 +13,12 @@ out: {"seconds", "scores"} and from rerankd {"prompt_tokens", "computed_tokens"}
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +29,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
+from urllib.request import Request, urlopen
 
 Answer = dict[str, Any]
 Score = Callable[[str, list[str]], Answer]
@@ -196,7 +201,6 @@ def in_a_process_of_its_own(work: Callable[..., T], *given: Any) -> T:
 
 def exported(model: str) -> tuple[Path, Any]:
     """A cross-encoder as ONNX in a temporary folder, and its tokenizer."""
-    import atexit
     import shutil
     import tempfile
 
@@ -262,12 +266,97 @@ def calibration(tokenizer: Any) -> list[Answer]:
     return [dict(tokenizer(" ".join(a), " ".join(b), truncation=True, return_tensors="np")) for a, b in pairs]
 
 
-ENGINES = {
+LLAMA_BATCH_TOKENS = 2048
+"""Tokens that llama.cpp computes at a time. Each computes attention over all of them, whichever document it is of."""
+LLAMA_PAIRS = 64
+"""Pairs in one of its batches at most."""
+LLAMA_START_SECONDS = 120
+
+
+def llama(model: str, variant: str, program: str) -> tuple[Score, Answer]:
+    """llama.cpp's own server, over HTTP on this machine.
+
+    The server refuses a pair beyond the model's positions. So documents are cut before, as its callers have to.
+    """
+    from tokenizers import Tokenizer
+
+    if is_decoder(model):
+        raise ValueError(f"{model} is a decoder; here llama.cpp runs cross-encoders.")
+    threads, positions = str(len(os.sched_getaffinity(0))), llama_positions(model)
+    port = free_port()
+    server = subprocess.Popen(
+        [
+            *(program, "--model", str(Path(model) / "model.gguf"), "--reranking"),
+            *("--host", "127.0.0.1", "--port", str(port), "--threads", threads, "--threads-http", "1"),
+            *("--batch-size", str(LLAMA_BATCH_TOKENS), "--ubatch-size", str(LLAMA_BATCH_TOKENS)),
+            *("--parallel", str(LLAMA_PAIRS), "--ctx-size", str(LLAMA_PAIRS * positions)),
+        ]
+    )
+    atexit.register(server.wait)
+    atexit.register(server.terminate)
+    about = llama_ready(server, port)
+    tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    space = positions - tokenizer.num_special_tokens_to_add(True)
+
+    def cut(document: str, tokens: int) -> str:
+        # No token is shorter than a character; a tokenizer may put one space before the text.
+        if len(document) < tokens:
+            return document
+        ends = [end for _, end in tokenizer.encode(document, add_special_tokens=False).offsets]
+        return document[: ends[tokens - 1]] if len(ends) > tokens else document
+
+    def score(query: str, documents: list[str]) -> Answer:
+        tokens = space - len(tokenizer.encode(query, add_special_tokens=False).ids)
+        texts = [cut(document, tokens) for document in documents]
+        found = llama_answer(port, "/v1/rerank", {"query": query, "documents": texts})
+        logits = {result["index"]: result["relevance_score"] for result in found["results"]}
+        return {"scores": [1 / (1 + math.exp(-logits[i])) for i in range(len(documents))]}
+
+    return score, {"dtype": {"q8_0": "int8"}.get(variant, variant), "version": about["build_info"]}
+
+
+def llama_positions(model: str) -> int:
+    """The most tokens of a pair; XLM-R's first rows of positions are never used."""
+    config = json.loads((Path(model) / "config.json").read_text())
+    unused = config["pad_token_id"] + 1 if config["model_type"] == "xlm-roberta" else 0
+    return int(config["max_position_embeddings"]) - unused
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+def llama_ready(server: subprocess.Popen[bytes], port: int) -> Answer:
+    """What the server says of itself, once it has loaded its model."""
+    started = time.monotonic()
+    while time.monotonic() - started < LLAMA_START_SECONDS and server.poll() is None:
+        try:
+            llama_answer(port, "/health")
+            return llama_answer(port, "/props")
+        except OSError:
+            time.sleep(0.05)
+    raise RuntimeError(f"llama-server is not ready: {server.poll()}")
+
+
+def llama_answer(port: int, path: str, body: Answer | None = None) -> Answer:
+    """The server's answer to a request. OSError for a status other than 200."""
+    data = None if body is None else json.dumps(body).encode()
+    request = Request(f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
+    with urlopen(request) as answer:
+        return dict(json.loads(answer.read()))
+
+
+ENGINES: dict[str, Callable[..., tuple[Score, Answer]]] = {
     "rerankd": rerankd,
     "sentence-transformers": sentence_transformers,
     "vllm": vllm,
     "onnxruntime": onnx_runtime,
     "openvino": open_vino,
+    "llama": llama,
 }
 
 
@@ -293,7 +382,7 @@ def memory_bytes() -> int | None:
 
 
 def main() -> None:
-    engine, model, variant = sys.argv[1:]
+    engine, *given = sys.argv[1:]
     # Engines print as they please; what they print goes to stderr, and the answers have stdout to themselves.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -302,7 +391,7 @@ def main() -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
     start = time.perf_counter()
-    score, about = ENGINES[engine](model, variant)
+    score, about = ENGINES[engine](*given)
     loaded = time.perf_counter() - start
     # Weights that are mapped from a file come into memory with the first request.
     score("warm", ["up", "warm up"])

@@ -53,6 +53,9 @@ TENSORS: Mapping[str, Mapping[str, str]] = {
     },
 }
 
+PLAIN = ("position_embd.weight", "token_types.weight")
+"""Matrices that stay in float32: llama.cpp adds their rows to others."""
+
 
 def stored_name(name: str, family: str) -> str:
     stem, _, kind = re.sub(r"^(bert|roberta)\.", "", name).rpartition(".")
@@ -86,10 +89,11 @@ def write_gguf(source: Path, path: Path, kind: str = "F32", plain: Path | None =
         values = tensor.float().numpy()
         if stored == "position_embd.weight" and config["model_type"] == "xlm-roberta":
             values = values[config["pad_token_id"] + 1 :]
-        written, read = _in(values, kind if values.ndim > 1 and "position" not in name else "F32")
-        _tensor(writer, stored, written, kind if read is not values else "F32")
-        if stored != "position_embd.weight":
-            found[name] = torch.from_numpy(np.array(read, dtype=np.float32))
+        stored_kind = "F32" if values.ndim == 1 or stored in PLAIN else kind
+        written = values if stored_kind == "F32" else quantize(values, GGMLQuantizationType[kind])
+        _tensor(writer, stored, written, stored_kind)
+        if plain is not None and stored_kind != "F32":
+            found[name] = torch.from_numpy(dequantize(written, GGMLQuantizationType[kind]))
     if family == "qwen3" and rank:
         assert head is not None
         _tensor(writer, "cls.output.weight", head[[YES, NO]].float().numpy(), "F32")
@@ -102,14 +106,6 @@ def write_gguf(source: Path, path: Path, kind: str = "F32", plain: Path | None =
     if plain is not None:
         save_file(found, plain / "model.safetensors", metadata={"format": "pt"})
     return path
-
-
-def _in(values: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """A tensor in a kind, and what it stands for."""
-    if kind == "F32":
-        return values, values
-    written = quantize(values, GGMLQuantizationType[kind])
-    return written, dequantize(written, GGMLQuantizationType[kind])
 
 
 def _tensor(writer: GGUFWriter, name: str, values: np.ndarray, kind: str) -> None:
@@ -193,11 +189,14 @@ def _tokenizer(source: Path, config: dict[str, Any]) -> dict[str, Any]:
         common |= {"tokenizer.ggml.model": "t5", "tokenizer.ggml.pre": "default", "tokenizer.ggml.scores": scores}
         common |= {"tokenizer.ggml.add_space_prefix": True, "tokenizer.ggml.remove_extra_whitespaces": True}
     else:
-        special = {"bos": 101, "seperator": 102, "unknown": 100, "padding": 0}
+        special = {"bos": 101, "eos": 102, "seperator": 102, "unknown": 100, "padding": 0}
         common |= {"tokenizer.ggml.model": "bert", "tokenizer.ggml.pre": "default"}
         listed = [
             token if kind == CONTROL else token[2:] if token.startswith("##") else f"\u2581{token}"
             for token, kind in zip(listed, kinds, strict=True)
         ]
+    # Of a pair: [bos] query [eos] [sep] document [eos], and XLM-R alone has two tokens in the middle.
+    added_to_pairs = {"bos": True, "eos": True, "sep": model["type"] == "Unigram"}
+    common |= {f"tokenizer.ggml.add_{name}_token": whether for name, whether in added_to_pairs.items()}
     ids = {f"tokenizer.ggml.{name}_token_id": number for name, number in special.items()}
     return common | ids | {"tokenizer.ggml.tokens": listed}
