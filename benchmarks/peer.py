@@ -266,8 +266,12 @@ def calibration(tokenizer: Any) -> list[Answer]:
     return [dict(tokenizer(" ".join(a), " ".join(b), truncation=True, return_tensors="np")) for a, b in pairs]
 
 
-LLAMA_BATCH_TOKENS = 2048
-"""Tokens that llama.cpp computes at a time. Each computes attention over all of them, whichever document it is of."""
+LLAMA_BATCH_TOKENS = 1024
+"""Tokens in one of llama.cpp's batches at most.
+
+A batch holds whole pairs, and XLM-R's mixed ones have up to 856 tokens. Attention is computed between all tokens of a
+batch, whichever pair they are of, so that larger batches are slower.
+"""
 LLAMA_PAIRS = 64
 """Pairs in one of its batches at most."""
 LLAMA_START_SECONDS = 120
@@ -283,13 +287,13 @@ def llama(model: str, variant: str, program: str) -> tuple[Score, Answer]:
     if is_decoder(model):
         raise ValueError(f"{model} is a decoder; here llama.cpp runs cross-encoders.")
     threads, positions = str(len(os.sched_getaffinity(0))), llama_positions(model)
-    port = free_port()
+    port, batch = free_port(), min(positions, LLAMA_BATCH_TOKENS)
     server = subprocess.Popen(
         [
             *(program, "--model", str(Path(model) / "model.gguf"), "--reranking"),
-            *("--host", "127.0.0.1", "--port", str(port), "--threads", threads, "--threads-http", "1"),
-            *("--batch-size", str(LLAMA_BATCH_TOKENS), "--ubatch-size", str(LLAMA_BATCH_TOKENS)),
-            *("--parallel", str(LLAMA_PAIRS), "--ctx-size", str(LLAMA_PAIRS * positions)),
+            *("--host", "127.0.0.1", "--port", str(port), "--device", "none", "--threads", threads),
+            *("--batch-size", str(batch), "--ubatch-size", str(batch)),
+            *("--parallel", str(LLAMA_PAIRS), "--ctx-size", str(LLAMA_PAIRS * batch)),
         ]
     )
     atexit.register(server.wait)
