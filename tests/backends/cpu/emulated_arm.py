@@ -6,6 +6,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from struct import Struct
@@ -20,7 +21,7 @@ from rerankd.backends.cpu.native.units import units_of
 ARM_UNITS = {unit.name: unit for unit in units_of("aarch64")}
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 SOURCES = Path(native.__file__).parent
-FLAGS = ["-O1", "-fopenmp", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}"]
+FLAGS = ["-fopenmp", "-fno-math-errno", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}"]
 ADDRESSES = {
     "rms_norm": (2, 5, 7),
     "norm_rope": (3, 6, 8, 9, 10),
@@ -40,15 +41,18 @@ _WANTED, _CHANGED, _RESULT = range(3)
 _MESSAGE = Struct("3q")
 
 
-def program(folder: Path) -> Path:
-    """The kernels and the program that calls them, compiled into a folder; skips the test where a tool is missing."""
+def program(folder: Path, level: str = "-O1") -> Path:
+    """The kernels and the program that calls them, compiled into a folder; skips the test where a tool is missing.
+
+    level: of the compiler's optimisation; the package is built with -O3
+    """
     for tool, package in ((COMPILER, "gcc-aarch64-linux-gnu"), (EMULATOR, "qemu-user")):
         if shutil.which(tool) is None:
             pytest.skip(f"no {tool} to run the kernels for ARM (Debian's {package})")
 
     def compiled(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
-        subprocess.run([COMPILER, *FLAGS, "-c", source, "-o", target], check=True)
+        subprocess.run([COMPILER, level, *FLAGS, "-c", source, "-o", target], check=True)
         return target
 
     sources = [*sorted(SOURCES.glob("*.c")), Path(__file__).with_suffix(".c")]
@@ -61,9 +65,10 @@ def program(folder: Path) -> Path:
 class Emulator:
     """A process that calls the kernels on this process's memory. See emulated_arm.c."""
 
-    def __init__(self, program: Path, cpu: str = "max") -> None:
+    def __init__(self, program: Path, cpu: str = "max", options: Sequence[str] = ()) -> None:
+        """options: of the emulator"""
         self._process = subprocess.Popen(
-            [EMULATOR, "-cpu", cpu, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            [EMULATOR, "-cpu", cpu, *options, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
         self._memory = os.open("/proc/self/mem", os.O_RDWR)
 

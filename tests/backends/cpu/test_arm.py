@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.arm.counting import Counter, Missing, Work
+from benchmarks.arm.ours import Ours
+from benchmarks.arm.peer import Peer, library_of
 
 from rerankd.backends.cpu import runs
 from rerankd.backends.cpu.linear import Linear, int8_linear
@@ -21,7 +25,7 @@ from rerankd.layers.layout import causal_layout, separate_layout
 from rerankd.layers.spec import Activation
 from tests.backends import test_attention, test_transformers
 from tests.backends.cpu import test_embedding, test_linear, test_norm
-from tests.backends.cpu.emulated_arm import ARM_UNITS, Emulator, program
+from tests.backends.cpu.emulated_arm import ARM_UNITS, COMPILER, EMULATOR, Emulator, program
 from tests.backends.cpu.test_units import exact_sums
 from tests.backends.cpu.units import codes
 
@@ -156,3 +160,59 @@ def test_the_cap_names_units_of_arm_there(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("rerankd.backends.cpu.native.units.UNITS", units_of("aarch64"))
     monkeypatch.setenv(CAP, "neon_dotprod")
     assert [name for name, unit in ARM_UNITS.items() if allowed(unit)] == ["neon", "neon_dotprod"]
+
+
+LOOP = """
+    .globl _start
+_start:
+    mov x1, #1000
+1:  subs x1, x1, #1
+    b.ne 1b
+    mov x0, #0
+    mov x8, #93
+    svc #0
+"""
+"""2,004 instructions, the last of which ends the process."""
+
+
+def test_all_instructions_are_counted(arm_program: Path, tmp_path: Path) -> None:
+    source, loop = tmp_path / "loop.s", tmp_path / "loop"
+    source.write_text(LOOP)
+    subprocess.run([COMPILER, "-nostdlib", "-static", source, "-o", loop], check=True)
+    counter = Counter(tmp_path)
+    subprocess.run([EMULATOR, *counter.options, loop], check=True)
+    assert counter.total() == 2004
+
+
+def test_the_instructions_of_kernels_are_counted_without_what_surrounds_them(arm_program: Path, tmp_path: Path) -> None:
+    ours = Ours(tmp_path, arm_program, "neoverse-n1")
+    found = {}
+    for precision, inputs in (("float32", 128), ("float32", 256), ("int8", 256)):
+        work = Work("linear", precision, inputs, 64)
+        counted = ours.count(work)
+        assert counted is not None
+        found[precision, inputs] = counted[0] / work.multiply_adds
+        assert counted[1] == "neon_dotprod"
+    assert ours.count(Work("linear", "bfloat16", 128, 64)) is None
+    layer = Work("layer", "float32", 64, 128)
+    whole = ours.count(layer)
+    ours.close()
+    # An instruction of NEON does four multiply-adds in float32. These kernels are compiled with less optimisation.
+    assert 0.25 < found["float32", 256] < found["float32", 128] < 1.2
+    assert found["int8", 256] < found["float32", 256] / 2
+    assert whole is not None
+    assert found["float32", 256] < whole[0] / layer.multiply_adds < 3 * found["float32", 256]
+
+
+def test_the_library_that_computes_torchs_products_is_named(tmp_path: Path) -> None:
+    told = [
+        "onednn_verbose,v1,info,oneDNN v3.7.1",
+        "onednn_verbose,v1,primitive,exec,cpu,reorder,jit:uni,undef,src:f32::blocked:ab,,,64x384,0.1",
+        "onednn_verbose,v1,primitive,exec,cpu,matmul,gemm:acl,undef,src:f32::blocked:ab,,,64x384:384x384,0.5",
+    ]
+    assert library_of([*told, "open"]) == "oneDNN gemm:acl"
+    assert library_of([*told[:2], "open"]) == "open"
+    (tmp_path / "torch" / "lib").mkdir(parents=True)
+    (tmp_path / "torch" / "lib" / "libtorch_cpu.so").write_bytes(b"\x7fELF" + bytes(14) + b"\x3e\x00")
+    with pytest.raises(Missing, match=f"no torch for 64-bit ARM in {tmp_path}. Install it:\npip install"):
+        Peer.compiled(tmp_path, tmp_path)
