@@ -19,7 +19,7 @@ from tests.backends.cpu.emulated_arm import COMPILER, EMULATOR, program
 
 from benchmarks.arm.counting import Missing, Work, require
 from benchmarks.arm.ours import Ours
-from benchmarks.arm.peer import INSTALL, Peer
+from benchmarks.arm.peer import Peer
 
 CPUS = ("neoverse-n1", "max,sve=off")
 WORKS = (
@@ -34,7 +34,12 @@ WORKS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.arm", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--torch", type=Path, metavar="FOLDER", help=f"torch for ARM, by: {INSTALL}")
+    parser.add_argument(
+        "--torch",
+        type=Path,
+        metavar="FOLDER",
+        help="torch for ARM; if it is missing, the command that installs it is printed",
+    )
     parser.add_argument("--cpu", nargs="+", default=CPUS, help="processors that qemu emulates")
     args = parser.parse_args()
     torch.set_num_threads(1)
