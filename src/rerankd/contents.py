@@ -13,7 +13,7 @@ ContentLike: TypeAlias = str | Sequence[Part] | Mapping[str, Any]
 """A string, the parts of a content, or the model authors' `{"text": ..., "image": ..., "video": ...}`."""
 
 KEYS = ("text", "image", "video", "fps", "max_frames")
-PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tiff", ".tif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tiff", ".tif")
 
 
 def to_content(value: ContentLike, field: str) -> Content:
@@ -21,7 +21,7 @@ def to_content(value: ContentLike, field: str) -> Content:
 
     A mapping is what `format_mm_content` of the authors' `qwen3_vl_reranker.py` reads (repository
     QwenLM/Qwen3-VL-Embedding): one or a list of each kind, videos first, then images, then texts. A list under `video`
-    is one video where it begins with a picture, and otherwise several videos. `fps` and `max_frames` go to the videos.
+    is one video where it begins with an image, and otherwise several videos. `fps` and `max_frames` go to the videos.
 
     Raises InvalidRequest, naming `field`, for anything else.
     """
@@ -71,5 +71,5 @@ def _is_one_video(video: Any) -> bool:
     if isinstance(first, (str, os.PathLike)):
         name = str(first)
         path = urlsplit(name).path if name.startswith(("http://", "https://")) else name
-        return path.lower().endswith(PICTURES)
+        return path.lower().endswith(IMAGE_SUFFIXES)
     return True

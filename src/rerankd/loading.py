@@ -200,13 +200,13 @@ class Plan:
         from rerankd.media.loader import MediaLoader
 
         assert isinstance(self.architecture, Architecture)
-        assert self.architecture.pictures is not None, "an architecture that sees says how"
+        assert self.architecture.images is not None, "an architecture that sees says how"
         try:
             sizing = self.choice.recipe.sizing.with_settings(self.options.media_sizing)
         except BadMedia as error:
             raise ModelError(f"The sizes of images and videos are not valid: {error}.") from error
         return MediaLoader(
-            self.architecture.pictures(self.config),
+            self.architecture.images(self.config),
             sizing=sizing,
             limits=self.options.media_limits,
             access=self.options.media_access,

@@ -87,7 +87,7 @@ def resident_bytes() -> int:
 class Trimmer:
     """Trims the process when it holds much more than the least that it held since it was last trimmed.
 
-    Pictures, long texts and large bodies take memory that glibc would keep for good.
+    Images, long texts and large bodies take memory that glibc would keep for good.
     """
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture in a content.
+    """An image in a content.
 
     source: an http(s), `data:` or `file:` URL; in Python also a path or a PIL image
     min_pixels, max_pixels: limits on its size after resizing; None for the model's own
@@ -31,7 +31,7 @@ class Image:
 class Video:
     """A video in a content.
 
-    source: a URL or a path as for `Image`, or a sequence of pictures as its frames
+    source: a URL or a path as for `Image`, or a sequence of images as its frames
     fps: frames to read a second; None for the model's own
     max_frames: the most frames to read; None for the model's own
     """
@@ -53,7 +53,7 @@ Content: TypeAlias = tuple[Part, ...]
 
 
 def identity(part: Part) -> Hashable:
-    """A key that is equal for equal parts: strings compare by their characters, pictures by object identity."""
+    """A key that is equal for equal parts: strings compare by their characters, images by object identity."""
 
     def of(source: object) -> Hashable:
         if isinstance(source, (list, tuple)):

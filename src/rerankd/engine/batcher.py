@@ -162,7 +162,7 @@ class Batcher:
         """Take documents up to the token budget; jobs that nobody waits for are dropped.
 
         The first job in order of arrival gives one document at least, and documents of half the tokens that are left to
-        it, whatever its prefix takes: a long prefix (a query with pictures) is computed once for many documents, and
+        it, whatever its prefix takes: a long prefix (a query with images) is computed once for many documents, and
         not again and again for the few that fit beside it. Only there is a batch larger than the budget.
         """
         batch = self._take_shortest(self.budget // 2)

@@ -23,7 +23,7 @@ class Architecture:
     load: makes the model from its configuration, weights and recipe
     positions: the number of positions of the model, which is the most tokens of a prompt
     spec: the specification of its layers
-    pictures: the form of pixels for its vision tower; None for a model that reads only text
+    images: the form of pixels for its vision tower; None for a model that reads only text
     processed: a recipe with the settings of the processor in the folder; None if no processor has any
     """
 
@@ -32,7 +32,7 @@ class Architecture:
     load: Callable[[Config, Weights, TokenIds, Executor, Recipe], Model]
     positions: Callable[[Config], int]
     spec: Callable[[Config], TransformerSpec]
-    pictures: Callable[[Config], VisionFormat] | None = None
+    images: Callable[[Config], VisionFormat] | None = None
     processed: Callable[[Config, Recipe], Recipe] | None = None
 
 

@@ -101,6 +101,6 @@ NEMOTRON_VL = Architecture(
     nemotron_reranker_vl,
     positions=lambda config: plain_positions(config.section("llm_config")),
     spec=spec,
-    pictures=lambda config: SiglipShape.of(config).pictures(),
+    images=lambda config: SiglipShape.of(config).images(),
     processed=processed,
 )

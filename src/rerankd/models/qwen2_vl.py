@@ -85,5 +85,5 @@ JINA_M0 = Architecture(
     jina_reranker_m0,
     positions=lambda config: plain_positions(text_of(config)),
     spec=spec_of,
-    pictures=lambda config: shape_of(config.section("vision_config")).pictures(config),
+    images=lambda config: shape_of(config.section("vision_config")).images(config),
 )

@@ -68,5 +68,5 @@ QWEN3_VL = Architecture(
     qwen3_vl_reranker,
     positions=lambda config: plain_positions(config.section("text_config")),
     spec=lambda config: spec_of(text := config.section("text_config"), interleaved_rotary(text)),
-    pictures=lambda config: VisionShape.of(config.section("vision_config")).pictures(config),
+    images=lambda config: VisionShape.of(config.section("vision_config")).images(config),
 )

@@ -86,8 +86,8 @@ class SiglipShape:
         """Tokens of a tile."""
         return (self.side // self.merge) ** 2
 
-    def pictures(self) -> VisionFormat:
-        """See `Architecture.pictures`: the authors round the pixels to bfloat16, whatever the model computes in."""
+    def images(self) -> VisionFormat:
+        """See `Architecture.images`: the authors round the pixels to bfloat16, whatever the model computes in."""
         return VisionFormat(self.patch, 1, self.merge, bfloat16=True)
 
 

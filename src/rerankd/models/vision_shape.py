@@ -76,8 +76,8 @@ class VisionShape:
         weights.expect_size(config, "out_hidden_size", self.out, "merger.linear_fc2.weight")
         weights.expect_count(config, "deepstack_visual_indexes", len(self.deepstack), "deepstack_merger_list")
 
-    def pictures(self, config: Config) -> VisionFormat:
-        """See `Architecture.pictures`. ModelError where the image processor beside config.json disagrees."""
+    def images(self, config: Config) -> VisionFormat:
+        """See `Architecture.images`. ModelError where the image processor beside config.json disagrees."""
         form = VisionFormat.from_folder(Path(config.source).parent)
         for key, tower_size, processor_size in (
             ("patch_size", self.patch, form.patch_size),

@@ -13,7 +13,7 @@ from rerankd.core import Visual
 from rerankd.models.grids import Grid
 
 PATCHES_AT_ONCE = 16384
-"""Patches that go through the vision tower at a time, unless one picture has more: bounds the memory of its layers."""
+"""Patches that go through the vision tower at a time, unless one image has more: bounds the memory of its layers."""
 MEMORY_BYTES = 256 << 20
 """Encoded images and videos that are kept for other documents and batches."""
 
@@ -33,7 +33,7 @@ class VisualEncoder:
     """The vision tower, with a bounded cache of its results, by content.
 
     The cache changes no result. With it, a query's image is encoded once for all batches of its documents, and a
-    picture in several documents is encoded once.
+    image in several documents is encoded once.
     """
 
     def __init__(self, tower: Tower) -> None:

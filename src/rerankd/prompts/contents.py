@@ -10,7 +10,7 @@ from rerankd.prompts.tokenizer import well_formed
 def read_text(content: Content, field: str) -> str:
     """The text of a content: its parts one after the other with nothing between, as Qwen's own code joins them.
 
-    Raises InvalidRequest, naming `field`, for a picture or a video.
+    Raises InvalidRequest, naming `field`, for an image or a video.
     """
     for part in content:
         if not isinstance(part, Text):

@@ -38,7 +38,7 @@ class VerbatimPrompts:
     def build(self, request: RerankRequest, visuals: Visuals | None = None) -> PromptGroup:
         """The prompts of a request with labels; the prefix is the longest that all share.
 
-        Raises InvalidRequest for prompts that are empty, too long or hold pictures, and for ids that are no tokens.
+        Raises InvalidRequest for prompts that are empty, too long or hold images, and for ids that are no tokens.
         """
         assert request.labels is not None
         if not request.labels.token_ids:

@@ -70,7 +70,7 @@ class TextPart(Open):
 
 
 class ImageUrl(Open):
-    """Where a picture lies, and how many pixels of it are read."""
+    """Where an image lies, and how many pixels of it are read."""
 
     url: str = Field(description="an http(s), `data:` or `file:` URL")
     min_pixels: int | None = Field(None, gt=0)
@@ -91,7 +91,7 @@ _URL = Discriminator(
 
 
 class ImagePart(Open):
-    """A picture."""
+    """An image."""
 
     type: Literal["image_url"]
     image_url: Annotated[Annotated[str, Tag("<string>")] | Annotated[ImageUrl, Tag("<object>")], _URL]

@@ -1,4 +1,4 @@
-"""Jina's rerank API (https://api.jina.ai/redoc, `POST /v1/rerank`), pictures included."""
+"""Jina's rerank API (https://api.jina.ai/redoc, `POST /v1/rerank`), images included."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rerankd.server.problems import Problem
 
 
 class JinaObject(Open):
-    """A text, a picture, or both."""
+    """A text, an image, or both."""
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -25,11 +25,11 @@ class NvidiaQuery(Open):
 
 
 class NvidiaPassage(Open):
-    """A text, a picture, or both."""
+    """A text, an image, or both."""
 
     text: str | None = Field(None, description="the passage's text.", examples=["The giant panda is a bear."])
     image: str | None = Field(
-        None, description="a `data:` or http(s) URL of a picture, for models that read images.", examples=[None]
+        None, description="a `data:` or http(s) URL of an image, for models that read images.", examples=[None]
     )
 
     def content(self, place: int) -> Content:

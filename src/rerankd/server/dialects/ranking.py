@@ -15,7 +15,7 @@ from rerankd.server.problems import Problem
 Body = TypeVar("Body", bound=Thresholded)
 VALIDATION_ERRORS: Mapping[int, str] = {
     **ERRORS,
-    400: "a prompt too long where cutting is not allowed, a picture that cannot be read, or more than the limits",
+    400: "a prompt too long where cutting is not allowed, an image that cannot be read, or more than the limits",
     422: "a missing or wrong field",
 }
 
