@@ -36,7 +36,8 @@ SERVERS = ("server/", "cli/", "bench/", "rank/", "evaluate/", "parallel/", "ray/
 """Folders whose tests start servers and commands."""
 EMULATED = ("backends/cuda/",)
 SLOW = (
-    "deploy/test_chart.py", "media/test_golden.py", "media/test_loader_ends.py", "media/test_memory.py",
+    "deploy/test_chart.py", "media/test_fetch.py", "media/test_fetch_bodies.py", "media/test_golden.py",
+    "media/test_loader.py", "media/test_loader_ends.py", "media/test_memory.py", "media/test_videos.py",
     "models/test_hub.py", "prompts/test_memory.py", "test_memory.py", "test_real_weights.py", "test_vision_prompts.py",
 )  # fmt: skip
 """Files whose tests take seconds each."""
