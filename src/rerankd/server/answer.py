@@ -155,7 +155,7 @@ class _Exchange:
         return refusal(self.dialect, problem)
 
     def check(self) -> None:
-        """Raise a `Problem` for a call that no model takes now: before its body is read, which may name any of them."""
+        """Raise a `Problem` for a call that no model can take now. The body, which may name one, is not read yet."""
         self._desk.places.check()
         named = self._incoming.parameters.get("model")
         possible = self._desk.hosted if named is None else [choose(named, self._desk.hosted)]
@@ -166,7 +166,7 @@ class _Exchange:
             except Problem as problem:
                 refused.append(problem)
         if len(refused) == len(possible):
-            raise min(refused, key=lambda one: one.retry_after)
+            raise min(refused, key=lambda problem: problem.retry_after)
 
     async def parse(self, body: bytes | bytearray) -> None:
         """Parse the body, and give the call the id that the body has. The timeout starts now."""

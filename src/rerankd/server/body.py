@@ -49,8 +49,8 @@ class Bodies:
         """A call's body, which counts as held until the context ends.
 
         Raises `Problem`: 413 for a body above the limit, 415 for a content type that is not JSON or a body that is
-        compressed, 408 for one that does not arrive in time, 429 where all bodies together are too large, for one that
-        comes then or for one that arrives slowly.
+        compressed, 408 for one that does not arrive in time, 429 where all bodies together are too large: for a
+        new body, or for one that arrives slowly.
         """
         media_type = incoming.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
@@ -100,13 +100,14 @@ class Bodies:
                 raise too_large
 
     def _has_room(self, size: int) -> bool:
-        """Whether so many bytes may come, once slow bodies have given up their places, the oldest first.
+        """Whether `size` more bytes fit, after slow bodies have given up their places, the oldest first.
 
-        Whoever stalls in the middle of bodies would else keep all others out for as long as a body may take.
+        Otherwise a client that stalls in the middle of its bodies would keep all others out for as long as a body may
+        take.
         """
         own = asyncio.current_task()
         while self._held + size > self._together:
-            slow = next((one for one in self._arriving if not one.done()), own)
+            slow = next((task for task in self._arriving if not task.done()), own)
             if slow is None or slow is own or time.monotonic() - self._arriving[slow][0] < PATIENCE:
                 return False
             _, body = self._arriving.pop(slow)

@@ -1,7 +1,7 @@
 """HTTPS: the server's certificate, and connections whose TLS handshake is not finished yet.
 
-asyncio tells a protocol of a connection once the handshake is done, so that whoever never finishes one would be counted
-nowhere, and kept for a minute. Here the handshake begins after the connection is counted.
+asyncio reports a connection to its protocol when the handshake is done. A client that never finishes a handshake would
+not be counted, and its connection would stay open for a minute. Here the connection is counted first.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def protocol(connections: Connections, context: ssl.SSLContext | None = None) ->
 class Handshake(asyncio.Protocol):
     """A connection until its handshake is done; then a `Connection` takes over.
 
-    It is one of the server's connections, and waits for its client: where too many are open, it may be closed for a new
-    one. A handshake has as much time as a request's head.
+    The handshake counts as one of the server's connections that wait for their clients: if too many are open, it may be
+    closed for a new one. A handshake has as much time as a request's head.
     """
 
     def __init__(self, connections: Connections, context: ssl.SSLContext, **arguments: Any) -> None:
@@ -62,9 +62,14 @@ class Handshake(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
-        # The loop shakes hands over a socket of which nothing was read, so it gets one of its own.
-        self._socket = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
-        cast(asyncio.Transport, transport).abort()
+        # The loop does a handshake only over a socket of its own, from which nothing was read.
+        try:
+            self._socket = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        except OSError as error:  # such as too many open files
+            log.warning("A connection is closed before its TLS handshake: %s", error)
+            return
+        finally:
+            cast(asyncio.Transport, transport).abort()
         if not self._all.admit(len(self._connection.connections) + 1):
             self._socket.close()
             return
