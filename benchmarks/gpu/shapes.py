@@ -16,7 +16,8 @@ from torch import Tensor
 from rerankd.backends.select import Placement
 from rerankd.models.base import Model
 from rerankd.models.checkpoint.config import Config
-from rerankd.models.checkpoint.weights import Checkpoint, Weights
+from rerankd.models.checkpoint.tensors import Checkpoint
+from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.registry import find_architecture
 
 VOCABULARY = 32000

@@ -21,7 +21,8 @@ from rerankd.models.checkpoint.config import Config, read_config
 from rerankd.models.checkpoint.gguf.tensors import GgufTensors
 from rerankd.models.checkpoint.hub import resolve
 from rerankd.models.checkpoint.quantized.source import open_tensors, read_scheme
-from rerankd.models.checkpoint.weights import Tensors, Weights
+from rerankd.models.checkpoint.tensors import Tensors
+from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.compression import LAYERS, RATIO
 from rerankd.models.facts import HeadFacts
 from rerankd.models.fallback import Fallback, find_fallback

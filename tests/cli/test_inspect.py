@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from rerankd import Reranker
 from rerankd.cli.main import _rerankd
-from rerankd.models.checkpoint.weights import Checkpoint
+from rerankd.models.checkpoint.tensors import Checkpoint
 from tests import checkpoints
 from tests.conftest import MakeCheckpoint
 from tests.models.test_modules import edit

@@ -24,7 +24,8 @@ from rerankd.layers.scaling import Rope
 from rerankd.loading import plan
 from rerankd.models.base import Model
 from rerankd.models.checkpoint.config import Config, read_config
-from rerankd.models.checkpoint.weights import Checkpoint, Weights
+from rerankd.models.checkpoint.tensors import Checkpoint
+from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.registry import ARCHITECTURES, find_architecture
 from rerankd.options import LoadOptions
 from tests import checkpoints

@@ -22,7 +22,8 @@ from rerankd.core import ModelError, PackedBatch, PackedGroup, Span
 from rerankd.media.visual import ResizedVisual, VisionFormat
 from rerankd.models.base import Model
 from rerankd.models.checkpoint.config import Config, read_config
-from rerankd.models.checkpoint.weights import Checkpoint, Weights
+from rerankd.models.checkpoint.tensors import Checkpoint
+from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.registry import find_architecture
 from tests.odd_checkpoints import APART, MAKERS, TOKENS, VISUAL
 

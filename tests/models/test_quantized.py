@@ -23,7 +23,7 @@ from rerankd.cli.main import _rerankd
 from rerankd.core import ModelError
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.quantized.source import Quantized, open_tensors, read_scheme
-from rerankd.models.checkpoint.weights import Checkpoint
+from rerankd.models.checkpoint.tensors import Checkpoint
 from tests import checkpoints, decoder_checkpoints
 from tests.conftest import MakeCheckpoint
 from tests.quantized import AWQ, BNB, FORMS, FP8, GPTQ, PACKED, Form, compressed, group_config, quantise

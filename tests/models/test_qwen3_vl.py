@@ -16,7 +16,8 @@ from rerankd.backends.select import place
 from rerankd.core import PromptGroup, Segment
 from rerankd.engine.engine import Engine
 from rerankd.models.checkpoint.config import read_config
-from rerankd.models.checkpoint.weights import Checkpoint, Weights
+from rerankd.models.checkpoint.tensors import Checkpoint
+from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.registry import find_architecture
 from rerankd.models.visual_encoder import VisualEncoder
 

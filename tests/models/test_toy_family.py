@@ -21,7 +21,8 @@ from rerankd.layers.rotary import Rotary
 from rerankd.layers.spec import Affine, EmbeddingWeights, LayerSpec, Norm, TransformerSpec
 from rerankd.layers.transformer import Executor
 from rerankd.models.base import TextModel
-from rerankd.models.checkpoint.weights import Checkpoint, Weights
+from rerankd.models.checkpoint.tensors import Checkpoint
+from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.heads import ClassifierHead
 from rerankd.models.stack import LayerNames, Stack
 from tests.backends.dense import VOCABULARY, RandomWeights, dense_states, draw

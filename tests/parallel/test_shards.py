@@ -24,7 +24,7 @@ from rerankd.layers.shard import Shard
 from rerankd.layers.spec import Affine, LayerWeights, TransformerSpec
 from rerankd.loading import Plan, plan
 from rerankd.media.visual import ResizedVisual, VisionFormat
-from rerankd.models.checkpoint.weights import Checkpoint
+from rerankd.models.checkpoint.tensors import Checkpoint
 from rerankd.options import LoadOptions
 from tests import checkpoints, decoder_checkpoints, encoder_checkpoints, modernbert_checkpoints, visual_checkpoints
 from tests.backends.dense import RandomWeights

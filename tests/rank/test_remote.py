@@ -15,11 +15,12 @@ import pytest
 from rerankd.cli.rank import ApiName
 from rerankd.core import InvalidRequest, RerankdError, Text, text_content
 from rerankd.rank import remote
+from rerankd.rank.apis import APIS
 from rerankd.rank.files import BadLines
 from rerankd.rank.pairs import Pairs
 from rerankd.rank.queries import Query
 from rerankd.rank.rank import Output, Progress, rank
-from rerankd.rank.remote import APIS, RemoteScorer, ServerError
+from rerankd.rank.remote import RemoteScorer, ServerError
 from rerankd.rank.scoring import Block, RankSettings
 from rerankd.server.settings import Settings
 from tests.rank.test_rank import COLLECTION, QUERIES, RANK, lines, ranked

@@ -135,8 +135,8 @@ class Batcher:
         number."""
         if most is not None and self.tokens and self.tokens + job.cost > most:
             raise EngineBusy(
-                f"This request has {job.cost} tokens, and {self.tokens} wait for the model already; together they are "
-                "too many. Send it again later, or start the server with a larger --max-queued-tokens."
+                f"This request has {job.cost} tokens, and {self.tokens} wait for the model already. That is too "
+                "many. Send it again later, or start the server with a larger --max-queued-tokens."
             )
 
     def add(self, job: Job) -> None:

@@ -133,7 +133,7 @@ class Engine:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """A context whose submitted groups are queued together.
+        """A context whose submitted groups are queued at once.
 
         No batch is taken until the context ends, so that an idle engine packs the same groups into the same batches.
         """

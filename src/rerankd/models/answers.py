@@ -20,7 +20,8 @@ from rerankd.models.base import TokenIds
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.files import SAFETENSORS
 from rerankd.models.checkpoint.modules import read_logit_score
-from rerankd.models.checkpoint.weights import Checkpoint, Weights
+from rerankd.models.checkpoint.tensors import Checkpoint
+from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.heads import Activation, TokenHead
 from rerankd.models.labels import declared_activation, label_count
 from rerankd.models.recipes.recipe import Recipe

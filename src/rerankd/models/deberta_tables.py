@@ -52,7 +52,7 @@ class RelativeTables:
         keys = Affine(layer.key_value.weight[:width], None if (b := layer.key_value.bias) is None else b[:width])
         queries = layer.query
         if not self.shared:
-            # The rows of the shard's heads; all heads together are as wide as hidden states.
+            # The rows of the shard's heads; the heads of all shards are as wide as hidden states.
             rows = slice(weights.shard.rank * width, (weights.shard.rank + 1) * width)
 
             def projection(name: str) -> Affine:

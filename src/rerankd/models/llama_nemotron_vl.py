@@ -22,7 +22,8 @@ from rerankd.models.llama_bidirectional import pooled_score, spec_of
 from rerankd.models.pooling import Pooling
 from rerankd.models.recipes.nemotron import BEGIN, NEMOTRON_RERANK_VL
 from rerankd.models.recipes.recipe import Recipe
-from rerankd.models.siglip import SiglipShape, SiglipTower
+from rerankd.models.siglip import SiglipTower
+from rerankd.models.siglip_shape import SiglipShape
 from rerankd.models.visual_decoder import VisualDecoder
 from rerankd.models.visual_encoder import VisualEncoder
 

@@ -15,7 +15,8 @@ from rerankd.layers.spec import Affine
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.json_files import read_json
 from rerankd.models.checkpoint.modules import Module
-from rerankd.models.checkpoint.weights import Checkpoint, Weights
+from rerankd.models.checkpoint.tensors import Checkpoint
+from rerankd.models.checkpoint.weights import Weights
 from rerankd.models.heads import BETWEEN
 
 Step: TypeAlias = Callable[[Tensor], Tensor]

@@ -18,7 +18,7 @@ from torch import Tensor
 from rerankd.core import ModelError
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.quantized.stored import Rows, Stored, modules_with, parts_of
-from rerankd.models.checkpoint.weights import Checkpoint
+from rerankd.models.checkpoint.tensors import Checkpoint
 
 KINDS = ("nf4", "fp4")
 STATE = "weight.quant_state.bitsandbytes__"

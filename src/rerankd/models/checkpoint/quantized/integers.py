@@ -14,7 +14,7 @@ from rerankd.core import ModelError
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.quantized.grid import Grid, unpacked
 from rerankd.models.checkpoint.quantized.stored import Rows, Stored, modules_with, parts_of
-from rerankd.models.checkpoint.weights import Checkpoint
+from rerankd.models.checkpoint.tensors import Checkpoint
 
 GPTQ_FORMATS = {"gptq": 1, "gptq_v2": 0}
 """The number to add to the stored zero points of each format."""

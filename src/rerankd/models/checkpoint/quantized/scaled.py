@@ -15,7 +15,7 @@ from rerankd.core import ModelError
 from rerankd.models.checkpoint.config import Config
 from rerankd.models.checkpoint.quantized.grid import Grid, unpacked
 from rerankd.models.checkpoint.quantized.stored import Rows, Stored, modules_with, parts_of
-from rerankd.models.checkpoint.weights import Checkpoint
+from rerankd.models.checkpoint.tensors import Checkpoint
 
 SCALES = ("weight_scale_inv", "weight_scale")
 """Names of a weight's scale. The weight is multiplied by the scale under both names, in spite of `inv`."""

@@ -15,7 +15,7 @@ from rerankd.models.checkpoint.quantized.bitsandbytes import BitsAndBytes
 from rerankd.models.checkpoint.quantized.integers import Awq, Gptq
 from rerankd.models.checkpoint.quantized.scaled import CompressedTensors, Scaled
 from rerankd.models.checkpoint.quantized.stored import Rows, Scheme, Stored
-from rerankd.models.checkpoint.weights import ALL, Checkpoint, Tensors
+from rerankd.models.checkpoint.tensors import ALL, Checkpoint, Tensors
 
 SCHEMES: Mapping[str, Callable[[Config], Scheme]] = {
     "gptq": Gptq.of,

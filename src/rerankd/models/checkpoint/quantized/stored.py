@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
-from rerankd.models.checkpoint.weights import Checkpoint
+from rerankd.models.checkpoint.tensors import Checkpoint
 
 Rows: TypeAlias = Callable[[slice], Tensor]
 """A function that dequantises some rows of a weight: float32 [rows, inputs]."""
