@@ -128,6 +128,15 @@ def test_any_four_weights_that_are_added_in_16_bits_fit(seed: int, kind: str) ->
     torch.testing.assert_close(codes * scales[:, None], weight, rtol=0, atol=0.501 * scales.max().item())
 
 
+def test_weights_that_fit_by_fours_are_nearer_than_weights_of_7_bits() -> None:
+    weight = matrix(256, 1536, 1)
+    by_fours, of_7_bits = (
+        (codes * scales[:, None] - weight).square().mean()
+        for codes, scales in (int8_weight(weight, 127, 128), int8_weight(weight, 64, 0))
+    )
+    assert by_fours < 0.95 * of_7_bits
+
+
 @pytest.mark.parametrize("unit", UNITS_WITH_HALVES)
 def test_int16_is_far_nearer_to_float32_than_int8(unit: str) -> None:
     """Also for an outlier in a row, which takes 6 bits of the others, and one in a channel."""
@@ -140,6 +149,8 @@ def test_int16_is_far_nearer_to_float32_than_int8(unit: str) -> None:
     )
     assert fine.max() < 0.01
     assert fine.median() < 0.0012
+    rounded = x.bfloat16().double() @ weight.bfloat16().double().T
+    assert fine.median() < ((rounded - exact).abs().mean(1) / exact.abs().mean(1)).median()
     assert (fine < coarse / 8).all()
 
 
