@@ -8,7 +8,8 @@ Servers of one replica of one thread, as many as REPLICAS, and a server of REPLI
 model is to say:
 
 - requests one at a time, to the one replica, while nothing else runs: how its speed varies;
-- two requests at a time to each server of one replica, at the same time: how much longer batches take in a crowd;
+- as many requests at a time as they compute to all servers of one replica, at the same time: how much longer batches
+  take in a crowd, beyond what the servers' own processes and the clients take of the cores;
 - as many requests at a time to the several replicas as they compute: their highest rate;
 - requests at random times to the several replicas, at shares of the rate that the model of the one says.
 
@@ -16,8 +17,8 @@ The model's figures are of runs with as many requests as were measured. Beside t
 and for what was measured the range over the rounds. The model holds where the medians agree: rates and p50 within a
 factor of 1.25, p99 within 1.5. The command ends with 1 where one does not.
 
-The servers' own processes and the clients run on the same cores as the replicas. FLAGS, as `--dtype bfloat16`, are for
-all servers.
+The servers' own processes and the clients run on the same cores as the replicas, and the model's simulation shares the
+cores likewise. FLAGS, as `--dtype bfloat16`, are for all servers.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from rerankd.bench import apis, load
-from rerankd.bench.capacity import LOADS, Alone, Level, Measured, Server, Work, crowding, measure, trace
+from rerankd.bench.capacity import CROWD, LOADS, Alone, Level, Measured, Server, Work, crowding, measure, trace
 from rerankd.bench.load import Traffic
 from rerankd.bench.planning import Predicted, table
 from rerankd.bench.queueing import Replica, most_requests
@@ -48,8 +50,6 @@ if TYPE_CHECKING:
     import aiohttp
 
 REQUESTS = 400
-CLIENTS = 16
-"""Requests in flight for each of several replicas, at their highest rate."""
 NEAR, NEAR_P99 = 1.25, 1.5
 """What is measured is so many times what the model says at most, or the other way round."""
 
@@ -86,33 +86,43 @@ class Row:
 class Rounds:
     """What the rounds have shown.
 
-    one: as `rerankd bench capacity` measured it, with the speeds and the crowd of the rounds
+    one: as `rerankd bench capacity` measured it
+    replica: the same one, with the speeds and the crowd of the rounds
+    cores: on which all replicas, the servers' own processes and the clients computed
     most: requests a second of the several replicas, of each round
     levels: by share of the highest rate, the rounds
     """
 
     one: Measured
+    replica: Replica
+    cores: int
     replicas: int
     most: Sequence[float]
     levels: Mapping[float, Sequence[Level]]
 
     def rows(self) -> Iterator[Row]:
-        replica, requests = self.one.replica, self.one.requests
-        highest = self.replicas * most_requests(replica, requests)
+        replica, requests = self.replica, self.one.requests
+        highest = most_requests(replica, requests, self.replicas, self.cores)
         yield Row("requests/s at most", Spread(highest, highest, highest), self.most, NEAR)
         for share, levels in self.levels.items():
             rate, count = levels[0].rate, levels[0].requests
             assert rate is not None
-            found = Predicted.of(replica, requests, rate, self.replicas, count)
+            found = Predicted.of(replica, requests, rate, self.replicas, count, self.cores)
             what = f"{rate:.1f} requests/s ({share:.0%})"
             yield Row(f"{what}: p50, ms", found.p50, [one.p50 for one in levels], NEAR, 1000)
             yield Row(f"{what}: p99, ms", found.p99, [one.p99 for one in levels], NEAR_P99, 1000)
 
 
-def crowd_of(replica: Replica, alone: Sequence[Alone], crowd: Sequence[Work]) -> Replica:
-    """The replica with the speeds of these requests alone, and with the times of batches of these crowds."""
-    crowded = crowding(replica, [one.work for one in alone], crowd)
-    return replace(replica, crowded=crowded, trace=trace(replica, alone, 1))
+def crowd_of(replica: Replica, alone: Sequence[Alone], crowd: Sequence[tuple[Level, Work]], cores: int) -> Replica:
+    """The replica with the speeds of these requests alone, and with the times of batches of these crowds.
+
+    A crowd: of servers of one replica each, at the same time. What their own processes and the clients took of the
+    cores is left out: the simulation adds it for any load.
+    """
+    outside = replica.outside * sum(level.answered for level, _ in crowd)
+    shared = max((len(crowd) + outside) / cores, 1.0)
+    longer = crowding(replica, [one.work for one in alone], [work for _, work in crowd]) / shared
+    return replace(replica, crowded=max(longer, 1.0), trace=trace(replica, alone, 1))
 
 
 async def rounds(
@@ -130,26 +140,28 @@ async def rounds(
     async with load.connect({}, True) as session:
         ones, other = [server(session, url) for url in singles], server(session, several)
         first = await measure(ones[0].target, ones[0].metrics, samples, seconds, show)
-        alone, crowd, most = list[Alone](), list[Work](), list[float]()
+        alone, crowded, most, cores = list[Alone](), list[float](), list[float](), len(os.sched_getaffinity(0))
         levels: dict[float, list[Level]] = {share: [] for share in LOADS}
 
         async def one_replica() -> Replica:
             alone.extend(await ones[0].one_at_a_time())
-            wanted, two = first.levels[0].answered * seconds, Traffic(concurrency=2)
-            crowd.extend([work for _, work in await asyncio.gather(*(one.level(wanted, two) for one in ones))])
-            return crowd_of(first.replica, alone, crowd)
+            wanted = first.levels[0].answered * seconds
+            crowd = await asyncio.gather(*(one.level(wanted, Traffic(concurrency=CROWD)) for one in ones))
+            found = crowd_of(first.replica, alone, crowd, cores)
+            crowded.append(found.crowded)
+            return replace(found, crowded=median(crowded))
 
         replica = await one_replica()
-        highest = len(ones) * most_requests(replica, first.requests)
+        highest = most_requests(replica, first.requests, len(ones), cores)
         for number in range(count):
             print(f"round {number + 1}:", file=sys.stderr)
             replica = await one_replica()
-            full, _ = await other.level(highest * seconds, Traffic(concurrency=CLIENTS * len(ones)))
+            full, _ = await other.level(highest * seconds, Traffic(concurrency=CROWD * len(ones)))
             most.append(full.answered)
             show(f"the most of {len(ones)} replicas: {full.answered:.1f} requests/s")
             for share in LOADS if number % 2 == 0 else reversed(LOADS):
                 levels[share].append(await other.at(share * highest, seed=number))
-        return Rounds(replace(first, replica=replica), len(ones), most, levels)
+        return Rounds(first, replica, cores, len(ones), most, levels)
 
 
 def main() -> None:
@@ -176,7 +188,9 @@ def main() -> None:
         target = load.Target(api, several, given.model)
         found = asyncio.run(rounds(singles, several, target, samples, given.rounds, given.seconds))
     print(table(found.one))
-    print(f"\n{given.replicas} replicas, {given.rounds} rounds in {time.perf_counter() - start:.0f} s:\n")
+    print(f"\nBatches in a crowd take {found.replica.crowded:.2f} times as long, beside what else needs the cores.")
+    took = time.perf_counter() - start
+    print(f"\n{given.replicas} replicas on {found.cores} cores, {given.rounds} rounds in {took:.0f} s:\n")
     rows = [*found.rows()]
     print("| | predicted (80 % of the runs) | measured (range of the rounds) | ratio | |\n|---|---|---|---|---|")
     print("\n".join(map(str, rows)))

@@ -3,15 +3,16 @@ machine whose speed varies."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from heapq import heappop, heappush
 
 import numpy
 
-from rerankd.bench.queueing import BLOCK, Replica, Requests
+from rerankd.bench.clock import BLOCK
+from rerankd.bench.queueing import Replica, Requests
 from rerankd.core import PromptGroup, Segment
 from rerankd.engine.batcher import Batcher, Job, Slice
 from rerankd.parallel.sharing import fair_budget
@@ -79,6 +80,21 @@ class Machine:
         assert done <= self.works[-1], "the curve is too short"
         return float(numpy.interp(done, self.works, self.times))
 
+    def work(self, start: float, end: float) -> float:
+        """What is done between two times."""
+        assert end <= self.times[-1], "the curve is too short"
+        first, last = numpy.interp([start, end], self.times, self.works)
+        return float(last - first)
+
+
+@dataclass(slots=True)
+class Task:
+    """Something that is computed. left: seconds of work; job: of a visit outside the batches; batch: of a replica"""
+
+    left: float
+    job: Job | None = None
+    batch: Sequence[Slice] = ()
+
 
 def documents(tokens: int, longest: int) -> list[int]:
     """Of a request: as long as `longest`, and the rest."""
@@ -86,41 +102,66 @@ def documents(tokens: int, longest: int) -> list[int]:
 
 
 def simulate(
-    replica: Replica, longest: int, comes: Sequence[tuple[float, int]], replicas: int, seed: int = 0
+    replica: Replica,
+    longest: int,
+    comes: Sequence[tuple[float, int]],
+    replicas: int,
+    seed: int = 0,
+    cores: float = math.inf,
 ) -> Simulated:
-    """Requests of so many tokens, each at its time, from an empty queue until the last is answered."""
+    """Requests of so many tokens, each at its time, from an empty queue until the last is answered.
+
+    cores: that replicas share with what is done for requests outside the batches, one request after the other
+    """
     queue = Batcher(replica.most)
-    alone = sum(replica.seconds(tokens) for _, tokens in comes)
+    alone = sum(replica.seconds(tokens) + replica.outside for _, tokens in comes)
     machine = Machine(replica, 10 + 3 * (comes[-1][0] + alone) * replica.slower * replica.crowded, seed)
-    segments = {}
-    idle = list(range(replicas))
-    running: list[tuple[float, int, list[Slice]]] = []
-    waits = [(machine.end(now, replica.outside), now, tokens) for now, tokens in reversed(comes)]
+    segments: dict[int, Segment] = {}
+    serial = cores < math.inf
+    tasks, visits = list[Task](), list[Task]()
     number, left, born = dict[Job, int](), dict[Job, int](), dict[Job, float]()
     latencies, computed, worked, now = [0.0] * len(comes), 0, 0.0, 0.0
-    while waits or running:
-        if waits and (not running or waits[-1][0] <= running[0][0]):
-            now, came, tokens = waits.pop()
-            lengths = documents(tokens, longest)
+
+    def visit(job: Job) -> None:
+        task = Task(replica.outside / 2, job)
+        (visits if serial and any(one.job for one in tasks) else tasks).append(task)
+
+    while len(number) < len(comes) or tasks:
+        computing = sum(not one.job for one in tasks)
+        speed = min(1.0, cores / max(computing + (serial and computing < len(tasks)), 1))
+        first = min(tasks, key=lambda one: one.left, default=None)
+        end = machine.end(now, first.left / speed) if first else math.inf
+        arrives = len(number) < len(comes) and comes[len(number)][0] <= end
+        then = comes[len(number)][0] if arrives else end
+        done = speed * machine.work(now, then) if arrives else first.left if first else 0.0
+        for task in tasks:
+            task.left -= done
+        worked, now = worked + computing * (then - now), then
+        if arrives:
+            lengths = documents(comes[len(number)][1], longest)
             suffixes = tuple(segments.setdefault(length, Segment([0] * length)) for length in lengths)
             job = Job(PromptGroup(Segment([]), suffixes, (False,) * len(suffixes)), Future())
-            number[job], left[job], born[job] = len(number), len(suffixes), came
-            queue.add(job)
+            born[job], left[job], number[job] = now, len(suffixes), len(number)
+            visit(job)
+            continue
+        assert first is not None
+        tasks.remove(first)
+        if visits and first.job:
+            tasks.append(visits.pop(0))
+        if first.job and left[first.job]:
+            queue.add(first.job)
             if replicas > 1:
                 queue.budget = fair_budget(queue.tokens, longest, replica.most, replicas)
-        else:
-            now, one, batch = heappop(running)
-            idle.append(one)
-            for piece in batch:
-                computed += len(piece.group.suffixes)
-                left[piece.job] -= len(piece.group.suffixes)
-                if not left[piece.job]:
-                    latencies[number[piece.job]] = now - born[piece.job]
-        while idle and queue:
+        elif first.job:
+            latencies[number[first.job]] = now - born[first.job]
+        for piece in first.batch:
+            computed += len(piece.group.suffixes)
+            left[piece.job] -= len(piece.group.suffixes)
+            if not left[piece.job]:
+                visit(piece.job)
+        while queue and (computing := sum(not one.job for one in tasks)) < replicas:
             batch = queue.next_batch()
-            beside = len(running) + bool(queue or len({piece.job for piece in batch}) > 1)
+            beside = computing + bool(queue or len({piece.job for piece in batch}) > 1)
             work = replica.seconds(sum(piece.cost for piece in batch))
-            end = machine.end(now, work + work * (replica.crowded - 1) * beside / replicas)
-            worked += end - now
-            heappush(running, (end, idle.pop(0), batch))
+            tasks.append(Task(work + work * (replica.crowded - 1) * beside / replicas, batch=batch))
     return Simulated(latencies, computed, worked / replicas / now)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.capacity import Rounds, Row
+from benchmarks.capacity import Rounds, Row, crowd_of
 from typer.testing import CliRunner, Result
 
 from rerankd.bench.capacity import Alone, Counts, Level, Measured, Work, crowding, fit, fitted
@@ -116,6 +116,16 @@ def test_a_crowd_is_compared_with_requests_alone() -> None:
     assert crowding(replica, works, [Work(1, 100, 0.1)]) == 1
 
 
+def test_a_crowd_of_servers_does_not_count_what_their_own_processes_need_of_the_cores() -> None:
+    """Two servers answer 100 requests a second, and are busy with them for 0.3 seconds outside the batches."""
+    replica = Replica(0.004, 1 / 8000, 8192, outside=0.003)
+    singles = [alone(documents) for _ in range(5) for documents in (1, 2, 4, 8)]
+    crowd = [closed(16, 50.0, 50, 40_000, 1.38)] * 2
+    assert crowd_of(replica, singles, crowd, 2).crowded == pytest.approx(1.38 / ((2 + 0.3) / 2))
+    assert crowd_of(replica, singles, crowd, 3).crowded == pytest.approx(1.38), "a core for each server's process"
+    assert crowd_of(replica, singles, crowd, 1).crowded == 1
+
+
 NOISY = replace(MEASURED.replica, trace=spells(0), crowded=1.2)
 
 
@@ -130,7 +140,7 @@ def measured_of(replica: Replica, shares: tuple[float, ...] = (0.3, 0.85), round
             seen = simulate(replica, 100, comes, 2, seed)
             p50, p99 = seen.percentile(50), seen.percentile(99)
             levels.setdefault(share, []).append(Level(None, rate, 600, rate, seen.busy, p50, p99))
-    return Rounds(replace(MEASURED, replica=NOISY), 2, [0.9 * highest, highest, 1.1 * highest], levels)
+    return Rounds(MEASURED, NOISY, 64, 2, [0.9 * highest, highest, 1.1 * highest], levels)
 
 
 def test_the_check_agrees_with_a_simulation_of_the_same_machine() -> None:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rerankd.bench.clock import BLOCK, Clock
+from rerankd.bench.load import Traffic
 from rerankd.bench.queueing import (
-    BLOCK,
     ONE_SERVER,
-    Clock,
     Latencies,
     Replica,
     Requests,
@@ -98,6 +98,49 @@ def test_the_model_is_near_the_queue_itself(replica: Replica, requests: Requests
     assert said.busy == pytest.approx(seen.busy, rel=0.1)
     for percent in (50, 90, 99):
         assert said.percentile(percent) == pytest.approx(seen.percentile(percent), rel=0.25), percent
+
+
+BUSY = replace(CPU, outside=0.02)
+"""So that the work outside the batches is a quarter of all."""
+
+
+@pytest.mark.parametrize(
+    ("replica", "requests", "load", "replicas", "cores"),
+    [
+        (BUSY, SHORT, 0.5, 2, 2),
+        (BUSY, SHORT, 0.8, 2, 2),
+        (BUSY, SHORT, 0.8, 2, 3),
+        (BUSY, LONG, 0.7, 3, 2),
+        (BOTH, SHORT, 0.7, 2, 2),
+    ],
+)
+def test_the_model_is_near_the_queue_itself_where_cores_are_few(
+    replica: Replica, requests: Requests, load: float, replicas: int, cores: int
+) -> None:
+    rate = load * most_requests(replica, requests, replicas, cores)
+    comes = arrivals(requests, rate, COUNT, seed=1)
+    seen = simulate(replica, requests.longest, comes, replicas, 1, cores)
+    said = model(replica, requests, [now for now, _ in comes], replicas, 2, cores)
+    assert said.busy == pytest.approx(seen.busy, rel=0.1)
+    for percent in (50, 90, 99):
+        assert said.percentile(percent) == pytest.approx(seen.percentile(percent), rel=0.25), percent
+
+
+def test_few_cores_make_requests_slower_and_many_do_not() -> None:
+    rate = 0.8 * most_requests(BUSY, SHORT, 2, 2)
+    comes = Traffic(rate).departures(COUNT)
+    two, three, more, own = (model(BUSY, SHORT, comes, 2, cores=cores).percentile(50) for cores in (2, 3, 9, math.inf))
+    assert own < three == more < two / 1.5, "three cores are enough for two replicas and the server's own process"
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, math.inf])
+def test_the_highest_rate_is_what_cores_and_replicas_can_do(cores: float) -> None:
+    """At more than that the last request waits for as long as the work of all takes."""
+    most = most_requests(BUSY, SHORT, 2, cores)
+    count = 4000
+    found = model(BUSY, SHORT, Traffic(2 * most).departures(count), 2, cores=cores)
+    # Batches are full then, but the first and the last.
+    assert count / (found.seconds[-1] + count / (2 * most)) == pytest.approx(most, rel=0.05)
 
 
 def test_slow_spells_make_the_slowest_requests_slower_than_the_mean_speed_says() -> None:

@@ -3,7 +3,8 @@ that it answers.
 
 Everything is read off the server's own count of batches, tokens and seconds at `/metrics`, before and after requests:
 first one request at a time, with some of its documents and with all, which shows how the machine's speed varies too;
-then more and more of them at a time, until the rate rises no more, which shows how much longer batches take meanwhile;
+then more and more of them at a time, until batches are large and the rate rises no more, which shows how much longer
+batches take meanwhile;
 then requests at some rates below that, beside which the model's latencies stand.
 """
 
@@ -30,6 +31,8 @@ PARTS = (1 / 8, 1 / 4, 1 / 2, 1)
 """Of a request's documents, for batches of other sizes."""
 SETTLED = 1.05
 """The rate rises no more where twice as many clients get less than this times as much."""
+CROWD = 16
+"""Requests in flight for each replica at least, so that batches are seen that are about as large as they get."""
 MOST_CLIENTS = 128
 FULL = 0.9
 """Replicas have no pause at a rate of so much of the highest: the time between two batches counts as theirs then."""
@@ -177,7 +180,7 @@ async def measure(
             received=sum(one.outcome.received for one in whole) / len(whole),
         )
         best = max(one.answered for one, _ in closed)
-        highest = min(best, found.replicas * most_requests(found.replica, found.requests))
+        highest = min(best, most_requests(found.replica, found.requests, found.replicas))
         opened = [await server.at(load * highest) for load in LOADS]
         return replace(found, levels=(*(one for one, _ in closed), *opened))
 
@@ -228,14 +231,17 @@ class Server:
         return found
 
     async def rising(self, rate: float, replicas: int) -> list[tuple[Level, Work]]:
-        """More and more requests at a time, until their rate rises no more. rate: requests a second of one at a time"""
+        """More and more requests at a time, until they are a crowd and their rate rises no more.
+
+        rate: requests a second of one at a time
+        """
         levels: list[tuple[Level, Work]] = []
         clients = 2
         while clients <= MOST_CLIENTS:
             one, work = await self.level(max(2 * clients, rate * self.seconds), Traffic(concurrency=clients))
             self.progress(f"{clients} at a time: {one.answered:.1f} requests/s, {one.busy:.0%} busy")
             levels.append((one, work))
-            if one.answered < SETTLED * rate and clients > 2 * replicas:
+            if one.answered < SETTLED * rate and clients >= CROWD * replicas:
                 break
             rate, clients = max(rate, one.answered), 2 * clients
         return levels

@@ -208,11 +208,19 @@ class Predicted:
     busy: Spread
 
     @classmethod
-    def of(cls, replica: Replica, requests: Requests, rate: float, replicas: int, count: int) -> Predicted:
-        """Of runs of `count` requests that come at so many a second."""
+    def of(
+        cls,
+        replica: Replica,
+        requests: Requests,
+        rate: float,
+        replicas: int,
+        count: int,
+        cores: float = math.inf,
+    ) -> Predicted:
+        """Of runs of `count` requests that come at so many a second. cores: see `simulate`"""
         import numpy
 
-        found = runs(replica, requests, rate, replicas, count)
+        found = runs(replica, requests, rate, replicas, count, cores)
 
         def spread(values: list[float]) -> Spread:
             low, middle, high = (float(one) for one in numpy.percentile(values, (10, 50, 90)))

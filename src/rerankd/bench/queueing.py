@@ -4,16 +4,16 @@ Requests arrive at random times (a Poisson process). A replica that is idle take
 of tokens, in order of arrival; a batch takes a fixed time and a time for each of its tokens; a request is answered when
 its last batch ends. This is simulated request by request.
 
-No machine has one speed: on a shared host it varies by the second, for all that runs there. So times are those of a
-`Clock`, which goes as fast as a real machine went, in contiguous pieces of what was measured there (a moving block
-bootstrap: Künsch, "The jackknife and the bootstrap for general stationary observations", 1989). All replicas of a
-server have the same clock. And a batch takes longer while the other replicas compute and other requests are read.
+All replicas of a server compute at the speed of one `Clock`. And a batch takes longer while the other replicas compute
+and other requests are read.
+
+A server's own process and its clients need cores too. Where they have none of their own, all that computes shares the
+cores equally (processor sharing), and requests are read and answered one after the other.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +21,13 @@ from heapq import heappop, heappush
 from random import Random
 from typing import TYPE_CHECKING
 
+from rerankd.bench.clock import Clock
 from rerankd.bench.load import Traffic
 from rerankd.parallel.sharing import fair_budget
 
 if TYPE_CHECKING:
     from numpy import ndarray
 
-BLOCK = 5.0
-"""Seconds of a contiguous piece of what was measured: as long as slow spells are, or longer."""
 SECONDS = 120.0
 FULL = 4000
 """Seconds of a simulation at least, and its requests at the highest rate."""
@@ -117,109 +116,150 @@ class Latencies:
         return float(self.seconds.mean())
 
 
-class Clock:
-    """When work is done by a machine whose speed varies as it did in a trace: pieces of it, from random places."""
-
-    def __init__(self, trace: Sequence[tuple[float, float]], random: Random) -> None:
-        """trace: seconds that passed, and the work that was done in them, in seconds of the machine's usual speed"""
-        self._trace = trace
-        self._random = random
-        self._usual = sum(work for _, work in trace) / sum(seconds for seconds, _ in trace)
-        self._times, self._works = [0.0], [0.0]
-
-    def end(self, start: float, work: float) -> float:
-        """When so much work is done that begins at `start`."""
-        if (idle := start - self._times[-1]) > BLOCK:
-            # Nothing was done for so long that the speed meanwhile is all the same.
-            self._pass(idle, idle * self._usual)
-        while self._times[-1] <= start:
-            self._extend()
-        place = bisect_right(self._times, start) - 1
-        speed = self._speed(place)
-        done = self._works[place] + (start - self._times[place]) * speed + work
-        while self._works[-1] < done:
-            self._extend()
-        place = max(bisect_left(self._works, done, place) - 1, place)
-        return max(self._times[place] + (done - self._works[place]) / self._speed(place), start)
-
-    def _speed(self, place: int) -> float:
-        times, works = self._times, self._works
-        return (works[place + 1] - works[place]) / (times[place + 1] - times[place])
-
-    def _extend(self) -> None:
-        place, block = self._random.randrange(len(self._trace)), 0.0
-        for number in range(len(self._trace)):
-            seconds, work = self._trace[(place + number) % len(self._trace)]
-            self._pass(seconds, work)
-            block += seconds
-            if block >= BLOCK:
-                break
-
-    def _pass(self, seconds: float, work: float) -> None:
-        self._times.append(self._times[-1] + seconds)
-        self._works.append(self._works[-1] + work)
-
-
-def most_requests(replica: Replica, requests: Requests) -> float:
-    """Requests a second that a replica computes when its batches are full, and all others compute too."""
-    full = replica.seconds(replica.most) * replica.crowded * replica.slower
-    return replica.most / full / requests.mean
+def most_requests(replica: Replica, requests: Requests, replicas: int = 1, cores: float = math.inf) -> float:
+    """Requests a second that replicas compute when their batches are full, and all compute. cores: see `simulate`"""
+    each = replica.seconds(replica.most) * replica.crowded / replica.most * requests.mean
+    return min(replicas / each, cores / (each + replica.outside)) / replica.slower
 
 
 def latencies(replica: Replica, requests: Requests, rate: float, replicas: int) -> Latencies | None:
     """The latencies of requests that arrive at `rate` requests a second; None if the queue grows without end."""
-    if rate >= (highest := replicas * most_requests(replica, requests)):
+    if rate >= (highest := most_requests(replica, requests, replicas)):
         return None
     # As long at all rates, so that all of them see the same of the machine.
     count = math.ceil(min(max(rate * max(SECONDS, FULL / highest), LEAST), MOST))
     return simulate(replica, requests, Traffic(rate).departures(count), replicas)
 
 
-def runs(replica: Replica, requests: Requests, rate: float, replicas: int, count: int) -> list[Latencies]:
+def runs(
+    replica: Replica, requests: Requests, rate: float, replicas: int, count: int, cores: float = math.inf
+) -> list[Latencies]:
     """The latencies in several simulations of `count` requests, each from an empty queue, as in a measurement."""
     due = [Traffic(rate, seed=seed).departures(count) for seed in range(RUNS)]
-    return [simulate(replica, requests, one, replicas, seed) for seed, one in enumerate(due)]
+    return [simulate(replica, requests, one, replicas, seed, cores) for seed, one in enumerate(due)]
 
 
-def simulate(replica: Replica, requests: Requests, due: Sequence[float], replicas: int, seed: int = 0) -> Latencies:
-    """The latencies of requests that come at the seconds of `due`, ascending, until all are answered."""
-    import numpy
+def simulate(
+    replica: Replica,
+    requests: Requests,
+    due: Sequence[float],
+    replicas: int,
+    seed: int = 0,
+    cores: float = math.inf,
+) -> Latencies:
+    """The latencies of requests that come at the seconds of `due`, ascending, until all are answered.
 
-    clock = Clock(replica.trace, Random(seed))
-    left = Random(seed).choices(requests.tokens, k=len(due))
-    ready = [clock.end(moment, replica.outside) for moment in due]
-    ends, free = [0.0] * len(due), [0.0] * replicas
-    waiting: deque[int] = deque()
-    comes, queued, budget, worked, now = 0, 0, replica.most, 0.0, 0.0
-    while waiting or comes < len(due):
-        # A replica that was idle before takes what is left by the one that took before it, and at the same time.
-        now = max(heappop(free), now)
-        if not waiting:
-            now = max(now, ready[comes])
-        while comes < len(due) and ready[comes] <= now:
-            waiting.append(comes)
-            queued += left[comes]
-            budget = _budget(replica, requests, replicas, queued)
-            comes += 1
-        batch, taken = list[int](), 0
-        while waiting and taken < budget:
-            number = waiting[0]
-            part = min(left[number], budget - taken)
-            taken += part
-            left[number] -= part
-            batch.append(number)
-            if not left[number]:
-                waiting.popleft()
-        queued -= taken
-        others = sum(end > now for end in free) + (len(waiting) > 0 or len(batch) > 1)
-        crowded = 1 + (replica.crowded - 1) * others / replicas
-        end = clock.end(now, replica.seconds(taken) * crowded)
-        worked += end - now
-        heappush(free, end)
-        for number in batch:
-            ends[number] = max(ends[number], end)
-    seconds = numpy.sort(numpy.array(ends) - numpy.array(due))
-    return Latencies(seconds, worked / replicas / max(ends))
+    cores: on which replicas of one thread, the server's own process and the clients compute. If infinite, each request
+        spends its time outside the batches without waiting for others.
+    """
+    return _Simulation(replica, requests, replicas, cores, seed).run(due)
+
+
+class _Simulation:
+    """The state of a simulation.
+
+    All work that is done at a time has the same speed. So it ends in the order of what is left of it, whatever the
+    speed will be: ends are kept in the work that each replica has been able to do since the start (virtual time).
+    """
+
+    def __init__(self, replica: Replica, requests: Requests, replicas: int, cores: float, seed: int) -> None:
+        self._replica, self._requests, self._replicas, self._cores = replica, requests, replicas, cores
+        self._clock, self._random = Clock(replica.trace, Random(seed)), Random(seed)
+        self._now, self._virtual, self._worked = 0.0, 0.0, 0.0
+        self._ends: list[tuple[float, int, list[int], bool]] = []
+        self._started, self._computing = 0, 0
+        self._in_turn: deque[int] = deque()
+        self._outside = False
+        self._waiting: deque[int] = deque()
+        self._queued, self._budget = 0, replica.most
+
+    def run(self, due: Sequence[float]) -> Latencies:
+        """See `simulate`."""
+        import numpy
+
+        left = self._random.choices(self._requests.tokens, k=len(due))
+        batches, answered, comes = [0] * len(due), [0.0] * len(due), 0
+        while comes < len(due) or self._ends:
+            end = self._next_end()
+            if comes < len(due) and due[comes] <= end:
+                self._pass(due[comes], self._virtual_at(due[comes]))
+                self._step_outside(comes)
+                comes += 1
+                continue
+            self._pass(end, self._ends[0][0])
+            _, _, numbers, is_batch = heappop(self._ends)
+            if is_batch:
+                self._computing -= 1
+                for number in numbers:
+                    batches[number] -= 1
+                    if not left[number] and not batches[number]:
+                        self._step_outside(number)
+            else:
+                self._outside = False
+                if self._in_turn:
+                    self._step_outside(self._in_turn.popleft())
+                for number in numbers:
+                    if left[number]:
+                        self._wait(number, left[number])
+                    else:
+                        answered[number] = self._now
+            self._take(left, batches)
+        seconds = numpy.sort(numpy.array(answered) - numpy.array(due))
+        return Latencies(seconds, self._worked / self._replicas / self._now)
+
+    @property
+    def _speed(self) -> float:
+        """Of what is computed now; 1 where it has cores enough."""
+        return min(self._cores / max(self._computing + self._outside, 1), 1.0)
+
+    def _next_end(self) -> float:
+        if not self._ends:
+            return math.inf
+        return self._clock.end(self._now, (self._ends[0][0] - self._virtual) / self._speed)
+
+    def _virtual_at(self, moment: float) -> float:
+        work = self._clock.work(self._now, moment) if self._ends else 0.0
+        return self._virtual + work * self._speed
+
+    def _pass(self, moment: float, virtual: float) -> None:
+        self._worked += self._computing * (moment - self._now)
+        self._now, self._virtual = moment, virtual
+
+    def _start(self, work: float, numbers: list[int], is_batch: bool) -> None:
+        heappush(self._ends, (self._virtual + work, self._started, numbers, is_batch))
+        self._started += 1
+
+    def _step_outside(self, number: int) -> None:
+        """A request's time before its batches or after them; each is half of what it spends outside."""
+        if self._outside and self._cores < math.inf:
+            self._in_turn.append(number)
+            return
+        self._outside = self._cores < math.inf
+        self._start(self._replica.outside / 2, [number], False)
+
+    def _wait(self, number: int, tokens: int) -> None:
+        self._waiting.append(number)
+        self._queued += tokens
+        self._budget = _budget(self._replica, self._requests, self._replicas, self._queued)
+
+    def _take(self, left: list[int], batches: list[int]) -> None:
+        """Replicas that compute nothing take the tokens that wait."""
+        while self._waiting and self._computing < self._replicas:
+            batch, taken = list[int](), 0
+            while self._waiting and taken < self._budget:
+                number = self._waiting[0]
+                part = min(left[number], self._budget - taken)
+                taken += part
+                left[number] -= part
+                batches[number] += 1
+                batch.append(number)
+                if not left[number]:
+                    self._waiting.popleft()
+            self._queued -= taken
+            others = self._computing + (len(self._waiting) > 0 or len(batch) > 1)
+            crowded = 1 + (self._replica.crowded - 1) * others / self._replicas
+            self._computing += 1
+            self._start(self._replica.seconds(taken) * crowded, batch, True)
 
 
 def replicas_needed(replica: Replica, requests: Requests, rate: float, percent: float, seconds: float) -> int | None:
@@ -243,7 +283,7 @@ def replicas_needed(replica: Replica, requests: Requests, rate: float, percent: 
 
 def rate_at(replica: Replica, requests: Requests, replicas: int, percent: float, seconds: float) -> float:
     """Requests a second at which so many percent take so long at most, of one queue; 0 where none do."""
-    low, high = 0.0, replicas * most_requests(replica, requests)
+    low, high = 0.0, most_requests(replica, requests, replicas)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         found = latencies(replica, requests, middle, replicas)
