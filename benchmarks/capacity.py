@@ -4,12 +4,13 @@ usage: python -m benchmarks.capacity MODEL [--replicas 2] [--rounds 6] [--second
        [-- FLAGS]
 
 Servers of one replica of one thread, as many as REPLICAS, and a server of REPLICAS replicas are up at the same time.
-`rerankd bench capacity` measures the first. Then each round measures that one replica again, in turn with what the
-model is to say:
+`rerankd bench capacity` measures the first. Requests one at a time to the last show how long they are outside the
+batches there, for replicas have processes of their own. Then each round measures that one replica again, in turn with
+what the model is to say:
 
 - requests one at a time, to the one replica, while nothing else runs: how its speed varies;
-- as many requests at a time as they compute to all servers of one replica, at the same time: how much longer batches
-  take in a crowd, beyond what the servers' own processes and the clients take of the cores;
+- requests one at a time to each server of one replica, at the same time: how much longer batches take while others
+  compute, on cores enough for all, since each server does one thing at a time;
 - as many requests at a time to the several replicas as they compute: their highest rate;
 - requests at random times to the several replicas, at shares of the rate that the model of the one says.
 
@@ -37,8 +38,10 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from rerankd.bench import apis, load
-from rerankd.bench.capacity import CROWD, LOADS, Alone, Level, Measured, Server, Work, crowding, measure, trace
+from rerankd.bench.capacity import CROWD, LOADS, Server, measure
+from rerankd.bench.fitting import crowding, trace
 from rerankd.bench.load import Traffic
+from rerankd.bench.measured import Alone, Level, Measured
 from rerankd.bench.planning import Predicted, table
 from rerankd.bench.queueing import Replica, most_requests
 from rerankd.bench.rounds import Spread
@@ -87,7 +90,7 @@ class Rounds:
     """What the rounds have shown.
 
     one: as `rerankd bench capacity` measured it
-    replica: the same one, with the speeds and the crowd of the rounds
+    replica: the same one, with the speeds and the crowd of the rounds, in a server of several
     cores: on which all replicas, the servers' own processes and the clients computed
     most: requests a second of the several replicas, of each round
     levels: by share of the highest rate, the rounds
@@ -113,16 +116,21 @@ class Rounds:
             yield Row(f"{what}: p99, ms", found.p99, [one.p99 for one in levels], NEAR_P99, 1000)
 
 
-def crowd_of(replica: Replica, alone: Sequence[Alone], crowd: Sequence[tuple[Level, Work]], cores: int) -> Replica:
-    """The replica with the speeds of these requests alone, and with the times of batches of these crowds.
+def more_outside(there: Sequence[Alone], here: Sequence[Alone]) -> float:
+    """Seconds that a request spends more outside its batches at one server than at another.
 
-    A crowd: of servers of one replica each, at the same time. What their own processes and the clients took of the
-    cores is left out: the simulation adds it for any load.
+    Only requests of one batch count: of several at a time it is not known how long they took together.
     """
-    outside = replica.outside * sum(level.answered for level, _ in crowd)
-    shared = max((len(crowd) + outside) / cores, 1.0)
-    longer = crowding(replica, [one.work for one in alone], [work for _, work in crowd]) / shared
-    return replace(replica, crowded=max(longer, 1.0), trace=trace(replica, alone, 1))
+
+    def outside(alone: Sequence[Alone]) -> dict[float, float]:
+        found: dict[float, list[float]] = {}
+        for one in alone:
+            if one.work.batches == 1:
+                found.setdefault(one.part, []).append(one.outside(1))
+        return {part: median(seconds) for part, seconds in found.items()}
+
+    ours, theirs = outside(there), outside(here)
+    return median([ours[part] - theirs[part] for part in ours.keys() & theirs.keys()])
 
 
 async def rounds(
@@ -145,12 +153,14 @@ async def rounds(
 
         async def one_replica() -> Replica:
             alone.extend(await ones[0].one_at_a_time())
-            wanted = first.levels[0].answered * seconds
-            crowd = await asyncio.gather(*(one.level(wanted, Traffic(concurrency=CROWD)) for one in ones))
-            found = crowd_of(first.replica, alone, crowd, cores)
-            crowded.append(found.crowded)
-            return replace(found, crowded=median(crowded))
+            wanted, single = first.levels[0].answered * seconds, Traffic(concurrency=1)
+            crowd = await asyncio.gather(*(one.level(wanted, single) for one in ones))
+            found, alone_works = first.replica, [one.work for one in alone]
+            crowded.append(crowding(found, alone_works, [work for _, work in crowd]))
+            outside = found.outside + more
+            return replace(found, crowded=median(crowded), outside=outside, trace=trace(found, alone, 1))
 
+        more = more_outside(await other.one_at_a_time(), await ones[0].one_at_a_time())
         replica = await one_replica()
         highest = most_requests(replica, first.requests, len(ones), cores)
         for number in range(count):
@@ -188,7 +198,10 @@ def main() -> None:
         target = load.Target(api, several, given.model)
         found = asyncio.run(rounds(singles, several, target, samples, given.rounds, given.seconds))
     print(table(found.one))
-    print(f"\nBatches in a crowd take {found.replica.crowded:.2f} times as long, beside what else needs the cores.")
+    print(f"\nBatches take {found.replica.crowded:.2f} times as long while all replicas compute.")
+    print(
+        f"A request is outside the batches for {1000 * found.replica.outside:.2f} ms in the server of several replicas."
+    )
     took = time.perf_counter() - start
     print(f"\n{given.replicas} replicas on {found.cores} cores, {given.rounds} rounds in {took:.0f} s:\n")
     rows = [*found.rows()]

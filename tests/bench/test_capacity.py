@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.capacity import Rounds, Row, crowd_of
+from benchmarks.capacity import Rounds, Row, more_outside
 from typer.testing import CliRunner, Result
 
-from rerankd.bench.capacity import Alone, Counts, Level, Measured, Work, crowding, fit, fitted
+from rerankd.bench.capacity import Counts
+from rerankd.bench.fitting import crowding, fit, fitted
 from rerankd.bench.load import Outcome
+from rerankd.bench.measured import Alone, Level, Measured, Work
 from rerankd.bench.planning import Observed, Plan, Wanted, Way, table
 from rerankd.bench.queueing import Replica, Requests, latencies, most_requests
 from rerankd.bench.rounds import Spread
@@ -116,14 +118,14 @@ def test_a_crowd_is_compared_with_requests_alone() -> None:
     assert crowding(replica, works, [Work(1, 100, 0.1)]) == 1
 
 
-def test_a_crowd_of_servers_does_not_count_what_their_own_processes_need_of_the_cores() -> None:
-    """Two servers answer 100 requests a second, and are busy with them for 0.3 seconds outside the batches."""
-    replica = Replica(0.004, 1 / 8000, 8192, outside=0.003)
-    singles = [alone(documents) for _ in range(5) for documents in (1, 2, 4, 8)]
-    crowd = [closed(16, 50.0, 50, 40_000, 1.38)] * 2
-    assert crowd_of(replica, singles, crowd, 2).crowded == pytest.approx(1.38 / ((2 + 0.3) / 2))
-    assert crowd_of(replica, singles, crowd, 3).crowded == pytest.approx(1.38), "a core for each server's process"
-    assert crowd_of(replica, singles, crowd, 1).crowded == 1
+def test_a_server_of_several_replicas_is_compared_where_one_computes() -> None:
+    """A request that two replicas compute at the same time does not show how long it was outside."""
+    here = [alone(documents) for _ in range(5) for documents in (1, 2, 4, 8)]
+    there = [
+        alone(documents, batches=1 + documents // 4, outside=0.004) for _ in range(5) for documents in (1, 2, 4, 8)
+    ]
+    assert more_outside(there, here) == pytest.approx(0.001)
+    assert more_outside([alone(1, outside=0.005), *there], here) == pytest.approx(0.001)
 
 
 NOISY = replace(MEASURED.replica, trace=spells(0), crowded=1.2)

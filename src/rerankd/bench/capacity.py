@@ -15,12 +15,14 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rerankd.bench.fitting import fitted
 from rerankd.bench.load import Outcome, Target, Traffic, connect, request, run
-from rerankd.bench.queueing import Replica, Requests, most_requests
+from rerankd.bench.measured import Alone, Level, Measured, Work
+from rerankd.bench.queueing import Requests, most_requests
 from rerankd.bench.samples import Sample
 from rerankd.core import RerankdError
 
@@ -34,97 +36,10 @@ SETTLED = 1.05
 CROWD = 16
 """Requests in flight for each replica at least, so that batches are seen that are about as large as they get."""
 MOST_CLIENTS = 128
-FULL = 0.9
-"""Replicas have no pause at a rate of so much of the highest: the time between two batches counts as theirs then."""
 LOADS = (0.3, 0.5, 0.7, 0.85)
 """Of the highest rate, at which latencies are measured."""
 LEAST = 8
 """Requests of a measurement."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """Batches, their tokens, and seconds."""
-
-    batches: float
-    tokens: float
-    seconds: float
-
-    def __sub__(self, before: Work) -> Work:
-        return Work(self.batches - before.batches, self.tokens - before.tokens, self.seconds - before.seconds)
-
-    def __mul__(self, factor: float) -> Work:
-        return Work(self.batches * factor, self.tokens * factor, self.seconds * factor)
-
-    def __add__(self, other: Work) -> Work:
-        return Work(self.batches + other.batches, self.tokens + other.tokens, self.seconds + other.seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class Alone:
-    """A request beside which there was no other. part: of a sample's documents"""
-
-    part: float
-    work: Work
-    outcome: Outcome
-
-    def outside(self, replicas: int) -> float:
-        """Seconds that it spent outside its batches, which so many replicas compute at the same time."""
-        return max(self.outcome.latency - self.work.seconds / min(max(self.work.batches, 1), replicas), 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """Requests at a load.
-
-    clients: requests in flight at a time; None where they came at `rate` a second, whatever was answered
-    answered: requests a second
-    busy: the share of its time that a replica computed
-    p50, p99: seconds
-    """
-
-    clients: int | None
-    rate: float | None
-    requests: int
-    answered: float
-    busy: float
-    p50: float
-    p99: float
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A replica and the requests that it was measured with.
-
-    replicas: of the server, whose loads are `levels`
-    documents: of a request, on average
-    sent, received: bytes of a request's and an answer's body, on average
-    """
-
-    model: str
-    replica: Replica
-    requests: Requests
-    replicas: int
-    documents: float
-    sent: float
-    received: float
-    levels: Sequence[Level] = ()
-
-    def json(self) -> dict[str, Any]:
-        """For a file, from which `read` makes it again."""
-        return asdict(self)
-
-    @classmethod
-    def read(cls, content: Any) -> Measured:
-        """Raises RerankdError for what no `json` made."""
-        try:
-            replica, requests = Replica(**content["replica"]), Requests(**content["requests"])
-            own = {**content, "replica": replace(replica, trace=tuple((a, b) for a, b in replica.trace))}
-            return cls(**{**own, "requests": requests, "levels": tuple(Level(**one) for one in content["levels"])})
-        except (TypeError, KeyError, ValueError) as error:
-            raise RerankdError(
-                f"--measured: not a file of `rerankd bench capacity --save-result` ({error})."
-            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,72 +176,6 @@ class Server:
         work = ((await self.counted()).work - start.work) * (count / (count + 1))
         _check(outcomes)
         return _level(outcomes, took, work, start.replicas, traffic), work
-
-
-def fitted(alone: Sequence[Alone], closed: Sequence[tuple[Level, Work]], replicas: int, most: int) -> Replica:
-    """What a replica does, by requests one at a time and by more and more of them at a time.
-
-    Where two requests for each replica are in flight, all compute and requests wait, and a batch has about as many
-    tokens as a request alone: so it shows how much longer batches take then.
-    """
-    parts: dict[float, Work] = {}
-    for one in alone:
-        parts[one.part] = parts.get(one.part, Work(0, 0, 0)) + one.work
-    near = fit([*parts.values()], most)
-    crowds = [level.clients is not None and level.clients >= 2 * replicas for level, _ in closed]
-    crowd = next((work for (_, work), is_one in zip(closed, crowds, strict=True) if is_one), closed[-1][1])
-    crowded = crowding(near, [one.work for one in alone], [crowd])
-    best = max(level.answered for level, _ in closed)
-    works = [*parts.values()]
-    for (level, work), is_one in zip(closed, crowds, strict=True):
-        # Replicas that never wait take all the time there is, and not only the time of their batches.
-        took = work.seconds / level.busy if level.answered >= FULL * best else work.seconds
-        works.append(replace(work, seconds=took / crowded if is_one else took))
-    outside = median([one.outside(replicas) for one in alone if one.part == 1])
-    found = replace(fit(works, most), outside=outside, crowded=crowded)
-    return replace(found, trace=trace(found, alone, replicas))
-
-
-def crowding(replica: Replica, alone: Sequence[Work], crowd: Sequence[Work]) -> float:
-    """How many times as long batches took in a crowd as alone, for what the replica's figures say of them."""
-
-    def times(works: Sequence[Work]) -> float:
-        return sum(one.seconds for one in works) / sum(_said(replica, one) for one in works)
-
-    return max(times(crowd) / times(alone), 1.0)
-
-
-def trace(replica: Replica, alone: Sequence[Alone], replicas: int) -> list[tuple[float, float]]:
-    """The seconds that requests alone took one after the other, each with the seconds by the replica's figures.
-
-    Figures that are too low or high for requests of one size are corrected, to say of all sizes what they say of whole
-    requests: what is left is how the machine's speed varied.
-    """
-    said = [_said(replica, one.work) + replica.outside for one in alone]
-    rows = [(one.part, one.work.seconds + one.outside(replicas), says) for one, says in zip(alone, said, strict=True)]
-    slower = {
-        part: sum(took for size, took, _ in rows if size == part) / sum(says for size, _, says in rows if size == part)
-        for part in {size for size, _, _ in rows}
-    }
-    return [(round(took, 6), round(says * slower[part] / slower[1.0], 6)) for part, took, says in rows]
-
-
-def _said(replica: Replica, work: Work) -> float:
-    return replica.fixed * work.batches + replica.per_token * work.tokens
-
-
-def fit(observed: Sequence[Work], most: int) -> Replica:
-    """The seconds of a batch and of a token that come closest to what was observed, by the least relative squares."""
-    rows = [(one.batches / one.seconds, one.tokens / one.seconds) for one in observed if one.seconds > 0]
-    batches, tokens = sum(b * b for b, _ in rows), sum(t * t for _, t in rows)
-    both, of_batches, of_tokens = sum(b * t for b, t in rows), sum(b for b, _ in rows), sum(t for _, t in rows)
-    if (apart := batches * tokens - both * both) > 1e-9 * batches * tokens:
-        fixed = (of_batches * tokens - of_tokens * both) / apart
-        per_token = (of_tokens * batches - of_batches * both) / apart
-        if fixed >= 0 and per_token > 0:
-            return Replica(fixed, per_token, most)
-    # All batches are alike, or a time would be below 0: tokens take all of it.
-    return Replica(0.0, of_tokens / tokens, most)
 
 
 def _requests(whole: Sequence[Alone]) -> Requests:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rerankd.bench.capacity import Level, Measured
+from rerankd.bench.measured import Level, Measured
 from rerankd.bench.queueing import (
     ONE_SERVER,
     Latencies,
@@ -180,6 +180,9 @@ def _lines(measured: Measured) -> Iterator[str]:
     full = replica.seconds(replica.most)
     yield f"One replica of {measured.model}; requests of {measured.documents:.1f} documents, {requests.mean:.0f} tokens"
     yield f"  a batch             {1000 * replica.fixed:.2f} ms, and {1e6 * replica.per_token:.2f} ms for 1,000 tokens"
+    if larger := replica.sizes[1:]:
+        times = ", ".join(f"{times:.2f} times with {tokens:.0f}" for tokens, times in larger)
+        yield f"                      as long as that: {times} tokens"
     yield f"  its size            {replica.most} tokens at most ({full:.2f} s)"
     yield f"  outside the batches {1000 * replica.outside:.2f} ms of a request"
     yield (

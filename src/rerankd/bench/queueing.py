@@ -14,6 +14,7 @@ cores equally (processor sharing), and requests are read and answered one after 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ class Replica:
     fixed: seconds of any batch, beside those of its tokens
     per_token: seconds of each token of a batch
     most: the most tokens of a batch
+    sizes: tokens of batches, ascending, each with how many times as long such a batch takes as the two figures say;
+        between them the factor is interpolated
     outside: seconds of a request outside the batches: HTTP, reading, tokenising
     crowded: how many times as long a batch takes if all other replicas compute and requests wait, than for a request
         alone
@@ -58,11 +61,19 @@ class Replica:
     most: int
     outside: float = 0.0
     crowded: float = 1.0
+    sizes: Sequence[tuple[float, float]] = ((1.0, 1.0),)
     trace: Sequence[tuple[float, float]] = ((1.0, 1.0),)
 
     def seconds(self, tokens: float) -> float:
         """The seconds of a batch, by the figures."""
-        return self.fixed + self.per_token * tokens
+        return (self.fixed + self.per_token * tokens) * self._times(tokens)
+
+    def _times(self, tokens: float) -> float:
+        place = bisect_left(self.sizes, (tokens, 0.0))
+        if place in (0, len(self.sizes)):
+            return self.sizes[min(place, len(self.sizes) - 1)][1]
+        (fewer, low), (more, high) = self.sizes[place - 1 : place + 1]
+        return low + (high - low) * (tokens - fewer) / (more - fewer)
 
     @property
     def slower(self) -> float:

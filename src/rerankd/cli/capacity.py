@@ -55,7 +55,8 @@ def capacity(
     import asyncio
 
     from rerankd.bench import apis, load
-    from rerankd.bench.capacity import Measured, measure
+    from rerankd.bench.capacity import measure
+    from rerankd.bench.measured import Measured
     from rerankd.bench.planning import Plan, Wanted, table
     from rerankd.bench.report import save
     from rerankd.bench.samples import tokenizer_name
