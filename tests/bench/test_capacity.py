@@ -86,6 +86,23 @@ def test_a_replica_is_found_by_its_requests() -> None:
     assert quick.crowded == 1, "no replica is faster in a crowd; the machine was"
 
 
+def test_large_batches_take_longer_than_their_tokens_say() -> None:
+    """1.3 times as long in a crowd, and with 4,000 and 8,000 tokens 1.1 and 1.2 times that."""
+    singles = [alone(documents) for _ in range(5) for documents in (1, 2, 4, 8)]
+    levels = ((2, 60, 48_000, 1.3), (4, 12, 48_000, 1.3 * 1.1), (8, 6, 48_000, 0.9 * 1.3 * 1.2))
+    found = fitted(singles, [closed(clients, 1.0 + clients, *work) for clients, *work in levels], 1, 8192)
+
+    def usual(tokens: float) -> float:
+        return 0.004 + tokens / 8000
+
+    assert found.crowded == pytest.approx(1.3)
+    assert [tokens for tokens, _ in found.sizes] == [800, 4000, 8000]
+    for tokens, times in ((400, 1.0), (800, 1.0), (4000, 1.1), (6000, 1.15), (8000, 1.2), (9000, 1.2)):
+        assert found.seconds(tokens) * found.slower == pytest.approx(times * usual(tokens), rel=0.02), tokens
+    full = 8192 / (1.3 * 1.2 * usual(8192)) / 800
+    assert most_requests(found, Requests([800], 100)) == pytest.approx(full, rel=0.02)
+
+
 def test_the_speeds_of_a_replica_are_in_order_of_time() -> None:
     times = [1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
     singles = [alone(documents, one) for one, documents in zip(times, [1, 2, 4, 8] * 3, strict=True)]
@@ -264,7 +281,8 @@ def test_what_no_replicas_can_do_is_refused() -> None:
 
 def test_a_file_is_read_again(tmp_path: Path) -> None:
     file, again = tmp_path / "measured.json", tmp_path / "again.json"
-    kept = replace(MEASURED, replica=replace(MEASURED.replica, crowded=1.5, trace=((0.02, 0.01), (0.01, 0.02))))
+    kept = replace(MEASURED, replica=replace(MEASURED.replica, crowded=1.5, sizes=((9.0, 1.0), (99.0, 1.2))))
+    kept = replace(kept, replica=replace(kept.replica, trace=((0.02, 0.01), (0.01, 0.02))))
     file.write_text(json.dumps(kept.json()))
     flags = ("--measured", file, "--request-rate", 50, "--p99-ms", 300, "--replicas-per-server", 2)
     result = bench(*flags, "--save-result", again)
