@@ -12,7 +12,7 @@ from torch import Tensor
 from rerankd.backends.cpu.linear import DenseLinear, Linear, PackedLinear, int8_linear, int16_linear, kernel_linear
 from rerankd.backends.cpu.native import Kernels
 from rerankd.backends.cpu.rows import to_dense
-from rerankd.backends.cpu.runtime import MakeLinear, Runtime
+from rerankd.backends.cpu.runtime import ROW_TILE_STEP, MakeLinear, Runtime
 from rerankd.backends.cpu.transformer import PostNormTransformer, PreNormTransformer
 from rerankd.core import ModelError
 from rerankd.layers.relative import Buckets, Disentangled
@@ -22,8 +22,10 @@ from rerankd.layers.transformer import Projection, Transformer
 # Enough rows to pay for loading a GEMM's weight into the cache; few enough that the rows between two GEMMs stay there.
 ROW_TILE_VALUES = 1 << 21
 # The kernels' GEMMs block for the caches by themselves. For each thread: enough rows that calls are few and weights are
-# seldom loaded from memory; few enough that the rows between two GEMMs stay in the third-level cache.
-KERNEL_ROW_TILE_VALUES = 3 << 21
+# seldom loaded from memory; few enough that the rows between two GEMMs stay near. A tile unit multiplies so fast that
+# it pays to load weights as seldom as the third-level cache allows.
+KERNEL_ROW_TILE_VALUES, KERNEL_LEAST_ROWS = 1 << 19, 512
+TILE_UNIT_ROW_TILE_VALUES = 3 << 21
 
 
 class CpuBackend:
@@ -36,12 +38,14 @@ class CpuBackend:
         """quantization: "int8", or None for linear layers in `dtype`. ModelError without kernels and without VNNI."""
         self.dtype = dtype
         kernels = Kernels.load(dtype)
+        values, least = _row_tile(kernels)
         self.runtime = Runtime(
             dtype=dtype,
             kernels=kernels,
             linear=_linear(quantization, dtype, kernels),
             precise_linear=_precise_linear(quantization, dtype, kernels),
-            row_tile_values=ROW_TILE_VALUES if kernels is None else KERNEL_ROW_TILE_VALUES * torch.get_num_threads(),
+            row_tile_values=values,
+            least_rows=least,
         )
 
     @property
@@ -110,6 +114,16 @@ def _lacking(spec: LayerSpec) -> str | None:
         if spec.norm.kind != "layer":
             return "RMSNorm in a post-norm layer"
     return None
+
+
+def _row_tile(kernels: Kernels | None) -> tuple[int, int]:
+    """The most values of a row tile, and the rows that it has at least, whatever their width."""
+    if kernels is None:
+        return ROW_TILE_VALUES, ROW_TILE_STEP
+    threads = torch.get_num_threads()
+    if kernels.unit.name == "amx":
+        return TILE_UNIT_ROW_TILE_VALUES * threads, ROW_TILE_STEP
+    return KERNEL_ROW_TILE_VALUES * threads, KERNEL_LEAST_ROWS * threads
 
 
 def _linear(quantization: str | None, dtype: torch.dtype, kernels: Kernels | None) -> MakeLinear:

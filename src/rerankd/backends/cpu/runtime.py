@@ -46,6 +46,7 @@ class Runtime:
     linear: makes a linear layer, quantised if the model is
     precise_linear: makes a linear layer that loses too much precision in 8 bits: in the model's dtype or in 16 bits
     row_tile_values: the most values of a row tile between two GEMMs, so that the tile stays in the processor's cache
+    least_rows: the fewest rows of a row tile, if there are as many, so that weights are seldom loaded
     """
 
     dtype: torch.dtype
@@ -53,10 +54,11 @@ class Runtime:
     linear: MakeLinear
     precise_linear: MakeLinear
     row_tile_values: int
+    least_rows: int
 
     def rows_per_tile(self, width: int) -> int:
         """The rows of a row tile. width: the most values that a row has between two GEMMs"""
-        return max(self.row_tile_values // width // ROW_TILE_STEP, 1) * ROW_TILE_STEP
+        return max(self.row_tile_values // width // ROW_TILE_STEP * ROW_TILE_STEP, self.least_rows)
 
     def empty_rows(self, rows: int, width: int, part: int = 0) -> Rows:
         """Rows [rows, width] without values, for GEMMs to write. part: the columns of views that are taken, if any"""
