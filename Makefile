@@ -43,7 +43,7 @@ check: $(VENV)/.test
 build/%/setup.py: $(VENV)/.test
 	rm -rf build/$*
 	mkdir -p build/$*
-	cp -r src tests setup.py pyproject.toml README.md LICENSE build/$*
+	cp -r src tests benchmarks setup.py pyproject.toml README.md LICENSE build/$*
 	rm -f build/$*/src/rerankd/backends/cpu/native/*.so
 
 # Python itself is not sanitized: the runtimes are loaded first. Some tests ask for more memory than there is.
