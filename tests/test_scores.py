@@ -169,11 +169,7 @@ def test_the_rows_of_a_row_tile_do_not_matter(
     pairs = PAIRS[: len(PAIRS) // 2]
     with Reranker(folder, device="cpu", dtype=dtype) as reranker:
         whole = reranker.score(pairs)
-    for module in (runtime, backend):
-        monkeypatch.setattr(module, "ROW_TILE_STEP", 32)
-    for values in ("ROW_TILE_VALUES", "KERNEL_ROW_TILE_VALUES", "TILE_UNIT_ROW_TILE_VALUES"):
-        monkeypatch.setattr(backend, values, 1)
-    monkeypatch.setattr(backend, "KERNEL_LEAST_ROWS", 32 // torch.get_num_threads())
+    monkeypatch.setattr(backend, "_row_tile", lambda kernels: (1, 32))
     assert backend.CpuBackend(getattr(torch, dtype)).runtime.rows_per_tile(64) == 32
     with Reranker(folder, device="cpu", dtype=dtype) as reranker:
         assert largest_difference(reranker.score(pairs), whole) <= (1e-6 if dtype == "float32" else 5e-3)

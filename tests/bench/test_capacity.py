@@ -135,6 +135,12 @@ def test_a_crowd_is_compared_with_requests_alone() -> None:
     assert crowding(replica, works, [Work(1, 100, 0.1)]) == 1
 
 
+def test_a_request_without_a_batch_is_left_out() -> None:
+    """It was answered before the server counted its batch."""
+    replica = Replica(0.004, 1e-3, 100)
+    assert crowding(replica, [Work(0, 0, 0.0), Work(1, 100, 0.104)], [Work(1, 100, 0.208)]) == pytest.approx(2)
+
+
 def test_a_server_of_several_replicas_is_compared_where_one_computes() -> None:
     """A request that two replicas compute at the same time does not show how long it was outside."""
     here = [alone(documents) for _ in range(5) for documents in (1, 2, 4, 8)]

@@ -70,7 +70,7 @@ def trace(replica: Replica, alone: Sequence[Alone], replicas: int) -> list[tuple
 
 
 def _said(replica: Replica, work: Work) -> float:
-    return work.batches * replica.seconds(work.tokens / work.batches)
+    return work.batches * replica.seconds(work.tokens / work.batches) if work.batches else 0.0
 
 
 def fit(observed: Sequence[Work], most: int) -> Replica:

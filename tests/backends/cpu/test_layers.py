@@ -70,11 +70,7 @@ def test_operations_of_like_layers_are_recorded_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spec = in_all_layers(spec)
-    monkeypatch.setattr(backend, "KERNEL_ROW_TILE_VALUES", tile)
-    monkeypatch.setattr(backend, "TILE_UNIT_ROW_TILE_VALUES", tile)
-    monkeypatch.setattr(backend, "KERNEL_LEAST_ROWS", 8)
-    for module in ("runtime", "backend"):
-        monkeypatch.setattr(f"rerankd.backends.cpu.{module}.ROW_TILE_STEP", 8)
+    monkeypatch.setattr(backend, "_row_tile", lambda kernels: (tile, 8))
     run = Run(spec, RandomWeights(spec, dtype, positioned=spec.layers[0].rotary is None), dtype, quantization)
     found = run.states()
     called = len(gemms)
