@@ -194,7 +194,9 @@ def test_the_medians_of_a_row_decide() -> None:
 
 def test_a_table_has_the_speeds_and_the_models_latencies() -> None:
     level = Level(clients=None, rate=10.0, requests=50, answered=10.0, busy=0.5, p50=0.01, p99=0.02)
-    text = table(replace(MEASURED, replica=NOISY, levels=[level]))
+    sizes = ((300.0, 1.0), (2000.0, 1.1), (4000.0, 1.25))
+    text = table(replace(MEASURED, replica=replace(NOISY, sizes=sizes), levels=[level]))
+    assert "take so many times as long as that: 1.10 (2000 tokens), 1.25 (4000 tokens)\n" in text
     assert "requests alone took 0.9" in text
     assert "1.20 times as long, where all replicas compute" in text
     assert re.search(r"^10\.00 +10\.0 +20\.0 +50% +\d+\.\d +\d+\.\d +\d+%   \d+\.\d to \d+\.\d$", text, re.M)

@@ -181,8 +181,8 @@ def _lines(measured: Measured) -> Iterator[str]:
     yield f"One replica of {measured.model}; requests of {measured.documents:.1f} documents, {requests.mean:.0f} tokens"
     yield f"  a batch             {1000 * replica.fixed:.2f} ms, and {1e6 * replica.per_token:.2f} ms for 1,000 tokens"
     if larger := replica.sizes[1:]:
-        times = ", ".join(f"{times:.2f} times with {tokens:.0f}" for tokens, times in larger)
-        yield f"                      as long as that: {times} tokens"
+        times = ", ".join(f"{times:.2f} ({tokens:.0f} tokens)" for tokens, times in larger)
+        yield f"  larger batches      take so many times as long as that: {times}"
     yield f"  its size            {replica.most} tokens at most ({full:.2f} s)"
     yield f"  outside the batches {1000 * replica.outside:.2f} ms of a request"
     yield (
