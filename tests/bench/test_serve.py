@@ -327,3 +327,21 @@ def test_a_tokenizer_file_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(RerankdError, match=r"--tokenizer: .*tokenizer\.json cannot be read"):
         load_tokenizer(str(tmp_path))
+
+
+def test_a_proxy_of_the_environment_is_used(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", fake.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    result = bench("--model", MODEL, "--base-url", "http://no-such-host.invalid", "--num-prompts", 3)
+    assert result.exit_code == 0, result.output
+    assert {one["host"] for one in fake.headers} == {"no-such-host.invalid"}
+
+
+def test_a_password_of_netrc_is_sent(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "netrc"
+    path.write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(path))
+    result = bench("--model", MODEL, "--base-url", fake.url, "--num-prompts", 3)
+    assert result.exit_code == 0, result.output
+    assert {one["authorization"] for one in fake.headers} == {"Basic bWU6c2VjcmV0"}

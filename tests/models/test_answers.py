@@ -99,4 +99,4 @@ def test_tokens_without_effect_are_told_of(qwen3_seq_cls_checkpoint: Path, caplo
         with Reranker(qwen3_seq_cls_checkpoint, device="cpu", dtype="float32", hf_overrides=overrides) as reranker:
             scores.append(reranker.score(PAIRS))
         assert ("classifier_from_token` has no effect" in caplog.text) == bool(overrides)
-    assert scores[0] == pytest.approx(scores[1], abs=1e-6)  # batches, and so the last digits, depend on time
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)  # batches, and so the last digits, depend on time

@@ -263,7 +263,7 @@ def test_replicas_that_load_for_themselves(bert_checkpoint: Path) -> None:
         group = planned.prompts.build(WARM_UP)
         expected = replicas.submit(group).result(60)
         os.kill(first, signal.SIGKILL)
-        assert replicas.submit(group).result(60) == pytest.approx(expected, abs=1e-6)
+        assert replicas.submit(group).result(60) == pytest.approx(expected, abs=1e-5)
         until(lambda: sorted(one.restarts for one in replicas.load().replicas) == [0, 1])
         assert all(one.running for one in replicas.load().replicas)
         left = set(children(os.getpid())).difference(others)
@@ -271,7 +271,7 @@ def test_replicas_that_load_for_themselves(bert_checkpoint: Path) -> None:
         assert second in left
         with replicas.held():
             futures = [replicas.submit(group) for _ in range(200)]
-        assert all(future.result(60) == pytest.approx(expected, abs=1e-6) for future in futures)
+        assert all(future.result(60) == pytest.approx(expected, abs=1e-5) for future in futures)
         assert all(one.batches for one in replicas.load().replicas)
     finally:
         replicas.close()

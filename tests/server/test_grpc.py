@@ -76,9 +76,9 @@ def post(server: Both, path: str, **body: Any) -> Any:
 
 
 def pairs(ranks: Any) -> list[tuple[int, float]]:
-    """Places and scores, of messages or of JSON."""
+    """Places and scores, of messages or of JSON. The last digits of a score depend on the batch, and so on time."""
     rows = [(one["index"], one["score"]) if isinstance(one, dict) else (one.index, one.score) for one in ranks]
-    return [(index, pytest.approx(score, rel=1e-6)) for index, score in rows]
+    return [(index, pytest.approx(score, abs=1e-5)) for index, score in rows]
 
 
 def refused(call: Callable[[], Any]) -> grpc.RpcError:
@@ -125,7 +125,7 @@ def test_a_stream_of_several_queries_is_ranked_as_a_whole(start: Start, bert_che
     ranks = server.Rerank.RerankStream(iter(messages)).ranks
     asked = zip(queries, TEXTS, strict=True)
     alone = [post(server, "/rerank", query=query, texts=[text])[0]["score"] for query, text in asked]
-    assert {one.index: one.score for one in ranks} == pytest.approx(dict(enumerate(alone)), rel=1e-5)
+    assert {one.index: one.score for one in ranks} == pytest.approx(dict(enumerate(alone)), abs=1e-5)
     scores = [one.score for one in ranks]
     assert scores == sorted(scores, reverse=True)
     assert [one.text for one in ranks] == [TEXTS[one.index] for one in ranks]
@@ -152,9 +152,9 @@ def test_texts_are_cut_where_they_may_be(start: Start, bert_checkpoint: Path) ->
 def test_labels_are_those_of_http(start: Start, bert_two_labels_checkpoint: Path) -> None:
     server = start(bert_two_labels_checkpoint)
 
-    def labels(rows: Any) -> list[Any]:
+    def labels(rows: Any) -> list[Any]:  # the last digits depend on the batch, and so on time
         rows = [(one["label"], one["score"]) if isinstance(one, dict) else (one.label, one.score) for one in rows]
-        return [(label, pytest.approx(score, rel=1e-6)) for label, score in rows]
+        return [(label, pytest.approx(score, abs=1e-5)) for label, score in rows]
 
     for raw_scores in (False, True):
         replies = list(

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -177,9 +178,18 @@ async def connect(headers: Mapping[str, str], verify_tls: bool) -> AsyncIterator
     connector = aiohttp.TCPConnector(limit=0, ssl=verify_tls)
     no_limit = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
     async with aiohttp.ClientSession(
-        connector=connector, headers=all_headers, timeout=no_limit, trust_env=True
+        connector=connector, headers=all_headers, timeout=no_limit, trust_env=_has_proxy_or_netrc()
     ) as session:
         yield session
+
+
+def _has_proxy_or_netrc() -> bool:
+    """Whether the environment says anything of connections.
+
+    aiohttp asks it anew for each request, in threads: this takes more time than the rest of the request.
+    """
+    netrc = [os.environ.get("NETRC"), *(os.path.expanduser(name) for name in ("~/.netrc", "~/_netrc"))]
+    return bool(urllib.request.getproxies()) or any(path and os.path.exists(path) for path in netrc)
 
 
 async def request(session: aiohttp.ClientSession, target: Target, sample: Sample, body: bytes) -> Outcome:
