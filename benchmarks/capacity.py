@@ -91,26 +91,24 @@ class Rounds:
 
     one: as `rerankd bench capacity` measured it
     replica: the same one, with the speeds and the crowd of the rounds, in a server of several
-    cores: on which all replicas, the servers' own processes and the clients computed
     most: requests a second of the several replicas, of each round
     levels: by share of the highest rate, the rounds
     """
 
     one: Measured
     replica: Replica
-    cores: int
     replicas: int
     most: Sequence[float]
     levels: Mapping[float, Sequence[Level]]
 
     def rows(self) -> Iterator[Row]:
         replica, requests = self.replica, self.one.requests
-        highest = most_requests(replica, requests, self.replicas, self.cores)
+        highest = most_requests(replica, requests, self.replicas)
         yield Row("requests/s at most", Spread(highest, highest, highest), self.most, NEAR)
         for share, levels in self.levels.items():
             rate, count = levels[0].rate, levels[0].requests
             assert rate is not None
-            found = Predicted.of(replica, requests, rate, self.replicas, count, self.cores)
+            found = Predicted.of(replica, requests, rate, self.replicas, count)
             what = f"{rate:.1f} requests/s ({share:.0%})"
             yield Row(f"{what}: p50, ms", found.p50, [one.p50 for one in levels], NEAR, 1000)
             yield Row(f"{what}: p99, ms", found.p99, [one.p99 for one in levels], NEAR_P99, 1000)
@@ -143,12 +141,12 @@ async def rounds(
 
     def server(session: aiohttp.ClientSession, url: str) -> Server:
         own = replace(target, url=f"{url}{target.api.endpoint}")
-        return Server(session, own, f"{url}/metrics", samples, seconds, show)
+        return Server(session, own, f"{url}/metrics", samples, seconds, 0.0, show)
 
     async with load.connect({}, True) as session:
         ones, other = [server(session, url) for url in singles], server(session, several)
         first = await measure(ones[0].target, ones[0].metrics, samples, seconds, show)
-        alone, crowded, most, cores = list[Alone](), list[float](), list[float](), len(os.sched_getaffinity(0))
+        alone, crowded, most = list[Alone](), list[float](), list[float]()
         levels: dict[float, list[Level]] = {share: [] for share in LOADS}
 
         async def one_replica() -> Replica:
@@ -157,12 +155,13 @@ async def rounds(
             crowd = await asyncio.gather(*(one.level(wanted, single) for one in ones))
             found, alone_works = first.replica, [one.work for one in alone]
             crowded.append(crowding(found, alone_works, [work for _, work in crowd]))
-            outside = found.outside + more
-            return replace(found, crowded=median(crowded), outside=outside, trace=trace(found, alone, 1))
+            there = replace(found, outside=found.outside + found.network + more, network=0.0)
+            cores = found.cores / len(ones)
+            return replace(there, crowded=median(crowded), cores=cores, trace=trace(found, alone, 1))
 
         more = more_outside(await other.one_at_a_time(), await ones[0].one_at_a_time())
         replica = await one_replica()
-        highest = most_requests(replica, first.requests, len(ones), cores)
+        highest = most_requests(replica, first.requests, len(ones))
         for number in range(count):
             print(f"round {number + 1}:", file=sys.stderr)
             replica = await one_replica()
@@ -171,7 +170,7 @@ async def rounds(
             show(f"the most of {len(ones)} replicas: {full.answered:.1f} requests/s")
             for share in LOADS if number % 2 == 0 else reversed(LOADS):
                 levels[share].append(await other.at(share * highest, seed=number))
-        return Rounds(first, replica, cores, len(ones), most, levels)
+        return Rounds(first, replica, len(ones), most, levels)
 
 
 def main() -> None:
@@ -203,7 +202,8 @@ def main() -> None:
         f"A request is outside the batches for {1000 * found.replica.outside:.2f} ms in the server of several replicas."
     )
     took = time.perf_counter() - start
-    print(f"\n{given.replicas} replicas on {found.cores} cores, {given.rounds} rounds in {took:.0f} s:\n")
+    cores = given.replicas * found.replica.cores
+    print(f"\n{given.replicas} replicas on {cores:g} cores, {given.rounds} rounds in {took:.0f} s:\n")
     rows = [*found.rows()]
     print("| | predicted (80 % of the runs) | measured (range of the rounds) | ratio | |\n|---|---|---|---|---|")
     print("\n".join(map(str, rows)))

@@ -111,6 +111,12 @@ def _number(path: Path) -> int:
         return 0
 
 
+def usable_cores() -> float:
+    """The number of cores that the process may use, by its affinity and its quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, cpu_quota() or math.inf)
+
+
 def cpu_quota() -> float | None:
     """The cores' worth of time that control groups leave the process, such as 1.5; None where they set no limit."""
     quotas = [quota for folder in _groups() if (quota := _quota(folder)) is not None]

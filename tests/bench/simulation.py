@@ -101,23 +101,35 @@ def documents(tokens: int, longest: int) -> list[int]:
     return [longest] * (tokens // longest) + ([tokens % longest] if tokens % longest else [])
 
 
+def shared(replica: Replica, replicas: int, tasks: Sequence[Task], serial: bool) -> list[float]:
+    """The speeds of these tasks."""
+    cores, batches = replica.cores * replicas, [task for task in tasks if not task.job]
+    threads = len(batches) * replica.threads + (serial and len(batches) < len(tasks))
+    if threads <= cores:
+        return [1.0] * len(tasks)
+    if replica.threads == 1:
+        return [cores / threads] * len(tasks)
+    # A request is on a core of the first of them, all of whose threads wait for the one that has half a core.
+    return [0.5 if task.job or task is batches[0] else 1.0 for task in tasks]
+
+
 def simulate(
     replica: Replica,
     longest: int,
     comes: Sequence[tuple[float, int]],
     replicas: int,
     seed: int = 0,
-    cores: float = math.inf,
 ) -> Simulated:
     """Requests of so many tokens, each at its time, from an empty queue until the last is answered.
 
-    cores: that replicas share with what is done for requests outside the batches, one request after the other
+    Replicas share their cores with what is done for requests outside the batches, one request after the other. If they
+    have several threads, this is done on one core of one of them.
     """
     queue = Batcher(replica.most)
     alone = sum(replica.seconds(tokens) + replica.outside for _, tokens in comes)
     machine = Machine(replica, 10 + 3 * (comes[-1][0] + alone) * replica.slower * replica.crowded, seed)
     segments: dict[int, Segment] = {}
-    serial = cores < math.inf
+    serial = replica.cores < math.inf
     tasks, visits = list[Task](), list[Task]()
     number, left, born = dict[Job, int](), dict[Job, int](), dict[Job, float]()
     latencies, computed, worked, now = [0.0] * len(comes), 0, 0.0, 0.0
@@ -128,14 +140,14 @@ def simulate(
 
     while len(number) < len(comes) or tasks:
         computing = sum(not one.job for one in tasks)
-        speed = min(1.0, cores / max(computing + (serial and computing < len(tasks)), 1))
-        first = min(tasks, key=lambda one: one.left, default=None)
-        end = machine.end(now, first.left / speed) if first else math.inf
+        speeds = dict(zip(map(id, tasks), shared(replica, replicas, tasks, serial), strict=True))
+        first = min(tasks, key=lambda one: one.left / speeds[id(one)], default=None)
+        end = machine.end(now, first.left / speeds[id(first)]) if first else math.inf
         arrives = len(number) < len(comes) and comes[len(number)][0] <= end
         then = comes[len(number)][0] if arrives else end
-        done = speed * machine.work(now, then) if arrives else first.left if first else 0.0
+        done = machine.work(now, then) if arrives else first.left / speeds[id(first)] if first else 0.0
         for task in tasks:
-            task.left -= done
+            task.left -= speeds[id(task)] * done
         worked, now = worked + computing * (then - now), then
         if arrives:
             lengths = documents(comes[len(number)][1], longest)

@@ -25,6 +25,7 @@ from rerankd.core import RerankdError
 from tests.bench.fake_server import Fake
 from tests.bench.simulation import arrivals, simulate, spells
 
+MACHINE = Replica(0.0, 0.0, 8192)
 MEASURED = Measured(
     model="m",
     replica=Replica(0.002, 1 / 5000, 8192, outside=0.003),
@@ -43,7 +44,7 @@ def bench(*arguments: object) -> Result:
 def test_the_fit_finds_what_batches_take() -> None:
     shapes = [(1, 100), (1, 300), (4, 4000), (7, 50_000)]
     works = [Work(batches, tokens, 0.004 * batches + tokens / 8000) for batches, tokens in shapes]
-    found = fit(works, 8192)
+    found = fit(works, MACHINE)
     assert (found.fixed, found.per_token, found.most) == (pytest.approx(0.004), pytest.approx(1 / 8000), 8192)
 
 
@@ -51,10 +52,10 @@ def test_the_fit_finds_what_batches_take() -> None:
 def test_a_fit_is_never_below_nothing(shapes: list[tuple[int, int]]) -> None:
     """Batches that are all alike, and small ones that took less than their tokens' part."""
     works = [Work(batches, tokens, tokens / 8000) for batches, tokens in shapes]
-    found = fit(works, 8192)
+    found = fit(works, MACHINE)
     assert found.fixed == pytest.approx(0, abs=1e-9)
     assert found.per_token == pytest.approx(1 / 8000)
-    less = fit([Work(10, 50, 0.001), Work(1, 5000, 5000 / 8000)], 8192)
+    less = fit([Work(10, 50, 0.001), Work(1, 5000, 5000 / 8000)], MACHINE)
     assert less.fixed == 0
     assert less.per_token > 0
 
@@ -76,21 +77,36 @@ def test_a_replica_is_found_by_its_requests() -> None:
     """Of usual speed alone, and 1.3 times as slow beside others; where it never rests, the pauses are its own too."""
     singles = [alone(documents) for _ in range(5) for documents in (1, 2, 4, 8)]
     crowd = [closed(2, 20.0, 50, 40_000, 1.3), closed(4, 40.0, 30, 40_000, 1.3), closed(8, 70.0, 20, 80_000, 0.9 * 1.3)]
-    found = fitted(singles, crowd, 1, 8192)
+    found = fitted(singles, crowd, 1, MACHINE)
     assert (found.fixed, found.per_token) == (pytest.approx(0.004), pytest.approx(1 / 8000))
     assert (found.outside, found.crowded, found.most) == (pytest.approx(0.003), pytest.approx(1.3), 8192)
     assert len(found.trace) == 20
     assert found.slower == pytest.approx(1, rel=1e-3)
-    assert fitted(singles, crowd, 2, 8192).crowded == pytest.approx(1.3), "two for each of two replicas"
-    quick = fitted(singles, [closed(2, 20.0, 50, 40_000, 0.8)], 1, 8192)
+    assert fitted(singles, crowd, 2, MACHINE).crowded == pytest.approx(1.3), "two for each of two replicas"
+    quick = fitted(singles, [closed(2, 20.0, 50, 40_000, 0.8)], 1, MACHINE)
     assert quick.crowded == 1, "no replica is faster in a crowd; the machine was"
+
+
+@pytest.mark.parametrize(("threads", "cores", "seconds"), [(2, 2, 0.003), (2, 3, 0.0), (4, 4, 0.003), (1, 1, 0.003)])
+def test_time_that_requests_took_from_a_replica_is_not_its_batches(threads: int, cores: int, seconds: float) -> None:
+    """Each of 100 requests spends 3 ms outside the batches, which are computed for 0.9 of the time."""
+    singles = [alone(documents) for _ in range(5) for documents in (1, 2, 4, 8)]
+    crowd = []
+    for clients, batches, tokens, times in ((2, 50, 40_000, 1.3), (4, 30, 80_000, 1.3), (8, 10, 80_000, 1.3 * 1.1)):
+        level, work = closed(clients, 1.0 + clients, batches, tokens, times)
+        crowd.append((level, replace(work, seconds=work.seconds + 0.9 * 100 * seconds)))
+    machine = replace(MACHINE, threads=threads, cores=cores)
+    found = fitted(singles, [(replace(level, busy=0.9), work) for level, work in crowd], 1, machine)
+    assert found.crowded == pytest.approx(1.3, rel=0.02)
+    assert found.sizes[-1] == (8000, pytest.approx(1.1 / 0.9, rel=0.05)), "the last never rests"
+    assert (found.threads, found.cores) == (threads, cores)
 
 
 def test_large_batches_take_longer_than_their_tokens_say() -> None:
     """1.3 times as long in a crowd, and with 4,000 and 8,000 tokens 1.1 and 1.2 times that."""
     singles = [alone(documents) for _ in range(5) for documents in (1, 2, 4, 8)]
     levels = ((2, 60, 48_000, 1.3), (4, 12, 48_000, 1.3 * 1.1), (8, 6, 48_000, 0.9 * 1.3 * 1.2))
-    found = fitted(singles, [closed(clients, 1.0 + clients, *work) for clients, *work in levels], 1, 8192)
+    found = fitted(singles, [closed(clients, 1.0 + clients, *work) for clients, *work in levels], 1, MACHINE)
 
     def usual(tokens: float) -> float:
         return 0.004 + tokens / 8000
@@ -106,7 +122,7 @@ def test_large_batches_take_longer_than_their_tokens_say() -> None:
 def test_the_speeds_of_a_replica_are_in_order_of_time() -> None:
     times = [1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
     singles = [alone(documents, one) for one, documents in zip(times, [1, 2, 4, 8] * 3, strict=True)]
-    found = fitted(singles, [closed(2, 50.0, 50, 40_000, 2.0 * 0.9)], 1, 8192)
+    found = fitted(singles, [closed(2, 50.0, 50, 40_000, 2.0 * 0.9)], 1, MACHINE)
     speeds = [took / said for took, said in found.trace]
     assert [one / speeds[0] for one in speeds] == pytest.approx(times, rel=0.02)
     assert [took for took, _ in found.trace] == pytest.approx([one.outcome.latency for one in singles], abs=1e-6)
@@ -116,14 +132,14 @@ def test_the_speeds_of_a_replica_are_in_order_of_time() -> None:
 def test_a_size_of_which_the_figures_are_wrong_does_not_look_like_another_speed() -> None:
     """Half of the documents take three times as long as their tokens say."""
     singles = [alone(documents, 3.0 if documents == 4 else 1.0) for _ in range(5) for documents in (1, 2, 4, 8)]
-    found = fitted(singles, [closed(2, 50.0, 50, 40_000, 0.9)], 1, 8192)
+    found = fitted(singles, [closed(2, 50.0, 50, 40_000, 0.9)], 1, MACHINE)
     assert found.slowest(1) == pytest.approx(found.slowest(99), rel=1e-3)
     assert found.slower == pytest.approx(singles[3].outcome.latency / found.trace[3][1], rel=1e-3)
 
 
 def test_a_request_that_two_replicas_compute_says_as_much_of_their_speed() -> None:
     singles = [alone(8, batches=2) for _ in range(9)]
-    found = fitted(singles, [closed(4, 50.0, 50, 20_000, 0.9)], 2, 8192)
+    found = fitted(singles, [closed(4, 50.0, 50, 20_000, 0.9)], 2, MACHINE)
     assert found.outside == pytest.approx(0.003)
     assert found.slower == pytest.approx(1, rel=0.05)
 
@@ -165,7 +181,7 @@ def measured_of(replica: Replica, shares: tuple[float, ...] = (0.3, 0.85), round
             seen = simulate(replica, 100, comes, 2, seed)
             p50, p99 = seen.percentile(50), seen.percentile(99)
             levels.setdefault(share, []).append(Level(None, rate, 600, rate, seen.busy, p50, p99))
-    return Rounds(MEASURED, NOISY, 64, 2, [0.9 * highest, highest, 1.1 * highest], levels)
+    return Rounds(MEASURED, NOISY, 2, [0.9 * highest, highest, 1.1 * highest], levels)
 
 
 def test_the_check_agrees_with_a_simulation_of_the_same_machine() -> None:
@@ -207,13 +223,19 @@ rerankd_batches_total 7.0
 rerankd_batch_tokens_total 900.0
 rerankd_batch_seconds_total 0.5
 rerankd_max_batch_tokens 8192.0
+rerankd_threads 4.0
+rerankd_cores 6.0
 """
 
 
 def test_a_servers_counts_are_read() -> None:
-    assert Counts.of(METRICS, "url") == Counts(Work(7, 900, 0.5), 1, 8192)
+    found = Counts.of(METRICS, "url")
+    assert found == Counts(Work(7, 900, 0.5), 1, 8192, 4, 6.0)
+    assert found.replica(0.001) == Replica(0.0, 0.0, 8192, network=0.001, threads=4, cores=6.0)
     replicas = 'rerankd_replica_up{replica="0"} 1.0\nrerankd_replica_up{replica="1"} 1.0\n'
-    assert Counts.of(METRICS + replicas, "url").replicas == 2
+    found = Counts.of(METRICS + replicas, "url")
+    assert found.replicas == 2
+    assert (found.replica(0).threads, found.replica(0).cores) == (2, 3.0)
 
 
 @pytest.mark.parametrize(

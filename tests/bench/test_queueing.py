@@ -105,40 +105,58 @@ BUSY = replace(CPU, outside=0.02)
 
 
 @pytest.mark.parametrize(
-    ("replica", "requests", "load", "replicas", "cores"),
+    ("replica", "requests", "load", "replicas", "threads", "cores"),
     [
-        (BUSY, SHORT, 0.5, 2, 2),
-        (BUSY, SHORT, 0.8, 2, 2),
-        (BUSY, SHORT, 0.8, 2, 3),
-        (BUSY, LONG, 0.7, 3, 2),
-        (BOTH, SHORT, 0.7, 2, 2),
+        (BUSY, SHORT, 0.5, 2, 1, 2),
+        (BUSY, SHORT, 0.8, 2, 1, 2),
+        (BUSY, SHORT, 0.8, 2, 1, 3),
+        (BUSY, LONG, 0.7, 3, 1, 2),
+        (BOTH, SHORT, 0.7, 2, 1, 2),
+        (BUSY, SHORT, 0.3, 1, 2, 2),
+        (BUSY, SHORT, 0.8, 1, 8, 8),
+        (BUSY, SHORT, 0.8, 1, 7, 8),
+        (BOTH, LONG, 0.5, 1, 4, 4),
+        (BUSY, SHORT, 0.7, 2, 4, 8),
     ],
 )
 def test_the_model_is_near_the_queue_itself_where_cores_are_few(
-    replica: Replica, requests: Requests, load: float, replicas: int, cores: int
+    replica: Replica, requests: Requests, load: float, replicas: int, threads: int, cores: int
 ) -> None:
-    rate = load * most_requests(replica, requests, replicas, cores)
+    replica = replace(replica, threads=threads, cores=cores / replicas)
+    rate = load * most_requests(replica, requests, replicas)
     comes = arrivals(requests, rate, COUNT, seed=1)
-    seen = simulate(replica, requests.longest, comes, replicas, 1, cores)
-    said = model(replica, requests, [now for now, _ in comes], replicas, 2, cores)
+    seen = simulate(replica, requests.longest, comes, replicas, 1)
+    said = model(replica, requests, [now for now, _ in comes], replicas, 2)
     assert said.busy == pytest.approx(seen.busy, rel=0.1)
     for percent in (50, 90, 99):
         assert said.percentile(percent) == pytest.approx(seen.percentile(percent), rel=0.25), percent
 
 
 def test_few_cores_make_requests_slower_and_many_do_not() -> None:
-    rate = 0.8 * most_requests(BUSY, SHORT, 2, 2)
-    comes = Traffic(rate).departures(COUNT)
-    two, three, more, own = (model(BUSY, SHORT, comes, 2, cores=cores).percentile(50) for cores in (2, 3, 9, math.inf))
+    each = [replace(BUSY, cores=cores / 2) for cores in (2, 3, 9, math.inf)]
+    comes = Traffic(0.8 * most_requests(each[0], SHORT, 2)).departures(COUNT)
+    two, three, more, own = (model(one, SHORT, comes, 2).percentile(50) for one in each)
     assert own < three == more < two / 1.5, "three cores are enough for two replicas and the server's own process"
 
 
-@pytest.mark.parametrize("cores", [1, 2, 3, math.inf])
-def test_the_highest_rate_is_what_cores_and_replicas_can_do(cores: float) -> None:
+def test_the_network_is_in_no_ones_way() -> None:
+    """20 ms to a server and back, of requests that come every 10 ms."""
+    busy = replace(CPU, cores=2, threads=2)
+    comes = [0.07 * number for number in range(100)]
+    near, far = (model(replace(busy, network=seconds), SHORT, comes, 1).seconds for seconds in (0.0, 0.02))
+    assert far == pytest.approx(near + 0.02)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "threads", "cores"),
+    [(2, 1, 1), (2, 1, 2), (2, 1, 3), (2, 1, math.inf), (1, 2, 2), (1, 4, 4), (1, 4, 5), (1, 4, 2), (3, 2, 6)],
+)
+def test_the_highest_rate_is_what_cores_and_replicas_can_do(replicas: int, threads: int, cores: float) -> None:
     """At more than that the last request waits for as long as the work of all takes."""
-    most = most_requests(BUSY, SHORT, 2, cores)
+    replica = replace(BUSY, outside=0.01, threads=threads, cores=cores / replicas)
+    most = most_requests(replica, SHORT, replicas)
     count = 4000
-    found = model(BUSY, SHORT, Traffic(2 * most).departures(count), 2, cores=cores)
+    found = model(replica, SHORT, Traffic(2 * most).departures(count), replicas)
     # Batches are full then, but the first and the last.
     assert count / (found.seconds[-1] + count / (2 * most)) == pytest.approx(most, rel=0.05)
 

@@ -82,7 +82,7 @@ class FakeReranker:
     def __init__(self) -> None:
         self.info = INFO
         self.failure: EngineDead | None = None
-        self.loaded = EngineLoad(waiting=3, batches=2, tokens=100, seconds=0.5, waiting_tokens=40)
+        self.loaded = EngineLoad(waiting=3, batches=2, tokens=100, seconds=0.5, waiting_tokens=40, threads=3)
         self.gate = threading.Event()
         self.waiting = threading.Event()
         self.cancelled = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import threading
@@ -65,6 +66,8 @@ def test_answers_are_counted_by_route_dialect_and_status(url: str) -> None:
     assert counts["rerankd_batches_total"] == 2
     assert counts["rerankd_batch_tokens_total"] == 100
     assert counts["rerankd_tokens_per_second"] == 200
+    assert counts["rerankd_threads"] == 3
+    assert counts["rerankd_cores"] == len(os.sched_getaffinity(0))
     assert counts["rerankd_running_requests"] == 0
 
 

@@ -10,6 +10,7 @@ then requests at some rates below that, beside which the model's latencies stand
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -18,11 +19,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from rerankd.bench.fitting import fitted
 from rerankd.bench.load import Outcome, Target, Traffic, connect, request, run
 from rerankd.bench.measured import Alone, Level, Measured, Work
-from rerankd.bench.queueing import Requests, most_requests
+from rerankd.bench.queueing import Replica, Requests, most_requests
 from rerankd.bench.samples import Sample
 from rerankd.core import RerankdError
 
@@ -33,6 +35,7 @@ PARTS = (1 / 8, 1 / 4, 1 / 2, 1)
 """Of a request's documents, for batches of other sizes."""
 SETTLED = 1.05
 """The rate rises no more where twice as many clients get less than this times as much."""
+PORTS = {"http": 80, "https": 443}
 CROWD = 16
 """Requests in flight for each replica at least, so that batches are seen that are about as large as they get."""
 MOST_CLIENTS = 128
@@ -44,11 +47,19 @@ LEAST = 8
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a server has counted up to now. replicas: that take batches; most: tokens of a batch at most"""
+    """What a server has counted up to now.
+
+    replicas: that take batches
+    most: tokens of a batch at most
+    threads: that compute batches, of all replicas
+    cores: that the server may use
+    """
 
     work: Work
     replicas: int
     most: int
+    threads: int
+    cores: float
 
     @classmethod
     def of(cls, text: str, url: str) -> Counts:
@@ -58,11 +69,19 @@ class Counts:
             return [float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE)]
 
         work = [values(f"rerankd_{name}") for name in ("batches_total", "batch_tokens_total", "batch_seconds_total")]
-        most = values("rerankd_max_batch_tokens")
-        if any(len(one) != 1 for one in (*work, most)):
+        sizes = [values(f"rerankd_{name}") for name in ("max_batch_tokens", "threads", "cores")]
+        if any(len(one) != 1 for one in (*work, *sizes)):
             raise RerankdError(f"{url}: these are not the metrics of a rerankd server of this version with one model.")
         running = values("rerankd_replica_up")
-        return cls(Work(*(one[0] for one in work)), int(sum(running)) if running else 1, int(most[0]))
+        (most,), (threads,), (cores,) = sizes
+        replicas = max(int(sum(running)), 1)
+        return cls(Work(*(one[0] for one in work)), replicas, int(most), int(threads), cores)
+
+    def replica(self, network: float) -> Replica:
+        """One of the replicas, whose speed is not known yet. network: seconds to the server and back"""
+        threads = max(round(self.threads / self.replicas), 1)
+        cores = self.cores / self.replicas
+        return Replica(0.0, 0.0, self.most, network=network, threads=threads, cores=cores)
 
 
 async def measure(
@@ -80,14 +99,14 @@ async def measure(
     Raises RerankdError where a request fails, and for a server that is no rerankd.
     """
     async with connect(target.headers, target.verify_tls) as session:
-        server = Server(session, target, metrics, samples, seconds, progress)
-        before = await server.counted()
+        server = Server(session, target, metrics, samples, seconds, await round_trip(target.url), progress)
         alone = await server.one_at_a_time()
+        before = await server.counted()  # a model that slept is loaded by now
         whole = [one for one in alone if one.part == 1]
         closed = await server.rising(1 / median([one.outcome.latency for one in whole]), before.replicas)
         found = Measured(
             model=target.model,
-            replica=fitted(alone, closed, before.replicas, before.most),
+            replica=fitted(alone, closed, before.replicas, before.replica(server.network)),
             requests=_requests(whole),
             replicas=before.replicas,
             documents=sum(len(one.outcome.sample.documents) for one in whole) / len(whole),
@@ -102,13 +121,14 @@ async def measure(
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server under measurement; see `measure`."""
+    """A server under measurement; see `measure`. network: seconds to the server and back"""
 
     session: aiohttp.ClientSession
     target: Target
     metrics: str
     samples: Sequence[Sample]
     seconds: float
+    network: float
     progress: Callable[[str], object]
 
     async def counted(self) -> Counts:
@@ -123,11 +143,12 @@ class Server:
         return Counts.of(text, self.metrics)
 
     async def alone(self, sample: Sample, documents: int) -> Alone:
-        """A request of the first documents of a sample."""
+        """A request of the first documents of a sample. Its latency is without the network."""
         part = replace(sample, documents=sample.documents[:documents], tokens=None)
         before = await self.counted()
         outcome = await request(self.session, self.target, part, _body(self.target, part))
         _check([outcome])
+        outcome.latency = max(outcome.latency - self.network, 0.0)
         return Alone(documents / len(sample.documents), (await self.counted()).work - before.work, outcome)
 
     async def one_at_a_time(self) -> list[Alone]:
@@ -176,6 +197,21 @@ class Server:
         work = ((await self.counted()).work - start.work) * (count / (count + 1))
         _check(outcomes)
         return _level(outcomes, took, work, start.replicas, traffic), work
+
+
+async def round_trip(url: str) -> float:
+    """Seconds to a server and back, by how long a connection takes; 0 where there is no direct one."""
+    parts = urlsplit(url)
+    took = []
+    for _ in range(LEAST):
+        start = time.perf_counter()
+        try:
+            _, writer = await asyncio.open_connection(parts.hostname, parts.port or PORTS[parts.scheme])
+        except OSError:
+            return 0.0
+        took.append(time.perf_counter() - start)
+        writer.close()
+    return min(took)
 
 
 def _requests(whole: Sequence[Alone]) -> Requests:

@@ -13,17 +13,22 @@ FULL = 0.9
 """Replicas have no pause at a rate of so much of the highest: the time between two batches counts as theirs then."""
 
 
-def fitted(alone: Sequence[Alone], closed: Sequence[tuple[Level, Work]], replicas: int, most: int) -> Replica:
+def fitted(alone: Sequence[Alone], closed: Sequence[tuple[Level, Work]], replicas: int, machine: Replica) -> Replica:
     """What a replica does, by requests one at a time and by more and more of them at a time.
+
+    machine: with its `most`, `network`, `threads` and `cores`; what is measured here takes the place of the rest
 
     Where two requests for each replica are in flight, all compute and requests wait, and a batch has about as many
     tokens as a request alone: so it shows how much longer batches take then. With more requests in flight batches are
-    larger, and show how much longer larger batches take than their tokens say.
+    larger, and show how much longer larger batches take than their tokens say. Time that replicas lose because requests
+    are read on their cores is not a batch's own.
     """
     parts: dict[float, Work] = {}
     for one in alone:
         parts[one.part] = parts.get(one.part, Work(0, 0, 0)) + one.work
-    near, singles = fit([*parts.values()], most), [one.work for one in alone]
+    outside = median([one.outside(replicas) for one in alone if one.part == 1])
+    near, singles = replace(fit([*parts.values()], machine), outside=outside), [one.work for one in alone]
+    closed = [(level, _own(near, level, work, replicas)) for level, work in closed]
     crowds = [level.clients is not None and level.clients >= 2 * replicas for level, _ in closed]
     crowd = next((work for (_, work), is_one in zip(closed, crowds, strict=True) if is_one), closed[-1][1])
     crowded = crowding(near, singles, [crowd])
@@ -35,13 +40,21 @@ def fitted(alone: Sequence[Alone], closed: Sequence[tuple[Level, Work]], replica
         works.append(replace(work, seconds=took / crowded if is_one else took))
         if is_one and work is not crowd:
             large.append(works[-1])
-    outside = median([one.outside(replicas) for one in alone if one.part == 1])
-    found = replace(fit(works, most), outside=outside, crowded=crowded)
+    found = replace(fit(works, machine), outside=outside, crowded=crowded)
     whole = parts[1.0].tokens / parts[1.0].batches
     sizes = {one.tokens / one.batches: _times(found, [one]) / _times(found, singles) for one in large}
     larger = sorted((tokens, times) for tokens, times in sizes.items() if tokens > whole)
     found = replace(found, sizes=((whole, 1.0), *larger))
     return replace(found, trace=trace(found, alone, replicas))
+
+
+def _own(near: Replica, level: Level, work: Work, replicas: int) -> Work:
+    """Without the time that replicas lost to requests; not less than the replica's figures say, or than was seen.
+
+    While all wait for the same cores, requests are read in less time than alone.
+    """
+    lost = level.requests * near.lost(replicas) * level.busy
+    return replace(work, seconds=max(work.seconds - lost, min(work.seconds, _said(near, work))))
 
 
 def crowding(replica: Replica, alone: Sequence[Work], crowd: Sequence[Work]) -> float:
@@ -73,8 +86,9 @@ def _said(replica: Replica, work: Work) -> float:
     return work.batches * replica.seconds(work.tokens / work.batches) if work.batches else 0.0
 
 
-def fit(observed: Sequence[Work], most: int) -> Replica:
-    """The seconds of a batch and of a token that come closest to what was observed, by the least relative squares."""
+def fit(observed: Sequence[Work], machine: Replica) -> Replica:
+    """The replica whose seconds of a batch and of a token come closest to what was observed, by the least relative
+    squares."""
     rows = [(one.batches / one.seconds, one.tokens / one.seconds) for one in observed if one.seconds > 0]
     batches, tokens = sum(b * b for b, _ in rows), sum(t * t for _, t in rows)
     both, of_batches, of_tokens = sum(b * t for b, t in rows), sum(b for b, _ in rows), sum(t for _, t in rows)
@@ -82,6 +96,6 @@ def fit(observed: Sequence[Work], most: int) -> Replica:
         fixed = (of_batches * tokens - of_tokens * both) / apart
         per_token = (of_tokens * batches - of_batches * both) / apart
         if fixed >= 0 and per_token > 0:
-            return Replica(fixed, per_token, most)
+            return replace(machine, fixed=fixed, per_token=per_token)
     # All batches are alike, or a time would be below 0: tokens take all of it.
-    return Replica(0.0, of_tokens / tokens, most)
+    return replace(machine, fixed=0.0, per_token=of_tokens / tokens)

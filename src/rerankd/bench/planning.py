@@ -23,6 +23,8 @@ from rerankd.bench.rounds import Spread
 from rerankd.core import RerankdError
 
 PERCENT = 99
+LEAST_NETWORK = 0.0005
+"""Seconds of which a table tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,12 @@ def _lines(measured: Measured) -> Iterator[str]:
         yield f"  larger batches      take so many times as long as that: {times}"
     yield f"  its size            {replica.most} tokens at most ({full:.2f} s)"
     yield f"  outside the batches {1000 * replica.outside:.2f} ms of a request"
+    if replica.network >= LEAST_NETWORK:
+        yield f"  the network         {1000 * replica.network:.2f} ms of a request"
+    if replica.cores < math.inf:
+        shares = replica.speed(measured.replicas, measured.replicas, True) < 1
+        told = "; what is outside the batches takes time from these" if shares else ""
+        yield f"  its cores           {replica.cores:g}; threads that compute: {replica.threads}{told}"
     yield (
         f"  its speed           for 80 % of the time, requests alone took {replica.slowest(10):.2f} to "
         f"{replica.slowest(90):.2f} times as long"
@@ -211,19 +219,11 @@ class Predicted:
     busy: Spread
 
     @classmethod
-    def of(
-        cls,
-        replica: Replica,
-        requests: Requests,
-        rate: float,
-        replicas: int,
-        count: int,
-        cores: float = math.inf,
-    ) -> Predicted:
-        """Of runs of `count` requests that come at so many a second. cores: see `simulate`"""
+    def of(cls, replica: Replica, requests: Requests, rate: float, replicas: int, count: int) -> Predicted:
+        """Of runs of `count` requests that come at so many a second."""
         import numpy
 
-        found = runs(replica, requests, rate, replicas, count, cores)
+        found = runs(replica, requests, rate, replicas, count)
 
         def spread(values: list[float]) -> Spread:
             low, middle, high = (float(one) for one in numpy.percentile(values, (10, 50, 90)))

@@ -7,8 +7,8 @@ its last batch ends. This is simulated request by request.
 All replicas of a server compute at the speed of one `Clock`. And a batch takes longer while the other replicas compute
 and other requests are read.
 
-A server's own process and its clients need cores too. Where they have none of their own, all that computes shares the
-cores equally (processor sharing), and requests are read and answered one after the other.
+A server's own process and its clients need cores too: requests are read and answered one after the other. Where that
+has no core of its own, it shares those of the replicas.
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ class Replica:
     outside: seconds of a request outside the batches: HTTP, reading, tokenising
     crowded: how many times as long a batch takes if all other replicas compute and requests wait, than for a request
         alone
+    network: seconds of a request on its way to the server and back
+    threads: that compute a batch
+    cores: of its server for each replica; if infinite, requests spend their time outside the batches without waiting
+        for others
     trace: for requests alone, one after the other, the seconds that each took, and that the figures above say
     """
 
@@ -61,6 +65,9 @@ class Replica:
     most: int
     outside: float = 0.0
     crowded: float = 1.0
+    network: float = 0.0
+    threads: int = 1
+    cores: float = math.inf
     sizes: Sequence[tuple[float, float]] = ((1.0, 1.0),)
     trace: Sequence[tuple[float, float]] = ((1.0, 1.0),)
 
@@ -74,6 +81,32 @@ class Replica:
             return self.sizes[min(place, len(self.sizes) - 1)][1]
         (fewer, low), (more, high) = self.sizes[place - 1 : place + 1]
         return low + (high - low) * (tokens - fewer) / (more - fewer)
+
+    def speed(self, replicas: int, computing: int, outside: bool) -> float:
+        """Of all that is done at a time in a server of so many replicas; 1 where each thread has a core.
+
+        computing: replicas with a batch; outside: whether a request is read or answered
+        """
+        cores, threads = self.cores * replicas, computing * self.threads
+        if threads + outside <= cores:
+            return 1.0
+        if self.threads == 1 or not computing:
+            return cores / (threads + outside)
+        # The threads of a batch wait for each other: one of the batches has half its speed where one of its threads has
+        # half a core. This is the mean of all.
+        return min(cores / threads, 1.0) * (1 - outside / (2 * computing))
+
+    def outside_work(self, replicas: int, computing: int) -> float:
+        """Seconds of a request outside the batches if it had that speed: with several threads it has half a core."""
+        alone, beside = (self.speed(replicas, computing, outside) for outside in (False, True))
+        halved = self.threads > 1 and computing > 0 and beside < alone
+        return self.outside * (2 * beside / alone if halved else 1.0)
+
+    def lost(self, replicas: int) -> float:
+        """Seconds that replicas, all of which compute, could compute meanwhile and do not, while one request is read
+        and answered on their cores."""
+        alone, beside = (self.speed(replicas, replicas, outside) for outside in (False, True))
+        return replicas * self.outside_work(replicas, replicas) * (alone - beside) / beside
 
     @property
     def slower(self) -> float:
@@ -127,10 +160,12 @@ class Latencies:
         return float(self.seconds.mean())
 
 
-def most_requests(replica: Replica, requests: Requests, replicas: int = 1, cores: float = math.inf) -> float:
-    """Requests a second that replicas compute when their batches are full, and all compute. cores: see `simulate`"""
+def most_requests(replica: Replica, requests: Requests, replicas: int = 1) -> float:
+    """Requests a second that replicas of one server compute when their batches are full, and all compute."""
     each = replica.seconds(replica.most) * replica.crowded / replica.most * requests.mean
-    return min(replicas / each, cores / (each + replica.outside)) / replica.slower
+    rate = replicas * replica.speed(replicas, replicas, False) / (each + replica.lost(replicas))
+    in_turn = replica.cores < math.inf and replica.outside > 0
+    return (min(rate, 1 / replica.outside) if in_turn else rate) / replica.slower
 
 
 def latencies(replica: Replica, requests: Requests, rate: float, replicas: int) -> Latencies | None:
@@ -142,28 +177,15 @@ def latencies(replica: Replica, requests: Requests, rate: float, replicas: int) 
     return simulate(replica, requests, Traffic(rate).departures(count), replicas)
 
 
-def runs(
-    replica: Replica, requests: Requests, rate: float, replicas: int, count: int, cores: float = math.inf
-) -> list[Latencies]:
+def runs(replica: Replica, requests: Requests, rate: float, replicas: int, count: int) -> list[Latencies]:
     """The latencies in several simulations of `count` requests, each from an empty queue, as in a measurement."""
     due = [Traffic(rate, seed=seed).departures(count) for seed in range(RUNS)]
-    return [simulate(replica, requests, one, replicas, seed, cores) for seed, one in enumerate(due)]
+    return [simulate(replica, requests, one, replicas, seed) for seed, one in enumerate(due)]
 
 
-def simulate(
-    replica: Replica,
-    requests: Requests,
-    due: Sequence[float],
-    replicas: int,
-    seed: int = 0,
-    cores: float = math.inf,
-) -> Latencies:
-    """The latencies of requests that come at the seconds of `due`, ascending, until all are answered.
-
-    cores: on which replicas of one thread, the server's own process and the clients compute. If infinite, each request
-        spends its time outside the batches without waiting for others.
-    """
-    return _Simulation(replica, requests, replicas, cores, seed).run(due)
+def simulate(replica: Replica, requests: Requests, due: Sequence[float], replicas: int, seed: int = 0) -> Latencies:
+    """The latencies of requests that come at the seconds of `due`, ascending, until all are answered."""
+    return _Simulation(replica, requests, replicas, seed).run(due)
 
 
 class _Simulation:
@@ -173,8 +195,9 @@ class _Simulation:
     speed will be: ends are kept in the work that each replica has been able to do since the start (virtual time).
     """
 
-    def __init__(self, replica: Replica, requests: Requests, replicas: int, cores: float, seed: int) -> None:
-        self._replica, self._requests, self._replicas, self._cores = replica, requests, replicas, cores
+    def __init__(self, replica: Replica, requests: Requests, replicas: int, seed: int) -> None:
+        self._replica, self._requests, self._replicas = replica, requests, replicas
+        self._in_order = replica.cores < math.inf
         self._clock, self._random = Clock(replica.trace, Random(seed)), Random(seed)
         self._now, self._virtual, self._worked = 0.0, 0.0, 0.0
         self._ends: list[tuple[float, int, list[int], bool]] = []
@@ -215,13 +238,12 @@ class _Simulation:
                     else:
                         answered[number] = self._now
             self._take(left, batches)
-        seconds = numpy.sort(numpy.array(answered) - numpy.array(due))
+        seconds = numpy.sort(numpy.array(answered) - numpy.array(due)) + self._replica.network
         return Latencies(seconds, self._worked / self._replicas / self._now)
 
     @property
     def _speed(self) -> float:
-        """Of what is computed now; 1 where it has cores enough."""
-        return min(self._cores / max(self._computing + self._outside, 1), 1.0)
+        return self._replica.speed(self._replicas, self._computing, self._outside)
 
     def _next_end(self) -> float:
         if not self._ends:
@@ -242,11 +264,11 @@ class _Simulation:
 
     def _step_outside(self, number: int) -> None:
         """A request's time before its batches or after them; each is half of what it spends outside."""
-        if self._outside and self._cores < math.inf:
+        if self._outside:
             self._in_turn.append(number)
             return
-        self._outside = self._cores < math.inf
-        self._start(self._replica.outside / 2, [number], False)
+        self._outside = self._in_order
+        self._start(self._replica.outside_work(self._replicas, self._computing) / 2, [number], False)
 
     def _wait(self, number: int, tokens: int) -> None:
         self._waiting.append(number)

@@ -159,6 +159,7 @@ class EngineLoad:
     running: requests in the batches that are being computed
     rate: tokens a second of the last batches; 0 before the first
     most: the most tokens of a batch now
+    threads: the number of CPU threads that compute batches or launch them, of all replicas
     replicas: the load of each replica, if there are several
     """
 
@@ -171,4 +172,5 @@ class EngineLoad:
     running: int = 0
     rate: float = 0.0
     most: int = 0
+    threads: int = 0
     replicas: tuple[ReplicaLoad, ...] = ()

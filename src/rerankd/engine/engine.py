@@ -64,6 +64,7 @@ class Engine:
         self._compute = compute
         self._in_flight = in_flight
         self._max_tokens = max_tokens
+        self._threads = torch.get_num_threads() if device.type == "cpu" else 1
         self._budget = Budget(batch_tokens)
         self._batcher = Batcher(batch_tokens)
         self._wake = threading.Condition()
@@ -93,6 +94,7 @@ class Engine:
                 running=len({piece.job for piece in self._computing}),
                 rate=tokens / seconds if seconds else 0.0,
                 most=self._budget.tokens,
+                threads=self._threads,
             )
 
     @property

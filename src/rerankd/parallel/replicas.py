@@ -88,6 +88,7 @@ class Replicas:
                 running=len({part.slice.job for place in self._places for part in place.parts}),
                 rate=sum(place.rate for place in self._places),
                 most=self._batch_tokens,
+                threads=sum(home.share.threads for home in self._processes.homes),
                 replicas=places,
             )
 

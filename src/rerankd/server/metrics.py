@@ -15,6 +15,7 @@ from starlette.responses import Response
 from rerankd.core import EngineLoad, RerankResult, seconds_by_stage
 from rerankd.server.hosted import Hosted
 from rerankd.server.vllm_metrics import VllmMetrics
+from rerankd.threads import usable_cores
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 DELAYS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -81,6 +82,7 @@ class Metrics:
         Gauge("rerankd_running_requests", "Calls being answered.", registry=registry).set_function(
             hosted[0].served.running
         )
+        Gauge("rerankd_cores", "Cores that the server may use.", registry=registry).set_function(usable_cores)
         registry.register(_EngineCollector(hosted))
 
     def answered(
@@ -182,6 +184,9 @@ class _EngineCollector(Collector):
         most = GaugeMetricFamily(
             "rerankd_max_batch_tokens", "The most tokens of a batch; fewer after memory ran out.", labels=of_a_model
         )
+        threads = GaugeMetricFamily(
+            "rerankd_threads", "CPU threads that compute batches or launch them, of all replicas.", labels=of_a_model
+        )
         loaded = GaugeMetricFamily("rerankd_model_loaded", "1 while the model is loaded.", labels=("model_name",))
         loads = CounterMetricFamily("rerankd_model_loads", "Loads of the model.", labels=("model_name",))
         replicas = _replica_families(of_a_model)
@@ -198,12 +203,13 @@ class _EngineCollector(Collector):
                 model_label, load.tokens / load.seconds * max(len(load.replicas), 1) if load.seconds else 0.0
             )
             most.add_metric(model_label, load.most)
+            threads.add_metric(model_label, load.threads)
             loaded.add_metric((hosted.name,), int(hosted.model.reranker is not None))
             loads.add_metric((hosted.name,), hosted.model.loads)
             for family, field in replicas:
                 for number, replica in enumerate(load.replicas):
                     family.add_metric((*model_label, str(number)), float(getattr(replica, field)))
-        yield from (documents, waiting, batches, tokens, seconds, rates, most, loaded, loads)
+        yield from (documents, waiting, batches, tokens, seconds, rates, most, threads, loaded, loads)
         yield from (family for family, _ in replicas if family.samples)
 
 

@@ -320,6 +320,7 @@ def added(loads: Iterable[EngineLoad]) -> EngineLoad:
         running=sum(load.running for load in engine_loads),
         rate=sum(load.rate for load in engine_loads),
         most=max((load.most for load in engine_loads), default=0),
+        threads=sum(load.threads for load in engine_loads),
         replicas=tuple(replica for load in engine_loads for replica in load.replicas),
     )
 
