@@ -19,6 +19,7 @@ from rerankd.compute_thread import Compute, in_this_thread
 from rerankd.core import EngineClosed, EngineDead, EngineError, EngineLoad, PackedBatch, PromptGroup, Stage
 from rerankd.engine.batcher import Batcher, Job, Slice
 from rerankd.engine.flight import Flight
+from rerankd.engine.merging import merged, side_by_side
 from rerankd.engine.packing import pack
 from rerankd.engine.retries import NOT_FINITE, Budget, scored
 from rerankd.engine.watchdog import Watchdog
@@ -205,6 +206,7 @@ class Engine:
                 self._computing = [*(piece for flight in flights for piece in flight.batch), *batch]
             if batch:
                 self._record_waiting(batch)
+                batch = side_by_side(batch) if self.model.shares_prefix else batch
                 if self._in_flight == 1:
                     self._score(batch)
                 else:
@@ -235,8 +237,7 @@ class Engine:
 
     def _launch(self, batch: Sequence[Slice], began: float, groups: Sequence[PromptGroup]) -> Flight:
         with self._watched(sum(piece.cost for piece in batch)), torch.inference_mode():
-            packed = pack(groups, self.model.shares_prefix, self.device)
-            return Flight.of(batch, began, self.model(packed))
+            return Flight.of(batch, began, self.model(self._packed(groups)))
 
     def _land(self, flight: Flight) -> None:
         tokens = sum(piece.cost for piece in flight.batch)
@@ -308,7 +309,11 @@ class Engine:
         return per_slice
 
     def _logits(self, groups: Sequence[PromptGroup]) -> list[float]:
-        return self._compute(partial(self._computed, pack(groups, self.model.shares_prefix, self.device)))
+        return self._compute(partial(self._computed, self._packed(groups)))
+
+    def _packed(self, groups: Sequence[PromptGroup]) -> PackedBatch:
+        shares = self.model.shares_prefix
+        return pack(merged(groups) if shares else groups, shares, self.device)
 
     def _computed(self, packed: PackedBatch) -> list[float]:
         with self._watched(len(packed.token_ids)), torch.inference_mode():
