@@ -26,11 +26,14 @@ from rerankd.core import (
     Stage,
 )
 from rerankd.engine.batcher import Batcher, Job
+from rerankd.options import LoadOptions
 from rerankd.parallel import replicas as module
 from rerankd.parallel.lookout import LOOKS
+from rerankd.parallel.processes import Home
 from rerankd.parallel.replica_messages import Batch, Drop, Link, Outcome, Ping, Pong, Scored
 from rerankd.parallel.replicas import Replicas
 from rerankd.parallel.sharing import fair_budget
+from rerankd.threads import Share
 from tests.server.test_clients_that_leave import until
 
 STAGES = (Stage("model", 9e9, 1.0),)
@@ -102,7 +105,7 @@ class Stands:
     head = None
 
     def __init__(self, count: int) -> None:
-        self.homes = [None] * count
+        self.homes = [Home(LoadOptions("m"), Share(3), {})] * count
         self.started: list[Stand] = []
         self.refuse: Exception | None = None
         self.closed = False
@@ -160,6 +163,7 @@ def test_a_large_request_is_computed_by_all_and_told_in_order(start: Callable[..
     assert [stage.name for stage in stages] == ["queue", "model", "model"]
     load = replicas.load()
     assert (load.batches, load.tokens, load.rate, load.waiting, load.running) == (2, 20, 20.0, 0, 0)
+    assert load.threads == 2 * 3
 
 
 def test_a_short_request_goes_to_the_replica_with_less_to_do(start: Callable[..., tuple[Replicas, Stands]]) -> None:

@@ -18,11 +18,15 @@ LEAST = 16
 
 def side_by_side(batch: Sequence[Slice]) -> list[Slice]:
     """The slices of a batch in an order in which those that begin alike are neighbours."""
+    if len(batch) < 2:
+        return list(batch)
     return sorted(batch, key=lambda piece: (_may_share(piece.group), _first_prompt(piece.group)))
 
 
 def merged(groups: Sequence[PromptGroup]) -> list[PromptGroup]:
     """The same prompts in the same order, in fewer groups and tokens where neighbours have a common beginning."""
+    if len(groups) < 2:
+        return list(groups)
     runs: list[_Run] = []
     for group in groups:
         run = _Run.of(group)
