@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from benchmarks.capacity import Rounds, Row, more_outside
 from typer.testing import CliRunner, Result
 
-from rerankd.bench.capacity import Counts
+from rerankd.bench.capacity import Counts, round_trip
 from rerankd.bench.fitting import crowding, fit, fitted
 from rerankd.bench.load import Outcome
 from rerankd.bench.measured import Alone, Level, Measured, Work
@@ -245,6 +246,11 @@ def test_a_servers_counts_are_read() -> None:
 def test_another_servers_counts_are_refused(text: str) -> None:
     with pytest.raises(RerankdError, match="url: these are not the metrics of a rerankd"):
         Counts.of(text, "url")
+
+
+def test_the_way_to_a_server_is_measured_by_connections(fake: Fake) -> None:
+    assert 0 < asyncio.run(round_trip(f"{fake.url}/v1/rerank")) < 1
+    assert asyncio.run(round_trip("http://127.0.0.1:1/v1/rerank")) == 0
 
 
 def test_a_plan_holds_what_it_says() -> None:

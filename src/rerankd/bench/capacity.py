@@ -36,6 +36,8 @@ PARTS = (1 / 8, 1 / 4, 1 / 2, 1)
 SETTLED = 1.05
 """The rate rises no more where twice as many clients get less than this times as much."""
 PORTS = {"http": 80, "https": 443}
+DIRECT_SECONDS = 5.0
+"""A server that takes longer to accept a connection is behind a proxy."""
 CROWD = 16
 """Requests in flight for each replica at least, so that batches are seen that are about as large as they get."""
 MOST_CLIENTS = 128
@@ -206,8 +208,9 @@ async def round_trip(url: str) -> float:
     for _ in range(LEAST):
         start = time.perf_counter()
         try:
-            _, writer = await asyncio.open_connection(parts.hostname, parts.port or PORTS[parts.scheme])
-        except OSError:
+            opening = asyncio.open_connection(parts.hostname, parts.port or PORTS[parts.scheme])
+            _, writer = await asyncio.wait_for(opening, DIRECT_SECONDS)
+        except (OSError, asyncio.TimeoutError):
             return 0.0
         took.append(time.perf_counter() - start)
         writer.close()
