@@ -7,6 +7,7 @@ usage: python -m benchmarks.checkpoints FOLDER [name ...]
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -31,5 +32,11 @@ def checkpoint(root: Path, name: str) -> Path:
 
 
 if __name__ == "__main__":
-    for wanted in sys.argv[2:] or PUBLISHED:
-        checkpoint(Path(sys.argv[1]), wanted)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.checkpoints", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*", default=[*PUBLISHED], metavar="name")
+    given = parser.parse_args()
+    for wanted in given.names:
+        checkpoint(given.folder, wanted)
