@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from rerankd.core.prompts import Windows
 from rerankd.engine import engine as engines
 from rerankd.engine.batcher import Job, Slice
 from rerankd.engine.merging import LEAST, merged, side_by_side
+from tests import checkpoints, decoder_checkpoints, layerwise_checkpoints, visual_checkpoints
+from tests.conftest import MakeCheckpoint
 
 HEADS = (list(range(20)), list(range(40)), [*range(30), 7, 7, 7], [5] * 25, [5] * 60, [])
 
@@ -116,11 +119,33 @@ def test_equal_labels_are_shared() -> None:
     assert found.values == 2
 
 
-@pytest.mark.parametrize("instruction", [None, "Given a question, find passages that answer it"])
+@pytest.mark.parametrize(
+    ("make", "recipe", "instruction", "share"),
+    [
+        (checkpoints.qwen3, None, None, 0.6),
+        (checkpoints.qwen3, None, "Given a question, find passages that answer it", 0.6),
+        (checkpoints.qwen3_vl, None, None, 0.6),
+        (decoder_checkpoints.qwen2, "mxbai-rerank", None, 0.8),
+        (decoder_checkpoints.gemma, "bge-reranker-gemma", None, 0.9),
+        (layerwise_checkpoints.minicpm, None, None, 0.9),
+        (visual_checkpoints.jina_m0, None, None, 0.9),
+        # Documents of the first may be compressed, and tokens of the second see later tokens: requests stay apart.
+        (layerwise_checkpoints.gemma2, None, None, 1.0),
+        (decoder_checkpoints.nemotron, None, None, 1.0),
+    ],
+)
 def test_scores_are_those_of_requests_alone(
-    qwen3_checkpoint: Path, instruction: str | None, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Path],
+    recipe: str | None,
+    instruction: str | None,
+    share: float,
+    make_checkpoint: MakeCheckpoint,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of all kinds in one batch: one document and several, of one query and of others, and labels."""
+    """Of several kinds in one batch: one document and several, of one query and of others.
+
+    share: of the tokens of requests alone, how many are computed at most
+    """
     packed: list[PackedBatch] = []
     pack = engines.pack
 
@@ -129,18 +154,18 @@ def test_scores_are_those_of_requests_alone(
         return packed[-1]
 
     asked = [
-        ("what is a panda?", ["a bear"]),
+        ("what is a giant panda, where does it live and what does it eat?", ["a bear"]),
         ("bread", ["it rises in the oven", "stone", "a bear"]),
-        ("what is a panda?", ["bread rises", "it eats bamboo"]),
-        ("what is a panda?", ["it eats bamboo"]),
+        ("what is a giant panda, where does it live and what does it eat?", ["bread rises", "it eats bamboo"]),
+        ("what is a giant panda, where does it live and what does it eat?", ["it eats bamboo"]),
         ("where is it?", ["in the oven"]),
-        ("what is a panda?", ["a bear"]),
+        ("what is a giant panda, where does it live and what does it eat?", ["a bear"]),
     ]
     requests = [
         RerankRequest((Text(query),), tuple((Text(one),) for one in documents), instruction)
         for query, documents in asked
     ]
-    with Reranker(qwen3_checkpoint, device="cpu", dtype="float32") as reranker:
+    with Reranker(make_checkpoint(make), device="cpu", dtype="float32", recipe=recipe) as reranker:
         alone = [reranker.collect(reranker.submit(request)) for request in requests]
         prepared = [reranker.prepare(request) for request in requests]
         monkeypatch.setattr(engines, "pack", spied)
@@ -150,4 +175,4 @@ def test_scores_are_those_of_requests_alone(
     for own, own_alone in zip(scores, expected, strict=True):
         assert own == pytest.approx(own_alone, abs=1e-5)
     computed = sum(len(batch.token_ids) for batch in packed)
-    assert computed < 0.6 * sum(result.computed_tokens for result in alone)
+    assert computed <= share * sum(result.computed_tokens for result in alone)
