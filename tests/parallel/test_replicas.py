@@ -100,7 +100,7 @@ class Stand:
 
 
 class Stands:
-    """In place of `Processes`. refuse: raised by the next starts"""
+    """In place of `Processes`. refuse: raised by the next starts; opens: what is to be set for a start to end"""
 
     head = None
 
@@ -108,9 +108,12 @@ class Stands:
         self.homes = [Home(LoadOptions("m"), Share(3), {})] * count
         self.started: list[Stand] = []
         self.refuse: Exception | None = None
+        self.opens = threading.Event()
+        self.opens.set()
         self.closed = False
 
     def start(self, number: int) -> Stand:
+        assert self.opens.wait(30)
         if self.refuse:
             raise self.refuse
         self.started.append(Stand(number))
@@ -238,9 +241,13 @@ def test_without_replicas_the_engine_is_dead(
 ) -> None:
     replicas, stands = start()
     stands.refuse = ModelError("No memory.")
+    stands.opens.clear()
     for stand in stands.started:
         stand.kill()
+    # A request that both take before they are seen to have ended is lost with them, which is another error.
+    until(lambda: not any(place.replica for place in replicas._places))
     waiting = replicas.submit(group(1))
+    stands.opens.set()
     with pytest.raises(EngineDead, match="of all replicas have ended"):
         waiting.result(30)
     assert isinstance(replicas.failure, EngineDead)
