@@ -23,6 +23,9 @@ from tests.watch import watched
 # Kernels for GPUs run in an interpreter. Triton reads this when a kernel is defined.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# A test of a property is as slow as the machine at that moment.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 settings.register_profile("fast", max_examples=10)
 
 collect_ignore = ["clients", "authors", *([] if "RERANKD_TEST_DIST" in os.environ else ["wheel"])]

@@ -154,7 +154,7 @@ IDS = ["causal", "separate", "pruned-causal", "pruned-separate", "unseen"]
 def test_backends_agree_with_the_reference(
     backend: Attention, layout_of: Callable[[list[PackedGroup]], AttentionLayout], heads: tuple[int, int]
 ) -> None:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(packed_groups())
     def check(groups: list[PackedGroup]) -> None:
         layout = layout_of(groups)
@@ -174,7 +174,7 @@ def test_windows_and_alibi_agree_with_the_reference(
     window: int | None,
     slopes: tuple[float, ...],
 ) -> None:
-    @settings(max_examples=10, deadline=None)
+    @settings(max_examples=10)
     @given(packed_groups())
     def check(groups: list[PackedGroup]) -> None:
         layout = layout_of(groups)
@@ -218,7 +218,7 @@ def test_own_attention_agrees_with_the_reference(
 ) -> None:
     monkeypatch.setattr(runs_module, "OWN_PER_SHARED", own_per_shared)
 
-    @settings(max_examples=12, deadline=None)
+    @settings(max_examples=12)
     @given(packed_groups(longest=70))
     def check(groups: list[PackedGroup]) -> None:
         layout = layout_of(groups)

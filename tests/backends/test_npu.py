@@ -88,7 +88,7 @@ def test_the_fused_call_agrees_with_the_reference(
     monkeypatch.setattr(npu, "KEYS", most)
     attention = npu.FusionAttention(CPU)
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(packed_groups())
     def check(groups: list[PackedGroup]) -> None:
         layout = layout_of(groups)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
@@ -39,7 +39,6 @@ def weights(layer: torch.nn.Module, *names: str) -> int:
     )
 
 
-@settings(deadline=None)
 @given(lengths)
 def test_a_decoders_work_is_its_weights_and_its_mask(request: Lengths) -> None:
     config = transformers.Qwen3Config(
@@ -67,7 +66,6 @@ def test_a_decoders_work_is_its_weights_and_its_mask(request: Lengths) -> None:
     assert found.attention == 2 * heads * width * (2 * sum(seen) + sum(seen[q] for q in last))
 
 
-@settings(deadline=None)
 @given(lengths, st.booleans())
 def test_an_encoders_work_is_its_weights_and_its_pairs(request: Lengths, pairs: bool) -> None:
     if pairs:
@@ -122,7 +120,6 @@ def test_the_engine_multiplies_no_more_than_that(
     assert gemms == found.gemms + 3 * head_rows * config["hidden_size"]
 
 
-@settings(deadline=None)
 @given(lengths)
 def test_lengths_are_read_off_an_answer(request: Lengths) -> None:
     prompts = [request.prefix + n for n in request.suffixes]

@@ -204,7 +204,7 @@ def test_a_block_of_the_trace_stays_whole() -> None:
     assert sum(not one for one in steps) == len(works) // BLOCK - 1, "one jump after each block"
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 99), st.floats(0, 30), st.floats(0, 5), st.floats(0, 5))
 def test_a_clock_does_work_in_parts_as_in_one(seed: int, start: float, first: float, second: float) -> None:
     clock = Clock(spells(0), Random(seed))
@@ -218,7 +218,7 @@ replicas_made = st.builds(
 requests_made = st.builds(Requests, st.lists(st.integers(20, 3000), min_size=1, max_size=5), st.just(500))
 
 
-@settings(deadline=None, max_examples=6, derandomize=True)
+@settings(max_examples=6, derandomize=True)
 @given(replicas_made, requests_made, st.floats(0.05, 0.9), st.integers(1, 6))
 def test_the_model_keeps_its_promises(replica: Replica, requests: Requests, load: float, count: int) -> None:
     rate = load * count * most_requests(replica, requests)
@@ -236,7 +236,7 @@ def test_the_model_keeps_its_promises(replica: Replica, requests: Requests, load
     assert latencies(replica, requests, count * most_requests(replica, requests), count) is None
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(replicas_made, requests_made, st.floats(0.05, 0.9), st.integers(1, 6), st.integers(0, 99))
 def test_the_simulation_keeps_its_promises(
     replica: Replica, requests: Requests, load: float, count: int, seed: int

@@ -58,7 +58,7 @@ def test_a_bad_jsonl_names_the_line(tmp_path: Path, content: str, problem: str) 
     assert problem in result.stderr
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     input_len=st.integers(8, 200),
     documents=st.integers(1, 6),
@@ -89,7 +89,6 @@ def test_most_random_pairs_have_exactly_the_length(tokenizer: Tokenizer) -> None
     assert numpy.mean([count == 198 for count in counts]) > 0.9
 
 
-@settings(deadline=None)
 @given(rate=st.floats(0.1, 1e4), burstiness=st.floats(0.05, 50), count=st.integers(1, 50), seed=st.integers(0, 9))
 def test_departures_rise_to_the_rate_asked_for(rate: float, burstiness: float, count: int, seed: int) -> None:
     due = Traffic(rate, burstiness, seed=seed).departures(count)

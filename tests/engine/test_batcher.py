@@ -96,7 +96,7 @@ ARRIVALS = st.lists(st.lists(SIZES, max_size=4), max_size=8)
 
 @pytest.mark.slow
 @given(ARRIVALS, BUDGETS, st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_every_document_is_taken_once_and_in_order_and_none_that_was_cancelled(
     arrivals: list[list[Sizes]], budget: int, data: st.DataObject
 ) -> None:
@@ -142,7 +142,7 @@ def batches_of_half(requests: Sequence[Sizes], budget: int) -> list[int]:
 
 @pytest.mark.slow
 @given(st.lists(SIZES, min_size=1, max_size=6), ARRIVALS, BUDGETS)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_no_request_starves_whatever_comes_after_it(first: list[Sizes], later: list[list[Sizes]], budget: int) -> None:
     """Each is done by the batch in which it is if all before it have half of every batch, and nothing else is there."""
     queue = Queue(budget)

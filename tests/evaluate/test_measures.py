@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -34,7 +34,6 @@ JUDGMENTS = st.dictionaries(QUERIES, st.dictionaries(DOCUMENTS, st.integers(0, 3
 RUNS = st.dictionaries(QUERIES, st.dictionaries(DOCUMENTS, st.integers(-3, 3).map(float), min_size=1))
 
 
-@settings(deadline=None)
 @given(judgments=JUDGMENTS, run=RUNS)
 def test_means_are_those_of_ir_measures_to_the_last_digit(
     judgments: dict[str, dict[str, int]], run: dict[str, dict[str, float]]
@@ -47,7 +46,6 @@ def test_means_are_those_of_ir_measures_to_the_last_digit(
         assert mean(found[name]) == expected[measure]
 
 
-@settings(deadline=None)
 @given(judgments=JUDGMENTS, run=RUNS)
 def test_ndcg_is_that_of_the_definition(judgments: dict[str, dict[str, int]], run: dict[str, dict[str, float]]) -> None:
     found = values(parse(["nDCG@10"]), judgments, run)["nDCG@10"]

@@ -166,7 +166,7 @@ def test_what_lies_beside_a_jpegs_passes_is_not_taken_for_one() -> None:
     assert opened(progressive(100, before=comment, behind=look_alikes)).shape == (48, 64, 3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     form=st.sampled_from(FORMATS),
     flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=8),

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rerankd.media import sources
@@ -59,7 +59,6 @@ def test_data_uris_that_cannot_be_read(uri: str, problem: str) -> None:
         read(uri)
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=300), st.integers(3, 20), st.randoms(use_true_random=False))
 def test_slices_of_any_length_join(data: bytes, length: int, random: Any) -> None:
     plain = base64.b64encode(data).decode()

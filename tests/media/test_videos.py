@@ -234,7 +234,7 @@ def test_the_cover_of_an_album_is_no_film() -> None:
         read(buffer.getvalue())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     codec=st.sampled_from(["mp4", "webm", "gif"]),
     flips=st.lists(st.tuples(st.integers(0, 1_000_000), st.integers(0, 255)), min_size=1, max_size=8),

@@ -31,7 +31,7 @@ def reference(form: VisionFormat) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     rows=st.integers(1, 6),
     columns=st.integers(1, 6),
@@ -50,7 +50,7 @@ def test_images_are_the_reference_processors_to_the_bit(rows: int, columns: int,
     assert visual.seconds == ()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     count=st.integers(1, 7),
     rows=st.integers(1, 4),

@@ -205,7 +205,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 @pytest.mark.parametrize("name", MAKERS)
 def test_overrides_of_any_form(folders: dict[str, Path], name: str, data: st.DataObject) -> None:

@@ -43,7 +43,7 @@ def written(folder: Path, entry: dict[str, Any], form: Form) -> Quantized:
     return found
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(outputs=st.integers(1, 5), inputs=st.integers(1, 5), rows_at_once=st.sampled_from([5, 512]), seed=st.integers(0))
 @pytest.mark.parametrize("name", FORMS)
 def test_weights_are_the_numbers_that_they_stand_for(

@@ -88,7 +88,7 @@ def chunked(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     document=st.lists(st.sampled_from(PIECES), max_size=150).map("".join),
     extra=st.integers(16, 50),

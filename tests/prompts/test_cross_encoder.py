@@ -54,7 +54,7 @@ def test_every_pair_is_transformers(prompts: LoadedPrompts, reference: Any) -> N
             assert cut == (len(pair(reference, query, document, 10**6)[0]) > POSITIONS)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(document=st.text(max_size=300), limit=st.integers(20, 60))
 def test_any_document_at_any_limit(document: str, limit: int, prompts: LoadedPrompts, reference: Any) -> None:
     if any(token in document for token in reference.all_special_tokens):
@@ -75,7 +75,7 @@ def test_long_documents_are_cut(prompts: LoadedPrompts, reference: Any) -> None:
     assert group.truncated[2:] == (True, False, False)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(query=st.integers(0, 60), document=st.integers(0, 60), limit=st.integers(6, 80), side=st.sampled_from(SIDES))
 def test_a_pair_is_cut_as_transformers_cuts_it(
     query: int, document: int, limit: int, side: Side, prompts: LoadedPrompts, folder: Path
@@ -169,7 +169,7 @@ def test_parts_media_surrogates_and_no_documents(prompts: LoadedPrompts) -> None
     assert prompts.build(request("q", ["d"], "instruction")) == prompts.build(request("q", ["d"]))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(document=st.text(max_size=300), limit=st.integers(20, 60))
 def test_a_document_can_lose_its_beginning(document: str, limit: int, prompts: LoadedPrompts, folder: Path) -> None:
     left = reference_of(folder, "left")

@@ -134,7 +134,7 @@ class TestTooLong:
             authors.qwen3_vl_ids(qwen_reference, ["What is it?"], [document], max_length=100) for document in LONG
         ]
 
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(
         document=st.lists(
             st.sampled_from(["word", " ", "\n", "é", "e\u0301", "中文", "😀", "'s", "...", "123", "Zoë", "\r\n", "—"])
@@ -271,7 +271,7 @@ class TestTooLong:
 class TestLosingTheBeginning:
     """`side="left"`: the prompt is that of an end of the document, and all of the template stands."""
 
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(
         document=st.lists(
             st.sampled_from(["word", " ", "\n", "é", "e\u0301", "中文", "😀", "'s", "...", "123", "Zoë", "\r\n", "—"])

@@ -210,7 +210,7 @@ LOOKED_AHEAD_AT = (
 class TestLongTexts:
     """A text far over its limit is not read to its end; that must not change a token that is kept."""
 
-    @settings(deadline=None, max_examples=400)
+    @settings(max_examples=400)
     @given(
         text=st.lists(
             st.sampled_from(LOOKED_AHEAD_AT),

@@ -151,7 +151,7 @@ class TestTooLong:
         assert group.query_truncated == (len(ids_of(qwen_reference, f"query: {query}")) > limit * 3 // 4)
         assert len({tuple(ids) for ids in cut}) > 2
 
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(
         document=st.lists(
             st.sampled_from(["word", " ", "\n", "é", "e\u0301", "中文", "😀", "'s", "...", "123", "\r\n"]), max_size=150

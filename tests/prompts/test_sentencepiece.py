@@ -114,7 +114,7 @@ def test_ids_are_those_of_sentencepiece(folders: dict[str, Path], model_type: st
     own, theirs = own_ids(folders[model_type]), their_ids(folders[model_type], model_type)
     strict = model_type in ("xlm-roberta", "deberta-v2", "t5", "mt5")
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(text=st.text(SCRIPTS, max_size=40))
     def alike(text: str) -> None:
         # A special token's string is that token to the library, and a text to SentencePiece.
@@ -133,7 +133,7 @@ def test_ids_are_those_of_transformers(folders: dict[str, Path], model_type: str
     known = AutoTokenizer.from_pretrained(folders[model_type])
     own = load_tokenizer(folders[model_type])
 
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     @given(text=st.text(max_size=30) | st.text(SCRIPTS, max_size=30))
     def alike(text: str) -> None:
         assert own.ids([text], special=True)[0] == known(text)["input_ids"]
@@ -189,7 +189,7 @@ def test_what_cannot_be_converted_says_what_converts_it(folders: dict[str, Path]
     assert "`split_by_punct` of tokenizer_config.json is not supported" in refusal(tmp_path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cut=st.integers(0, 4000), noise=st.binary(max_size=20))
 def test_damaged_models_raise_nothing_else(
     folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, cut: int, noise: bytes

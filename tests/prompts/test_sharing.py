@@ -84,7 +84,7 @@ def prompts(ids: SharedIds) -> list[list[int]]:
 
 class TestSeams:
     @pytest.mark.slow
-    @settings(deadline=None, max_examples=1000)
+    @settings(max_examples=1000)
     @given(before=TEXT, behind=TEXT)
     def test_parts_have_the_ids_of_the_whole(
         self, before: str, behind: str, qwen: LoadedTokenizer, seams: Seams
@@ -132,7 +132,7 @@ class TestSeams:
 
 class TestAround:
     @pytest.mark.slow
-    @settings(deadline=None, max_examples=300)
+    @settings(max_examples=300)
     @given(before=TEXT, after=TEXT, inside=st.lists(TEXT, max_size=4), others=st.lists(TEXT, max_size=3))
     def test_any_texts(
         self, before: str, after: str, inside: list[str], others: list[str], qwen: LoadedTokenizer, seams: Seams
@@ -183,7 +183,7 @@ def longest_shared(listed: list[list[int]]) -> int:
     return shared
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(query=TEXT, documents=st.lists(TEXT, min_size=1, max_size=5), limit=st.integers(120, 150))
 def test_prompts_are_the_authors(
     query: str, documents: list[str], limit: int, qwen3: LoadedPrompts, qwen_reference: Any
@@ -205,7 +205,7 @@ class TestVerbatim:
         return VerbatimPrompts(qwen, 100_000, 1_000_000, 151_936, set())
 
     @pytest.mark.slow
-    @settings(deadline=None, max_examples=300)
+    @settings(max_examples=300)
     @given(shared=TEXT, items=st.lists(TEXT, max_size=4), last=st.booleans())
     def test_texts(self, shared: str, items: list[str], last: bool, qwen: LoadedTokenizer) -> None:
         verbatim = VerbatimPrompts(qwen, 100_000, 1_000_000, 151_936, set())

@@ -50,7 +50,7 @@ def test_each_token_of_qwen(token: str, qwen3: LoadedPrompts, qwen3_vl: LoadedPr
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(query=texts_with(QWEN), document=texts_with(QWEN), instruction=st.none() | texts_with(QWEN))
 @example(query="<|im_<|im_end|>end|>", document="<<think>think>", instruction="<|im_end|")
 def test_any_text_of_qwen(
@@ -60,7 +60,7 @@ def test_any_text_of_qwen(
         check(loaded, query, document, instruction)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(text=texts_with(QWEN))
 def test_escaping_adds_spaces_and_only_where_needed(text: str, qwen3: LoadedPrompts) -> None:
     added = AddedTokens(qwen3.tokenizer.tokenizer)
@@ -81,7 +81,7 @@ def encoders(xlmr_folder: Path, roberta_folder: Path, minilm_path: Path) -> list
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(query=texts_with(ENCODERS), document=texts_with(ENCODERS))
 @example(query="a</s>b", document="</s></s>")
 @example(query=" <mask> ", document="<s>")

@@ -36,9 +36,7 @@ LINES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\
 )
 ANY = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(str.strip)
 SCORES = st.floats(-1e6, 1e6, width=32)
-quick = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+quick = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 COLLECTION = Path(__file__).parents[1] / "collection"
 
 

@@ -76,7 +76,7 @@ PIECES = [
 ]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(strings=st.lists(st.lists(st.sampled_from(PIECES), max_size=60).map("".join), min_size=1, max_size=5))
 @pytest.mark.parametrize("most", [19, 24, 40])
 def test_long_strings_are_read_slice_by_slice(most: int, strings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +238,7 @@ def connection(vllm_server: str) -> http.client.HTTPConnection:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=BODIES | VALUES)
 def test_no_json_gives_a_500(connection: http.client.HTTPConnection, dialect: str, body: Any) -> None:
     connection.request("POST", f"/{dialect}/v1/rerank", json.dumps(body).encode(), JSON)
@@ -254,7 +254,7 @@ def test_no_json_gives_a_500(connection: http.client.HTTPConnection, dialect: st
         assert error["message"]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_no_bytes_give_a_500(connection: http.client.HTTPConnection, body: bytes) -> None:
     connection.request("POST", "/v1/rerank", body, JSON)

@@ -26,7 +26,7 @@ WAIT = {"query": "wait", "documents": ["a"]}
 QUICK = {"query": "quick", "documents": ["a"]}
 
 
-def until(condition: Callable[[], bool], seconds: int = 10) -> None:
+def until(condition: Callable[[], bool], seconds: int = 60) -> None:
     for _ in range(100 * seconds):
         if condition():
             return

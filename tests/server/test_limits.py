@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
@@ -37,7 +37,6 @@ def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return str(request.param)
 
 
-@settings(deadline=None)
 @given(value=st.dictionaries(st.text(), VALUES, max_size=4), ascii=st.booleans())
 def test_a_large_body_is_read_as_a_small_one(value: dict[str, Any], ascii: bool) -> None:
     text = json.dumps(value, ensure_ascii=ascii).encode("utf-8", "surrogatepass")

@@ -246,7 +246,7 @@ def test_a_server_whose_output_nobody_takes_answers(bert_checkpoint: Path, to: s
                     return requests.get(f"{url}/ready", timeout=30).status_code == 200
                 return False
 
-            until(ready, seconds=60)
+            until(ready)
             with requests.Session() as session:
                 for _ in range(100):
                     assert session.get(f"{url}/{'x' * 2_000}", timeout=30).status_code == 404

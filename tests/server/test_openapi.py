@@ -200,8 +200,9 @@ def others() -> Iterator[dict[int, dict[str, str]]]:
         running(late, Settings(names=(MODEL,), request_timeout=0.1, dialect="sglang")) as late_sglang,
     ):
         body = {"query": "wait", "documents": ["a"]}
+        # They hold these servers full while all tests of the module run.
         calls = [
-            pool.submit(requests.post, f"{url}/v1/rerank", json=body, timeout=60) for url in (full_vllm, full_sglang)
+            pool.submit(requests.post, f"{url}/v1/rerank", json=body, timeout=900) for url in (full_vllm, full_sglang)
         ]
         until(lambda: len(fake.requests) == 2)
         yield {

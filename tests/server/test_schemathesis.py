@@ -36,7 +36,6 @@ open_schema, locked_schema = document(OPEN).exclude(path=sorted(TWICE)), documen
 quick = settings(
     max_examples=15,
     derandomize=True,
-    deadline=None,
     database=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),

@@ -318,7 +318,7 @@ def connection(vllm_server: str) -> http.client.HTTPConnection:
 
 
 @pytest.mark.parametrize("service", SERVICES)
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=BODIES | VALUES, rename=...)
 def test_no_json_gives_a_500(connection: http.client.HTTPConnection, service: str, body: Any, rename: bool) -> None:
     if service == "tei" and rename and isinstance(body, dict) and "documents" in body:

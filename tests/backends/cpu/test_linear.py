@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -109,7 +109,6 @@ def test_int8_is_near_float32(backend: tuple[torch.dtype, Make, Codes]) -> None:
     assert (make(weight, None)(x).float() - exact).abs().max() < 0.025 * exact.abs().max()
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["normal", "heavy", "halves", "sparse"]))
 def test_any_four_weights_that_are_added_in_16_bits_fit(seed: int, kind: str) -> None:
     """And none is smaller than it has to be: one channel's sum, or its largest weight, is at the bound."""

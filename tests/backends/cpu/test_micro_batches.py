@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rerankd.backends.cpu.micro_batches import in_micro_batches
@@ -31,7 +31,6 @@ def attention_in_micro_batches(layout: AttentionLayout, rows: int | None, keys: 
     return torch.cat(parts)
 
 
-@settings(deadline=None)
 @given(packed_groups(), st.integers(1, 40))
 def test_micro_batches_attend_as_the_whole_layout_does(groups: list[PackedGroup], rows: int) -> None:
     spans = [span for group in groups for span in group.suffixes]
@@ -52,7 +51,6 @@ def test_micro_batches_attend_as_the_whole_layout_does(groups: list[PackedGroup]
         torch.testing.assert_close(attention_in_micro_batches(layout, None, count), whole, rtol=1e-5, atol=1e-5)
 
 
-@settings(deadline=None)
 @given(packed_groups(), st.integers(1, 40))
 def test_micro_batches_cover_every_row_once_and_are_no_larger_than_asked(groups: list[PackedGroup], rows: int) -> None:
     layout = causal_layout(groups)

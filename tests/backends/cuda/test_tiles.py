@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rerankd.backends.cuda import tiles as tiles_module
@@ -36,7 +36,6 @@ def seen_by_tiles(layout: AttentionLayout, keys: int, queries: int) -> numpy.nda
 
 @pytest.mark.parametrize("layout_of", LAYOUTS, ids=IDS)
 def test_rows_see_what_the_layout_says(layout_of: object) -> None:
-    @settings(deadline=None)
     @given(packed_groups(), QUERIES)
     def check(groups: list[PackedGroup], queries: int) -> None:
         layout: AttentionLayout = layout_of(groups)  # type: ignore[operator]
@@ -46,7 +45,6 @@ def test_rows_see_what_the_layout_says(layout_of: object) -> None:
     check()
 
 
-@settings(deadline=None)
 @given(packed_groups(), QUERIES)
 def test_places_are_places_among_the_keys_that_a_row_sees(groups: list[PackedGroup], queries: int) -> None:
     for layout in (layout_of(groups) for layout_of in LAYOUTS[:2]):
@@ -57,7 +55,6 @@ def test_places_are_places_among_the_keys_that_a_row_sees(groups: list[PackedGro
             assert tiles.place[rows.start : rows.stop].tolist() == [block.first + i for i in range(len(rows))]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 60))
 def test_keys_of_several_documents_in_a_tile_are_bounded(lengths: list[int], most: int) -> None:
     spans, row = [], 0
