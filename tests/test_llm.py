@@ -119,9 +119,14 @@ def test_other_runners_and_arguments(qwen3_checkpoint: Path, caplog: pytest.LogC
     with pytest.raises(ValueError, match="'generate' does not score"):
         LLM(str(qwen3_checkpoint), runner="generate")
     with LLM(
-        str(qwen3_checkpoint), pipeline_parallel_size=1, enforce_eager=True, pooler_config=None, enable_lora=False
+        str(qwen3_checkpoint),
+        pipeline_parallel_size=1,
+        enforce_eager=True,
+        pooler_config=None,
+        enable_lora=False,
+        foo=1,
     ):
-        assert "arguments without effect here: enable_lora, enforce_eager, pipeline_parallel_size" in caplog.text
+        assert "arguments without effect here: enable_lora, enforce_eager, foo, pipeline_parallel_size" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -131,6 +136,8 @@ def test_other_runners_and_arguments(qwen3_checkpoint: Path, caplog: pytest.LogC
         ({"enable_lora": True}, "enable_lora is not supported: adapters are not supported"),
         ({"tokenizer": "another/one"}, "tokenizer another/one is not supported"),
         ({"hf_overrides": lambda config: config}, "hf_overrides: a function"),
+        ({"max_modle_len": 512}, "there is no argument 'max_modle_len'; the nearest is 'max_model_len'"),
+        ({"enforce_eagr": True}, "the nearest is 'enforce_eager'"),
     ],
 )
 def test_arguments_whose_loss_would_change_something_are_refused(

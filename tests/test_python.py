@@ -56,6 +56,13 @@ def test_several_queries_with_documents_of_their_own(reranker: Reranker) -> None
     assert [result.scored for result in results] == [2, 5, 1]
 
 
+def test_documents_of_an_iterator_are_those_of_every_query(reranker: Reranker) -> None:
+    queries = list(QUERIES[:2])
+    results = reranker.rerank(queries, iter(TEXTS))  # type: ignore[arg-type]
+    for result, expected in zip(results, reranker.rerank(queries, TEXTS), strict=True):
+        assert scores(result) == pytest.approx(scores(expected), abs=1e-5)
+
+
 def test_one_query_of_parts_is_one_query(reranker: Reranker) -> None:
     result = reranker.rerank([Text(QUERIES[0])], [[Text(TEXTS[0])], (Text(TEXTS[1]),)])
     assert scores(result) == pytest.approx(scores(reranker.rerank(QUERIES[0], TEXTS[:2])), abs=1e-5)
@@ -69,6 +76,7 @@ def test_one_query_of_parts_is_one_query(reranker: Reranker) -> None:
         (["a", "b"], [["x"], ["y"], ["z"]], "documents", "2 lists"),
         (["a", "b"], [["x"], "y"], "documents", "one list for all"),
         (["a", "b"], "xy", "documents", "not one string"),
+        ([], [["x"], ["y"]], "documents", "0 lists"),
         (["a", 3], ["x"], "query", r"\(query 1 of the list\)"),
         (["a", "b"], [["x"], [[Image("x.png")]]], "documents[0]", r"\(query 1 of the list\)"),
     ],

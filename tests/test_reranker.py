@@ -18,8 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder
 
+import rerankd
 from rerankd import Chunking, InvalidRequest, Reranker
 from rerankd.core import RerankRequest, Text, Truncation, text_content
+from rerankd.options import LoadOptions
 from tests import checkpoints
 from tests.conftest import MakeCheckpoint
 from tests.test_scores import PAIRS, largest_difference
@@ -178,6 +180,34 @@ def test_an_instruction_without_use_is_reported(xlmr_checkpoint: Path, caplog: p
         (lambda r: r.rerank("q", "one string"), "documents"),
         (lambda r: r.rerank("q", ["d"], top_n=0), "top_n"),
         (lambda r: r.rerank("q", ["d"], truncation=Truncation(max_tokens=5)), "truncation.max_tokens"),
+        (
+            lambda r: r.rerank("q", {"text": "d"}),
+            "documents: must be a list of documents, not one dict; put it in a list",
+        ),
+        (lambda r: r.rerank("q", 5), "documents: is of the type int; give a list"),
+        (lambda r: r.rerank("q", None), "documents: is of the type NoneType"),
+        (lambda r: r.rerank(["q"], {"text": "d"}), "documents: must be a list of documents, not one dict"),
+        (lambda r: r.rerank("q", ["d"], instruction=5), "instruction: is of the type int; give a string"),
+        (lambda r: r.rerank("q", ["d"], top_n="1"), "top_n: is of the type str; give a whole number"),
+        (lambda r: r.rerank("q", ["d"], top_n=1.5), "top_n: is of the type float"),
+        (lambda r: r.rerank("q", ["d"], top_n=True), "top_n: is of the type bool"),
+        (lambda r: r.rerank("q", ["d"], min_score="x"), "min_score: is of the type str; give a number"),
+        (lambda r: r.rerank("q", ["d"], truncation=5), "truncation: is of the type int; give a Truncation"),
+        (lambda r: r.rerank("q", ["d"], truncation=None), "truncation: is of the type NoneType"),
+        (
+            lambda r: r.rerank("q", ["d"], truncation=Truncation(max_tokens="9")),
+            "truncation.max_tokens: is of the type",
+        ),
+        (lambda r: r.rerank("q", ["d"], truncation=Truncation(side="up")), "side: is 'up'; give 'left' or 'right'"),
+        (lambda r: r.rerank("q", ["d"], chunking=5), "chunking: is of the type int; give a Chunking"),
+        (lambda r: r.rerank("q", ["d"], chunking=Chunking(overlap_tokens=None)), "chunking.overlap_tokens: is of the"),
+        (lambda r: r.rerank("q", ["d"], on_error="Skip"), "on_error: is 'Skip'; give 'fail' or 'skip'"),
+        (lambda r: asyncio.run(r.arerank("q", {"text": "d"})), "documents: must be a list"),
+        (lambda r: r.score(["ab", "cd"]), r"pairs\[0\]: is of the type str; give a tuple of a query and a document"),
+        (lambda r: r.score([("a", "b"), ("a", "b", "c")]), r"pairs\[1\]: has 3 items"),
+        (lambda r: r.score([{"query": "a", "document": "b"}]), r"pairs\[0\]: is of the type dict"),
+        (lambda r: r.score([5]), r"pairs\[0\]: is of the type int"),
+        (lambda r: asyncio.run(r.ascore(["ab"])), r"pairs\[0\]: is of the type str"),
     ],
 )
 def test_bad_requests_are_value_errors_that_name_the_field(
@@ -186,6 +216,33 @@ def test_bad_requests_are_value_errors_that_name_the_field(
     with pytest.raises(ValueError, match=field) as raised:
         call(reranker)
     assert isinstance(raised.value, InvalidRequest)
+
+
+def test_other_types_that_hold_the_same_are_taken(reranker: Reranker) -> None:
+    import numpy
+
+    expected = reranker.rerank("q", ["a", "b", "c"], top_n=2, min_score=0.0)
+    found = reranker.rerank("q", iter(["a", "b", "c"]), top_n=numpy.int64(2), min_score=numpy.float32(0))  # type: ignore[call-overload]
+    assert [one.index for one in found] == [one.index for one in expected]
+    pairs = numpy.array([["q", "a"], ["q", "b"]])
+    assert reranker.score(pairs) == pytest.approx(reranker.score([("q", "a"), ["q", "b"]]), abs=1e-5)  # type: ignore[list-item]
+
+
+def test_no_query_is_no_result(reranker: Reranker) -> None:
+    assert reranker.rerank([], ["a", "b"]) == []
+    assert reranker.rerank([], []) == []
+
+
+def test_an_unknown_option_names_the_nearest(xlmr_checkpoint: Path) -> None:
+    with pytest.raises(TypeError, match="no option 'dtpye'; the nearest is 'dtype'"):
+        Reranker(xlmr_checkpoint, dtpye="float32")
+    with pytest.raises(TypeError, match="no option 'x'; the options are model, revision, hub, device"):
+        Reranker(LoadOptions("m"), x=1)
+
+
+def test_the_package_lists_its_names() -> None:
+    assert set(rerankd.__all__) <= set(dir(rerankd))
+    assert all(getattr(rerankd, name) for name in rerankd.__all__)
 
 
 def test_a_closed_reranker_says_so(xlmr_checkpoint: Path) -> None:

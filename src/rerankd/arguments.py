@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any, get_args
 
 from rerankd.contents import ContentLike, to_content
 from rerankd.core import (
@@ -15,6 +16,7 @@ from rerankd.core import (
     OnError,
     RerankRequest,
     RerankResult,
+    Side,
     Text,
     Truncation,
     Video,
@@ -35,12 +37,15 @@ def requested(
     on_error: OnError = "fail",
     min_score: float | None = None,
 ) -> RerankRequest:
-    """The request of a Python caller. Raises InvalidRequest for contents that cannot be read."""
+    """The request of a Python caller. Raises InvalidRequest for contents that cannot be read, and for other types."""
+    _expect("instruction", instruction, str, "a string")
+    _expect("top_n", top_n, Integral, "a whole number")
+    _expect("min_score", min_score, Real, "a number")
     if min_score is not None and not math.isfinite(min_score):
         raise InvalidRequest("min_score", f"must be a finite number, not {min_score}; leave it out for all documents")
-    if isinstance(documents, str):
-        raise InvalidRequest("documents", "must be a list of documents, not one string; put it in a list")
-    contents = tuple(to_content(document, f"documents[{i}]") for i, document in enumerate(documents))
+    _expect_one_of("on_error", on_error, get_args(OnError))
+    _check_lengths(truncation, chunking)
+    contents = tuple(to_content(document, f"documents[{i}]") for i, document in enumerate(_listed(documents)))
     return RerankRequest(
         to_content(query, "query"),
         contents,
@@ -60,10 +65,9 @@ def queries_with_documents(query: Any, documents: Any) -> list[tuple[ContentLike
     A list is several queries unless it holds the parts of a content. They share the documents, unless these are lists
     of documents themselves, one for each query. Raises InvalidRequest for another number of lists.
     """
-    if not isinstance(query, (list, tuple)) or not query or _is_content(query):
+    if not isinstance(query, (list, tuple)) or _is_content(query):
         return None
-    if isinstance(documents, str):
-        raise InvalidRequest("documents", "must be a list of documents, not one string; put it in a list")
+    documents = list(_listed(documents))
     lists = [isinstance(item, (list, tuple)) and not _is_content(item) for item in documents]
     if not any(lists):
         return [(single, documents) for single in query]
@@ -72,6 +76,50 @@ def queries_with_documents(query: Any, documents: Any) -> list[tuple[ContentLike
             "documents", f"must be one list for all, or {len(query)} lists for as many queries, not {len(lists)}"
         )
     return list(zip(query, documents, strict=True))
+
+
+def _listed(documents: Any) -> Iterable[Any]:
+    """The documents. Raises InvalidRequest for one document, whose characters or keys would be documents."""
+    if isinstance(documents, (str, Mapping)):
+        kind = "string" if isinstance(documents, str) else "dict"
+        raise InvalidRequest("documents", f"must be a list of documents, not one {kind}; put it in a list")
+    _expect("documents", documents, Iterable, "a list of documents", optional=False)
+    listed: Iterable[Any] = documents
+    return listed
+
+
+def _pair(pair: Any, field: str) -> tuple[Any, Any]:
+    """The query and the document of an item. Raises InvalidRequest for an item that is no pair."""
+    if isinstance(pair, (str, bytes, Mapping)) or not isinstance(pair, Iterable):
+        raise InvalidRequest(field, f"is of the type {type(pair).__name__}; give a tuple of a query and a document")
+    items = tuple(pair)
+    if len(items) != 2:
+        raise InvalidRequest(field, f"has {len(items)} items; give a tuple of a query and a document")
+    return items
+
+
+def _check_lengths(truncation: Truncation, chunking: Chunking | None) -> None:
+    _expect("truncation", truncation, Truncation, "a Truncation", optional=False)
+    for name in ("max_tokens", "max_tokens_per_doc", "max_tokens_per_query"):
+        _expect(f"truncation.{name}", getattr(truncation, name), Integral, "a whole number")
+    if truncation.side is not None:
+        _expect_one_of("truncation.side", truncation.side, get_args(Side))
+    _expect("chunking", chunking, Chunking, "a Chunking")
+    if chunking is not None:
+        _expect("chunking.max_chunks_per_doc", chunking.max_chunks_per_doc, Integral, "a whole number")
+        _expect("chunking.overlap_tokens", chunking.overlap_tokens, Integral, "a whole number", optional=False)
+
+
+def _expect(field: str, value: object, kind: type, words: str, optional: bool = True) -> None:
+    """Raises InvalidRequest for a value of another type; True and False are no numbers."""
+    if (value is None and optional) or (isinstance(value, kind) and not isinstance(value, bool)):
+        return
+    raise InvalidRequest(field, f"is of the type {type(value).__name__}; give {words}")
+
+
+def _expect_one_of(field: str, value: object, values: Sequence[str]) -> None:
+    if value not in values:
+        raise InvalidRequest(field, f"is {value!r}; give {' or '.join(map(repr, values))}")
 
 
 def _is_content(value: Sequence[Any]) -> bool:
@@ -86,7 +134,8 @@ def by_query(
     chunking: Chunking | None,
     activation: bool,
 ) -> list[tuple[RerankRequest, list[int]]]:
-    """One request for each different query, with the places of its pairs."""
+    """One request for each different query, with the places of its pairs. Raises InvalidRequest for other items."""
+    pairs = [_pair(pair, f"pairs[{i}]") for i, pair in enumerate(pairs)]
     places: dict[Hashable, list[int]] = {}
     queries = [to_content(query, f"pairs[{i}][0]") for i, (query, _) in enumerate(pairs)]
     for i, query in enumerate(queries):

@@ -84,9 +84,9 @@ class CrossEncoder:
         if inputs2 is not None:
             pairs = list(zip(_flat(first), _flat(inputs2), strict=True))
         else:
-            pairs = [first] if single else [tuple(pair) for pair in first]
+            pairs = [first] if single else list(first)
         scores = self.reranker.score(
-            [(query, document) for query, document in pairs],
+            pairs,
             self._instruction(prompt, prompt_name),
             activation=_activates(activation_fn),
             show_progress=bool(show_progress_bar),

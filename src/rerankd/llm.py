@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -228,6 +229,10 @@ def _judged(model: str, others: Mapping[str, Any]) -> list[str]:
     """The names of arguments without effect. Raises ValueError for arguments that `rerankd serve` refuses as flags."""
     names = sorted(others)
     flags = {name: name.replace("_", "-") for name in names}
+    for name in names:
+        known = [*LOADING, *(flag.replace("-", "_") for flag in VLLM.flags)]
+        if name not in known and (near := get_close_matches(name, known, n=1, cutoff=0.8)):
+            raise ValueError(f"LLM: there is no argument {name!r}; the nearest is {near[0]!r}")
     switches = {name for name in names if isinstance(others[name], bool)}
     peer_flags = [
         Given(name, flags[name], None if name in switches else str(others[name]), off=others[name] is False)

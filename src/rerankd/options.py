@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -83,6 +84,17 @@ class LoadOptions:
     media_access: Access = Access(local_folders=None, allow_private=True)  # noqa: RUF009 - frozen
     media_limits: MediaLimits = MediaLimits()  # noqa: RUF009 - frozen
     media_sizing: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_options(model: str | Path | LoadOptions, options: Mapping[str, Any]) -> LoadOptions:
+    """The options of loading a model, with other values for some. Raises TypeError for a name that is none of them."""
+    names = [one.name for one in fields(LoadOptions)]
+    for name in options:
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            known = f"the nearest is {near[0]!r}" if near else f"the options are {', '.join(names)}"
+            raise TypeError(f"There is no option {name!r}; {known}.")
+    return replace(model, **options) if isinstance(model, LoadOptions) else LoadOptions(str(model), **options)
 
 
 LabelsActivation: TypeAlias = Literal["softmax", "sigmoid", "identity"]

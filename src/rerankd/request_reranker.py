@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -23,7 +22,7 @@ from rerankd.core import (
     TextToken,
 )
 from rerankd.loading import WARM_UP, plan
-from rerankd.options import LoadOptions
+from rerankd.options import LoadOptions, load_options
 from rerankd.preparing import Prepared, Preparer
 from rerankd.progress import by_document
 from rerankd.prompts.limits import too_many_characters
@@ -50,7 +49,7 @@ class RequestReranker:
         compute: runs the model's batches if several models share a thread; None for a thread of the model's own
         options: fields of `LoadOptions`
         """
-        chosen = replace(model, **options) if isinstance(model, LoadOptions) else LoadOptions(str(model), **options)
+        chosen = load_options(model, options)
         planned = plan(chosen)
         self._prompts, self._load_prompts = planned.prompts, planned.load_prompts
         self._media = planned.media_loader()

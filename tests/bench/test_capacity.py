@@ -357,6 +357,15 @@ def test_a_server_is_measured(bert_checkpoint: Path, tmp_path: Path) -> None:
     assert all(0 < one.busy <= 1 and 0 < one.p50 <= one.p99 for one in found.levels)
 
 
+def test_an_impossible_plan_loses_no_measurement(tmp_path: Path) -> None:
+    file, kept = tmp_path / "measured.json", tmp_path / "kept.json"
+    file.write_text(json.dumps(MEASURED.json()))
+    result = bench("--measured", file, "--request-rate", 10, "--p99-ms", 40, "--save-result", kept)
+    assert result.exit_code == 1
+    assert "--p99-ms: more than 1 %" in result.output
+    assert Measured.read(json.loads(kept.read_text())) == MEASURED
+
+
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [

@@ -107,6 +107,19 @@ def test_serve_until_ctrl_c(bert_checkpoint: Path) -> None:
         assert "Traceback" not in said
 
 
+def test_hints_of_sglangs_server_are_for_answers_in_the_form_that_clients_read(bert_checkpoint: Path) -> None:
+    with launched(LAUNCH_SERVER, "--model-path", str(bert_checkpoint), "--served-model-name", "m") as server:
+        assert server.process.stdout
+        lines = [server.process.stdout.readline() for _ in range(5)]
+        url = f"http://127.0.0.1:{server.port}"
+        assert lines[3] == f"LiteLLM: model hosted_vllm/m, api_base {url}/vllm\n"
+        address, dify = re.findall(r"http://\S+?/v1(?:/rerank)?(?=;)", lines[4])[:2]
+        for place in (address, f"{dify}/rerank"):
+            body = {"model": "m", "query": "a", "documents": TEXTS, "top_n": 2}
+            answer = requests.post(place, json=body, timeout=60).json()
+            assert [set(one) >= {"index", "relevance_score"} for one in answer["results"]] == [True, True]
+
+
 def test_sigterm_ends_it_too(bert_checkpoint: Path) -> None:
     with launched(LAUNCH_SERVER, "--model-path", str(bert_checkpoint)) as server:
         code, said = server.stop(signal.SIGTERM)

@@ -99,6 +99,12 @@ def test_predict_is_sentence_transformers(ours: CrossEncoder, theirs: sentence_t
         ours.predict(PAIRS, prompt_name="web")
 
 
+def test_what_is_no_pair_is_refused(ours: CrossEncoder) -> None:
+    for inputs in (["ab", "cd", "ef"], [("a", "b"), ("c",)]):
+        with pytest.raises(ValueError, match="give a tuple of a query and a document"):
+            ours.predict(inputs)
+
+
 def test_rank_is_sentence_transformers(ours: CrossEncoder, theirs: sentence_transformers.CrossEncoder) -> None:
     query, documents = QUERIES["q4"], list(CORPUS.values())
     found = ours.rank(query, documents, top_k=5, return_documents=True)

@@ -223,8 +223,8 @@ def test_the_command_names_the_apis() -> None:
         ({"results": [{"index": 0, "relevance_score": 1}]}, "has 1 scores for 2 documents"),
         ({"results": [{"index": n, "relevance_score": float("nan")} for n in range(2)]}, "the score nan"),
         ({"results": [{"index": n, "relevance_score": 1e300} for n in range(2)]}, "the score 1e"),
-        ({"results": [{"index": 0, "score": 1}]}, "does not match the API vllm"),
-        ([], "does not match the API vllm"),
+        ({"results": [{"index": 0, "score": 1}]}, "does not have the form of the API vllm"),
+        ([], "does not have the form of the API vllm"),
     ],
 )
 def test_a_servers_answer_is_looked_at(answer: Any, problem: str, tmp_path: Path) -> None:

@@ -103,6 +103,12 @@ def test_a_journal_goes_with_its_work(reranker: Reranker, tmp_path: Path) -> Non
     path.write_text(kept.replace('q1"', 'q1?"'))
     with pytest.raises(FileProblem, match="line 1, or a line after it, has changed"):
         go(Stopping(LocalScorer(reranker)))
+    # A run that ended before its first result, such as one against a wrong server, binds the next one to nothing.
+    for about in ({"model": "a"}, {"model": "b", "server": "c"}):
+        with Journal(str(tmp_path / "empty"), about) as journal:
+            assert len(journal) == 0
+    with (tmp_path / "empty.part").open() as file:
+        assert [json.loads(line) for line in file] == [{"about": {"model": "b", "server": "c"}}]
     with Journal(str(tmp_path / "other"), {}), pytest.raises(FileProblem, match="is in use"):
         Journal(str(tmp_path / "other"), {})
     scorer = Stopping(LocalScorer(reranker))
@@ -189,5 +195,6 @@ def test_killed_and_resumed_is_the_same_run_to_the_byte(bert_checkpoint: Path, t
     assert "110 queries, 11,000 documents" in done.stderr
     assert "Resuming from out.trec.part" in done.stderr
     whole = subprocess.run(command("whole.trec"), cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
     assert "from an earlier run" not in whole.stderr
     assert (tmp_path / "out.trec").read_bytes() == (tmp_path / "whole.trec").read_bytes()

@@ -87,11 +87,14 @@ def capacity(
         else:
             figures = Measured.read(content(measured))
         typer.echo(table(figures))
-        plan = Plan.of(figures, goal, replicas_per_server) if goal else None
-        if plan:
-            typer.echo(str(plan))
+        # The figures are saved before a plan that may be impossible: measuring takes minutes.
         if save_result is not None:
-            save(figures.json() | ({"plan": plan.json()} if plan else {}), save_result, append=False)
+            save(figures.json(), save_result, append=False)
+        if goal:
+            plan = Plan.of(figures, goal, replicas_per_server)
+            typer.echo(str(plan))
+            if save_result is not None:
+                save(figures.json() | {"plan": plan.json()}, save_result, append=False)
     except RerankdError as error:
         fail(error)
 

@@ -304,15 +304,14 @@ def _url(scheme: str, host: str, port: int) -> str:
 
 
 def _ready(url: str, settings: Settings, models: Sequence[Model], door: Door) -> str:
-    name, locked = settings.names[0], bool(settings.keys)
     first, *others = (_described(model) for model in models)
     body = json.dumps({"query": "what is panda?", "documents": ["hi", "The giant panda is a bear."]})
-    key = " -H 'Authorization: Bearer KEY'" if locked else ""
+    key = " -H 'Authorization: Bearer KEY'" if settings.keys else ""
     return (
         f"rerankd {__version__} is ready: {url} {first}\n"
         + "".join(f"and {other}\n" for other in others)
         + f"Try: curl {_reached(url, door)}/v1/rerank{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
-        + ("" if door.uds else _clients(url + settings.root_path, name, settings.playground))
+        + ("" if door.uds else _clients(url + settings.root_path, settings))
     )
 
 
@@ -328,13 +327,15 @@ def _described(model: Model) -> str:
     )
 
 
-def _clients(url: str, name: str, playground: bool) -> str:
+def _clients(url: str, settings: Settings) -> str:
     """A line for each client that people use, with the address to give it."""
+    # These clients read answers in vLLM's form, which the root has only under the dialect "vllm".
+    vllm = url if settings.dialect == "vllm" else f"{url}/vllm"
     lines = [
-        *([f"In a browser: {url}/playground"] if playground else []),
+        *([f"In a browser: {url}/playground"] if settings.playground else []),
         f"Cohere's SDK, LangChain, LlamaIndex: base URL {url}/cohere, as in cohere.ClientV2(KEY, base_url=...)",
-        f"LiteLLM: model hosted_vllm/{name}, api_base {url}",
-        f"Open WebUI, RAGFlow: {url}/v1/rerank; Dify: {url}/v1; Jina: {url}/jina/v1; Voyage: {url}/voyage/v1; "
+        f"LiteLLM: model hosted_vllm/{settings.names[0]}, api_base {vllm}",
+        f"Open WebUI, RAGFlow: {vllm}/v1/rerank; Dify: {vllm}/v1; Jina: {url}/jina/v1; Voyage: {url}/voyage/v1; "
         f"TEI: {url}/tei",
     ]
     return "".join(f"\n{line}" for line in lines)

@@ -121,12 +121,18 @@ class Journal:
     def _open(self, about: dict[str, Any]) -> None:
         self._file.seek(0)
         first = self._file.readline()
-        if not first.endswith(b"\n"):
+        changed = self._changed(first, about) if first.endswith(b"\n") else None
+        # A journal that holds nothing yet binds nobody to its settings.
+        if changed is None or (changed and not self._file.readline().endswith(b"\n")):
             self._file.truncate(0)
             self._file.write(json.dumps({"about": about}).encode() + b"\n")
             self._file.flush()
             return
-        self._check_about(first, about)
+        if changed:
+            raise FileProblem(
+                f"{self._path} is the journal of a run with another {', '.join(changed)}; give that run's settings, "
+                "another output, or --restart to start again."
+            )
         end = len(first)
         for line in iter(self._file.readline, b""):
             try:
@@ -140,14 +146,10 @@ class Journal:
         self._file.truncate(end)
         self._old_end = end
 
-    def _check_about(self, line: bytes, about: dict[str, Any]) -> None:
+    def _changed(self, line: bytes, about: dict[str, Any]) -> list[str]:
+        """The names of the settings that differ from those of a journal's first line. Raises FileProblem."""
         try:
             written = json.loads(line)["about"]
         except (ValueError, KeyError, TypeError):
             raise FileProblem(f"{self._path} is not a journal of rerankd; move it, or give another output.") from None
-        if written != about:
-            changed = sorted(key for key in {*written, *about} if written.get(key) != about.get(key))
-            raise FileProblem(
-                f"{self._path} is the journal of a run with another {', '.join(changed)}; give that run's settings, "
-                "another output, or --restart to start again."
-            )
+        return sorted(key for key in {*written, *about} if written.get(key) != about.get(key))

@@ -237,12 +237,15 @@ class RemoteScorer:
             for result in self._api.results(response.json()):
                 score = float(result[self._api.score])
                 if not abs(score) <= LARGEST_SCORE:
-                    raise ValueError(f"the score {score}")
+                    raise ServerError(f"{self._url}: the answer has the score {score}.")
                 scores[int(result["index"])] = score
                 if "truncated" in (result.get("meta_info") or {}):
                     truncated[int(result["index"])] = bool(result["meta_info"]["truncated"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ServerError(f"{self._url}: the answer does not match the API {self._name} ({error!r}).") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ServerError(
+                f"{self._url}: the answer does not have the form of the API {self._name}. Name the server's API "
+                f"(--api); a rerankd server has each API below its name, as in http://HOST:PORT/{self._name}."
+            ) from None
         if scores.keys() != set(range(count)):
             raise ServerError(f"{self._url}: the answer has {len(scores)} scores for {count} documents.")
         in_order = [scores[index] for index in range(count)]
