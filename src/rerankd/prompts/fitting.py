@@ -87,11 +87,12 @@ class Fitting:
         """The texts with the query cut until it leaves tokens for documents: the same query for all prompts.
 
         The authors cut the end of a prompt: behind such a query no document would keep a token, and all would have the
-        same score. Here documents have a quarter of the tokens that the template leaves to query and document.
+        same score. Here documents have a quarter of the tokens that the template leaves to query and document. So do empty
+        documents: the score of one does not depend on the others of its request.
         """
         if limits.may_cut and self._template.verbatim:
             texts = replace(texts, query=self._seen.reach(texts.query, limits.prompt, limits.side))
-        needed, least = self._frames.of(texts).tokens, int(any(texts.documents))
+        needed, least = self._frames.of(texts).tokens, int(any((texts.query, *texts.documents)))
         if needed + least <= limits.prompt:
             return texts
         shown = self._seen.cut(texts.query, 0, limits.side)
@@ -122,4 +123,4 @@ class Fitting:
                 f"the prompt without query and document takes {bare} tokens with it and {limits.prompt} are "
                 "allowed; shorten it",
             )
-        return limit_too_low(limits.prompt, bare)
+        return limit_too_low(limits.prompt, bare, 2)
