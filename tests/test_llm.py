@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -196,6 +198,23 @@ def test_each_way_to_limit_a_prompt_does(llm: LLM, arguments: Mapping[str, Any])
     (output,) = llm.score("q", DOCUMENTS[-1], use_tqdm=False, **arguments)
     assert output.prompt_token_ids == expected.prompt_token_ids
     assert len(output.prompt_token_ids) == 100
+
+
+def test_the_side_is_the_tokenizers_if_none_is_named(bert_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "left"
+    shutil.copytree(bert_checkpoint, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "truncation_side": "left"}))
+    text = " ".join(DOCUMENTS[:12])
+    with LLM(str(folder), dtype="float32") as llm, Reranker(folder, dtype="float32") as reranker:
+        (output,) = llm.score("q", text, truncate_prompt_tokens=40, use_tqdm=False)
+        assert output.outputs.score == pytest.approx(
+            reranker.score([("q", text)], truncation=Truncation(max_tokens=40))[0], abs=1e-6
+        )
+        (right,) = llm.score(
+            "q", text, truncate_prompt_tokens=40, tokenization_kwargs={"truncation_side": "right"}, use_tqdm=False
+        )
+        assert abs(right.outputs.score - output.outputs.score) > 1e-4
 
 
 def test_a_side_is_heard_and_cutting_can_be_forbidden(llm: LLM) -> None:

@@ -81,6 +81,23 @@ def certain_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_equal_documents_keep_request_order(bert_checkpoint: Path) -> None:
+    """Rows of a batch differ in the last digits by their places, also of equal prompts."""
+    with Reranker(bert_checkpoint, device="cpu", dtype="float32") as reranker:
+        for number in range(60):
+            query, twin = f"query number {number} is here", "the same text about giant pandas"
+            others = ["x " * (number % 40), "a word " * 9]
+            result = reranker.rerank(query, [others[0], twin, others[1], twin, twin])
+            first, *rest = [one for one in result if one.index in (1, 3, 4)]
+            assert [first.index, *(one.index for one in rest)] == [1, 3, 4]
+            assert {one.score for one in rest} == {first.score}
+        chunked = reranker.rerank(
+            "q", [DOCUMENTS[0] * 9] * 3, chunking=Chunking(), truncation=Truncation(max_tokens=40)
+        )
+        assert [one.index for one in chunked] == [0, 1, 2]
+        assert len({one.score for one in chunked}) == 1
+
+
 def test_the_order_is_that_of_logits_where_scores_are_all_one(certain_checkpoint: Path) -> None:
     query, documents = QUERIES[0], DOCUMENTS[:40]
     model = CrossEncoder(str(certain_checkpoint), device="cpu", activation_fn=torch.nn.Identity())

@@ -115,8 +115,8 @@ def asked(
     allowed = kwargs.pop("truncation", True)
     if not isinstance(allowed, (bool, str)) or allowed not in CUT:
         raise InvalidRequest("tokenization_kwargs.truncation", f"must be true or false, not {allowed!r}")
-    side = kwargs.pop("truncation_side", "right")
-    if side not in ("left", "right"):
+    side = kwargs.pop("truncation_side", None)
+    if side not in (None, "left", "right"):
         raise InvalidRequest("tokenization_kwargs.truncation_side", f"must be left or right, not {side!r}")
     max_length = kwargs.pop("max_length", None)
     lengths = {

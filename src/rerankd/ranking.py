@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -19,6 +19,7 @@ from rerankd.core import (
     RerankResult,
     ScoredDocument,
     Stage,
+    identity,
 )
 from rerankd.windows import cosines
 
@@ -93,19 +94,29 @@ def rank(
 def _scored(submitted: Submitted, logits: list[float], sigmoid: bool) -> tuple[list[ScoredDocument], list[float]]:
     """The best chunk of each document, and its logit.
 
+    Rows of a batch differ in the last digits by their places. Equal documents have the logit of the first of them, so
+    that they keep the order of the request.
+
     logits: one for each suffix, or one for each document if suffixes hold several documents
     """
     group = submitted.group
     activate = _sigmoid if sigmoid else float
-    documents, best_logits = [], []
+    documents: list[ScoredDocument] = []
+    best_logits: list[float] = []
+    firsts: dict[Hashable, int] = {}
     for document, (index, places) in enumerate(zip(submitted.places, group.places(), strict=True)):
         chunks = group.chunks[document] if group.chunks else ()
-        best = document if group.windows is not None else max(places, key=logits.__getitem__)
-        best_logits.append(logits[best])
+        if group.windows is not None:
+            best, logit = document, logits[document]
+        else:
+            best = max(places, key=logits.__getitem__)
+            first = firsts.setdefault(tuple(map(identity, submitted.request.documents[index])), document)
+            logit = logits[best] if first == document else best_logits[first]
+        best_logits.append(logit)
         documents.append(
             ScoredDocument(
                 index=index,
-                score=activate(logits[best]),
+                score=activate(logit),
                 prompt_tokens=sum(len(group.prefix) + len(group.suffixes[place]) for place in places),
                 truncated=group.truncated[document],
                 best_chunk=chunks[best - places.start] if chunks else None,

@@ -124,6 +124,27 @@ def test_replicas_may_be_killed_at_any_time(reranker: Reranker, expected: list[f
     assert scores(reranker, [*DOCUMENTS, PICTURE]) == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_loading_process_that_is_stopped_is_ended_when_it_is_asked(
+    bert_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And once: every replica whose process has ended asks it, and all requests wait for them."""
+    monkeypatch.setattr("rerankd.parallel.processes.ANSWER_SECONDS", 2.0)
+    with Reranker(str(bert_checkpoint), **PLAINLY, data_parallel_size=2) as reranker:
+        first = scores(reranker, DOCUMENTS)
+        assert isinstance(reranker._engine, Replicas)
+        replica = reranker._engine._places[0].replica
+        assert replica is not None
+        assert replica.pid is not None
+        pid = replica.loader._child.process.pid
+        os.kill(pid, signal.SIGSTOP)
+        assert replica.loader.reap(replica.pid) == "with the one that it was forked from"
+        until(lambda: not is_alive(pid))
+        for process in processes(reranker):
+            os.kill(process, signal.SIGKILL)
+        until(lambda: [one.restarts for one in reranker.load().replicas] == [1, 1])
+        assert scores(reranker, DOCUMENTS) == pytest.approx(first, abs=1e-5)
+
+
 def test_a_replica_that_is_stopped_is_ended_and_its_requests_are_answered(
     bert_checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -42,10 +42,8 @@ def batch(path: Path, entries: list[tuple[str, dict[str, Any]]]) -> None:
 
 
 def run(reranker: Any, folder: Path, bad: BadLines | None = None, **more: Any) -> tuple[int, int]:
-    options = {"restart": False, "progress": False, **more}
-    return run_batch(
-        reranker, (MODEL,), str(folder / "in.jsonl"), str(folder / "out.jsonl"), bad or BadLines(), **options
-    )
+    options = {"about": {"model": "a"}, "bad": bad or BadLines(), "restart": False, "progress": False, **more}
+    return run_batch(reranker, (MODEL,), str(folder / "in.jsonl"), str(folder / "out.jsonl"), **options)
 
 
 def told(folder: Path) -> list[dict[str, Any]]:
@@ -108,6 +106,8 @@ def test_a_batch_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert {one["response"]["status_code"] for one in results} == {200}
     assert "c5" not in {one["custom_id"] for one in results}
     kept = len(lines)
+    with pytest.raises(FileProblem, match="a run with another default_instruction, model; "):
+        run(FakeReranker(), tmp_path, about={"model": "b", "default_instruction": "match"})
     second = FakeReranker()
     second.gate.set()
     assert run(second, tmp_path) == (40, 0)
@@ -148,6 +148,14 @@ def test_the_command(bert_checkpoint: Path, tmp_path: Path) -> None:
         sys.executable, "-m", "rerankd", "run-batch", "-i", "in.jsonl", "-o", "out.jsonl",
         "--model", str(bert_checkpoint), "--dtype", "float32", "--served_model_name", "mine", "--enforce-eager",
     ]  # fmt: skip
+    journal = json.dumps({"about": {"served_model_name": ["mine"]}}) + '\n{"block": 1}\n'
+    (tmp_path / "out.jsonl.part").write_text(journal)
+    refused = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 1
+    # What scores depend on is what a journal is compared by.
+    named = refused.stderr.rpartition("with another ")[2].partition(";")[0].split(", ")
+    assert {"model", "dtype", "device", "backend"} <= set(named)
+    (tmp_path / "out.jsonl.part").unlink()
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "2 requests, 0 of them failed" in done.stderr

@@ -129,6 +129,24 @@ def test_a_querys_rows_are_its_own(tmp_path: Path) -> None:
         assert skipping.count == 1
 
 
+def test_each_row_has_its_own_instruction(tmp_path: Path) -> None:
+    def rows(*cells: dict[str, str]) -> str:
+        return "".join(json.dumps({"query": "what", **row}) + "\n" for row in cells)
+
+    one, other, none = {"document": "a", "instruction": "x"}, {"document": "b", "instruction": "y"}, {"document": "c"}
+    queries = list(pairs(tmp_path, "p.jsonl", rows(one, {**one, "document": "d"}, other, none)))
+    assert [(query.instruction, [text for _, (text,) in query.documents]) for query in queries] == [
+        ("x", [Text("a"), Text("d")]),
+        ("y", [Text("b")]),
+        (None, [Text("c")]),
+    ]
+    # Rows that name one query cannot ask it in two ways.
+    with pytest.raises(BadLine, match="line 2: the instruction of query '1' differs from line 1"):
+        list(pairs(tmp_path, "p.jsonl", rows({**one, "query_id": "1"}, {**other, "query_id": "1"})))
+    (query,) = pairs(tmp_path, "p.jsonl", rows({**one, "query_id": "1"}, {**none, "query_id": "1"}))
+    assert query.instruction == "x"
+
+
 def test_a_bad_row_takes_no_other_with_it(tmp_path: Path) -> None:
     sent: list[Any] = ["one", 3, "three"]
     lines = "".join(json.dumps({"query": "what", "document": document}) + "\n" for document in sent)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -17,6 +18,9 @@ from rerankd.cli.groups import Values, grouped
 from rerankd.cli.options import LOADING, NAMED
 from rerankd.compat.peers import VLLM
 from rerankd.core import RerankdError
+
+if TYPE_CHECKING:
+    from rerankd.options import ModelInfo
 
 ApiName: TypeAlias = Literal["vllm", "sglang", "cohere", "tei", "infinity", "voyage", "jina"]
 """The names in `rerankd.rank.remote.APIS`."""
@@ -114,9 +118,9 @@ def rank(
         source = source_of(pairs, queries, corpus, run, dataset, top_k, bad)
         shown = not no_progress
 
-        def do(scorer: Scorer, name: str, about: dict[str, Any]) -> None:
+        def do(scorer: Scorer, name: str, of: dict[str, Any]) -> None:
             to = Output(output, form, tag or name.replace(" ", "_"))
-            typer.echo(str(rank(source, scorer, settings, to, about, bad, restart=restart, progress=shown)), err=True)
+            typer.echo(str(rank(source, scorer, settings, to, of, bad, restart=restart, progress=shown)), err=True)
 
         if server is not None:
             from rerankd.rank.remote import RemoteScorer
@@ -138,8 +142,22 @@ def rank(
             if instruction is not None and not info.takes_instruction:
                 raise RerankdError(f"--instruction: {info.model} takes none; leave it out.")
             precision = info.quantization or info.dtype
-            about = {**loading, "model": info.model, "device": info.device, "dtype": info.dtype, "top_k": top_k}
-            do(LocalScorer(reranker), f"{Path(info.model).name}@{precision}", about)
+            do(LocalScorer(reranker), f"{Path(info.model).name}@{precision}", {**about(info, loading), "top_k": top_k})
+
+
+def about(info: ModelInfo, loading: Values) -> dict[str, Any]:
+    """What scores depend on, as JSON-ready data: a run with other values cannot continue an interrupted one."""
+    template = loading.get("chat_template")
+    if template is not None and Path(template).is_file():
+        # The file may be another one by then.
+        template = hashlib.sha256(Path(template).read_bytes()).hexdigest()
+    return {
+        **loading,
+        "chat_template": template,
+        "model": info.model,
+        "device": info.device,
+        "dtype": info.dtype,
+    }
 
 
 def _is_pairs(model: str | None, server: str | None) -> bool:
@@ -183,8 +201,9 @@ def run_batch(
         with Reranker(chosen(model), **loading) as reranker:
             names = served["names"] or ((model,) if model else default_names())
             bad = BadLines(skip_bad)
+            kept = about(reranker.info, loading)
             answered, failed = run_batch(
-                reranker, names, input_file, output_file, bad, restart=restart, progress=not no_progress
+                reranker, names, input_file, output_file, kept, bad, restart=restart, progress=not no_progress
             )
         left_out = f"; {bad.count:,} lines were left out" if bad.count else ""
         typer.echo(f"{answered:,} requests, {failed:,} of them failed{left_out}", err=True)

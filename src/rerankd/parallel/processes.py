@@ -68,6 +68,7 @@ class Loader:
                     self.link.send(Fork(share))
                     self.link.send_descriptor(child_end.fileno(), self._child.process.pid)
                     forked = received(self.link, number, ANSWER_SECONDS)
+                    self._end_if_silent(forked)
             except OSError:
                 forked = None
         if not isinstance(forked, Forked):
@@ -80,9 +81,15 @@ class Loader:
             with self._lock:
                 self.link.send(Reap(pid))
                 reaped = received(self.link, self._number, ANSWER_SECONDS)
+                self._end_if_silent(reaped)
         except OSError:
             reaped = None
         return in_words(reaped.code) if isinstance(reaped, Reaped) else "with the one that it was forked from"
+
+    def _end_if_silent(self, answer: object) -> None:
+        """End a process that was stopped or hangs, so that others who ask it do not wait as long once more."""
+        if answer is None:
+            self.kill()
 
     def how_it_ended(self) -> str:
         """See `Child`."""

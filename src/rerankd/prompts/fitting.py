@@ -87,8 +87,8 @@ class Fitting:
         """The texts with the query cut until it leaves tokens for documents: the same query for all prompts.
 
         The authors cut the end of a prompt: behind such a query no document would keep a token, and all would have the
-        same score. Here documents have a quarter of the tokens that the template leaves to query and document. So do empty
-        documents: the score of one does not depend on the others of its request.
+        same score. Here documents have a quarter of the tokens that the template leaves to query and document, and so
+        do empty documents: the score of one does not depend on the others of its request.
         """
         if limits.may_cut and self._template.verbatim:
             texts = replace(texts, query=self._seen.reach(texts.query, limits.prompt, limits.side))

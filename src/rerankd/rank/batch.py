@@ -10,7 +10,7 @@ import hashlib
 import json
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 from urllib.parse import unquote
@@ -46,16 +46,26 @@ class BatchRequest:
 
 
 def run_batch(
-    reranker: Serves, names: tuple[str, ...], input: str, output: str, bad: BadLines, *, restart: bool, progress: bool
+    reranker: Serves,
+    names: tuple[str, ...],
+    input: str,
+    output: str,
+    about: Mapping[str, Any],
+    bad: BadLines,
+    *,
+    restart: bool,
+    progress: bool,
 ) -> tuple[int, int]:
     """Answer every request of `input` as `rerankd serve` would, without a socket, in the order of the input.
+
+    about: the model and its options, as JSON-ready data; a journal with other values is refused
 
     A stopped run resumes from its journal. Returns the number of answers, and how many of them are errors. Raises
     RerankdError.
     """
     settings = Settings(names=names, docs=False, max_body=sys.maxsize, max_bodies=sys.maxsize, limits=NO_LIMITS)
     service = Service(reranker, settings)
-    with Journal(output, {"batch": names[0]}, restart) as journal:
+    with Journal(output, {**about, "served_model_name": list(names)}, restart) as journal:
         asyncio.run(_run(service, input, journal, bad, progress))
         answered = failed = 0
         with whole_file(output) as stream:

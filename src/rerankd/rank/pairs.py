@@ -74,7 +74,8 @@ class Pairs:
             if "documents" in row:
                 yield number, row, number
             else:
-                yield number, row, ("pairs", row.get("query_id", json.dumps(row.get("query"), sort_keys=True)))
+                asked = json.dumps([row.get("query"), row.get("instruction")], sort_keys=True)
+                yield number, row, ("pairs", row.get("query_id", asked))
 
     def _begin(self, number: int, row: dict[str, Any], seen: dict[str, int]) -> _QueryBuilder:
         """Start the query of a row, without its documents. Raises BadLine."""
@@ -126,6 +127,8 @@ class _QueryBuilder:
         """Add the document of a row, or all of its `documents`. Raises BadLine, and adds none, if a document is bad."""
         if row.get("query", self._value) != self._value:
             raise BadLine(self._file, number, f"the text of query {self._id!r} differs from line {self._line}.")
+        if row.get("instruction", self._instruction) != self._instruction:
+            raise BadLine(self._file, number, f"the instruction of query {self._id!r} differs from line {self._line}.")
         if "documents" in row:
             listed = row["documents"]
             if not isinstance(listed, list) or not listed:

@@ -200,11 +200,17 @@ class Pool:
             await self._unload([member for member in chosen if member.asleep and member.close])
 
     async def wake(self, models: Iterable[Model]) -> None:
-        """Load models, and take calls of them. Raises Problem as `lend` does."""
+        """Load models, and take calls of them. Raises the first Problem of `lend`, once all models were tried."""
+        problems: list[Problem] = []
         for model in models:
             model.asleep = False
-            async with self.lend(model):
-                pass
+            try:
+                async with self.lend(model):
+                    pass
+            except Problem as problem:
+                problems.append(problem)
+        if problems:
+            raise problems[0]
 
     def close(self) -> None:
         """Stop all engines; requests that still wait fail with EngineClosed. From any thread."""
