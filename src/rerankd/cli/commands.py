@@ -20,7 +20,7 @@ from rerankd.cli.configuration import (
     of_file,
 )
 from rerankd.cli.several import MORE
-from rerankd.compat.flags import Given, Peer, Takes, sort_out
+from rerankd.compat.flags import Given, Peer, Takes, UsageProblem, sort_out
 from rerankd.compat.variables import Variables
 
 MODELS = ("model", "model_flag", "model_path", "model_id")
@@ -90,7 +90,11 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
             check(settings, options, ctx)
             first = {setting.name: setting for setting in reversed(settings)}
             ctx.default_map = {name: setting.value for name, setting in first.items()}
-            remaining_args = super().parse_args(ctx, args)
+            try:
+                remaining_args = super().parse_args(ctx, args)
+            except typer.BadParameter as error:
+                # One line, as for a value of a variable or of the file.
+                raise UsageProblem(error.format_message()) from None
             named = [name for name in (*MODELS, MORE) if ctx.params.get(name)]
             on_line = [name for name in named if ctx.get_parameter_source(name).name == "COMMANDLINE"]
             for name in set(named).difference(on_line) if on_line else ():
