@@ -54,7 +54,8 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
     """A command that takes a peer's flags beside its own, and its options from variables and a file too.
 
     The command line wins over RERANKD_* variables, these win over the peer's variables, and these over the file. The
-    models are one setting, whichever options name them: the first source that names a model names all models.
+    models are one setting, whichever options name them: the first source that names a model names all models. What an
+    entry of the file says of its model wins over the rest of the file alone.
     A caller in Python gives entries, as a file has them, in place of a command line, as the context's `obj`.
     """
 
@@ -107,6 +108,11 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
             if model:
                 models = []
             values = [check(model_settings, options, ctx) for model_settings in models]
+            if not ctx.obj:
+                stronger = {setting.name for setting in first.values() if setting.place != path}
+                stronger |= {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
+                models = [[one for one in entry if one.name not in stronger] for entry in models]
+                values = [{name: own[name] for name in own if name not in stronger} for own in values]
             ctx.obj = Beside(peer_flags, [*notes, *variables.notes(os.environ, options)], values)
             if ctx.params.get("print_config"):
                 places = {name: setting.place for name, setting in first.items()}
