@@ -113,6 +113,7 @@ $(VENV)-authors/.done: tests/authors/requirements.txt constraints.txt
 
 test-wheel: $(VENV)/.test
 	rm -rf build/wheel
+	mkdir -p build/wheel
 	$(VENV)/bin/python -m build --outdir build/wheel >build/wheel.log
 	RERANKD_TEST_DIST=$(abspath build/wheel) $(VENV)/bin/pytest -q tests/wheel
 

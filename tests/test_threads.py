@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerankd import ModelError, threads
+from rerankd import ModelError, loading, threads
 from rerankd.loading import plan
 from rerankd.options import LoadOptions
 from rerankd.threads import Share
@@ -127,9 +127,21 @@ def test_parts_are_whole_and_grow_with_it(less: int, more: int, count: int) -> N
     assert all(one <= other for one, other in zip(small, large, strict=True)), "threads fit on their cores"
 
 
-def test_a_number_of_threads_below_1_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="at least 1, not 0"):
-        plan(LoadOptions(str(tmp_path), num_threads=0))
+@pytest.mark.parametrize("count", [0, 1025, 99999])
+def test_a_number_of_threads_that_no_machine_has_is_refused(tmp_path: Path, count: int) -> None:
+    with pytest.raises(ModelError, match=rf"\(--num-threads\) must be from 1 to 1024, not {count}; leave it out"):
+        plan(LoadOptions(str(tmp_path), num_threads=count))
+
+
+def test_more_replicas_than_cores_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loading, "usable_cores", lambda: 2.0)
+    for count in (1, 2, 3):
+        with pytest.raises(ModelError, match=str(tmp_path)):
+            plan(LoadOptions(str(tmp_path), device="cpu", data_parallel_size=count))
+    (line,) = [one.getMessage() for one in caplog.records if "replicas" in one.getMessage()]
+    assert line.startswith("3 replicas (--data-parallel-size) share 2 cores")
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from rerankd.prompts import LoadedPrompts, load_prompts
 from rerankd.prompts.auto_tokenizer import auto_tokenizer
 from rerankd.prompts.gguf import unfold
 from rerankd.prompts.tokenizer import LoadedTokenizer, load_tokenizer
-from rerankd.threads import use_threads
+from rerankd.threads import MOST_THREADS, usable_cores, use_threads
 
 if TYPE_CHECKING:
     from rerankd.media.loader import MediaLoader
@@ -223,10 +223,20 @@ def plan(options: LoadOptions, weights: bool = True, rank: int = 0) -> Plan:
     Raises ModelError if the model cannot be found, read or scored."""
     if options.tensor_parallel_size < 1:
         raise ModelError(f"The tensor parallel size must be at least 1, not {options.tensor_parallel_size}.")
-    if options.num_threads is not None and options.num_threads < 1:
-        raise ModelError(f"The number of threads must be at least 1, not {options.num_threads}.")
+    if options.num_threads is not None and not 1 <= options.num_threads <= MOST_THREADS:
+        raise ModelError(
+            f"The number of threads (--num-threads) must be from 1 to {MOST_THREADS}, not {options.num_threads}; leave "
+            "it out for a thread for each core."
+        )
     use_threads(options.num_threads)
     devices = replica_devices(options.device, options.data_parallel_size)
+    if devices[0] == "cpu" and len(devices) > max(usable_cores(), 1):
+        log.warning(
+            "%d replicas (--data-parallel-size) share %g cores: each takes memory, and they compute no faster than one "
+            "replica for each core.",
+            len(devices),
+            usable_cores(),
+        )
     if len(devices) > 1 and options.tensor_parallel_size > 1:
         raise ModelError(
             "--tensor-parallel-size and --data-parallel-size cannot be combined; start a server for each part of the "

@@ -12,6 +12,8 @@ from pathlib import Path
 CGROUPS = Path("/sys/fs/cgroup")
 CORES = Path("/sys/devices/system/cpu")
 OWN_CGROUP = Path("/proc/self/cgroup")
+MOST_THREADS = 1024
+"""The most threads to ask for. No machine has more cores to compute a batch, and systems soon refuse to start more."""
 SPINS = "2000"
 """The spins of GNU's OpenMP that take about as long as a wake-up, 0.1 ms; by default it spins for milliseconds."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ import yaml
 from rerankd.backends.cpu.native.units import CAP
 from rerankd.cli import main
 from rerankd.cli.configuration import READ_ELSEWHERE
+from rerankd.cli.serve import serve
 from tests.cli.test_options import SERVE_WORDS, SERVED, Started, run, started  # noqa: F401 - a fixture
 
 PROGRAMS = ("serve", "launch_server")
@@ -127,6 +129,8 @@ FILES = [
     ("port: many", "server.yaml: port: "),
     ("port: true", "server.yaml: port: "),
     ("port: 70000", "server.yaml: port: "),
+    ("media-memory-mb: inf", "server.yaml: media-memory-mb: the value has to be a number, at most 1,000,000,000."),
+    ("media-memory-mb: .inf", "server.yaml: media-memory-mb: "),
     ("port: [1, 2]", "server.yaml: port: the option takes one value, not a list"),
     ("revision: {a: 1}", "server.yaml: revision: the option takes one value"),
     ("hub: huggingfaces", "server.yaml: hub: "),
@@ -173,6 +177,7 @@ def test_so_are_a_file_that_is_not_there_and_variables(
     assert refused(monkeypatch, capsys, "serve", "--config", ".").startswith("--config . cannot be read: ")
     for variable, value, line in (
         ("RERANKD_PORT", "many", "RERANKD_PORT: "),
+        ("RERANKD_MAX_BODY_MB", "1e400", "RERANKD_MAX_BODY_MB: the value has to be a number, at most 1,000,000,000."),
         ("RERANKD_PROTECT_ALL", "maybe", "RERANKD_PROTECT_ALL: 'maybe' is neither true nor false."),
         ("RERANKD_SERVED_MODEL_NAME", "'a", "RERANKD_SERVED_MODEL_NAME: the value cannot be split into words"),
     ):
@@ -180,6 +185,30 @@ def test_so_are_a_file_that_is_not_there_and_variables(
             patch.setenv(variable, value)
             assert refused(patch, capsys, "serve", "org/m").startswith(line)
     assert started.launch is None
+
+
+ANNOTATIONS = [one.annotation for one in inspect.signature(serve).parameters.values() if one.name != "ctx"]
+NUMBERS = [
+    option.default  # where Typer has the first flag
+    for kind, option, *_ in map(get_args, ANNOTATIONS)
+    if {int, float} & {kind, *get_args(kind)}
+]
+"""The flags of `serve` that take a number."""
+
+
+def test_numbers_that_fit_nowhere_are_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    started: Started,  # noqa: F811
+) -> None:
+    assert {"--max-body-mb", "--max-model-memory-gb", "--port", "--max-model-len", "--num-threads"} <= set(NUMBERS)
+    for flag in NUMBERS:
+        for number in ("inf", "-inf", "nan", "1e400", "infk", "9" * 30):
+            assert f"'{flag}'" in refused(monkeypatch, capsys, "serve", f"{flag}={number}"), number
+    assert started.launch is None
+    assert run(monkeypatch, "serve", "--max-model-memory-gb", str(10**9), "--max-queued-tokens", str(10**15)) == 0
+    assert started.launch is not None
+    assert (started.launch.residence.memory, started.launch.settings["max_queued_tokens"]) == (10**9 << 30, 10**15)
 
 
 def test_flags_of_vllm_in_a_file_are_judged_as_on_the_command_line(

@@ -107,6 +107,91 @@ def test_models_of_a_file_have_options_of_their_own(
     assert _chosen(started.launch) == [Entry("org/other", ("org/other",))]
 
 
+@pytest.mark.parametrize(
+    ("words", "variables", "of_first", "of_all", "place"),
+    [
+        (["--dtype", "half"], {"RERANKD_DTYPE": "float32"}, "half", "half", "command line"),
+        (["--dtype", "auto"], {}, "auto", "auto", "command line"),  # the default is a value too
+        ([], {"RERANKD_DTYPE": "float32"}, "float32", "float32", "RERANKD_DTYPE"),
+        ([], {}, "bfloat16", "float16", "server.yaml"),
+    ],
+    ids=["a flag", "a flag with the default", "a variable", "an entry, then the file"],
+)
+def test_the_command_line_wins_over_variables_over_entries_over_the_file(
+    config: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    started: Started,  # noqa: F811
+    words: list[str],
+    variables: dict[str, str],
+    of_first: str,
+    of_all: str,
+    place: str,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    given = ["--config", config("dtype: float16\nmodels: [{model: a, dtype: bfloat16, label: own}, b]\n"), *words]
+    assert run(monkeypatch, "serve", *given) == 0
+    assert started.launch is not None
+    models = _with_options(started.launch, _chosen(started.launch))
+    assert [one.options.dtype for one in models] == [of_first, of_all]
+    assert [one.options.label for one in models] == ["own", None]
+    told = printed(monkeypatch, capsys, "serve", *given)
+    assert f'dtype: "{of_all}"  # {place}\n' in told
+    first, _ = yaml.safe_load(told)["models"]
+    assert first.get("dtype", of_all) == of_first
+
+
+def test_a_variable_of_vllms_wins_over_entries_and_an_overridden_value_is_checked(
+    config: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    started: Started,  # noqa: F811
+) -> None:
+    given = ["--config", config("models: [{model: a, hub: huggingface, max-model-len: 4x}]\n")]
+    assert "models[0].max-model-len: " in refused(monkeypatch, capsys, "serve", *given, "--max-model-len", "4")
+    config("models: [{model: a, hub: huggingface}]\n")
+    monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
+    assert run(monkeypatch, "serve", *given) == 0
+    assert started.launch is not None
+    assert [one.options.hub for one in _with_options(started.launch, _chosen(started.launch))] == ["modelscope"]
+
+
+@pytest.mark.parametrize(
+    ("words", "names"), [([], ("own",)), (["--served-model-name", "flag"], ("flag",))], ids=["an entry", "a flag"]
+)
+def test_so_do_the_names_of_one_model(
+    config: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    started: Started,  # noqa: F811
+    words: list[str],
+    names: tuple[str, ...],
+) -> None:
+    text = "served-model-name: file\nmodels: [{model: a, served-model-name: own}]\n"
+    assert run(monkeypatch, "serve", "--config", config(text), *words) == 0
+    assert started.launch is not None
+    assert [one.names for one in _chosen(started.launch)] == [names]
+
+
+def test_entries_may_share_keys_as_yaml_does(
+    config: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = """models:
+  - &first {model: a, revision: 012, dtype: float32}
+  - {<<: *first, model: b}
+  - <<: [{revision: off}, *first]
+"""
+    told = yaml.safe_load(printed(monkeypatch, capsys, "serve", "--config", config(text)))["models"]
+    assert told == [
+        {"model": "a", "revision": "012", "dtype": "float32"},
+        {"model": "b", "revision": "012", "dtype": "float32"},
+        {"model": "a", "revision": "off", "dtype": "float32"},
+    ]
+    assert "line 1" in refused(monkeypatch, capsys, "serve", "--config", config("models: [{<<: 7, model: a}]"))
+
+
 def test_what_is_printed_is_such_a_file(
     config: Any,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,

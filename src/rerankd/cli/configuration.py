@@ -296,6 +296,7 @@ def _refuse_twins(node: Any, above: list[Any]) -> None:
 def _mapping(node: Any, loader: Any) -> Any:
     """An entry of a list, with the values of a mapping as they are written."""
     if isinstance(node, yaml.MappingNode):
+        loader.flatten_mapping(node)  # puts the keys of `<<` before the node's own, which win
         return {str(key.value): _as_written(value, loader) for key, value in node.value}
     return _as_written(node, loader)
 

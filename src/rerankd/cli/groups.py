@@ -7,13 +7,18 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, get_args
 
 import typer
 
 Values: TypeAlias = dict[str, Any]
 """The values of a group's fields, by name, for a command that does not want an object of the class."""
 OF_THE_CLASS: Any = object()
+LARGEST = {int: 10**15, float: 10**9}
+"""The largest numbers of options. A larger one is a slip, and clocks and sizes in bytes would overflow.
+
+10**9 seconds are 31 years, and 10**9 gigabytes less than 2**63 bytes.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +68,10 @@ class Group:
         for name, option in self.options.items():
             flags = option.flags or (f"--{name.replace('_', '-')}",)
             default = fields[name].default if option.default is OF_THE_CLASS else option.default
-            info = typer.Option(*flags, help=option.help, **option.typed)
             # One field's type, as others may be of modules that are imported for type checkers alone.
             kind = eval(str(fields[name].type), names) if option.kind is None else option.kind
+            is_number = not {int, float}.isdisjoint((kind, *get_args(kind)))
+            info = typer.Option(*flags, help=option.help, callback=_small if is_number else None, **option.typed)
             parameters.append(
                 inspect.Parameter(
                     f"{prefix}_{name}",
@@ -83,6 +89,13 @@ class Group:
             name: value if (convert := self.options[name].convert) is None else convert(value)
             for name, value in raw_values.items()
         }
+
+
+def _small(value: Any) -> Any:
+    """The value of a number's option. Refuses numbers that are too large, inf, and nan, which is not smaller either."""
+    if value is not None and not value <= LARGEST[type(value)]:
+        raise typer.BadParameter(f"the value has to be a number, at most {LARGEST[type(value)]:,}")
+    return value
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

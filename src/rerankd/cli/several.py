@@ -22,7 +22,7 @@ class Entry:
     """A model to serve beside others.
 
     names: empty for the model as it was given
-    loading: fields of `LoadOptions` that differ from what the command line says of all models
+    loading: fields of `LoadOptions` that differ from those of all models
     """
 
     model: str

@@ -239,19 +239,19 @@ def _chosen(launch: Launch) -> list[Entry]:
     if not first and not launch.more:
         choice = default_model()
         _say(choice.why, launch)
-        first = [Entry(choice.model, choice.names)]
+        first = [Entry(choice.model, names or choice.names)]
     entries = [*first, *launch.more]
     if names and len(entries) > 1:
         raise UsageProblem(
             "--served-model-name is for one model; name several by served-model-name under models: in a --config file"
         )
     if len(entries) == 1:
-        entries = [replace(entries[0], names=names or entries[0].names)]
+        entries = [replace(entries[0], names=entries[0].names or names)]
     return [replace(entry, names=entry.names or (entry.model,)) for entry in entries]
 
 
 def _with_options(launch: Launch, chosen: Iterable[Entry]) -> list[Named]:
-    """The models with all options of loading: an entry's own win."""
+    """The models with all options of loading: an entry's own win, which has none that a flag or a variable sets."""
     from rerankd.cli.hosting import Named
     from rerankd.media.sources import Access
     from rerankd.options import LoadOptions

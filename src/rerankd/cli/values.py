@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import typer
@@ -17,7 +18,7 @@ def token_count(text: str) -> int | None:
         count = float(text[:-1]) * scales[text[-1]] if text[-1:] in scales else int(text)
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a number of tokens, such as 4096 or 8k") from None
-    if count < 1 or count != int(count):
+    if not math.isfinite(count) or count < 1 or count != int(count):
         raise typer.BadParameter(f"{text!r} is not a whole number of tokens, at least 1")
     return int(count)
 

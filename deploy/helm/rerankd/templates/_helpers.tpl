@@ -3,13 +3,18 @@
 {{- end }}
 
 {{- define "rerankd.fullname" -}}
+{{- $name := printf "%s-%s" .Release.Name (include "rerankd.name" .) }}
 {{- if .Values.fullnameOverride }}
-{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}
+{{- $name = .Values.fullnameOverride }}
 {{- else if contains (include "rerankd.name" .) .Release.Name }}
-{{- .Release.Name | trunc 63 | trimSuffix "-" }}
-{{- else }}
-{{- printf "%s-%s" .Release.Name (include "rerankd.name" .) | trunc 63 | trimSuffix "-" }}
+{{- $name = .Release.Name }}
 {{- end }}
+{{- $name = $name | trunc 63 | trimSuffix "-" }}
+{{- /* The name of a Service is narrower than those of other objects, and of Helm's releases. */}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) }}
+{{- fail (printf "fullnameOverride: the objects cannot be called %s; set a name of lower-case letters, digits and dashes that begins with a letter" $name) }}
+{{- end }}
+{{- $name }}
 {{- end }}
 
 {{- define "rerankd.selector" -}}
@@ -42,4 +47,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "rerankd.graceSeconds" -}}
 {{- $shutdown := index .Values.config "shutdown-timeout" | default 10 | toString | float64 }}
 {{- add .Values.preStopSeconds (ceil $shutdown) 5 }}
+{{- end }}
+
+{{- /* Fails where values repeat what the chart sets itself: `own` and `given` are mappings, `place` names the values. */}}
+{{- define "rerankd.refuseOwn" -}}
+{{- range $key, $_ := .given }}
+{{- if hasKey $.own $key }}
+{{- fail (printf "%s.%s: the chart sets it itself; leave it out" $.place $key) }}
+{{- end }}
+{{- end }}
 {{- end }}
