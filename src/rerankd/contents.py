@@ -34,7 +34,8 @@ def to_content(value: ContentLike, field: str) -> Content:
         return parts
     raise InvalidRequest(
         field,
-        f"is a {type(value).__name__}; give a string, a list of Text, Image and Video, or a dict of {', '.join(KEYS)}",
+        f"is of the type {type(value).__name__}; give a string, a list of Text, Image and Video, or a dict of "
+        f"{', '.join(KEYS)}",
     )
 
 
@@ -54,7 +55,9 @@ def _of_mapping(value: Mapping[str, Any], field: str) -> Iterator[Part]:
         yield Image(image)
     for text in _listed(value.get("text")):
         if not isinstance(text, str):
-            raise InvalidRequest(field, f"has a {type(text).__name__} under 'text'; give a string or a list of them")
+            raise InvalidRequest(
+                field, f"has a value of the type {type(text).__name__} under 'text'; give a string or a list of them"
+            )
         yield Text(text)
 
 

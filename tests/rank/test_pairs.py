@@ -181,7 +181,7 @@ GOOD = '{"query": "what", "documents": ["one"]}\n'
         ("p.jsonl", GOOD + "\n" + '{"documents": ["a"]}\n', 3, "has no `query`"),
         ("p.jsonl", GOOD + '{"query": "a", "documents": []}\n', 2, "`documents` is empty"),
         ("p.jsonl", GOOD + '{"query": "a", "documents": "b"}\n', 2, "`documents` is empty or not a list"),
-        ("p.jsonl", GOOD + '{"query": "a"}\n', 2, "has no `document`"),
+        ("p.jsonl", GOOD + '{"query": "a"}\n', 2, "has neither `documents` nor `document`."),
         ("p.jsonl", GOOD + '{"query": "a", "documents": ["b", 3]}\n', 2, r"documents\[1\]"),
         ("p.jsonl", GOOD + '{"query": "a", "documents": [{"txt": "b"}]}\n', 2, "unknown key 'txt'"),
         (

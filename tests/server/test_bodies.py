@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import http.client
 import json
+import re
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +20,9 @@ from rerankd.core import text_content
 from rerankd.limits import RequestLimits
 from rerankd.server import body as body_module
 from rerankd.server.body import parse_json
-from rerankd.server.problems import Problem
+from rerankd.server.dialects import DIALECTS as every_dialect
+from rerankd.server.dialects.base import Dialect, Endpoint
+from rerankd.server.problems import Problem, checked
 from tests.server.fakes import FakeReranker, fake_score
 
 JSON = {"Content-Type": "application/json"}
@@ -302,3 +306,77 @@ def test_mutated_requests_of_every_api_are_answered_or_refused(vllm_server: str)
     given = fuzz.run(vllm_server, 600, seed=1)
     assert given[200] > 50
     assert given[400] > 50
+
+
+WRONG: list[Any] = [
+    *(None, 5, -7, 1.5, "x", True, [], [5], {}, {"a": 1}, [[]], [{}], [10**40]),
+    *([[{"type": "image"}]], [[{"type": "image_url"}]], [{"content": [{"type": "text"}]}], ["x"] * 9),
+]
+
+
+def refusals(endpoint: Endpoint[Any]) -> Iterator[Problem]:
+    """What an endpoint says of an example's body with each field wrong, or under another name."""
+    (body, *_) = [*endpoint.examples.values(), {}]
+    for field in endpoint.body.model_fields:
+        changes = [{**body, field: value} for value in WRONG]
+        renamed = {f"my_{name}" if name == field else name: value for name, value in body.items()}
+        for fields in (*changes, renamed):
+            try:
+                checked(endpoint.body, fields, RequestLimits())
+            except Problem as problem:
+                yield problem
+
+
+@pytest.mark.parametrize("dialect", every_dialect.values(), ids=every_dialect)
+def test_no_api_answers_in_the_words_of_pydantic(dialect: Dialect) -> None:
+    problems = [problem for endpoint in dialect.endpoints for problem in refusals(endpoint)]
+    assert problems
+    for problem in problems:
+        text = str(problem)
+        assert re.match(r"[\w.\[\]]+: (must|is required|holds) ?", text), text
+        assert not re.search("should|Value error|instance|dictionary|integer|unable to|validation", text), text
+
+
+SAID = [
+    (
+        "nvidia",
+        "/ranking",
+        {"query": "a", "passages": []},
+        'query: must be an object, as in {"text": "what is panda?"} (',
+    ),
+    (
+        "nvidia",
+        "/ranking",
+        {"query": {"text": "a"}, "passages": ["b"]},
+        "passages[0]: must be an object of `text`, `im",
+    ),
+    (
+        "vllm",
+        "/rerank",
+        {"query": "a", "docs": ["b"], "x": 1},
+        "documents: is required (the documents to rank: strings",
+    ),
+    (
+        *("vllm", "/rerank", {"query": "a", "documents": [{"txt": "b"}]}),
+        "documents[0]: must have `content`, or as in Jina's API (/jina) `text` or `image`.",
+    ),
+    ("vllm", "/score", {"text_1": "a", "text_2": [{"text": "b"}]}, "text_2[0]: must have `content`."),
+    (
+        *("vllm", "/rerank", {"query": "a", "documents": [[{"type": "image", "image": "b"}]]}),
+        "documents[0].content[0]: must be a content part: an object whose `type` is text, image_url or video_url, not",
+    ),
+    (
+        "vllm",
+        "/rerank",
+        {"query": "a", "documents": ["b"], "min_score": "x"},
+        "min_score: must be a number (the lowest ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("dialect", "path", "body", "said"), SAID, ids=range(len(SAID)))
+def test_an_error_says_what_a_field_takes(vllm_server: str, dialect: str, path: str, body: Any, said: str) -> None:
+    answer = requests.post(f"{vllm_server}/{dialect}{path}", json=body, timeout=30).json()
+    message = answer["error"]["message"] if dialect == "vllm" else answer["message"]
+    assert message.startswith(said)
+    assert "docs" not in body or message.endswith("; unknown in the body: `docs`, `x`.")

@@ -93,7 +93,7 @@ def test_what_was_cut_is_in_meta_info(sglang_server: str) -> None:
         ({"documents": "one text"}, "documents"),
         ({"documents": [1]}, "documents[0]"),
         ({"query": 1}, "query"),
-        ({"query": [{"type": "image_url", "image_url": 1}]}, "query[0].image_url"),
+        ({"query": [{"type": "image_url", "image_url": 1}]}, "query.content[0].image_url"),
         ({"documents": [[{"type": "image_url", "image_url": {"url": "http://x"}}]]}, "documents[0]"),
     ],
 )

@@ -181,7 +181,8 @@ def test_no_private_address_is_fetched_by_default(closed: Launched, pictures: Se
 
 @pytest.mark.parametrize("url", ["http://169.254.169.254/latest/meta-data", "http://10.0.0.1/x", "http://[::1]/x"])
 def test_metadata_and_internal_addresses_are_not_fetched(closed: Launched, url: str) -> None:
-    assert "private" in refused(post(closed, image(url)))
+    assert "private" in (message := refused(post(closed, image(url))))
+    assert "--allow-private-media" in message
 
 
 def test_no_local_file_is_read_by_default(closed: Launched, folder: Path) -> None:

@@ -60,12 +60,13 @@ def processor_kwargs(text: str) -> dict[str, Any]:
     from pydantic import ValidationError
 
     from rerankd.schemas.processor_kwargs import ProcessorKwargs
+    from rerankd.schemas.wording import first_problem
 
     try:
         kwargs = ProcessorKwargs.model_validate(json_object(text))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise typer.BadParameter(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        place, problem = first_problem(error)
+        raise typer.BadParameter(f"{place}: {problem}") from None
     for name in kwargs.without_effect():
         raise typer.BadParameter(f"{name!r} has no effect here; min_pixels, max_pixels, fps and max_frames have")
     return kwargs.values()

@@ -79,8 +79,9 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
         # One private address is enough to refuse the host, because its owner decides which address answers.
         if not self._allow_private and not all(is_public(address) for address in addresses):
             raise BadMedia(
-                f"host {host!r} is not on the public internet, and fetching from private, loopback and "
-                "link-local addresses is not allowed; send the file as a data: URI"
+                f"host {host!r} is not on the public internet, and fetching from private, loopback and link-local "
+                "addresses is not allowed; send the file as a data: URI, or ask the server's administrator to allow "
+                "such addresses with --allow-private-media"
             )
         failure: Exception | None = None
         for address in addresses:

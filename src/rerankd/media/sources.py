@@ -121,7 +121,7 @@ def _local_path(source: object, access: Access) -> tuple[Path, tuple[Path, ...] 
         if "://" in source[:_QUOTED]:
             raise BadMedia(f"{_quoted(source)} is not an http(s), data: or file: URL")
     if not isinstance(source, (str, os.PathLike)):
-        raise BadMedia(f"a {type(source).__name__} is not a URL, a path or a PIL image")
+        raise BadMedia(f"a value of the type {type(source).__name__} is not a URL, a path or a PIL image")
     if access.local_folders is not None:
         raise BadMedia(f"{_quoted(str(source))} is not an http(s), data: or file: URL; paths are not read here")
     return Path(source), None
@@ -211,7 +211,10 @@ def _regular(path: Path, folders: tuple[Path, ...] | None) -> tuple[Path, int]:
             raise BadMedia(f"{quoted} cannot be read ({_reason(error)})") from error
         allowed = False
     if not allowed:
-        raise BadMedia(f"{quoted} is not a file below a folder that local media may be read from")
+        raise BadMedia(
+            f"{quoted} is not a file below a folder that local media may be read from; send the file as a data: URI, "
+            "or ask the server's administrator to allow its folder with --allowed-local-media-path"
+        )
     try:
         status = real.stat()
     except OSError as error:

@@ -129,8 +129,8 @@ class _QueryBuilder:
             raise BadLine(self._file, number, f"the text of query {self._id!r} differs from line {self._line}.")
         if row.get("instruction", self._instruction) != self._instruction:
             raise BadLine(self._file, number, f"the instruction of query {self._id!r} differs from line {self._line}.")
+        listed = row.get("documents")
         if "documents" in row:
-            listed = row["documents"]
             if not isinstance(listed, list) or not listed:
                 raise BadLine(self._file, number, "`documents` is empty or not a list.")
             id_values = [(_given_id(document), _without_id(document)) for document in listed]
@@ -140,7 +140,8 @@ class _QueryBuilder:
         first, self._place = self._place, self._place + len(id_values)
         for place, (given_id, value) in enumerate(id_values, first):
             if value is None:
-                raise BadLine(self._file, number, "has no `document`, or a document without content.")
+                why = f"document {place} has no content" if listed else "has neither `documents` nor `document`"
+                raise BadLine(self._file, number, f"{why}.")
             id = well_formed(str(place if given_id is None else given_id))
             if id in self._ids:
                 raise BadLine(self._file, number, f"the query has the document {id!r} twice.")

@@ -16,6 +16,7 @@ from rerankd import contents
 from rerankd.core import Content, Image, InvalidRequest, Part, Text, Tokens, Video
 from rerankd.schemas.contents import ContentBody
 from rerankd.schemas.contents import to_content as of_body
+from rerankd.schemas.wording import first_problem
 
 _BODY: TypeAdapter[ContentBody] = TypeAdapter(ContentBody)
 REMOTE = ("http:", "https:", "data:")
@@ -37,9 +38,12 @@ def to_content(value: Any, field: str) -> Content:
     try:
         return of_body(_BODY.validate_python(value))
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False)[0]["msg"]
-        advice = "give a text, an object of text, image and video, or a list of parts"
-        raise InvalidRequest(field, f"{problem}; {advice}") from None
+        place, problem = first_problem(error, field)
+        # Here a query or a document may be an object of its parts too, which the schema of servers does not have.
+        problem = (
+            problem if place != field else "must be a text, an object of text, image and video, or a list of parts"
+        )
+        raise InvalidRequest(place, problem) from None
 
 
 def is_text(content: Content) -> bool:

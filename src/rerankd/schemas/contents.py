@@ -6,12 +6,13 @@ The parts are those of OpenAI's chat messages, as vLLM (`vllm/entrypoints/chat_u
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag, model_validator
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from rerankd.core import Content, Image, Part, Text, Tokens, Video, text_content
 from rerankd.schemas.lists import PartList
@@ -29,8 +30,10 @@ class Open(BaseModel):
     @classmethod
     def _leave_nulls_out(cls, body: Any) -> Any:
         """Drop nulls: clients that write out every field send null for an absent value."""
-        if not isinstance(body, dict):
+        if isinstance(body, cls):
             return body
+        if not isinstance(body, dict):
+            raise PydanticCustomError("object", "must be an object{form}", {"form": cls._form()})
         required = {name for name, field in cls.model_fields.items() if field.is_required()}
         return {name: value for name, value in body.items() if value is not None or name in required}
 
@@ -47,6 +50,21 @@ class Open(BaseModel):
                 field.clear()
                 field.update(anyOf=[value_schema, {"type": "null"}], **annotations)
         return described
+
+    @classmethod
+    def _form(cls) -> str:
+        """The form of an object of this class, as the end of an error: its required fields, or else all fields."""
+        required = {name: field for name, field in cls.model_fields.items() if field.is_required()}
+        if not required:
+            return f" of {', '.join(f'`{name}`' for name in cls.model_fields)}"
+
+        def example(annotation: Any) -> Any:
+            return get_args(annotation)[0] if get_origin(annotation) is Literal else "..."
+
+        form = {
+            name: field.examples[0] if field.examples else example(field.annotation) for name, field in required.items()
+        }
+        return f", as in {json.dumps(form, ensure_ascii=False)}"
 
     def unknown(self) -> list[str]:
         """The names of the fields it does not know."""
@@ -162,9 +180,9 @@ def unknown_fields(body: ContentBody, where: str) -> Iterator[str]:
     """The paths of fields in a content without effect."""
     if isinstance(body, Message):
         yield from (f"{where}.{name}" for name in body.unknown())
-        body, where = body.content, f"{where}.content"
+        body = body.content
     for index, part in enumerate(body if isinstance(body, list) else ()):
-        place = f"{where}[{index}]"
+        place = f"{where}.content[{index}]"
         if isinstance(part, str):
             continue
         yield from (f"{place}.{name}" for name in part.unknown())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import SequenceMatcher
+from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -10,10 +12,15 @@ from pydantic import BaseModel, ValidationError
 from rerankd.core import RerankdError
 from rerankd.limits import RequestLimits
 from rerankd.schemas.lists import OVER_LIMIT, Counted
+from rerankd.schemas.wording import path_of, problem_of
 
 Body = TypeVar("Body", bound=BaseModel)
 MOST_CHARACTERS = 1000
 """The most characters of an error's message, and of the field in it: both may repeat text of a body."""
+MOST_NAMED = 3
+"""The most unknown fields that an error names, the nearest to the missing field first."""
+MOST_COMPARED = 100
+"""The most unknown fields of which the nearest are chosen: a body may have a million. Also characters of a name."""
 
 
 def _shortened(text: str) -> str:
@@ -57,24 +64,27 @@ def checked(body: type[Body], fields: Mapping[str, Any], limits: RequestLimits) 
     try:
         return body.model_validate(fields, context=Counted(limits))
     except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False)[0]
-        where = _path(details["loc"])
-        if details["type"] == OVER_LIMIT:
-            raise Problem(400, _sentence(details["msg"]), where, well_formed=True) from None
+        details = error.errors(include_url=False)[0]
+        location, problem = details["loc"], problem_of(details)
+        is_missing = details["type"] == "missing"
+        if is_missing and location[-2:] == ("<message>", "content"):
+            location, problem = location[:-2], "must have `content`"
+            if location[0] in ("query", "documents"):
+                problem += ", or as in Jina's API (/jina) `text` or `image`"
+        where = path_of(location) or "body"
         field = body.model_fields.get(where)
-        hint = f" `{where}` is {field.description}" if field and field.description else ""
-        problem = "is required." if details["type"] == "missing" else _sentence(details["msg"])
-        raise Problem(400, problem + hint, where) from None
+        is_over_limit = details["type"] == OVER_LIMIT
+        # The description may be a noun, a clause or a sentence: no verb fits before all of them.
+        if field and field.description and not is_over_limit:
+            problem += f" ({field.description.rstrip('.')})"
+        if is_missing and field:
+            problem += _unknown(body, where, fields)
+        raise Problem(400, f"{problem}.", where, well_formed=is_over_limit) from None
 
 
-def _sentence(message: str) -> str:
-    return message.removeprefix("Value error, ").rstrip(".") + "."
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    path = ""
-    for step in location:
-        if isinstance(step, str) and step.startswith("<"):
-            continue  # a union's tag, see schemas/contents.py
-        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
-    return path or "body"
+def _unknown(body: type[BaseModel], missing: str, given: Mapping[str, Any]) -> str:
+    """A clause that names the unknown fields of a body, since one may be the missing field with another spelling."""
+    names = list(islice((name for name in given if name not in body.model_fields), MOST_COMPARED))
+    names.sort(key=lambda name: SequenceMatcher(None, name[:MOST_COMPARED], missing).ratio(), reverse=True)
+    listed = ", ".join(f"`{name:.50}`" for name in names[:MOST_NAMED])
+    return f"; unknown in the body: {listed}" if names else ""

@@ -61,7 +61,7 @@ class CohereV2Body(CohereBody):
         examples=[["The giant panda is a bear.", "hi"]],
         json_schema_extra=AT_LEAST_ONE,
     )
-    priority: int = Field(0, description="without effect: requests are answered in the order they came.")
+    priority: int = Field(0, description="without effect: short requests are preferred, whatever their priority.")
 
 
 class CohereResult(MayCarryChunk):

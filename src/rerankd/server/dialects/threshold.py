@@ -14,8 +14,8 @@ class Thresholded(Open):
     min_score: float | None = Field(
         None,
         allow_inf_nan=False,
-        description="documents with a lower score (a lower logit, if logits are asked for) are left out; the header "
-        "X-Rerankd-Below-Min-Score names them.",
+        description="the lowest score of a document to return (the lowest logit, if logits are asked for); the header "
+        "X-Rerankd-Below-Min-Score names the documents that are left out.",
         examples=[None],
     )
     score_threshold: float | None = Field(

@@ -27,7 +27,7 @@ class VllmOptions(Open):
     padding: Literal["max_length", "do_not_pad"] | None = Field(
         None, description="without effect: no padding is ever computed.", examples=[None]
     )
-    priority: int = Field(0, description="without effect: requests are answered in the order they came.")
+    priority: int = Field(0, description="without effect: short requests are preferred, whatever their priority.")
     cache_salt: str | None = Field(
         None, description="without effect: nothing is cached from one request to the next.", examples=[None]
     )
