@@ -186,4 +186,4 @@ def test_a_notebook_shows_a_table(reranker: Reranker) -> None:
     assert "(cut to fit)" in bodies[1]
     assert len(bodies[1]) < 400
     assert "script" not in shown.tags
-    assert re.search(rf"3 of 3 documents, {result.prompt_tokens} tokens, [\d.]+ ms", result._repr_html_())
+    assert re.search(rf"3 of 3 documents, {result.prompt_tokens:,} tokens, [\d.]+ ms", result._repr_html_())

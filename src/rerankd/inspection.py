@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rerankd.core import RerankRequest, text_content
+from rerankd.core.counts import counted, noun
 from rerankd.loading import Plan
 from rerankd.models.answers import has_classifier, read_answers
 from rerankd.models.architecture import Architecture
@@ -189,8 +190,8 @@ def _late_interaction(plan: Plan) -> str:
     description = f"{description} over the query's tokens of the largest product with a document's tokens"
     if settings.expansion is not None:
         description += f"; queries filled to {settings.expansion.length} tokens"
-    if settings.skipped:
-        description += f"; {len(settings.skipped)} tokens that do not count"
+    if count := len(settings.skipped):
+        description += f"; {counted(count, 'token')} that {noun(count, 'does', 'do')} not count"
     return description
 
 

@@ -146,8 +146,8 @@ def test_missing_queries_count_and_are_told(ideal: Path, tmp_path: Path) -> None
     )
     done = evaluate("--qrels", QRELS, "--run", str(half), "--metrics", "nDCG@10")
     assert re.search(r"^half.trec +0\.3333$", done.stdout, re.MULTILINE)
-    assert "half.trec lacks 8 of the 12 judged queries; each counts 0." in done.stdout
-    assert "half.trec has 1 queries without judgments" in done.stdout
+    assert "half.trec lacks 8 of 12 judged queries; each counts 0." in done.stdout
+    assert "half.trec has 1 query without judgments, not counted." in done.stdout
 
 
 def test_each_ranking_has_a_name_of_its_own(ideal: Path, tmp_path: Path) -> None:

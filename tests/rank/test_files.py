@@ -27,6 +27,7 @@ from rerankd.rank.collection import Collection
 from rerankd.rank.files import BadLines, FileProblem, Source, whole_file
 from rerankd.rank.pairs import Pairs
 from rerankd.rank.runs import FORMATS, Ranked, Ranking, check_ids, falling, output_format, read_run, write_rankings
+from rerankd.rank.texts import TEXTS
 
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Zs", "Zl", "Zp", "Cc"]), min_size=1, max_size=8).filter(
     lambda text: text.split() == [text] and text.isprintable()
@@ -185,7 +186,8 @@ def texts(queries: Collection | Pairs) -> dict[str, tuple[str, dict[str, str]]]:
 @quick
 @given(data=st.data())
 def test_texts_come_out_as_they_went_in(data: st.DataObject, format: str, tmp_path: Path) -> None:
-    kind = LINES if format == "tsv" else ANY
+    # A first line with the name of a column is a header.
+    kind = LINES.filter(lambda text: TEXTS.meaning(text) is None) if format == "tsv" else ANY
     rows = st.lists(
         st.tuples(WORDS.filter(lambda id: "id" not in id), kind), min_size=1, max_size=5, unique_by=lambda row: row[0]
     )
@@ -248,7 +250,7 @@ def test_a_run_is_ordered_by_score_then_as_it_stands(tmp_path: Path) -> None:
     read = texts(Collection(str(COLLECTION), str(COLLECTION), [str(run)], None, BadLines(tell=said.append)))
     assert list(read["q1"][1]) == ["d02", "d01", "d04", "d03"]
     assert list(read) == ["q1"]
-    assert said == [f"11 queries of {COLLECTION}/queries.jsonl have no document in any run; they are left out"]
+    assert said == [f"11 queries of {COLLECTION}/queries.jsonl left out, without a document in any run"]
 
 
 def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,12 @@ GOOD = '{"query": "what", "documents": ["one"]}\n'
         ("p.jsonl", GOOD + '{"query": "a", "documents": []}\n', 2, "`documents` is empty"),
         ("p.jsonl", GOOD + '{"query": "a", "documents": "b"}\n', 2, "`documents` is empty or not a list"),
         ("p.jsonl", GOOD + '{"query": "a"}\n', 2, "has neither `documents` nor `document`."),
-        ("p.jsonl", GOOD + '{"query": "a", "documents": ["b", 3]}\n', 2, r"documents\[1\]"),
+        (
+            "p.jsonl",
+            GOOD + '{"query": "a", "documents": ["b", 3]}\n',
+            2,
+            r"documents\[1\]: must be a text, an object of text, image and video, or a list of parts.$",
+        ),
         ("p.jsonl", GOOD + '{"query": "a", "documents": [{"txt": "b"}]}\n', 2, "unknown key 'txt'"),
         (
             "p.jsonl",
@@ -191,11 +196,11 @@ GOOD = '{"query": "what", "documents": ["one"]}\n'
             "'1'",
         ),
         ("p.jsonl", GOOD + '{"query": "a", "documents": ["b"], "instruction": 3}\n', 2, "`instruction`"),
-        ("p.tsv", "what\tone\nwhat\n", 2, "has 1 columns"),
-        ("p.tsv", "query\tdocument\nwhat\tone\nwhat\n", 3, "has 1 columns, but the header has 2"),
+        ("p.tsv", "what\tone\nwhat\n", 2, "has 1 column"),
+        ("p.tsv", "query\tdocument\nwhat\tone\nwhat\n", 3, "has 1 column, but the header has 2"),
         ("p.csv", 'query,document\nwhat,one\n"what",one,two\n', 3, "has 3 columns, but the header has 2"),
         ("p.csv", b"query,document\nwhat,one\nwhat,\xff\n", 3, "is not valid UTF-8"),
-        ("p.csv", 'query,document\n"what\never",one\nwhat\n', 4, "has 1 columns"),
+        ("p.csv", 'query,document\n"what\never",one\nwhat\n', 4, "has 1 column"),
     ],
 )
 def test_bad_lines_are_told_by_number(name: str, content: str | bytes, line: int, problem: str, tmp_path: Path) -> None:

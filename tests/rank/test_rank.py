@@ -309,3 +309,35 @@ def test_pictures_and_videos_are_ranked(qwen3_vl_checkpoint: Path, tmp_path: Pat
     assert [found["score"] for found in one["results"]] == pytest.approx(
         [d.score for d in expected.documents], abs=1e-4
     )
+
+
+def test_files_are_looked_at_before_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model does not exist, which is not told: the files come first."""
+    there, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    there.write_text('{"query": "a", "documents": ["b"]}\n')
+    out.write_text("")
+
+    def error(command: str, *words: object) -> str:
+        result = CliRunner().invoke(_rerankd(), [command, *map(str, words)])
+        assert result.exit_code == 1
+        return result.stderr.removeprefix("rerankd: error: ")
+
+    model = tmp_path / "no-model"
+    batch = ("run-batch", "--model", model, "-i")
+    assert error("rank", model, there, "-o", out).startswith(f"{out} already exists; ")
+    assert error(*batch, there, "-o", out).startswith(f"{out} already exists; ")
+    assert error("rank", model, tmp_path / "none.tsv").startswith(f"{tmp_path}/none.tsv cannot be read: No such file")
+    assert error(*batch, tmp_path / "none", "-o", tmp_path / "o").startswith(f"{tmp_path}/none cannot be read: No such")
+    assert "there is no folder" in error("rank", model, there, "-o", tmp_path / "none" / "out.jsonl")
+    assert "no-model" in error("rank", model, there, "-o", out, "--restart")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    for words in (
+        (model, there, "--format", "parquet", "-o", tmp_path / "o"),
+        (model, out.rename(tmp_path / "p.parquet")),
+    ):
+        assert error("rank", *words) == "Parquet files need an extra package: pip install 'rerankd[files]'.\n"
+
+
+def test_counts_have_their_nouns() -> None:
+    assert str(Summary(1, 1, 0, 1, 0, 1.0)) == "1 query, 1 document; 1.0 s, 1.0 documents/s; 1 document was cut to fit"
+    assert str(Summary(2, 3000, 0, 2, 1, 1.0)).endswith("; 2 documents were cut to fit; 1 left out")

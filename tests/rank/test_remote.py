@@ -220,7 +220,7 @@ def test_the_command_names_the_apis() -> None:
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        ({"results": [{"index": 0, "relevance_score": 1}]}, "has 1 scores for 2 documents"),
+        ({"results": [{"index": 0, "relevance_score": 1}]}, "has 1 score for 2 documents"),
         ({"results": [{"index": n, "relevance_score": float("nan")} for n in range(2)]}, "the score nan"),
         ({"results": [{"index": n, "relevance_score": 1e300} for n in range(2)]}, "the score 1e"),
         ({"results": [{"index": 0, "score": 1}]}, "does not have the form of the API vllm"),

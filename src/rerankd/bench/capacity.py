@@ -27,6 +27,7 @@ from rerankd.bench.measured import Alone, Level, Measured, Work
 from rerankd.bench.queueing import Replica, Requests, most_requests
 from rerankd.bench.samples import Sample
 from rerankd.core import RerankdError
+from rerankd.core.counts import counted
 
 if TYPE_CHECKING:
     import aiohttp
@@ -165,7 +166,7 @@ class Server:
             found += [await self.alone(sample, count) for count in sorted(counts)]
             whole += 1
         took = median([one.outcome.latency for one in found if one.part == 1])
-        self.progress(f"{whole} requests one at a time: {1000 * took:.1f} ms")
+        self.progress(f"{counted(whole, 'request')}, one at a time: {1000 * took:.1f} ms")
         return found
 
     async def rising(self, rate: float, replicas: int) -> list[tuple[Level, Work]]:
@@ -234,7 +235,7 @@ def _level(outcomes: Sequence[Outcome], took: float, work: Work, replicas: int, 
 
 def _check(outcomes: Sequence[Outcome]) -> None:
     if failed := [outcome.error for outcome in outcomes if outcome.error]:
-        raise RerankdError(f"{len(failed)} of {len(outcomes)} requests failed: {failed[0]}")
+        raise RerankdError(f"{len(failed)} of {counted(len(outcomes), 'request')} failed: {failed[0]}")
 
 
 def _body(target: Target, sample: Sample) -> bytes:

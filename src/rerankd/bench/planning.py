@@ -21,6 +21,7 @@ from rerankd.bench.queueing import (
 )
 from rerankd.bench.rounds import Spread
 from rerankd.core import RerankdError
+from rerankd.core.counts import counted, noun
 
 PERCENT = 99
 LEAST_NETWORK = 0.0005
@@ -63,7 +64,7 @@ class Way:
 
     def __str__(self) -> str:
         return (
-            f"{self.servers * self.replicas:>7} replicas: {self.servers} x {self.replicas}, "
+            f"{_all(self.servers, self.replicas)}, "
             f"mean {1000 * self.mean:.1f} ms, p50 {1000 * self.p50:.1f} ms, p99 {1000 * self.p99:.1f} ms, "
             f"{self.busy:.0%} busy"
         )
@@ -94,7 +95,7 @@ class Observed:
 
     def __str__(self) -> str:
         return (
-            f"{self.servers * self.replicas:>7} replicas: {self.servers} x {self.replicas}, "
+            f"{_all(self.servers, self.replicas)}, "
             f"{self.rate:.4g} requests/s each, p99 {1000 * self.p99:.1f} ms (as measured)"
         )
 
@@ -125,8 +126,8 @@ class Plan:
         if not most:
             raise RerankdError(
                 f"--p99-ms: more than 1 % of the requests take longer than {1000 * wanted.seconds:g} ms in servers of "
-                f"{replicas_per_server} replicas, however few come; ask for more, for fewer documents, or for a faster "
-                "replica."
+                f"{counted(replicas_per_server, 'replica')}, however few come; ask for more, for fewer documents, or "
+                "for a faster replica."
             )
         count = replicas_needed(replica, requests, wanted.rate, PERCENT, wanted.seconds)
         servers = math.ceil(wanted.rate / most)
@@ -156,14 +157,20 @@ class Plan:
                 else f"One server is not enough, of {ONE_SERVER} replicas or fewer.",
                 f"{self.apart} (servers with queues of their own, chosen at random)",
                 str(self.observed or f"No rate that was measured had a p99 of {1000 * wanted.seconds:g} ms or less."),
-                f"Outside the batches: at most {self.cores:.1f} cores, {each:.2f} of each of the "
-                f"{self.apart.servers} servers' processes{_told(each)}",
+                f"Outside the batches: at most {self.cores:.1f} cores, {each:.2f} in the process of each "
+                f"of {counted(self.apart.servers, 'server')}{_told(each)}",
                 f"{wanted.rate * self.apart.mean:.0f} requests in flight; {self.bits / 1e6:.1f} Mbit/s of bodies",
             ]
         )
 
     def json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _all(servers: int, replicas: int) -> str:
+    """The number of replicas of all servers, as the beginning of a line."""
+    count = servers * replicas
+    return f"{count:>7} {noun(count, 'replica')}: {servers} x {replicas}"
 
 
 def _told(cores: float) -> str:
@@ -204,7 +211,7 @@ def _lines(measured: Measured) -> Iterator[str]:
         best = max(closed, key=lambda one: one.answered)
         yield (
             f"  the most measured   {best.answered:.2f} requests/s at {best.clients} at a time, {best.busy:.0%} busy "
-            f"({measured.replicas} replicas)"
+            f"({counted(measured.replicas, 'replica')})"
         )
     yield from compared(measured, measured.levels, measured.replicas)
 

@@ -18,6 +18,7 @@ from rerankd.cli.groups import Values, grouped
 from rerankd.cli.options import LOADING, NAMED
 from rerankd.compat.peers import VLLM
 from rerankd.core import RerankdError
+from rerankd.core.counts import counted
 
 if TYPE_CHECKING:
     from rerankd.options import ModelInfo
@@ -107,12 +108,13 @@ def rank(
     with told_in_one_line(output):
         if pairs is None and (queries or dataset) is None and _is_pairs(model, server):
             model, pairs = None, model
-        from rerankd.rank.files import BadLines
+        from rerankd.rank.files import BadLines, check_files
         from rerankd.rank.rank import Output, rank
         from rerankd.rank.runs import output_format
         from rerankd.rank.scoring import RankSettings, Scorer
 
         form = output_format(output, format)
+        check_files([] if pairs is None else [pairs], output, form, restart)
         bad = BadLines(skip_bad)
         settings = RankSettings(top_n, min_score, instruction, skip_bad)
         source = source_of(pairs, queries, corpus, run, dataset, top_k, bad)
@@ -193,9 +195,10 @@ def run_batch(
     """Answer a file of requests in vLLM's and OpenAI's batch format, with vLLM's flags."""
     with told_in_one_line(output_file):
         from rerankd.rank.batch import run_batch
-        from rerankd.rank.files import BadLines
+        from rerankd.rank.files import BadLines, check_files
         from rerankd.reranker import Reranker
 
+        check_files([input_file], output_file, "jsonl", restart)
         for note in [*VLLM.judge(ctx.obj.given, model or ""), *ctx.obj.notes]:
             typer.echo(note, err=True)
         with Reranker(chosen(model), **loading) as reranker:
@@ -205,8 +208,8 @@ def run_batch(
             answered, failed = run_batch(
                 reranker, names, input_file, output_file, kept, bad, restart=restart, progress=not no_progress
             )
-        left_out = f"; {bad.count:,} lines were left out" if bad.count else ""
-        typer.echo(f"{answered:,} requests, {failed:,} of them failed{left_out}", err=True)
+        left_out = f"; {counted(bad.count, 'line')} left out" if bad.count else ""
+        typer.echo(f"{counted(answered, 'request')}, {failed:,} of them failed{left_out}", err=True)
 
 
 def source_of(

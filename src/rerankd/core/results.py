@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from rerankd.core.contents import Content
+from rerankd.core.counts import counted
 from rerankd.core.errors import InvalidRequest
 
 
@@ -123,8 +124,8 @@ class RerankResult:
         from rerankd.core.tables import table
 
         took = sum(seconds_by_stage(self.stages).values())
-        note = f"{len(self.documents)} of {self.scored} documents, {self.prompt_tokens} tokens, {1000 * took:.1f} ms"
-        return table(self.documents, self.contents, note)
+        note = f"{len(self.documents)} of {counted(self.scored, 'document')}, {counted(self.prompt_tokens, 'token')}"
+        return table(self.documents, self.contents, f"{note}, {1000 * took:.1f} ms")
 
     def in_request_order(self) -> tuple[ScoredDocument, ...]:
         """The documents by index."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from rerankd.core import RerankdError
+from rerankd.core.counts import counted
 from rerankd.rank.collection import RRF_CONSTANT
 from rerankd.rank.files import BadLine, BadLines, FileProblem, Source, needed
 from rerankd.rank.rows import Columns, decoded, rows
@@ -84,7 +85,7 @@ def _judged(source: Source, bad: BadLines) -> Any:
         try:
             cells = decoded(source, number, raw).split()
             if len(cells) not in (0, 4):
-                raise BadLine(source.name, number, f"has {len(cells)} columns; judgments have 4.")
+                raise BadLine(source.name, number, f"has {counted(len(cells), 'column')}; judgments have 4.")
             if cells:
                 yield number, dict(zip(QRELS.positions[4], cells, strict=True))
         except BadLine as problem:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rerankd.core.counts import counted
 from rerankd.evaluate.measures import Judgments, Run, Values, best_first, mean
 from rerankd.evaluate.statistics import Difference, holm
 
@@ -153,9 +154,10 @@ def _notes(system: System, judgments: Judgments) -> Iterable[str]:
     missing = len(judgments.keys() - system.run.keys())
     unjudged = len(system.run.keys() - judgments.keys())
     if missing:
-        yield f"{system.name} lacks {missing} of the {len(judgments)} judged queries; each counts 0."
+        judged = counted(len(judgments), "judged query", "judged queries")
+        yield f"{system.name} lacks {missing} of {judged}; each counts 0."
     if unjudged:
-        yield f"{system.name} has {unjudged} queries without judgments; they do not count."
+        yield f"{system.name} has {counted(unjudged, 'query', 'queries')} without judgments, not counted."
 
 
 def _worst(

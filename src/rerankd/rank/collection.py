@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rerankd.core import Content, RerankdError
+from rerankd.core.counts import counted
 from rerankd.rank.files import BadLine, BadLines, FileProblem, Source
 from rerankd.rank.queries import Query, short_digest
 from rerankd.rank.rows import rows
@@ -171,7 +172,9 @@ class Collection:
             "SELECT count(*) FROM queries WHERE NOT EXISTS (SELECT 1 FROM candidates WHERE query = id)"
         ).fetchone()
         if count and not self._all:
-            self._bad.note(f"{count:,} queries of {self._queries} have no document in any run; they are left out")
+            self._bad.note(
+                f"{counted(count, 'query', 'queries')} of {self._queries} left out, without a document in any run"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import io
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,6 +221,33 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_files(inputs: Collection[str], output: str, form: str, restart: bool) -> None:
+    """Find what would stop the work at its files: the model, which takes longer to load, is loaded after them.
+
+    form: the format of the output
+    restart: whether the output may exist
+
+    Raises FileProblem for an input that cannot be read, an output that exists or cannot be written, and a format whose
+    library is not installed.
+    """
+    for path in inputs:
+        # A pipe's writer would take the end of a look for the end of its reader.
+        if path != STANDARD and not Path(path).is_fifo():
+            with Source(path).open():
+                pass
+    formats = [*map(format_of, inputs), form]
+    if "parquet" in formats:
+        needed("pyarrow.parquet", "Parquet files")
+    if output.lower().endswith(".zst"):
+        zstandard()
+    if output == STANDARD:
+        return
+    if Path(output).exists() and not restart:
+        raise FileProblem(f"{output} already exists; give another name, or --restart to overwrite the file.")
+    if not Path(output).parent.is_dir():
+        raise FileProblem(f"{output} cannot be written: there is no folder {Path(output).parent}.")
 
 
 def zstandard() -> Any:

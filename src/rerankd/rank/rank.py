@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from rerankd.core import RerankdError
+from rerankd.core.counts import counted, noun
 from rerankd.rank.files import STANDARD, BadLines, FileProblem
 from rerankd.rank.journal import Journal
 from rerankd.rank.queries import Queries
@@ -54,12 +55,12 @@ class Summary:
 
     def __str__(self) -> str:
         done = self.documents - self.kept
-        text = f"{self.queries:,} queries, {self.documents:,} documents"
+        text = f"{counted(self.queries, 'query', 'queries')}, {counted(self.documents, 'document')}"
         if self.kept:
             text += f", {self.kept:,} of them from an earlier run"
         text += f"; {self.seconds:.1f} s, {done / max(self.seconds, 1e-9):,.1f} documents/s"
         if self.truncated:
-            text += f"; {self.truncated:,} documents were cut to fit"
+            text += f"; {counted(self.truncated, 'document')} {noun(self.truncated, 'was', 'were')} cut to fit"
         return text + (f"; {self.bad:,} left out" if self.bad else "")
 
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from rerankd.core import InvalidRequest, RerankdError
+from rerankd.core.counts import counted
 from rerankd.rank.apis import APIS
 from rerankd.rank.runs import Ranked
 from rerankd.rank.scoring import Block, Piece, QueryScores, RankSettings, in_query, mark_last, pieces
@@ -247,7 +248,9 @@ class RemoteScorer:
                 f"(--api); a rerankd server has each API below its name, as in http://HOST:PORT/{self._name}."
             ) from None
         if scores.keys() != set(range(count)):
-            raise ServerError(f"{self._url}: the answer has {len(scores)} scores for {count} documents.")
+            raise ServerError(
+                f"{self._url}: the answer has {counted(len(scores), 'score')} for {counted(count, 'document')}."
+            )
         in_order = [scores[index] for index in range(count)]
         if self._tells_truncation:
             return in_order, _truncated(response.headers.get("X-Rerankd-Truncated", ""))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rerankd.core.counts import counted
 from rerankd.rank.files import COMPRESSIONS, STANDARD, BadLine, BadLines, FileProblem, Source, needed
 
 CELL_LIMIT = 64 << 20
@@ -87,12 +88,13 @@ def _lines(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[in
 def _row(
     source: Source, number: int, cells: Sequence[str], header: Sequence[str] | None, columns: Columns
 ) -> dict[str, Any]:
+    found = counted(len(cells), "column")
     names = header or columns.positions.get(len(cells))
     if names is None:
         accepted = " or ".join(", ".join(names) for names in columns.positions.values())
-        raise BadLine(source.name, number, f"has {len(cells)} columns; without a header, the columns are {accepted}.")
+        raise BadLine(source.name, number, f"has {found}; without a header, the columns are {accepted}.")
     if len(cells) != len(names):
-        raise BadLine(source.name, number, f"has {len(cells)} columns, but the header has {len(names)}.")
+        raise BadLine(source.name, number, f"has {found}, but the header has {len(names)}.")
     return dict(zip(names, cells, strict=True))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from rerankd.core.counts import counted
 from rerankd.rank.files import COMPRESSIONS, BadLine, BadLines, FileProblem, Source, format_of, needed, whole_file
 from rerankd.rank.rows import Columns, decoded, rows
 from rerankd.rank.values import well_formed
@@ -96,7 +97,7 @@ def read_run(source: Source, bad: BadLines) -> Iterator[Hit]:
         try:
             cells = decoded(source, number, raw).split()
             if len(cells) != 6:
-                raise BadLine(source.name, number, f"has {len(cells)} columns; a TREC run has 6.")
+                raise BadLine(source.name, number, f"has {counted(len(cells), 'column')}; a TREC run has 6.")
             yield Hit(cells[0], cells[2], _number(source, number, cells[4]), number)
         except BadLine as problem:
             bad.add(problem)

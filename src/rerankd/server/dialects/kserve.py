@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, Discriminator, Field, Tag
 
 from rerankd.core import RerankRequest, RerankResult, text_content
+from rerankd.core.counts import counted
 from rerankd.schemas.contents import Open, by_type
 from rerankd.schemas.lists import DocumentList
 from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Nothing, Served
@@ -52,7 +53,7 @@ class KserveInput(Open):
         """The elements in row-major order. Raises Problem for another number of them than the shape says."""
         texts = [text for element in self.data for text in ([element] if isinstance(element, str) else element)]
         if min(self.shape, default=0) < 0 or math.prod(self.shape) != len(texts):
-            raise Problem(400, f"{self.shape} does not fit the {len(texts)} elements.", f"inputs[{place}].shape")
+            raise Problem(400, f"{self.shape} does not fit {counted(len(texts), 'element')}.", f"inputs[{place}].shape")
         return texts
 
 
