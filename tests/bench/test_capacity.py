@@ -375,7 +375,7 @@ def test_an_impossible_plan_loses_no_measurement(tmp_path: Path) -> None:
         (["m", "--request-rate", "5"], "--request-rate and --p99-ms: a plan needs both"),
         (["m", "--request-rate", "0", "--p99-ms", "5"], "--request-rate: 0.0 is not above 0"),
         (["m", "--request-rate", "5", "--p99-ms", "0"], "--p99-ms: 0.0 is not above 0"),
-        (["--base-url", "http://127.0.0.1:1"], "/v1/models lists none"),
+        (["--base-url", "http://127.0.0.1:1"], "http://127.0.0.1:1 cannot be reached: "),
     ],
 )
 def test_bad_flags_name_themselves(flags: list[str], problem: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,18 @@ def test_the_tokenizer_is_what_the_server_loaded(fake: Fake, tmp_path: Path, mon
     assert "no tokenizer.json for 'absent'" in bench(*common, "--model", "absent").stderr
     fake.models.clear()
     assert "/v1/models lists none" in bench(*common).stderr
+
+
+@pytest.mark.parametrize("command", [["serve"], ["capacity", "/no/such/model"], ["capacity", "--base-url", "http://x"]])
+def test_without_the_extra_the_error_names_it(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert result.stderr == "rerankd: error: Benchmarks need extra packages: pip install 'rerankd[bench]'.\n"
+
+
+def test_a_server_that_is_down_cannot_be_reached() -> None:
+    assert "http://127.0.0.1:1 cannot be reached: " in bench("--base-url", "http://127.0.0.1:1").stderr
 
 
 @pytest.mark.parametrize(

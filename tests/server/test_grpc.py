@@ -19,15 +19,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from rerankd import Reranker
-from rerankd.cli.hosting import Named, open_pool
-from rerankd.cli.start import Launch, _grpc
+from rerankd.cli.hosting import Named, check_grpc, open_pool
+from rerankd.cli.start import Launch, _grpc, _start
 from rerankd.compat.flags import UsageProblem
 from rerankd.core import EngineDead, text_content
 from rerankd.limits import RequestLimits
 from rerankd.options import LoadOptions
 from rerankd.server.run import ListenError, bind
 from rerankd.server.settings import Residence, Settings
-from rerankd.server.tei_grpc.server import GrpcServer
 from rerankd.server.tls import Tls
 from tests.conftest import MakeCheckpoint
 from tests.embedding_checkpoints import embedder
@@ -443,16 +442,20 @@ def test_what_cannot_be_served_is_said_at_once(tmp_path: Path, monkeypatch: pyte
     settings = Settings(names=(MODEL,))
     with bind("127.0.0.1", 0) as taken:
         taken.listen()
-        with pytest.raises(ListenError, match="another program listens there"):
-            GrpcServer(app, "127.0.0.1", taken.getsockname()[1], settings, lambda: True)
+        port = taken.getsockname()[1]
+        with pytest.raises(ListenError, match=r"another program listens there; .* another port with --grpc-port"):
+            check_grpc("127.0.0.1", port, None)
+        # Before the model, which there is not, is looked for.
+        with pytest.raises(ListenError, match="--grpc-port"):
+            _start(Launch("/no/such/model", port=0, grpc_port=port), (), {})
     for tls, why in ((Tls(str(tmp_path / "missing")), "missing"), (Tls("c", password="p"), "with a password")):
         with pytest.raises(ListenError, match=why):
-            GrpcServer(app, "127.0.0.1", 0, settings, lambda: True, tls)
+            check_grpc("127.0.0.1", 0, tls)
     monkeypatch.setitem(sys.modules, "grpc_health.v1", None)
     monkeypatch.delitem(sys.modules, "rerankd.server.tei_grpc.server")
     pool: Any = None
     with pytest.raises(UsageProblem, match=r"pip install 'rerankd\[grpc\]'"):
-        _grpc(Launch("m", grpc_port=0), app, pool, settings, None)
+        check_grpc("127.0.0.1", 0, None)
     assert _grpc(Launch("m"), app, pool, settings, None) is None
 
 

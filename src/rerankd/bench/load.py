@@ -144,11 +144,24 @@ async def run(
         return outcomes, time.perf_counter() - start
 
 
+def require_aiohttp() -> None:
+    """Raises RerankdError without the package with which requests are sent.
+
+    It does an order of magnitude less work a request than httpx, which the rest of the project uses: on a small
+    machine the generator would take the cores that it is there to measure.
+    """
+    try:
+        import aiohttp  # noqa: F401
+    except ImportError:
+        raise RerankdError("Benchmarks need extra packages: pip install 'rerankd[bench]'.") from None
+
+
 async def served_models(base_url: str, headers: Mapping[str, str], *, verify_tls: bool) -> dict[str, str]:
     """The ids of a server's `/v1/models`, in its order, each with the `root` that it was loaded from (else the id).
 
-    Raises RerankdError where there is none.
+    Raises RerankdError where there is none, and for a server that cannot be reached.
     """
+    require_aiohttp()
     import aiohttp
 
     url = f"{base_url}/v1/models"
@@ -156,7 +169,9 @@ async def served_models(base_url: str, headers: Mapping[str, str], *, verify_tls
         async with connect(headers, verify_tls) as session, session.get(url) as response:
             models = (await response.json(content_type=None))["data"]
             served = {str(model["id"]): str(model.get("root") or model["id"]) for model in models}
-    except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (aiohttp.ClientConnectionError, OSError) as error:
+        raise RerankdError(f"{base_url} cannot be reached: {error}.") from error
+    except (aiohttp.ClientError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RerankdError(f"--model: not given, and {url} lists none ({error}).") from error
     if not served:
         raise RerankdError(f"--model: not given, and {url} lists none.")
@@ -165,12 +180,8 @@ async def served_models(base_url: str, headers: Mapping[str, str], *, verify_tls
 
 @contextlib.asynccontextmanager
 async def connect(headers: Mapping[str, str], verify_tls: bool) -> AsyncIterator[aiohttp.ClientSession]:
-    try:
-        # An order of magnitude less work a request than httpx, which the rest of the project uses: on a small
-        # machine the generator would take the cores that it is there to measure.
-        import aiohttp
-    except ImportError as error:
-        raise RerankdError("Sending requests needs aiohttp: pip install 'rerankd[bench]'.") from error
+    require_aiohttp()
+    import aiohttp
 
     all_headers = {"Content-Type": "application/json", **headers}
     if "authorization" not in {name.lower() for name in all_headers} and (key := os.environ.get("OPENAI_API_KEY")):

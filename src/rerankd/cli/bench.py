@@ -104,6 +104,7 @@ def serve(
     from rerankd.bench import apis, load, report, samples
 
     try:
+        load.require_aiohttp()
         url = base_url.rstrip("/") if base_url else f"http://{f'[{host}]' if ':' in host else host}:{port}"
         headers, notes = pairs("--header", header or ()), pairs("--metadata", metadata or ())
         traffic = load.Traffic(request_rate, burstiness, max_concurrency, dataset.seed)

@@ -82,6 +82,8 @@ def capacity(
             raise RerankdError("--request-rate and --p99-ms: a plan needs both.")
         goal = None if request_rate is None or p99_ms is None else Wanted(request_rate, p99_ms / 1000)
         if measured is None:
+            # Before a server is started for the measurement.
+            load.require_aiohttp()
             with ExitStack() as stack:
                 figures = measured_now(stack)
         else:

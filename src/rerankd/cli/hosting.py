@@ -6,11 +6,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rerankd.compat.flags import UsageProblem
 from rerankd.compute_thread import ComputeThread
 from rerankd.core import ModelError
 from rerankd.options import LoadOptions
 from rerankd.server.pool import GIGABYTE, Model, Pool
 from rerankd.server.settings import Residence
+from rerankd.server.tls import Tls
 
 log = logging.getLogger("rerankd")
 
@@ -21,6 +23,17 @@ class Named:
 
     names: tuple[str, ...]
     options: LoadOptions
+
+
+def check_grpc(host: str, port: int, tls: Tls | None) -> None:
+    """Find what would stop the start of the gRPC server. Raises UsageProblem, and ListenError."""
+    try:
+        from rerankd.server.tei_grpc.server import check
+    except ImportError as error:
+        raise UsageProblem(
+            f"--grpc-port needs gRPC's packages, which are not installed ({error}): pip install 'rerankd[grpc]'"
+        ) from None
+    check(host, port, tls)
 
 
 def open_pool(models: Sequence[Named], residence: Residence) -> Pool:

@@ -151,6 +151,7 @@ def _say(text: str, launch: Launch, error: bool = False, **fields: object) -> No
 
 
 def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
+    from rerankd.cli.hosting import check_grpc
     from rerankd.server.run import Lifetime, bind, bind_unix, serve
 
     for note in notes:
@@ -158,6 +159,8 @@ def _start(launch: Launch, notes: Iterable[str], logs: dict[str, Any]) -> None:
     door = launch.door
     guards, tls = door.guards(), door.tls()
     listener = bind_unix(door.uds) if door.uds else bind(launch.host, launch.port)
+    if launch.grpc_port is not None:
+        check_grpc(launch.host, launch.grpc_port, tls)
     with closing(listener), _removed(door.uds), opened(launch, **guards) as (pool, settings):
         from rerankd.server.app import create_app
         from rerankd.server.supervisor import notify
@@ -216,15 +219,10 @@ def opened(launch: Launch, **more: Any) -> Iterator[tuple[Pool, Settings]]:
 
 
 def _grpc(launch: Launch, app: FastAPI, pool: Pool, settings: Settings, tls: Tls | None) -> GrpcServer | None:
-    """The server of TEI's gRPC API, if one is asked for. Raises ListenError, and UsageProblem."""
+    """The server of TEI's gRPC API, if one is asked for, of a launch that `check_grpc` has checked."""
     if launch.grpc_port is None:
         return None
-    try:
-        from rerankd.server.tei_grpc.server import GrpcServer
-    except ImportError as error:
-        raise UsageProblem(
-            f"--grpc-port needs gRPC's packages, which are not installed ({error}): pip install 'rerankd[grpc]'"
-        ) from None
+    from rerankd.server.tei_grpc.server import GrpcServer
 
     def ready() -> bool:
         return not (pool.failure or settings.draining.is_set() or pool.asleep)

@@ -79,10 +79,11 @@ class Beside(Protocol):
         ...
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, flag: str = "--port") -> socket.socket:
     """A socket bound to an address, not yet listening: until it listens, clients are refused. Raises ListenError.
 
     port: 0 for one that the system picks
+    flag: the flag of the port, for errors
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -96,7 +97,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise _explained(error, host, port) from None
+        raise _explained(error, host, port, flag) from None
     return listener
 
 
@@ -245,11 +246,11 @@ def _end(code: int) -> None:
     os._exit(code)
 
 
-def _explained(error: OSError, host: str, port: int) -> ListenError:
+def _explained(error: OSError, host: str, port: int, flag: str = "--port") -> ListenError:
     if error.errno == errno.EADDRINUSE:
-        why = "another program listens there; stop it, or choose another port with --port"
+        why = f"another program listens there; stop it, or choose another port with {flag}"
     elif error.errno == errno.EACCES:
-        why = "this user has no permission; choose a port above 1023 with --port"
+        why = f"this user has no permission; choose a port above 1023 with {flag}"
     elif error.errno == errno.EADDRNOTAVAIL:
         why = "this machine has no such address; choose one with --host"
     else:

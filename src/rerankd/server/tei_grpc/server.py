@@ -65,7 +65,7 @@ class GrpcServer:
         """port: 0 for one that the system picks
         ready: whether calls are answered, for health checks
 
-        Raises ListenError for a port that is taken, and for a certificate that cannot be used.
+        Raises ListenError for a certificate that cannot be used.
         """
         self.port = port
         self._app = app
@@ -76,9 +76,6 @@ class GrpcServer:
         self._bounds = bounds
         self._credentials = _credentials(tls) if tls else None
         self._server: Any = None
-        # Taken for a moment: a model need not be loaded first to learn that another program has the port.
-        with closing(bind(host, port)):
-            pass
 
     async def start(self, tasks: set[asyncio.Task[None]]) -> None:
         """Take calls, each of which is one of `tasks` while it is answered. Raises ListenError."""
@@ -162,6 +159,17 @@ class GrpcServer:
             "Check": grpc.unary_unary_rpc_method_handler(check, *codec),
             "Watch": grpc.unary_stream_rpc_method_handler(watch, *codec),
         }
+
+
+def check(host: str, port: int, tls: Tls | None) -> None:
+    """Find what would stop the server's start. Raises ListenError.
+
+    A model need not be loaded first to learn that another program has the port, or that the certificate is no good.
+    """
+    with closing(bind(host, port, "--grpc-port")):
+        pass
+    if tls:
+        _credentials(tls)
 
 
 def _credentials(tls: Tls) -> Any:
