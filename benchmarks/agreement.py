@@ -8,7 +8,6 @@ Makes a seeded random checkpoint of each shape (2 GB of disk in a temporary fold
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 from tests import checkpoints, references
 from tests.texts import DOCUMENTS, QUERIES
 
+from benchmarks import program
 from rerankd import Reranker
 
 REFERENCES = {"qwen3-0.6b": references.qwen3_scores, "xlmr-m3": references.cross_encoder_scores}
@@ -37,6 +37,10 @@ def compare(name: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    for chosen in sys.argv[1:] or REFERENCES:
+    parser = program.parser("agreement", __doc__)
+    parser.add_argument("names", nargs="*", default=[*REFERENCES], metavar="name", help=f"of {', '.join(REFERENCES)}")
+    for chosen in parser.parse_args().names:
+        if chosen not in REFERENCES:
+            parser.error(f"{chosen!r} is none of {', '.join(REFERENCES)}")
         with tempfile.TemporaryDirectory() as folder:
             compare(chosen, Path(folder))

@@ -24,7 +24,6 @@ cores likewise. FLAGS, as `--dtype bfloat16`, are for all servers.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import os
@@ -37,6 +36,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from benchmarks import program
 from rerankd.bench import apis, load
 from rerankd.bench.capacity import CROWD, LOADS, Server, measure
 from rerankd.bench.fitting import crowding, trace
@@ -176,7 +176,7 @@ async def rounds(
 def main() -> None:
     """See the module."""
     start = time.perf_counter()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.capacity", description=(__doc__ or "").splitlines()[0])
+    parser = program.parser("capacity", __doc__)
     parser.epilog = "Flags of `rerankd serve` for all servers stand behind --."
     parser.add_argument("model")
     parser.add_argument("--replicas", type=int, default=2)
@@ -214,4 +214,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

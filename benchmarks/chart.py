@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import program
 from benchmarks.checkpoints import PUBLISHED
 
 OURS, THEIRS = "#1f6f8b", "#b8bec4"
@@ -58,5 +58,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    source = Path(sys.argv[1])
-    draw(json.loads(source.read_text()), source.with_suffix(".png"))
+    parser = program.parser("chart", __doc__)
+    parser.add_argument("results", type=Path, help="JSON file of benchmarks.compare; the chart is put beside it")
+    given = parser.parse_args()
+    draw(json.loads(given.results.read_text()), given.results.with_suffix(".png"))

@@ -7,9 +7,10 @@ usage: python -m benchmarks.checkpoints FOLDER [name ...]
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+
+from benchmarks import program
 
 PUBLISHED = {
     "qwen3-0.6b": "Qwen/Qwen3-Reranker-0.6B",
@@ -32,11 +33,13 @@ def checkpoint(root: Path, name: str) -> Path:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.checkpoints", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = program.parser("checkpoints", __doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", default=[*PUBLISHED], metavar="name")
     given = parser.parse_args()
+    from tests.checkpoints import NAMED
+
+    if unknown := [wanted for wanted in given.names if wanted not in NAMED]:
+        parser.error(f"there is no checkpoint {unknown[0]}; the names are {', '.join(NAMED)}")
     for wanted in given.names:
         checkpoint(given.folder, wanted)

@@ -1,4 +1,6 @@
-"""`python -m benchmarks.fuzz URL [REQUESTS]`: mutated requests, of which none may get a 500 or no answer.
+"""Mutated requests, of which none may get a 500 or no answer.
+
+usage: python -m benchmarks.fuzz URL [REQUESTS]
 
 Bodies of all APIs, as /openapi.json shows them, are changed in their values (a value becomes one of another type, a
 huge one, another part of the body; fields and elements are doubled, dropped, nested) and in their bytes.
@@ -8,7 +10,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import sys
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from copy import deepcopy
 from random import Random
 from typing import Any
 from urllib.parse import urlsplit
+
+from benchmarks import program
 
 ANSWERS = {200, 400, 404, 413, 415, 422, 429}
 ODD: tuple[Any, ...] = (
@@ -102,5 +105,8 @@ def run(url: str, requests: int, seed: int) -> Counter[int]:
 
 
 if __name__ == "__main__":
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else 100_000
-    print(run(sys.argv[1], count, seed=0))
+    parser = program.parser("fuzz", __doc__)
+    parser.add_argument("url", help="of the server")
+    parser.add_argument("requests", nargs="?", type=int, default=100_000)
+    given_arguments = parser.parse_args()
+    print(run(given_arguments.url, given_arguments.requests, seed=0))

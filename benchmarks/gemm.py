@@ -1,4 +1,6 @@
-"""`python -m benchmarks.gemm [UNIT ...]`: GEMMs alone, in 8 and 16 bits, as multiples of the rate in the unit's dtype.
+"""GEMMs alone, in 8 and 16 bits, as multiples of the rate in the unit's dtype.
+
+usage: python -m benchmarks.gemm [UNIT ...]
 
 One thread, and CPU time, so that other processes matter less. Of each GEMM the best of ROUNDS counts. The shapes are
 those of MiniLM's and bge-reranker-v2-m3's layers.
@@ -12,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks import program
 from rerankd.backends.cpu.linear import DenseLinear, KernelLinear, Linear, int8_linear, int16_linear, kernel_linear
 from rerankd.backends.cpu.native import UNITS, Kernels
 from rerankd.backends.cpu.native.library import load_library, runs
@@ -61,12 +64,17 @@ def compare(kernels: Kernels, inputs: int, outputs: int) -> str:
 
 def main() -> None:
     """See the module."""
+    parser = program.parser("gemm", __doc__)
+    names = [unit.name for unit in UNITS]
+    parser.add_argument("units", nargs="*", default=names, metavar="unit", help=f"of {', '.join(names)}")
+    chosen = parser.parse_args().units
+    if unknown := set(chosen).difference(names):
+        parser.error(f"{', '.join(sorted(unknown))}: choose of {', '.join(names)}")
     torch.set_num_threads(1)
     loaded = load_library(torch.float32)
     if loaded is None:
         sys.exit("No kernels were built, or none for this processor.")
     library, _ = loaded
-    chosen = sys.argv[1:] or [unit.name for unit in UNITS]
     for unit in UNITS:
         if unit.name in chosen and runs(library, unit):
             kernels = Kernels(library, unit)

@@ -8,11 +8,11 @@ requests whose texts no cache has seen.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from statistics import median
 
+from benchmarks import program
 from rerankd.bench.workloads import Corpus
 from rerankd.reranker import Reranker
 
@@ -39,9 +39,12 @@ def measure(reranker: Reranker, corpus: Corpus, documents: int, words: int, quer
 
 
 def main() -> None:
-    model, *quantization = sys.argv[1:]
+    parser = program.parser("growth", __doc__)
+    parser.add_argument("model")
+    parser.add_argument("quantization", nargs="?", choices=("int8",))
+    given = parser.parse_args()
     corpus = Corpus(1)
-    with Reranker(model, quantization=quantization[0] if quantization else None) as reranker:
+    with Reranker(given.model, quantization=given.quantization) as reranker:
         measure(reranker, corpus, DOCUMENTS, WORDS, QUERY_WORDS)
         print("| grows | documents | words | words of the query | tokens computed | ms | documents/s |")
         print("|---|---|---|---|---|---|---|")
@@ -52,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -28,6 +28,7 @@ from random import Random
 
 import aiohttp
 
+from benchmarks import program
 from benchmarks.memory import family
 from benchmarks.soak import DOCUMENTS, QUERIES, TOLERANCE, Corpus
 from rerankd.bench.started import Started, started
@@ -194,7 +195,7 @@ async def killed(server: Started, corpus: Corpus, given: argparse.Namespace) -> 
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=(__doc__ or "").splitlines()[0])
+    parser = program.parser("kills", __doc__)
     parser.add_argument("model")
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--clients", type=int, default=200)
@@ -215,4 +216,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

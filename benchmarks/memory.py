@@ -14,7 +14,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import program
 from rerankd.bench.workloads import Corpus
+from rerankd.core.counts import counted
 from rerankd.reranker import Reranker
 
 DOCUMENTS, WORDS = 256, 100
@@ -44,15 +46,20 @@ def measured(model: str, replicas: int) -> int:
 
 def main() -> None:
     """Print a row for each count of replicas."""
-    model, most = sys.argv[1], int(sys.argv[2]) if sys.argv[2:] else 2
-    for count in range(1, most + 1):
+    parser = program.parser("memory", __doc__)
+    parser.add_argument("model")
+    parser.add_argument("replicas", nargs="?", type=int, default=2, help="the most replicas")
+    given = parser.parse_args()
+    for count in range(1, given.replicas + 1):
         # In a process of its own: what was freed before is not counted.
         child = os.fork()
         if child == 0:
-            print(f"{count} replicas: {measured(model, count) / 1e6:.0f} MB", flush=True)
+            print(f"{counted(count, 'replica')}: {measured(given.model, count) / 1e6:.0f} MB", flush=True)
             os._exit(0)
-        os.waitpid(child, 0)
+        _, status = os.waitpid(child, 0)
+        if status:
+            sys.exit(1)
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

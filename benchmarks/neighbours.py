@@ -8,7 +8,6 @@ slows both. ISA is a value of RERANKD_ISA.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+from benchmarks import program
 from benchmarks.checkpoints import checkpoint
 from benchmarks.engines import EXPORT_PACKAGES, EXPORTED, Engine, Spec
 from rerankd.bench.workloads import Corpus, Workload
@@ -31,9 +31,7 @@ SETTLED_SECONDS = 0.5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.neighbours", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = program.parser("neighbours", __doc__)
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder of random checkpoints; made if missing")
     parser.add_argument("--case", default="bert-minilm/mixed:64", metavar="MODEL/WORKLOAD")
     parser.add_argument("--engines", nargs="+", default=ENGINES, metavar="[ISA/]ENGINE[:DTYPE]")
@@ -88,4 +86,4 @@ def busy() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import program
 from rerankd.backends.cpu.native import Kernels
 
 SOURCE = Path(__file__).parent / "peak.c"
@@ -60,4 +61,5 @@ def _seconds(loop: ctypes._NamedFuncPointer, threads: int) -> float:
 
 
 if __name__ == "__main__":
+    program.parser("peak", __doc__).parse_args()
     main()

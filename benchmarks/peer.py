@@ -13,6 +13,7 @@ out: {"seconds", "scores"} and from rerankd {"prompt_tokens", "computed_tokens"}
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import json
 import math
@@ -386,7 +387,11 @@ def memory_bytes() -> int | None:
 
 
 def main() -> None:
-    engine, *given = sys.argv[1:]
+    parser = argparse.ArgumentParser(prog="peer.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("engine", choices=[*ENGINES])
+    parser.add_argument("given", nargs="+", metavar="argument", help="MODEL VARIANT [PROGRAM]")
+    chosen = parser.parse_args()
+    engine, given = chosen.engine, chosen.given
     # Engines print as they please; what they print goes to stderr, and the answers have stdout to themselves.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -17,7 +17,6 @@ beside that of a command that ranks one document with the same model.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -33,6 +32,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
 from typing import Any
+
+from benchmarks import program
 
 SECONDS = 10.0
 Texts = Callable[[int], str]
@@ -141,9 +142,7 @@ def highest(command: list[str], folder: Path, seconds: float, show: bool) -> int
 
 def main() -> None:
     """Print the memory over time, and the highest."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.rank_memory", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = program.parser("rank_memory", __doc__)
     parser.add_argument("model")
     parser.add_argument("--form", choices=("run", "pairs", "rows", "corpus"), default="run")
     parser.add_argument("--documents", type=int, default=1_000_000)
@@ -162,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

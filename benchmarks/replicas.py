@@ -13,7 +13,6 @@ Run it on a machine that does nothing else. The clients run on the same cores.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import math
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy
 
+from benchmarks import program
 from rerankd.bench import apis, load
 from rerankd.bench.rounds import Spread
 from rerankd.bench.samples import Sample
@@ -165,7 +165,7 @@ def table(rows: Sequence[Mapping[str, Any]], replicas: int) -> str:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.replicas", description=(__doc__ or "").splitlines()[0])
+    parser = program.parser("replicas", __doc__)
     parser.epilog = "Flags of `rerankd serve` for both servers stand behind --."
     parser.add_argument("model")
     parser.add_argument("--replicas", type=int, default=2)
@@ -198,4 +198,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

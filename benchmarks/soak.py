@@ -14,7 +14,6 @@ some send what would cost too much. It is held to this, and the command ends wit
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import re
@@ -32,6 +31,7 @@ from typing import NamedTuple
 
 import aiohttp
 
+from benchmarks import program
 from rerankd import Reranker
 
 QUERIES, DOCUMENTS = 8, 600
@@ -314,7 +314,7 @@ def _two(values: Sequence[float]) -> str:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak")
+    parser = program.parser("soak", __doc__)
     parser.add_argument("model")
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--clients", type=int, default=200)
@@ -328,4 +328,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

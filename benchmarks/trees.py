@@ -14,7 +14,6 @@ The ratios are medians over the turns, and say more than the times beside them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
@@ -26,6 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from benchmarks import program
 from rerankd.bench.workloads import QUERY_WORDS, Corpus
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,7 +114,7 @@ def report(trees: Sequence[Tree]) -> str:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.trees", description=(__doc__ or "").splitlines()[0])
+    parser = program.parser("trees", __doc__)
     parser.add_argument("model")
     parser.add_argument("trees", nargs="+", metavar="NAME=PATH[;VARIABLE=VALUE]")
     parser.add_argument("--documents", type=int, default=10, help="of a request")
@@ -149,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -6,6 +6,7 @@ its options, then the requests of one turn after another. Each line is answered 
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -45,4 +46,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     main()

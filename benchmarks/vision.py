@@ -14,7 +14,6 @@ random weights. Needs the test extras. Results stand in docs/vision.md.
 from __future__ import annotations
 
 import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from benchmarks import program
 from rerankd import Reranker
 from rerankd.backends.select import place
 from rerankd.core import Image
@@ -107,4 +107,12 @@ def _peak() -> float:
 
 
 if __name__ == "__main__":
-    {"speed": speed, "memory": memory}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
+    parser = program.parser("vision", __doc__)
+    measurements = parser.add_subparsers(required=True, dest="measurement")
+    for name in ("speed", "memory"):
+        measurement = measurements.add_parser(name)
+        measurement.add_argument("folder", type=Path, help="a Qwen3-VL-Reranker")
+        if name == "speed":
+            measurement.add_argument("dtype", nargs="?", default="auto")
+    given = parser.parse_args()
+    program.run(lambda: speed(given.folder, given.dtype) if given.measurement == "speed" else memory(given.folder))

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import program
 from benchmarks.peak import peak_rates
 from rerankd.backends.cpu.layers import Layers
 from rerankd.backends.cpu.native import Kernels, PackedWeight, QuantizedRows
@@ -40,14 +41,18 @@ SHOWN = 10
 
 
 def main() -> None:
-    model, workload, *quantization = sys.argv[1:]
+    parser = program.parser("where", __doc__)
+    parser.add_argument("model")
+    parser.add_argument("workload", type=Workload.parse, help="such as uniform:20")
+    parser.add_argument("quantization", nargs="?", choices=("int8",))
+    given = parser.parse_args()
     corpus = Corpus(1)
     profile = cProfile.Profile()
     done: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
-    with Reranker(model, quantization=quantization[0] if quantization else None) as reranker:
+    with Reranker(given.model, quantization=given.quantization) as reranker:
         engine = reranker._engine
-        chosen = Workload.parse(workload)
+        chosen = given.workload
         reranker.rerank(*corpus.request(chosen), show_progress=False)
         requests = [corpus.request(chosen) for _ in range(ROUNDS * KINDS[chosen.kind].requests)]
         forward, run = engine._forward, Kernels._run
@@ -65,7 +70,7 @@ def main() -> None:
     stats = pstats.Stats(profile)
     rows = sorted(stats.stats.items(), key=lambda row: -row[1][2])  # type: ignore[attr-defined]
     whole = sum(row[1][2] for row in rows)
-    print(f"{model}, {workload}: {seconds['forward'] / len(requests):.3g} s a request")
+    print(f"{given.model}, {given.workload}: {seconds['forward'] / len(requests):.3g} s a request")
     for (file, _, name), (_, calls, own, _, _) in rows[:SHOWN]:
         print(
             f"{own / whole:6.1%}  {calls // len(requests):6d} calls  {Path(file).parent.name}/{Path(file).name}:{name}"
@@ -144,4 +149,4 @@ def _profiled(
 
 
 if __name__ == "__main__":
-    main()
+    program.run(main)

@@ -8,8 +8,8 @@ URL is the server's, by default http://127.0.0.1:8000. Needs `pip install httpx`
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import sys
 
 import httpx
 
@@ -48,4 +48,7 @@ async def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:] or ["http://127.0.0.1:8000"]))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("url", nargs="?", default="http://127.0.0.1:8000", help="of the server")
+    given = parser.parse_args()
+    asyncio.run(main(given.url))

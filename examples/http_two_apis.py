@@ -9,8 +9,8 @@ Needs `pip install httpx requests`.
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 
 import httpx
 import requests
@@ -48,4 +48,7 @@ def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:] or ["http://127.0.0.1:8000"])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("url", nargs="?", default="http://127.0.0.1:8000", help="of the server")
+    given = parser.parse_args()
+    main(given.url)

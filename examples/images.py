@@ -7,7 +7,7 @@ MODEL is a folder or an id on the hub, by default Qwen/Qwen3-VL-Reranker-2B. Wit
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 from PIL import Image, ImageDraw
 
@@ -37,4 +37,8 @@ def main(model: str, *paths: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:] or ["Qwen/Qwen3-VL-Reranker-2B"])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", nargs="?", default="Qwen/Qwen3-VL-Reranker-2B", help="a folder, or an id on the hub")
+    parser.add_argument("images", nargs="*", metavar="image", help="a path or a URL; without one two are drawn")
+    given = parser.parse_args()
+    main(given.model, *given.images)

@@ -7,7 +7,7 @@ MODEL is a folder or an id on the hub, by default Qwen/Qwen3-Reranker-0.6B.
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 from rerankd import Reranker
 
@@ -36,4 +36,7 @@ def main(model: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:] or ["Qwen/Qwen3-Reranker-0.6B"])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", nargs="?", default="Qwen/Qwen3-Reranker-0.6B", help="a folder, or an id on the hub")
+    given = parser.parse_args()
+    main(given.model)

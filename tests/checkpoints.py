@@ -8,6 +8,7 @@ By hand, in the sizes of the published models too: `python -m tests.checkpoints 
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -480,9 +481,14 @@ HUB = Storage(dtype="bfloat16", old_keys=True)
 
 
 def main(arguments: list[str]) -> None:
-    root, *names = arguments
-    for name in names or NAMED:
-        folder = root_folder(Path(root) / name)
+    parser = argparse.ArgumentParser(prog="python -m tests.checkpoints", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("root", type=Path, help="folder in which each checkpoint gets a folder of its name")
+    parser.add_argument("names", nargs="*", default=[*NAMED], metavar="name", help=f"of {', '.join(NAMED)}")
+    given = parser.parse_args(arguments)
+    if unknown := [name for name in given.names if name not in NAMED]:
+        parser.error(f"there is no checkpoint {unknown[0]}; the names are {', '.join(NAMED)}")
+    for name in given.names:
+        folder = root_folder(given.root / name)
         NAMED[name](folder)
         print(name, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) >> 20, "MiB")
 

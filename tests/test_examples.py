@@ -236,3 +236,9 @@ def test_custom_template(qwen3_checkpoint: Path, capsys: pytest.CaptureFixture[s
     assert_alike(scored(first), best_first(built_in, documents), PRINTED)
     assert_alike(scored(second), best_first(own, documents), PRINTED)
     assert len(run("custom_template.py", str(folder)).splitlines()) == len(printed.splitlines())
+
+
+@pytest.mark.parametrize("name", ["async_client", "custom_template", "http_two_apis", "images", "offline_rerank"])
+def test_an_example_with_arguments_says_what_it_takes(name: str) -> None:
+    said = run(f"{name}.py", "--help")
+    assert said.startswith(f"usage: {name}.py [-h] [")
