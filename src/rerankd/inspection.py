@@ -75,6 +75,7 @@ class Inspection:
     max_tokens, positions: the most tokens of a prompt, and the number of the model's positions
     stored: the format of quantised weights, and their dequantisation; None for other weights
     backend: the backend, with the reasons against those before it
+    other_files: the files and folders that are not read, which a score does not need
     not_understood: the settings of the folder that are not read or have no effect
     """
 
@@ -98,6 +99,7 @@ class Inspection:
     tensor_parallel_size: int
     data_parallel_size: int
     backend: str
+    other_files: tuple[str, ...]
     not_understood: tuple[str, ...]
 
 
@@ -126,6 +128,7 @@ def inspect(plan: Plan) -> Inspection:
         tensor_parallel_size=plan.options.tensor_parallel_size,
         data_parallel_size=len(plan.devices),
         backend="; ".join([backend, *reasons]),
+        other_files=tuple(_other_files(plan)),
         not_understood=tuple(_not_understood(plan)),
     )
 
@@ -214,15 +217,18 @@ def _example(plan: Plan) -> tuple[str, ...]:
     return tuple(tokenizer.decode(ids, skip_special_tokens=False) for ids in whole)
 
 
+def _other_files(plan: Plan) -> Iterator[str]:
+    read_folders = {module.folder for module in read_modules(plan.folder) or ()}
+    for path in sorted(plan.folder.iterdir()):
+        if path.is_dir() and path not in read_folders and path.name[:1] != ".":
+            yield f"{path.name}/"
+        elif path.is_file() and not any(fnmatch.fnmatch(path.name, pattern) for pattern in FILES):
+            yield f"{path.name} (not run)" if path.suffix == ".py" else path.name
+
+
 def _not_understood(plan: Plan) -> Iterator[str]:
     folder, recipe = plan.folder, plan.choice.recipe
     modules = read_modules(folder) or ()
-    read_folders = {module.folder for module in modules}
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and path not in read_folders and path.name[:1] != ".":
-            yield f"{path.name}/: not read"
-        elif path.is_file() and not any(fnmatch.fnmatch(path.name, pattern) for pattern in FILES):
-            yield f"{path.name}: not read{' and not run' if path.suffix == '.py' else ''}"
     if "auto_map" in plan.config.entries and not (
         plan.options.trust_remote_code and plan.backend()[0] == "transformers"
     ):

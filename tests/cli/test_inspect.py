@@ -154,9 +154,9 @@ def test_what_is_not_understood_is_listed(qwen3_checkpoint: Path, bert_checkpoin
     (folder / "extra").mkdir()
     (folder / "README.md").write_text("# Mine")
     (folder / "config_sentence_transformers.json").write_text('{"activation_fn": "torch.nn.Identity"}')
-    assert look(folder)["not_understood"] == [
-        "extra/: not read",
-        "modeling.py: not read and not run",
+    found = look(folder)
+    assert found["other_files"] == ["extra/", "modeling.py (not run)"]
+    assert found["not_understood"] == [
         "config.json: `auto_map` names code of the folder's own, which is not run",
         "config.json: `num_experts` has no effect",
         "config.json: `router_scale` has no effect",

@@ -135,7 +135,7 @@ def test_inspection(make_checkpoint: MakeCheckpoint) -> None:
     assert found.prompts[0] == f"{QWEN3_EMBEDDING_PROMPT}what is panda?</s>"
     found = inspect(plan(LoadOptions(str(make_checkpoint(embedder, **CHAINS["dense"])), device="cpu")))
     assert found.head == "cosine of embeddings by mean pooling, then Dense, Dense"
-    assert found.not_understood == ("source/: not read",)
+    assert (found.other_files, found.not_understood) == (("source/",), ())
     found = inspect(plan(LoadOptions(str(make_checkpoint(embedder, **CHAINS["three at once"])), device="cpu")))
     assert found.head == "dot product of embeddings by mean and cls and lasttoken pooling"
     found = inspect(plan(LoadOptions(str(make_checkpoint(embedder, truncate_dim=24)), device="cpu")))

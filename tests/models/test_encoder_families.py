@@ -81,7 +81,8 @@ def test_an_inspection(make_checkpoint: MakeCheckpoint, maker: Callable[..., Pat
     assert ("have no names" in inspection.why) == two
     assert "panda" in inspection.prompts[0]
     auto_map = "config.json: `auto_map` names code of the folder's own, which is not run"
-    assert set(inspection.not_understood) <= {"original/: not read", auto_map}
+    assert set(inspection.other_files) <= {"original/"}
+    assert set(inspection.not_understood) <= {auto_map}
 
 
 @pytest.mark.parametrize(

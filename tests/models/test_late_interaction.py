@@ -142,7 +142,7 @@ def test_inspection(make_checkpoint: MakeCheckpoint) -> None:
     found = inspect(plan(LoadOptions(str(make_checkpoint(pylate)), device="cpu")))
     assert (found.recipe, found.not_understood) == ("late-interaction", ())
     found = inspect(plan(LoadOptions(str(make_checkpoint(multi_vector, **NATIVE)), device="cpu")))
-    assert (found.recipe, found.not_understood) == ("late-interaction", ("source/: not read",))
+    assert (found.recipe, found.other_files, found.not_understood) == ("late-interaction", ("source/",), ())
 
 
 def test_the_query_is_read_once_and_cuts_are_told(make_checkpoint: MakeCheckpoint) -> None:

@@ -98,7 +98,7 @@ def test_inspection_of_a_chain(make_checkpoint: MakeCheckpoint) -> None:
     found = inspect(plan(LoadOptions(str(make_checkpoint(ettin)), device="cpu")))
     assert (found.recipe, found.head) == ("cross-encoder", "modules Pooling, Dense, LayerNorm, Dense")
     assert found.activation == "identity"
-    assert "source/: not read" in found.not_understood
+    assert "source/" in found.other_files
 
 
 def change(folder: Path, name: str, **entries: Any) -> None:

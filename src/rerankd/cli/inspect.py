@@ -65,6 +65,8 @@ def _text(inspection: Inspection) -> str:
     shown = [f"{name + ':':<14}{value}" for name, value in lines.items() if value]
     for prompt in inspection.prompts:
         shown += ["prompt:", *(f"    {line}" for line in prompt.split("\n"))]
+    if inspection.other_files:
+        shown += ["other files, not needed:", *(f"    {name}" for name in inspection.other_files)]
     if inspection.not_understood:
         shown += ["not understood:", *(f"    {entry}" for entry in inspection.not_understood)]
     return "\n".join(shown)

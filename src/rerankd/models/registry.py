@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from importlib import import_module
 
 from rerankd.core import ModelError
@@ -71,7 +71,7 @@ def architecture(name: str) -> Architecture:
 
 
 def find_architecture(config: Config) -> tuple[str, Architecture]:
-    """The name and the entry of the checkpoint's architecture; ModelError with the list of known ones.
+    """The name and the entry of the checkpoint's architecture; ModelError for one that is not supported.
 
     ModelError too for a configuration of another model type, or of quantised weights in an unsupported format.
     """
@@ -85,13 +85,22 @@ def find_architecture(config: Config) -> tuple[str, Architecture]:
                 raise config.wrong("model_type", f"must be {types} for the architecture {name}")
             return name, entry
     names = ", ".join(map(shown, config.architectures)) or "no architecture"
-    raise ModelError(f"{config.source} names {names} (`architectures`); supported are {_known()}.")
+    raise ModelError(
+        f"{config.source} names {names} (`architectures`), which is not supported. {_way_out(config.architectures)}"
+        "docs/models.md lists the models that are, and `rerankd models` those of them in this machine's cache."
+    )
 
 
-def _known() -> str:
-    """The architectures, grouped by the endings of their names."""
-    kinds: dict[str, list[str]] = {}
-    for name in ARCHITECTURES:
-        match = re.fullmatch(r"(.+?)(For\w+|Model)", name)
-        kinds.setdefault(match[2] if match else name, []).extend([match[1]] if match else [])
-    return "; ".join(f"{kind} of {', '.join(families)}" if families else kind for kind, families in kinds.items())
+def _way_out(names: Sequence[str]) -> str:
+    """What to know about architectures that are not supported, as sentences."""
+    if any(name.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) for name in names):
+        return (
+            "A language model scores only by a rule that its authors trained it for, and no rule for this one is "
+            "known: a chat model cannot rerank. "
+        )
+    if any(name.endswith("ForSequenceClassification") for name in names):
+        return (
+            "transformers runs it without --model-impl native; it is an extra package: "
+            "pip install 'rerankd[transformers]'. "
+        )
+    return ""

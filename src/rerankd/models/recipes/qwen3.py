@@ -32,7 +32,7 @@ def _is_qwen3(evidence: Evidence) -> str | None:
         return 'its LogitScore reads "yes" and "no"'
     if entries.get("vocab_size") != VOCABULARY or evidence.appends():
         return None
-    reason = f"its vocabulary has {VOCABULARY:,} tokens, as Qwen3-Reranker's has and chat models' have not"
+    reason = f"its vocabulary has {VOCABULARY:,} tokens, like Qwen3-Reranker's and unlike chat models'"
     if (entries.get("hidden_size"), entries.get("num_hidden_layers")) in SIZES:
         return f"{reason}, and its sizes are those of a Qwen3-Reranker"
     return None if evidence.chat_template else f"{reason}, and it has no chat template"
