@@ -13,10 +13,12 @@ from rerankd.cli.capacity import capacity
 from rerankd.cli.commands import lists_command
 from rerankd.cli.groups import Values, grouped
 from rerankd.cli.options import LOADING, MODEL
+from rerankd.cli.plain import PlainCommand, PlainGroup
 from rerankd.core import RerankdError
 
 app = typer.Typer(
     name="bench",
+    cls=PlainGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -30,7 +32,7 @@ def bench() -> None:
     """Measure any rerank server, or this machine at a model."""
 
 
-app.command()(grouped(capacity))
+app.command(cls=PlainCommand)(grouped(capacity))
 
 
 @app.command(cls=lists_command("--header", "--metadata"))
@@ -164,7 +166,7 @@ def serve(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=PlainCommand)
 @grouped
 def offline(
     model: Annotated[str, typer.Argument(help=MODEL)],
@@ -214,7 +216,7 @@ def offline(
         fail(error)
 
 
-@app.command()
+@app.command(cls=PlainCommand)
 def quantization(
     model: Annotated[str, typer.Argument(help=MODEL)],
     pairs: Annotated[int, typer.Option(min=2, help="Pairs of query and document to score.")] = 500,

@@ -19,6 +19,7 @@ from rerankd.cli.configuration import (
     of_environment,
     of_file,
 )
+from rerankd.cli.plain import PlainCommand
 from rerankd.cli.several import MORE
 from rerankd.compat.flags import Given, Peer, Takes, UsageProblem, sort_out
 from rerankd.compat.variables import Variables
@@ -59,7 +60,7 @@ def peer_command(peer: Peer, variables: Variables) -> type[TyperCommand]:
     A caller in Python gives entries, as a file has them, in place of a command line, as the context's `obj`.
     """
 
-    class PeerCommand(TyperCommand):
+    class PeerCommand(PlainCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             options = {
                 flag: param
@@ -149,7 +150,7 @@ class ForwardingCommand(TyperCommand):
 def lists_command(*flags: str) -> type[TyperCommand]:
     """A command that takes `--header A=1 B=2` as argparse does, beside `--header A=1 --header B=2`."""
 
-    class ListsCommand(TyperCommand):
+    class ListsCommand(PlainCommand):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             spread: list[str] = []
             option = None

@@ -15,6 +15,7 @@ import typer
 import yaml
 
 from rerankd.cli.door import KEY_VARIABLE
+from rerankd.cli.plain import problem
 from rerankd.cli.several import KEY, MORE, settings_of
 from rerankd.compat.flags import Given, Peer, UsageProblem, sort_out
 
@@ -145,7 +146,7 @@ def check(settings: Iterable[Setting], options: Options, ctx: Any) -> dict[str, 
         except typer.BadParameter as error:
             names_key = setting.place.startswith(PREFIX) or ": " in setting.place
             where = setting.place if names_key else f"{setting.place}: {flag[2:]}"
-            raise UsageProblem(f"{where}: {error.message.rstrip('.')}.") from None
+            raise UsageProblem(f"{where}: {problem(error)}.") from None
     return values
 
 

@@ -14,6 +14,7 @@ from rerankd.cli.evaluate import evaluate
 from rerankd.cli.inspect import inspect
 from rerankd.cli.launch_server import launch_server
 from rerankd.cli.models import models
+from rerankd.cli.plain import PlainCommand, PlainGroup
 from rerankd.cli.rank import rank, run_batch
 from rerankd.cli.serve import serve
 from rerankd.compat.flags import Takes, UsageProblem
@@ -52,7 +53,13 @@ def _launch_server() -> typer.Typer:
 
 
 def _rerankd() -> typer.Typer:
-    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app = typer.Typer(
+        cls=PlainGroup,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
 
     @app.callback()
     def rerankd(
@@ -63,8 +70,8 @@ def _rerankd() -> typer.Typer:
         """A rerank engine and server."""
 
     app.command(cls=peer_command(VLLM, VLLM_VARIABLES))(serve)
-    app.command()(inspect)
-    app.command()(models)
+    app.command(cls=PlainCommand)(inspect)
+    app.command(cls=PlainCommand)(models)
     app.command(cls=lists_command("--run"))(rank)
     app.command("eval", cls=lists_command(*EVAL_LISTS))(evaluate)
     app.command("run-batch", cls=peer_command(VLLM, VLLM_VARIABLES))(run_batch)

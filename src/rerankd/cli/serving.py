@@ -55,7 +55,7 @@ LAUNCH = Group(
             typed={"min": 0},
         ),
         "keep_alive": Option(
-            "Seconds that a connection may be idle. Set more than the load balancer's, which are mostly 60.",
+            "Seconds that a connection may be idle. Set a longer time than the load balancer's, which is mostly 60.",
             ("--timeout-keep-alive",),
             typed={"min": 0.001},
         ),
@@ -117,9 +117,9 @@ SETTINGS = Group(
             typed={"min": 1},
         ),
         "max_queued_tokens": Option(
-            "Most tokens that wait for the model; further calls get 429. A call may have more if it is alone. "
-            "[default: 8M]",
+            "Most tokens that wait for the model; further calls get 429. A call may have more if it is alone.",
             ("--max-queued-tokens", "--max-num-queued-tokens"),
+            default="8M",
             convert=lambda tokens: tokens or QUEUED_TOKENS,
             typed=TOKENS,
         ),

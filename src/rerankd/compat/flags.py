@@ -6,7 +6,7 @@ Names are without dashes, and say what a flag takes: `name` is a switch, `name=`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -162,7 +162,12 @@ def _unknown(token: str, flag: str, our_flags: Mapping[str, Takes], peer: Peer) 
     head = flag.partition(".")[0]
     if head != flag and head in our_flags:
         return f"{token} is not supported; give {head} one JSON object."
-    near = get_close_matches(flag, our_flags, n=2, cutoff=0.7)
-    near += get_close_matches(flag, [f"--{name}" for name in peer.flags], n=2, cutoff=0.8) if not near else []
+    return unknown_flag(flag, our_flags, [f"--{name}" for name in peer.flags])
+
+
+def unknown_flag(flag: str, our_flags: Iterable[str], peers_flags: Sequence[str] = ()) -> str:
+    """The error for a flag that there is not, with the nearest flags that there are."""
+    near = get_close_matches(flag, list(our_flags), n=2, cutoff=0.7)
+    near = near or get_close_matches(flag, peers_flags, n=2, cutoff=0.8)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; see --help for those that there are."
     return f"There is no flag {flag}{hint}"
