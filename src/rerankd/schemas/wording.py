@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rerankd.core.counts import counted
+
 KINDS = {
     "string": "a string",
     "int": "a whole number",
@@ -45,11 +47,11 @@ def problem_of(details: Mapping[str, Any]) -> str:
     kind, message = details["type"], details["msg"].removeprefix("Value error, ").rstrip(".")
     if kind == "missing":
         return "is required"
-    if kind == "part" and isinstance(details["input"], dict) and "type" in details["input"]:
-        return f"{message}, not {details['input']['type']!r:.50}"
+    if kind == "part" and isinstance(details["input"], dict) and isinstance(given := details["input"].get("type"), str):
+        return f"{message}, not {given[:50]!r}"
     if kind in ("too_short", "too_long"):
         bound, count = ("at least", "min_length") if kind == "too_short" else ("at most", "max_length")
-        return f"must have {bound} {details['ctx'][count]} {'element' if details['ctx'][count] == 1 else 'elements'}"
+        return f"must have {bound} {counted(details['ctx'][count], 'element')}"
     if kind == "int_from_float":
         return "must be a whole number"
     for beginning, wanted in KINDS.items():
