@@ -32,6 +32,7 @@ from rerankd.ranking import Submitted
 from rerankd.reranker import Reranker
 from rerankd.schemas.contents import ContentBody, to_content
 from rerankd.schemas.processor_kwargs import ProcessorKwargs
+from rerankd.schemas.wording import first_problem
 
 log = logging.getLogger("rerankd")
 
@@ -254,8 +255,7 @@ def _sizing(processor_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     try:
         kwargs = ProcessorKwargs.model_validate(processor_kwargs)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ValueError(f"mm_processor_kwargs: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ValueError(": ".join(first_problem(error, "mm_processor_kwargs"))) from None
     for name in kwargs.without_effect():
         raise ValueError(f"mm_processor_kwargs: {name!r} has no effect here; leave it out")
     return kwargs.values()

@@ -35,6 +35,8 @@ async def test_clients_of_replicas_that_are_killed_get_all_their_answers(bert_ch
     assert not kills.wrong
     assert len(set(kills.killed)) == KILLS
     assert kills.sent == kills.scored >= KILLS * ANSWERS
-    assert set(kills.statuses) == {200}, "a request that one process died of is answered by another"
+    # A request that one process died of is answered by another, unless that one is killed with it too: it is sent again.
+    assert set(kills.statuses) <= {200, 503}
+    assert kills.statuses[503] <= CLIENTS
     assert server.process.returncode == 0
     assert not [pid for pid in processes if is_alive(pid)]

@@ -223,6 +223,12 @@ def whole_file(path: str) -> Iterator[IO[bytes]]:
         unfinished.unlink(missing_ok=True)
 
 
+def expect_new(output: str, restart: bool) -> None:
+    """Raises FileProblem for an output that exists, unless the run starts again."""
+    if Path(output).exists() and not restart:
+        raise FileProblem(f"{output} already exists; give another name, or --restart to overwrite the file.")
+
+
 def check_files(inputs: Collection[str], output: str, form: str, restart: bool) -> None:
     """Find what would stop the work at its files: the model, which takes longer to load, is loaded after them.
 
@@ -244,8 +250,7 @@ def check_files(inputs: Collection[str], output: str, form: str, restart: bool) 
         zstandard()
     if output == STANDARD:
         return
-    if Path(output).exists() and not restart:
-        raise FileProblem(f"{output} already exists; give another name, or --restart to overwrite the file.")
+    expect_new(output, restart)
     if not Path(output).parent.is_dir():
         raise FileProblem(f"{output} cannot be written: there is no folder {Path(output).parent}.")
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from rerankd.rank.files import STANDARD, FileProblem
+from rerankd.rank.files import STANDARD, FileProblem, expect_new
 
 SYNC_SECONDS = 1.0
 """Seconds between two calls of `fsync`.
@@ -44,8 +44,7 @@ class Journal:
             self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
             return
         self._path = Path(f"{output}.part")
-        if Path(output).exists() and not restart:
-            raise FileProblem(f"{output} already exists; give another name, or --restart to overwrite the file.")
+        expect_new(output, restart)
         try:
             self._file = open(self._path, "a+b")  # noqa: SIM115 - closed by `close`
         except OSError as error:
