@@ -35,7 +35,7 @@ async def test_clients_of_replicas_that_are_killed_get_all_their_answers(bert_ch
     assert not kills.wrong
     assert len(set(kills.killed)) == KILLS
     assert kills.sent == kills.scored >= KILLS * ANSWERS
-    # A request that one process died of is answered by another, unless that one is killed with it too: it is sent again.
+    # A request that one process died of is answered by another, unless that one is killed with it too.
     assert set(kills.statuses) <= {200, 503}
     assert kills.statuses[503] <= CLIENTS
     assert server.process.returncode == 0
