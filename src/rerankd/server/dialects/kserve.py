@@ -49,7 +49,11 @@ class KserveInput(Open):
     shape: DocumentList[Dimension] = Field(
         max_length=MOST_DIMENSIONS, description="as many elements as `data` has.", examples=[[2]]
     )
-    data: Elements = Field(description="the texts, in one list or in lists of lists.", examples=[["a", "b"]])
+    data: Elements = Field(
+        description="the texts, in one list or in lists of lists. With the binary tensor extension they follow the "
+        "JSON, and `parameters.binary_data_size` is here instead.",
+        examples=[["a", "b"]],
+    )
 
     def texts(self, place: int) -> list[str]:
         """The elements in row-major order. Raises Problem for another number of them than the shape says."""
