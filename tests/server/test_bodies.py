@@ -112,12 +112,29 @@ def test_bytes_that_are_no_text_are_told_their_place(monkeypatch: pytest.MonkeyP
             parse_json(("é" * 20).encode()[: place - place % 2] + b"a" * (place % 2) + b"\xff" * 9, RequestLimits())
 
 
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(
+    ("path", "field"), [("/v1/rerank", "top_n"), ("/nvidia/v1/ranking", "top_k"), ("/tei/rerank", "top_n")]
+)
+def test_an_integer_that_python_does_not_read_is_named(vllm_server: str, path: str, field: str, large: bool) -> None:
+    more = "a" * (body_module.LARGE if large else 1)
+    for number in ("9" * 5_000, "-" + "9" * 5_000):
+        body = f'{{"more": "{more}", "{field}": {number}}}'.encode()
+        response = requests.post(vllm_server + path, data=body, headers=JSON, timeout=30)
+        assert response.status_code in (400, 422)
+        assert f"{field}: is an integer of {len(number)} characters" in response.text
+        assert "set_int_max_str_digits" not in response.text
+    body = f'{{"{field}": [1, {"9" * 5_000}]}}'.encode()
+    response = requests.post(vllm_server + path, data=body, headers=JSON, timeout=30)
+    assert "The body holds an integer of 5000 characters" in response.text
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize(
-    "content_type", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]
+    "content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonp"]
 )
-def test_what_is_not_called_json_is_refused(vllm_server: str, dialect: str, content_type: str | None) -> None:
-    headers = {"Content-Type": content_type} if content_type else {}
+def test_what_is_not_called_json_is_refused(vllm_server: str, dialect: str, content_type: str) -> None:
+    headers = {"Content-Type": content_type}
     response = send(vllm_server, dialect, b'{"query": "a", "documents": ["b"]}', headers)
     assert response.status_code == 415
     assert code(dialect, response) == 415

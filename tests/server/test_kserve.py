@@ -77,6 +77,52 @@ def test_a_model_of_another_name(vllm_server: str) -> None:
         assert "`other` does not exist" in response.json()["error"]
 
 
+def test_a_model_has_version_1(vllm_server: str) -> None:
+    versioned = f"/v2/models/{MODEL}/versions/1"
+    inputs = tensor("query", [QUERY]), tensor("documents", DOCUMENTS)
+    for prefix in ("", "/kserve"):
+        answer = infer(vllm_server, *inputs, path=f"{prefix}{versioned}/infer").json()
+        assert (answer["model_name"], answer["outputs"][0]["data"]) == (MODEL, SCORES)
+        known = requests.get(f"{vllm_server}{prefix}{versioned}", timeout=30).json()
+        assert (known["name"], known["versions"]) == (MODEL, ["1"])
+        ready = requests.get(f"{vllm_server}{prefix}{versioned}/ready", timeout=30).json()
+        assert ready == {"name": MODEL, "ready": True}
+    for path in ("versions/2", "versions/2/ready", "versions/1/2"):
+        response = requests.get(f"{vllm_server}/v2/models/{MODEL}/{path}", timeout=30)
+        assert response.status_code == 404
+        assert f"This server has `{MODEL}`" in response.json()["error"]
+
+
+@pytest.mark.parametrize("keys", [(), ("k",)])
+def test_a_name_without_its_organisation_is_enough(keys: tuple[str, ...]) -> None:
+    short = MODEL.rpartition("/")[2]
+    assert short != MODEL
+    inputs = [tensor("query", [QUERY]), tensor("documents", DOCUMENTS)]
+    with running(FakeReranker(), Settings(names=(MODEL,), keys=keys)) as url:
+        key = {"Authorization": "Bearer k"}
+        answer = requests.post(f"{url}/v2/models/{short}/infer", json={"inputs": inputs}, headers=key, timeout=30)
+        assert answer.json()["outputs"][0]["data"] == SCORES
+        assert requests.get(f"{url}/v2/models/{short}", headers=key, timeout=30).json()["name"] == short
+        assert requests.get(f"{url}/v2/models/{short}/ready", timeout=30).json() == {"name": short, "ready": True}
+
+
+def test_a_models_probe_needs_no_key_and_tells_no_names() -> None:
+    with running(FakeReranker(), Settings(names=(MODEL, "other"), keys=("k",))) as url:
+
+        def asked(path: str, method: str = "GET") -> int:
+            return requests.request(method, url + path, timeout=30).status_code
+
+        for name in (MODEL, "other", f"{MODEL}/versions/1"):
+            for prefix in ("", "/kserve"):
+                assert asked(f"{prefix}/v2/models/{name}/ready") == 200
+        assert asked(f"/v2/models/{MODEL}/ready", "HEAD") == 200
+        for path in ("unknown/ready", MODEL, f"{MODEL}/infer", f"{MODEL}/infer/ready", f"{MODEL}/versions/2/ready"):
+            assert asked(f"/v2/models/{path}") == 401
+        assert asked(f"/v2/models/{MODEL}/infer", "POST") == 401
+    with running(FakeReranker(), Settings(names=(MODEL,), keys=("k",), protect_all=True)) as url:
+        assert asked(f"/v2/models/{MODEL}/ready") == 401
+
+
 def test_health_while_the_server_ends_and_when_its_engine_has_failed() -> None:
     fake, settings = FakeReranker(), Settings(names=(MODEL,), keys=("k",))
     key = {"Authorization": "Bearer k"}

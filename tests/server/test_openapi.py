@@ -249,7 +249,7 @@ def test_each_status_that_is_described_is_given_and_no_other(
     place = path.format(model=MODEL)
     url = urls[dialect] + place
     responses = [requests.post(url, data=b"{", headers={"Content-Type": "application/json"}, timeout=30)]
-    responses.append(requests.post(url, data=b"{}", timeout=30))
+    responses.append(requests.post(url, data=b"{}", headers={"Content-Type": "text/plain"}, timeout=30))
     for example in content["examples"].values():
         responses.append(requests.post(url, json=example["value"], timeout=30))
         responses += [requests.post(url, json=bad, timeout=30) for bad in bad_bodies(example["value"])]

@@ -297,7 +297,7 @@ def test_errors_have_the_apis_shape_and_status(vllm_server: str, service: str) -
     response = requests.post(url, data=b"{", headers={"Content-Type": "application/json"}, timeout=30)
     assert response.status_code == bad
     assert "not valid JSON" in message(service, response)
-    assert requests.post(url, data=b"{}", timeout=30).status_code == 415
+    assert requests.post(url, data=b"{}", headers={"Content-Type": "text/plain"}, timeout=30).status_code == 415
     large = post(vllm_server, service, query="a" * (1 << 20))
     assert large.status_code == 413
     assert "--max-body-mb" in message(service, large)

@@ -20,7 +20,7 @@ from rerankd.core import (
     RerankRequest,
     RerankResult,
 )
-from rerankd.server.body import LARGE, NESTED, Bodies, parse_json
+from rerankd.server.body import LARGE, NESTED, Bodies
 from rerankd.server.called import Called
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Served
 from rerankd.server.hosted import Hosted, choose
@@ -88,7 +88,7 @@ async def answer(incoming: Incoming, routed: Sequence[Routed], desk: Desk, calle
         if unready := exchange.hosted.served.unready():
             return exchange.refusal(unready)
         exchange.check()
-        async with desk.bodies.read(incoming) as body:
+        async with desk.bodies.read(incoming, exchange.endpoint.binary_header) as body:
             with desk.places.take():
                 await exchange.parse(body)
                 with exchange.hosted.places.take():
@@ -101,8 +101,9 @@ async def answer(incoming: Incoming, routed: Sequence[Routed], desk: Desk, calle
     except Problem as problem:
         return exchange.refusal(problem)
     except InvalidRequest as error:
-        field = exchange.call.word(error.field) if exchange.call else error.field
-        return exchange.refusal(Problem(400, error.problem, field, well_formed=True))
+        if exchange.call:
+            error = InvalidRequest(exchange.call.word(error.field), exchange.call.said(error.problem))
+        return exchange.refusal(Problem(400, error.problem, error.field, well_formed=True))
     except EngineDead:
         return exchange.refusal(ENGINE_DEAD)
     except EngineClosed:
@@ -225,7 +226,8 @@ class _Exchange:
         return self._render(call, results, False)
 
     def _parse(self) -> Call[Any]:
-        fields = {**parse_json(self._body, self.hosted.served.limits), **self._incoming.parameters}
+        unpacked = self.endpoint.unpack(self._body, self._incoming.headers, self.hosted.served.limits)
+        fields = {**unpacked, **self._incoming.parameters}
         # A null counts as absent: clients that write out every field do not choose an API by it.
         present = {name: value for name, value in fields.items() if value is not None}
         self._claim(present)

@@ -21,6 +21,7 @@ from rerankd.server.answer import Routed
 from rerankd.server.calls import Calls
 from rerankd.server.dialects import DIALECTS
 from rerankd.server.dialects.base import Endpoint
+from rerankd.server.dialects.names import spellings
 from rerankd.server.http import HttpCall, response_of
 from rerankd.server.metrics import Metrics
 from rerankd.server.openapi import (
@@ -81,12 +82,14 @@ def create_app(models: Serves | Pool | Service, settings: Settings) -> FastAPI:
     # Routes that need no key say so.
     security: dict[str, Any] | None = None if settings.protect_all else dict(NO_KEY)
     probes = {"/health", "/metrics"}
+    names = spellings(name for hosted in service.hosted for name in hosted.model.names)
     examples: dict[tuple[str, str], Examples] = {}
     shown = served if service.pool.models[0].reranker else replace(served, tokenize=made_up_tokens, decode=made_up_text)
     for (method, path), routed in service.routes.items():
         dialect, endpoint = routed[0]
         if endpoint.probe:
-            probes.add(path)
+            # Of a model's probe, the paths of our names: an answer to any other name would tell ours.
+            probes.update(path.replace(PARAMETER, name) for name in names)
         examples[method, path] = answers(routed, shown)
         app.router.add_api_route(
             # A model's name may have slashes.

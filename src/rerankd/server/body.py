@@ -8,7 +8,7 @@ import math
 import re
 import time
 from codecs import getincrementaldecoder
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from itertools import islice
 from json.decoder import JSONArray, JSONObject, scanstring  # type: ignore[attr-defined]
@@ -28,6 +28,8 @@ SLICE = 1 << 18
 """Bytes or characters that C code reads at a time: no other thread runs meanwhile."""
 PATIENCE = 5.0
 """Seconds that a body may take to arrive while the bytes of another one have no place."""
+MOST_NAME = 200
+"""The most bytes of a field's name, where an error looks for it, and of the blanks behind it."""
 LONGEST_ESCAPE = len("\\ud83d")
 NESTED = Problem(400, "The body's JSON is nested too deeply.")
 _FIRST_HALF = re.compile(r"\\u[dD][89abAB]")
@@ -45,17 +47,16 @@ class Bodies:
         self._arriving: dict[asyncio.Task[None], tuple[float, bytearray]] = {}
 
     @asynccontextmanager
-    async def read(self, incoming: Incoming) -> AsyncIterator[bytearray]:
+    async def read(self, incoming: Incoming, binary_header: str | None = None) -> AsyncIterator[bytearray]:
         """A call's body, which counts as held until the context ends.
+
+        binary_header: as `Endpoint` has it
 
         Raises `Problem`: 413 for a body above the limit, 415 for a content type that is not JSON or a body that is
         compressed, 408 for one that does not arrive in time, 429 where all bodies together are too large: for a
         new body, or for one that arrives slowly.
         """
-        media_type = incoming.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "application/json":
-            shown_type = f"{media_type!r}" if media_type else "none"
-            raise Problem(415, f"The Content-Type must be application/json; this request's is {shown_type}.")
+        _check_type(incoming.headers, binary_header)
         coding = incoming.headers.get("content-encoding", "").strip().lower()
         if coding not in ("", "identity"):
             raise Problem(
@@ -124,6 +125,25 @@ class Bodies:
         )
 
 
+def _check_type(headers: Mapping[str, str], binary_header: str | None) -> None:
+    """Raise a 415 `Problem` for a body that is not called JSON. Without a type, it is JSON, as Go's clients send it.
+
+    A web page may send bodies of some types, and of none, to any server that its reader's browser reaches. The browser
+    says then where the body comes from, which no other client does. For JSON, and for binary data, it asks first.
+    """
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "application/json":
+        return
+    if media_type == "application/octet-stream" and binary_header and binary_header in headers:
+        return
+    if media_type:
+        raise Problem(415, f"The Content-Type must be application/json; this request's is {media_type!r}.")
+    if any(name == "origin" or name.startswith("sec-fetch-") for name in headers):
+        raise Problem(
+            415, "The Content-Type must be application/json; this request has none, and comes from a browser."
+        )
+
+
 def parse_json(body: bytes | bytearray, limits: RequestLimits) -> dict[str, Any]:
     """The JSON object that a body holds, lone surrogates in its strings replaced by U+FFFD.
 
@@ -135,6 +155,10 @@ def parse_json(body: bytes | bytearray, limits: RequestLimits) -> dict[str, Any]
         parsed = decoder.decode(_text(body))
         if _has_surrogates(body):
             parsed = _well_formed(parsed)
+    except _TooLong as error:
+        field = _name_of(error.number, body)
+        what = f"an integer of {len(error.number)} characters ({error.number[:20]}...); write it with fewer"
+        raise Problem(400, f"is {what}." if field else f"The body holds {what}.", field) from None
     except UnicodeDecodeError as error:
         raise Problem(400, f"The body is not UTF-8: byte {error.start} does not decode.") from None
     except RecursionError:
@@ -166,7 +190,7 @@ def _has_surrogates(body: bytes | bytearray) -> bool:
 
 
 def _decoder() -> json.JSONDecoder:
-    return json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)
+    return json.JSONDecoder(parse_int=_integer, parse_float=_finite, parse_constant=_refuse)
 
 
 class _Gradual(json.JSONDecoder):
@@ -176,7 +200,7 @@ class _Gradual(json.JSONDecoder):
     """
 
     def __init__(self, limits: RequestLimits) -> None:
-        super().__init__(parse_float=_finite, parse_constant=_refuse)
+        super().__init__(parse_int=_integer, parse_float=_finite, parse_constant=_refuse)
         self._limits = limits
         self._values = 0
         self.parse_array = lambda at, scan: JSONArray(at, self._counting(scan))
@@ -234,6 +258,28 @@ def _begins_escape(text: str, start: int, place: int) -> bool:
     """Whether the backslash at a place is not the second of two."""
     before = text[start:place]
     return (len(before) - len(before.rstrip("\\"))) % 2 == 0
+
+
+class _TooLong(Exception):
+    """An integer of more digits than Python reads."""
+
+    def __init__(self, number: str) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _integer(number: str) -> int:
+    try:
+        return int(number)
+    except ValueError:
+        raise _TooLong(number) from None
+
+
+def _name_of(number: str, body: bytes | bytearray) -> str | None:
+    """The field that has a number; None for one in a list."""
+    place = body.find(number.encode())
+    name = re.search(rb'"([^"\\]*)"\s*:\s*$', body[max(place - MOST_NAME, 0) : place])
+    return name[1].decode(errors="replace") if name else None
 
 
 def _finite(number: str) -> float:

@@ -44,7 +44,7 @@ PROBLEMS = (
     Problem(404, "The model `other` does not exist.", "model"),
     Problem(408, "The body did not arrive within 60 seconds."),
     Problem(413, "The body is larger than the 67108864 bytes that this server takes."),
-    Problem(415, "The Content-Type must be application/json; this request's is none."),
+    Problem(415, "The Content-Type must be application/json; this request's is 'text/plain'."),
     Problem(429, OVERLOADED),
     Problem(500, "The model failed on this request."),
     SHUTTING_DOWN,
@@ -72,7 +72,7 @@ def json_body(routed: Sequence[Routed]) -> dict[str, Any]:
         f"{dialect.name}: {title}": {"value": body}
         for dialect, endpoint in routed
         for title, body in endpoint.examples.items()
-        if dialect is routed[0][0] or dialect.claims(body, {})
+        if dialect is next((other for other, _ in routed if other.claims(body, {})), routed[0][0])
     }
     content = {"application/json": {"schema": schema, "examples": examples}}
     return {"requestBody": {"required": True, "content": content}}

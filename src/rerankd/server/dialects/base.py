@@ -12,18 +12,21 @@ from pydantic import BaseModel
 
 from rerankd.core import EngineLoad, RerankRequest, TextToken
 from rerankd.limits import RequestLimits
+from rerankd.server.body import parse_json
 from rerankd.server.problems import Problem
 
 if TYPE_CHECKING:
     from rerankd.options import ModelInfo
 
 Body = TypeVar("Body", bound=BaseModel)
+ALLOW_CUTS = "allow truncation"
+"""Advice of `prompts/limits.py`."""
 ERRORS: Mapping[int, str] = {
     400: "a missing or wrong field, a prompt too long where cutting is not allowed, or more than the server's limits",
     401: "no API key, or a wrong one, where the server wants one",
     408: "a body that did not arrive in time",
     413: "a body above the server's limit",
-    415: "a Content-Type that is not application/json, or a compressed body",
+    415: "a Content-Type that is not application/json, none in a call from a browser, or a compressed body",
     429: "more calls or tokens at a time than the server takes, or bodies larger together than it holds",
     500: "a failure of the model or the server",
     504: "no answer within the server's time",
@@ -74,7 +77,7 @@ class Call(Generic[Body]):
     requests: the requests to answer
     ignored: the names of given fields without effect
     id: the caller's id for the call; None for a random one
-    fields: the caller's names of fields of `RerankRequest` that differ
+    fields: the caller's names of fields of `RerankRequest` that differ; for `truncation.allowed`, how to set it
     places: for each request, the indices of its documents in the body; empty if the body has one request in order
     """
 
@@ -103,6 +106,11 @@ class Call(Generic[Body]):
         head = name.partition("[")[0].partition(".")[0]
         return self.fields.get(name) or self.fields.get(head, head) + name[len(head) :]
 
+    def said(self, problem: str) -> str:
+        """An `InvalidRequest`'s problem; where it advises to allow cuts, and the call says how, it says so too."""
+        how = self.fields.get("truncation.allowed")
+        return problem.replace(ALLOW_CUTS, f"{ALLOW_CUTS} ({how})") if how else problem
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint(Generic[Body]):
@@ -118,6 +126,10 @@ class Endpoint(Generic[Body]):
     methods: the HTTP methods; GET includes HEAD
     claims: whether a body belongs to this endpoint, if endpoints of its dialect share a path; a body that none of them
         claims belongs to the first
+    unpack: the fields of a body, from its bytes and its call's headers; raises Problem. Endpoints that share a path
+        have the same
+    binary_header: a header, in lower case, of bodies that hold binary data too: with it, a body may be called
+        `application/octet-stream`
     probe: whether it only reports the health of the server, which needs no key
     id_prefix: the beginning of the ids of answers
     examples: bodies that it answers, by a description
@@ -131,6 +143,10 @@ class Endpoint(Generic[Body]):
     render: Callable[[Call[Body], Sequence[Any], str, Served], object]
     methods: tuple[str, ...] = ("POST",)
     claims: Callable[[Mapping[str, Any], Served], bool] = lambda fields, served: False
+    unpack: Callable[[bytes | bytearray, Mapping[str, str], RequestLimits], dict[str, Any]] = (
+        lambda body, headers, limits: parse_json(body, limits)
+    )
+    binary_header: str | None = None
     probe: bool = False
     id_prefix: str = "rerank-"
     examples: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

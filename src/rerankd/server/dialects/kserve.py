@@ -1,6 +1,7 @@
-"""The Open Inference Protocol (KServe's V2, Triton's, MLServer's) over HTTP with JSON: rerank as tensors.
+"""The Open Inference Protocol (KServe's V2, Triton's, MLServer's) over HTTP: rerank as tensors.
 
-Source: `specification/protocol/inference_rest.md` of kserve/open-inference-protocol.
+Source: `specification/protocol/inference_rest.md` of kserve/open-inference-protocol. Inputs may be binary; answers are
+JSON, which the clients of the binary extension read too. A model has one version, 1.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from rerankd.core.counts import counted
 from rerankd.schemas.contents import Open, by_type
 from rerankd.schemas.lists import DocumentList
 from rerankd.server.dialects.base import ERRORS, Call, Dialect, Endpoint, Nothing, Served
-from rerankd.server.dialects.names import not_ours
+from rerankd.server.dialects.kserve_binary import HEADER, unpack
+from rerankd.server.dialects.names import is_ours, not_ours
 from rerankd.server.dialects.probes import live, model_ready, ready
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
@@ -24,6 +26,7 @@ from rerankd.version import __version__
 QUERY: Literal["query"] = "query"
 DOCUMENTS: Literal["documents"] = "documents"
 SCORES = "scores"
+VERSION = "1"
 MOST_DIMENSIONS = 8
 Dimension: TypeAlias = Annotated[int, Field(gt=-(1 << 31), lt=1 << 31)]
 """A number of 4,300 digits is JSON too. The product of many of those takes minutes, in which no other thread runs."""
@@ -47,7 +50,11 @@ class KserveInput(Open):
     shape: DocumentList[Dimension] = Field(
         max_length=MOST_DIMENSIONS, description="as many elements as `data` has.", examples=[[2]]
     )
-    data: Elements = Field(description="the texts, in one list or in lists of lists.", examples=[["a", "b"]])
+    data: Elements = Field(
+        description="the texts, in one list or in lists of lists. With the binary tensor extension they follow the "
+        "JSON, and `parameters.binary_data_size` is here instead.",
+        examples=[["a", "b"]],
+    )
 
     def texts(self, place: int) -> list[str]:
         """The elements in row-major order. Raises Problem for another number of them than the shape says."""
@@ -165,6 +172,7 @@ def _parse(body: KserveBody, served: Served) -> Call[KserveBody]:
     ignored = [
         *body.unknown(),
         *(f"inputs[{i}].{name}" for i, tensor in enumerate(body.inputs) for name in tensor.unknown()),
+        *(f"outputs[{i}].{name}" for i, tensor in enumerate(body.outputs or ()) for name in tensor.unknown()),
     ]
     return Call(body, (request,), tuple(ignored), body.id, {"documents": f"inputs[{place}].data"})
 
@@ -177,7 +185,7 @@ def _render(call: Call[KserveBody], results: Sequence[RerankResult], id: str, se
 
 
 def _expect_our_model(model: str, served: Served) -> None:
-    if model not in served.names:
+    if not is_ours(model, served):
         raise not_ours(model, served)
 
 
@@ -194,7 +202,7 @@ def _parse_ready(body: KserveName, served: Served) -> Call[KserveName]:
 def _model(call: Call[KserveName], results: Sequence[RerankResult], id: str, served: Served) -> object:
     return {
         "name": call.body.model,
-        "versions": [],
+        "versions": [VERSION],
         "platform": "rerankd",
         "inputs": [
             {"name": QUERY, "datatype": "BYTES", "shape": [1]},
@@ -208,20 +216,27 @@ def _server(call: Call[Any], results: Sequence[RerankResult], id: str, served: S
     return {"name": "rerankd", "version": __version__, "extensions": []}
 
 
-def _get(path: str, summary: str, **options: Any) -> Endpoint[Any]:
-    return Endpoint(paths=(path,), summary=f"{summary} (Open Inference Protocol)", methods=("GET",), **options)
+def _of_model(path: str = "") -> tuple[str, ...]:
+    """A model's route, with the version and without. A name may have slashes, so the longer path must come first."""
+    return f"/v2/models/{{model}}/versions/{VERSION}{path}", f"/v2/models/{{model}}{path}"
+
+
+def _get(*paths: str, summary: str, **options: Any) -> Endpoint[Any]:
+    return Endpoint(paths=paths, summary=f"{summary} (Open Inference Protocol)", methods=("GET",), **options)
 
 
 KSERVE = Dialect(
     name="kserve",
     endpoints=(
         Endpoint(
-            paths=("/v2/models/{model}/infer",),
+            paths=_of_model("/infer"),
             summary="Score documents for a query, as tensors (Open Inference Protocol)",
             body=KserveBody,
             reply=KserveReply,
             parse=_parse,
             render=_render,
+            unpack=unpack,
+            binary_header=HEADER,
             id_prefix="",
             examples={
                 "a query and documents": {
@@ -238,16 +253,17 @@ KSERVE = Dialect(
             },
         ),
         _get(
-            "/v2/models/{model}/ready",
-            "Whether calls of a model are answered",
+            *_of_model("/ready"),
+            summary="Whether calls of a model are answered",
             body=KserveName,
             reply=KserveModelReady,
             parse=_parse_ready,
             render=lambda call, results, id, served: {"name": call.body.model, "ready": True},
+            probe=True,
         ),
         _get(
-            "/v2/models/{model}",
-            "What a model takes and gives",
+            *_of_model(),
+            summary="What a model takes and gives",
             body=KserveName,
             reply=KserveModel,
             parse=_parse_name,
@@ -255,7 +271,7 @@ KSERVE = Dialect(
         ),
         _get(
             "/v2/health/live",
-            "Whether the server works",
+            summary="Whether the server works",
             body=Nothing,
             reply=KserveLive,
             parse=live,
@@ -264,7 +280,7 @@ KSERVE = Dialect(
         ),
         _get(
             "/v2/health/ready",
-            "Whether calls are answered",
+            summary="Whether calls are answered",
             body=Nothing,
             reply=KserveReady,
             parse=ready,
@@ -273,7 +289,7 @@ KSERVE = Dialect(
         ),
         _get(
             "/v2",
-            "The server",
+            summary="The server",
             body=Nothing,
             reply=KserveServer,
             parse=lambda body, served: Call(body, ()),

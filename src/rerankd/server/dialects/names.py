@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rerankd.server.dialects.base import Served
 from rerankd.server.problems import Problem
 
@@ -18,7 +20,16 @@ def not_ours(model: str, served: Served) -> Problem:
     return Problem(404, f"The model `{model:.200}` does not exist. This server has {names}.", "model")
 
 
+def spellings(names: Iterable[str]) -> set[str]:
+    """Names of models, with and without their organisations."""
+    return {alias for name in names for alias in (name, name.rpartition("/")[2])}
+
+
+def is_ours(model: str, served: Served) -> bool:
+    """Whether a name is the served model's, with or without its organisation."""
+    return model in spellings(served.names)
+
+
 def ignored_model(model: str | None, served: Served) -> list[str]:
-    """`["model"]` where a name is given that is not the served model's, with or without its organisation."""
-    known = {alias for name in served.names for alias in (name, name.rpartition("/")[2])}
-    return ["model"] if model and model not in known else []
+    """`["model"]` where a name is given that is not the served model's."""
+    return ["model"] if model and not is_ours(model, served) else []

@@ -1,4 +1,8 @@
-"""NVIDIA NIM's ranking API (https://docs.nvidia.com/nim/nemo-retriever/reranking/latest/reference.html)."""
+"""NVIDIA NIM's ranking API (https://docs.nvidia.com/nim/nemo-retriever/text-reranking/latest/using-reranking.html).
+
+A NIM refuses a passage that does not fit unless a call says otherwise. NVIDIA's hosted API, which has the longer path,
+cuts it (https://docs.api.nvidia.com/nim/reference/nvidia-llama-nemotron-rerank-vl-1b-v2-infer).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,8 @@ from rerankd.server.dialects.probes import live, ready
 from rerankd.server.dialects.ranking import ranking
 from rerankd.server.dialects.threshold import Thresholded
 from rerankd.server.problems import Problem
+
+TRUNCATE = "`END` cuts the end of a passage that does not fit (the answer reports it), `NONE` refuses it."
 
 
 class NvidiaQuery(Open):
@@ -52,13 +58,16 @@ class NvidiaBody(Thresholded):
         examples=[[{"text": "The giant panda is a bear."}, {"text": "hi"}]],
         json_schema_extra=AT_LEAST_ONE,
     )
-    truncate: Literal["NONE", "END"] = Field(
-        "END",
-        description="`END` cuts the end of a passage that does not fit (the answer reports it), `NONE` refuses it.",
-    )
+    truncate: Literal["NONE", "END"] = Field("NONE", description=TRUNCATE)
     top_k: int | None = Field(
         None, ge=1, description="the most rankings, a field of the hosted API; null for all.", examples=[None]
     )
+
+
+class NvidiaHostedBody(NvidiaBody):
+    """The ranking request of NVIDIA's hosted API."""
+
+    truncate: Literal["NONE", "END"] = Field("END", description=TRUNCATE)
 
 
 class NvidiaRanking(BaseModel):
@@ -106,7 +115,7 @@ def _parse(body: NvidiaBody, served: Served) -> Call[NvidiaBody]:
         [passage.content(place) for place, passage in enumerate(body.passages)],
         body.top_k,
         ignored=ignored_model(body.model, served),
-        words={"documents": "passages", "top_n": "top_k"},
+        words={"documents": "passages", "top_n": "top_k", "truncation.allowed": '`"truncate": "END"`'},
         truncation=Truncation(allowed=body.truncate == "END"),
         activation=False,
     )
@@ -126,6 +135,25 @@ def _render_error(problem: Problem) -> object:
     return {"object": "error", "message": str(problem), "detail": detail, "type": kind}
 
 
+def _ranking(paths: tuple[str, ...], body: type[NvidiaBody], api: str) -> Endpoint[NvidiaBody]:
+    return Endpoint(
+        paths=paths,
+        summary=f"Rank passages by their relevance to a query ({api})",
+        body=body,
+        reply=NvidiaReply,
+        parse=_parse,
+        render=_render,
+        examples={
+            "a query and passages": {
+                "model": "nvidia/llama-nemotron-rerank-1b-v2",
+                "query": {"text": "what is panda?"},
+                "passages": [{"text": "hi"}, {"text": "The giant panda is a bear."}],
+                "truncate": "END",
+            },
+        },
+    )
+
+
 def _health(status: Literal["live", "ready"], summary: str, parse: Any) -> Endpoint[Nothing]:
     answer = {"object": "health.response", "message": f"Service is {status}.", "status": status}
     return Endpoint(
@@ -143,23 +171,8 @@ def _health(status: Literal["live", "ready"], summary: str, parse: Any) -> Endpo
 NVIDIA = Dialect(
     name="nvidia",
     endpoints=(
-        Endpoint(
-            # The last is the older path, of NVIDIA's hosted API too.
-            paths=("/v1/ranking", "/ranking", "/v1/retrieval/{model}/reranking"),
-            summary="Rank passages by their relevance to a query (NVIDIA NIM)",
-            body=NvidiaBody,
-            reply=NvidiaReply,
-            parse=_parse,
-            render=_render,
-            examples={
-                "a query and passages": {
-                    "model": "nvidia/llama-nemotron-rerank-1b-v2",
-                    "query": {"text": "what is panda?"},
-                    "passages": [{"text": "hi"}, {"text": "The giant panda is a bear."}],
-                    "truncate": "END",
-                },
-            },
-        ),
+        _ranking(("/v1/ranking", "/ranking"), NvidiaBody, "NVIDIA NIM"),
+        _ranking(("/v1/retrieval/{model}/reranking",), NvidiaHostedBody, "NVIDIA's hosted API"),
         _health("live", "Whether the server works", live),
         _health("ready", "Whether calls are answered", ready),
     ),

@@ -6,7 +6,7 @@ weaviate/reranker-transformers (`app.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -15,7 +15,7 @@ from rerankd.core import RerankResult, text_content
 from rerankd.schemas.contents import AT_LEAST_ONE
 from rerankd.schemas.lists import DocumentList
 from rerankd.server.dialects.base import Call, Dialect, Endpoint, Nothing, Served
-from rerankd.server.dialects.probes import ready
+from rerankd.server.dialects.probes import live, ready
 from rerankd.server.dialects.ranking import ranking
 from rerankd.server.dialects.threshold import Thresholded
 
@@ -80,6 +80,19 @@ def _meta(call: Call[Any], results: Sequence[RerankResult], id: str, served: Ser
     return {"model_path": served.names[0], "model_type": served.info.architecture}
 
 
+def _health(name: str, summary: str, parse: Callable[[Nothing, Served], Call[Nothing]]) -> Endpoint[Nothing]:
+    return Endpoint(
+        paths=(f"/.well-known/{name}",),
+        summary=f"{summary} (Weaviate)",
+        body=Nothing,
+        reply=None,
+        parse=parse,
+        render=lambda call, results, id, served: None,
+        methods=("GET",),
+        probe=True,
+    )
+
+
 WEAVIATE = Dialect(
     name="weaviate",
     endpoints=(
@@ -107,16 +120,8 @@ WEAVIATE = Dialect(
             render=_meta,
             methods=("GET",),
         ),
-        Endpoint(
-            paths=("/.well-known/live", "/.well-known/ready"),
-            summary="Whether calls are answered (Weaviate)",
-            body=Nothing,
-            reply=None,
-            parse=ready,
-            render=lambda call, results, id, served: None,
-            methods=("GET",),
-            probe=True,
-        ),
+        _health("live", "Whether the server works", live),
+        _health("ready", "Whether calls are answered", ready),
     ),
     error=WeaviateError,
     render_error=lambda problem: {"error": str(problem)},
