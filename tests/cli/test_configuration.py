@@ -204,7 +204,9 @@ def test_numbers_that_fit_nowhere_are_one_line(
     assert {"--max-body-mb", "--max-model-memory-gb", "--port", "--max-model-len", "--num-threads"} <= set(NUMBERS)
     for flag in NUMBERS:
         for number in ("inf", "-inf", "nan", "1e400", "infk", "9" * 30):
-            assert f"'{flag}'" in refused(monkeypatch, capsys, "serve", f"{flag}={number}"), number
+            told = refused(monkeypatch, capsys, "serve", f"{flag}={number}")
+            assert told.startswith((f"{flag}: ", f"rerankd: error: {flag}: ")), number
+            assert "\n" not in told.strip()
     assert started.launch is None
     assert run(monkeypatch, "serve", "--max-model-memory-gb", str(10**9), "--max-queued-tokens", str(10**15)) == 0
     assert started.launch is not None

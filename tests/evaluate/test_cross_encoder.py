@@ -93,10 +93,68 @@ def test_predict_is_sentence_transformers(ours: CrossEncoder, theirs: sentence_t
     tensor = ours.predict(PAIRS, convert_to_tensor=True)
     assert torch.is_tensor(tensor)
     assert tensor.tolist() == pytest.approx(scores.tolist(), abs=1e-5)
-    with pytest.raises(ValueError, match="Identity"):
-        ours.predict(PAIRS, activation_fn=torch.nn.Tanh())
+    for function in (torch.nn.Tanh(), torch.nn.Sigmoid(), lambda logits: 2 * logits - 1):
+        found, expected = (model.predict(PAIRS, activation_fn=function) for model in (ours, theirs))
+        assert found == pytest.approx(expected, abs=2e-3)
+    assert ours.predict(np.array(PAIRS[0])) == pytest.approx(scores[0], abs=1e-5)
+    assert ours.predict(np.array(PAIRS[:2])) == pytest.approx(scores[:2], abs=1e-5)
+    assert ours.predict(PAIRS[:2], None, None, 16) == pytest.approx(scores[:2], abs=1e-5)
+    listed = ours.predict(PAIRS[:2], convert_to_numpy=False)
+    assert [type(one) for one in listed] == [torch.Tensor] * 2
     with pytest.raises(ValueError, match="no prompt 'web'"):
         ours.predict(PAIRS, prompt_name="web")
+
+
+def test_arguments_of_calls_have_the_effect_that_they_have_there(
+    ours: CrossEncoder, theirs: sentence_transformers.CrossEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[dict[str, Any]] = [
+        {"max_length": 12},
+        {"processing_kwargs": {"text": {"max_length": 12, "truncation": True}}},
+        {"prompt": "Find pages of the web: "},
+    ]
+    plain = ours.predict(PAIRS)
+    for call in calls:
+        found = ours.predict(PAIRS, **call)
+        assert found == pytest.approx(theirs.predict(PAIRS, **call), abs=1e-4)
+        assert np.abs(found - plain).max() > 1e-3
+    # Names of versions before 5.
+    assert ours.predict(sentences=PAIRS, activation_fct=torch.nn.Identity()) == pytest.approx(
+        ours.predict(PAIRS, activation_fn=torch.nn.Identity()), abs=1e-5
+    )
+    caplog.clear()
+    ours.predict(PAIRS[:2], batch_size=3, num_workers=1, task_metadata=None)
+    assert "without effect" not in caplog.text
+    ours.predict(PAIRS[:2], normalise=True)
+    assert "arguments without effect here: normalise" in caplog.text
+    with pytest.raises(ValueError, match="device: the model is on cpu"):
+        ours.predict(PAIRS[:2], device=["cuda:0", "cuda:1"])
+
+
+def test_attributes_and_arguments_of_the_constructor(
+    bert_checkpoint: Path, theirs: sentence_transformers.CrossEncoder
+) -> None:
+    arguments: dict[str, Any] = {
+        "device": torch.device("cpu"),
+        "num_labels": 1,
+        "model_kwargs": {"dtype": torch.float32},
+    }
+    with CrossEncoder(str(bert_checkpoint), max_length=12, activation_fn=torch.nn.Identity(), **arguments) as model:
+        assert (model.max_length, model.reranker.info.dtype) == (12, "float32")
+        identity = torch.nn.Identity()
+        assert model.predict(PAIRS) == pytest.approx(
+            theirs.predict(PAIRS, max_length=12, activation_fn=identity), abs=1e-3
+        )
+        model.max_length, model.activation_fn = None, None  # type: ignore[assignment]
+        assert model.max_seq_length == model.reranker.info.max_model_len
+        assert model.predict(PAIRS) == pytest.approx(theirs.predict(PAIRS), abs=1e-4)
+    for wrong, problem in (
+        ({"num_labels": 3}, "num_labels: is not supported; the checkpoint says"),
+        ({"cache_folder": "x"}, "cache_folder: is not supported; set the variable HF_HOME"),
+        ({"model_kwargs": {"attn_implementation": "sdpa"}}, "model_kwargs: attn_implementation: only dtype"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            CrossEncoder(str(bert_checkpoint), **wrong)
 
 
 def test_what_is_no_pair_is_refused(ours: CrossEncoder) -> None:
@@ -111,6 +169,12 @@ def test_rank_is_sentence_transformers(ours: CrossEncoder, theirs: sentence_tran
     expected = theirs.rank(query, documents, top_k=5, return_documents=True)
     assert [(one["corpus_id"], one["text"]) for one in found] == [(one["corpus_id"], one["text"]) for one in expected]
     assert [one["score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-4)
+    assert json.loads(json.dumps(found)) == found
+    assert ours.rank(query, documents, top_k=0) == []
+    for call in ({"prompt": "Find: "}, {"activation_fn": torch.nn.Identity()}):
+        ranked, wanted = ours.rank(query, documents, **call), theirs.rank(query, documents, **call)
+        assert [one["corpus_id"] for one in ranked] == [one["corpus_id"] for one in wanted]
+        assert [one["score"] for one in ranked] == pytest.approx([one["score"] for one in wanted], abs=1e-3)
 
 
 def test_prompts_are_instructions(qwen3_checkpoint: Path) -> None:

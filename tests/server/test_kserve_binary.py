@@ -134,7 +134,7 @@ WRONG: dict[str, tuple[tuple[Any, bytes], str]] = {
     "numbers": (({**TEXTS[1], "datatype": "FP32"}, D), "inputs[1].datatype: must be BYTES"),
     "no datatype": (({**TEXTS[1], "datatype": None}, D), "inputs[1].datatype: must be BYTES"),
     "texts twice": (({**TEXTS[1], "data": ["a"]}, D), "inputs[1].data: is given beside `parameters.binary_data_size`"),
-    "a shape of more": (({**TEXTS[1], "shape": [4]}, D), "inputs[1].shape: [4] does not fit the 3 elements."),
+    "a shape of more": (({**TEXTS[1], "shape": [4]}, D), "inputs[1].shape: [4] does not fit 3 elements."),
     # The one behind the limit is not looked at: a body has room for millions of empty texts.
     "too many": (of(b"\x00" * 40_000 + THREE + b"a\xffb", 10_001), "inputs[1].data: holds more than 10,000 documents"),
     "no elements": (of(b"", 0), "inputs[1].data: must hold at least one document."),
