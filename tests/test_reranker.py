@@ -20,7 +20,7 @@ from sentence_transformers import CrossEncoder
 
 import rerankd
 from rerankd import Chunking, InvalidRequest, Reranker
-from rerankd.core import RerankRequest, Text, Truncation, text_content
+from rerankd.core import Image, RerankRequest, Text, Truncation, Video, text_content
 from rerankd.options import LoadOptions
 from tests import checkpoints
 from tests.conftest import MakeCheckpoint
@@ -220,6 +220,13 @@ def test_an_instruction_without_use_is_reported(xlmr_checkpoint: Path, caplog: p
         (lambda r: r.rerank("q", ["d"], chunking=Chunking(overlap_tokens=None)), "chunking.overlap_tokens: is of the"),
         (lambda r: r.rerank("q", ["d"], on_error="Skip"), "on_error: is 'Skip'; give 'fail' or 'skip'"),
         (lambda r: asyncio.run(r.arerank("q", {"text": "d"})), "documents: must be a list"),
+        (lambda r: r.rerank("q", [[Text(None)]]), r"documents\[0\]: has a Text of the type NoneType; give a string"),
+        (
+            lambda r: r.rerank("q", [[Image("x", max_pixels="9")]]),
+            r"documents\[0\]: has '9' as max_pixels; give a whole",
+        ),
+        (lambda r: r.rerank([Video("x", fps="1")], ["d"]), "query: has '1' as fps; give a number"),
+        (lambda r: r.rerank("q", [{"video": "x", "max_frames": 1.5}]), r"documents\[0\]: has 1.5 as max_frames"),
         (lambda r: r.score(["ab", "cd"]), r"pairs\[0\]: is of the type str; give a tuple of a query and a document"),
         (lambda r: r.score([("a", "b"), ("a", "b", "c")]), r"pairs\[1\]: has 3 items"),
         (lambda r: r.score([{"query": "a", "document": "b"}]), r"pairs\[0\]: is of the type dict"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -31,6 +32,8 @@ def to_content(value: ContentLike, field: str) -> Content:
         return tuple(_of_mapping(value, field))
     parts: tuple[Any, ...] = tuple(value) if isinstance(value, Sequence) else (None,)
     if all(isinstance(part, (Text, Image, Video)) for part in parts):
+        for part in parts:
+            _check(part, field)
         return parts
     raise InvalidRequest(
         field,
@@ -39,14 +42,23 @@ def to_content(value: ContentLike, field: str) -> Content:
     )
 
 
+def _check(part: Part, field: str) -> None:
+    """Raises InvalidRequest for a value of another type."""
+    if isinstance(part, Text) and not isinstance(part.text, str):
+        raise InvalidRequest(field, f"has a Text of the type {type(part.text).__name__}; give a string")
+    for name in ("min_pixels", "max_pixels", "fps", "max_frames"):
+        number = getattr(part, name, None)
+        kind = Real if name == "fps" else Integral
+        if number is not None and (isinstance(number, bool) or not isinstance(number, kind)):
+            raise InvalidRequest(field, f"has {number!r} as {name}; give a {'whole ' * (kind is Integral)}number")
+
+
 def _of_mapping(value: Mapping[str, Any], field: str) -> Iterator[Part]:
     for key in value:
         if key not in KEYS:
             raise InvalidRequest(field, f"has the unknown key {key!r}; a dict has {', '.join(KEYS)}")
     fps, max_frames = value.get("fps"), value.get("max_frames")
-    for key, number in (("fps", fps), ("max_frames", max_frames)):
-        if number is not None and not isinstance(number, int if key == "max_frames" else (int, float)):
-            raise InvalidRequest(field, f"has {number!r} under {key!r}; give a number")
+    _check(Video(None, fps, max_frames), field)
     video = value.get("video")
     if video is not None:
         for source in [video] if _is_one_video(video) else video:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,31 @@ def test_what_occurs_several_times_is_fetched_and_decoded_once(server: Server) -
     visuals = {id(visual) for document in loaded.documents for visual in document}
     assert len(visuals) == 2
     assert loaded.documents[0][0] is loaded.query[0]
+
+
+def test_an_open_file_of_pil_is_decoded_by_one_thread(tmp_path: Path) -> None:
+    """Whichever documents, sizes, requests and loaders want it: PIL decodes it when its pixels are first asked for."""
+    path = tmp_path / "large.jpg"
+    turned = PIL.Image.Exif()
+    turned[0x0112] = 6
+    PIL.Image.fromarray(pattern(1500, 1000)).save(path, exif=turned)
+    sizes = [100_000, 200_000, 300_000]
+
+    def digests(image: PIL.Image.Image) -> list[bytes]:
+        loaded = load(request(*((Image(image, max_pixels=size),) for size in sizes)))
+        return [document[0].digest for document in loaded.documents]
+
+    with PIL.Image.open(path) as image:
+        image.load()
+        expected = digests(image)
+    for _ in range(5):
+        with PIL.Image.open(path) as image, ThreadPoolExecutor(2) as pool:
+            assert [*pool.map(digests, [image, image])] == [expected, expected]
+
+
+def test_an_image_without_pixels_is_refused() -> None:
+    error = refused(request((Image(PIL.Image.new("RGB", (0, 0))),)))
+    assert "0 x 0 are no pixels" in error.problem
 
 
 def test_the_same_source_in_two_sizes_is_not_the_same(server: Server) -> None:

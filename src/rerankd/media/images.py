@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -74,6 +75,9 @@ _TURNS = {
 """By the value of the EXIF tag Orientation; 1 is upright."""
 
 
+_LOCKS = tuple(threading.Lock() for _ in range(64))
+
+
 class Opened(NamedTuple):
     """An image whose header was read, and the most bytes (`memory`) that decoding and converting it to RGB need."""
 
@@ -126,6 +130,14 @@ def memory_of(image: PIL.Image.Image, scans: int = 1) -> int:
     tile = _integer(tags.get(_TILE_WIDTH)) * _integer(tags.get(_TILE_LENGTH)) * _TILE_BYTES
     stored = _STORED_BYTES.get(image.mode, _RGB_BYTES)
     return image.width * image.height * (stored + max(decoder, _RGB_BYTES)) + tile
+
+
+def lock_of(image: PIL.Image.Image) -> threading.Lock:
+    """The lock under which an image of a caller is decoded, in any request and any model.
+
+    PIL decodes an open file when its pixels are first asked for. Of two threads, one would get half of the pixels.
+    """
+    return _LOCKS[id(image) // 64 % len(_LOCKS)]
 
 
 def to_rgb(image: PIL.Image.Image, limits: MediaLimits) -> PIL.Image.Image:

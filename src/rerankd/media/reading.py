@@ -19,7 +19,7 @@ from rerankd.media.budget import Budget
 from rerankd.media.decoding import Decoding
 from rerankd.media.fetch import Fetcher
 from rerankd.media.frames import Pixels, listed_memory, resize_listed, shrink
-from rerankd.media.images import Opened, memory_of, open_image, resize, resize_memory, to_rgb
+from rerankd.media.images import Opened, lock_of, memory_of, open_image, resize, resize_memory, to_rgb
 from rerankd.media.limits import BadMedia, MediaLimits, NotRead, megabytes
 from rerankd.media.sampling import LIST_FPS, list_indices, timestamps
 from rerankd.media.sizing import LIST_TOTAL_PIXELS, Sizing
@@ -199,10 +199,14 @@ class Reading:
         def read(file: _File, decoding: Decoding) -> Result:
             return decode(open_image(file.data, self._limits, decoding), decoding)
 
+        def decode_callers(image: PIL.Image.Image, decoding: Decoding) -> Result:
+            with lock_of(image):
+                return decode(Opened(image, memory_of(image)), decoding)
+
         if isinstance(source, PIL.Image.Image):
             async with self._gate:
                 self._limits.check_pixels(*source.size)
-                return await self._in_thread(partial(decode, Opened(source, memory_of(source))))
+                return await self._in_thread(partial(decode_callers, source))
         return await self._from_file(source, self._limits.image_bytes, read)
 
     async def _from_file(self, source: object, limit: int, read: Callable[[_File, Decoding], Result]) -> Result:

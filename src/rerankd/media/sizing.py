@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from rerankd.core import Image, Video
@@ -71,6 +71,9 @@ class Sizing:
         if tiles is not None and (self.tiles is None or tiles.side != self.tiles.side):
             has = "no tiles" if self.tiles is None else f"tiles of {self.tiles.side} pixels along a side"
             raise BadMedia(f"this model reads {has}; leave tiles out, or give such tiles")
+        names = [one.name for one in fields(Sizing)]
+        if unknown := sorted(set(settings) - set(names)):
+            raise BadMedia(f"there is no setting {unknown[0]!r}; the settings are {', '.join(names)}")
         sizing = replace(self, **settings)
         sizing.image_bounds(Image(None))
         if sizing.max_frames:
@@ -132,8 +135,11 @@ def fit(
         qwen-vl-utils this is 1. In `smart_resize` of transformers this is 0: a side below half of `factor` counts as 0,
         so that such a strip is resized by the rule for images below `min_pixels`.
 
-    Source: `smart_resize` of qwen-vl-utils. Raises BadMedia for an image more than 200 times as long as wide.
+    Source: `smart_resize` of qwen-vl-utils. Raises BadMedia for an image more than 200 times as long as wide, and
+    for one without pixels.
     """
+    if min(height, width) < 1:
+        raise BadMedia(f"{width} x {height} are no pixels; leave the image out")
     if max(height, width) > MAX_RATIO * min(height, width):
         raise BadMedia(f"{width} x {height} is more than {MAX_RATIO} times as long as wide; crop or pad the image")
     rows = max(least_side, round(height / factor)) * factor
