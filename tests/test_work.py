@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -120,6 +123,35 @@ async def test_closing_ends_what_runs_and_what_waits() -> None:
     with pytest.raises(EngineClosed):
         await workers.run(time.monotonic)
     assert not second.began.is_set()
+
+
+async def test_a_failure_keeps_nothing_that_its_frames_hold(workers: Workers) -> None:
+    """Without a collection, which comes late: bodies of a server would add up meanwhile."""
+
+    class Held:
+        """Such as a body."""
+
+    def fails(held: Held) -> None:
+        raise ValueError("it fails")
+
+    async def waits(held: Held) -> None:
+        await workers.run(partial(fails, held))
+
+    async def of_two(held: Held) -> None:
+        await work.all_of([waits(held), waits(held)])
+
+    gc.disable()
+    try:
+        for waiting in (waits, of_two):
+            held = Held()
+            known = weakref.ref(held)
+            with suppress(ValueError):
+                await waiting(held)
+            del held
+            await asyncio.sleep(0.05)
+            assert known() is None, waiting.__name__
+    finally:
+        gc.enable()
 
 
 async def test_a_failure_ends_the_others_first(workers: Workers) -> None:

@@ -148,7 +148,11 @@ class Workers:
             raise
         if completion.cancelled():
             raise EngineClosed("The engine was closed before this request was answered.")
-        return completion.result()
+        try:
+            return completion.result()
+        finally:
+            # An exception keeps its frames, and they would keep it: a cycle, with all that they hold.
+            del completion, future
 
     def close(self) -> None:
         """Drop the tasks that no thread has begun, and ask the others to stop; does not wait for them."""
@@ -180,7 +184,10 @@ class Workers:
         try:
             result = task.run()
         except BaseException as error:
-            task.future.set_exception(error)
+            future = task.future
+            del task
+            future.set_exception(error)
+            del future
         else:
             task.future.set_result(result)
 
@@ -191,6 +198,7 @@ async def all_of(awaited: Iterable[Awaitable[T]]) -> list[T]:
     if len(listed) == 1:  # there are no others, and a task takes its time
         return [await listed[0]]
     futures = [asyncio.ensure_future(awaitable) for awaitable in listed]
+    future: asyncio.Future[T] | None = None
     try:
         if futures:
             await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
@@ -198,10 +206,13 @@ async def all_of(awaited: Iterable[Awaitable[T]]) -> list[T]:
         for future in futures:
             future.cancel()
         await asyncio.gather(*futures, return_exceptions=True)
-    for future in futures:
-        if not future.cancelled():
-            future.result()
-    return [future.result() for future in futures]
+    try:
+        for future in futures:
+            if not future.cancelled():
+                future.result()
+        return [future.result() for future in futures]
+    finally:
+        futures, future = [], None  # as in `Workers.run`
 
 
 def _dropped(future: asyncio.Future[T], drop: Callable[[T], object] | None) -> None:

@@ -203,7 +203,7 @@ def test_numbers_that_fit_nowhere_are_one_line(
 ) -> None:
     assert {"--max-body-mb", "--max-model-memory-gb", "--port", "--max-model-len", "--num-threads"} <= set(NUMBERS)
     for flag in NUMBERS:
-        for number in ("inf", "-inf", "nan", "1e400", "infk", "9" * 30):
+        for number in ("inf", "-inf", "nan", "1e400", "infk", "9" * 30, "9" * 400, "٣x"):
             told = refused(monkeypatch, capsys, "serve", f"{flag}={number}")
             assert told.startswith((f"{flag}: ", f"rerankd: error: {flag}: ")), number
             assert "\n" not in told.strip()

@@ -116,6 +116,9 @@ def test_a_journal_goes_with_its_work(reranker: Reranker, tmp_path: Path) -> Non
     assert len(scorer.seen) == 40
     with pytest.raises(FileProblem, match=r"out\.jsonl already exists; .* --restart"):
         go(scorer)
+    (tmp_path / "listed.part").write_text('{"about": [1]}\n')
+    with pytest.raises(FileProblem, match="not a journal"):
+        Journal(str(tmp_path / "listed"), {})
     (tmp_path / "new.part").write_text("my notes\n")
     with pytest.raises(FileProblem, match="not a journal"):
         Journal(str(tmp_path / "new"), {})

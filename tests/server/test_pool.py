@@ -469,6 +469,51 @@ def test_a_model_that_cannot_be_loaded_keeps_no_other_asleep(several: Several, t
         assert several.right("two", ask(url, "two"))
 
 
+@pytest.mark.parametrize("mode", ["abort", "wait"])
+def test_models_that_are_put_to_sleep_while_others_are_woken_sleep(several: Several, mode: str) -> None:
+    with serving(several.named("org/bert", "two"), Residence(sleep_routes=True)) as (url, pool):
+        assert requests.post(f"{url}/sleep", timeout=60).status_code == 200
+        first, gate, begins = pool.models[0], threading.Event(), threading.Event()
+        begin = first.begin
+
+        def slowly() -> Any:
+            begins.set()
+            assert gate.wait(60)
+            return begin()
+
+        first.begin = slowly  # type: ignore[method-assign]
+        with ThreadPoolExecutor(2) as clients:
+            woken = clients.submit(requests.post, f"{url}/wake_up", timeout=60)
+            assert begins.wait(60)
+            sleeping = clients.submit(requests.post, f"{url}/sleep?mode={mode}", timeout=60)
+            until(lambda: first.asleep)
+            gate.set()
+            assert sleeping.result().status_code == 200
+            assert woken.result().status_code in (200, 503)
+        assert [model.asleep for model in pool.models] == [True, True]
+        until(lambda: not any(model.reranker for model in pool.models))
+
+
+def test_a_page_of_another_site_puts_no_model_to_sleep(several: Several) -> None:
+    with serving(several.named("two"), Residence(sleep_routes=True)) as (url, pool):
+        for headers in (
+            {"Origin": "https://evil.example", "Content-Type": "text/plain"},
+            {"Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site", "Origin": "null"},
+        ):
+            for path in ("/sleep", "/wake_up"):
+                assert requests.post(url + path, headers=headers, data=b"x", timeout=30).status_code == 403
+        assert not pool.models[0].asleep
+        for headers in ({"Origin": url}, {"Sec-Fetch-Site": "same-origin", "Origin": url}):
+            assert requests.post(f"{url}/sleep", headers=headers, timeout=60).status_code == 200
+
+
+def test_a_probe_loads_no_model(several: Several) -> None:
+    with serving(several.named("org/bert", "two"), Residence(first_use=True)) as (url, pool):
+        assert requests.get(f"{url}/health_generate?model=two", timeout=60).status_code == 200
+        assert not any(model.reranker for model in pool.models)
+
+
 def test_sleep_routes_are_there_where_they_are_asked_for_and_behind_the_key(several: Several) -> None:
     named = several.named("org/bert")
     with serving(named, Residence(first_use=True)) as (url, _):

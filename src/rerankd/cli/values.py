@@ -8,11 +8,16 @@ from typing import Any
 
 import typer
 
+MOST_CHARACTERS = 20
+"""More than any number of tokens has."""
+
 
 def token_count(text: str) -> int | None:
     """vLLM's human-readable integers: 4096, 4k (4,000), 4K (4,096), 25.6k; -1 or auto for the default."""
     if text in ("auto", "-1"):
         return None
+    if len(text) > MOST_CHARACTERS or not text.isascii():
+        raise typer.BadParameter(f"{text[:MOST_CHARACTERS]!r} is not a number of tokens, such as 4096 or 8k")
     scales = {"k": 1000, "K": 1 << 10, "m": 1000**2, "M": 1 << 20}
     try:
         count = float(text[:-1]) * scales[text[-1]] if text[-1:] in scales else int(text)

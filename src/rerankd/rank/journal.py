@@ -148,7 +148,7 @@ class Journal:
     def _changed(self, line: bytes, about: dict[str, Any]) -> list[str]:
         """The names of the settings that differ from those of a journal's first line. Raises FileProblem."""
         try:
-            written = json.loads(line)["about"]
+            written = dict(json.loads(line)["about"])
         except (ValueError, KeyError, TypeError):
             raise FileProblem(f"{self._path} is not a journal of rerankd; move it, or give another output.") from None
         return sorted(key for key in {*written, *about} if written.get(key) != about.get(key))

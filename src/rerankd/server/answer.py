@@ -203,12 +203,14 @@ class _Exchange:
             working.cancel()
             hung_up.cancel()
             await asyncio.gather(working, hung_up, return_exceptions=True)
+            del working, hung_up  # else an exception keeps this frame, and with it the body, until a full collection
 
     async def answer(self) -> Reply:
         """Score the parsed call and render the answer."""
         call = self.call
         assert call is not None
-        if not self.endpoint.reads and not call.requests:
+        # A probe needs no key, so it loads no model.
+        if not self.endpoint.reads and (not call.requests or self.hosted.model.reranker is None):
             return self._render(call, (), False)
         async with self._desk.pool.lend(self.hosted.model) as reranker:
             if self.hosted.served.info is not self._info:  # a classifier's labels, once it is loaded

@@ -202,8 +202,11 @@ class Pool:
     async def wake(self, models: Iterable[Model]) -> None:
         """Load models, and take calls of them. Raises the first Problem of `lend`, once all models were tried."""
         problems: list[Problem] = []
-        for model in models:
+        woken = list(models)
+        # All at once: a model that someone puts to sleep while others are loaded stays asleep.
+        for model in woken:
             model.asleep = False
+        for model in woken:
             try:
                 async with self.lend(model):
                     pass

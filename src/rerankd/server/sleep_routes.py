@@ -32,6 +32,17 @@ class Sleeping(BaseModel):
     is_sleeping: bool
 
 
+def _check_site(request: Request) -> None:
+    """Raise a 403 `Problem` for a call from a web page of another site.
+
+    A browser sends a POST without a body, or with a form, to any server, and tells it only where the call comes from.
+    """
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    own = origin is None or origin.partition("://")[2] == request.headers.get("host")
+    if request.method == "POST" and (site not in (None, "same-origin", "none") or not own):
+        raise Problem(403, "A web page of another site cannot unload or load models.")
+
+
 def add_sleep_routes(app: FastAPI, service: Service, patience: float) -> None:
     """Add the routes. `model` in the query string names one model, and may be repeated; without it all are meant.
 
@@ -51,6 +62,7 @@ def add_sleep_routes(app: FastAPI, service: Service, patience: float) -> None:
         async def handler(request: Request) -> Response:
             request.state.called.dialect = root_dialect.name
             try:
+                _check_site(request)
                 return await answer(request)
             except Problem as problem:
                 return response_of(refusal(root_dialect, problem))

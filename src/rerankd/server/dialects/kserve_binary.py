@@ -29,7 +29,7 @@ def unpack(body: bytes | bytearray, headers: Mapping[str, str], limits: RequestL
     """
     place = _json_length(headers.get(HEADER), len(body))
     fields = parse_json(body[:place] if place < len(body) else body, limits)
-    inputs = fields.get("inputs")
+    inputs, count = fields.get("inputs"), 0
     for number, tensor in enumerate(inputs if isinstance(inputs, list) else ()):
         parameters = tensor.get("parameters") if isinstance(tensor, dict) else None
         if not isinstance(parameters, dict) or parameters.get(SIZE) is None:
@@ -39,7 +39,8 @@ def unpack(body: bytes | bytearray, headers: Mapping[str, str], limits: RequestL
         if not parameters:
             del tensor["parameters"]
         _check(tensor, size, len(body) - place, where)
-        tensor["data"] = _texts(memoryview(body)[place : place + size], where, limits)
+        tensor["data"] = _texts(memoryview(body)[place : place + size], where, limits, count)
+        count += len(tensor["data"])
         place += size
     if place < len(body):
         raise Problem(
@@ -66,7 +67,7 @@ def _json_length(header: str | None, body_length: int) -> int:
 
 def _check(tensor: Mapping[str, Any], size: object, remaining: int, where: str) -> None:
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise Problem(400, f"must be a number of bytes, not {size!r:.50}.", f"{where}.parameters.{SIZE}")
+        raise Problem(400, "must be a number of bytes.", f"{where}.parameters.{SIZE}")
     if tensor.get("datatype") != "BYTES":
         raise Problem(400, "must be BYTES: texts, in UTF-8.", f"{where}.datatype")
     if tensor.get("data") is not None:
@@ -80,12 +81,14 @@ def _check(tensor: Mapping[str, Any], size: object, remaining: int, where: str) 
         )
 
 
-def _texts(data: memoryview, where: str, limits: RequestLimits) -> list[str]:
-    """The elements of a BYTES tensor."""
+def _texts(data: memoryview, where: str, limits: RequestLimits, before: int) -> list[str]:
+    """The elements of a BYTES tensor. before: the number of elements of the inputs before it"""
     texts: list[str] = []
+    # One of all texts is the query.
+    most = None if limits.documents is None else max(limits.documents + 1 - before, 0)
     place = 0
     while place < len(data):
-        if len(texts) == limits.documents:
+        if len(texts) == most:
             raise Problem(400, f"holds {limits.exceeded('documents')}.", f"{where}.data", well_formed=True)
         if len(texts) % VALUES_BETWEEN_CHECKS == 0:
             work.check()
