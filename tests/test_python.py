@@ -153,8 +153,68 @@ def test_what_is_wrong_with_a_frame(reranker: Reranker) -> None:
         reranker.rank_frame(frame(), document_column="text")
     broken = frame()
     broken.loc["row3", "document"] = None
-    with pytest.raises(InvalidRequest, match=r"document: row 3 has .*, which is not a text"):
+    with pytest.raises(InvalidRequest, match=r"row 3, column document: has .*, which is not a text"):
         reranker.rank_frame(broken)
+    for other in ([("a", "b")], {"query": ["a"], "document": ["b"]}, pandas.Series(["a"])):
+        with pytest.raises(InvalidRequest, match=f"frame: is of the type {type(other).__name__}; give a pandas"):
+            reranker.rank_frame(other, "a")  # type: ignore[arg-type]
+    for bound, problem in (
+        ({"min_score": float("nan")}, "min_score: must be a finite"),
+        ({"top_n": "2"}, "top_n: is of"),
+    ):
+        with pytest.raises(InvalidRequest, match=problem):
+            reranker.rank_frame(frame(), **bound)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="query: is of the type list"):
+        reranker.rank_frame(frame(), ["a", "b"])  # type: ignore[list-item]
+
+
+def test_what_is_wrong_with_a_cell_is_told_by_its_row(reranker: Reranker) -> None:
+    """Rows of several queries; what the request itself calls `documents[1]` is another row."""
+    for row, column, cell, problem in (
+        (4, "document", {"txt": "x"}, "row 4, column document: has the unknown key 'txt'"),
+        (3, "query", ["a", "b"], "row 3, column query: is of the type list"),
+        (4, "document", {"image": "x.png"}, "row 4, column document: holds an image"),
+        (5, "query", {"image": "x.png"}, "row 5, column query: holds an image"),
+    ):
+        broken = frame()
+        broken[column] = [cell if n == row else old for n, old in enumerate(broken[column])]
+        with pytest.raises(InvalidRequest, match=problem):
+            reranker.rank_frame(broken)
+    with pytest.raises(InvalidRequest, match=r"^query: .*image"):
+        reranker.rank_frame(frame(), {"image": "x.png"})
+
+
+def test_a_column_that_is_there_twice_is_refused(reranker: Reranker) -> None:
+    rows = [["cats", "birds", "cats are great"], ["cats", "dogs", "dogs bark"]]
+    twice = pandas.DataFrame(rows, columns=["query", "query", "document"])
+    with pytest.raises(InvalidRequest, match="query: is not the name of one column alone"):
+        reranker.rank_frame(twice)
+    # A column that is not read may be there twice.
+    ranked = reranker.rank_frame(twice, "cats")
+    expected = reranker.rerank("cats", ["cats are great", "dogs bark"])
+    assert list(ranked["score"]) == pytest.approx([one.score for one in expected], abs=1e-5)
+    twice.columns = pandas.Index(["query", "document", "document"])
+    for query in (None, "cats"):
+        with pytest.raises(InvalidRequest, match="document: is not the name of one column alone"):
+            reranker.rank_frame(twice, query)
+    levels = pandas.MultiIndex.from_tuples([("query", ""), ("other", "x"), ("document", "")])
+    ranked = reranker.rank_frame(pandas.DataFrame(rows, columns=levels))
+    assert list(ranked["score"]) == pytest.approx([one.score for one in expected], abs=1e-5)
+
+
+def test_cuts_of_a_frame_are_told(reranker: Reranker, caplog: pytest.LogCaptureFixture) -> None:
+    long = "word " * 3000
+    given = pandas.DataFrame({"query": ["a", long, "a", long], "document": ["x", "y", long, "z"]})
+    ranked = reranker.rank_frame(given, instruction="zzz")
+    assert dict(ranked["truncated"]) == {0: False, 1: True, 2: True, 3: True}
+    assert "3 of 4 rows were cut to fit, the first of them at 1" in caplog.messages
+    assert any(message.startswith("`instruction` has no effect") for message in caplog.messages)
+    caplog.clear()
+    reranker.rank_frame(given.iloc[[0, 2]], min_score=1e9)
+    assert caplog.messages == ["1 of 2 rows were cut to fit, the first of them at 1"]
+    caplog.clear()
+    assert not any(reranker.rank_frame(given.iloc[:1])["truncated"])
+    assert caplog.messages == []
 
 
 class Cells(HTMLParser):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 from rerankd.arguments import by_query, queries_with_documents, requested, scores_in_place
 from rerankd.contents import ContentLike
 from rerankd.core import Chunking, InvalidRequest, OnError, RerankResult, Truncation
-from rerankd.data_frames import pairs_of, ranked_rows
+from rerankd.data_frames import in_frame, pairs_of, ranked_rows, warn
 from rerankd.progress import progress_bar
 from rerankd.ranking import Submitted
 from rerankd.request_reranker import RequestReranker, drop_all
@@ -144,15 +143,28 @@ class Reranker(RequestReranker):
         top_n, min_score: apply to each query
 
         The rows of one query are together, and queries keep the order of their first rows. Rows keep their index and
-        their other columns; a column with one of the three names is replaced. Raises InvalidRequest for a missing
-        column, and for a cell that is not a content.
+        their other columns; a column with one of the three names is replaced. `truncated` is true if the document or
+        its query was cut to fit. A warning in the log reports such rows, and an instruction without effect.
+
+        Raises InvalidRequest for a column that is missing or there twice, and, by row (from 0) and column, for a cell
+        that is not a content or cannot be read.
         """
         pairs = pairs_of(frame, query, query_column, document_column)
         requests = by_query(pairs, instruction, truncation, chunking, activation)
         with progress_bar(len(pairs), show_progress) as advance:
-            limited = [(replace(request, top_n=top_n, min_score=min_score), places) for request, places in requests]
-            submitted = [(self.submit(request, advance), places) for request, places in limited]
+            submitted: list[tuple[Submitted, list[int]]] = []
+            for request, places in requests:
+                limited = requested(
+                    request.query, request.documents, instruction, top_n, truncation, chunking, activation,
+                    min_score=min_score,
+                )  # fmt: skip
+                try:
+                    submitted.append((self.submit(limited, advance), places))
+                except InvalidRequest as error:
+                    drop_all([submission for submission, _ in submitted])
+                    raise in_frame(error, places, query_column if query is None else None, document_column) from error
             results = [(self.collect(submission), places) for submission, places in submitted]
+        warn(results, len(pairs))
         return ranked_rows(frame, results)
 
     async def arerank(

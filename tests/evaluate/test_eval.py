@@ -175,6 +175,41 @@ def test_runs_are_fused(ideal: Path, tmp_path: Path) -> None:
     assert report["systems"][2]["measures"]["nDCG@10"] == pytest.approx(wanted[ir_measures.nDCG @ 10])
 
 
+def test_a_fused_run_is_measured_as_it_was_written(tmp_path: Path) -> None:
+    """`a` and `b` tie by reciprocal rank; the file has `a` first, and trec_eval would put `b` first in a tie."""
+    (tmp_path / "qrels").write_text("q 0 a 1\n")
+    (tmp_path / "1.trec").write_text("q Q0 a 1 2 t\nq Q0 b 2 1 t\n")
+    (tmp_path / "2.trec").write_text("q Q0 b 1 2 t\nq Q0 a 2 1 t\n")
+    words = ["--qrels", "qrels", "--run", "1.trec", "2.trec", "--metrics", "RR", "--format", "json", "--fuse", "f.trec"]
+    report = json.loads(evaluate(*words, cwd=tmp_path).stdout)
+    written = list(ir_measures.read_trec_run(str(tmp_path / "f.trec")))
+    wanted = ir_measures.calc_aggregate([ir_measures.RR], ir_measures.read_trec_qrels("q 0 a 1\n"), written)
+    assert report["systems"][2]["measures"] == {"RR": 1.0} == {"RR": wanted[ir_measures.RR]}
+
+
+def test_files_are_not_written_over(ideal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path, content in (("1.trec", Path(BM25).read_text()), ("2.trec", ideal.read_text()), ("old.trec", "old")):
+        Path(path).write_text(content)
+    Path("qrels.trec").write_text(Path(trec_qrels(tmp_path)).read_text())
+    Path("spaced.jsonl").write_text('{"query_id": "q1", "results": [{"id": "a b", "score": 1}]}\n')
+    before = {path: path.read_text() for path in Path().iterdir()}
+    words = ["eval", "--qrels", "qrels.trec", "--run", "1.trec", "2.trec", "--metrics", "AP"]
+    for more, problem in (
+        (["--fuse", "old.trec"], "--fuse: old.trec exists already; give another file"),
+        (["--fuse", "./2.trec"], "./2.trec is given twice"),
+        (["--fuse", "qrels.trec"], "qrels.trec is given twice"),
+        (["--fuse", "-"], "--fuse: give a file"),
+        (["--fuse", "f.pdf"], "--fuse: f.pdf must end in .trec"),
+        (["--fuse", "new.trec", "--per-query", "new.trec"], "new.trec is given twice"),
+        (["--per-query", "1.trec"], "1.trec is given twice"),
+        (["--run", "spaced.jsonl", "--fuse", "f.trec"], "--fuse: f.trec cannot hold ids with spaces"),
+    ):
+        done = CliRunner().invoke(_rerankd(), [*words, *more])
+        assert (done.exit_code, problem in done.stderr) == (1, True), done.stderr
+        assert {path: path.read_text() for path in Path().iterdir()} == before
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
@@ -183,6 +218,8 @@ def test_runs_are_fused(ideal: Path, tmp_path: Path) -> None:
         (("--qrels", QRELS, "--run", "nowhere"), "nowhere cannot be read"),
         (("--qrels", QRELS, "--run", BM25, "--metrics", "quality"), "quality is not a measure"),
         (("--qrels", QRELS, "--run", BM25, "--fail-under", "nDCG@10"), "not NAME=VALUE"),
+        (("--qrels", QRELS, "--run", BM25, "--fail-under", "nDCG@10=nan"), "'nDCG@10=nan' is not NAME=VALUE"),
+        (("--qrels", QRELS, "--run", BM25, "--fail-under", "nDCG@10=-inf"), "'nDCG@10=-inf' is not NAME=VALUE"),
         (("--qrels", QRELS, "--run", BM25, "--fuse", "f.trec"), "two runs or more"),
         (("--qrels", QRELS, "--run", BM25, "-o", "report.pdf"), "ends in none of"),
         (("--qrels", QRELS, "--run", BM25, "--compare", "top-k=2"), "give MODEL too"),

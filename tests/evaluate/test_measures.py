@@ -63,6 +63,48 @@ def test_measures_by_their_usual_names() -> None:
             parse([name])
 
 
+def test_numbers_of_documents_are_means_too() -> None:
+    """ir-measures sums them; a report has means, and differences of means."""
+    measures, judgments = parse(["NumRet", "NumRel", "NumQ"]), {"q": {"a": 1}, "r": {"a": 1}}
+    run = {"q": {"a": 2.0, "b": 1.0, "c": 0.0}, "r": {"a": 1.0}}
+    found = {name: mean(per_query) for name, per_query in values(measures, judgments, run).items()}
+    assert found == {"NumRet": 2.0, "NumRel": 1.0, "NumQ": 1.0}
+    sums = ir_measures.calc_aggregate(list(measures.values()), judgments, run)
+    assert {name: 2 * value for name, value in found.items()} == {str(one): value for one, value in sums.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("nDCG@0", "nDCG@0: the cutoff 0 is below 1"),
+        ("RR@0", "RR@0: the cutoff 0 is below 1"),
+        (
+            "alpha_nDCG@10",
+            r"alpha_nDCG@10 cannot be computed here \(ValueError: Unsupported measures {alpha_nDCG@10}\)",
+        ),
+        ("nDCG@1.5", r"nDCG@1.5 cannot be computed here \(AssertionError: invalid param cutoff=1.5\)"),
+        (
+            "AP(rel=0)",
+            r"AP\(rel=0\) cannot be computed here \(TypeError: Argument relevance_level should be positive\)",
+        ),
+        ("nDCG(foo=1)", r"nDCG\(foo=1\) cannot be computed here \(KeyError: 'foo'\)"),
+    ],
+)
+def test_measures_that_cannot_be_computed(name: str, problem: str) -> None:
+    with pytest.raises(MeasureError, match=problem):
+        parse(["AP", name])
+
+
+def test_a_measure_that_fails_on_the_files() -> None:
+    """`Accuracy` divides by the number of pairs of a relevant and another document."""
+    measures = parse(["AP", "Accuracy"])
+    assert values(measures, {"q": {"a": 1, "b": 0}}, {"q": {"a": 2.0, "b": 1.0}})["Accuracy"] == {"q": 1.0}
+    with pytest.raises(
+        MeasureError, match=r"^Accuracy cannot be computed from these .*ZeroDivisionError.*leave it out"
+    ):
+        values(measures, {"q": {"a": 1}}, {"q": {"a": 2.0}})
+
+
 @given(st.lists(st.integers(-4, 4).map(lambda n: n / 4), min_size=2, max_size=10))
 def test_few_queries_have_an_exact_p(differences: list[float]) -> None:
     expected = stats.permutation_test(
@@ -122,6 +164,8 @@ JUDGED = {"q1": {"d1": 2, "d2": 0}, "q2": {"d1": -1}}
         ("test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td2\t0\nq2\td1\t-1\n"),
         ("test.tsv", "q1\t0\td1\t2\nq1\t0\td2\t0\nq2\t0\td1\t-1\n"),
         ("test.csv", "qid,docid,relevance\nq1,d1,2\nq1,d2,0\nq2,d1,-1\n"),
+        ("test.csv", "qid,docid,relevance\nq1,d1,2.0\nq1,d2,0.0\nq2,d1,-1.0\n"),
+        ("qrels", "q1 0 d1 2\nq1 0 d2 0\nq1 0 d1 2\nq2 0 d1 -1\n"),
         ("test.jsonl", '{"query_id": "q1", "doc_id": "d1", "rel": 2}\n{"query_id": "q1", "doc_id": "d2", "rel": 0}\n'
          '{"query_id": "q2", "doc_id": "d1", "rel": -1}\n'),
     ],
@@ -133,8 +177,10 @@ def test_judgments_in_every_form(name: str, content: str, tmp_path: Path) -> Non
 
 def test_judgments_in_parquet(tmp_path: Path) -> None:
     table = pyarrow.table({"query_id": ["q1", "q1", "q2"], "doc_id": ["d1", "d2", "d1"], "score": [2, 0, -1]})
-    pyarrow.parquet.write_table(table, tmp_path / "test.parquet")
-    assert read_judgments(str(tmp_path / "test.parquet"), BadLines()) == JUDGED
+    for kind in (pyarrow.int64(), pyarrow.float64()):
+        typed = table.set_column(2, "score", table["score"].cast(kind))
+        pyarrow.parquet.write_table(typed, tmp_path / "test.parquet")
+        assert read_judgments(str(tmp_path / "test.parquet"), BadLines()) == JUDGED
 
 
 @pytest.mark.parametrize(
@@ -143,6 +189,12 @@ def test_judgments_in_parquet(tmp_path: Path) -> None:
         ("q1 0 d1 2\nq1 0 d1\n", "line 2: has 3 columns; judgments have 4"),
         ("q1 0 d1 2\nq1 0 d2 good\n", "line 2: the grade 'good' is not an integer"),
         ("q1 0 d1 2\nq1 0 d2 0.5\n", "line 2: the grade '0.5'"),
+        ("q1 0 d1 2\nq1 0 d2 nan\n", "line 2: the grade 'nan' is not an integer"),
+        ("q1 0 d1 2\nq1 0 d2 inf\n", "line 2: the grade 'inf' is not an integer"),
+        (
+            "q1 0 d1 2\nq1 0 d1 0\n",
+            "line 2: the query 'q1' has the document 'd1' twice, with the grades 2 and 0; keep one",
+        ),
     ],
 )
 def test_bad_judgments(content: str, problem: str, tmp_path: Path) -> None:

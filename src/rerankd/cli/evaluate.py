@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -119,6 +120,11 @@ def evaluate(
         for path in (*(output or ()), *filter(None, (per_query, fuse))):
             if not Path(path).parent.is_dir():
                 raise RerankdError(f"{path} cannot be written: there is no folder {Path(path).parent}.")
+        _expect_other_files(
+            [*(run or ()), *filter(None, (qrels,))], [*(output or ()), *filter(None, (per_query, fuse))]
+        )
+        if fuse is not None:
+            _expect_new(fuse)
         bounds = _bounds(fail_under or ())
         parsed_measures = measures.parse([*(metrics or measures.DEFAULT), *bounds])
         bounds = {str(next(iter(measures.parse([name])))): bound for name, bound in bounds.items()}
@@ -177,7 +183,7 @@ def _bounds(items: Sequence[str]) -> dict[str, float]:
             bounds[name] = float(value)
         except ValueError:
             equals = ""
-        if not equals or not name:
+        if not equals or not name or not math.isfinite(bounds[name]):
             raise RerankdError(f"--fail-under: {item!r} is not NAME=VALUE, such as nDCG@10=0.70.")
     return bounds
 
@@ -187,7 +193,7 @@ def _missed(report: Report, bounds: Mapping[str, float]) -> Iterator[str]:
     for system in report.systems[1:] or report.systems:
         for measure, bound in bounds.items():
             value = report.mean(system.name, measure)
-            if value < bound:
+            if not value >= bound:  # a mean that is no number is no success
                 yield f"{measure} of {system.name} is {value:.4f}, under {bound:g}."
 
 
@@ -215,20 +221,57 @@ def _expect_different(systems: Sequence[System]) -> None:
         raise RerankdError(f"{twice[0]} is the name of two rankings; rename one of the files, or leave it out.")
 
 
+def _expect_other_files(read: Sequence[str], written: Sequence[str]) -> None:
+    """Raises RerankdError for a file to write that is also a file to read, or another file to write."""
+    places = [Path(path).resolve() for path in (*read, *written)]
+    for number, path in enumerate(written, len(read)):
+        if places[number] in places[:number]:
+            raise RerankdError(f"{path} is given twice, and writing it would lose what it holds; give another file.")
+
+
+def _expect_new(path: str) -> None:
+    """Raises RerankdError for a file of the fused run that cannot be written, or is there already."""
+    from rerankd.rank.files import STANDARD, FileProblem
+    from rerankd.rank.runs import output_format
+
+    if path == STANDARD:
+        raise RerankdError("--fuse: give a file; standard output has the report.")
+    if Path(path).exists():
+        raise RerankdError(f"--fuse: {path} exists already; give another file, or delete it.")
+    try:
+        output_format(path, None)
+    except FileProblem:
+        raise RerankdError(
+            f"--fuse: {path} must end in .trec, .jsonl or .csv (.gz or .zst after it), or .parquet."
+        ) from None
+
+
 def _fused(path: str, systems: Sequence[System]) -> System:
-    """The fused run, written to `path`, under its file's name, or under its whole path where a run has that name."""
-    from rerankd.evaluate.measures import fuse
+    """The fused run as `path` holds it, under its file's name, or under its whole path where a run has that name.
+
+    A TREC run has no equal scores, so the run is measured as read from the file.
+    """
+    from rerankd.evaluate.measures import fuse, load_run
     from rerankd.evaluate.report import System
-    from rerankd.rank.runs import Ranked, Ranking, output_format, write_rankings
+    from rerankd.rank.files import BadLines, FileProblem
+    from rerankd.rank.runs import Ranked, Ranking, check_ids, output_format, write_rankings
 
     fused = fuse([system.run for system in systems])
     rankings = (
         Ranking(query, tuple(Ranked(id, place, score) for place, (id, score) in enumerate(scores.items())), len(scores))
         for query, scores in fused.items()
     )
-    write_rankings(path, output_format(path, None), rankings, "rrf")
+    form = output_format(path, None)
+    try:
+        for query, scores in fused.items():
+            check_ids(query, scores, form)
+    except FileProblem:
+        raise RerankdError(
+            f"--fuse: {path} cannot hold ids with spaces, which the runs have; name a .jsonl file."
+        ) from None
+    write_rankings(path, form, rankings, "rrf")
     name = Path(path).name
-    return System(path if name in {system.name for system in systems} else name, fused)
+    return System(path if name in {system.name for system in systems} else name, load_run(path, BadLines()))
 
 
 def _ranked(

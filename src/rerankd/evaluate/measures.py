@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -31,7 +32,7 @@ QRELS = Columns(
 
 
 class MeasureError(RerankdError):
-    """A measure is unknown."""
+    """A measure is unknown, or cannot be computed."""
 
 
 def parse(names: Sequence[str]) -> dict[str, Any]:
@@ -48,14 +49,28 @@ def parse(names: Sequence[str]) -> dict[str, Any]:
             raise MeasureError(
                 f"{name} is not a measure ({error}); examples are {', '.join(DEFAULT)} (see https://ir-measur.es)."
             ) from None
-        measures[str(measure)] = measure
+        if isinstance(cutoff := measure.params.get("cutoff"), int) and cutoff < 1:
+            raise MeasureError(f"{name}: the cutoff {cutoff} is below 1; an example is nDCG@10.")
+        try:
+            library.evaluator([measure], {})
+            measures[str(measure)] = measure
+        except Exception as error:  # the libraries under ir-measures raise any kind
+            raise MeasureError(
+                f"{name} cannot be computed here ({_said(error)}); examples are {', '.join(DEFAULT)} "
+                "(see https://ir-measur.es)."
+            ) from None
     return measures
+
+
+def _said(error: Exception) -> str:
+    """The first sentence of a library's error, with its kind."""
+    return f"{type(error).__name__}: {re.split(r'[.]? *$|[.] ', str(error), maxsplit=1, flags=re.MULTILINE)[0]}"
 
 
 def read_judgments(path: str, bad: BadLines) -> dict[str, dict[str, int]]:
     """Read judgments from a file of TREC's format (4 columns) or BEIR's (TSV with a header), CSV, JSONL or Parquet.
 
-    Raises FileProblem, and BadLine for a grade that is not an integer.
+    Raises FileProblem, and BadLine for a grade that is not an integer, and for a document with two grades.
     """
     source = Source(path)
     judgments: dict[str, dict[str, int]] = {}
@@ -64,16 +79,35 @@ def read_judgments(path: str, bad: BadLines) -> dict[str, dict[str, int]]:
             missing = [name for name in ("query_id", "id", "grade") if cells.get(name) is None]
             if missing:
                 raise BadLine(source.name, number, f"has no {missing[0]}.")
-            try:
-                grade = int(str(cells["grade"]))
-            except ValueError:
-                raise BadLine(source.name, number, f"the grade {cells['grade']!r} is not an integer.") from None
-            judgments.setdefault(str(cells["query_id"]), {})[str(cells["id"])] = grade
+            grade = _grade(cells["grade"])
+            if grade is None:
+                raise BadLine(source.name, number, f"the grade {cells['grade']!r} is not an integer.")
+            query, document = str(cells["query_id"]), str(cells["id"])
+            first = judgments.setdefault(query, {}).setdefault(document, grade)
+            if first != grade:
+                raise BadLine(
+                    source.name, number,
+                    f"the query {query!r} has the document {document!r} twice, with the grades {first} and {grade}; "
+                    "keep one.",
+                )  # fmt: skip
         except BadLine as problem:
             bad.add(problem)
     if not judgments:
         raise FileProblem(f"{path} holds no judgments.")
     return judgments
+
+
+def _grade(cell: object) -> int | None:
+    """The grade; None for a cell that is no integer. pandas writes 1 as 1.0 if a cell of the column is missing."""
+    try:
+        return int(str(cell))
+    except ValueError:
+        pass
+    try:
+        value = float(str(cell))
+    except ValueError:
+        return None
+    return int(value) if value.is_integer() else None
 
 
 def _judged(source: Source, bad: BadLines) -> Any:
@@ -108,15 +142,30 @@ def load_run(path: str, bad: BadLines) -> dict[str, dict[str, float]]:
 
 
 def values(measures: Mapping[str, Any], judgments: Judgments, run: Run) -> dict[str, dict[str, float]]:
-    """The value of each measure for each judged query. A query that is missing in the run counts 0."""
+    """The value of each measure for each judged query. A query that is missing in the run counts 0.
+
+    Raises MeasureError for a measure that fails on these documents.
+    """
     library = needed("ir_measures", "Measures", "eval")
     judged = {query: dict(documents) for query, documents in run.items() if query in judgments}
     result: dict[str, dict[str, float]] = {name: {} for name in measures}
     names = {measure: name for name, measure in measures.items()}
-    for metric in library.iter_calc(list(measures.values()), judgments, judged):
+    for metric in _calculated(library, list(measures.values()), judgments, judged):
         result[names[metric.measure]][metric.query_id] = metric.value
     # The library's order of queries is kept, so that `mean` gives the library's mean to the last digit.
     return {name: per_query | dict.fromkeys(judgments.keys() - per_query, 0.0) for name, per_query in result.items()}
+
+
+def _calculated(library: Any, measures: list[Any], judgments: Judgments, run: Run) -> list[Any]:
+    try:
+        return list(library.iter_calc(measures, judgments, run))
+    except Exception as error:  # the libraries under ir-measures raise any kind
+        for measure in measures if len(measures) > 1 else ():
+            _calculated(library, [measure], judgments, run)
+        raise MeasureError(
+            f"{', '.join(map(str, measures))} cannot be computed from these judgments and runs ({_said(error)}); "
+            "leave it out."
+        ) from error
 
 
 def mean(per_query: Mapping[str, float]) -> float:
