@@ -128,8 +128,23 @@ def test_openais_embeddings(url: str, model: SentenceTransformer) -> None:
     assert found == [one["embedding"] for one in answer["data"]]
     (short,) = post(url, "/v1/embeddings", input=TEXTS[0], dimensions=8).json()["data"]
     assert near(short["embedding"], model.encode(TEXTS[0], truncate_dim=8, normalize_embeddings=True))
-    (raw,) = post(url, "/invocations", input=TEXTS[0], use_activation=False).json()["data"]
-    assert near(raw["embedding"], model.encode(TEXTS[0]))
+    for fields in ({"use_activation": False}, {"normalize": False}, {"use_activation": False, "normalize": True}):
+        raw = post(url, "/invocations", input=TEXTS[0], **fields)
+        assert near(raw.json()["data"][0]["embedding"], model.encode(TEXTS[0]))
+        assert "X-Rerankd-Ignored" not in raw.headers
+    for name in ("use_activation", "normalize"):
+        (one,) = post(url, "/v1/embeddings", input=TEXTS[0], **{name: True}).json()["data"]
+        assert near(one["embedding"], expected[0])
+
+
+def test_a_caller_may_ask_for_length_1(make_checkpoint: MakeCheckpoint) -> None:
+    """Also of a model that compares embeddings as they are."""
+    folder = make_checkpoint(embedder, normalize=False, similarity_fn_name="dot")
+    plain = SentenceTransformer(str(folder), device="cpu")
+    with Reranker(folder, device="cpu", dtype="float32") as reranker, running(reranker, Settings(names=("m",))) as url:
+        for fields, normalized in (({}, False), ({"use_activation": True}, True), ({"normalize": True}, True)):
+            (one,) = post(url, "/v1/embeddings", input=TEXTS[0], **fields).json()["data"]
+            assert near(one["embedding"], plain.encode(TEXTS[0], normalize_embeddings=normalized))
 
 
 def test_teis_embed(url: str, model: SentenceTransformer) -> None:

@@ -22,6 +22,14 @@ class VllmEmbeddingsBody(VllmTexts):
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="`base64` for the bytes of little-endian float32 numbers, which OpenAI's client asks for."
     )
+    use_activation: bool | None = Field(
+        None,
+        description="whether each embedding has length 1; null: where the model compares by cosine.",
+        examples=[None],
+    )
+    normalize: bool | None = Field(
+        None, description="an older name of `use_activation`, which goes first.", examples=[None]
+    )
     dimensions: int | None = Field(
         None,
         ge=1,
@@ -52,7 +60,7 @@ class VllmEmbeddingsReply(BaseModel):
 
 
 def _parse(body: VllmEmbeddingsBody, served: Served) -> Call[VllmEmbeddingsBody]:
-    normalize = False if body.use_activation is False else None
+    normalize = body.normalize if body.use_activation is None else body.use_activation
     return body.call(Embeddings(normalize=normalize, dimensions=body.dimensions), served)
 
 

@@ -41,7 +41,6 @@ class VllmTexts(VllmOptions):
         examples=[None],
     )
     add_special_tokens: bool = Field(True, description="true: special tokens are never left out.")
-    use_activation: bool | None = Field(None, description="false for the model's output without an activation.")
     user: str | None = Field(None, description="a name for the caller's own records.", examples=[None])
     request_id: str | None = Field(None, description="an id for the answer, in place of a random one.", examples=[None])
 
