@@ -221,6 +221,8 @@ def test_any_model_is_taken_and_another_is_reported(vllm_server: str, service: s
     response = post(vllm_server, service, model="rerank-v3.5", foo=1)
     assert response.status_code == 200
     assert set(response.headers["X-Rerankd-Ignored"].split(", ")) == {"model", "foo"}
+    if service == "infinity":  # its answers have a name, which is the served model's
+        assert response.json()["model"] == post(vllm_server, service, model="short-name").json()["model"] == MODEL
 
 
 CUT: Mapping[str, tuple[str, int]] = {

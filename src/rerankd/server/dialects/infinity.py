@@ -123,6 +123,7 @@ def _parse(body: InfinityBody, served: Served) -> Call[InfinityBody]:
         body.top_n,
         ignored=ignored_model(body.model, served),
         activation=not body.raw_scores,
+        bounded=True,  # Infinity takes the sigmoid of every model's logit, whatever the folder declares
     )
 
 
@@ -135,7 +136,7 @@ def _render(call: Call[InfinityBody], results: Sequence[RerankResult], id: str, 
             {"relevance_score": document.score, "index": document.index, "document": documents[document.index]}
             for document in result.documents
         ],
-        "model": call.body.model or served.names[0],
+        "model": served.names[0],
         "usage": {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens},
         "id": id,
         "created": int(time.time()),

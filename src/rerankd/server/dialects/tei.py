@@ -100,6 +100,7 @@ def _parse(body: TeiBody, served: Served) -> Call[TeiBody]:
         words={"documents": "texts"},
         truncation=body.cut(),
         activation=not body.raw_scores,
+        bounded=True,  # TEI takes the sigmoid of the one logit of every model, whatever the folder declares
     )
 
 
