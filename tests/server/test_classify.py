@@ -141,7 +141,7 @@ def test_a_long_text_is_cut(serve: Serve, three: Path) -> None:
     wanted = expected(three, [long, (PAIR[0], long)], truncation=True)
     assert same([named(one) for one in response.json()[1:]], wanted)
     refused = post(url, "/predict", inputs=[["hi"], [long]], truncate=False)
-    assert (refused.status_code, refused.json()["error_type"]) == (413, "Validation")
+    assert (refused.status_code, refused.json()["error_type"]) == (422, "Validation")
     assert "inputs[1]" in refused.json()["error"]
 
 

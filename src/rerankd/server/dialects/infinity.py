@@ -22,6 +22,7 @@ from rerankd.server.dialects.ranking import (
     validation_status,
 )
 from rerankd.server.dialects.threshold import Thresholded
+from rerankd.server.dialects.vllm_embeddings import openai_embeddings
 from rerankd.server.problems import Problem
 
 
@@ -183,6 +184,7 @@ INFINITY = Dialect(
                 },
             },
         ),
+        openai_embeddings("Infinity", "/infinity/embeddings"),
         Endpoint(
             paths=("/models",),
             summary="The names that the model answers to (Infinity)",
