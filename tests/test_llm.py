@@ -125,16 +125,23 @@ def test_other_runners_and_arguments(qwen3_checkpoint: Path, caplog: pytest.LogC
         pipeline_parallel_size=1,
         enforce_eager=True,
         pooler_config=None,
+        override_pooler_config={"pooling_type": "LAST", "use_activation": True},
         enable_lora=False,
         foo=1,
     ):
-        assert "arguments without effect here: enable_lora, enforce_eager, foo, pipeline_parallel_size" in caplog.text
+        ignored = "enable_lora, enforce_eager, foo, override_pooler_config, pipeline_parallel_size"
+        assert f"arguments without effect here: {ignored}" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         ({"pipeline_parallel_size": 2}, "pipeline_parallel_size 2 is not supported"),
+        (
+            {"override_pooler_config": {"use_activation": False}},
+            "send `use_activation` in requests, or in the PoolingPar",
+        ),
+        ({"pooler_config": {"pooling_type": "LAST", "softmax": False}}, "pooler_config .* is not supported"),
         ({"enable_lora": True}, "enable_lora is not supported: adapters are not supported"),
         ({"tokenizer": "another/one"}, "tokenizer another/one is not supported"),
         ({"hf_overrides": lambda config: config}, "hf_overrides: a function"),

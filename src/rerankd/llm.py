@@ -5,6 +5,7 @@ Reference: vLLM's `LLM.score` and its outputs. A warning names arguments without
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -236,7 +237,7 @@ def _judged(model: str, others: Mapping[str, Any]) -> list[str]:
             raise ValueError(f"LLM: there is no argument {name!r}; the nearest is {near[0]!r}")
     switches = {name for name in names if isinstance(others[name], bool)}
     peer_flags = [
-        Given(name, flags[name], None if name in switches else str(others[name]), off=others[name] is False)
+        Given(name, flags[name], None if name in switches else _written(others[name]), off=others[name] is False)
         for name in names
         if flags[name] in VLLM.flags
     ]
@@ -245,6 +246,11 @@ def _judged(model: str, others: Mapping[str, Any]) -> list[str]:
     except UsageProblem as problem:
         raise ValueError(f"LLM: {problem}") from None
     return names
+
+
+def _written(value: object) -> str:
+    """An argument as the flag has it."""
+    return json.dumps(value, default=str) if isinstance(value, dict) else str(value)
 
 
 def _hub() -> Hub:

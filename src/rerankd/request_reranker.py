@@ -232,7 +232,10 @@ class RequestReranker:
     def _rank(self, submitted: Submitted, logits: list[float]) -> RerankResult:
         has_instruction = submitted.request.instruction is not None
         ignored = ("instruction",) if has_instruction and not self.info.takes_instruction else ()
-        return rank(submitted, logits, self._head.activation == "sigmoid", ignored, self._head.at_length_1)
+        # Other kinds of models that apply no function give a cosine, or a logarithm of a probability.
+        bounded = submitted.request.bounded and self.info.family in ("cross-encoder", "decoder")
+        sigmoid = bounded or self._head.activation == "sigmoid"
+        return rank(submitted, logits, sigmoid, ignored, self._head.at_length_1)
 
 
 def _characters(request: RerankRequest) -> int:

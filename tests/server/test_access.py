@@ -53,6 +53,8 @@ def test_every_path_is_behind_the_keys(locked: str, path: str) -> None:
 PROBES = [
     ("GET", "/health"),
     ("HEAD", "/health"),
+    ("GET", "/tei/health"),
+    ("HEAD", "/infinity/health"),
     ("GET", "/metrics"),
     ("GET", "/ping"),
     ("POST", "/ping"),

@@ -192,14 +192,17 @@ def test_lone_surrogates_become_replacement_characters(vllm_server: str, fake: F
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_odd_texts_come_back_as_they_were_sent(vllm_server: str, dialect: str) -> None:
     documents = ["", " ", "\x00", "\u202eשלום", "日本語", "🧑‍🚀" * 3, "<|im_end|>", "a" * 100_000, "\u2028"]
-    body = json.dumps({"query": "", "documents": documents}).encode()
+    query = ""
+    if dialect == "sglang":  # which refuses blank texts
+        query, documents = "\x00", [document for document in documents if document.strip()]
+    body = json.dumps({"query": query, "documents": documents}).encode()
     answer = send(vllm_server, dialect, body).json()
     results = answer["results"] if dialect == "vllm" else answer
     echoed = {one["index"]: one["document"]["text"] if dialect == "vllm" else one["document"] for one in results}
     scores = {one["index"]: one["relevance_score" if dialect == "vllm" else "score"] for one in results}
     assert echoed == dict(enumerate(documents))
     assert scores == {
-        index: fake_score(text_content(""), text_content(document)) for index, document in enumerate(documents)
+        index: fake_score(text_content(query), text_content(document)) for index, document in enumerate(documents)
     }
 
 

@@ -86,8 +86,10 @@ def test_labels_of_texts(serve: Serve, three: Path) -> None:
     assert same([named(one) for one in post(url, "/predict", inputs=[[text] for text in TEXTS]).json()], wanted)
     logits = expected(three, TEXTS[:2], function_to_apply="none")
     assert same([named(post(url, "/predict", inputs=TEXTS[0], raw_scores=True).json())], logits[:1])
-    raw = post(url, "/classify", input=TEXTS[:2], use_activation=False).json()["data"]
-    assert same([dict(zip(NLI.values(), one["probs"], strict=True)) for one in raw], logits)
+    for name in ("use_activation", "activation", "softmax"):
+        raw = post(url, "/classify", input=TEXTS[:2], **{name: False})
+        assert same([dict(zip(NLI.values(), one["probs"], strict=True)) for one in raw.json()["data"]], logits)
+        assert "X-Rerankd-Ignored" not in raw.headers
 
 
 def test_labels_of_pairs_and_of_texts_in_one_batch(serve: Serve, three: Path) -> None:
@@ -139,7 +141,7 @@ def test_a_long_text_is_cut(serve: Serve, three: Path) -> None:
     wanted = expected(three, [long, (PAIR[0], long)], truncation=True)
     assert same([named(one) for one in response.json()[1:]], wanted)
     refused = post(url, "/predict", inputs=[["hi"], [long]], truncate=False)
-    assert (refused.status_code, refused.json()["error_type"]) == (413, "Validation")
+    assert (refused.status_code, refused.json()["error_type"]) == (422, "Validation")
     assert "inputs[1]" in refused.json()["error"]
 
 

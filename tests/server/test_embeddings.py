@@ -128,8 +128,40 @@ def test_openais_embeddings(url: str, model: SentenceTransformer) -> None:
     assert found == [one["embedding"] for one in answer["data"]]
     (short,) = post(url, "/v1/embeddings", input=TEXTS[0], dimensions=8).json()["data"]
     assert near(short["embedding"], model.encode(TEXTS[0], truncate_dim=8, normalize_embeddings=True))
-    (raw,) = post(url, "/invocations", input=TEXTS[0], use_activation=False).json()["data"]
-    assert near(raw["embedding"], model.encode(TEXTS[0]))
+    for fields in ({"use_activation": False}, {"normalize": False}, {"use_activation": False, "normalize": True}):
+        raw = post(url, "/invocations", input=TEXTS[0], **fields)
+        assert near(raw.json()["data"][0]["embedding"], model.encode(TEXTS[0]))
+        assert "X-Rerankd-Ignored" not in raw.headers
+    for name in ("use_activation", "normalize"):
+        (one,) = post(url, "/v1/embeddings", input=TEXTS[0], **{name: True}).json()["data"]
+        assert near(one["embedding"], expected[0])
+
+
+@pytest.mark.parametrize("path", ["/tei/v1/embeddings", "/tei/embeddings", "/infinity/embeddings"])
+def test_openais_form_in_other_apis(url: str, make_checkpoint: MakeCheckpoint, path: str) -> None:
+    """At length 1 always, as in TEI and Infinity; any model's name is taken, and another's is reported."""
+    ours = post(url, "/v1/embeddings", input=TEXTS[:3], normalize=True).json()
+    for model, ignored in (("m", None), (None, None), ("bge-m3", "model")):
+        response = post(url, path, input=TEXTS[:3], model=model)
+        assert near([one["embedding"] for one in response.json()["data"]], [one["embedding"] for one in ours["data"]])
+        assert (response.json()["model"], response.headers.get("X-Rerankd-Ignored")) == ("m", ignored)
+    assert post(url, path, input=[]).status_code == (422 if "infinity" in path else 400)
+    folder = make_checkpoint(embedder, normalize=False, similarity_fn_name="dot")
+    with Reranker(folder, device="cpu", dtype="float32") as reranker, running(reranker, Settings(names=("m",))) as dot:
+        (one,) = post(dot, path, input=TEXTS[0]).json()["data"]
+        assert numpy.linalg.norm(one["embedding"]) == pytest.approx(1, abs=1e-5)
+        (one,) = post(dot, path, input=TEXTS[0], normalize=False).json()["data"]
+        assert numpy.linalg.norm(one["embedding"]) != pytest.approx(1, abs=1e-2)
+
+
+def test_a_caller_may_ask_for_length_1(make_checkpoint: MakeCheckpoint) -> None:
+    """Also of a model that compares embeddings as they are."""
+    folder = make_checkpoint(embedder, normalize=False, similarity_fn_name="dot")
+    plain = SentenceTransformer(str(folder), device="cpu")
+    with Reranker(folder, device="cpu", dtype="float32") as reranker, running(reranker, Settings(names=("m",))) as url:
+        for fields, normalized in (({}, False), ({"use_activation": True}, True), ({"normalize": True}, True)):
+            (one,) = post(url, "/v1/embeddings", input=TEXTS[0], **fields).json()["data"]
+            assert near(one["embedding"], plain.encode(TEXTS[0], normalize_embeddings=normalized))
 
 
 def test_teis_embed(url: str, model: SentenceTransformer) -> None:
@@ -170,9 +202,9 @@ def test_what_openais_route_refuses(url: str, body: dict[str, Any], names: str) 
     [
         ({"inputs": []}, 400, "Empty", "inputs"),
         ({"inputs": [[1]]}, 422, "Tokenizer", "token ids"),
-        ({"inputs": "a", "prompt_name": "other"}, 413, "Validation", "prompt_name: is 'other'"),
-        ({"inputs": "word " * 600, "truncate": False}, 413, "Validation", "inputs[0]"),
-        ({"inputs": ["a"] * 32}, 413, "Validation", "--max-request-values"),
+        ({"inputs": "a", "prompt_name": "other"}, 422, "Validation", "prompt_name: is 'other'"),
+        ({"inputs": "word " * 600, "truncate": False}, 422, "Validation", "inputs[0]"),
+        ({"inputs": ["a"] * 32}, 422, "Validation", "--max-request-values"),
     ],
 )
 def test_what_teis_route_refuses(url: str, body: dict[str, Any], status: int, kind: str, names: str) -> None:

@@ -13,6 +13,7 @@ import requests
 from hypothesis import HealthCheck, given, settings
 
 from rerankd.core import Image, RerankRequest, RerankResult, Text, text_content
+from rerankd.server.dialects import DIALECTS
 from rerankd.server.settings import Settings
 from tests.server.fakes import INFO, MODEL, FakeReranker, fake_score, running
 from tests.server.test_bodies import BODIES, JSON, VALUES
@@ -86,6 +87,19 @@ def test_teis_shape(vllm_server: str) -> None:
     assert (info["model_id"], info["max_input_length"]) == (MODEL, INFO.max_model_len)
     assert info["model_type"]["reranker"]
     assert requests.get(f"{vllm_server}/info", timeout=30).json() == info
+
+
+def test_teis_prefix_alone_is_its_rerank(vllm_server: str) -> None:
+    """TEI's server of a reranker takes rerank requests at its root."""
+    answer = requests.post(f"{vllm_server}/tei", json={"query": QUERY, "texts": DOCUMENTS}, timeout=30)
+    assert answer.json() == post(vllm_server, "tei").json()
+    assert requests.post(f"{vllm_server}/tei", json={"query": QUERY}, timeout=30).json()["error_type"] == "Tokenizer"
+    assert requests.post(vllm_server, json={}, timeout=30).status_code in (404, 405)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_health_is_below_every_prefix(vllm_server: str, dialect: str) -> None:
+    assert requests.get(f"{vllm_server}/{dialect}/health", timeout=30).status_code == 200
 
 
 def test_llama_cpps_top_n_goes_with_teis_texts(vllm_server: str) -> None:
@@ -221,12 +235,14 @@ def test_any_model_is_taken_and_another_is_reported(vllm_server: str, service: s
     response = post(vllm_server, service, model="rerank-v3.5", foo=1)
     assert response.status_code == 200
     assert set(response.headers["X-Rerankd-Ignored"].split(", ")) == {"model", "foo"}
+    if service == "infinity":  # its answers have a name, which is the served model's
+        assert response.json()["model"] == post(vllm_server, service, model="short-name").json()["model"] == MODEL
 
 
 CUT: Mapping[str, tuple[str, int]] = {
     "jina": ("truncation", 400),
     "voyage": ("truncation", 400),
-    "tei": ("truncate", 413),
+    "tei": ("truncate", 422),
 }
 
 
@@ -309,7 +325,7 @@ def test_teis_errors_have_its_types(vllm_server: str) -> None:
         (post(vllm_server, "tei", **change).status_code, post(vllm_server, "tei", **change).json()["error_type"])
         for change in ({"query": 1}, {"texts": []}, {"query": "break"}, {"texts": ["a " * 600], "truncate": False})
     }
-    assert kinds == {(422, "Tokenizer"), (400, "Empty"), (424, "Backend"), (413, "Validation")}
+    assert kinds == {(422, "Tokenizer"), (400, "Empty"), (424, "Backend"), (422, "Validation")}
 
 
 @pytest.fixture(scope="module")

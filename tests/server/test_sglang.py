@@ -66,6 +66,15 @@ def test_any_model_is_taken_and_another_is_reported(sglang_server: str, model: s
     assert response.headers.get("X-Rerankd-Ignored") == ignored
 
 
+def test_logits_may_be_asked_for(sglang_server: str, fake: FakeReranker) -> None:
+    """They are SGLang's own scores of most cross-encoders."""
+    response = post(sglang_server, use_activation=False)
+    assert fake.requests[-1].activation is False
+    assert "X-Rerankd-Ignored" not in response.headers
+    assert post(sglang_server).status_code == 200
+    assert fake.requests[-1].activation is True
+
+
 def test_an_instruction_without_effect_is_reported(sglang_server: str, fake: FakeReranker) -> None:
     response = post(sglang_server, instruct="find capitals")
     assert fake.requests[-1].instruction == "find capitals"
@@ -89,21 +98,43 @@ def test_what_was_cut_is_in_meta_info(sglang_server: str) -> None:
     [
         ({"top_n": 0}, "top_n"),
         ({"top_n": -3}, "top_n"),
-        ({"documents": []}, "documents"),
         ({"documents": "one text"}, "documents"),
         ({"documents": [1]}, "documents[0]"),
         ({"query": 1}, "query"),
         ({"query": [{"type": "image_url", "image_url": 1}]}, "query.content[0].image_url"),
-        ({"documents": [[{"type": "image_url", "image_url": {"url": "http://x"}}]]}, "documents[0]"),
     ],
 )
 def test_errors_have_sglangs_shape(sglang_server: str, fields: Mapping[str, Any], param: str) -> None:
-    response = post(sglang_server, **fields)
+    refused(post(sglang_server, **fields), param, "Bad Request")
+
+
+def refused(response: requests.Response, param: str, kind: str) -> None:
     assert response.status_code == 400
     error = response.json()
     assert set(error) == {"object", "message", "type", "param", "code"}
-    assert (error["object"], error["type"], error["param"], error["code"]) == ("error", "Bad Request", param, 400)
+    assert (error["object"], error["type"], error["param"], error["code"]) == ("error", kind, param, 400)
     assert error["message"].startswith(f"{param}: ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"documents": []}, "documents"),
+        ({"documents": [[{"type": "image_url", "image_url": {"url": "http://x"}}]]}, "documents[0]"),
+        ({"documents": ["a", "b b b"], "truncate_prompt_tokens": 2, "truncation": False}, "documents[1]"),
+        ({"query": ""}, "query"),
+        ({"query": " \n"}, "query"),
+        ({"documents": ["a", ""]}, "documents[1]"),
+        ({"documents": ["\t", "a"]}, "documents[0]"),
+    ],
+)
+def test_what_sglang_itself_refuses_has_its_type(sglang_server: str, fields: Mapping[str, Any], param: str) -> None:
+    refused(post(sglang_server, **fields), param, "BadRequestError")
+
+
+def test_a_failure_has_sglangs_type(sglang_server: str) -> None:
+    response = post(sglang_server, query="break")
+    assert (response.status_code, response.json()["type"]) == (500, "InternalServerError")
 
 
 def test_put_is_as_good_as_post(vllm_server: str, sglang_server: str) -> None:

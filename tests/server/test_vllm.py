@@ -118,6 +118,32 @@ def test_every_field_reaches_the_engine(vllm_server: str, fake: FakeReranker) ->
     assert request.activation is False
 
 
+@pytest.mark.parametrize(
+    ("fields", "activated"),
+    [
+        ({"activation": False}, False),
+        ({"softmax": False}, False),
+        ({"softmax": True}, True),
+        ({"activation": True, "softmax": False}, True),
+        ({"use_activation": True, "activation": False, "softmax": False}, True),
+        ({"use_activation": False, "activation": True}, False),
+        ({"use_activation": None, "activation": None, "softmax": False}, False),
+    ],
+)
+@pytest.mark.parametrize(
+    ("path", "texts"),
+    [("/v1/rerank", {"query": QUERY, "documents": DOCUMENTS}), ("/v1/score", {"text_1": QUERY, "text_2": DOCUMENTS})],
+)
+def test_older_names_ask_for_logits(
+    vllm_server: str, fake: FakeReranker, path: str, texts: dict[str, Any], fields: dict[str, Any], activated: bool
+) -> None:
+    """In the order of `PoolingParams`."""
+    response = requests.post(vllm_server + path, json={**texts, **fields}, timeout=30)
+    assert response.status_code == 200, response.text
+    assert fake.requests[-1].activation is activated
+    assert "X-Rerankd-Ignored" not in response.headers
+
+
 def test_defaults_leave_everything_to_the_model(vllm_server: str, fake: FakeReranker) -> None:
     request = sent(fake, vllm_server, truncate_prompt_tokens=-1, max_tokens_per_doc=0, top_n=0, use_activation=None)
     assert request == RerankRequest(text_content(QUERY), tuple(text_content(document) for document in DOCUMENTS))

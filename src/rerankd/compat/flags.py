@@ -5,9 +5,10 @@ Names are without dashes, and say what a flag takes: `name` is a switch, `name=`
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Literal
@@ -27,11 +28,31 @@ class Refused:
 
     why: the reason, and the way out
     harmless: values that ask for nothing; `{model}` stands for the model that is served
+    harmless_entries: entries of a JSON object that ask for nothing, each with its values that do; no values for any
     """
 
     names: tuple[str, ...]
     why: str
     harmless: tuple[str, ...] = ()
+    harmless_entries: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+
+    def asks_nothing(self, given: Given, model: str) -> bool:
+        """Whether a flag is switched off, or has a value that changes nothing."""
+        if given.off or given.value in [value.format(model=model) for value in self.harmless]:
+            return True
+        if not self.harmless_entries or given.value is None:
+            return False
+        try:
+            value = json.loads(given.value)
+        except ValueError:
+            value = given.value
+        # `--json.entry value` is one entry; in a file, the path stands before it.
+        entry = re.search(rf"{given.name}\.([\w.-]+)$", given.flag.replace("_", "-"))
+        entries = {entry[1].replace("-", "_"): value} if entry else value
+        return isinstance(entries, dict) and all(
+            value is None or (name in self.harmless_entries and value in (self.harmless_entries[name] or (value,)))
+            for name, value in entries.items()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +96,7 @@ class Peer:
             _, verdict = self.flags[flag.name]
             if isinstance(verdict, str):
                 yield f"{flag.flag} is {self.name}'s and has no effect here: {verdict}."
-            elif not flag.off and flag.value not in [value.format(model=model) for value in verdict.harmless]:
+            elif not verdict.asks_nothing(flag, model):
                 shown = flag.flag if flag.value is None else f"{flag.flag} {flag.value}"
                 raise UsageProblem(f"{shown} is not supported: {verdict.why}.")
 

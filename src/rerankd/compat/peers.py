@@ -30,7 +30,12 @@ def _names_by_reason(groups: list[dict[str, Any]]) -> dict[str, tuple[str, ...]]
 
 def _peer(data: Mapping[str, Any]) -> Peer:
     refused = (
-        Refused(tuple(group["names"]), REASONS.get(group["why"], group["why"]), tuple(group.get("harmless", ())))
+        Refused(
+            tuple(group["names"]),
+            REASONS.get(group["why"], group["why"]),
+            tuple(group.get("harmless", ())),
+            {name: tuple(values) for name, values in group.get("harmless_entries", {}).items()},
+        )
         for group in data["refused_flags"]
     )
     return Peer(data["program"], _names_by_reason(data["ignored_flags"]), tuple(refused))

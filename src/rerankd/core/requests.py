@@ -94,6 +94,7 @@ class RerankRequest:
         kind (the query may be empty). Nothing is cut or ranked.
     min_score: documents with a lower score (or logit) are left out and reported in `RerankResult.below_min_score`
     outputs: asks for embeddings or logits, in request order, as `ScoredDocument.values`; embeddings have the query ()
+    bounded: True for scores from 0 to 1 of models whose score is a plain logit too: its sigmoid. It needs `activation`
     """
 
     query: Content
@@ -107,3 +108,4 @@ class RerankRequest:
     labels: Labels | None = None
     min_score: float | None = None
     outputs: Embeddings | Logits | None = None
+    bounded: bool = False

@@ -35,7 +35,7 @@ from rerankd.server.openapi import (
     made_up_tokens,
     responses,
 )
-from rerankd.server.own_routes import add_own_routes
+from rerankd.server.own_routes import HEALTH, add_own_routes
 from rerankd.server.playground.routes import PAGES, add_playground
 from rerankd.server.pool import Pool
 from rerankd.server.problems import Problem
@@ -81,7 +81,7 @@ def create_app(models: Serves | Pool | Service, settings: Settings) -> FastAPI:
     metrics = Metrics(service.hosted, settings.vllm_metrics, settings.labels)
     # Routes that need no key say so.
     security: dict[str, Any] | None = None if settings.protect_all else dict(NO_KEY)
-    probes = {"/health", "/metrics"}
+    probes = {"/metrics", *HEALTH}
     names = spellings(name for hosted in service.hosted for name in hosted.model.names)
     examples: dict[tuple[str, str], Examples] = {}
     shown = served if service.pool.models[0].reranker else replace(served, tokenize=made_up_tokens, decode=made_up_text)
@@ -98,7 +98,7 @@ def create_app(models: Serves | Pool | Service, settings: Settings) -> FastAPI:
             methods=[method],
             summary=endpoint.summary,
             description=_spoken_here(routed),
-            tags=[dialect.name if path.startswith(f"/{dialect.name}/") else "rerank"],
+            tags=[dialect.name if f"{path}/".startswith(f"/{dialect.name}/") else "rerank"],
             operation_id=_operation_id(method, path, endpoint),
             response_class=JSONResponse if endpoint.reply is not None else Response,
             responses=responses(routed),

@@ -10,12 +10,16 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from rerankd.server.dialects import DIALECTS
 from rerankd.server.dialects.names import not_ours
 from rerankd.server.http import response_of
 from rerankd.server.metrics import Metrics
 from rerankd.server.openapi import NO_KEY, refusal_of
 from rerankd.server.replies import refusal
 from rerankd.server.service import Service
+
+HEALTH = ("/health", *(f"/{name}/health" for name in DIALECTS))
+"""Clients ask below the URL that they are given, which may have a prefix."""
 
 
 class ModelCard(BaseModel):
@@ -71,9 +75,12 @@ def add_own_routes(app: FastAPI, service: Service, metrics: Metrics, protect_all
         request.state.called.dialect = root_dialect.name
         return response_of(refusal(root_dialect, not_ours(model, served)))
 
-    @app.get("/health", tags=["server"], summary="503 once the engine has failed", response_class=Response, **open)
     async def health() -> Response:
         return Response(status_code=503 if service.failure else 200)
+
+    summary = "503 once the engine has failed"
+    for path in HEALTH:
+        app.get(path, tags=["server"], summary=summary, response_class=Response, **open)(health)
 
     @app.get(
         "/metrics",

@@ -190,7 +190,8 @@ def _routes(root_dialect: Dialect) -> dict[tuple[str, str], list[Routed]]:
         for endpoint in dialect.endpoints:
             for method in endpoint.methods:
                 for path in endpoint.paths:
-                    for place in (path, f"/{dialect.name}{path}"):
+                    prefixed = f"{path}/".startswith(f"/{dialect.name}/")
+                    for place in (path,) if prefixed else (path, f"/{dialect.name}{path}"):
                         routes.setdefault((method, place), []).append((dialect, endpoint))
     return routes
 

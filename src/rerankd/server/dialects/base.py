@@ -116,7 +116,8 @@ class Call(Generic[Body]):
 class Endpoint(Generic[Body]):
     """One operation of an API. It parses and renders; it awaits nothing.
 
-    paths: the paths below the dialect's prefix, and at the root if no earlier dialect has them. Two endpoints of a
+    paths: the paths below the dialect's prefix, and at the root if no earlier dialect has them. A path with the
+        prefix is there alone. Two endpoints of a
         dialect may share a path. `{model}` in a path is any name, which becomes the body's `model`
     body: the pydantic model of the body, which allows unknown fields; a `Nothing` if no body is read
     reply: the type of the answer, for the OpenAPI document

@@ -73,7 +73,8 @@ class ElasticError(BaseModel):
 
 def _parse(body: ElasticBody, served: Served) -> Call[ElasticBody]:
     texts = [text_content(text) for text in body.texts]
-    return ranking(body, text_content(body.query), texts, body.top_n, words={"documents": "texts"})
+    # As in TEI, which the service calls.
+    return ranking(body, text_content(body.query), texts, body.top_n, words={"documents": "texts"}, bounded=True)
 
 
 def _parse_old(body: ElasticOldBody, served: Served) -> Call[ElasticOldBody]:

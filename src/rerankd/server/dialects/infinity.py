@@ -22,6 +22,7 @@ from rerankd.server.dialects.ranking import (
     validation_status,
 )
 from rerankd.server.dialects.threshold import Thresholded
+from rerankd.server.dialects.vllm_embeddings import openai_embeddings
 from rerankd.server.problems import Problem
 
 
@@ -123,6 +124,7 @@ def _parse(body: InfinityBody, served: Served) -> Call[InfinityBody]:
         body.top_n,
         ignored=ignored_model(body.model, served),
         activation=not body.raw_scores,
+        bounded=True,  # Infinity takes the sigmoid of every model's logit, whatever the folder declares
     )
 
 
@@ -135,7 +137,7 @@ def _render(call: Call[InfinityBody], results: Sequence[RerankResult], id: str, 
             {"relevance_score": document.score, "index": document.index, "document": documents[document.index]}
             for document in result.documents
         ],
-        "model": call.body.model or served.names[0],
+        "model": served.names[0],
         "usage": {"prompt_tokens": result.prompt_tokens, "total_tokens": result.prompt_tokens},
         "id": id,
         "created": int(time.time()),
@@ -182,6 +184,7 @@ INFINITY = Dialect(
                 },
             },
         ),
+        openai_embeddings("Infinity", "/infinity/embeddings"),
         Endpoint(
             paths=("/models",),
             summary="The names that the model answers to (Infinity)",

@@ -45,6 +45,7 @@ def ranking(
     truncation: Truncation = Truncation(),  # noqa: B008 - frozen
     activation: bool = True,
     chunking: Chunking | None = None,
+    bounded: bool = False,
 ) -> Call[Body]:
     """The call of one request. `words` are the body's words for `documents` and `top_n`, where they differ.
 
@@ -60,6 +61,7 @@ def ranking(
         activation=activation,
         chunking=chunking,
         min_score=body.lowest(),
+        bounded=bounded,
     )
     return Call(body, (request,), (*ignored, *body.unknown()), fields=words)
 

@@ -95,11 +95,15 @@ class ScoringBody(Chunked):
                 allowed=self.truncation,
                 side=self.truncation_side,
             ),
-            activation=self.use_activation is not False,
+            activation=self.activated(),
             on_error=on_error,
             chunking=self.chunking(),
             min_score=min_score,
         )
+
+    def activated(self) -> bool:
+        """Whether scores are asked for; otherwise logits."""
+        return self.use_activation is not False
 
     def words(self) -> dict[str, str]:
         """This body's words for fields of `RerankRequest`, where they differ."""

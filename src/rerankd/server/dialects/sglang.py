@@ -59,8 +59,19 @@ class SglangError(BaseModel):
 
 
 def _parse(body: SglangRerankBody, served: Served) -> Call[SglangRerankBody]:
+    _filled(body)
     # SGLang reads no model name: its own client says Qwen3-Reranker-0.6B to a server of Qwen/Qwen3-Reranker-0.6B.
     return body.call(body.documents, body.top_n, served, ignored_model(body.model, served))
+
+
+def _filled(body: SglangRerankBody) -> None:
+    """Raises Problem for no documents, and for an empty or blank text, as SGLang refuses them."""
+    if not body.documents:
+        raise Problem(400, "must hold at least one document.", "documents", well_formed=True)
+    for index, text in enumerate((body.query, *body.documents)):
+        if isinstance(text, str) and not text.strip():
+            name = f"documents[{index - 1}]" if index else "query"
+            raise Problem(400, "is empty, or blank; send a text.", name, well_formed=True)
 
 
 def _render(call: Call[SglangRerankBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
@@ -83,11 +94,18 @@ def _render(call: Call[SglangRerankBody], results: Sequence[RerankResult], id: s
     return ranked
 
 
+def _type(problem: Problem) -> str:
+    """FastAPI refuses the body in SGLang, and names the phrase; SGLang itself refuses the request in it, or fails."""
+    if problem.status == 400 and problem.well_formed:
+        return "BadRequestError"
+    return "InternalServerError" if problem.status == 500 else HTTPStatus(problem.status).phrase
+
+
 def _render_error(problem: Problem) -> object:
     return {
         "object": "error",
         "message": str(problem),
-        "type": HTTPStatus(problem.status).phrase,
+        "type": _type(problem),
         "param": problem.field,
         "code": problem.status,
     }

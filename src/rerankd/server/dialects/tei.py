@@ -18,6 +18,7 @@ from rerankd.server.dialects.tei_predict import PREDICT
 from rerankd.server.dialects.tei_texts import Empty, TeiCut
 from rerankd.server.dialects.tei_tokens import TOKENS
 from rerankd.server.dialects.threshold import Thresholded
+from rerankd.server.dialects.vllm_embeddings import openai_embeddings
 from rerankd.server.problems import Problem
 from rerankd.version import __version__
 
@@ -100,6 +101,7 @@ def _parse(body: TeiBody, served: Served) -> Call[TeiBody]:
         words={"documents": "texts"},
         truncation=body.cut(),
         activation=not body.raw_scores,
+        bounded=True,  # TEI takes the sigmoid of the one logit of every model, whatever the folder declares
     )
 
 
@@ -134,27 +136,34 @@ def _info(call: Call[Any], results: Sequence[RerankResult], id: str, served: Ser
 
 
 def _status(problem: Problem) -> int:
-    """TEI: 413 for what is too long, 422 for what it cannot read, 424 for a model that fails or is of another kind."""
+    """TEI: 422 for what it cannot read or is too long, 424 for a model that fails or is of another kind."""
     if isinstance(problem, Empty):
         return 400
     if problem.field == "model" and problem.status == 400 and problem.well_formed:  # the model is of another kind
         return 424
-    return {400: 413 if problem.well_formed else 422, 500: 424}.get(problem.status, problem.status)
+    return {400: 422, 500: 424}.get(problem.status, problem.status)
 
 
-_KINDS = {413: "Validation", 422: "Tokenizer", 424: "Backend", 429: "Overloaded", 503: "Unhealthy", 504: "Overloaded"}
+_KINDS = {422: "Tokenizer", 424: "Backend", 429: "Overloaded", 503: "Unhealthy", 504: "Overloaded"}
 
 
 def _render_error(problem: Problem) -> object:
-    kind = "Empty" if isinstance(problem, Empty) else _KINDS.get(_status(problem), "Validation")
-    return {"error": str(problem), "error_type": kind}
+    return {"error": str(problem), "error_type": _kind(problem)}
+
+
+def _kind(problem: Problem) -> str:
+    status = _status(problem)
+    if isinstance(problem, Empty):
+        return "Empty"
+    # A request that can be read, and is too long or asks for too much.
+    return "Validation" if problem.well_formed and status == 422 else _KINDS.get(status, "Validation")
 
 
 TEI = Dialect(
     name="tei",
     endpoints=(
         Endpoint(
-            paths=("/rerank",),
+            paths=("/rerank", "/tei"),
             summary="Rank texts by their relevance to a query (TEI)",
             body=TeiBody,
             reply=list[TeiRank],
@@ -172,6 +181,7 @@ TEI = Dialect(
             },
         ),
         EMBED,
+        openai_embeddings("TEI", "/tei/v1/embeddings", "/tei/embeddings"),
         PREDICT,
         *TOKENS,
         Endpoint(
@@ -187,10 +197,9 @@ TEI = Dialect(
     error=TeiError,
     render_error=_render_error,
     errors={
-        **{status: ERRORS[status] for status in (401, 408, 415, 429, 503, 504)},
+        **{status: ERRORS[status] for status in (401, 408, 413, 415, 429, 503, 504)},
         400: "no texts",
-        413: "a text too long where cutting is not allowed, or more than the server's limits",
-        422: "a missing or wrong field",
+        422: "a missing or wrong field, a text too long where cutting is not allowed, or more than the server's limits",
         424: "a failure of the model or the server, or a model of another kind",
     },
     status=_status,

@@ -15,14 +15,14 @@ from rerankd.server.dialects.chunks import MayCarryChunk
 from rerankd.server.dialects.names import only_ours
 from rerankd.server.dialects.rerank import RerankBody
 from rerankd.server.dialects.vllm_classify import CLASSIFY
-from rerankd.server.dialects.vllm_common import Documents, VllmOptions, VllmUsage, as_list, no_use_for
+from rerankd.server.dialects.vllm_common import Activated, Documents, VllmOptions, VllmUsage, as_list, no_use_for
 from rerankd.server.dialects.vllm_embeddings import EMBEDDINGS
 from rerankd.server.dialects.vllm_score import SCORE, TEXTS
 from rerankd.server.dialects.vllm_tools import LOAD, PING, TOKENIZE, VERSION
 from rerankd.server.problems import Problem
 
 
-class VllmRerankBody(RerankBody, VllmOptions):
+class VllmRerankBody(Activated, RerankBody, VllmOptions):
     """vLLM's rerank request."""
 
     documents: Documents = Field(

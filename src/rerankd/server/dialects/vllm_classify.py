@@ -11,11 +11,11 @@ from pydantic import BaseModel, Field
 from rerankd.core import Logits, RerankResult
 from rerankd.server.dialects.base import Call, Endpoint, Served
 from rerankd.server.dialects.labelled import label_names, probabilities
-from rerankd.server.dialects.vllm_common import VllmUsage
+from rerankd.server.dialects.vllm_common import Activated, VllmUsage
 from rerankd.server.dialects.vllm_texts import VllmTexts
 
 
-class VllmClassifyBody(VllmTexts):
+class VllmClassifyBody(Activated, VllmTexts):
     """vLLM's request for the labels of texts."""
 
 
@@ -45,7 +45,7 @@ def _parse(body: VllmClassifyBody, served: Served) -> Call[VllmClassifyBody]:
 
 def _render(call: Call[VllmClassifyBody], results: Sequence[RerankResult], id: str, served: Served) -> object:
     (result,) = results
-    activation = "identity" if call.body.use_activation is False else served.info.labels_activation
+    activation = served.info.labels_activation if call.body.activated() else "identity"
     data: list[dict[str, Any]] = []
     for document in result.documents:
         shares, count = probabilities(document.values, activation), len(document.values)

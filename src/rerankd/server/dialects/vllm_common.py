@@ -40,6 +40,25 @@ class VllmUsage(BaseModel):
     total_tokens: int
 
 
+class Activated(Open):
+    """The field that asks for logits, with the names that it had in older versions of vLLM."""
+
+    use_activation: bool | None = Field(
+        None, description="false for the model's logits in place of scores.", examples=[None]
+    )
+    activation: bool | None = Field(
+        None, description="an older name of `use_activation`, which goes first.", examples=[None]
+    )
+    softmax: bool | None = Field(
+        None, description="a still older name of `use_activation`; both others go first.", examples=[None]
+    )
+
+    def activated(self) -> bool:
+        """Whether scores are asked for. The first name that is given decides, as in `PoolingParams`."""
+        switches = (self.use_activation, self.activation, self.softmax)
+        return next((switch for switch in switches if switch is not None), True)
+
+
 def as_list(documents: Documents) -> list[ContentBody]:
     """One document, or several, as a list."""
     return documents if isinstance(documents, list) else [documents]

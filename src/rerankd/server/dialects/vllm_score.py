@@ -13,7 +13,7 @@ from rerankd.server.dialects.base import Call, Endpoint, Served
 from rerankd.server.dialects.chunks import MayCarryChunk
 from rerankd.server.dialects.names import only_ours
 from rerankd.server.dialects.rerank import ScoringBody
-from rerankd.server.dialects.vllm_common import Documents, VllmOptions, VllmUsage, as_list, no_use_for
+from rerankd.server.dialects.vllm_common import Activated, Documents, VllmOptions, VllmUsage, as_list, no_use_for
 from rerankd.server.problems import Problem
 
 FORMS = (("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"), ("queries", "items"))
@@ -21,7 +21,7 @@ TEXTS = frozenset({"text_1", "text_2", "data_1", "data_2", "queries"})
 """Fields that no other body has."""
 
 
-class VllmScoreBody(ScoringBody, VllmOptions):
+class VllmScoreBody(Activated, ScoringBody, VllmOptions):
     """vLLM's score request: one of the four pairs of fields, each one text (or content), or a list of them."""
 
     model_config = ConfigDict(

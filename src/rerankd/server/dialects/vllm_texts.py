@@ -12,6 +12,7 @@ from rerankd.schemas.texts import Texts, all_texts
 from rerankd.server.dialects.base import Call, Served
 from rerankd.server.dialects.names import only_ours
 from rerankd.server.dialects.rerank import max_tokens
+from rerankd.server.dialects.tei_texts import Empty
 from rerankd.server.dialects.vllm_common import VllmOptions, no_use_for
 from rerankd.server.problems import Problem
 
@@ -41,16 +42,20 @@ class VllmTexts(VllmOptions):
         examples=[None],
     )
     add_special_tokens: bool = Field(True, description="true: special tokens are never left out.")
-    use_activation: bool | None = Field(None, description="false for the model's output without an activation.")
     user: str | None = Field(None, description="a name for the caller's own records.", examples=[None])
     request_id: str | None = Field(None, description="an id for the answer, in place of a random one.", examples=[None])
 
+    def ignored_name(self, served: Served) -> list[str]:
+        """`["model"]` where that name is ignored. Raises Problem for a model that is not served."""
+        only_ours(self.model, served)
+        return []
+
     def call(self: Body, outputs: Embeddings | Logits, served: Served) -> Call[Body]:
         """The call of one request. Raises Problem for another's name, for no texts, and for limits that cannot hold."""
-        only_ours(self.model, served)
+        ignored = self.ignored_name(served)
         texts = all_texts(self.input)
         if not texts:
-            raise Problem(400, "must hold at least one text.", "input")
+            raise Empty("input")
         if not self.add_special_tokens:
             raise Problem(400, "must be true: a text without its special tokens means nothing.", "add_special_tokens")
         longest = max_tokens(self.truncate_prompt_tokens, served.info.max_model_len)
@@ -65,4 +70,4 @@ class VllmTexts(VllmOptions):
             "truncation.max_tokens": "truncate_prompt_tokens",
             "outputs.dimensions": "dimensions",
         }
-        return Call(self, (request,), (*no_use_for(self), *self.unknown()), self.request_id, words)
+        return Call(self, (request,), (*ignored, *no_use_for(self), *self.unknown()), self.request_id, words)
