@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rerankd.core import Text
+from rerankd.core import Content, Image, Text
 from rerankd.evaluate.measures import load_run, read_judgments
 from rerankd.rank.batch import _requests
 from rerankd.rank.collection import Collection
@@ -17,6 +18,7 @@ from rerankd.rank.files import MARK, BadLine, BadLines, FileProblem, Source
 from rerankd.rank.pairs import Pairs
 from rerankd.rank.rows import rows
 from rerankd.rank.texts import TEXTS, text_of
+from rerankd.rank.values import to_content
 from tests.rank.test_files import texts
 
 ONE = {"q1": {"d1": 1, "d2": 0}}
@@ -129,3 +131,49 @@ def test_a_quote_that_nothing_closes_says_what_it_takes(tmp_path: Path) -> None:
     assert note.endswith(
         "p.csv, line 3: has a quote that nothing closes, so this and all later lines are one row; close the quote."
     )
+
+
+IMAGE_PART = {"type": "image_url", "image_url": {"url": "x.png"}}
+
+
+@pytest.mark.parametrize(
+    ("row", "content"),
+    [
+        ({"text": "body"}, (Text("A title body"),)),
+        ({"text": ""}, (Text("A title"),)),
+        ({}, (Text("A title"),)),
+        ({"image": "x.png"}, (Image("x.png"), Text("A title"))),
+        ({"image": "x.png", "text": "body"}, (Image("x.png"), Text("A title body"))),
+        ({"text": {"image": "x.png", "text": "body"}}, (Image("x.png"), Text("A title body"))),
+        ({"text": {"image": "x.png"}}, (Image("x.png"), Text("A title"))),
+        ({"text": {"content": "body"}}, (Text("A title body"),)),
+        ({"text": ["body", "more"]}, (Text("A title body"), Text("more"))),
+        ({"text": [IMAGE_PART, {"type": "text", "text": "body"}]}, (Image("x.png"), Text("A title body"))),
+        ({"text": {"content": [IMAGE_PART]}}, (Text("A title"), Image("x.png"))),
+    ],
+)
+def test_a_title_is_before_every_form_of_text(row: dict[str, Any], content: Content) -> None:
+    id, value = text_of(Source("c.jsonl"), 1, {"id": 7, "title": "A title", **row})
+    assert (id, to_content(value, "text")) == ("7", content)
+
+
+@pytest.mark.parametrize(("name", "separator"), [("c.tsv", "\t"), ("c.csv", ",")])
+def test_an_empty_cell_is_no_image(name: str, separator: str, tmp_path: Path) -> None:
+    rows = ["id,text,image,video", "a,one,,", "b,two,x.png,"]
+    (tmp_path / name).write_text("\n".join(row.replace(",", separator) for row in rows))
+    (tmp_path / "q.tsv").write_text("q\twhat\n")
+    (query,) = Collection(str(tmp_path / "q.tsv"), str(tmp_path / name), [], None, BadLines())
+    assert dict(query.documents) == {"a": (Text("one"),), "b": (Image("x.png"), Text("two"))}
+
+
+@pytest.mark.parametrize("named", [0, 1])
+def test_a_given_id_is_no_number_of_a_line(named: int, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"query": word, "documents": [word]} for word in "ab"]
+    rows[named]["id"] = str(2 - named)
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    id = str(2 - named)
+    with pytest.raises(BadLine, match=f"p.jsonl, line 2: the query '{id}' is already on line 1; a query without an id"):
+        list(Pairs(str(tmp_path / "p.jsonl"), None, BadLines()))
+    bad = BadLines(skip=True, tell=lambda text: None)
+    assert texts(Pairs(str(tmp_path / "p.jsonl"), None, bad)) == {id: ("a", {"0": "a"})}
+    assert bad.count == 1

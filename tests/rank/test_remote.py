@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 
 from rerankd.cli.rank import ApiName
-from rerankd.core import InvalidRequest, RerankdError, Text, text_content
+from rerankd.core import Content, Image, InvalidRequest, RerankdError, Text, Video, text_content
 from rerankd.rank import remote
 from rerankd.rank.apis import APIS
 from rerankd.rank.files import BadLines
@@ -289,3 +289,37 @@ def test_files_are_sent_as_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         [{"type": "video_url", "video_url": {"url": data, "fps": 2}}],
     ]
     assert peer.calls[1]["documents"] == [{"image": data, "text": "t"}]
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_parts_are_joined_as_the_engine_joins_them(api: str, server: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps({"query": ["wh", "at"], "documents": [["one", " t", "wo"]]}))
+    scorer = RemoteScorer(f"{server}/{api}", api, MODEL)
+    ranked(scorer, tmp_path / "out.jsonl", Pairs(str(tmp_path / "p.jsonl"), None, BadLines()))
+    (one,) = lines(tmp_path / "out.jsonl")
+    if api not in ("vllm", "sglang"):  # the others have one string
+        assert one["results"][0]["score"] == fake_score((Text("what"),), (Text("one two"),))
+    contents = APIS[api].content((Text("one"), Text(" t"), Text("wo")), "documents[0]")
+    parts = [{"type": "text", "text": text} for text in ("one", " t", "wo")]
+    assert contents == (parts if api in ("vllm", "sglang") else "one two")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ((Image("https://x/a.png", max_pixels=9),), "limits the pixels of an image, .* or use --api vllm"),
+        ((Image("https://x/a.png", min_pixels=9), Text("t")), "limits the pixels of an image"),
+        ((Text("t"), Image("https://x/a.png")), "one image and then texts"),
+        ((Image("https://x/a.png"), Image("https://x/b.png")), "one image and then texts"),
+        ((Video("https://x/a.mp4"),), "one image and then texts"),
+    ],
+)
+def test_what_the_api_of_jina_cannot_say_is_refused(content: Content, problem: str) -> None:
+    with pytest.raises(InvalidRequest, match=rf"documents\[0\].*{problem}"):
+        APIS["jina"].content(content, "documents[0]")
+
+
+def test_what_the_api_of_jina_can_say() -> None:
+    image = Image("https://x/a.png")
+    assert APIS["jina"].content((image,), "query") == {"image": "https://x/a.png"}
+    assert APIS["jina"].content((image, Text("a "), Text("b")), "query") == {"image": "https://x/a.png", "text": "a b"}
