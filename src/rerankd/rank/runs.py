@@ -69,6 +69,7 @@ class Ranking:
     scored: number of scored documents, including those that `top_n` or `min_score` left out of `results`
     query_truncated: whether the query was cut to fit; None if a server did not say
     failed: the reason for each document that could not be scored, by id
+    cut: how many of the scored documents were cut to fit
     """
 
     query: str
@@ -76,6 +77,7 @@ class Ranking:
     scored: int
     query_truncated: bool | None = None
     failed: Mapping[str, str] = field(default_factory=dict)
+    cut: int = 0
 
 
 def read_run(source: Source, bad: BadLines) -> Iterator[Hit]:
