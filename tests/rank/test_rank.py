@@ -82,6 +82,27 @@ def test_what_is_cut_is_told(reranker: Reranker, tmp_path: Path) -> None:
     (one,) = lines(tmp_path / "out.jsonl")
     assert {found["id"]: found["truncated"] for found in one["results"]} == {"0": False, "1": True}
     assert (one["query_truncated"], said.truncated) == (False, 1)
+    assert "; 1 document was cut to fit" in str(said)
+    assert "query was cut" not in str(said)
+
+
+@pytest.mark.parametrize("settings", [RankSettings(top_n=1), RankSettings(min_score=2)])
+def test_what_is_cut_counts_where_it_is_not_written(settings: RankSettings, reranker: Reranker, tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    rows = [{"query": word, "documents": ["long " * 600, "longer " * 600]} for word in ("what", "how " * 600)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    said = ranked(LocalScorer(reranker), tmp_path / "out.jsonl", Pairs(str(path), None, BadLines()), settings)
+    assert (said.truncated, said.queries_truncated) == (4, 1)
+    assert "; 1 query was cut to fit; 4 documents were cut to fit" in str(said)
+
+
+@pytest.mark.parametrize("tag", ["my tag", "tab\tbed", " ", ""])
+def test_a_tag_is_one_column(tag: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"query": "what", "documents": ["a"]}')
+    words = ["rank", "m", str(tmp_path / "p.jsonl"), "-o", str(tmp_path / "out.trec"), "--tag", tag]
+    done = CliRunner().invoke(_rerankd(), words)
+    assert done.exit_code == 1
+    assert f"--tag: {tag!r} is empty or has white space" in done.stderr
 
 
 def test_top_n_and_min_score(reranker: Reranker, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 
 from rerankd.cli.rank import ApiName
-from rerankd.core import InvalidRequest, RerankdError, Text, text_content
+from rerankd.core import Content, Image, InvalidRequest, RerankdError, Text, Video, text_content
 from rerankd.rank import remote
 from rerankd.rank.apis import APIS
 from rerankd.rank.files import BadLines
@@ -289,3 +289,110 @@ def test_files_are_sent_as_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         [{"type": "video_url", "video_url": {"url": data, "fps": 2}}],
     ]
     assert peer.calls[1]["documents"] == [{"image": data, "text": "t"}]
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_parts_are_joined_as_the_engine_joins_them(api: str, server: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text(json.dumps({"query": ["wh", "at"], "documents": [["one", " t", "wo"]]}))
+    scorer = RemoteScorer(f"{server}/{api}", api, MODEL)
+    ranked(scorer, tmp_path / "out.jsonl", Pairs(str(tmp_path / "p.jsonl"), None, BadLines()))
+    (one,) = lines(tmp_path / "out.jsonl")
+    if api not in ("vllm", "sglang"):  # the others have one string
+        assert one["results"][0]["score"] == fake_score((Text("what"),), (Text("one two"),))
+    contents = APIS[api].content((Text("one"), Text(" t"), Text("wo")), "documents[0]")
+    parts = [{"type": "text", "text": text} for text in ("one", " t", "wo")]
+    assert contents == (parts if api in ("vllm", "sglang") else "one two")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ((Image("https://x/a.png", max_pixels=9),), "limits the pixels of an image, .* or use --api vllm"),
+        ((Image("https://x/a.png", min_pixels=9), Text("t")), "limits the pixels of an image"),
+        ((Text("t"), Image("https://x/a.png")), "one image and then texts"),
+        ((Image("https://x/a.png"), Image("https://x/b.png")), "one image and then texts"),
+        ((Video("https://x/a.mp4"),), "one image and then texts"),
+    ],
+)
+def test_what_the_api_of_jina_cannot_say_is_refused(content: Content, problem: str) -> None:
+    with pytest.raises(InvalidRequest, match=rf"documents\[0\].*{problem}"):
+        APIS["jina"].content(content, "documents[0]")
+
+
+def test_what_the_api_of_jina_can_say() -> None:
+    image = Image("https://x/a.png")
+    assert APIS["jina"].content((image,), "query") == {"image": "https://x/a.png"}
+    assert APIS["jina"].content((image, Text("a "), Text("b")), "query") == {"image": "https://x/a.png", "text": "a b"}
+
+
+def skipping(scorer: RemoteScorer, output: Path, sent: list[Any]) -> tuple[dict[str, Any] | None, list[str]]:
+    """What is written and said of one query with `--skip-bad`."""
+    (output.parent / "p.jsonl").write_text(json.dumps({"query": "what", "documents": sent}))
+    bad, said = BadLines(skip=True), list[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "tell", lambda bar, text: said.append(text))
+        queries = Pairs(str(output.parent / "p.jsonl"), None, bad)
+        ranked(scorer, output, queries, RankSettings(skip_bad=True), bad=bad)
+    scorer.close()
+    assert bad.count == len(said)
+    written = lines(output)
+    return (written[0] if written else None), said
+
+
+def test_an_unreadable_document_is_left_out_alone(tmp_path: Path) -> None:
+    with Peer(lambda body, count: (200, results(body))) as peer:
+        scorer = RemoteScorer(peer.url, "vllm", "m", request_documents=2)
+        one, said = skipping(scorer, tmp_path / "out.jsonl", ["a", "b", {"image": "gone.png"}, "d", {"image": "x"}])
+    assert one is not None
+    assert {found["id"]: found["score"] for found in one["results"]} == {"0": 0, "1": 0.1, "3": 0}
+    assert one["scored"] == 3
+    problem = f"{tmp_path}/p.jsonl, line 1: documents[{{}}]: {{}} cannot be read: No such file or directory"
+    assert one["failed"] == {"2": problem.format(2, "gone.png"), "4": problem.format(4, "x")}
+    assert said == [f"left out: {why}" for why in one["failed"].values()]
+    assert sorted(call["documents"] for call in peer.calls) == [["a", "b"], ["d"]]
+
+
+@pytest.mark.parametrize("api", ["vllm", "tei", "jina"])
+def test_a_refused_document_is_left_out_alone(api: str, tmp_path: Path) -> None:
+    name = APIS[api].documents
+
+    def answer(body: dict[str, Any], count: int) -> tuple[int, Any]:
+        bad = next((place for place, text in enumerate(body[name]) if text.startswith("bad")), None)
+        if bad is not None:
+            return 422, {"detail": [{"loc": ["body", f"{name}[{bad}]"], "msg": f"{name}[{bad}]: is bad."}]}
+        found = [{"index": i, APIS[api].score: i / 10} for i in range(len(body[name]))]
+        return 200, found if api == "tei" else {"results": found}
+
+    sent = ["a", "b", "c", "bad", "e", "bad too"]
+    with Peer(answer) as peer:
+        scorer = RemoteScorer(peer.url, api, "m", request_documents=3)
+        one, said = skipping(scorer, tmp_path / "out.jsonl", sent)
+        with pytest.raises(InvalidRequest, match="422"):
+            ranked(
+                RemoteScorer(peer.url, api, "m"),
+                tmp_path / "o.jsonl",
+                Pairs(str(tmp_path / "p.jsonl"), None, BadLines()),
+            )
+    assert one is not None
+    assert {found["id"]: found["score"] for found in one["results"]} == {"0": 0, "1": 0.1, "2": 0.2, "4": 0}
+    assert list(one["failed"]) == ["3", "5"]
+    assert len(said) == 2
+    for place, why in one["failed"].items():
+        assert f"p.jsonl, line 1: documents[{place}]: is refused: the server answered 422" in why
+        assert f"{name}[{place}]: is bad." in why
+
+
+def test_a_query_that_is_left_out_is_said_to_be(tmp_path: Path) -> None:
+    with Peer(lambda body, count: (400, {"message": "documents[9] is one too many"})) as peer:
+        one, said = skipping(RemoteScorer(peer.url, "cohere", "m"), tmp_path / "out.jsonl", ["a", "b"])
+    assert one is None
+    (note,) = said
+    assert note.endswith("; the whole query is left out")
+    assert "p.jsonl, line 1: the server: answered 400" in note
+
+
+def test_a_query_without_a_readable_document_has_no_results(tmp_path: Path) -> None:
+    with Peer(lambda body, count: (200, results(body))) as peer:
+        one, said = skipping(RemoteScorer(peer.url, "cohere", "m"), tmp_path / "out.jsonl", [{"image": "x.png"}])
+    assert one is not None
+    assert (one["results"], list(one["failed"]), len(said), peer.calls) == ([], ["0"], 1, [])

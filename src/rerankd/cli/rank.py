@@ -114,6 +114,8 @@ def rank(
         from rerankd.rank.scoring import RankSettings, Scorer
 
         form = output_format(output, format)
+        if tag is not None and tag.split() != [tag]:
+            raise RerankdError(f"--tag: {tag!r} is empty or has white space, which ends a column; try --tag my_tag.")
         check_files([] if pairs is None else [pairs], output, form, restart)
         bad = BadLines(skip_bad)
         settings = RankSettings(top_n, min_score, instruction, skip_bad)

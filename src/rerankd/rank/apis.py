@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rerankd.core import Content, InvalidRequest
+from rerankd.core import Content, Image, InvalidRequest, Text
 from rerankd.rank.values import is_text, parts, plain_text, sendable
 
 
@@ -39,13 +39,24 @@ def _parts(content: Content, field: str) -> Any:
 def _jina(content: Content, field: str) -> Any:
     if is_text(content):
         return plain_text(content, field)
-    document: dict[str, Any] = {}
-    for part in sendable(content, field):
-        kind = {"Text": "text", "Image": "image"}.get(type(part).__name__)
-        if kind is None or kind in document:
-            raise InvalidRequest(field, "holds more than one text and one image, which the API of Jina does not accept")
-        document[kind] = part.text if kind == "text" else part.source  # type: ignore[union-attr]
-    return document
+    # Jina's object has no order: its image comes before its text, here and in a server of rerankd.
+    images = tuple(part for part in content if isinstance(part, Image))
+    texts = tuple(part for part in content if isinstance(part, Text))
+    if len(images) != 1 or (*images, *texts) != tuple(content):
+        raise InvalidRequest(
+            field,
+            "must be texts alone, or one image and then texts, because the API of Jina has no more; use --api vllm",
+        )
+    if images[0].min_pixels is not None or images[0].max_pixels is not None:
+        raise InvalidRequest(
+            field,
+            "limits the pixels of an image, for which the API of Jina has no field; leave out min_pixels and "
+            "max_pixels, or use --api vllm",
+        )
+    (image,) = sendable(images, field)
+    assert isinstance(image, Image)
+    document: dict[str, Any] = {"image": image.source}
+    return document | {"text": plain_text(texts, field)} if texts else document
 
 
 SCORES_ONLY: Mapping[str, Any] = {"return_documents": False}

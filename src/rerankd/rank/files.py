@@ -19,6 +19,8 @@ from rerankd.core import RerankdError
 STANDARD = "-"
 """The path that means standard input or standard output."""
 COMPRESSIONS = (".gz", ".zst")
+MARK = b"\xef\xbb\xbf"
+"""The byte-order mark, which some editors and spreadsheets write at the start of a UTF-8 file."""
 BUFFER = 1 << 20
 LINE_BYTES = 256 << 20
 """Longest line, in bytes. A compressed file of a few megabytes may hold one line of many gigabytes."""
@@ -106,7 +108,7 @@ class Source:
             yield number, line.rstrip(b"\r\n")
 
     def whole_lines(self) -> Iterator[bytes]:
-        """The lines with their line ends. Raises FileProblem."""
+        """The lines with their line ends, without a byte-order mark before the first. Raises FileProblem."""
         number = 0
         with self.open() as stream:
             try:
@@ -115,7 +117,7 @@ class Source:
                     if len(line) > LINE_BYTES:
                         raise FileProblem(f"{self.name}, line {number}: is longer than {LINE_BYTES:,} bytes.")
                     self.update(line)
-                    yield line
+                    yield line.removeprefix(MARK) if number == 1 else line
             except (OSError, EOFError, zlib.error) as error:
                 raise FileProblem(f"{self.name} cannot be read: {error}.") from error
             except Exception as error:

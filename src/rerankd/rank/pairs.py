@@ -78,16 +78,20 @@ class Pairs:
                 yield number, row, ("pairs", row.get("query_id", asked))
 
     def _begin(self, number: int, row: dict[str, Any], seen: dict[str, int]) -> _QueryBuilder:
-        """Start the query of a row, without its documents. Raises BadLine."""
+        """Start the query of a row, without its documents. Raises BadLine.
+
+        seen: the line of each query by its id; the negative line if the query has no id of its own
+        """
         name = self._source.name
         if row.get("query") is None:
             raise BadLine(name, number, "has no `query`.")
         given_id = row.get("query_id", row.get("id") if "documents" in row else None)
         id = well_formed(str(number if given_id is None else given_id))
         if id in seen:
-            raise BadLine(
-                name, number, f"the query {id!r} is already on line {seen[id]}; its rows must be consecutive."
-            )
+            way_out = "its rows must be consecutive"
+            if given_id is None or seen[id] < 0:
+                way_out = "a query without an id has the number of its line; give each query an id, or none"
+            raise BadLine(name, number, f"the query {id!r} is already on line {abs(seen[id])}; {way_out}.")
         instruction = row.get("instruction")
         if instruction is not None and not isinstance(instruction, str):
             raise BadLine(name, number, "`instruction` is not a string.")
@@ -95,8 +99,7 @@ class Pairs:
             content = to_content(row["query"], "query")
         except InvalidRequest as error:
             raise BadLine(name, number, f"{error}.") from None
-        if given_id is not None:
-            seen[id] = number
+        seen[id] = -number if given_id is None else number
         return _QueryBuilder(name, number, id, row["query"], content, instruction, self._top_k)
 
 

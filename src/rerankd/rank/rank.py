@@ -41,9 +41,10 @@ class Summary:
     """The counts of a run.
 
     kept: documents that an earlier, stopped run scored; `documents` includes them
-    truncated: documents that were cut to fit the model's context
+    truncated: documents that were cut to fit the model's context, whether they are in the output or not
     bad: lines, queries and documents that were left out
     seconds: duration of this run, without the earlier one
+    queries_truncated: queries that were cut to fit
     """
 
     queries: int = 0
@@ -52,6 +53,7 @@ class Summary:
     truncated: int = 0
     bad: int = 0
     seconds: float = 0.0
+    queries_truncated: int = 0
 
     def __str__(self) -> str:
         done = self.documents - self.kept
@@ -59,6 +61,8 @@ class Summary:
         if self.kept:
             text += f", {self.kept:,} of them from an earlier run"
         text += f"; {self.seconds:.1f} s, {done / max(self.seconds, 1e-9):,.1f} documents/s"
+        if count := self.queries_truncated:
+            text += f"; {counted(count, 'query', 'queries')} {noun(count, 'was', 'were')} cut to fit"
         if self.truncated:
             text += f"; {counted(self.truncated, 'document')} {noun(self.truncated, 'was', 'were')} cut to fit"
         return text + (f"; {self.bad:,} left out" if self.bad else "")
@@ -229,14 +233,14 @@ def _to_json(ranking: Ranking | str) -> list[Any] | str:
     if isinstance(ranking, str):
         return ranking
     results = [[document.id, document.index, document.score, document.truncated] for document in ranking.results]
-    return [ranking.query, results, ranking.scored, ranking.query_truncated, dict(ranking.failed)]
+    return [ranking.query, results, ranking.scored, ranking.query_truncated, dict(ranking.failed), ranking.cut]
 
 
 def _from_json(value: list[Any] | str) -> Ranking | str:
     if isinstance(value, str):
         return value
-    query, results, scored, query_truncated, failed = value
-    return Ranking(query, tuple(Ranked(*document) for document in results), scored, query_truncated, failed)
+    query, results, *others = value
+    return Ranking(query, tuple(Ranked(*document) for document in results), *others)
 
 
 def _counted(blocks: Iterable[Iterable[Ranking | str]], summary: Summary) -> Iterator[Ranking]:
@@ -247,5 +251,6 @@ def _counted(blocks: Iterable[Iterable[Ranking | str]], summary: Summary) -> Ite
                 continue
             summary.queries += 1
             summary.documents += ranking.scored
-            summary.truncated += sum(bool(document.truncated) for document in ranking.results)
+            summary.truncated += ranking.cut
+            summary.queries_truncated += bool(ranking.query_truncated)
             yield ranking

@@ -56,18 +56,20 @@ class _OpenBlock:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """A server's answer to a request.
+    """A server's answer to the request of a piece.
 
-    scores: of the documents, in the order of the request
-    truncated: whether the document at an index was cut to fit; None if the server does not say
+    scores: of the documents by their index in the piece, without those that failed
+    truncated: whether each of these documents was cut to fit, in the same order; None if the server does not say
     query_truncated: the same for the query
     ignored: parameters of the request that the server ignored, or applied only in part
+    failed: by index in the piece, why a document was left out
     """
 
-    scores: list[float]
-    truncated: Callable[[int], bool | None]
+    scores: dict[int, float]
+    truncated: list[bool | None]
     query_truncated: bool | None
     ignored: frozenset[str]
+    failed: dict[int, InvalidRequest]
 
 
 class RemoteScorer:
@@ -180,13 +182,12 @@ class RemoteScorer:
             problem = in_query(error, scores.query, piece.start)
             if not scores.settings.skip_bad:
                 raise problem from error
-            scores.error = problem
+            scores.error = InvalidRequest(problem.field, f"{problem.problem}; the whole query is left out")
             return opened, piece, None
 
     def _request(self, scores: QueryScores, piece: Piece) -> _Answer:
-        api, query = self._api, scores.query
-        contents = [api.content(content, f"documents[{i}]") for i, content in enumerate(piece.contents)]
-        body = {**api.fields, "query": api.content(query.content, "query"), api.documents: contents}
+        api, query, skip = self._api, scores.query, scores.settings.skip_bad
+        body = {**api.fields, "query": api.content(query.content, "query")}
         if self.model is not None:
             body["model"] = self.model
         instruction = query.instruction if query.instruction is not None else scores.settings.instruction
@@ -194,13 +195,37 @@ class RemoteScorer:
             if api.instruction is None:
                 raise InvalidRequest("instruction", f"has no field in the API {self._name}; use --api vllm or sglang")
             body[api.instruction] = instruction
-        response = self._answer(body)
+        contents: dict[int, Any] = {}
+        failed: dict[int, InvalidRequest] = {}
+        for place, content in enumerate(piece.contents):
+            try:
+                contents[place] = api.content(content, f"documents[{place}]")
+            except InvalidRequest as error:
+                if not skip:
+                    raise
+                failed[place] = error
+        response = None
+        while contents and response is None:
+            try:
+                response = self._answer({**body, api.documents: list(contents.values())})
+            except InvalidRequest as error:
+                # A document that the server names is left out alone, and the others are sent again.
+                named = re.search(rf"\b{api.documents}\[(\d+)\]", error.problem)
+                if not skip or named is None or int(named[1]) >= len(contents):
+                    raise
+                place = list(contents)[int(named[1])]
+                problem = error.problem.replace(named[0], f"{api.documents}[{piece.start + place}]")
+                failed[place] = InvalidRequest(f"documents[{place}]", f"is refused: the server {problem}")
+                del contents[place]
+        if response is None:
+            return _Answer({}, [], None, frozenset(), failed)
         values, truncated = self._scores(response, len(contents))
         query_truncated = None
         if self._tells_truncation:
             query_truncated = "query" in response.headers.get("X-Rerankd-Truncated", "").split("; ")
         ignored = filter(None, response.headers.get("X-Rerankd-Ignored", "").split(", "))
-        return _Answer(values, truncated, query_truncated, frozenset(ignored))
+        cut = [truncated(index) for index in range(len(contents))]
+        return _Answer(dict(zip(contents, values, strict=True)), cut, query_truncated, frozenset(ignored), failed)
 
     def _answer(self, body: Mapping[str, Any]) -> httpx.Response:
         """Send a request until the server answers it. Raises InvalidRequest for a refused request, else ServerError."""
@@ -269,8 +294,10 @@ class RemoteScorer:
 
 
 def _collect(scores: QueryScores, piece: Piece, answer: _Answer) -> None:
-    for index, score in enumerate(answer.scores):
-        scores.add(Ranked(piece.ids[index], piece.start + index, score, answer.truncated(index)))
+    for (index, score), truncated in zip(answer.scores.items(), answer.truncated, strict=True):
+        scores.add(Ranked(piece.ids[index], piece.start + index, score, truncated))
+    for index, error in sorted(answer.failed.items()):
+        scores.failed[piece.ids[index]] = str(in_query(error, scores.query, piece.start))
     if answer.query_truncated is not None:
         scores.query_truncated = bool(scores.query_truncated) or answer.query_truncated
     scores.ignored |= answer.ignored

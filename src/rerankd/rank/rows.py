@@ -15,6 +15,8 @@ from rerankd.rank.files import COMPRESSIONS, STANDARD, BadLine, BadLines, FilePr
 
 CELL_LIMIT = 64 << 20
 """Longest cell of a CSV file in characters. Python's csv module uses up to eight bytes for each character."""
+UNCLOSED = "unexpected end of data"
+"""What Python's csv module says of a file that ends in a quoted cell."""
 ROWS_AT_ONCE = 64
 """Rows of a Parquet file that are read at once. The number is small, because each row may hold an image."""
 MEDIA_TYPES = {
@@ -40,12 +42,38 @@ class Columns:
 
     def meaning(self, header: str) -> str | None:
         """The field that a column means, by its name in the header; None for an unknown column."""
-        word = header.strip().lower().replace("-", "_")
+        word = _word(header)
         return next((meaning for meaning, names in self.names.items() if word in names), None)
 
     def read(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The cells of a row by field. Unknown columns and empty cells (None) are left out."""
-        return {meaning: value for name, value in row.items() if (meaning := self.meaning(name)) and value is not None}
+        """The cells of a row by field. Unknown columns and empty cells (None) are left out.
+
+        Of several columns with one meaning, the first of the field's `names` is read.
+        """
+        return {meaning: cells[0][1] for meaning, cells in self._cells(row) if cells}
+
+    def note_unread(self, source: Source, row: Mapping[str, Any], bad: BadLines) -> None:
+        """Note each column that `read` does not take because another column has its meaning."""
+        for _, cells in self._cells(row):
+            for name, _ in cells[1:]:
+                bad.note(f"{source.name}: `{name}` is not used, because `{cells[0][0]}` has the same meaning")
+
+    def _cells(self, row: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+        """Each field with the cells that mean it and their columns' names, in the order of preference."""
+        words = {_word(name): value for name, value in row.items() if value is not None}
+        for meaning, names in self.names.items():
+            yield meaning, [(name, words[name]) for name in names if name in words]
+
+    def check(self, source: Source, line: int, header: Sequence[str]) -> None:
+        """Raises FileProblem for a header that has the name of a field twice."""
+        words = [_word(name) for name in header if self.meaning(name)]
+        if twice := sorted({word for word in words if words.count(word) > 1}):
+            where = f"{source.name}, line {line}" if line else source.name
+            raise FileProblem(f"{where}: the header has the column `{twice[0]}` twice; remove or rename one of them.")
+
+
+def _word(header: str) -> str:
+    return header.strip().lower().replace("-", "_")
 
 
 def rows(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -55,47 +83,64 @@ def rows(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int,
     cells have the names of their fields. Raises FileProblem.
     """
     if source.format == "parquet":
-        yield from _parquet(source, columns)
+        found = _parquet(source, columns)
     elif source.format == "csv":
-        yield from _csv(source, columns, bad)
+        found = _csv(source, columns, bad)
     else:
-        yield from _lines(source, columns, bad)
+        found = _lines(source, columns, bad)
+    for number, row in found:
+        columns.note_unread(source, row, bad)
+        yield number, row
 
 
 def _lines(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
     form = {"json": "jsonl", "jsonl": "jsonl", "ndjson": "jsonl", "tsv": "tsv"}.get(source.format)
-    header: list[str] | None = None
+    header: _Header | None = None
     first = True
     for number, raw in source.lines():
         if not raw.strip():
             continue
         try:
-            text = decoded(source, number, raw.removeprefix(b"\xef\xbb\xbf") if first else raw)
+            text = decoded(source, number, raw)
             form = form or ("jsonl" if text.lstrip().startswith("{") else "tsv")
             if form == "jsonl":
                 yield number, json_object(source, number, text)
             else:
                 cells = text.split("\t")
                 if first and any(columns.meaning(cell) for cell in cells):
-                    header = cells
+                    columns.check(source, number, cells)
+                    header = _Header(cells, "the header")
                 else:
-                    yield number, _row(source, number, cells, header, columns)
+                    header = header or _by_position(source, number, cells, columns)
+                    yield number, _row(source, number, cells, header)
         except BadLine as problem:
             bad.add(problem)
         first = False
 
 
-def _row(
-    source: Source, number: int, cells: Sequence[str], header: Sequence[str] | None, columns: Columns
-) -> dict[str, Any]:
-    found = counted(len(cells), "column")
-    names = header or columns.positions.get(len(cells))
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """The names of a file's columns, and what gave their number: the header, or the first row without one."""
+
+    names: Sequence[str]
+    origin: str
+
+
+def _by_position(source: Source, number: int, cells: Sequence[str], columns: Columns) -> _Header:
+    """The columns of a file without a header, by its first row. Raises BadLine."""
+    names = columns.positions.get(len(cells))
     if names is None:
-        accepted = " or ".join(", ".join(names) for names in columns.positions.values())
+        found, accepted = counted(len(cells), "column"), " or ".join(map(", ".join, columns.positions.values()))
         raise BadLine(source.name, number, f"has {found}; without a header, the columns are {accepted}.")
-    if len(cells) != len(names):
-        raise BadLine(source.name, number, f"has {found}, but the header has {len(names)}.")
-    return dict(zip(names, cells, strict=True))
+    return _Header(names, f"line {number}")
+
+
+def _row(source: Source, number: int, cells: Sequence[str], header: _Header) -> dict[str, Any]:
+    if len(cells) != len(header.names):
+        problem = f"has {counted(len(cells), 'column')}, but {header.origin} has {len(header.names)}"
+        way_out = "put quotes around a text with a comma" if source.format == "csv" else "no text may have a tab"
+        raise BadLine(source.name, number, f"{problem}; {way_out}.")
+    return dict(zip(header.names, cells, strict=True))
 
 
 def _csv(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -103,7 +148,7 @@ def _csv(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int,
     # Lines keep their ends, because a quoted cell may hold line ends.
     lines = (line.decode("utf-8", "surrogateescape") for line in source.whole_lines())
     reader = csv.reader(lines, strict=True)
-    header: list[str] | None = None
+    header: _Header | None = None
     number = 1
     while True:
         try:
@@ -116,15 +161,18 @@ def _csv(source: Source, columns: Columns, bad: BadLines) -> Iterator[tuple[int,
                 if not cell.isascii():
                     decoded(source, number, cell.encode("utf-8", "surrogateescape"))
             if header is None:
-                cells[0] = cells[0].removeprefix("\ufeff")
-                header = cells
+                columns.check(source, number, cells)
+                header = _Header(cells, "the header")
                 if not any(columns.meaning(cell) for cell in cells):
                     words = ", ".join(names[0] for names in columns.names.values())
                     raise FileProblem(f"{source.name}: a CSV file must begin with a header; its columns are {words}.")
             else:
-                yield number, _row(source, number, cells, header, columns)
+                yield number, _row(source, number, cells, header)
         except csv.Error as error:
-            bad.add(BadLine(source.name, number, f"is not CSV: {error}."))
+            problem = f"is not CSV: {error}."
+            if str(error) == UNCLOSED:
+                problem = "has a quote that nothing closes, so this and all later lines are one row; close the quote."
+            bad.add(BadLine(source.name, number, problem))
         except BadLine as problem:
             bad.add(problem)
         finally:
@@ -143,6 +191,7 @@ def _parquet(source: Source, columns: Columns) -> Iterator[tuple[int, dict[str, 
             file = parquet.ParquetFile(stream)
         except Exception as error:
             raise FileProblem(f"{source.name} is not a Parquet file: {error}.") from error
+        columns.check(source, 0, file.schema_arrow.names)
         known = [name for name in file.schema_arrow.names if columns.meaning(name)]
         if not known:
             words = ", ".join(names[0] for names in columns.names.values())

@@ -69,6 +69,7 @@ class Ranking:
     scored: number of scored documents, including those that `top_n` or `min_score` left out of `results`
     query_truncated: whether the query was cut to fit; None if a server did not say
     failed: the reason for each document that could not be scored, by id
+    cut: how many of the scored documents were cut to fit
     """
 
     query: str
@@ -76,6 +77,7 @@ class Ranking:
     scored: int
     query_truncated: bool | None = None
     failed: Mapping[str, str] = field(default_factory=dict)
+    cut: int = 0
 
 
 def read_run(source: Source, bad: BadLines) -> Iterator[Hit]:
@@ -87,7 +89,7 @@ def read_run(source: Source, bad: BadLines) -> Iterator[Hit]:
     if form in ("jsonl", "ndjson", "json", "csv", "tsv", "parquet"):
         for number, row in rows(source, HITS, bad):
             try:
-                yield from _hits(source, number, HITS.read(row))
+                yield from _hits(source, number, HITS.read(row), bad)
             except BadLine as problem:
                 bad.add(problem)
         return
@@ -103,7 +105,7 @@ def read_run(source: Source, bad: BadLines) -> Iterator[Hit]:
             bad.add(problem)
 
 
-def _hits(source: Source, number: int, cells: Mapping[str, Any]) -> Iterator[Hit]:
+def _hits(source: Source, number: int, cells: Mapping[str, Any], bad: BadLines) -> Iterator[Hit]:
     query = cells.get("query_id")
     if query is None:
         raise BadLine(source.name, number, "has no `query_id`.")
@@ -113,7 +115,9 @@ def _hits(source: Source, number: int, cells: Mapping[str, Any]) -> Iterator[Hit
     if not isinstance(results, list):
         raise BadLine(source.name, number, "`results` is not a list.")
     for result in results:
-        hit = HITS.read(result) if isinstance(result, dict) else {}
+        result = result if isinstance(result, dict) else {}
+        HITS.note_unread(source, result, bad)
+        hit = HITS.read(result)
         if hit.get("id") is None:
             raise BadLine(source.name, number, "a result has no `id`.")
         if "score" in hit:

@@ -63,6 +63,7 @@ class QueryScores:
     """The scores of a query's documents, collected piece by piece.
 
     scored: number of documents with a score
+    cut: how many of these were cut to fit
     query_truncated: whether the query was cut to fit; None while nothing is known
     failed: the reason for each document that could not be scored, by id
     ignored: parameters of the request that were ignored, or applied only in part
@@ -72,6 +73,7 @@ class QueryScores:
     query: Query
     settings: RankSettings
     scored: int = 0
+    cut: int = 0
     query_truncated: bool | None = None
     failed: dict[str, str] = field(default_factory=dict)
     ignored: set[str] = field(default_factory=set)
@@ -81,6 +83,7 @@ class QueryScores:
     def add(self, document: Ranked, key: float | None = None) -> None:
         """Add a scored document. `key` orders the ranking in place of the score, if several scores may round to one."""
         self.scored += 1
+        self.cut += bool(document.truncated)
         if self.settings.min_score is not None and document.score < self.settings.min_score:
             return
         self._entries.append((document.score if key is None else key, document))
@@ -91,7 +94,7 @@ class QueryScores:
         """The ranking: documents by falling key, and equal keys by their place among the candidates."""
         self._order()
         results = tuple(document for _, document in self._entries)
-        return Ranking(self.query.id, results, self.scored, self.query_truncated, self.failed)
+        return Ranking(self.query.id, results, self.scored, self.query_truncated, self.failed, self.cut)
 
     def _order(self) -> None:
         self._entries.sort(key=lambda entry: (-entry[0], entry[1].index))

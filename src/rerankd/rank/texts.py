@@ -61,13 +61,13 @@ def text_of(source: Source, number: int, row: dict[str, Any]) -> tuple[str, Any]
         raise BadLine(source.name, number, "has no `id`.")
     id = well_formed(str(cells["id"]))
     title, text = cells.get("title"), cells.get("text")
-    media = {name: cells[name] for name in ("image", "video") if name in cells}
+    # An empty cell of a TSV or CSV file is no image.
+    media = {name: cells[name] for name in ("image", "video") if cells.get(name, "") != ""}
     if title and not isinstance(title, str):
         raise BadLine(source.name, number, "`title` is not a string.")
-    if isinstance(text, str) and title:
-        # BEIR joins a document's title and text in this way.
-        text = f"{title} {text}".strip()
-    value: Any = {"text": text, **media} if media else title if text is None else text
+    if title:
+        text = _titled(title, text)
+    value: Any = {"text": text, **media} if media else text
     if value is None:
         raise BadLine(source.name, number, "has no `text`.")
     if not isinstance(value, str):
@@ -76,3 +76,21 @@ def text_of(source: Source, number: int, row: dict[str, Any]) -> tuple[str, Any]
         except InvalidRequest as error:
             raise BadLine(source.name, number, f"{error}.") from None
     return id, value
+
+
+def _titled(title: str, text: Any) -> Any:
+    """A text with a title before it, in each form that `to_content` accepts. Other values are returned as they are."""
+    if text is None:
+        return title
+    if isinstance(text, str):
+        # BEIR joins a document's title and text in this way.
+        return f"{title} {text}".strip()
+    if isinstance(text, dict):
+        key = "content" if "content" in text else "text"
+        return {**text, key: _titled(title, text.get(key))}
+    if not isinstance(text, list):
+        return text
+    for place, part in enumerate(text):
+        if isinstance(part, str) or (isinstance(part, dict) and isinstance(part.get("text"), str)):
+            return [*text[:place], _titled(title, part), *text[place + 1 :]]
+    return [{"type": "text", "text": title}, *text]

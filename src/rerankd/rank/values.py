@@ -52,10 +52,13 @@ def is_text(content: Content) -> bool:
 
 
 def plain_text(content: Content, field: str) -> str:
-    """The text of a content. Raises InvalidRequest if the content holds an image or a video."""
+    """The text of a content: its parts with nothing between, as the engine joins them.
+
+    Raises InvalidRequest if the content holds an image or a video.
+    """
     if not is_text(content):
         raise InvalidRequest(field, "holds an image or a video, which this API does not accept; use --api vllm")
-    return "\n".join(part.text for part in content if isinstance(part, Text))
+    return "".join(part.text for part in content if isinstance(part, Text))
 
 
 def sendable(content: Content, field: str) -> Content:
